@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Prepare a bare Debian 12 machine: system packages, virtual environment, locked Python packages.
+# Idempotent: a second run only compares stamps and takes well under a second.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
+die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+
+[ "$(id -u)" = 0 ] || die "must run as root: namespaces, nftables and the lab's Docker Engines need it. Try: sudo make ${1:-test}"
+[ -r /etc/debian_version ] || die "this script knows Debian 12 only; elsewhere install the packages named in it by hand and set PLAIT_SKIP_APT=1"
+
+PACKAGES=(
+  iproute2 nftables libnftables1 conntrack util-linux procps   # the kernel's tools
+  docker.io containerd runc iptables                            # the engine of the lab's hosts
+  debootstrap                                                   # images are made here
+  nginx-light mariadb-client-core                               # real parts of the four-host case, on host D
+  curl bind9-dnsutils iputils-ping tcpdump iperf3               # real clients
+  python3 python3-venv git
+)
+
+missing=()
+for p in "${PACKAGES[@]}"; do
+  dpkg-query -W -f='${db:Status-Status}' "$p" 2>/dev/null | grep -qx installed || missing+=("$p")
+done
+if [ ${#missing[@]} -gt 0 ] && [ -z "${PLAIT_SKIP_APT:-}" ]; then
+  say "installing Debian packages: ${missing[*]}"
+  # No service may start on the machine itself: dockerd would write its rules into the machine's own namespace.
+  guard=/usr/sbin/policy-rc.d
+  if [ ! -e "$guard" ]; then
+    printf '#!/bin/sh\nexit 101\n' > "$guard"; chmod 755 "$guard"
+    trap 'rm -f "$guard"' EXIT
+  fi
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get -qq update || die "apt-get update failed; is a Debian mirror reachable?"
+  apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends "${missing[@]}" >/tmp/plait-apt.log 2>&1 \
+    || { tail -20 /tmp/plait-apt.log >&2; die "apt-get install failed (log: /tmp/plait-apt.log)"; }
+fi
+
+PY=${PYTHON:-python3}
+"$PY" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || PY=/usr/bin/python3
+"$PY" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "Python 3.11 or newer is needed, found: $("$PY" --version)"
+
+want=$(cat requirements.lock pyproject.toml | sha256sum | cut -c1-32)
+if [ "$(cat .venv/.stamp 2>/dev/null)" != "$want" ]; then
+  say "building the virtual environment .venv ($("$PY" --version))"
+  "$PY" -m venv --clear .venv || die "python3 -m venv failed; is python3-venv installed?"
+  .venv/bin/python -m pip install -q --require-hashes -r requirements.lock || die "pip could not install the locked packages"
+  .venv/bin/python -m pip install -q --no-deps --no-build-isolation -e . || die "pip could not install plait itself"
+  printf '%s' "$want" > .venv/.stamp
+fi

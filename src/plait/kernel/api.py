@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel seam: what the agent needs of a kernel. Implementations: `linux`, `fake`, `dryrun`.
+
+`owned` returns every object that carries plait's mark, `apply` performs ordered operations. Both are synchronous
+and quick (one netlink batch, one nft transaction); the agent calls them in its one kernel thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from plait.model.errors import KernelError
+from plait.model.objects import KernelObject, Key
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """Make `new` true ("put": create or replace, idempotent) or remove `old` ("del": absent is success).
+
+    `old` is what the kernel holds now (None: nothing), so that a set can be updated by its elements alone.
+    """
+
+    verb: Literal["put", "del"]
+    new: KernelObject | None
+    old: KernelObject | None = None
+
+    @property
+    def key(self) -> Key:
+        subject = self.new if self.new is not None else self.old
+        assert subject is not None
+        return subject.key
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """`done` in the order applied; `failed` keyed by object key. A failed key does not stop the others."""
+
+    done: tuple[Key, ...] = ()
+    failed: dict[Key, KernelError] = field(default_factory=dict)
+
+
+class Kernel(Protocol):
+    def owned(self, probe: Iterable[Key] = ()) -> dict[Key, KernelObject]:
+        """Everything that carries plait's mark now. `probe` lists keys without a mark of their own (sysctls, hook
+        rules' chains) whose present value is wanted too: an absent one is left out."""
+        ...
+
+    def apply(self, ops: Sequence[Op]) -> Result:
+        """Perform `ops` in the given order. nft operations of one call form one transaction. Idempotent."""
+        ...
+
+    def watch(self) -> AsyncIterator[str]:
+        """Yield a word for every foreign or own change worth a pass ("link", "addr", "route", "neigh", "nft"). Never returns."""
+        ...
+
+    def capabilities(self) -> frozenset[str]:
+        """Probed once: "vxlan", "veth", "bridge", "nft", "proxy_arp", … What is missing is named in a health condition."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the cluster consists of: nodes, networks, blocks, endpoints, containers, service instances.
+
+All values are immutable. They are what the store holds (as JSON, see `store/codec.py`) and what the pure
+rooms compute with. A field added later must have a default, so that an older record still decodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+from typing import Literal
+
+Protocol = Literal["tcp", "udp", "sctp"]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A host with an agent. Identity is `id` (made once by init/join), never the address.
+
+    `address` is the underlay address that peers send tunnel packets to; `tunnel` the overlay address of the
+    host itself (first address of its first default-network block); `mtu` that of the underlay link, bytes.
+    """
+
+    name: str
+    id: str
+    address: IPv4Address
+    mtu: int = 1500
+    vtep_mac: str = ""
+    tunnel: IPv4Address | None = None
+    version: str = ""
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network of the cluster. `gateway` is held by every node (anycast, answered locally)."""
+
+    name: str
+    subnet: IPv4Network
+    gateway: IPv4Address
+    block_prefix: int
+    backend: str = "vxlan"
+    vni: int = 1
+    internal: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A part of a network's pool leased to one node. `purpose` "bridge": given whole to the engine's own default
+    bridge (its first host address is the bridge); "pool": addresses handed out by the agent."""
+
+    network: str
+    cidr: IPv4Network
+    node: str
+    purpose: Literal["bridge", "pool"] = "pool"
+
+
+@dataclass(frozen=True, slots=True)
+class PortMapping:
+    """One published port: host side to container side. `host_ip` 0.0.0.0 means every address of the host."""
+
+    proto: Protocol
+    host_port: int
+    container_port: int
+    host_ip: IPv4Address = IPv4Address("0.0.0.0")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One attachment of a sandbox to a network. `dev` is the host side of its veth; `netns` the path of the
+    sandbox's namespace where the agent itself plumbs it ("" while the engine moves the link)."""
+
+    id: str
+    network: str
+    node: str
+    address: IPv4Address
+    mac: str
+    dev: str
+    runtime: str
+    container: str = ""
+    name: str = ""
+    aliases: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    ports: tuple[PortMapping, ...] = ()
+    netns: str = ""
+    ifname: str = "eth0"
+    default_route: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container as its engine tells it; `addresses` keyed by network name ("bridge" becomes "default")."""
+
+    id: str
+    name: str
+    node: str
+    runtime: str
+    state: str = "running"
+    image: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    addresses: Mapping[str, IPv4Address] = field(default_factory=dict)
+    ports: tuple[PortMapping, ...] = ()
+    pid: int = 0
+    started: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One instance of a service as registered at its node's agent (Consul: a service with an id)."""
+
+    id: str
+    name: str
+    node: str
+    address: str = ""
+    port: int = 0
+    tags: tuple[str, ...] = ()
+    meta: Mapping[str, str] = field(default_factory=dict)
+    tagged_addresses: Mapping[str, str] = field(default_factory=dict)
+    enable_tag_override: bool = False
+    weight_passing: int = 1
+    weight_warning: int = 1
+    create_index: int = 0
+    modify_index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The replicated cluster merged with this node's own, newer truth. Immutable; mappings keyed as noted."""
+
+    me: str
+    revision: int = 0
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+    alive: frozenset[str] = frozenset()
+    networks: Mapping[str, Network] = field(default_factory=dict)
+    blocks: Mapping[tuple[str, IPv4Network], Block] = field(default_factory=dict)
+    endpoints: Mapping[str, Endpoint] = field(default_factory=dict)
+    containers: Mapping[tuple[str, str], Container] = field(default_factory=dict)
+    instances: Mapping[tuple[str, str], Instance] = field(default_factory=dict)

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernel objects as plait wants them: what a plan consists of.
+
+Each has a `key` (what it is) and compares by value (how it should be). The spelling is that of `ip`, `bridge` and
+`nft`. Ownership is visible in the kernel itself: links by the prefix `pl-`, routes by protocol 112, addresses,
+neighbours and FDB rows by lying on such a link, nft objects by their table `inet plait`, hook rules by the comment `plait`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+PREFIX = "pl-"
+"""Every interface that plait makes starts with this."""
+ROUTE_PROTOCOL = 112
+"""rtm_protocol of every route that plait makes (kernel: rtnetlink(7), values from 5 up are for user space)."""
+NFT_FAMILY, NFT_TABLE = "inet", "plait"
+HOOK_COMMENT = "plait"
+
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VxlanLink:
+    """A VXLAN device in routed use: learning off, no default destination. `local` is the outer source address."""
+
+    name: str
+    vni: int
+    port: int
+    local: IPv4Address
+    mac: str
+    mtu: int
+
+    @property
+    def key(self) -> Key:
+        return ("link", self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeLink:
+    """A bridge without ports that only carries gateway addresses (every kernel has bridges, not every one dummies)."""
+
+    name: str
+    mac: str
+    mtu: int = 1500
+
+    @property
+    def key(self) -> Key:
+        return ("link", self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointLink:
+    """The host side of an endpoint's veth: up, proxy ARP answering at once (proxy_arp=1, proxy_delay=0), `mtu`.
+
+    `netns` names the sandbox's namespace when plait itself plumbs the inside (then `ifname`, `mac`, `address`, `gateway`
+    say how; `gateway` None = no default route) and is "" when the container engine moves the peer (named `peer`).
+    Compared with the kernel are only the facts of the host side: name, kind, up, mtu, proxy_arp.
+    """
+
+    name: str
+    peer: str
+    mac: str
+    mtu: int
+    netns: str = ""
+    ifname: str = "eth0"
+    address: IPv4Interface | None = None
+    gateway: IPv4Address | None = None
+
+    @property
+    def key(self) -> Key:
+        return ("link", self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Addr:
+    dev: str
+    address: IPv4Interface
+
+    @property
+    def key(self) -> Key:
+        return ("addr", self.dev, str(self.address))
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`via` with `onlink` set for tunnel next hops. `kind` "blackhole"/"unreachable" has no dev. `src` is the preferred source."""
+
+    dst: IPv4Network
+    dev: str = ""
+    via: IPv4Address | None = None
+    onlink: bool = False
+    src: IPv4Address | None = None
+    mtu: int = 0
+    kind: str = "unicast"
+    scope: str = "global"
+    metric: int = 0
+
+    @property
+    def key(self) -> Key:
+        return ("route", str(self.dst), str(self.metric))
+
+
+@dataclass(frozen=True, slots=True)
+class Neigh:
+    """A permanent neighbour entry on an owned link."""
+
+    dev: str
+    address: IPv4Address
+    mac: str
+
+    @property
+    def key(self) -> Key:
+        return ("neigh", self.dev, str(self.address))
+
+
+@dataclass(frozen=True, slots=True)
+class Fdb:
+    """A permanent forwarding row of a VXLAN device: frames for `mac` go to the outer address `dst`."""
+
+    dev: str
+    mac: str
+    dst: IPv4Address
+
+    @property
+    def key(self) -> Key:
+        return ("fdb", self.dev, self.mac)
+
+
+@dataclass(frozen=True, slots=True)
+class Sysctl:
+    """A value below /proc/sys/net, path parts joined by "/" (for example "ipv4/ip_forward"). Set, never removed."""
+
+    path: str
+    value: str
+
+    @property
+    def key(self) -> Key:
+        return ("sysctl", self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class NftChain:
+    """A chain of the owned table. `hook` is the declaration as nft prints it, or "" for a regular chain
+    ("type filter hook forward priority filter; policy accept;"). Rules are written exactly as `nft -s -nn list` prints them."""
+
+    name: str
+    rules: tuple[str, ...]
+    hook: str = ""
+
+    @property
+    def key(self) -> Key:
+        return ("nft", "chain", self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class NftSet:
+    """A set ("set") or map ("map") of the owned table. `type` and `flags` as nft prints them; elements in nft's own
+    spelling, for maps "key : value". A change of elements alone is applied element by element."""
+
+    name: str
+    type: str
+    elements: frozenset[str]
+    flags: tuple[str, ...] = ()
+    kind: str = "set"
+
+    @property
+    def key(self) -> Key:
+        return ("nft", self.kind, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class HookRule:
+    """One accept rule in somebody else's documented hook (DOCKER-USER). Wanted only while that chain exists; the kernel
+    implementation adds the comment `plait` by which it is found again."""
+
+    family: str
+    table: str
+    chain: str
+    rule: str
+
+    @property
+    def key(self) -> Key:
+        return ("hook", self.family, self.table, self.chain, self.rule)
+
+
+KernelObject = VxlanLink | BridgeLink | EndpointLink | Addr | Route | Neigh | Fdb | Sysctl | NftChain | NftSet | HookRule
+Plan = dict[Key, KernelObject]
+"""Insertion order carries no meaning; `reconcile.order` decides what comes first."""

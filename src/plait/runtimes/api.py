@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a runtime (Docker, CNI, netavark, sandbox) may ask of the agent. Every adapter translates its protocol to these.
+
+All calls are idempotent, none waits for a peer or a quorum (except making or removing a network, which is a write to the
+shared store), each returns within seconds or raises a PlaitError whose text is fit for the user of the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Protocol
+
+from plait.model.cluster import Container, Endpoint, Network, PortMapping
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRequest:
+    """`subnet` None: the next free one of the cluster's range. `ip_range` narrows what is handed out."""
+
+    name: str
+    subnet: IPv4Network | None = None
+    gateway: IPv4Address | None = None
+    block_prefix: int = 0
+    internal: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AttachRequest:
+    """`endpoint` is the runtime's own id of the attachment and the key of idempotence. `address` None: allocate
+    (sticky by (network, name)). `netns` "" = the engine moves the peer link itself."""
+
+    endpoint: str
+    network: str
+    runtime: str
+    container: str
+    name: str
+    address: IPv4Address | None = None
+    mac: str = ""
+    aliases: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    ports: tuple[PortMapping, ...] = ()
+    netns: str = ""
+    ifname: str = "eth0"
+    default_route: bool = True
+
+
+class Operations(Protocol):
+    def networks(self) -> Mapping[str, Network]: ...
+
+    async def ensure_network(self, request: NetworkRequest) -> Network:
+        """Create, or return the equal existing one. Conflict if it exists with another subnet or overlaps."""
+        ...
+
+    async def remove_network(self, name: str, force: bool = False) -> None:
+        """Conflict naming the holders while endpoints exist (any node), unless `force`."""
+        ...
+
+    async def reserve(self, network: str, owner: str, address: IPv4Address | None = None, name: str = "") -> IPv4Interface:
+        """An address from this node's blocks, held for `owner` (an opaque id: endpoint, MAC …), durable before the answer.
+        Same owner asks again: same address. `name` makes it sticky across restarts of the container. A given `address`
+        must be free. The prefix length is that of the network's subnet. PoolExhausted names pool, size, holders."""
+        ...
+
+    async def release(self, network: str, address: IPv4Address) -> None: ...
+
+    async def attach(self, request: AttachRequest) -> Endpoint:
+        """Plumb the endpoint. On return its address is routed on this host and its name resolves on this host."""
+        ...
+
+    async def publish(self, endpoint: str, ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
+        """Publish; host_port 0 picks a free one. PortInUse names the holder. Returns the ports as published."""
+        ...
+
+    async def unpublish(self, endpoint: str) -> None: ...
+
+    async def detach(self, endpoint: str) -> None:
+        """Remove link, routes, ports, name and (unless reserved apart) the address. Unknown: success."""
+        ...
+
+    def endpoints(self, runtime: str) -> Mapping[str, Endpoint]:
+        """This node's endpoints of one runtime, keyed by id."""
+        ...
+
+    async def report(self, runtime: str, containers: Sequence[Container]) -> None:
+        """The full present list of a runtime's containers on this node; the differences are published."""
+        ...

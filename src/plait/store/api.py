@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store seam: revisioned keys, compare-and-set transactions, watches from a revision, leases.
+
+One contract suite (`tests/contract/test_store.py`) runs over every implementation: memory, sqlite, remote.
+Keys are `/`-separated text, values bytes (JSON by convention). Revisions are integers >= 1 that grow by one with
+every transaction that changed something; Consul's index is this revision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    key: str
+    value: bytes
+    create_revision: int
+    mod_revision: int
+    lease: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """`items` in byte order of key; `revision` that of the whole store when they were read."""
+
+    items: tuple[Item, ...]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """True if the key's mod_revision equals `mod_revision`; 0 means: the key does not exist."""
+
+    key: str
+    mod_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    key: str
+    value: bytes
+    lease: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Removes `key`; with `prefix` everything below it. Deleting what is absent succeeds and changes nothing."""
+
+    key: str
+    prefix: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TxnResult:
+    """`ok` False: a compare failed and nothing was written. `revision`: of the store after the transaction."""
+
+    ok: bool
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One changed key. `item` is the new state for "put", the last one for "delete"; `revision` that of the transaction."""
+
+    kind: Literal["put", "delete"]
+    item: Item
+    revision: int
+
+
+class Store(Protocol):
+    async def get(self, key: str) -> Item | None: ...
+
+    async def list(self, prefix: str) -> Listing: ...
+
+    async def txn(self, compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> TxnResult:
+        """Atomic: all compares hold and all ops are durable, or nothing happened. Raises StoreUnavailable."""
+        ...
+
+    def watch(self, prefix: str, from_revision: int) -> AsyncIterator[tuple[Change, ...]]:
+        """Yield all changes below `prefix` with revision > `from_revision`, in order, one tuple a revision or more,
+        without gap or repetition. Raises Compacted if history is gone, StoreUnavailable if the connection is."""
+        ...
+
+    async def grant(self, ttl: float) -> int:
+        """A lease of `ttl` seconds; keys put with its id are deleted when it ends."""
+        ...
+
+    async def keepalive(self, lease: int) -> bool:
+        """Renew; False if the lease has ended already."""
+        ...
+
+    async def revoke(self, lease: int) -> None: ...
+
+    async def close(self) -> None: ...
