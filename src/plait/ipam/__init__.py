@@ -1,1 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Addresses, purely: a pool is cut into blocks, a block leased to a node, an address of a block given to an owner."""
+
+from plait.ipam.allocate import Reservation, choose_address, exhausted, expire
+from plait.ipam.pool import (
+    block_of,
+    blocks_of,
+    check_network,
+    default_block_prefix,
+    free_blocks,
+    is_large,
+    next_subnet,
+    usable,
+)
+
+__all__ = [
+    "Reservation",
+    "block_of",
+    "blocks_of",
+    "check_network",
+    "choose_address",
+    "default_block_prefix",
+    "exhausted",
+    "expire",
+    "free_blocks",
+    "is_large",
+    "next_subnet",
+    "usable",
+]

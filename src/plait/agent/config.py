@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's configuration: `/etc/plait/plait.toml` -> a frozen `Config`. Every option is declared once, in `OPTIONS`;
+`docs/config.md` is generated from there. Unknown keys and wrong types are refused with the path and what is allowed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from plait.model.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where a node keeps its files. Fixed in production; tests give their own."""
+
+    etc: Path = Path("/etc/plait")
+    lib: Path = Path("/var/lib/plait")
+    run: Path = Path("/run/plait")
+    docker_plugin: Path = Path("/run/docker/plugins/plait.sock")
+
+    @property
+    def config(self) -> Path:
+        return self.etc / "plait.toml"
+
+    @property
+    def admin_socket(self) -> Path:
+        return self.run / "plait.sock"
+
+    @property
+    def identity(self) -> Path:
+        return self.lib / "identity.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    name: str
+    address: IPv4Address | None
+    docker_enabled: bool
+    docker_bridge: bool
+    docker_socket: str
+    http_address: IPv4Address
+    http_port: int
+    dns_domain: str
+    datacenter: str
+    search_domain: str
+    dns_upstreams: tuple[str, ...]
+    log_level: str
+    log_format: str
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One key of the file: `section.key`, what it may be, its default as text for the reference, and what it does."""
+
+    path: str
+    kind: str
+    default: str
+    doc: str
+
+
+OPTIONS = (
+    Option(
+        "node.name",
+        "text",
+        "the host name",
+        "Name of this node in the cluster. Used by `init` and `join` only; afterwards it is fixed.",
+    ),
+    Option(
+        "node.address",
+        "address",
+        "source address of the default route",
+        "Address on the underlay that other nodes send tunnel packets to.",
+    ),
+    Option(
+        "docker.enabled", "true or false", "true if `dockerd` is installed", "Serve Docker's network plug-in and watch the engine."
+    ),
+    Option(
+        "docker.default_bridge",
+        "true or false",
+        "as docker.enabled",
+        "Lease Docker's default bridge a block of the network `default`.",
+    ),
+    Option("docker.socket", "path", "/run/docker.sock", "The engine's API socket."),
+    Option("http.address", "address", "127.0.0.1", "Where the Consul-compatible HTTP API listens."),
+    Option("http.port", "port", "8500", "Its port."),
+    Option("dns.domain", "name", "consul", "Domain of the service names (`web.service.<domain>`)."),
+    Option("dns.datacenter", "name", "dc1", "Name of the datacentre in the API and in DNS names."),
+    Option("dns.search", "name", "plait", "Domain under which container names answer, besides the bare name."),
+    Option("dns.upstreams", "list of address[:port]", "none", "Resolvers that names outside plait are forwarded to, in order."),
+    Option("log.level", "debug, info, warning or error", "info", "Least level that is written."),
+    Option("log.format", "text or json", "text", "Form of the log lines on standard error."),
+)
+_KNOWN = {option.path for option in OPTIONS}
+
+
+def load_config(path: Path) -> Config:
+    """Read the file; an absent one means all defaults. Raises ConfigError; nothing is changed."""
+    try:
+        raw = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raw = {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), "", f"is not valid TOML: {error}") from error
+    return parse_config(raw, str(path))
+
+
+def parse_config(raw: Mapping[str, object], where: str) -> Config:
+    """A parsed TOML document -> Config."""
+    flat: dict[str, object] = {}
+    for section, body in raw.items():
+        if not isinstance(body, Mapping):
+            raise ConfigError(
+                f"{where}: {section}", body, "stands outside a section", "sections are [node] [docker] [http] [dns] [log]"
+            )
+        for key, value in body.items():
+            name = f"{section}.{key}"
+            if name not in _KNOWN:
+                raise ConfigError(f"{where}: {name}", value, "is not a known key", f"known are {', '.join(sorted(_KNOWN))}")
+            flat[name] = value
+    get = _Getter(flat, where)
+    docker = get.flag("docker.enabled", lambda: shutil.which("dockerd") is not None)
+    return Config(
+        name=get.text("node.name", socket.gethostname().split(".")[0]),
+        address=get.address("node.address"),
+        docker_enabled=docker,
+        docker_bridge=docker and get.flag("docker.default_bridge", lambda: True),
+        docker_socket=get.text("docker.socket", "/run/docker.sock"),
+        http_address=get.address("http.address") or IPv4Address("127.0.0.1"),
+        http_port=get.port("http.port", 8500),
+        dns_domain=get.text("dns.domain", "consul").strip(".").lower(),
+        datacenter=get.text("dns.datacenter", "dc1").lower(),
+        search_domain=get.text("dns.search", "plait").strip(".").lower(),
+        dns_upstreams=get.addresses("dns.upstreams"),
+        log_level=get.choice("log.level", ("debug", "info", "warning", "error"), "info"),
+        log_format=get.choice("log.format", ("text", "json"), "text"),
+    )
+
+
+class _Getter:
+    """Typed access to flattened keys; each method raises ConfigError naming the key."""
+
+    def __init__(self, flat: Mapping[str, object], where: str) -> None:
+        self._flat, self._where = flat, where
+
+    def _fail(self, key: str, why: str, hint: str = "") -> ConfigError:
+        return ConfigError(f"{self._where}: {key}", self._flat[key], why, hint)
+
+    def text(self, key: str, default: str) -> str:
+        value = self._flat.get(key, default)
+        if not isinstance(value, str) or not value:
+            raise self._fail(key, "must be a text that is not empty")
+        return value
+
+    def flag(self, key: str, default: Callable[[], bool]) -> bool:
+        if key not in self._flat:
+            return default()
+        value = self._flat[key]
+        if not isinstance(value, bool):
+            raise self._fail(key, "must be true or false")
+        return value
+
+    def port(self, key: str, default: int) -> int:
+        value = self._flat.get(key, default)
+        if not isinstance(value, int) or not 0 < value < 65536:
+            raise self._fail(key, "must be a port number from 1 to 65535")
+        return value
+
+    def choice(self, key: str, allowed: tuple[str, ...], default: str) -> str:
+        value = self.text(key, default)
+        if value not in allowed:
+            raise self._fail(key, "is not possible", f"use one of {', '.join(allowed)}")
+        return value
+
+    def address(self, key: str) -> IPv4Address | None:
+        if key not in self._flat:
+            return None
+        try:
+            return IPv4Address(self.text(key, ""))
+        except ValueError as error:
+            raise self._fail(key, "must be an IPv4 address") from error
+
+    def addresses(self, key: str) -> tuple[str, ...]:
+        value = self._flat.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+            raise self._fail(key, 'must be a list of addresses like ["192.0.2.53", "192.0.2.54:5353"]')
+        for entry in value:
+            host, _, port = entry.partition(":")
+            try:
+                IPv4Address(host)
+            except ValueError as error:
+                raise self._fail(key, f"holds {entry!r}, which is not address[:port]") from error
+            if port and not (port.isdigit() and 0 < int(port) < 65536):
+                raise self._fail(key, f"holds {entry!r}, whose port is not a number from 1 to 65535")
+        return tuple(value)
+
+
+def check_node_name(name: str) -> str:
+    """Node names become DNS labels and store keys: letters, digits and dashes, at most 63."""
+    ok = 0 < len(name) <= 63 and name.replace("-", "a").isalnum() and name.isascii() and name[0] != "-" and name[-1] != "-"
+    if not ok:
+        raise ConfigError("node name", name, "is not a DNS label", "use letters, digits and dashes, at most 63; see --name")
+    return name
+
+
+def replace_file(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write `text` to `path` so that a reader and a crash see the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".new")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)

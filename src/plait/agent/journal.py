@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this node must not forget, durable before it answers: endpoints, address reservations, own blocks, service instances,
+and the small documents of the runtimes. SQLite with synchronous=FULL; all access through one thread, in the order of the calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+_SCHEMA = "CREATE TABLE IF NOT EXISTS doc (kind TEXT NOT NULL, id TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (kind, id)) WITHOUT ROWID"
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Put (`body` given) or delete (None) one document."""
+
+    kind: str
+    id: str
+    body: bytes | None
+
+
+class Journal:
+    """A durable map (kind, id) -> bytes. `write` returns after the disk has it; several writes of one call are atomic."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._thread = ThreadPoolExecutor(1, "journal")
+        self._db = self._thread.submit(_open, path).result()
+
+    async def write(self, writes: Sequence[Write]) -> None:
+        if writes:
+            await asyncio.get_running_loop().run_in_executor(self._thread, _apply, self._db, tuple(writes))
+
+    def load(self, kind: str) -> dict[str, bytes]:
+        """All documents of a kind; used at start, before the loop has other work."""
+        return self._thread.submit(_load, self._db, kind).result()
+
+    def close(self) -> None:
+        self._thread.submit(self._db.close).result()
+        self._thread.shutdown()
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=FULL")
+    db.execute(_SCHEMA)
+    return db
+
+
+def _apply(db: sqlite3.Connection, writes: Iterable[Write]) -> None:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        for write in writes:
+            if write.body is None:
+                db.execute("DELETE FROM doc WHERE kind = ? AND id = ?", (write.kind, write.id))
+            else:
+                db.execute("INSERT OR REPLACE INTO doc VALUES (?, ?, ?)", (write.kind, write.id, write.body))
+        db.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            db.execute("ROLLBACK")
+        raise
+
+
+def _load(db: sqlite3.Connection, kind: str) -> dict[str, bytes]:
+    return dict(db.execute("SELECT id, body FROM doc WHERE kind = ?", (kind,)))

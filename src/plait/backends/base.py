@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The backend seam: what a way of carrying packets between nodes must tell. No I/O, no state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from typing import Protocol
+
+from plait.model.cluster import Network, Node
+from plait.model.objects import KernelObject
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another node and the blocks of the network at hand that are routed to it, ascending."""
+
+    node: Node
+    blocks: tuple[IPv4Network, ...]
+
+
+class Backend(Protocol):
+    @property
+    def name(self) -> str:
+        """The value of `--backend`, and the name of the file."""
+        ...
+
+    def needs(self) -> frozenset[str]:
+        """Kernel capabilities without which the backend cannot work."""
+        ...
+
+    def overhead(self) -> int:
+        """Bytes that each packet grows by on the underlay. The only source of MTU arithmetic."""
+        ...
+
+    def plan(self, me: Node, network: Network, peers: Sequence[Peer]) -> list[KernelObject]:
+        """All kernel objects for this network between this node and `peers`; several networks may share some."""
+        ...

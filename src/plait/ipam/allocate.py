@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who holds which address of this node's blocks, and which one the next owner gets. Pure: the journal keeps the result.
+
+A released reservation stays as a memory of its name, so that the same name gets its address back; it gives way, oldest
+first, only when no address is left that was never used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from plait.ipam.pool import block_count, usable
+from plait.model.cluster import Block, Network
+from plait.model.errors import Conflict, NotFound, PoolExhausted
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """`owner` holds `address` while `live`; afterwards `name` is remembered. `serial` grows with every change (no clock: a
+    jump of the clock cannot reorder it)."""
+
+    network: str
+    address: IPv4Address
+    owner: str
+    name: str = ""
+    live: bool = True
+    serial: int = 0
+
+
+def choose_address(
+    network: Network,
+    blocks: Sequence[IPv4Network],
+    held: Mapping[IPv4Address, Reservation],
+    owner: str,
+    name: str = "",
+    wanted: IPv4Address | None = None,
+    tunnel: IPv4Address | None = None,
+) -> IPv4Address | None:
+    """The address for `owner`, or None if the blocks have none left (then another block must be leased).
+
+    Order: what this owner holds already; the one asked for; the one `name` had last; the lowest never used; the one released
+    longest ago. Raises Conflict when `wanted` is held by another owner, NotFound when it is in none of `blocks`.
+    """
+    for reservation in held.values():
+        if reservation.live and reservation.owner == owner and wanted in (None, reservation.address):
+            return reservation.address
+    if wanted is not None:
+        return _check_wanted(network, blocks, held, owner, wanted, tunnel)
+    if name:
+        for reservation in held.values():
+            if reservation.name == name and not reservation.live and _inside(reservation.address, blocks):
+                return reservation.address
+    released: list[Reservation] = []
+    for block in blocks:
+        for address in usable(network, block, tunnel):
+            known = held.get(address)
+            if known is None:
+                return address
+            if not known.live:
+                released.append(known)
+    return min(released, key=lambda r: r.serial).address if released else None
+
+
+def _inside(address: IPv4Address, blocks: Iterable[IPv4Network]) -> bool:
+    return any(address in block for block in blocks)
+
+
+def _check_wanted(
+    network: Network,
+    blocks: Sequence[IPv4Network],
+    held: Mapping[IPv4Address, Reservation],
+    owner: str,
+    wanted: IPv4Address,
+    tunnel: IPv4Address | None,
+) -> IPv4Address:
+    if not _inside(wanted, blocks):
+        raise NotFound(f"address {wanted} lies in no block of network {network.name!r} that this node holds")
+    kept = {network.subnet.network_address, network.subnet.broadcast_address, network.gateway, tunnel}
+    if wanted in kept:
+        raise Conflict(
+            f"address {wanted} of network {network.name!r} is kept for the network itself (gateway, first or last); ask for another"
+        )
+    known = held.get(wanted)
+    if known is not None and known.live and known.owner != owner:
+        who = known.name or known.owner
+        raise Conflict(
+            f"address {wanted} of network {network.name!r} is in use by {who!r} on this node; remove it or ask for another address"
+        )
+    return wanted
+
+
+def expire(held: Mapping[IPv4Address, Reservation], blocks: Sequence[IPv4Network]) -> list[Reservation]:
+    """Reservations that are neither live nor inside `blocks` any more: memories that can be forgotten."""
+    return [r for r in held.values() if not r.live and not _inside(r.address, blocks)]
+
+
+def holders_text(network: Network, blocks: Iterable[Block], live: Mapping[str, int]) -> str:
+    """One phrase for an exhaustion error: pool, size, who holds how much. `live`: addresses in use by node."""
+    per_node: dict[str, int] = {}
+    for block in blocks:
+        if block.network == network.name:
+            per_node[block.node] = per_node.get(block.node, 0) + 1
+    who = ", ".join(f"{node}: {count} blocks, {live.get(node, 0)} addresses in use" for node, count in sorted(per_node.items()))
+    size = network.subnet.num_addresses - 3
+    return (
+        f"pool {network.subnet} of network {network.name!r} is exhausted: {size} usable addresses in {block_count(network)} blocks"
+        f" of /{network.block_prefix}, held by {who or 'nobody'}"
+    )
+
+
+def exhausted(network: Network, blocks: Iterable[Block], live: Mapping[str, int]) -> PoolExhausted:
+    """The error for an attach that finds no address and no free block."""
+    return PoolExhausted(
+        holders_text(network, blocks, live)
+        + "; remove containers (`plait ipam` lists them) or create a network with a larger subnet"
+    )

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pools and blocks: which blocks a network's pool has, which are free, which of their addresses may be handed out.
+
+A block is the unit that is leased to a node and routed between nodes. An endpoint's address is routed as a /32, so inside a
+block there is no network or broadcast address of its own; only the pool's first and last address and its gateway are kept back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from ipaddress import IPv4Address, IPv4Network
+
+from plait.model.cluster import Network
+from plait.model.errors import ConfigError, PoolExhausted
+
+LARGE = 64
+"""A pool of at least this many blocks is leased ahead of need; a smaller one block by block when an address is asked for,
+so that one host can use all of it."""
+
+_CLUSTER_RANGE = IPv4Network("10.0.0.0/8")
+
+
+def default_block_prefix(subnet: IPv4Network) -> int:
+    """The prefix length of a pool's blocks: four bits longer than the pool's, at least 24 and at most 30."""
+    return max(subnet.prefixlen, min(30, max(24, subnet.prefixlen + 4)))
+
+
+def blocks_of(network: Network) -> Iterator[IPv4Network]:
+    """All blocks of the pool, ascending."""
+    return network.subnet.subnets(new_prefix=network.block_prefix)
+
+
+def block_of(network: Network, address: IPv4Address) -> IPv4Network:
+    """The block in which `address` lies."""
+    return IPv4Network((address, network.block_prefix), strict=False)
+
+
+def block_count(network: Network) -> int:
+    return 1 << (network.block_prefix - network.subnet.prefixlen)
+
+
+def is_large(network: Network) -> bool:
+    """Whether nodes lease blocks of this pool ahead of need."""
+    return block_count(network) >= LARGE
+
+
+def free_blocks(network: Network, taken: Collection[IPv4Network]) -> Iterator[IPv4Network]:
+    """Blocks that no node holds, ascending. `taken` may hold blocks of other pools; they do not matter."""
+    held = set(taken)
+    return (block for block in blocks_of(network) if block not in held)
+
+
+def usable(network: Network, block: IPv4Network, tunnel: IPv4Address | None = None) -> Iterator[IPv4Address]:
+    """Addresses of `block` to hand out, ascending: not the pool's first, last or gateway, nor the node's tunnel address."""
+    kept = {network.subnet.network_address, network.subnet.broadcast_address, network.gateway, tunnel}
+    return (address for address in block if address not in kept)
+
+
+def next_subnet(taken: Collection[IPv4Network], prefix: int = 16, first: str = "10.29.0.0") -> IPv4Network:
+    """The lowest subnet of `prefix` from `first` up to the end of 10/8 that overlaps nothing in `taken`."""
+    start = int(IPv4Address(first))
+    end = int(_CLUSTER_RANGE.broadcast_address)
+    step = 1 << (32 - prefix)
+    for base in range(start, end, step):
+        candidate = IPv4Network((base, prefix))
+        if not any(candidate.overlaps(other) for other in taken):
+            return candidate
+    raise PoolExhausted(f"no free /{prefix} is left between {first} and {IPv4Address(end)}: name a subnet yourself with --subnet")
+
+
+def check_network(network: Network, others: Collection[Network]) -> None:
+    """Raise ConfigError unless `network` is sound and overlaps none of `others`."""
+    subnet = network.subnet
+    if subnet.prefixlen > 30:
+        raise ConfigError("subnet", str(subnet), "is too small for a network", "use a prefix length of 30 or less")
+    if not subnet.is_private or subnet.is_multicast or subnet.is_loopback or subnet.is_link_local:
+        raise ConfigError("subnet", str(subnet), "is not a private unicast range", "use a part of 10/8, 172.16/12 or 192.168/16")
+    if network.gateway not in subnet or network.gateway in (subnet.network_address, subnet.broadcast_address):
+        raise ConfigError("gateway", str(network.gateway), f"is not a host address of {subnet}")
+    if not subnet.prefixlen <= network.block_prefix <= 30:
+        raise ConfigError("block", network.block_prefix, f"must lie between {subnet.prefixlen} and 30")
+    for other in others:
+        if other.name != network.name and other.subnet.overlaps(subnet):
+            raise ConfigError("subnet", str(subnet), f"overlaps {other.subnet} of network {other.name!r}", "choose another range")

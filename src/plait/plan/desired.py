@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshot + Local -> {key: KernelObject}: everything that this node's kernel should hold for plait.
+
+Data in: the replicated cluster merged with this node's own truth, and a few local facts. Data out: links, addresses, routes,
+neighbours, FDB rows, sysctls and the nft table (see `firewall.py`). Deterministic: equal input gives equal output.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Interface, IPv4Network
+
+from plait.backends import BACKENDS, Peer
+from plait.model.addr import mac_from_digest
+from plait.model.cluster import Block, Endpoint, Network, Node, Snapshot
+from plait.model.objects import (
+    PREFIX,
+    Addr,
+    BridgeLink,
+    EndpointLink,
+    KernelObject,
+    Plan,
+    Route,
+    Sysctl,
+)
+from plait.plan.firewall import firewall_objects
+
+GATEWAY_LINK = f"{PREFIX}gw"
+BACKSTOP_METRIC = 4278198272
+"""Metric of the unreachable routes that keep traffic for unleased parts of a pool from leaving by the default route; the value is
+the one routing daemons use for "worst"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """Facts of this node that are not replicated: whether it forwards for hosts without an agent, the namespaces of
+    sandboxes whose inside plait plumbs (endpoint id -> path; also where a vanished link is to be put back)."""
+
+    gateway: bool = False
+    netns: Mapping[str, str] = field(default_factory=dict)
+    docker_bridge: bool = False
+
+
+def network_mtu(me: Node, network: Network) -> int:
+    """MTU inside the containers of `network` on this node: the underlay's minus what the backend adds, bytes."""
+    return me.mtu - BACKENDS[network.backend].overhead()
+
+
+def plan_node(snapshot: Snapshot, local: Local) -> Plan:
+    """The whole desired state of node `snapshot.me`; empty while that node is not part of the cluster."""
+    me = snapshot.nodes.get(snapshot.me)
+    if me is None:
+        return {}
+    networks = sorted(snapshot.networks.values(), key=lambda n: n.name)
+    objects: list[KernelObject] = [Sysctl("ipv4/ip_forward", "1")]
+    objects += _gateways(me, networks)
+    for network in networks:
+        objects += BACKENDS[network.backend].plan(me, network, _peers(snapshot, network))
+        objects += _backstops(network, snapshot)
+    for endpoint in _own_endpoints(snapshot):
+        network = snapshot.networks[endpoint.network]
+        objects += endpoint_objects(me, network, endpoint, local.netns.get(endpoint.id, ""))
+    objects += firewall_objects(snapshot, networks, local.gateway, local.docker_bridge)
+    return {obj.key: obj for obj in objects}
+
+
+def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str = "") -> list[KernelObject]:
+    """What one endpoint needs besides its published ports. The attach applies just these; the next pass finds them there."""
+    link = EndpointLink(
+        name=endpoint.dev,
+        peer=peer_name(endpoint.dev),
+        mac=endpoint.mac,
+        mtu=network_mtu(me, network),
+        netns=netns or endpoint.netns,
+        ifname=endpoint.ifname,
+        address=IPv4Interface((endpoint.address, network.subnet.prefixlen)),
+        gateway=network.gateway if endpoint.default_route and not network.internal else None,
+    )
+    objects: list[KernelObject] = [link, Route(IPv4Network((endpoint.address, 32)), endpoint.dev, scope="link")]
+    if endpoint.ports:
+        objects.append(Sysctl(f"ipv4/conf/{endpoint.dev}/route_localnet", "1"))
+    return objects
+
+
+def device_name(endpoint_id: str) -> str:
+    """The host side link of an endpoint: 13 characters, from a digest so that any runtime's ids will do."""
+    return f"{PREFIX}e{hashlib.sha256(endpoint_id.encode()).hexdigest()[:10]}"
+
+
+def peer_name(dev: str) -> str:
+    """The link's other end while it still lies in the host's namespace."""
+    return dev.replace(f"{PREFIX}e", f"{PREFIX}p", 1)
+
+
+def endpoint_mac(endpoint_id: str) -> str:
+    """A MAC from the endpoint's identity, never from its address."""
+    return mac_from_digest(hashlib.sha256(b"mac:" + endpoint_id.encode()).digest())
+
+
+def _own_endpoints(snapshot: Snapshot) -> Iterable[Endpoint]:
+    own = (e for e in snapshot.endpoints.values() if e.node == snapshot.me and e.network in snapshot.networks)
+    return sorted(own, key=lambda e: e.id)
+
+
+def _gateways(me: Node, networks: Iterable[Network]) -> list[KernelObject]:
+    """Every node holds every gateway: an anycast address that is never sent between nodes."""
+    mac = mac_from_digest(hashlib.sha256(b"gw:" + me.id.encode()).digest())
+    objects: list[KernelObject] = [BridgeLink(GATEWAY_LINK, mac)]
+    objects += [Addr(GATEWAY_LINK, IPv4Interface((n.gateway, 32))) for n in networks]
+    return objects
+
+
+def _backstops(network: Network, snapshot: Snapshot) -> list[KernelObject]:
+    """Unreachable routes for the pool and for this node's own blocks: what nobody holds gets an ICMP error, not a way out."""
+    own = [b.cidr for b in snapshot.blocks.values() if b.network == network.name and b.node == snapshot.me and b.purpose == "pool"]
+    return [Route(cidr, kind="unreachable", metric=BACKSTOP_METRIC) for cidr in {network.subnet, *own}]
+
+
+def _peers(snapshot: Snapshot, network: Network) -> list[Peer]:
+    blocks: dict[str, list[IPv4Network]] = {}
+    for block in snapshot.blocks.values():
+        if block.network == network.name and block.node != snapshot.me:
+            blocks.setdefault(block.node, []).append(block.cidr)
+    nodes = (n for n in snapshot.nodes.values() if n.name != snapshot.me)
+    return [Peer(n, tuple(sorted(blocks.get(n.name, [])))) for n in sorted(nodes, key=lambda n: n.name)]
+
+
+def first_default_block(blocks: Iterable[Block], node: str, network: str) -> Block | None:
+    """The block whose first address is the node's tunnel address: its lowest of `network`, a bridge block first."""
+    own = [b for b in blocks if b.network == network and b.node == node]
+    return min(own, key=lambda b: (b.purpose != "bridge", b.cidr)) if own else None

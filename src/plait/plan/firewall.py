@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nft table `inet plait` of this node: isolation between networks, NAT to the outside, published ports.
+
+Everything that depends on the number of networks, endpoints or ports is an element of a set or map, so a rule list of fixed
+length decides each packet. Rules are spelled as `nft -s -nn list table` prints them, because they are compared with that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address
+
+from plait.model.cluster import Endpoint, Network, PortMapping, Snapshot
+from plait.model.objects import HookRule, KernelObject, NftChain, NftSet
+
+ANY = IPv4Address("0.0.0.0")
+
+
+def firewall_objects(snapshot: Snapshot, networks: Sequence[Network], gateway: bool, docker_bridge: bool) -> list[KernelObject]:
+    """Chains, sets and maps of the table, and the two rules in Docker's documented hook that let overlay traffic pass its
+    FORWARD policy."""
+    own = [e for e in snapshot.endpoints.values() if e.node == snapshot.me and e.network in snapshot.networks]
+    objects: list[KernelObject] = [*_sets(snapshot, networks), *_port_maps(own), *_chains(gateway)]
+    objects += _hooks()
+    return objects
+
+
+def _sets(snapshot: Snapshot, networks: Iterable[Network]) -> list[KernelObject]:
+    networks = list(networks)
+    tunnels = {str(n.tunnel) for n in snapshot.nodes.values() if n.tunnel is not None}
+    interval = ("interval",)
+    return [
+        NftSet("pools", "ipv4_addr", frozenset(str(n.subnet) for n in networks), interval),
+        NftSet("same", "ipv4_addr . ipv4_addr", frozenset(f"{n.subnet} . {n.subnet}" for n in networks), interval),
+        NftSet("internal", "ipv4_addr", frozenset(str(n.subnet) for n in networks if n.internal), interval),
+        NftSet("hosts", "ipv4_addr", frozenset(tunnels)),
+    ]
+
+
+def _port_maps(endpoints: Iterable[Endpoint]) -> list[KernelObject]:
+    exact: set[str] = set()
+    wildcard: set[str] = set()
+    hairpin: set[str] = set()
+    for endpoint in endpoints:
+        for port in endpoint.ports:
+            target = f"{endpoint.address} . {port.container_port}"
+            if port.host_ip == ANY:
+                wildcard.add(f"{port.proto} . {port.host_port} : {target}")
+            else:
+                exact.add(f"{port.host_ip} . {port.proto} . {port.host_port} : {target}")
+        if endpoint.ports:
+            hairpin.add(f"{endpoint.address} . {endpoint.address}")
+    target_type = "ipv4_addr . inet_service"
+    return [
+        NftSet("ports", f"ipv4_addr . inet_proto . inet_service : {target_type}", frozenset(exact), kind="map"),
+        NftSet("ports_any", f"inet_proto . inet_service : {target_type}", frozenset(wildcard), kind="map"),
+        NftSet("hairpin", "ipv4_addr . ipv4_addr", frozenset(hairpin)),
+    ]
+
+
+def _chains(gateway: bool) -> list[KernelObject]:
+    publish = (
+        "dnat ip to ip daddr . meta l4proto . th dport map @ports",
+        "fib daddr type local dnat ip to meta l4proto . th dport map @ports_any",
+    )
+    forward = [
+        "ct state established,related accept",
+        "ip saddr . ip daddr @same accept",
+        "ct status dnat accept",
+        "ip saddr @hosts accept",
+        "ip saddr @internal drop",
+        "ip daddr @internal drop",
+        "ip saddr @pools ip daddr @pools drop",
+    ]
+    if not gateway:
+        forward.append('iifname != "pl-x*" ip daddr @pools drop')
+    return [
+        # A container must not reach the host's loopback, which route_localnet (published ports on 127.0.0.1) would allow.
+        NftChain("raw", ('iifname "pl-*" ip daddr 127.0.0.0/8 drop',), "type filter hook prerouting priority raw; policy accept;"),
+        NftChain("prerouting", publish, "type nat hook prerouting priority dstnat; policy accept;"),
+        NftChain("output", publish, "type nat hook output priority dstnat; policy accept;"),
+        NftChain(
+            "postrouting",
+            (
+                "ip saddr . ip daddr @hairpin ct status dnat masquerade",
+                'ip saddr 127.0.0.0/8 oifname "pl-e*" masquerade',
+                'ip saddr @pools ip daddr != @pools oifname != "pl-*" masquerade',
+            ),
+            "type nat hook postrouting priority srcnat; policy accept;",
+        ),
+        NftChain("forward", tuple(forward), "type filter hook forward priority filter; policy accept;"),
+    ]
+
+
+def _hooks() -> list[KernelObject]:
+    rules = ('iifname "pl-*" oifname != "br-*" accept', 'oifname "pl-*" accept')
+    return [HookRule("ip", "filter", "DOCKER-USER", rule) for rule in rules]
+
+
+def port_text(port: PortMapping) -> str:
+    """How people write a published port: `127.0.0.1:8080->80/tcp`."""
+    return f"{port.host_ip}:{port.host_port}->{port.container_port}/{port.proto}"
