@@ -78,9 +78,7 @@ OPTIONS = (
         "source address of the default route",
         "Address on the underlay that other nodes send tunnel packets to.",
     ),
-    Option(
-        "docker.enabled", "true or false", "true if `dockerd` is installed", "Serve Docker's network plug-in and watch the engine."
-    ),
+    Option("docker.enabled", "true or false", "true if `dockerd` is installed", "Serve Docker's network plug-in and watch the engine."),
     Option(
         "docker.default_bridge",
         "true or false",
@@ -116,9 +114,7 @@ def parse_config(raw: Mapping[str, object], where: str) -> Config:
     flat: dict[str, object] = {}
     for section, body in raw.items():
         if not isinstance(body, Mapping):
-            raise ConfigError(
-                f"{where}: {section}", body, "stands outside a section", "sections are [node] [docker] [http] [dns] [log]"
-            )
+            raise ConfigError(f"{where}: {section}", body, "stands outside a section", "sections are [node] [docker] [http] [dns] [log]")
         for key, value in body.items():
             name = f"{section}.{key}"
             if name not in _KNOWN:

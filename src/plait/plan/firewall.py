@@ -20,7 +20,7 @@ def firewall_objects(snapshot: Snapshot, networks: Sequence[Network], gateway: b
     """Chains, sets and maps of the table, and the two rules in Docker's documented hook that let overlay traffic pass its
     FORWARD policy."""
     own = [e for e in snapshot.endpoints.values() if e.node == snapshot.me and e.network in snapshot.networks]
-    objects: list[KernelObject] = [*_sets(snapshot, networks), *_port_maps(own), *_chains(gateway)]
+    objects: list[KernelObject] = [*_sets(snapshot, networks), *port_objects(own), *_chains(gateway)]
     objects += _hooks()
     return objects
 
@@ -37,7 +37,8 @@ def _sets(snapshot: Snapshot, networks: Iterable[Network]) -> list[KernelObject]
     ]
 
 
-def _port_maps(endpoints: Iterable[Endpoint]) -> list[KernelObject]:
+def port_objects(endpoints: Iterable[Endpoint]) -> list[KernelObject]:
+    """The maps that publish ports, for the endpoints of this node; a publication changes their elements alone."""
     exact: set[str] = set()
     wildcard: set[str] = set()
     hairpin: set[str] = set()

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Health conditions: a registry of everything that can be wrong, and the set of what is wrong now.
+
+One registry feeds `plait status` and `docs/health-codes.md` (generated). A condition is raised with a subject (which node, which
+network) and a sentence of fact; what to do about it stands in the registry.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+log = logging.getLogger("plait.health")
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    code: str
+    severity: Severity
+    title: str
+    todo: str
+
+
+REGISTRY: dict[str, Condition] = {
+    c.code: c
+    for c in (
+        Condition(
+            "store-unreachable",
+            "error",
+            "The shared store cannot be reached; running containers are not affected",
+            "Check that the node that holds the store is up and that TCP port 7470 to it is open; nothing is lost meanwhile.",
+        ),
+        Condition(
+            "node-lost",
+            "warning",
+            "A node gives no sign of life",
+            "Look at that host and its agent (`systemctl status plait`); if it is gone for good: `plait node rm NAME`.",
+        ),
+        Condition(
+            "kernel-refused",
+            "error",
+            "The kernel refused an object that the plan needs",
+            "See the error; `plait plan --diff` shows what is still to be done. It is tried again at every pass.",
+        ),
+        Condition(
+            "kernel-lacks",
+            "error",
+            "The kernel lacks a feature that a network of the cluster needs",
+            "Load the module or use a kernel that has it; docs/guide.md lists what each feature needs.",
+        ),
+        Condition(
+            "engine-unreachable",
+            "warning",
+            "The container engine does not answer on its socket",
+            "Start it (`systemctl start docker`), or set docker.enabled = false in /etc/plait/plait.toml if this host has none.",
+        ),
+        Condition(
+            "engine-network",
+            "warning",
+            "A network could not be brought in line with the engine",
+            "See the error; it is tried again whenever the networks or the engine change.",
+        ),
+        Condition(
+            "dns-bind",
+            "error",
+            "DNS cannot listen on an address",
+            "Stop the program that holds the port, or move it; it is tried again by itself.",
+        ),
+        Condition(
+            "dns-child",
+            "error",
+            "The DNS process ended and is being started again",
+            "If it stays: see the agent's log.",
+        ),
+        Condition(
+            "pool-exhausted",
+            "warning",
+            "A pool has no block left for this node",
+            "`plait ipam` shows who holds what; remove containers or make a larger network.",
+        ),
+        Condition(
+            "mtu-too-small",
+            "warning",
+            "The underlay's MTU leaves less than 1280 bytes inside",
+            "Raise the MTU of the link that carries the node's address.",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Active:
+    """One condition that holds now. `since` in seconds of the agent's clock."""
+
+    condition: Condition
+    subject: str
+    text: str
+    since: float
+
+
+class Health:
+    """What is wrong now, keyed by (code, subject). Logged when it begins and when it ends."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._active: dict[tuple[str, str], Active] = {}
+
+    def set(self, code: str, subject: str, text: str) -> None:
+        known = self._active.get((code, subject))
+        since = known.since if known is not None else self._clock()
+        self._active[code, subject] = Active(REGISTRY[code], subject, text, since)
+        if known is None:
+            log.warning("condition_began", extra={"code": code, "subject": subject, "error": text})
+
+    def clear(self, code: str, subject: str = "") -> None:
+        if self._active.pop((code, subject), None) is not None:
+            log.info("condition_ended", extra={"code": code, "subject": subject})
+
+    def replace(self, code: str, texts: dict[str, str]) -> None:
+        """Exactly these subjects have the condition now."""
+        for _, subject in [key for key in self._active if key[0] == code and key[1] not in texts]:
+            self.clear(code, subject)
+        for subject, text in texts.items():
+            self.set(code, subject, text)
+
+    def active(self) -> list[Active]:
+        """All that holds now, errors first, then by code and subject."""
+        return sorted(self._active.values(), key=lambda a: (a.condition.severity, a.condition.code, a.subject))
+
+    @property
+    def well(self) -> bool:
+        return not self._active

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who this node is: made once by `init` or `join`, kept in /var/lib/plait/identity.json, never derived from an address."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import asdict, dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from plait.agent.config import replace_file
+from plait.model.errors import ConfigError, NotFound
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """`store` is "" on the node that carries the embedded store, else `address:port` of the store's server."""
+
+    name: str
+    id: str
+    address: IPv4Address
+    store: str = ""
+    pool: IPv4Network = IPv4Network("10.28.0.0/16")
+
+
+def new_id() -> str:
+    return str(uuid.uuid4())
+
+
+def save_identity(path: Path, identity: Identity) -> None:
+    body = {key: str(value) for key, value in asdict(identity).items()}
+    replace_file(path, json.dumps(body, indent=1) + "\n", 0o600)
+
+
+def load_identity(path: Path) -> Identity:
+    """Raises NotFound while the node is in no cluster, ConfigError if the file is damaged."""
+    try:
+        raw = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise NotFound(
+            "this host is in no cluster yet; run `plait init` on the first host, `plait join ADDR --token T` elsewhere"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(str(path), "", f"is damaged: {error}", "restore it, or leave with `plait down --purge` and join again") from error
+    try:
+        return Identity(raw["name"], raw["id"], IPv4Address(raw["address"]), raw["store"], IPv4Network(raw["pool"]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise ConfigError(
+            str(path), "", f"is damaged: {error!r}", "restore it, or leave with `plait down --purge` and join again"
+        ) from error

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store's key layout (see docs/architecture.md): the only place where keys are put together and taken apart."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network
+
+from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node
+
+Record = Node | Network | Block | Endpoint | Container | Instance
+
+TYPES: dict[str, type[Record]] = {
+    "nodes": Node,
+    "networks": Network,
+    "blocks": Block,
+    "endpoints": Endpoint,
+    "containers": Container,
+    "instances": Instance,
+}
+NETWORK_GUARD = "guards/networks"
+"""Rewritten by every transaction that makes or removes a network, so that two overlapping ones cannot both succeed."""
+
+
+def node_key(name: str) -> str:
+    return f"nodes/{name}"
+
+
+def alive_key(name: str) -> str:
+    return f"alive/{name}"
+
+
+def network_key(name: str) -> str:
+    return f"networks/{name}"
+
+
+def block_key(network: str, cidr: IPv4Network) -> str:
+    return f"blocks/{network}/{str(cidr).replace('/', '_')}"
+
+
+def record_key(record: Record) -> str:
+    """The key under which `record` is stored."""
+    match record:
+        case Node():
+            return node_key(record.name)
+        case Network():
+            return network_key(record.name)
+        case Block():
+            return block_key(record.network, record.cidr)
+        case Endpoint():
+            return f"endpoints/{record.node}/{record.id}"
+        case Container():
+            return f"containers/{record.node}/{record.id}"
+        case Instance():
+            return f"instances/{record.node}/{record.id}"
+
+
+def own_prefixes(node: str) -> tuple[str, ...]:
+    """Prefixes below which `node` is the only writer."""
+    return f"endpoints/{node}/", f"containers/{node}/", f"instances/{node}/"
+
+
+def kind_of(key: str) -> str:
+    return key.partition("/")[0]

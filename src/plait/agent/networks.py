@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Making and removing networks of the cluster: one guarded transaction each, so that two nodes cannot make overlapping ones."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from plait.agent.keys import NETWORK_GUARD, block_key, network_key
+from plait.agent.view import View
+from plait.backends import BACKENDS
+from plait.ipam import check_network, default_block_prefix, next_subnet
+from plait.model.cluster import Network
+from plait.model.errors import ConfigError, Conflict, NotFound
+from plait.runtimes.api import NetworkRequest
+from plait.store.api import Compare, Delete, Put, Store
+from plait.store.codec import encode
+
+log = logging.getLogger("plait.networks")
+_TRIES = 8
+_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+
+
+class Networks:
+    """Create, find and remove networks. `caught_up(revision)` waits until the view has that revision."""
+
+    def __init__(self, view: View, store: Store, default: str, caught_up: Callable[[int], Awaitable[None]]) -> None:
+        self._view, self._store, self._default, self._caught_up = view, store, default, caught_up
+
+    async def ensure(self, request: NetworkRequest) -> Network:
+        """See `Operations.ensure_network`."""
+        _check_name(request.name)
+        for _ in range(_TRIES):
+            known = self._view.snapshot.networks
+            existing = known.get(request.name)
+            if existing is not None:
+                return _same(existing, request)
+            network = self._design(request)
+            check_network(network, list(known.values()))
+            guard = await self._store.get(NETWORK_GUARD)
+            result = await self._store.txn(
+                [Compare(network_key(network.name), 0), Compare(NETWORK_GUARD, guard.mod_revision if guard else 0)],
+                [Put(network_key(network.name), encode(network)), Put(NETWORK_GUARD, network.name.encode())],
+            )
+            if result.ok:
+                await self._caught_up(result.revision)
+                log.info("network_created", extra={"network": network.name, "subnet": str(network.subnet)})
+                return network
+            await asyncio.sleep(0.05)  # somebody else made a network just now: look at it, then try again
+        raise Conflict(f"network {request.name!r} could not be created: other networks are being created at the same time; try again")
+
+    async def remove(self, name: str, force: bool = False) -> None:
+        """See `Operations.remove_network`."""
+        snapshot = self._view.snapshot
+        if name not in snapshot.networks:
+            raise NotFound(f"there is no network {name!r}; `plait network ls` lists them")
+        if name == self._default:
+            raise Conflict(f"network {name!r} is the cluster's own and cannot be removed")
+        holders = sorted(f"{e.name or e.id} on {e.node}" for e in snapshot.endpoints.values() if e.network == name)
+        if holders and not force:
+            shown = ", ".join(holders[:5]) + (f" and {len(holders) - 5} more" if len(holders) > 5 else "")
+            raise Conflict(f"network {name!r} is in use by {shown}; remove or disconnect them first, or use --force")
+        blocks = [block_key(b.network, b.cidr) for b in snapshot.blocks.values() if b.network == name]
+        ops = [Delete(network_key(name)), *(Delete(key) for key in blocks)]
+        result = await self._store.txn([], ops)
+        await self._caught_up(result.revision)
+        log.info("network_removed", extra={"network": name})
+
+    def _design(self, request: NetworkRequest) -> Network:
+        snapshot = self._view.snapshot
+        subnet = request.subnet or next_subnet([n.subnet for n in snapshot.networks.values()])
+        backend = request.options.get("backend", "vxlan")
+        if backend not in BACKENDS:
+            raise ConfigError("backend", backend, "is not known", f"use one of {', '.join(sorted(BACKENDS))}")
+        prefix = request.block_prefix or default_block_prefix(subnet)
+        return Network(
+            name=request.name,
+            subnet=subnet,
+            gateway=request.gateway or subnet.network_address + 1,
+            block_prefix=prefix,
+            backend=backend,
+            internal=request.internal,
+            labels=dict(request.labels),
+            options=dict(request.options),
+        )
+
+
+def _check_name(name: str) -> None:
+    if not 0 < len(name) <= 63 or not _NAME_CHARACTERS.issuperset(name) or not name[0].isalnum():
+        raise ConfigError("network name", name, "is not possible", "use letters, digits, _ . and -, at most 63, first a letter or digit")
+
+
+def _same(existing: Network, request: NetworkRequest) -> Network:
+    """The existing network if the request does not contradict it; Conflict otherwise."""
+    pairs = (
+        ("subnet", request.subnet, existing.subnet),
+        ("gateway", request.gateway, existing.gateway),
+        ("internal", request.internal or None, existing.internal),
+    )
+    for what, asked, present in pairs:
+        if asked is not None and asked != present:
+            raise Conflict(f"network {request.name!r} exists already with {what} {present}, not {asked}; use that or choose another name")
+    return existing

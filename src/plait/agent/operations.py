@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runtimes may ask: `Operations` of `runtimes/api.py`, on the view, the journal and the kernel.
+
+Order inside an attach: reserve the address, journal the endpoint, show it to the view, make the kernel objects, wait until the DNS
+child answers the name; then reply. A crash at any point leaves a journalled endpoint (found again by the runtime or removed by its
+garbage collection) or a reservation without endpoint (released at the next start). Every call takes the endpoint's own lock only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface
+
+from plait.agent.addresses import Addresses
+from plait.agent.journal import Journal, Write
+from plait.agent.kernelwork import KernelWork
+from plait.agent.networks import Networks
+from plait.agent.ports import assign_ports, ephemeral_range
+from plait.agent.view import View
+from plait.model.cluster import Container, Endpoint, Network, PortMapping, Snapshot
+from plait.model.errors import KernelError, NotFound, PlaitError
+from plait.model.objects import KernelObject, Sysctl
+from plait.plan import endpoint_objects
+from plait.plan.desired import device_name, endpoint_mac
+from plait.plan.firewall import port_objects
+from plait.runtimes.api import AttachRequest, NetworkRequest
+from plait.store.codec import decode, encode
+
+log = logging.getLogger("plait.operations")
+
+
+class AgentOperations:
+    """Implements `runtimes.api.Operations`. `names_settled` waits until this host's DNS answers what the view says."""
+
+    def __init__(
+        self,
+        view: View,
+        journal: Journal,
+        kernel: KernelWork,
+        addresses: Addresses,
+        networks: Networks,
+        names_settled: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._view, self._journal, self._kernel = view, journal, kernel
+        self._addresses, self._networks, self._names_settled = addresses, networks, names_settled
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._ports_lock = asyncio.Lock()
+        for key, body in journal.load("endpoint").items():
+            view.put(decode(Endpoint, body, key))
+
+    # --- networks and addresses
+
+    def networks(self) -> Mapping[str, Network]:
+        return self._view.snapshot.networks
+
+    async def ensure_network(self, request: NetworkRequest) -> Network:
+        network = await self._networks.ensure(request)
+        await self._addresses.maintain()
+        return network
+
+    async def remove_network(self, name: str, force: bool = False) -> None:
+        await self._networks.remove(name, force)
+
+    async def reserve(self, network: str, owner: str, address: IPv4Address | None = None, name: str = "") -> IPv4Interface:
+        return await self._addresses.reserve(self._network(network), owner, address, name)
+
+    async def release(self, network: str, address: IPv4Address) -> None:
+        await self._addresses.release(network, address)
+
+    # --- endpoints
+
+    def endpoints(self, runtime: str) -> Mapping[str, Endpoint]:
+        own = self._view.snapshot.endpoints.values()
+        return {e.id: e for e in own if e.node == self._view.me and e.runtime == runtime}
+
+    async def attach(self, request: AttachRequest) -> Endpoint:
+        async with self._lock(request.endpoint):
+            network = self._network(request.network)
+            known = self._find(request.endpoint)
+            endpoint = await self._design(request, network, known)
+            await self._remember(endpoint)
+            try:
+                await self._kernel.put(self._objects(endpoint))
+                if request.ports:
+                    endpoint = await self._publish(endpoint, request.ports)
+            except (PlaitError, OSError):
+                await self._remove(endpoint)
+                raise
+            await self._names_settled()
+            log.info("endpoint_attached", extra=_fields(endpoint))
+            return endpoint
+
+    async def detach(self, endpoint: str) -> None:
+        async with self._lock(endpoint):
+            known = self._find(endpoint)
+            if known is not None:
+                await self._remove(known)
+                log.info("endpoint_detached", extra=_fields(known))
+        self._locks.pop(endpoint, None)
+
+    async def _design(self, request: AttachRequest, network: Network, known: Endpoint | None) -> Endpoint:
+        wanted = request.address or (known.address if known is not None else None)
+        if wanted is not None:
+            await self._adopt(request, wanted)
+        reserved = await self._addresses.reserve(network, request.endpoint, wanted, request.name)
+        return Endpoint(
+            id=request.endpoint,
+            network=network.name,
+            node=self._view.me,
+            address=reserved.ip,
+            mac=request.mac or endpoint_mac(request.endpoint),
+            dev=device_name(request.endpoint),
+            runtime=request.runtime,
+            container=request.container,
+            name=request.name,
+            aliases=request.aliases,
+            labels=dict(request.labels),
+            ports=known.ports if known is not None else (),
+            netns=request.netns,
+            ifname=request.ifname,
+            default_route=request.default_route,
+        )
+
+    async def _adopt(self, request: AttachRequest, wanted: IPv4Address) -> None:
+        """An address reserved under another owner id (Docker asks before the endpoint has one) passes to the endpoint."""
+        used = any(e.network == request.network and e.address == wanted and e.id != request.endpoint for e in self._own())
+        if not used:
+            await self._addresses.hand_over(request.network, wanted, request.endpoint)
+
+    def _objects(self, endpoint: Endpoint) -> list[KernelObject]:
+        me = self._view.snapshot.nodes[self._view.me]
+        return endpoint_objects(me, self._network(endpoint.network), endpoint)
+
+    async def _remember(self, endpoint: Endpoint) -> None:
+        await self._journal.write([Write("endpoint", endpoint.id, encode(endpoint))])
+        self._view.put(endpoint)
+
+    async def _remove(self, endpoint: Endpoint) -> None:
+        """Take every trace of the endpoint away. The link's routes go with it; a kernel refusal is retried by the next pass."""
+        before = self._own()
+        self._view.drop(endpoint)
+        with contextlib.suppress(KernelError, NotFound):
+            await self._kernel.delete([o for o in reversed(self._objects(endpoint)) if not isinstance(o, Sysctl)])
+        if endpoint.ports:
+            await self._apply_ports(before)
+        await self._journal.write([Write("endpoint", endpoint.id, None)])
+        await self._addresses.release(endpoint.network, endpoint.address)
+
+    # --- published ports
+
+    async def publish(self, endpoint: str, ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
+        async with self._lock(endpoint):
+            known = self._find(endpoint)
+            if known is None:
+                raise NotFound(f"cannot publish ports of endpoint {endpoint}: this node has no such endpoint")
+            return (await self._publish(known, ports)).ports
+
+    async def unpublish(self, endpoint: str) -> None:
+        async with self._lock(endpoint):
+            known = self._find(endpoint)
+            if known is not None and known.ports:
+                before = self._own()
+                await self._remember(replace(known, ports=()))
+                await self._apply_ports(before)
+
+    async def _publish(self, endpoint: Endpoint, wanted: Sequence[PortMapping]) -> Endpoint:
+        async with self._ports_lock:
+            candidates = list(ephemeral_range())
+            random.shuffle(candidates)
+            ports = await asyncio.to_thread(assign_ports, wanted, endpoint, self._view.snapshot, candidates)
+            before = self._own()
+            published = replace(endpoint, ports=ports)
+            await self._remember(published)
+        if ports:
+            await self._kernel.put([Sysctl(f"ipv4/conf/{endpoint.dev}/route_localnet", "1")])
+        await self._apply_ports(before)
+        return published
+
+    async def _apply_ports(self, before: Sequence[Endpoint]) -> None:
+        """Bring the port maps from what `before` asks for to what the view asks for now, element by element."""
+        await self._kernel.put(port_objects(self._own()), port_objects(before))
+
+    # --- containers
+
+    async def report(self, runtime: str, containers: Sequence[Container]) -> None:
+        self._view.report(runtime, containers)
+
+    # --- start
+
+    async def recover(self) -> None:
+        """Once at start: release reservations that no endpoint stands behind. Docker's are kept until it says what it has."""
+        held = {(e.network, e.address) for e in self._own()}
+        for reservation in self._addresses.reservations():
+            ours = not reservation.owner.startswith("docker:")
+            if reservation.live and ours and (reservation.network, reservation.address) not in held:
+                await self._addresses.release(reservation.network, reservation.address)
+
+    # --- helpers
+
+    def _own(self) -> list[Endpoint]:
+        return [e for e in self._view.snapshot.endpoints.values() if e.node == self._view.me]
+
+    def _find(self, endpoint: str) -> Endpoint | None:
+        found = self._view.snapshot.endpoints.get(endpoint)
+        return found if found is not None and found.node == self._view.me else None
+
+    def _network(self, name: str) -> Network:
+        found = self._view.snapshot.networks.get(name)
+        if found is None:
+            known = ", ".join(sorted(self._view.snapshot.networks)) or "none yet"
+            raise NotFound(f"there is no network {name!r} (known: {known}); create it with `plait network create {name}`")
+        return found
+
+    @contextlib.asynccontextmanager
+    async def _lock(self, endpoint: str) -> AsyncIterator[None]:
+        async with self._locks.setdefault(endpoint, asyncio.Lock()):
+            yield
+
+
+def _fields(endpoint: Endpoint) -> dict[str, str]:
+    return {
+        "endpoint": endpoint.id[:16],
+        "network": endpoint.network,
+        "address": str(endpoint.address),
+        "container": endpoint.name,
+        "dev": endpoint.dev,
+    }
+
+
+def snapshot_ports(snapshot: Snapshot) -> list[tuple[Endpoint, PortMapping]]:
+    """All published ports of the cluster, by node and port."""
+    rows = [(e, p) for e in snapshot.endpoints.values() for p in e.ports]
+    return sorted(rows, key=lambda row: (row[0].node, row[1].host_port, row[1].proto))

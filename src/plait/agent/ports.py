@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Published host ports: who has one already, and which one is free. Reads /proc/net of this process's namespace."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from plait.model.cluster import Endpoint, PortMapping, Snapshot
+from plait.model.errors import PortInUse
+
+ANY = IPv4Address("0.0.0.0")
+_TABLES = {"tcp": ("tcp", "tcp6"), "udp": ("udp", "udp6"), "sctp": ()}
+_TCP_LISTEN, _UDP_UNCONN = "0A", "07"
+
+
+def ephemeral_range() -> range:
+    """The kernel's range for ports nobody asked for by number (net.ipv4.ip_local_port_range)."""
+    low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    return range(int(low), int(high) + 1)
+
+
+def assign_ports(
+    wanted: Sequence[PortMapping], endpoint: Endpoint, snapshot: Snapshot, candidates: Iterable[int]
+) -> tuple[PortMapping, ...]:
+    """`wanted` with every host port 0 replaced by a free one of `candidates`. Raises PortInUse naming the holder."""
+    taken = {
+        (p.proto, p.host_port): (p.host_ip, e)
+        for e in snapshot.endpoints.values()
+        if e.node == snapshot.me and e.id != endpoint.id
+        for p in e.ports
+    }
+    pool = iter(candidates)
+    result: list[PortMapping] = []
+    for port in wanted:
+        if port.host_port:
+            _check(port, taken)
+            result.append(port)
+            continue
+        given = {(p.proto, p.host_port) for p in result}
+        free = next(
+            (
+                n
+                for n in pool
+                if (port.proto, n) not in taken and (port.proto, n) not in given and listener(port.proto, n, port.host_ip) is None
+            ),
+            None,
+        )
+        if free is None:
+            raise PortInUse(f"no free {port.proto} port is left in the host's ephemeral range for {endpoint.name or endpoint.id}")
+        result.append(replace(port, host_port=free))
+    return tuple(result)
+
+
+def _check(port: PortMapping, taken: dict[tuple[str, int], tuple[IPv4Address, Endpoint]]) -> None:
+    what = f"cannot publish {port.host_ip}:{port.host_port}/{port.proto}"
+    holder = taken.get((port.proto, port.host_port))
+    if holder is not None and (port.host_ip in (holder[0], ANY) or holder[0] == ANY):
+        who = holder[1].name or holder[1].id
+        raise PortInUse(f"{what}: the port is published for {who!r} already; choose another host port or remove that container")
+    process = listener(port.proto, port.host_port, port.host_ip)
+    if process is not None:
+        raise PortInUse(f"{what}: {process} listens on that port of this host; choose another host port or stop that program")
+
+
+def listener(proto: str, port: int, address: IPv4Address = ANY) -> str | None:
+    """The local process that has `port` open for `address` (as "nginx (pid 12)"), or None if nobody does."""
+    for table in _TABLES[proto]:
+        try:
+            lines = Path("/proc/self/net", table).read_text().splitlines()[1:]
+        except FileNotFoundError:
+            continue
+        for line in lines:
+            fields = line.split()
+            if _holds(fields, table, port, address):
+                return _owner(fields[9])
+    return None
+
+
+def _holds(fields: Sequence[str], table: str, port: int, address: IPv4Address) -> bool:
+    """Whether one row of /proc/net/{tcp,udp} (proc(5)) is a listener on `port` that would clash with `address`."""
+    if fields[3] != (_TCP_LISTEN if table.startswith("tcp") else _UDP_UNCONN):
+        return False
+    raw, _, number = fields[1].partition(":")
+    if int(number, 16) != port:
+        return False
+    if len(raw) > 8:
+        return True
+    bound = IPv4Address(int.from_bytes(bytes.fromhex(raw), "little"))
+    return ANY in (bound, address) or bound == address
+
+
+def _owner(inode: str) -> str:
+    wanted = f"socket:[{inode}]"
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            if any(os.readlink(fd) == wanted for fd in (process / "fd").iterdir()):
+                return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
+        except OSError:
+            continue
+    return "a process of the kernel or of another namespace"

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Publishes this node's own records: compares what the view says of this node with what the store holds and writes the difference.
+
+Idempotent and driven by state, not by events: after any outage the next round publishes exactly what differs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from itertools import islice
+
+from plait.agent.keys import alive_key, own_prefixes
+from plait.agent.view import View
+from plait.model.cluster import Block, Container
+from plait.model.errors import StoreUnavailable
+from plait.store.api import Compare, Delete, Put, Store
+from plait.store.codec import encode
+
+log = logging.getLogger("plait.publisher")
+_BATCH = 400
+"""Operations in one transaction, so that a first publication of thousands of records stays below the frame limit."""
+
+
+class Publisher:
+    def __init__(self, view: View, store: Store, caught_up: Callable[[int], Awaitable[None]]) -> None:
+        self._view, self._store, self._caught_up = view, store, caught_up
+        self._wake = asyncio.Event()
+        self._lease = 0
+        self._round = asyncio.Lock()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def difference(self) -> list[Put | Delete]:
+        """What the store lacks of this node's records, and what it holds of them that is gone."""
+        own = self._view.own_records()
+        bodies = {key: encode(record) for key, record in own.items() if not isinstance(record, Block)}
+        ops: list[Put | Delete] = []
+        for key, body in bodies.items():
+            item = self._view.item(key)
+            if item is None or item.value != body:
+                ops.append(Put(key, body))
+        for prefix in own_prefixes(self._view.me):
+            for key in self._view.stored(prefix):
+                if key not in bodies and not self._awaited(key):
+                    ops.append(Delete(key))
+        return ops
+
+    def _awaited(self, key: str) -> bool:
+        """A stored container whose runtime has not reported since the agent started may still be there."""
+        record = self._view.record(key)
+        return isinstance(record, Container) and not self._view.reported(record.runtime)
+
+    async def publish(self) -> int:
+        """One round; returns the number of operations written. Raises StoreUnavailable."""
+        async with self._round:
+            await self._reclaim_blocks()
+            pending = iter(self.difference())
+            written = 0
+            while batch := list(islice(pending, _BATCH)):
+                result = await self._store.txn([], batch)
+                await self._caught_up(result.revision)
+                written += len(batch)
+            return written
+
+    async def _reclaim_blocks(self) -> None:
+        """A block of ours that the store has lost (restored from an old copy) is taken again, unless somebody else holds it now."""
+        for key, record in list(self._view.own_records().items()):
+            if isinstance(record, Block) and self._view.item(key) is None:
+                result = await self._store.txn([Compare(key, 0)], [Put(key, encode(record))])
+                await self._caught_up(result.revision)
+
+    async def run(self) -> None:
+        """Publish whenever woken, and every 30 s. Never returns."""
+        while True:
+            try:
+                await self.publish()
+                async with asyncio.timeout(30):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            except StoreUnavailable as error:
+                log.warning("publish_failed", extra={"error": str(error)})
+                await asyncio.sleep(1)
+            self._wake.clear()
+
+    async def stay_alive(self, ttl: float) -> None:
+        """Keep this node's sign of life (a leased key) in the store. Never returns."""
+        while True:
+            try:
+                if not self._lease or not await self._store.keepalive(self._lease) or not self._view.alive_in_store(self._view.me):
+                    self._lease = await self._store.grant(ttl)
+                    await self._store.txn([], [Put(alive_key(self._view.me), b"1", self._lease)])
+                await asyncio.sleep(ttl / 3)
+            except StoreUnavailable as error:
+                log.warning("sign_of_life_failed", extra={"error": str(error)})
+                await asyncio.sleep(1)

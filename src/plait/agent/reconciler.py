@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop that keeps the kernel what the snapshot says: triggers mark dirty, a pass makes it true.
+
+Triggers are changes of the view, kernel events (somebody flushed our table, removed our link) and a timer. They only mark; bursts
+collapse into one pass. Latency from an event to its pass is at most `SETTLE_S` + `APART_S`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+
+from plait.agent.health import Health
+from plait.agent.kernelwork import KernelWork, PassReport
+from plait.kernel.api import Kernel
+from plait.model.objects import Plan
+
+log = logging.getLogger("plait.reconciler")
+SETTLE_S = 0.03
+"""A burst of events is given this long to end before a pass."""
+APART_S = 0.2
+"""Least time between two passes, so that a stream of events costs a bounded share of a CPU."""
+TIMER_S = 60.0
+
+
+class Reconciler:
+    def __init__(
+        self,
+        kernel: Kernel,
+        work: KernelWork,
+        plan: Callable[[], Plan],
+        may_delete: Callable[[], bool],
+        health: Health,
+        on_link: Callable[[], None],
+    ) -> None:
+        self._kernel, self._work, self._plan = kernel, work, plan
+        self._may_delete, self._health, self._on_link = may_delete, health, on_link
+        self._dirty = asyncio.Event()
+        self._first = asyncio.Event()
+
+    def mark(self) -> None:
+        self._dirty.set()
+
+    async def first_pass(self) -> None:
+        """Wait until the first pass has been made."""
+        await self._first.wait()
+
+    async def run(self) -> None:
+        """Pass after pass. Never returns; a programming error ends it (and the agent)."""
+        while True:
+            self._dirty.clear()
+            await self.once()
+            self._first.set()
+            await asyncio.sleep(APART_S)
+            try:
+                async with asyncio.timeout(TIMER_S * random.uniform(0.9, 1.1)):
+                    await self._dirty.wait()
+                await asyncio.sleep(SETTLE_S)
+            except TimeoutError:
+                pass
+
+    async def once(self) -> PassReport:
+        try:
+            report = await self._work.converge(self._plan, self._may_delete())
+        except OSError as error:
+            self._health.set("kernel-refused", "pass", f"the kernel could not be read: {error}")
+            self._dirty.set()
+            return PassReport(0)
+        self._health.clear("kernel-refused", "pass")
+        self._health.replace("kernel-refused", {" ".join(key): str(error) for key, error in report.failed.items()})
+        return report
+
+    async def watch(self) -> None:
+        """Turn kernel events into marks. Never returns."""
+        async for word in self._kernel.watch():
+            log.debug("kernel_event", extra={"kind": word, "at": round(time.monotonic(), 3)})
+            if word in ("link", "addr", "overrun"):
+                self._on_link()
+            self._dirty.set()

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The replicated cluster merged with this node's own truth -> Snapshot.
+
+Data in: items and changes from the replica, and the node's own endpoints, containers, instances and blocks, which win over what the
+store says of them (a node is the authority for what runs on it). Data out: an immutable `Snapshot`, rebuilt only where something changed.
+Own containers of a runtime are taken from the store until that runtime has reported for the first time, so that a restart of the
+agent does not make them vanish for a moment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import IPv4Network
+
+from plait.agent.keys import TYPES, Record, kind_of, record_key
+from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node, Snapshot
+from plait.model.errors import PlaitError
+from plait.store.api import Change, Item
+from plait.store.codec import decode
+
+log = logging.getLogger("plait.view")
+
+
+class View:
+    """The one mutable place where replicated and own state meet. Not thread-safe: used from the loop only."""
+
+    def __init__(self, me: str) -> None:
+        self.me = me
+        self.revision = 0
+        self._stored: dict[str, Record] = {}
+        self._items: dict[str, Item] = {}
+        self._alive: set[str] = set()
+        self._own: dict[str, Record] = {}
+        self._reported: set[str] = set()
+        self._snapshot: Snapshot | None = None
+        self._listeners: list[Callable[[frozenset[str]], None]] = []
+
+    # --- what the store says
+
+    def load(self, items: Iterable[Item], revision: int) -> None:
+        """Replace everything replicated by `items`."""
+        self._stored.clear()
+        self._items.clear()
+        self._alive.clear()
+        for item in items:
+            self._take(item)
+        self.revision = revision
+        self._changed(frozenset(TYPES) | {"alive"})
+
+    def change(self, changes: Iterable[Change]) -> None:
+        """Apply replicated changes in their order."""
+        kinds = set()
+        for change in changes:
+            kinds.add(kind_of(change.item.key))
+            if change.kind == "put":
+                self._take(change.item)
+            else:
+                self._forget(change.item.key)
+            self.revision = max(self.revision, change.revision)
+        if kinds:
+            self._changed(frozenset(kinds))
+
+    def _take(self, item: Item) -> None:
+        kind, _, rest = item.key.partition("/")
+        if kind == "alive":
+            self._alive.add(rest)
+            return
+        wanted = TYPES.get(kind)
+        if wanted is None:
+            return
+        try:
+            record = decode(wanted, item.value, item.key)
+        except PlaitError as error:
+            log.warning("record_unreadable", extra={"key": item.key, "error": str(error)})
+            return
+        if isinstance(record, Instance):
+            record = dataclasses.replace(record, create_index=item.create_revision, modify_index=item.mod_revision)
+        self._stored[item.key] = record
+        self._items[item.key] = item
+
+    def _forget(self, key: str) -> None:
+        if kind_of(key) == "alive":
+            self._alive.discard(key.partition("/")[2])
+        self._stored.pop(key, None)
+        self._items.pop(key, None)
+
+    def stored(self, prefix: str) -> Mapping[str, Item]:
+        """Replicated items below `prefix` by key, as the store has them."""
+        return {key: item for key, item in self._items.items() if key.startswith(prefix)}
+
+    def item(self, key: str) -> Item | None:
+        """The replicated item of a record, None if the store does not hold it."""
+        return self._items.get(key)
+
+    def record(self, key: str) -> Record | None:
+        """The replicated record, decoded."""
+        return self._stored.get(key)
+
+    def alive_in_store(self, node: str) -> bool:
+        return node in self._alive
+
+    # --- what this node says
+
+    def put(self, record: Record) -> None:
+        """Set one own record (endpoint, instance, block, node)."""
+        key = record_key(record)
+        if self._own.get(key) != record:
+            self._own[key] = record
+            self._changed(frozenset({kind_of(key)}))
+
+    def drop(self, record: Record) -> None:
+        key = record_key(record)
+        if self._own.pop(key, None) is not None:
+            self._changed(frozenset({kind_of(key)}))
+
+    def report(self, runtime: str, containers: Iterable[Container]) -> None:
+        """Replace the own containers of one runtime by its full present list."""
+        fresh = {record_key(container): container for container in containers}
+        stale = [key for key, r in self._own.items() if isinstance(r, Container) and r.runtime == runtime and key not in fresh]
+        first = runtime not in self._reported
+        self._reported.add(runtime)
+        changed = [key for key, container in fresh.items() if self._own.get(key) != container]
+        for key in stale:
+            del self._own[key]
+        self._own.update(fresh)
+        if stale or changed or first:
+            self._changed(frozenset({"containers"}))
+
+    def reported(self, runtime: str) -> bool:
+        return runtime in self._reported
+
+    def own_records(self) -> Mapping[str, Record]:
+        """What this node publishes, by key."""
+        return self._own
+
+    # --- the merged picture
+
+    @property
+    def snapshot(self) -> Snapshot:
+        if self._snapshot is None:
+            self._snapshot = self._build()
+        return self._snapshot
+
+    def subscribe(self, listener: Callable[[frozenset[str]], None]) -> None:
+        """Call `listener(kinds)` after each change, in the loop; it must not block."""
+        self._listeners.append(listener)
+
+    def _changed(self, kinds: frozenset[str]) -> None:
+        self._snapshot = None
+        for listener in self._listeners:
+            listener(kinds)
+
+    def _hidden(self, record: Record) -> bool:
+        """Whether a replicated record is about this node and this node knows better."""
+        match record:
+            case Endpoint() | Instance():
+                return record.node == self.me
+            case Container():
+                return record.node == self.me and record.runtime in self._reported
+        return False
+
+    def _build(self) -> Snapshot:
+        merged = {key: record for key, record in self._stored.items() if not self._hidden(record)}
+        for key, record in self._own.items():
+            merged[key] = self._indexed(key, record) if isinstance(record, Instance) else record
+        nodes: dict[str, Node] = {}
+        networks: dict[str, Network] = {}
+        blocks: dict[tuple[str, IPv4Network], Block] = {}
+        endpoints: dict[str, Endpoint] = {}
+        containers: dict[tuple[str, str], Container] = {}
+        instances: dict[tuple[str, str], Instance] = {}
+        for record in merged.values():
+            match record:
+                case Node():
+                    nodes[record.name] = record
+                case Network():
+                    networks[record.name] = record
+                case Block():
+                    blocks[record.network, record.cidr] = record
+                case Endpoint():
+                    endpoints[record.id] = record
+                case Container():
+                    containers[record.node, record.id] = record
+                case Instance():
+                    instances[record.node, record.id] = record
+        alive = frozenset(self._alive | {self.me})
+        return Snapshot(self.me, self.revision, nodes, alive, networks, blocks, endpoints, containers, instances)
+
+    def _indexed(self, key: str, own: Instance) -> Instance:
+        item = self._items.get(key)
+        if item is None:
+            return dataclasses.replace(own, create_index=self.revision + 1, modify_index=self.revision + 1)
+        return dataclasses.replace(own, create_index=item.create_revision, modify_index=item.mod_revision)
