@@ -12,6 +12,8 @@ from pathlib import Path
 from plait.agent.config import replace_file
 from plait.model.errors import ConfigError, NotFound
 
+_DAMAGED = "restore it, or leave with `plait down --purge` and join again"
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -42,7 +44,7 @@ def load_identity(path: Path) -> Identity:
             "this host is in no cluster yet; run `plait init` on the first host, `plait join ADDR --token T` elsewhere"
         ) from error
     except ValueError as error:
-        raise ConfigError(str(path), "", f"is damaged: {error}", "restore it, or leave with `plait down --purge` and join again") from error
+        raise ConfigError(str(path), "", f"is damaged: {error}", _DAMAGED) from error
     try:
         return Identity(raw["name"], raw["id"], IPv4Address(raw["address"]), raw["store"], IPv4Network(raw["pool"]))
     except (KeyError, ValueError, TypeError) as error:

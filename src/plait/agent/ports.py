@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -27,7 +26,7 @@ def assign_ports(
     wanted: Sequence[PortMapping], endpoint: Endpoint, snapshot: Snapshot, candidates: Iterable[int]
 ) -> tuple[PortMapping, ...]:
     """`wanted` with every host port 0 replaced by a free one of `candidates`. Raises PortInUse naming the holder."""
-    taken = {
+    taken: dict[tuple[str, int], tuple[IPv4Address, Endpoint]] = {
         (p.proto, p.host_port): (p.host_ip, e)
         for e in snapshot.endpoints.values()
         if e.node == snapshot.me and e.id != endpoint.id
@@ -99,7 +98,7 @@ def _owner(inode: str) -> str:
         if not process.name.isdigit():
             continue
         try:
-            if any(os.readlink(fd) == wanted for fd in (process / "fd").iterdir()):
+            if any(str(fd.readlink()) == wanted for fd in (process / "fd").iterdir()):
                 return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
         except OSError:
             continue

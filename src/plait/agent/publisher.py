@@ -43,9 +43,7 @@ class Publisher:
             if item is None or item.value != body:
                 ops.append(Put(key, body))
         for prefix in own_prefixes(self._view.me):
-            for key in self._view.stored(prefix):
-                if key not in bodies and not self._awaited(key):
-                    ops.append(Delete(key))
+            ops += [Delete(key) for key in self._view.stored(prefix) if key not in bodies and not self._awaited(key)]
         return ops
 
     def _awaited(self, key: str) -> bool:

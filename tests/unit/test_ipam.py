@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from plait.ipam import Reservation, block_of, blocks_of, check_network, choose_address, default_block_prefix, exhausted, free_blocks, next_subnet
+from plait.model.cluster import Block, Network
+from plait.model.errors import ConfigError, Conflict, NotFound, PoolExhausted
+
+
+def net(subnet: str = "10.28.0.0/16", name: str = "default", gateway: str = "", block: int = 0) -> Network:
+    cidr = IPv4Network(subnet)
+    return Network(name, cidr, IPv4Address(gateway) if gateway else cidr[1], block or default_block_prefix(cidr))
+
+
+A = IPv4Address
+B = IPv4Network
+
+
+@pytest.mark.parametrize(
+    ("subnet", "prefix"),
+    [("10.0.0.0/8", 24), ("10.28.0.0/16", 24), ("10.28.0.0/20", 24), ("10.1.2.0/24", 28), ("10.1.2.0/26", 30), ("10.1.2.0/30", 30)],
+)
+def test_block_size_follows_the_pool(subnet: str, prefix: int) -> None:
+    assert default_block_prefix(B(subnet)) == prefix
+
+
+def test_the_first_container_of_the_first_host_gets_10_28_0_2() -> None:
+    network = net()
+    assert next(free_blocks(network, [])) == B("10.28.0.0/24")
+    assert choose_address(network, [B("10.28.0.0/24")], {}, "c1", tunnel=A("10.28.0.0")) == A("10.28.0.2")
+
+
+def test_a_slash_28_gives_exactly_thirteen_addresses() -> None:
+    network = net("10.9.0.0/28")
+    blocks = list(blocks_of(network))
+    held: dict[IPv4Address, Reservation] = {}
+    for number in range(13):
+        address = choose_address(network, blocks, held, f"c{number}")
+        assert address is not None and address not in held
+        held[address] = Reservation(network.name, address, f"c{number}")
+    assert choose_address(network, blocks, held, "one more") is None
+    assert not {A("10.9.0.0"), A("10.9.0.1"), A("10.9.0.15")} & set(held)
+
+
+def test_same_owner_asks_again_and_gets_the_same() -> None:
+    held = {A("10.28.0.7"): Reservation("default", A("10.28.0.7"), "me")}
+    assert choose_address(net(), [B("10.28.0.0/24")], held, "me") == A("10.28.0.7")
+
+
+def test_a_name_gets_its_address_back_and_others_do_not_take_it_while_fresh_ones_are_left() -> None:
+    held = {A("10.28.0.2"): Reservation("default", A("10.28.0.2"), "old", "web", live=False, serial=1)}
+    blocks = [B("10.28.0.0/24")]
+    assert choose_address(net(), blocks, held, "new", "web") == A("10.28.0.2")
+    assert choose_address(net(), blocks, held, "other", "db") == A("10.28.0.3")
+
+
+def test_the_longest_released_gives_way_when_nothing_fresh_is_left() -> None:
+    network = net("10.9.0.0/29", block=29)
+    held = {
+        A(f"10.9.0.{n}"): Reservation("default", A(f"10.9.0.{n}"), f"o{n}", f"n{n}", live=False, serial=10 - n) for n in range(2, 7)
+    }
+    assert choose_address(network, list(blocks_of(network)), held, "x", "fresh") == A("10.9.0.6")
+
+
+def test_a_wanted_address_is_checked() -> None:
+    blocks = [B("10.28.0.0/24")]
+    held = {A("10.28.0.9"): Reservation("default", A("10.28.0.9"), "o", "web")}
+    assert choose_address(net(), blocks, held, "x", wanted=A("10.28.0.10")) == A("10.28.0.10")
+    with pytest.raises(Conflict, match="in use by 'web'"):
+        choose_address(net(), blocks, held, "x", wanted=A("10.28.0.9"))
+    with pytest.raises(Conflict, match="kept for the network"):
+        choose_address(net(), blocks, held, "x", wanted=A("10.28.0.1"))
+    with pytest.raises(NotFound):
+        choose_address(net(), blocks, held, "x", wanted=A("10.28.1.9"))
+
+
+def test_exhaustion_names_pool_size_and_holders() -> None:
+    network = net("10.9.0.0/28", "tiny")
+    error = exhausted(network, [Block("tiny", B("10.9.0.0/30"), "A"), Block("other", B("10.8.0.0/30"), "B")], {"A": 3})
+    assert isinstance(error, PoolExhausted)
+    text = str(error)
+    assert "10.9.0.0/28" in text and "13 usable" in text and "A: 1 blocks, 3 addresses in use" in text and "B:" not in text
+
+
+@pytest.mark.parametrize(
+    ("network", "word"),
+    [
+        (net("10.1.0.0/31", gateway="10.1.0.1", block=31), "too small"),
+        (net("8.8.0.0/16"), "not a private"),
+        (net("10.1.0.0/24", gateway="10.1.0.0"), "not a host address"),
+        (net("10.1.0.0/24", gateway="10.2.0.1"), "not a host address"),
+        (net("10.1.0.0/24", block=20), "between 24 and 30"),
+        (net("10.28.4.0/24", "other"), "overlaps 10.28.0.0/16 of network 'default'"),
+    ],
+)
+def test_unsound_networks_are_refused_with_the_reason(network: Network, word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        check_network(network, [net()])
+
+
+def test_next_subnet_steps_over_what_is_taken() -> None:
+    assert next_subnet([B("10.28.0.0/16")]) == B("10.29.0.0/16")
+    assert next_subnet([B("10.29.0.0/24"), B("10.30.128.0/17")]) == B("10.31.0.0/16")
+    with pytest.raises(PoolExhausted, match="--subnet"):
+        next_subnet([B("10.0.0.0/8")])
+
+
+def test_block_of_finds_the_block() -> None:
+    assert block_of(net(), A("10.28.7.9")) == B("10.28.7.0/24")
