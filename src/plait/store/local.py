@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the memory and SQLite stores share: transactions, watches and leases on a `State` of this process.
+
+Data in: calls of the store seam. Data out: commits handed to `_persist` in order; once that says so they are in force, visible to reads
+and watches. Time is a monotonic clock only: wall clock jumps change nothing. Used from one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from plait.model.errors import ConfigError, StoreUnavailable
+from plait.store.api import Change, Compare, Delete, Item, Listing, Put, TxnResult
+from plait.store.state import Commit, History, State, check_txn
+
+HISTORY = 10_000
+"""Revisions held for watches."""
+HISTORY_BYTES = 16 * 1024 * 1024
+"""Bytes of keys and values held for watches."""
+MAX_TTL = 86_400.0
+"""Seconds; a lease is for things that need renewal, not for records."""
+_STALL = 1.0
+"""Seconds that the expiry timer may be late; more means that this process was stopped, and leases get the time back."""
+_TICK = 1.0
+"""Seconds between looks at the leases, at most."""
+
+
+def new_lease_id() -> int:
+    """A random positive id of 62 bits: never one that was in use before a loss of data."""
+    return secrets.randbits(62) + 1
+
+
+class LocalStore(ABC):
+    """Store seam over a state in this process. Subclasses say what makes a commit durable."""
+
+    def __init__(
+        self, state: State, history: History, clock: Callable[[], float] = time.monotonic, lease_id: Callable[[], int] = new_lease_id
+    ) -> None:
+        self._durable, self._working, self._history = state, state.copy(), history
+        self._clock, self._lease_id = clock, lease_id
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._deadlines: dict[int, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
+        self._closed = False
+
+    # --- the seam
+
+    async def get(self, key: str) -> Item | None:
+        """The durable item at `key`."""
+        self._check_open()
+        return self._durable.items.get(key)
+
+    async def list(self, prefix: str) -> Listing:
+        self._check_open()
+        return self._durable.listing(prefix)
+
+    async def txn(self, compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> TxnResult:
+        """Evaluated at once, in the order of calls; answered when it, and whatever it was compared with, is durable."""
+        self._check_open()
+        check_txn(compares, ops)
+        commit = self._working.evaluate(compares, ops)
+        if commit is None:
+            await self._submit(Commit(self._working.revision))
+            return TxnResult(False, self._durable.revision)
+        await self._submit(commit)
+        return TxnResult(True, commit.revision)
+
+    async def watch(self, prefix: str, from_revision: int) -> AsyncIterator[tuple[Change, ...]]:
+        """Reads history behind a cursor: nothing is buffered for a slow watcher, it ends with Compacted when too far behind."""
+        cursor = from_revision
+        while True:
+            self._check_open()
+            changes, cursor = self._history.since(cursor, prefix)
+            if changes:
+                yield changes
+            elif cursor == self._history.head:
+                await self._changed()
+
+    async def grant(self, ttl: float) -> int:
+        """Raises ConfigError unless 0 < ttl <= one day."""
+        self._check_open()
+        if not 0 < ttl <= MAX_TTL:
+            raise ConfigError("lease ttl", ttl, f"must be above 0 and at most {MAX_TTL:.0f} seconds")
+        lease = self._lease_id()
+        self._start_lease(lease, ttl)
+        await self._submit(Commit(self._working.revision, granted=((lease, ttl),)))
+        return lease
+
+    async def keepalive(self, lease: int) -> bool:
+        self._check_open()
+        ttl = self._working.leases.get(lease)
+        if ttl is None or lease not in self._deadlines:
+            return False
+        self._start_lease(lease, ttl)
+        return True
+
+    async def revoke(self, lease: int) -> None:
+        """End `lease` now and delete its keys. Revoking one that has ended changes nothing."""
+        self._check_open()
+        if lease in self._working.leases:
+            await self._submit(self._working.end_lease(lease))
+            self._deadlines.pop(lease, None)
+
+    async def close(self) -> None:
+        """Free every waiter: from now on all calls and watches raise StoreUnavailable. Idempotent."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._wake()
+
+    # --- durability
+
+    @abstractmethod
+    def _persist(self, commit: Commit) -> asyncio.Future[None]:
+        """Make `commit` durable and then `_take` it, in the order of calls. The future is done when that has happened."""
+
+    def _submit(self, commit: Commit) -> asyncio.Future[None]:
+        self._working.apply(commit)
+        return self._persist(commit)
+
+    def _take(self, commit: Commit) -> None:
+        """`commit` is durable: show it to reads and watches."""
+        self._durable.apply(commit)
+        if commit.changes:
+            self._history.append(commit)
+            self._wake()
+
+    def _reset(self, state: State, history: History) -> None:
+        """Go back to what is durable after a failed write. Watches that cannot go on from there end with Compacted."""
+        self._durable, self._working, self._history = state, state.copy(), history
+        self._deadlines = {lease: due for lease, due in self._deadlines.items() if lease in state.leases}
+        self._wake()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreUnavailable("use the store: it is closed because the agent is stopping; retry when it runs again")
+
+    # --- watches
+
+    async def _changed(self) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # --- leases
+
+    def _start_lease(self, lease: int, ttl: float) -> None:
+        self._deadlines[lease] = self._clock() + ttl
+        self._arm()
+
+    def _arm(self) -> None:
+        """Have `_expire` called at the next deadline, or in a tick if that is sooner."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._closed or not self._deadlines:
+            return
+        now = self._clock()
+        wait = min(max(0.0, min(self._deadlines.values()) - now), _TICK)
+        self._timer_due = now + wait
+        self._timer = asyncio.get_running_loop().call_later(wait, self._expire)
+
+    def _expire(self) -> None:
+        """End every lease whose deadline has passed; the keys go when that is durable."""
+        now = self._clock()
+        late = now - self._timer_due
+        if late > _STALL:
+            self._deadlines = {lease: due + late for lease, due in self._deadlines.items()}
+        for lease in [lease for lease, due in self._deadlines.items() if due <= now]:
+            del self._deadlines[lease]
+            if lease in self._working.leases:
+                self._submit(self._working.end_lease(lease)).add_done_callback(self._expired)
+        self._arm()
+
+    def _expired(self, done: asyncio.Future[None]) -> None:
+        """A lease that could not be ended on disk gets another chance: it counts as due again."""
+        if not done.cancelled() and done.exception() is not None:
+            for lease in self._durable.leases:
+                self._deadlines.setdefault(lease, self._clock() + _TICK)
+            self._arm()

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The revisioned map behind every local store: pure rules of transactions, leases and history.
+
+Data in: compares and operations. Data out: a `Commit` (what one revision changes), which is applied to a `State` (the present) and
+appended to a `History` (the bounded past that watches read). No clock, no I/O: a commit can be evaluated ahead of the disk and applied
+once it is durable.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from plait.model.errors import Compacted, ConfigError, NotFound
+from plait.store.api import Change, Compare, Delete, Item, Listing, Put
+
+MAX_KEY = 1024
+"""Bytes of a key."""
+MAX_TXN = 2 * 1024 * 1024
+"""Bytes of all keys and values of one transaction."""
+FIRST_REVISION = 1
+"""The revision of a store in which nothing was ever written (Consul's index is never 0)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What becomes durable at once: the revision after it, its changes in order, leases made (id, ttl in seconds) and ended."""
+
+    revision: int
+    changes: tuple[Change, ...] = ()
+    granted: tuple[tuple[int, float], ...] = ()
+    ended: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of keys and values, for bounding what history holds."""
+        return sum(len(change.item.key) + len(change.item.value) for change in self.changes)
+
+
+def check_txn(compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> None:
+    """Raise ConfigError for a transaction that no store takes (bad key, too large)."""
+    size = 0
+    for compare in compares:
+        size += check_key(compare.key)
+    for op in ops:
+        size += check_key(op.key, prefix=isinstance(op, Delete) and op.prefix)
+        if isinstance(op, Put):
+            size += len(op.value)
+    if size > MAX_TXN:
+        raise ConfigError(
+            "store transaction", f"{len(ops)} operations", f"holds {size} bytes, more than {MAX_TXN}", "split it into smaller ones"
+        )
+
+
+def check_key(key: str, prefix: bool = False) -> int:
+    """Length of `key` in bytes. Raises ConfigError if it is empty (unless a prefix), too long or no clean UTF-8 text."""
+    try:
+        length = len(key.encode())
+    except UnicodeEncodeError as error:
+        raise ConfigError("store key", key, "is not valid Unicode text") from error
+    if (not key and not prefix) or length > MAX_KEY or "\0" in key:
+        raise ConfigError("store key", key, f"must be 1 to {MAX_KEY} bytes of text without NUL")
+    return length
+
+
+@dataclass(slots=True)
+class State:
+    """Every key at one revision. Mutable; `copy` shares the immutable items."""
+
+    revision: int = FIRST_REVISION
+    items: dict[str, Item] = field(default_factory=dict)
+    leases: dict[int, float] = field(default_factory=dict)
+    _order: list[str] = field(default_factory=list)
+    _held: dict[int, set[str]] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, revision: int, items: Sequence[Item], leases: dict[int, float]) -> State:
+        """A state of these items, in any order. Leases without a record here are kept as held: their keys end with them."""
+        state = cls(revision, {item.key: item for item in items}, dict(leases))
+        state._order = sorted(state.items)
+        for item in items:
+            if item.lease:
+                state._held.setdefault(item.lease, set()).add(item.key)
+        return state
+
+    def copy(self) -> State:
+        held = {lease: set(keys) for lease, keys in self._held.items()}
+        return State(self.revision, dict(self.items), dict(self.leases), list(self._order), held)
+
+    def below(self, prefix: str) -> Iterator[Item]:
+        """Items whose key starts with `prefix`, in byte order of key (code point order, the same for UTF-8)."""
+        for at in range(bisect_left(self._order, prefix), len(self._order)):
+            key = self._order[at]
+            if not key.startswith(prefix):
+                return
+            yield self.items[key]
+
+    def listing(self, prefix: str) -> Listing:
+        return Listing(tuple(self.below(prefix)), self.revision)
+
+    def evaluate(self, compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> Commit | None:
+        """What the transaction would change; None if a compare fails. Several operations on one key give one change, the last wins.
+
+        Raises NotFound for a put with a lease that is not there. Every put changes its key, also to an equal value.
+        """
+        for compare in compares:
+            item = self.items.get(compare.key)
+            if (item.mod_revision if item else 0) != compare.mod_revision:
+                return None
+        revision = self.revision + 1
+        after: dict[str, Item | None] = {}
+        for op in ops:
+            if isinstance(op, Put):
+                after[op.key] = self._put(op, revision)
+            elif not op.prefix:
+                after[op.key] = None
+            else:
+                for key in [item.key for item in self.below(op.key)] + [key for key in after if key.startswith(op.key)]:
+                    after[key] = None
+        changes = tuple(self._changes(after, revision))
+        return Commit(revision if changes else self.revision, changes)
+
+    def _put(self, op: Put, revision: int) -> Item:
+        if op.lease and op.lease not in self.leases:
+            raise NotFound(f"put {op.key} with lease {op.lease}: the lease has ended or never was; grant a new one and put again")
+        before = self.items.get(op.key)
+        return Item(op.key, op.value, before.create_revision if before else revision, revision, op.lease)
+
+    def _changes(self, after: dict[str, Item | None], revision: int) -> Iterator[Change]:
+        for key, item in after.items():
+            if item is not None:
+                yield Change("put", item, revision)
+            elif (before := self.items.get(key)) is not None:
+                yield Change("delete", before, revision)
+
+    def end_lease(self, lease: int) -> Commit:
+        """The commit that ends `lease` and deletes its keys (in byte order)."""
+        keys = sorted(self._held.get(lease, ()))
+        revision = self.revision + 1 if keys else self.revision
+        return Commit(revision, tuple(Change("delete", self.items[key], revision) for key in keys), ended=(lease,))
+
+    def apply(self, commit: Commit) -> None:
+        """Take over a commit that was evaluated on this very state."""
+        self.revision = commit.revision
+        self.leases.update(commit.granted)
+        for change in commit.changes:
+            before = self.items.pop(change.item.key, None)
+            if before is not None:
+                self._release(before)
+            if change.kind == "put":
+                self._remember(change.item, new=before is None)
+            elif before is not None:
+                del self._order[bisect_left(self._order, before.key)]
+        for lease in commit.ended:
+            self.leases.pop(lease, None)
+
+    def _release(self, item: Item) -> None:
+        held = self._held.get(item.lease)
+        if held is not None:
+            held.discard(item.key)
+            if not held:
+                del self._held[item.lease]
+
+    def _remember(self, item: Item, new: bool) -> None:
+        self.items[item.key] = item
+        if new:
+            insort(self._order, item.key)
+        if item.lease:
+            self._held.setdefault(item.lease, set()).add(item.key)
+
+
+class History:
+    """The last commits, without gap, bounded in number and in bytes; older ones are compacted away."""
+
+    def __init__(self, revision: int, limit: int, limit_bytes: int) -> None:
+        self.floor = revision
+        """Changes with a revision above this are held."""
+        self._commits: list[Commit] = []
+        self._limit, self._limit_bytes, self._bytes = limit, limit_bytes, 0
+
+    @property
+    def head(self) -> int:
+        return self.floor + len(self._commits)
+
+    def append(self, commit: Commit) -> None:
+        """Add the commit of revision `head` + 1; drop the oldest tenth and more when a bound is passed."""
+        self._commits.append(commit)
+        self._bytes += commit.size
+        drop = 0
+        if len(self._commits) > self._limit:
+            drop = max(1, self._limit // 10)
+        surplus = self._bytes - sum(old.size for old in self._commits[:drop])
+        while surplus > self._limit_bytes and drop < len(self._commits) - 1:
+            surplus -= self._commits[drop].size
+            drop += 1
+        if drop:
+            del self._commits[:drop]
+            self.floor += drop
+            self._bytes = surplus
+
+    def since(self, revision: int, prefix: str, limit: int = 1000) -> tuple[tuple[Change, ...], int]:
+        """Changes below `prefix` after `revision`, of at most `limit` revisions, and the revision they reach.
+
+        Raises Compacted if some of them are gone, or if `revision` lies in the future: then the store lost data.
+        """
+        if not self.floor <= revision <= self.head:
+            raise Compacted(
+                f"watch {prefix or 'everything'} from revision {revision}: the store holds revisions {self.floor} to {self.head}; "
+                "list again and watch from the revision of the listing"
+            )
+        start = revision - self.floor
+        commits = self._commits[start : start + limit]
+        found = tuple(change for commit in commits for change in commit.changes if change.item.key.startswith(prefix))
+        return found, revision + len(commits)
