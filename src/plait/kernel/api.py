@@ -9,28 +9,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from plait.model.errors import KernelError
-from plait.model.objects import KernelObject, Key
+from plait.model.objects import KernelObject, Key, Op
 
-
-@dataclass(frozen=True, slots=True)
-class Op:
-    """Make `new` true ("put": create or replace, idempotent) or remove `old` ("del": absent is success).
-
-    `old` is what the kernel holds now (None: nothing), so that a set can be updated by its elements alone.
-    """
-
-    verb: Literal["put", "del"]
-    new: KernelObject | None
-    old: KernelObject | None = None
-
-    @property
-    def key(self) -> Key:
-        subject = self.new if self.new is not None else self.old
-        assert subject is not None
-        return subject.key
+__all__ = ["Kernel", "Op", "Result"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ neighbours and FDB rows by lying on such a link, nft objects by their table `ine
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Literal
 
 PREFIX = "pl-"
 """Every interface that plait makes starts with this."""
@@ -31,6 +32,7 @@ class VxlanLink:
     local: IPv4Address
     mac: str
     mtu: int
+    up: bool = True
 
     @property
     def key(self) -> Key:
@@ -44,6 +46,7 @@ class BridgeLink:
     name: str
     mac: str
     mtu: int = 1500
+    up: bool = True
 
     @property
     def key(self) -> Key:
@@ -56,17 +59,18 @@ class EndpointLink:
 
     `netns` names the sandbox's namespace when plait itself plumbs the inside (then `ifname`, `mac`, `address`, `gateway`
     say how; `gateway` None = no default route) and is "" when the container engine moves the peer (named `peer`).
-    Compared with the kernel are only the facts of the host side: name, kind, up, mtu, proxy_arp.
+    Compared with the kernel are only the facts of the host side: name, MTU and `ready` (up, proxy ARP on).
     """
 
     name: str
-    peer: str
-    mac: str
     mtu: int
-    netns: str = ""
-    ifname: str = "eth0"
-    address: IPv4Interface | None = None
-    gateway: IPv4Address | None = None
+    ready: bool = True
+    peer: str = field(default="", compare=False)
+    mac: str = field(default="", compare=False)
+    netns: str = field(default="", compare=False)
+    ifname: str = field(default="eth0", compare=False)
+    address: IPv4Interface | None = field(default=None, compare=False)
+    gateway: IPv4Address | None = field(default=None, compare=False)
 
     @property
     def key(self) -> Key:
@@ -186,5 +190,30 @@ class HookRule:
 
 
 KernelObject = VxlanLink | BridgeLink | EndpointLink | Addr | Route | Neigh | Fdb | Sysctl | NftChain | NftSet | HookRule
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """Make `new` true ("put": create or replace, idempotent) or remove `old` ("del": absent is success).
+
+    `old` is what the kernel holds now (None: nothing), so that a set can be updated by its elements alone.
+    """
+
+    verb: Literal["put", "del"]
+    new: KernelObject | None
+    old: KernelObject | None = None
+
+    @property
+    def subject(self) -> KernelObject:
+        """The object that the operation is about: the new one, else the old one."""
+        found = self.new if self.new is not None else self.old
+        assert found is not None
+        return found
+
+    @property
+    def key(self) -> Key:
+        return self.subject.key
+
+
 Plan = dict[Key, KernelObject]
 """Insertion order carries no meaning; `reconcile.order` decides what comes first."""

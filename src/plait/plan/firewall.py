@@ -79,7 +79,7 @@ def _chains(gateway: bool) -> list[KernelObject]:
         # A container must not reach the host's loopback, which route_localnet (published ports on 127.0.0.1) would allow.
         NftChain("raw", ('iifname "pl-*" ip daddr 127.0.0.0/8 drop',), "type filter hook prerouting priority raw; policy accept;"),
         NftChain("prerouting", publish, "type nat hook prerouting priority dstnat; policy accept;"),
-        NftChain("output", publish, "type nat hook output priority dstnat; policy accept;"),
+        NftChain("output", publish, "type nat hook output priority -100; policy accept;"),
         NftChain(
             "postrouting",
             (

@@ -1,1 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The real kernel: netlink, nftables, namespaces."""
+
+from plait.kernel.linux.kernel import LinuxKernel
+from plait.kernel.linux.netns import create_netns, delete_netns
+
+__all__ = ["LinuxKernel", "create_netns", "delete_netns"]

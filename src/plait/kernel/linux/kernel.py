@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`LinuxKernel`: the kernel seam on rtnetlink and nftables, in the network namespace of the calling thread."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import socket
+from collections.abc import AsyncIterator, Iterable, Sequence
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from plait.kernel.api import Result
+from plait.kernel.linux import link as links
+from plait.kernel.linux import netlink as nl
+from plait.kernel.linux import route as routes
+from plait.kernel.linux.netns import inside
+from plait.kernel.linux.nft import NftError, Ruleset, open_nft
+from plait.kernel.linux.probe import probe_capabilities
+from plait.kernel.linux.watch import watch_kernel
+from plait.model.errors import KernelError
+from plait.model.objects import (
+    Addr,
+    BridgeLink,
+    EndpointLink,
+    Fdb,
+    HookRule,
+    KernelObject,
+    Key,
+    Neigh,
+    NftChain,
+    NftSet,
+    Op,
+    Route,
+    Sysctl,
+    VxlanLink,
+)
+
+_GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}
+_SYSCTL_ROOT = Path("/proc/sys/net")
+_INDEX_FROM = 1 << 20
+"""Interface indexes that we choose lie above this, far from those that the kernel counts up."""
+
+
+class LinuxKernel:
+    """See `kernel.api.Kernel`. Netlink sockets belong to the namespace in which the object is made."""
+
+    def __init__(self) -> None:
+        self._sock = nl.NetlinkSocket()
+        self._ruleset = Ruleset(open_nft())
+
+    # --- reading
+
+    def owned(self, probe: Iterable[Key] = ()) -> dict[Key, KernelObject]:
+        probe = list(probe)
+        found = links.dump_links(self._sock)
+        names = {f.index: f.name for f in found}
+        ours = {f.index: f.name for f in found if f.link is not None}
+        objects: list[KernelObject] = [f.link for f in found if f.link is not None]
+        objects += routes.dump_addrs(self._sock, ours)
+        objects += routes.dump_routes(self._sock, names)
+        objects += routes.dump_neighs(self._sock, ours)
+        for item in found:
+            if isinstance(item.link, VxlanLink):
+                objects += routes.dump_fdbs(self._sock, item.index, item.name)
+        held: dict[Key, KernelObject] = {obj.key: obj for obj in objects}
+        held.update(self._ruleset.owned(probe))
+        held.update(_read_sysctls(probe))
+        return held
+
+    def capabilities(self) -> frozenset[str]:
+        return probe_capabilities()
+
+    def watch(self) -> AsyncIterator[str]:
+        return watch_kernel()
+
+    def underlay(self, address: IPv4Address) -> tuple[str, int]:
+        """Name and MTU of the link that carries `address`. OSError if no link does."""
+        names = {f.index: f.name for f in links.dump_links(self._sock)}
+        for addr in routes.dump_addrs(self._sock, names):
+            if addr.address.ip == address:
+                return addr.dev, int(Path(f"/sys/class/net/{addr.dev}/mtu").read_text())
+        raise OSError(errno.EADDRNOTAVAIL, f"no link of this host has the address {address}")
+
+    # --- writing
+
+    def apply(self, ops: Sequence[Op]) -> Result:
+        failed: dict[Key, KernelError] = {}
+        nft_ops: list[Op] = []
+        batch: list[tuple[Op, nl.Message]] = []
+        for op in ops:
+            if isinstance(op.subject, NftChain | NftSet | HookRule):
+                nft_ops.append(op)
+                continue
+            try:
+                message = self._message(op)
+                if message is not None:
+                    batch.append((op, message))
+                    continue
+                self._flush(batch, failed)
+                self._perform(op)
+            except OSError as error:
+                if op.verb == "put" or error.errno not in _GONE:
+                    failed[op.key] = KernelError(op.verb, " ".join(op.key), error.errno or errno.EIO, error.strerror or "")
+        self._flush(batch, failed)
+        if nft_ops:
+            refused = self._ruleset.apply(nft_ops)
+            failed.update({key: _nft_error(key, error) for key, error in refused.items()})
+        return Result(tuple(op.key for op in ops if op.key not in failed), failed)
+
+    def _message(self, op: Op) -> nl.Message | None:
+        """The one message that performs `op`, or None if it takes more than that (links, sysctls)."""
+        put = op.verb == "put"
+        match op.subject:
+            case Addr() as addr:
+                return (routes.put_addr if put else routes.del_addr)(addr, _index(addr.dev))
+            case Route() as route:
+                return (routes.put_route if put else routes.del_route)(route, _index(route.dev) if route.dev else 0)
+            case Neigh() as neigh:
+                return (routes.put_neigh if put else routes.del_neigh)(neigh, _index(neigh.dev))
+            case Fdb() as fdb:
+                return (routes.put_fdb if put else routes.del_fdb)(fdb, _index(fdb.dev))
+        return None
+
+    def _flush(self, batch: list[tuple[Op, nl.Message]], failed: dict[Key, KernelError]) -> None:
+        for (op, _), reply in zip(batch, self._sock.transact([m for _, m in batch]), strict=True):
+            if reply.errno and not (op.verb == "del" and reply.errno in _GONE):
+                failed[op.key] = KernelError(op.verb, " ".join(op.key), reply.errno, reply.text)
+        batch.clear()
+
+    def _perform(self, op: Op) -> None:
+        match op.subject:
+            case Sysctl(path, value):
+                (_SYSCTL_ROOT / path).write_text(value)
+            case VxlanLink() | BridgeLink() | EndpointLink() as link if op.verb == "del":
+                self._must(links.delete_link(_index(link.name)))
+            case EndpointLink() as link:
+                self._put_endpoint(link)
+            case VxlanLink() | BridgeLink() as link:
+                self._put_device(link)
+
+    def _put_device(self, link: VxlanLink | BridgeLink) -> None:
+        """Create, or bring in line; what cannot be changed on a living device (VNI, port, source, kind) replaces it."""
+        found = self._find(link.name)
+        if found is not None and not _changeable(found.link, link):
+            self._must(links.delete_link(found.index))
+            found = None
+        if found is None:
+            self._must(links.create_vxlan(link) if isinstance(link, VxlanLink) else links.create_bridge(link))
+        else:
+            self._must(links.set_link(found.index, link.mtu, link.mac, up=True))
+
+    def _put_endpoint(self, link: EndpointLink) -> None:
+        found = self._find(link.name)
+        if found is not None and found.link is None:
+            self._must(links.delete_link(found.index))
+            found = None
+        if found is not None:
+            self._must(links.set_link(found.index, link.mtu, up=True, proxy_arp=True))
+        elif link.netns:
+            self._plumb_inside(link)
+        else:
+            self._create_pair(link, None)
+        _answer_at_once(link.name)
+
+    def _plumb_inside(self, link: EndpointLink) -> None:
+        """The pair with its other end in the sandbox's namespace, and everything there, in two sends."""
+        fd = os.open(link.netns, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with inside(fd):
+                there = nl.NetlinkSocket()
+            with contextlib.closing(there):
+                peer_index = self._create_pair(link, fd)
+                for reply in there.transact(links.inside_messages(link, peer_index)):
+                    if reply.errno:
+                        with contextlib.suppress(OSError):
+                            self._must(links.delete_link(_index(link.name)))
+                        raise OSError(reply.errno, f"inside {link.netns}: {reply.text or os.strerror(reply.errno)}")
+        finally:
+            os.close(fd)
+
+    def _create_pair(self, link: EndpointLink, netns_fd: int | None) -> int:
+        """Create the veth pair with indexes of our choice; returns that of the other end."""
+        index = random.randrange(_INDEX_FROM, 1 << 31, 2)
+        create = links.create_veth(link, index, index + 1, netns_fd)
+        self._must(create, links.set_link(index, proxy_arp=True))
+        return index + 1
+
+    def _find(self, name: str) -> links.Found | None:
+        try:
+            index = _index(name)
+        except OSError:
+            return None
+        for kind, body in self._sock.ask(nl.Message(links.RTM_GETLINK, 0, links.get_body(index))):
+            if kind == links.RTM_NEWLINK:
+                return links.decode_link(body)
+        return None
+
+    def _must(self, *messages: nl.Message) -> None:
+        for reply in self._sock.transact(messages):
+            if reply.errno:
+                raise OSError(reply.errno, reply.text or os.strerror(reply.errno))
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+def _index(name: str) -> int:
+    """Interface index by name in this namespace. OSError ENODEV if there is none."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError as error:
+        raise OSError(errno.ENODEV, f"no link named {name}") from error
+
+
+def _changeable(now: links.Link | None, wanted: VxlanLink | BridgeLink) -> bool:
+    if isinstance(now, VxlanLink) and isinstance(wanted, VxlanLink):
+        return (now.vni, now.port, now.local) == (wanted.vni, wanted.port, wanted.local)
+    return type(now) is type(wanted)
+
+
+def _answer_at_once(dev: str) -> None:
+    """No random delay before a proxy ARP answer (default up to 0.8 s, arp(7) proxy_delay)."""
+    (_SYSCTL_ROOT / "ipv4/neigh" / dev / "proxy_delay").write_text("0")
+
+
+def _read_sysctls(probe: Iterable[Key]) -> dict[Key, KernelObject]:
+    found: dict[Key, KernelObject] = {}
+    for key in probe:
+        if key[0] == "sysctl":
+            with contextlib.suppress(OSError):
+                found[key] = Sysctl(key[1], (_SYSCTL_ROOT / key[1]).read_text().strip())
+    return found
+
+
+def _nft_error(key: Key, error: NftError) -> KernelError:
+    return KernelError("nft", " ".join(key), errno.EINVAL, str(error))

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Links as `ip link` knows them: VXLAN, bridge and the host side of an endpoint's veth <-> RTM_NEWLINK messages.
+
+Sources: rtnetlink(7), include/uapi/linux/if_link.h. A veth pair is made by one request with both interface indexes chosen by us: the
+peer's index is honoured only if the host side's is given too, and a peer may not be created already up.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface
+
+from plait.kernel.linux import netlink as nl
+from plait.model.objects import PREFIX, BridgeLink, EndpointLink, VxlanLink
+
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWADDR, RTM_NEWROUTE = 20, 24
+_IFINFO = struct.Struct("=BxHiII")
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_AF_SPEC, _IFLA_NET_NS_FD = 1, 3, 4, 18, 26, 28
+_INFO_KIND, _INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
+_VXLAN_ID, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PORT = 1, 4, 7, 15
+_BR_FORWARD_DELAY, _BR_STP_STATE = 1, 5
+_INET_CONF = 1
+_CONF_PROXY_ARP = 3
+"""Offsets into the IFLA_INET_CONF array are one less than IPV4_DEVCONF_* (include/uapi/linux/ip.h): PROXY_ARP is the third."""
+_IFF_UP = 1
+Link = VxlanLink | BridgeLink | EndpointLink
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One link of the kernel: its index and, if it is one of ours, what it is as an object."""
+
+    index: int
+    name: str
+    link: Link | None
+
+
+def decode_link(body: bytes) -> Found:
+    """One RTM_NEWLINK body. Raises NetlinkParseError."""
+    if len(body) < _IFINFO.size:
+        raise nl.NetlinkParseError(f"link message of {len(body)} bytes is too short")
+    _, _, index, flags, _ = _IFINFO.unpack_from(body)
+    attrs = nl.parse_attrs(body[_IFINFO.size :])
+    name = nl.text_of(attrs.get(_IFLA_IFNAME, b""))
+    if not name.startswith(PREFIX):
+        return Found(index, name, None)
+    info = nl.parse_attrs(attrs.get(_IFLA_LINKINFO, b""))
+    kind = nl.text_of(info.get(_INFO_KIND, b""))
+    mac = attrs.get(_IFLA_ADDRESS, b"").hex(":")
+    mtu = nl.number_of(attrs.get(_IFLA_MTU))
+    up = bool(flags & _IFF_UP)
+    if kind == "vxlan":
+        return Found(index, name, _decode_vxlan(name, info.get(_INFO_DATA, b""), mac, mtu, up))
+    if kind == "bridge":
+        return Found(index, name, BridgeLink(name, mac, mtu, up))
+    if kind == "veth" and name.startswith(f"{PREFIX}e"):
+        return Found(index, name, EndpointLink(name, mtu, up and _proxy_arp(attrs.get(_IFLA_AF_SPEC, b""))))
+    return Found(index, name, None)
+
+
+def _decode_vxlan(name: str, data: bytes, mac: str, mtu: int, up: bool) -> VxlanLink:
+    attrs = nl.parse_attrs(data)
+    local = attrs.get(_VXLAN_LOCAL, b"\0\0\0\0")
+    port = int.from_bytes(attrs.get(_VXLAN_PORT, b"\0\0"), "big")
+    if len(local) != 4:
+        raise nl.NetlinkParseError(f"vxlan {name}: local address of {len(local)} bytes")
+    return VxlanLink(name, nl.number_of(attrs.get(_VXLAN_ID)), port, IPv4Address(local), mac, mtu, up)
+
+
+def _proxy_arp(af_spec: bytes) -> bool:
+    inet = nl.parse_attrs(af_spec).get(socket.AF_INET, b"")
+    conf = nl.parse_attrs(inet).get(_INET_CONF, b"")
+    start = (_CONF_PROXY_ARP - 1) * 4
+    return nl.number_of(conf[start : start + 4]) == 1
+
+
+def dump_links(sock: nl.NetlinkSocket) -> list[Found]:
+    """Every link of the namespace."""
+    found = sock.dump(RTM_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0))
+    return [decode_link(body) for kind, body in found if kind == RTM_NEWLINK]
+
+
+def _head(index: int = 0, up: bool | None = None) -> bytes:
+    flags, change = (0, 0) if up is None else (_IFF_UP if up else 0, _IFF_UP)
+    return _IFINFO.pack(0, 0, index, flags, change)
+
+
+def get_body(index: int) -> bytes:
+    """The body of an RTM_GETLINK request for one link."""
+    return _head(index)
+
+
+def create_vxlan(link: VxlanLink) -> nl.Message:
+    data = nl.nested(
+        _INFO_DATA,
+        nl.attr_u32(_VXLAN_ID, link.vni),
+        nl.attr(_VXLAN_LOCAL, link.local.packed),
+        nl.attr_u8(_VXLAN_LEARNING, 0),
+        nl.attr_u16be(_VXLAN_PORT, link.port),
+    )
+    return _create(link.name, link.mac, link.mtu, "vxlan", data)
+
+
+def create_bridge(link: BridgeLink) -> nl.Message:
+    data = nl.nested(_INFO_DATA, nl.attr_u32(_BR_FORWARD_DELAY, 0), nl.attr_u32(_BR_STP_STATE, 0))
+    return _create(link.name, link.mac, link.mtu, "bridge", data)
+
+
+def _create(name: str, mac: str, mtu: int, kind: str, data: bytes) -> nl.Message:
+    body = _head(up=True) + nl.attr_text(_IFLA_IFNAME, name) + nl.attr(_IFLA_ADDRESS, mac_bytes(mac)) + nl.attr_u32(_IFLA_MTU, mtu)
+    body += nl.nested(_IFLA_LINKINFO, nl.attr_text(_INFO_KIND, kind), data)
+    return nl.Message(RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, body)
+
+
+def create_veth(link: EndpointLink, index: int, peer_index: int, netns_fd: int | None) -> nl.Message:
+    """The pair in one request: host side up, the other end in the namespace of `netns_fd` under its final name, or here as `peer`."""
+    peer = _head(peer_index) + nl.attr_text(_IFLA_IFNAME, link.peer if netns_fd is None else link.ifname)
+    peer += nl.attr_u32(_IFLA_MTU, link.mtu) + nl.attr(_IFLA_ADDRESS, mac_bytes(link.mac))
+    if netns_fd is not None:
+        peer += nl.attr_u32(_IFLA_NET_NS_FD, netns_fd)
+    info = nl.nested(_IFLA_LINKINFO, nl.attr_text(_INFO_KIND, "veth"), nl.nested(_INFO_DATA, nl.attr(_VETH_INFO_PEER | 0x8000, peer)))
+    body = _head(index, up=True) + nl.attr_text(_IFLA_IFNAME, link.name) + nl.attr_u32(_IFLA_MTU, link.mtu) + info
+    return nl.Message(RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, body)
+
+
+def set_link(index: int, mtu: int = 0, mac: str = "", up: bool | None = None, proxy_arp: bool = False) -> nl.Message:
+    """Change an existing link; what is left at its default stays as it is."""
+    body = _head(index, up)
+    if mtu:
+        body += nl.attr_u32(_IFLA_MTU, mtu)
+    if mac:
+        body += nl.attr(_IFLA_ADDRESS, mac_bytes(mac))
+    if proxy_arp:
+        conf = nl.nested(_INET_CONF, nl.attr_u32(_CONF_PROXY_ARP, 1))
+        body += nl.nested(_IFLA_AF_SPEC, nl.nested(socket.AF_INET, conf))
+    return nl.Message(RTM_NEWLINK, 0, body)
+
+
+def delete_link(index: int) -> nl.Message:
+    return nl.Message(RTM_DELLINK, 0, _head(index))
+
+
+def inside_messages(link: EndpointLink, peer_index: int) -> list[nl.Message]:
+    """What makes the sandbox's side work, in order: loopback up, the link up, its address, the default route."""
+    messages = [set_link(1, up=True), set_link(peer_index, up=True)]
+    if link.address is not None:
+        messages.append(_address(peer_index, link.address))
+    if link.gateway is not None:
+        route = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 254, 4, 0, 1, 0)
+        route += nl.attr(5, link.gateway.packed) + nl.attr_u32(4, peer_index)
+        messages.append(nl.Message(RTM_NEWROUTE, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, route))
+    return messages
+
+
+def _address(index: int, address: IPv4Interface) -> nl.Message:
+    body = struct.pack("=BBBBI", socket.AF_INET, address.network.prefixlen, 0, 0, index)
+    body += nl.attr(2, address.ip.packed) + nl.attr(1, address.ip.packed)
+    if address.network.prefixlen < 31:
+        body += nl.attr(4, address.network.broadcast_address.packed)
+    return nl.Message(RTM_NEWADDR, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, body)
+
+
+def mac_bytes(mac: str) -> bytes:
+    """Six bytes of a colon-separated MAC. ValueError if it is none."""
+    raw = bytes.fromhex(mac.replace(":", ""))
+    if len(raw) != 6:
+        raise ValueError(f"{mac!r} is not a MAC address")
+    return raw

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this kernel can do, found out by trying in a namespace made for it: nothing is touched on the host."""
+
+from __future__ import annotations
+
+import contextlib
+from ipaddress import IPv4Address
+
+from plait.kernel.linux import link as links
+from plait.kernel.linux import netlink as nl
+from plait.kernel.linux.netns import in_thread, unshare_net
+from plait.kernel.linux.nft import NftError, open_nft
+from plait.model.objects import BridgeLink, EndpointLink, VxlanLink
+
+_MAC = "02:00:00:00:00:01"
+
+
+def probe_capabilities() -> frozenset[str]:
+    """Of "vxlan", "bridge", "veth", "nft" those that work here."""
+    return in_thread(_probe)
+
+
+def _probe() -> frozenset[str]:
+    unshare_net()
+    found: set[str] = set()
+    trials = {
+        "vxlan": links.create_vxlan(VxlanLink("pl-x1", 1, 4789, IPv4Address("127.0.0.1"), _MAC, 1450)),
+        "bridge": links.create_bridge(BridgeLink("pl-gw", _MAC)),
+        "veth": links.create_veth(EndpointLink("pl-e0", 1500, peer="pl-p0", mac=_MAC), 1001, 1002, None),
+    }
+    with contextlib.closing(nl.NetlinkSocket()) as sock:
+        for name, message in trials.items():
+            if sock.transact([message])[0].errno == 0:
+                found.add(name)
+    with contextlib.suppress(NftError):
+        open_nft().run("add table inet plait\nadd set inet plait s { type ipv4_addr . ipv4_addr; flags interval; }\n")
+        found.add("nft")
+    return frozenset(found)

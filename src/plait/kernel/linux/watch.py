@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernel events as words: rtnetlink and nftables multicast groups -> "link", "addr", "route", "neigh", "nft", "overrun".
+
+Only that something changed matters: the pass that follows reads the truth. Words that wait already are not repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import AsyncIterator
+
+from plait.kernel.linux.netlink import NETLINK_NETFILTER, NetlinkParseError, parse_messages
+
+_RTMGRP_LINK, _RTMGRP_NEIGH, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE = 0x1, 0x4, 0x10, 0x40
+_NFNLGRP_NFTABLES = 7
+_RECV_BYTES = 64 * 1024
+_READS_AT_ONCE = 64
+_ROUTE_WORDS = {16: "link", 17: "link", 20: "addr", 21: "addr", 24: "route", 25: "route", 28: "neigh", 29: "neigh"}
+
+
+def _open(protocol: int, groups: int) -> socket.socket:
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    sock.bind((0, groups))
+    return sock
+
+
+def read_words(sock: socket.socket, nft: bool) -> set[str]:
+    """What the datagrams that wait on `sock` are about. A full buffer is "overrun": something was missed."""
+    words: set[str] = set()
+    for _ in range(_READS_AT_ONCE):
+        try:
+            data = sock.recv(_RECV_BYTES)
+        except BlockingIOError:
+            break
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            words.add("overrun")
+            continue
+        with contextlib.suppress(NetlinkParseError):
+            words |= {"nft" if nft else _ROUTE_WORDS.get(kind, "") for kind, _, _, _ in parse_messages(data)}
+    return words - {""}
+
+
+async def watch_kernel() -> AsyncIterator[str]:
+    """Yield a word whenever something of its kind changed in this namespace. Never returns."""
+    loop = asyncio.get_running_loop()
+    pending: set[str] = set()
+    wake = asyncio.Event()
+    route = _open(socket.NETLINK_ROUTE, _RTMGRP_LINK | _RTMGRP_NEIGH | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV4_ROUTE)
+    nft = _open(NETLINK_NETFILTER, 1 << (_NFNLGRP_NFTABLES - 1))
+
+    def on_readable(sock: socket.socket, is_nft: bool) -> None:
+        pending.update(read_words(sock, is_nft))
+        if pending:
+            wake.set()
+
+    loop.add_reader(route, on_readable, route, False)
+    loop.add_reader(nft, on_readable, nft, True)
+    try:
+        while True:
+            await wake.wait()
+            wake.clear()
+            words = sorted(pending)
+            pending.clear()
+            for word in words:
+                yield word
+    finally:
+        for sock in (route, nft):
+            loop.remove_reader(sock)
+            sock.close()

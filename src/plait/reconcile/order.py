@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one order in which operations are applied, so that each finds what it depends on and nothing is cut before its replacement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from plait.model.objects import (
+    Addr,
+    BridgeLink,
+    EndpointLink,
+    Fdb,
+    HookRule,
+    KernelObject,
+    Neigh,
+    NftChain,
+    NftSet,
+    Op,
+    Route,
+    Sysctl,
+    VxlanLink,
+)
+
+_RANKS: tuple[tuple[type[KernelObject], ...], ...] = (
+    (VxlanLink, BridgeLink, EndpointLink),
+    (Addr,),
+    (Sysctl,),
+    (Neigh, Fdb),
+    (Route,),
+    (NftSet,),
+    (NftChain,),
+    (HookRule,),
+)
+
+
+def rank(obj: KernelObject) -> int:
+    """0 for links, growing with what depends on what: address, sysctl, neighbour, route, set, chain, hook rule."""
+    return next(number for number, kinds in enumerate(_RANKS) if isinstance(obj, kinds))
+
+
+def order(ops: Iterable[Op]) -> list[Op]:
+    """Puts by rank, then deletions by falling rank; within a rank by key, so that equal input gives equal output."""
+    listed = list(ops)
+    puts = sorted((op for op in listed if op.verb == "put"), key=lambda op: (rank(op.subject), op.key))
+    deletions = sorted((op for op in listed if op.verb == "del"), key=lambda op: (-rank(op.subject), op.key))
+    return puts + deletions
