@@ -40,9 +40,10 @@ def environment() -> dict[str, str]:
 
 
 def argv(holder: Process, command: Sequence[str]) -> list[str]:
-    """`command` as it must be executed from outside to run in all namespaces of the host that `holder` holds."""
+    """`command` as it must be executed from outside to run in all namespaces of the host that `holder` holds. The process that does
+    so waits for the command and ends as it does; if it is killed itself, the command is killed too."""
     forbid_machine(holder.net)
-    return ["nsenter", "-t", str(holder.pid), "-m", "-u", "-i", "-n", "-p", "--", *command]
+    return ["nsenter", "-t", str(holder.pid), "-m", "-u", "-i", "-n", "-p", "--", "setpriv", "--pdeathsig", "KILL", *command]
 
 
 def net_argv(holder: Process, command: Sequence[str]) -> list[str]:

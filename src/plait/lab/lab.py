@@ -82,8 +82,8 @@ class Lab:
         return inside.run(host, self.state.holder(host), command, timeout_s=timeout_s, check=check, text=text)
 
     def popen(self, host: str, *command: str, **options: Any) -> subprocess.Popen[Any]:
-        """Start `command` in `host` and return at once; `options` are those of subprocess.Popen. Killing the returned process leaves
-        its child in the host alive until the host ends: end it by closing its input, or by a command in the host."""
+        """Start `command` in `host` and return at once; `options` are those of subprocess.Popen. SIGKILL of the returned process
+        kills the command."""
         return subprocess.Popen(self.argv(host, command), env=inside.environment(), **options)
 
     def path(self, host: str, path: str) -> Path:
