@@ -127,9 +127,7 @@ class Sandboxes:
     async def report(self) -> None:
         """Tell the agent what runs."""
         endpoints = self._ops.endpoints(RUNTIME)
-        await self._ops.report(
-            RUNTIME, [self._container(endpoints[self._id(n)]) for n in self._sandboxes if self._id(n) in endpoints]
-        )
+        await self._ops.report(RUNTIME, [self._container(endpoints[self._id(n)]) for n in self._sandboxes if self._id(n) in endpoints])
 
     async def recover(self) -> None:
         """Once at start: remove sandboxes whose namespace or command is gone, and endpoints that have no sandbox."""

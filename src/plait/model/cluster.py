@@ -110,7 +110,11 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One instance of a service as registered at its node's agent (Consul: a service with an id)."""
+    """One instance of a service as registered at its node's agent (Consul: a service with an id).
+
+    `container` names the container of the same node that it was registered for without an address: its address follows that
+    container, and it is `down` while that container does not run.
+    """
 
     id: str
     name: str
@@ -123,6 +127,8 @@ class Instance:
     enable_tag_override: bool = False
     weight_passing: int = 1
     weight_warning: int = 1
+    container: str = ""
+    down: bool = False
     create_index: int = 0
     modify_index: int = 0
 
