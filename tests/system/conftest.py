@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from plait.lab.lab import Lab, sweep
-from plait.lab.spec import LabSpec, parse_toml, simple
+from plait.lab.spec import parse_toml, simple
 
 _numbers = itertools.count(1)
 MakeLab = Callable[..., Lab]
@@ -34,11 +34,8 @@ def make_lab(swept_labs: None) -> Iterator[MakeLab]:
     made: list[Lab] = []
 
     def make(*, hosts: int = 3, toml: str | None = None, agents: bool = True, engines: bool = False) -> Lab:
-        spec: LabSpec
-        if toml is None:
-            spec = simple(hosts, agents=agents, engines=engines)
-        else:
-            spec = parse_toml(toml, agents=agents, engines=engines)
+        flags = {"agents": agents, "engines": engines}
+        spec = simple(hosts, **flags) if toml is None else parse_toml(toml, **flags)
         lab = Lab.up(spec, f"test-{os.getpid()}-{next(_numbers)}", owned=True)
         made.append(lab)
         return lab
