@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The JSON shapes of the local admin API: what the agent answers and the command line shows.
+
+Addresses and networks are texts ("10.28.0.2", "10.28.0.0/20"), times are seconds since the epoch, and every list is in the order in
+which it shall be shown. A key added later is absent from the answers of an older agent, so readers use `.get` for it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+
+class NodeRow(TypedDict):
+    """A node of the cluster. `tunnel` is its overlay address ("" while it has none), `blocks` the CIDRs it holds, all networks."""
+
+    name: str
+    id: str
+    address: str
+    tunnel: str
+    mtu: int
+    version: str
+    alive: bool
+    me: bool
+    gateway: bool
+    blocks: list[str]
+
+
+class NetworkRow(TypedDict):
+    """A network; `endpoints` counts its attachments on all nodes."""
+
+    name: str
+    subnet: str
+    gateway: str
+    backend: str
+    vni: int
+    internal: bool
+    block_prefix: int
+    endpoints: int
+    labels: dict[str, str]
+    options: dict[str, str]
+
+
+class EndpointRow(TypedDict):
+    """One attachment of a container or sandbox to a network."""
+
+    id: str
+    name: str
+    node: str
+    runtime: str
+    address: str
+    mac: str
+    aliases: list[str]
+    ports: list[str]
+
+
+class NetworkView(NetworkRow):
+    """A network with who holds which part of it and who is attached."""
+
+    held: list[BlockRow]
+    attached: list[EndpointRow]
+
+
+class BlockRow(TypedDict):
+    """A part of a pool. `size` and `used` count addresses that can be handed out; `used` is -1 where an engine counts them itself."""
+
+    network: str
+    cidr: str
+    node: str
+    purpose: str
+    size: int
+    used: int
+
+
+class PortRow(TypedDict):
+    """A published port of one container."""
+
+    node: str
+    container: str
+    network: str
+    proto: str
+    host_ip: str
+    host_port: int
+    address: str
+    container_port: int
+
+
+class ContainerRow(TypedDict):
+    """A container or sandbox anywhere in the cluster; `addresses` by network; `ports` as "0.0.0.0:8080->80/tcp"."""
+
+    id: str
+    name: str
+    node: str
+    runtime: str
+    state: str
+    image: str
+    labels: dict[str, str]
+    addresses: dict[str, str]
+    ports: list[str]
+    started: float
+
+
+class StoreState(TypedDict):
+    """How this agent reaches the shared state: `role` "embedded" (it carries it) or "remote"."""
+
+    role: str
+    address: str
+    reachable: bool
+    revision: int
+
+
+class EngineState(TypedDict):
+    """A container engine of this host; `error` is "" while it answers."""
+
+    runtime: str
+    reachable: bool
+    version: str
+    containers: int
+    error: str
+
+
+class PathState(TypedDict):
+    """The way to one other node: underlay address, backend, bytes that a packet may have inside; `error` is "" when it is usable."""
+
+    node: str
+    address: str
+    backend: str
+    mtu: int
+    error: str
+
+
+class ConditionRow(TypedDict):
+    """Something that is wrong now, and what to do about it (docs/health-codes.md)."""
+
+    code: str
+    severity: Literal["error", "warning"]
+    subject: str
+    title: str
+    text: str
+    todo: str
+    since: float
+
+
+class StatusView(TypedDict):
+    """Everything that `plait status` shows. `well` is true when no condition holds."""
+
+    well: bool
+    node: str
+    version: str
+    uptime_s: float
+    store: StoreState
+    nodes: list[NodeRow]
+    networks: list[NetworkRow]
+    engines: list[EngineState]
+    blocks: list[BlockRow]
+    paths: list[PathState]
+    conditions: list[ConditionRow]
+
+
+class PlanEntry(TypedDict):
+    """One kernel object: what would be done to it ("put", "del"), its key, and the commands that would do the same by hand."""
+
+    verb: Literal["put", "del"]
+    key: list[str]
+    commands: list[str]
+
+
+class TokenView(TypedDict):
+    """A join token: usable once until `expires`, at the store's join `address` (host, without port)."""
+
+    token: str
+    address: str
+    expires: float
+
+
+class SandboxView(TypedDict):
+    """A sandbox on this host. `netns` is the path of its namespace, `pid` its command (0: none), `dns` and `search` go into resolv.conf."""
+
+    name: str
+    network: str
+    netns: str
+    address: str
+    gateway: str
+    dns: list[str]
+    search: str
+    ports: list[str]
+    pid: int
