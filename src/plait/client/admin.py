@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Client of the local admin API, with nothing but the standard library, so that a command starts fast.
+
+Data in: method calls of the command line. Data out: the agent's JSON answers in the shapes of `plait.model.report`. One connection per
+call; every call is bounded in time.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+from urllib.parse import quote
+
+from plait.model.errors import PlaitError
+from plait.model.report import (
+    BlockRow,
+    ContainerRow,
+    NetworkRow,
+    NetworkView,
+    NodeRow,
+    PlanEntry,
+    PortRow,
+    SandboxView,
+    StatusView,
+    TokenView,
+)
+
+SOCKET = Path("/run/plait/plait.sock")
+TIMEOUT_S = 35.0
+"""Longest wait for an answer; a little more than the agent allows a request, so that its own words arrive."""
+
+
+class AgentNotRunning(PlaitError):
+    """Nobody answers on the admin socket of this host."""
+
+
+class Refused(PlaitError):
+    """The agent's answer was an error. `kind` is the class name of the agent's own error, `status` the HTTP status."""
+
+    def __init__(self, text: str, kind: str, status: int) -> None:
+        super().__init__(text)
+        self.kind, self.status = kind, status
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class AdminClient:
+    """The agent of this host. Each method raises AgentNotRunning, or Refused with the agent's own words."""
+
+    def __init__(self, path: Path = SOCKET, timeout_s: float = TIMEOUT_S) -> None:
+        self._path, self._timeout_s = path, timeout_s
+
+    def status(self) -> StatusView:
+        return cast(StatusView, self._call("GET", "status"))
+
+    def nodes(self) -> list[NodeRow]:
+        return cast(list[NodeRow], self._call("GET", "nodes"))
+
+    def forget_node(self, name: str) -> None:
+        self._call("DELETE", f"nodes/{quote(name, '')}")
+
+    def networks(self) -> list[NetworkRow]:
+        return cast(list[NetworkRow], self._call("GET", "networks"))
+
+    def network(self, name: str) -> NetworkView:
+        return cast(NetworkView, self._call("GET", f"networks/{quote(name, '')}"))
+
+    def create_network(
+        self,
+        name: str,
+        subnet: str | None = None,
+        gateway: str | None = None,
+        internal: bool = False,
+        labels: Mapping[str, str] | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> NetworkRow:
+        """Make a network, or return the equal existing one. `subnet` None: the next free one."""
+        body = {
+            "name": name,
+            "subnet": subnet,
+            "gateway": gateway,
+            "internal": internal,
+            "labels": dict(labels or {}),
+            "options": dict(options or {}),
+        }
+        return cast(NetworkRow, self._call("POST", "networks", body))
+
+    def remove_network(self, name: str, force: bool = False) -> None:
+        self._call("DELETE", f"networks/{quote(name, '')}?force={int(force)}")
+
+    def ipam(self) -> list[BlockRow]:
+        return cast(list[BlockRow], self._call("GET", "ipam"))
+
+    def ports(self) -> list[PortRow]:
+        return cast(list[PortRow], self._call("GET", "ports"))
+
+    def ps(self) -> list[ContainerRow]:
+        return cast(list[ContainerRow], self._call("GET", "ps"))
+
+    def plan(self, diff: bool = False) -> list[PlanEntry]:
+        """The desired state of this node, or (`diff`) what the next pass would change."""
+        return cast(list[PlanEntry], self._call("GET", f"plan?diff={int(diff)}"))
+
+    def create_token(self, ttl_s: int) -> TokenView:
+        return cast(TokenView, self._call("POST", "tokens", {"ttl_s": ttl_s}))
+
+    def set_gateway(self, enabled: bool) -> None:
+        self._call("POST" if enabled else "DELETE", "gateway")
+
+    def create_sandbox(
+        self,
+        name: str,
+        network: str = "",
+        address: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        ports: tuple[str, ...] = (),
+        aliases: tuple[str, ...] = (),
+    ) -> SandboxView:
+        """Make a sandbox; it stays until `remove_sandbox`, or until the process told to `sandbox_started` ends."""
+        body = {
+            "name": name,
+            "network": network,
+            "address": address,
+            "labels": dict(labels or {}),
+            "ports": list(ports),
+            "aliases": list(aliases),
+        }
+        return cast(SandboxView, self._call("POST", "sandboxes", body))
+
+    def sandbox(self, name: str) -> SandboxView:
+        return cast(SandboxView, self._call("GET", f"sandboxes/{quote(name, '')}"))
+
+    def sandbox_started(self, name: str, pid: int) -> None:
+        self._call("POST", f"sandboxes/{quote(name, '')}/pid", {"pid": pid})
+
+    def remove_sandbox(self, name: str) -> None:
+        self._call("DELETE", f"sandboxes/{quote(name, '')}")
+
+    def _call(self, method: str, path: str, body: object = None) -> object:
+        """The decoded JSON answer of one request."""
+        connection = _Connection(self._path, self._timeout_s)
+        try:
+            connection.request(method, f"/v1/{path}", body=None if body is None else json.dumps(body))
+            answer = connection.getresponse()
+            raw = answer.read()
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise AgentNotRunning(
+                f"the plait agent is not running (no answer on {self._path}); start it with `systemctl start plait` or `plait agent`"
+            ) from error
+        except PermissionError as error:
+            raise PlaitError(f"not allowed to open {self._path}: run the command as root or as a member of the group `plait`") from error
+        except TimeoutError as error:
+            raise PlaitError(
+                f"the plait agent did not answer {method} /v1/{path} within {self._timeout_s:g} s; look at its log (`journalctl -u plait`)"
+            ) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise PlaitError(
+                f"the plait agent broke off {method} /v1/{path} ({error!r}); try again, or look at its log (`journalctl -u plait`)"
+            ) from error
+        finally:
+            connection.close()
+        return _decoded(answer.status, raw, f"{method} /v1/{path}")
+
+
+def _decoded(status: int, raw: bytes, what: str) -> object:
+    """The answer's JSON; Refused if it is an error."""
+    try:
+        value: object = json.loads(raw)
+    except ValueError as error:
+        raise PlaitError(f"{what} on the agent's socket was answered with something that is not JSON (status {status})") from error
+    if status < 400:
+        return value
+    told = value if isinstance(value, dict) else {}
+    raise Refused(str(told.get("error", f"{what}: status {status}")), str(told.get("kind", "")), status)
