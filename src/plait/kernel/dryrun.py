@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operations as the `ip`, `bridge`, `sysctl` and `nft` lines that one would type. What `plait plan` prints and the golden tests compare."""
+
+from __future__ import annotations
+
+from plait.kernel.linux.nft import script_of
+from plait.model.objects import (
+    HOOK_COMMENT,
+    ROUTE_PROTOCOL,
+    Addr,
+    BridgeLink,
+    EndpointLink,
+    Fdb,
+    HookRule,
+    KernelObject,
+    Neigh,
+    Op,
+    Route,
+    Sysctl,
+    VxlanLink,
+)
+
+
+def render(op: Op) -> list[str]:
+    """The lines that perform `op`; never empty for a put."""
+    match op.subject:
+        case VxlanLink() | BridgeLink() | EndpointLink() as link:
+            return _link(link) if op.verb == "put" else [f"ip link del {link.name}"]
+        case Addr(dev, address):
+            return [f"ip addr {'replace' if op.verb == 'put' else 'del'} {address} dev {dev}"]
+        case Route() as route:
+            return [f"ip route {'replace' if op.verb == 'put' else 'del'} {_route(route)}"]
+        case Neigh(dev, address, mac):
+            tail = f" lladdr {mac} nud permanent" if op.verb == "put" else ""
+            return [f"ip neigh {'replace' if op.verb == 'put' else 'del'} {address} dev {dev}{tail}"]
+        case Fdb(dev, mac, dst):
+            return [f"bridge fdb {'replace' if op.verb == 'put' else 'del'} {mac} dev {dev} dst {dst} self permanent"]
+        case Sysctl(path, value):
+            return [f"sysctl -w net.{path.replace('/', '.')}={value}"]
+        case HookRule(family, table, chain, rule):
+            if op.verb == "put":
+                return [f'nft insert rule {family} {table} {chain} {rule} comment "{HOOK_COMMENT}"']
+            return [f"nft delete rule {family} {table} {chain} ({rule})"]
+        case _:
+            lines = script_of([op]).splitlines()
+            return [f"nft {line}" for line in lines if line != "add table inet plait"]
+
+
+def _link(link: KernelObject) -> list[str]:
+    match link:
+        case VxlanLink():
+            kind = f"type vxlan id {link.vni} local {link.local} dstport {link.port} nolearning"
+            return [f"ip link add {link.name} address {link.mac} mtu {link.mtu} {kind}", f"ip link set {link.name} up"]
+        case BridgeLink():
+            return [f"ip link add {link.name} address {link.mac} mtu {link.mtu} type bridge", f"ip link set {link.name} up"]
+        case EndpointLink():
+            return _endpoint(link)
+    raise AssertionError(link)
+
+
+def _endpoint(link: EndpointLink) -> list[str]:
+    inside = f" netns {link.netns}" if link.netns else ""
+    peer = link.ifname if link.netns else link.peer
+    lines = [
+        f"ip link add {link.name} mtu {link.mtu} type veth peer name {peer} address {link.mac} mtu {link.mtu}{inside}",
+        f"ip link set {link.name} up",
+        f"sysctl -w net.ipv4.conf.{link.name}.proxy_arp=1",
+    ]
+    if link.netns and link.address is not None:
+        enter = f"nsenter --net={link.netns} ip"
+        lines += [f"{enter} link set {link.ifname} up", f"{enter} addr replace {link.address} dev {link.ifname}"]
+        if link.gateway is not None:
+            lines.append(f"{enter} route replace default via {link.gateway} dev {link.ifname}")
+    return lines
+
+
+def _route(route: Route) -> str:
+    words = [str(route.dst)] if route.kind == "unicast" else [route.kind, str(route.dst)]
+    if route.via is not None:
+        words.append(f"via {route.via}")
+    if route.dev:
+        words.append(f"dev {route.dev}")
+    words.append(f"proto {ROUTE_PROTOCOL}")
+    if route.scope != "global":
+        words.append(f"scope {route.scope}")
+    if route.src is not None:
+        words.append(f"src {route.src}")
+    if route.metric:
+        words.append(f"metric {route.metric}")
+    if route.mtu:
+        words.append(f"mtu {route.mtu}")
+    if route.onlink:
+        words.append("onlink")
+    return " ".join(words)

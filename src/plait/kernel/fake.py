@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A kernel in memory with the errors and dependencies of the real one; the contract suite runs the same text over both.
+
+It models: parents (an address on a missing link is ENODEV, everything on a link goes with it), idempotent puts and deletions, foreign
+hooks that may be absent. It lies in one thing: nft operations do not fail as one transaction unless `fail_next` says so for each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import AsyncIterator, Iterable, Sequence
+
+from plait.kernel.api import Result
+from plait.model.errors import KernelError
+from plait.model.objects import Addr, EndpointLink, Fdb, HookRule, KernelObject, Key, Neigh, Op, Route, Sysctl
+
+CAPABILITIES = frozenset({"vxlan", "bridge", "veth", "nft"})
+
+
+class FakeKernel:
+    """See `kernel.api.Kernel`. `writes` counts the operations that were applied."""
+
+    def __init__(self, hooks: Iterable[tuple[str, str, str]] = ()) -> None:
+        self.objects: dict[Key, KernelObject] = {}
+        self.hooks = set(hooks)
+        self.writes = 0
+        self._failures: dict[Key, int] = {}
+        self._events: asyncio.Queue[str] = asyncio.Queue()
+
+    # --- what tests do to it
+
+    def fail_next(self, key: Key, number: int = errno.EINVAL) -> None:
+        """The next operation on `key` is refused with this errno."""
+        self._failures[key] = number
+
+    def trample(self, key: Key, obj: KernelObject | None) -> None:
+        """Somebody else replaces or removes an object behind our back; what depends on a removed link goes too."""
+        if obj is None:
+            self._remove(key)
+        else:
+            self.objects[key] = obj
+        self._events.put_nowait(key[0])
+
+    # --- the seam
+
+    def owned(self, probe: Iterable[Key] = ()) -> dict[Key, KernelObject]:
+        probe = set(probe)
+        held = {key: obj for key, obj in self.objects.items() if not isinstance(obj, Sysctl) or key in probe}
+        for key in probe:
+            if key[0] == "hook" and (key[1], key[2], key[3]) not in self.hooks:
+                held[key] = HookRule(key[1], key[2], key[3], key[4])
+        return held
+
+    def apply(self, ops: Sequence[Op]) -> Result:
+        failed: dict[Key, KernelError] = {}
+        for op in ops:
+            number = self._failures.pop(op.key, 0) or self._refusal(op)
+            if number:
+                failed[op.key] = KernelError(op.verb, " ".join(op.key), number)
+                continue
+            self.writes += 1
+            self._perform(op)
+        return Result(tuple(op.key for op in ops if op.key not in failed), failed)
+
+    async def watch(self) -> AsyncIterator[str]:
+        while True:
+            yield await self._events.get()
+
+    def capabilities(self) -> frozenset[str]:
+        return CAPABILITIES
+
+    def close(self) -> None:
+        pass
+
+    # --- semantics
+
+    def _refusal(self, op: Op) -> int:
+        parent = _parent(op.subject)
+        if op.verb == "put" and parent is not None and parent not in self.objects:
+            return errno.ENODEV
+        return 0
+
+    def _perform(self, op: Op) -> None:
+        if op.verb == "del":
+            self._remove(op.key)
+        elif not isinstance(op.subject, HookRule) or op.key[1:4] in self.hooks:
+            old = self.objects.get(op.key)
+            if old is not None and type(old) is not type(op.subject):
+                self._remove(op.key)
+            self.objects[op.key] = op.subject
+
+    def _remove(self, key: Key) -> None:
+        obj = self.objects.pop(key, None)
+        if obj is not None and key[0] == "link":
+            for other in [k for k, o in self.objects.items() if _parent(o) == key]:
+                del self.objects[other]
+        if isinstance(obj, EndpointLink):
+            self.objects.pop(("sysctl", f"ipv4/conf/{obj.name}/route_localnet"), None)
+
+
+def _parent(obj: KernelObject) -> Key | None:
+    """The link without which `obj` cannot be."""
+    match obj:
+        case Addr(dev=dev) | Neigh(dev=dev) | Fdb(dev=dev):
+            return ("link", dev)
+        case Route(dev=dev) if dev:
+            return ("link", dev)
+    return None

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One text over the fake and the real kernel. The real one is always a namespace that this test made for itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from plait.kernel.api import Kernel
+from plait.kernel.fake import FakeKernel
+from plait.kernel.linux import LinuxKernel
+from plait.kernel.linux.netns import in_thread, unshare_net
+from plait.model.objects import (
+    Addr,
+    BridgeLink,
+    EndpointLink,
+    Fdb,
+    HookRule,
+    KernelObject,
+    Neigh,
+    NftChain,
+    NftSet,
+    Plan,
+    Route,
+    Sysctl,
+    VxlanLink,
+)
+from plait.reconcile import diff, order
+
+pytestmark = pytest.mark.root
+A, N = IPv4Address, IPv4Network
+VXLAN = VxlanLink("pl-x1", 7, 4789, A("198.18.0.1"), "02:00:00:00:00:01", 1450)
+OBJECTS: tuple[KernelObject, ...] = (
+    VXLAN,
+    BridgeLink("pl-gw", "02:00:00:00:00:aa"),
+    EndpointLink("pl-e1", 1450, peer="pl-p1", mac="02:00:00:00:00:02"),
+    Addr("pl-x1", IPv4Interface("10.28.1.0/32")),
+    Addr("pl-gw", IPv4Interface("10.28.0.1/32")),
+    Sysctl("ipv4/ip_forward", "1"),
+    Sysctl("ipv4/conf/pl-e1/route_localnet", "1"),
+    Neigh("pl-x1", A("10.28.2.0"), "02:00:00:00:00:03"),
+    Fdb("pl-x1", "02:00:00:00:00:03", A("198.18.0.2")),
+    Route(N("10.28.2.0/24"), "pl-x1", via=A("10.28.2.0"), onlink=True, src=A("10.28.1.0"), mtu=1400),
+    Route(N("10.28.1.2/32"), "pl-e1", scope="link"),
+    Route(N("10.28.0.0/16"), kind="unreachable", metric=4278198272),
+    NftSet("pools", "ipv4_addr", frozenset({"10.28.0.0/16", "10.29.0.0/16"}), ("interval",)),
+    NftSet("same", "ipv4_addr . ipv4_addr", frozenset({f"10.{n}.0.0/16 . 10.{n}.0.0/16" for n in range(28, 48)}), ("interval",)),
+    NftSet("empty", "ipv4_addr", frozenset()),
+    NftSet(
+        "ports",
+        "ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service",
+        frozenset({"127.0.0.1 . udp . 53 : 10.28.1.2 . 53", "198.18.0.1 . sctp . 9 : 10.28.1.2 . 9"}),
+        kind="map",
+    ),
+    NftChain(
+        "in",
+        ("ct state established,related accept", "ip saddr . ip daddr @same accept"),
+        "type filter hook forward priority filter; policy accept;",
+    ),
+    NftChain("out", ("dnat ip to ip daddr . meta l4proto . th dport map @ports",), "type nat hook output priority -100; policy accept;"),
+    NftChain("plain", ('iifname != "pl-x*" ip daddr @pools drop',)),
+    HookRule("ip", "filter", "DOCKER-USER", 'oifname "pl-*" accept'),
+)
+PLAN: Plan = {obj.key: obj for obj in OBJECTS}
+
+
+def converge(kernel: Kernel, plan: Plan) -> int:
+    """One pass; the number of operations it took. Fails the test if the kernel refused one."""
+    probes = [key for key in plan if key[0] in ("sysctl", "hook")]
+    ops = order(diff(plan, kernel.owned(probes), True))
+    result = kernel.apply(ops)
+    assert not result.failed
+    return len(ops)
+
+
+def sh(command: str) -> str:
+    return subprocess.run(command, shell=True, check=True, capture_output=True, text=True).stdout
+
+
+def make_fake() -> Kernel:
+    return FakeKernel(hooks=[("ip", "filter", "DOCKER-USER")])
+
+
+def make_linux() -> Kernel:
+    unshare_net()
+    own, machine = os.stat("/proc/thread-self/ns/net").st_ino, os.stat("/proc/self/ns/net").st_ino
+    assert own != machine, "refusing to run in the machine's own namespace"
+    sh("ip link add eth0 type bridge && ip addr add 198.18.0.1/24 dev eth0 && ip link set eth0 up")
+    sh("nft 'add table ip filter; add chain ip filter DOCKER-USER; add rule ip filter DOCKER-USER counter return'")
+    return LinuxKernel()
+
+
+@pytest.fixture(params=["fake", "linux"])
+def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Callable[[Kernel], None]], None]]:
+    """Runs a body with a kernel, the real one in a thread that has a namespace of its own."""
+    make = make_fake if request.param == "fake" else make_linux
+
+    def runner(body: Callable[[Kernel], None]) -> None:
+        def work() -> None:
+            kernel = make()
+            try:
+                body(kernel)
+            finally:
+                kernel.close()
+
+        in_thread(work)
+
+    return runner
+
+
+Run = Callable[[Callable[[Kernel], None]], None]
+
+
+def test_what_is_put_is_read_back_equal_and_a_second_pass_writes_nothing(run: Run) -> None:
+    def body(kernel: Kernel) -> None:
+        assert converge(kernel, PLAN) == len(PLAN)
+        assert converge(kernel, PLAN) == 0
+        held = kernel.owned([key for key in PLAN if key[0] in ("sysctl", "hook")])
+        assert held == PLAN
+
+    run(body)
+
+
+def test_a_plan_of_nothing_leaves_nothing(run: Run) -> None:
+    def body(kernel: Kernel) -> None:
+        converge(kernel, PLAN)
+        converge(kernel, {})
+        assert kernel.owned() == {}
+
+    run(body)
+
+
+CHANGED: tuple[KernelObject, ...] = (
+    replace(VXLAN, mac="02:00:00:00:00:99"),
+    replace(VXLAN, mtu=1400),
+    replace(VXLAN, vni=8),
+    replace(VXLAN, local=A("127.0.0.1")),
+    EndpointLink("pl-e1", 1400, peer="pl-p1", mac="02:00:00:00:00:02"),
+    Neigh("pl-x1", A("10.28.2.0"), "02:00:00:00:00:77"),
+    Fdb("pl-x1", "02:00:00:00:00:03", A("198.18.0.9")),
+    Route(N("10.28.2.0/24"), "pl-x1", via=A("10.28.2.0"), onlink=True, src=A("10.28.1.0")),
+    Route(N("10.28.1.2/32"), "pl-gw", scope="link"),
+    NftSet("pools", "ipv4_addr", frozenset({"10.28.0.0/16", "10.31.0.0/16"}), ("interval",)),
+    NftChain("plain", ('iifname "pl-x*" accept', "ip saddr @pools drop")),
+    NftSet("ports", OBJECTS[15].type, frozenset({"127.0.0.1 . udp . 53 : 10.28.1.9 . 53"}), kind="map"),  # type: ignore[union-attr]
+)
+
+
+@pytest.mark.parametrize("changed", CHANGED, ids=lambda o: " ".join(o.key))
+def test_a_changed_value_under_the_same_key_is_replaced(run: Run, changed: KernelObject) -> None:
+    def body(kernel: Kernel) -> None:
+        converge(kernel, PLAN)
+        wanted = {**PLAN, changed.key: changed}
+        assert converge(kernel, wanted) == 1
+        for _ in range(2):  # a replaced device takes its routes with it: they come back in the next pass
+            left = converge(kernel, wanted)
+        assert left == 0
+        assert kernel.owned()[changed.key] == changed
+
+    run(body)
+
+
+def test_a_refused_key_does_not_stop_the_others(run: Run) -> None:
+    def body(kernel: Kernel) -> None:
+        bad = Addr("pl-none", IPv4Interface("10.28.9.0/32"))
+        wanted: Plan = {**PLAN, bad.key: bad}
+        result = kernel.apply(order(diff(wanted, kernel.owned(), True)))
+        assert set(result.failed) == {bad.key}
+        assert result.failed[bad.key].errno == 19
+        assert len(result.done) == len(PLAN)
+
+    run(body)
+
+
+def test_deleting_what_is_gone_succeeds(run: Run) -> None:
+    def body(kernel: Kernel) -> None:
+        converge(kernel, PLAN)
+        ops = order(diff({}, kernel.owned(), True))
+        assert not kernel.apply(ops).failed
+        assert not kernel.apply([op for op in ops if op.key[0] not in ("nft",)]).failed
+
+    run(body)
+
+
+def test_an_absent_foreign_hook_is_no_error_and_no_work(run: Run) -> None:
+    def body(kernel: Kernel) -> None:
+        rule = HookRule("ip", "filter", "NOT-THERE", 'oifname "pl-*" accept')
+        assert converge(kernel, {rule.key: rule}) == 0
+
+    run(body)
+
+
+def in_namespace(body: Callable[[LinuxKernel], None]) -> None:
+    def work() -> None:
+        kernel = make_linux()
+        assert isinstance(kernel, LinuxKernel)
+        try:
+            body(kernel)
+        finally:
+            kernel.close()
+
+    in_thread(work)
+
+
+def test_foreign_objects_are_neither_seen_nor_touched() -> None:
+    def body(kernel: LinuxKernel) -> None:
+        sh("ip link add plain type veth peer name other; ip route add 10.99.0.0/16 dev eth0; nft add table inet mine")
+        before = sh(
+            "ip -br link show dev plain; ip route show 10.99.0.0/16; nft list table inet mine; nft list chain ip filter DOCKER-USER"
+        )
+        converge(kernel, PLAN)
+        converge(kernel, {})
+        after = sh("ip -br link show dev plain; ip route show 10.99.0.0/16; nft list table inet mine; nft list chain ip filter DOCKER-USER")
+        assert after == before
+
+    in_namespace(body)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "nft flush ruleset",
+        "ip link del pl-x1",
+        "ip link del pl-e1",
+        "ip route flush proto 112",
+        "ip neigh flush dev pl-x1 nud permanent",
+        "bridge fdb del 02:00:00:00:00:03 dev pl-x1",
+        "ip link set pl-x1 address 02:00:00:00:00:55",
+        "ip link set pl-x1 down",
+        "ip link set pl-e1 down",
+        "ip addr flush dev pl-gw",
+        "nft flush chain inet plait plain",
+        "nft delete element inet plait pools '{ 10.28.0.0/16 }'",
+        "nft 'insert rule inet plait plain drop'",
+        "ip route change 10.28.2.0/24 dev pl-gw proto 112",
+    ],
+)
+def test_harm_done_by_others_is_repaired(harm: str) -> None:
+    def body(kernel: LinuxKernel) -> None:
+        converge(kernel, PLAN)
+        sh(harm)
+        assert converge(kernel, PLAN) > 0
+        converge(kernel, PLAN)
+        assert converge(kernel, PLAN) == 0
+        expected = {key: obj for key, obj in PLAN.items() if harm != "nft flush ruleset" or key[0] != "hook"}
+        assert {k: o for k, o in kernel.owned(PLAN).items() if k in expected} == expected
+
+    in_namespace(body)
+
+
+def test_an_endpoint_is_plumbed_inside_its_sandbox_and_put_back_when_somebody_deletes_it(tmp_path: Path) -> None:
+    from plait.kernel.linux import create_netns, delete_netns
+
+    path = tmp_path / "sandbox"
+
+    def body(kernel: LinuxKernel) -> None:
+        link = EndpointLink(
+            "pl-e2",
+            1450,
+            peer="pl-p2",
+            mac="02:00:00:00:00:0b",
+            netns=str(path),
+            address=IPv4Interface("10.28.1.7/16"),
+            gateway=A("10.28.0.1"),
+        )
+        gateway = Addr("pl-gw", IPv4Interface("10.28.0.1/32"))
+        wanted: Plan = {
+            o.key: o for o in (BridgeLink("pl-gw", "02:00:00:00:00:aa"), gateway, link, Route(N("10.28.1.7/32"), "pl-e2", scope="link"))
+        }
+        for _ in range(2):
+            converge(kernel, wanted)
+            sh("ping -c1 -W1 10.28.1.7")
+            inside = sh(f"nsenter --net={path} ip -d addr show eth0; nsenter --net={path} ip route")
+            assert "02:00:00:00:00:0b" in inside and "10.28.1.7/16" in inside and "default via 10.28.0.1" in inside and "mtu 1450" in inside
+            sh(f"nsenter --net={path} ping -c1 -W1 10.28.0.1")
+            sh("ip link del pl-e2")
+
+    create_netns(path)
+    try:
+        in_namespace(body)
+    finally:
+        delete_netns(path)
+    assert not path.exists()
