@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent offers on its admin socket: implements `serve.admin.AdminBackend` on the agent's parts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from plait import __version__
+from plait.agent import reports
+from plait.agent.health import Health
+from plait.agent.identity import Identity
+from plait.agent.kernelwork import KernelWork
+from plait.agent.keys import alive_key, block_key, node_key, own_prefixes
+from plait.agent.sandboxes import Sandboxes, SandboxRequest, parse_ports
+from plait.agent.view import View
+from plait.model.cluster import Endpoint
+from plait.model.errors import Conflict, NotFound
+from plait.model.objects import Op, Plan
+from plait.model.report import (
+    BlockRow,
+    ContainerRow,
+    EngineState,
+    NetworkRow,
+    NetworkView,
+    NodeRow,
+    PlanEntry,
+    PortRow,
+    SandboxView,
+    StatusView,
+    StoreState,
+    TokenView,
+)
+from plait.reconcile import order
+from plait.runtimes.api import NetworkRequest, Operations
+from plait.serve.admin import NewNetwork, NewSandbox
+from plait.store.api import Delete, Store
+
+
+@dataclass(frozen=True, slots=True)
+class AdminParts:
+    """What the backend is put together from; callables give what other parts know at the moment."""
+
+    identity: Identity
+    view: View
+    store: Store
+    ops: Operations
+    sandboxes: Sandboxes
+    work: KernelWork
+    health: Health
+    default_network: str
+    search: str
+    plan: Callable[[], Plan]
+    waiting: Callable[[], str]
+    store_state: Callable[[], StoreState]
+    engines: Callable[[], list[EngineState]]
+    token: Callable[[int], Awaitable[TokenView]]
+    gateway: Callable[[bool], Awaitable[None]]
+    caught_up: Callable[[int], Awaitable[None]]
+
+
+class AgentAdmin:
+    def __init__(self, parts: AdminParts) -> None:
+        self._p = parts
+        self._started = time.monotonic()
+
+    async def ready(self) -> str:
+        return self._p.waiting()
+
+    async def status(self) -> StatusView:
+        snapshot = self._p.view.snapshot
+        return {
+            "well": self._p.health.well and not self._p.waiting(),
+            "node": snapshot.me,
+            "version": __version__,
+            "uptime_s": round(time.monotonic() - self._started, 1),
+            "store": self._p.store_state(),
+            "nodes": reports.node_rows(snapshot),
+            "networks": reports.network_rows(snapshot),
+            "engines": self._p.engines(),
+            "blocks": reports.block_rows(snapshot),
+            "paths": reports.path_rows(snapshot),
+            "conditions": reports.condition_rows(self._p.health),
+        }
+
+    async def nodes(self) -> list[NodeRow]:
+        return reports.node_rows(self._p.view.snapshot)
+
+    async def forget_node(self, name: str) -> None:
+        snapshot = self._p.view.snapshot
+        if name not in snapshot.nodes:
+            raise NotFound(f"there is no node {name!r}; `plait nodes` lists them")
+        if name in snapshot.alive:
+            raise Conflict(f"node {name!r} gives signs of life; run `plait down --purge` there instead")
+        blocks = [block_key(b.network, b.cidr) for b in snapshot.blocks.values() if b.node == name]
+        ops = [Delete(prefix, prefix=True) for prefix in own_prefixes(name)]
+        ops += [Delete(key) for key in (node_key(name), alive_key(name), *blocks)]
+        result = await self._p.store.txn([], ops)
+        await self._p.caught_up(result.revision)
+
+    async def networks(self) -> list[NetworkRow]:
+        return reports.network_rows(self._p.view.snapshot)
+
+    async def network(self, name: str) -> NetworkView:
+        snapshot = self._p.view.snapshot
+        if name not in snapshot.networks:
+            raise NotFound(f"there is no network {name!r}; `plait network ls` lists them")
+        return reports.network_view(snapshot, snapshot.networks[name])
+
+    async def create_network(self, request: NewNetwork) -> NetworkRow:
+        if request.name in self._p.view.snapshot.networks:
+            raise Conflict(f"network {request.name!r} exists already; `plait network inspect {request.name}` shows it")
+        wanted = NetworkRequest(
+            name=request.name,
+            subnet=request.subnet,
+            gateway=request.gateway,
+            block_prefix=request.block_prefix,
+            internal=request.internal,
+            labels=request.labels,
+            options=request.options,
+        )
+        return reports.network_row(self._p.view.snapshot, await self._p.ops.ensure_network(wanted))
+
+    async def remove_network(self, name: str, force: bool) -> None:
+        await self._p.ops.remove_network(name, force)
+
+    async def ipam(self) -> list[BlockRow]:
+        return reports.block_rows(self._p.view.snapshot)
+
+    async def ports(self) -> list[PortRow]:
+        return reports.port_rows(self._p.view.snapshot)
+
+    async def ps(self) -> list[ContainerRow]:
+        return reports.container_rows(self._p.view.snapshot)
+
+    async def plan(self, diff: bool) -> list[PlanEntry]:
+        if diff:
+            return reports.plan_entries(await self._p.work.difference(self._p.plan))
+        return reports.plan_entries(order(Op("put", obj) for obj in self._p.plan().values()))
+
+    async def create_token(self, ttl_s: int) -> TokenView:
+        return await self._p.token(ttl_s)
+
+    async def set_gateway(self, enabled: bool) -> None:
+        await self._p.gateway(enabled)
+
+    # --- sandboxes
+
+    async def create_sandbox(self, request: NewSandbox) -> SandboxView:
+        endpoint = await self._p.sandboxes.create(
+            SandboxRequest(
+                name=request.name,
+                network=request.network or self._p.default_network,
+                address=request.address,
+                labels=tuple(request.labels.items()),
+                aliases=request.aliases,
+                ports=parse_ports(request.ports),
+            )
+        )
+        return self._sandbox_view(request.name, endpoint, 0)
+
+    async def sandbox(self, name: str) -> SandboxView:
+        sandbox, endpoint = self._p.sandboxes.get(name)
+        return self._sandbox_view(name, endpoint, sandbox.pid)
+
+    def _sandbox_view(self, name: str, endpoint: Endpoint, pid: int) -> SandboxView:
+        network = self._p.view.snapshot.networks[endpoint.network]
+        return {
+            "name": name,
+            "network": network.name,
+            "netns": str(self._p.sandboxes.path(name)),
+            "address": str(endpoint.address),
+            "gateway": "" if network.internal else str(network.gateway),
+            "dns": [str(network.gateway)],
+            "search": self._p.search,
+            "ports": [reports.port_text(port) for port in endpoint.ports],
+            "pid": pid,
+        }
+
+    async def sandbox_started(self, name: str, pid: int) -> None:
+        await self._p.sandboxes.started(name, pid)
+
+    async def remove_sandbox(self, name: str) -> None:
+        await self._p.sandboxes.remove(name)
+
+
+def netns_of_containers(view: View, endpoints: Mapping[str, Endpoint]) -> dict[str, str]:
+    """Endpoint id -> path of the namespace of its container's first process, where the engine has told the process: there a link
+    that somebody deleted is put back."""
+    snapshot = view.snapshot
+    pids = {c.id: c.pid for c in snapshot.containers.values() if c.node == snapshot.me and c.pid}
+    found = {e.id: f"/proc/{pids[e.container]}/ns/net" for e in endpoints.values() if not e.netns and e.container in pids}
+    return {key: path for key, path in found.items() if Path(path).exists()}

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent says about itself and the cluster, in the shapes of `model.report`. Pure reading of a snapshot and a few counters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from plait.agent.health import Health
+from plait.backends import BACKENDS
+from plait.ipam import usable
+from plait.kernel.dryrun import render
+from plait.model.cluster import Block, Container, Endpoint, Network, Node, PortMapping, Snapshot
+from plait.model.objects import Op
+from plait.model.report import (
+    BlockRow,
+    ConditionRow,
+    ContainerRow,
+    EndpointRow,
+    NetworkRow,
+    NetworkView,
+    NodeRow,
+    PathState,
+    PlanEntry,
+    PortRow,
+)
+from plait.plan import network_mtu
+
+GATEWAY_META = "gateway"
+"""Key of a node's meta: it forwards for hosts without an agent."""
+
+
+def port_text(port: PortMapping) -> str:
+    """How people write a published port: `0.0.0.0:8080->80/tcp`."""
+    return f"{port.host_ip}:{port.host_port}->{port.container_port}/{port.proto}"
+
+
+def node_rows(snapshot: Snapshot) -> list[NodeRow]:
+    return [_node_row(snapshot, node) for node in sorted(snapshot.nodes.values(), key=lambda n: n.name)]
+
+
+def _node_row(snapshot: Snapshot, node: Node) -> NodeRow:
+    return {
+        "name": node.name,
+        "id": node.id,
+        "address": str(node.address),
+        "tunnel": str(node.tunnel or ""),
+        "mtu": node.mtu,
+        "version": node.version,
+        "alive": node.name in snapshot.alive,
+        "me": node.name == snapshot.me,
+        "gateway": GATEWAY_META in node.meta,
+        "blocks": [str(b.cidr) for b in _sorted(snapshot.blocks.values()) if b.node == node.name],
+    }
+
+
+def _sorted(blocks: Iterable[Block]) -> list[Block]:
+    return sorted(blocks, key=lambda b: (b.network, b.cidr))
+
+
+def network_row(snapshot: Snapshot, network: Network) -> NetworkRow:
+    return {
+        "name": network.name,
+        "subnet": str(network.subnet),
+        "gateway": str(network.gateway),
+        "backend": network.backend,
+        "vni": network.vni,
+        "internal": network.internal,
+        "block_prefix": network.block_prefix,
+        "endpoints": sum(1 for e in snapshot.endpoints.values() if e.network == network.name),
+        "labels": dict(network.labels),
+        "options": dict(network.options),
+    }
+
+
+def network_rows(snapshot: Snapshot) -> list[NetworkRow]:
+    return [network_row(snapshot, n) for n in sorted(snapshot.networks.values(), key=lambda n: n.name)]
+
+
+def network_view(snapshot: Snapshot, network: Network) -> NetworkView:
+    attached = sorted((e for e in snapshot.endpoints.values() if e.network == network.name), key=lambda e: e.address)
+    return {
+        **network_row(snapshot, network),
+        "held": [row for row in block_rows(snapshot) if row["network"] == network.name],
+        "attached": [_endpoint_row(endpoint) for endpoint in attached],
+    }
+
+
+def _endpoint_row(endpoint: Endpoint) -> EndpointRow:
+    return {
+        "id": endpoint.id,
+        "name": endpoint.name,
+        "node": endpoint.node,
+        "runtime": endpoint.runtime,
+        "address": str(endpoint.address),
+        "mac": endpoint.mac,
+        "aliases": list(endpoint.aliases),
+        "ports": [port_text(p) for p in endpoint.ports],
+    }
+
+
+def block_rows(snapshot: Snapshot) -> list[BlockRow]:
+    return [_block_row(snapshot, block) for block in _sorted(snapshot.blocks.values()) if block.network in snapshot.networks]
+
+
+def _block_row(snapshot: Snapshot, block: Block) -> BlockRow:
+    network = snapshot.networks[block.network]
+    node = snapshot.nodes.get(block.node)
+    if block.purpose == "bridge":
+        on_bridge = (c.addresses.get(block.network) for c in snapshot.containers.values() if c.node == block.node)
+        used = sum(1 for address in on_bridge if address is not None and address in block.cidr)
+        size = block.cidr.num_addresses - 3
+    else:
+        used = sum(1 for e in snapshot.endpoints.values() if e.network == block.network and e.address in block.cidr)
+        size = sum(1 for _ in usable(network, block.cidr, node.tunnel if node is not None else None))
+    return {
+        "network": block.network,
+        "cidr": str(block.cidr),
+        "node": block.node,
+        "purpose": block.purpose,
+        "size": size,
+        "used": used,
+    }
+
+
+def port_rows(snapshot: Snapshot) -> list[PortRow]:
+    """Ports that plait publishes, and those that an engine publishes itself (Docker's on its own bridge)."""
+    rows = [_port_row(e.node, e.name or e.id, e.network, port, str(e.address)) for e in snapshot.endpoints.values() for port in e.ports]
+    ours = {(row["node"], row["proto"], row["host_port"]) for row in rows}
+    for container in snapshot.containers.values():
+        address = next(iter(container.addresses.items()), ("", ""))
+        rows += [
+            _port_row(container.node, container.name, address[0], port, str(address[1]))
+            for port in container.ports
+            if port.host_port and (container.node, port.proto, port.host_port) not in ours
+        ]
+    return sorted(rows, key=lambda r: (r["node"], r["host_port"], r["proto"]))
+
+
+def _port_row(node: str, container: str, network: str, port: PortMapping, address: str) -> PortRow:
+    return {
+        "node": node,
+        "container": container,
+        "network": network,
+        "proto": port.proto,
+        "host_ip": str(port.host_ip),
+        "host_port": port.host_port,
+        "address": address,
+        "container_port": port.container_port,
+    }
+
+
+def container_rows(snapshot: Snapshot) -> list[ContainerRow]:
+    return [_container_row(snapshot, c) for c in sorted(snapshot.containers.values(), key=lambda c: (c.node, c.name))]
+
+
+def _container_row(snapshot: Snapshot, container: Container) -> ContainerRow:
+    alive = container.node in snapshot.alive
+    return {
+        "id": container.id,
+        "name": container.name,
+        "node": container.node,
+        "runtime": container.runtime,
+        "state": container.state if alive else "unknown",
+        "image": container.image,
+        "labels": dict(container.labels),
+        "addresses": {network: str(address) for network, address in container.addresses.items()},
+        "ports": [port_text(p) for p in container.ports],
+        "started": container.started,
+    }
+
+
+def path_rows(snapshot: Snapshot) -> list[PathState]:
+    """How this node reaches each other one by the network `default`'s backend."""
+    me = snapshot.nodes.get(snapshot.me)
+    networks = sorted(snapshot.networks.values(), key=lambda n: n.name)
+    if me is None or not networks:
+        return []
+    network = networks[0]
+    rows: list[PathState] = []
+    for node in sorted(snapshot.nodes.values(), key=lambda n: n.name):
+        if node.name == snapshot.me:
+            continue
+        error = "" if node.tunnel is not None and node.vtep_mac else "has no block yet"
+        if node.name not in snapshot.alive:
+            error = "gives no sign of life"
+        mtu = min(network_mtu(me, network), node.mtu - BACKENDS[network.backend].overhead())
+        rows.append({"node": node.name, "address": str(node.address), "backend": network.backend, "mtu": mtu, "error": error})
+    return rows
+
+
+def condition_rows(health: Health) -> list[ConditionRow]:
+    return [
+        {
+            "code": active.condition.code,
+            "severity": active.condition.severity,
+            "subject": active.subject,
+            "title": active.condition.title,
+            "text": active.text,
+            "todo": active.condition.todo,
+            "since": active.since,
+        }
+        for active in health.active()
+    ]
+
+
+def plan_entries(ops: Iterable[Op]) -> list[PlanEntry]:
+    return [{"verb": op.verb, "key": list(op.key), "commands": render(op)} for op in ops]
+
+
+def merged_meta(meta: Mapping[str, str], key: str, present: bool) -> dict[str, str]:
+    """`meta` with or without the mark `key`."""
+    rest = {name: value for name, value in meta.items() if name != key}
+    return {**rest, key: "true"} if present else rest
