@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The many spellings of a name below the service domain -> the one under which the table holds it.
+
+With domain `consul` and datacentre `dc1`:
+
+| asked | canonical |
+|---|---|
+| `web.service.consul`, `web.service.dc1.consul`, `web.service.dc1.dc.consul` | `web.service.consul` |
+| `http.web.service…` (everything left of the service is one tag) | `http.web.service.consul` |
+| `_web._tcp.service…`, `_web._tcp.consul` (RFC 2782) | `web.service.consul` |
+| `_web._http.service…`: any other protocol is a tag | `http.web.service.consul` |
+| `b.node.dc1.consul` | `b.node.consul` |
+| `0a1c0002.addr.consul`, 8 or 32 hex digits | no record: the address is in the name |
+"""
+
+from __future__ import annotations
+
+KEYWORDS = frozenset((b"service", b"node", b"addr"))
+
+
+def canonical(name: bytes, domain: bytes, datacenter: bytes) -> bytes:
+    """The canonical form of dotted `name`, which lies below `domain`. A name of no known form is returned as it is, so
+    that looking it up finds nothing."""
+    labels = name[: -len(domain) - 1].split(b".")
+    labels = _without_datacenter(labels, datacenter)
+    if len(labels) == 2 and labels[0][:1] == b"_" == labels[1][:1]:
+        labels.append(b"service")
+    if len(labels) == 3 and labels[2] == b"service" and labels[0][:1] == b"_" == labels[1][:1]:
+        service, tag = labels[0][1:], labels[1][1:]
+        labels = [service, b"service"] if tag == b"tcp" else [tag, service, b"service"]
+    return b".".join((*labels, domain))
+
+
+def _without_datacenter(labels: list[bytes], datacenter: bytes) -> list[bytes]:
+    """`labels` less a final `dc1` or `dc1.dc`, if what remains ends in a keyword or a protocol."""
+    for suffix in ([datacenter, b"dc"], [datacenter]):
+        rest = labels[: -len(suffix)]
+        if labels[len(rest) :] == suffix and rest and (rest[-1] in KEYWORDS or rest[-1][:1] == b"_"):
+            return rest
+    return labels
+
+
+def address_in_name(name: bytes, domain: bytes) -> bytes | None:
+    """The packed address (4 or 16 bytes) that canonical `<hex>.addr.<domain>` spells, None for any other name."""
+    digits, _, rest = name.partition(b".")
+    if rest != b"addr." + domain or len(digits) not in (8, 32) or digits.strip(b"0123456789abcdef"):
+        return None
+    return bytes.fromhex(digits.decode())

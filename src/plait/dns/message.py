@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DNS wire format: bytes of a query -> `Query`; `Query` and records -> bytes of a response (RFC 1035, 2181, 6891, 7871).
+
+A name is held in one of two shapes: *wire* (length-prefixed labels ending in a zero byte, the client's spelling) and
+*dotted* (lower-case labels joined by dots, no final dot, b"" for the root), the key of every table.
+
+The DNS child imports this module and must stay small, so the classes here are plain ones with slots: `dataclasses` and
+`typing` would cost it 2.5 MB. Nothing changes a value after it was made.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+
+from plait.model.errors import PlaitError
+
+A, NS, CNAME, SOA, PTR, TXT, AAAA, SRV, OPT, DS, DNSKEY, IXFR, AXFR, ANY = 1, 2, 5, 6, 12, 16, 28, 33, 41, 43, 48, 251, 252, 255
+IN = 1
+NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, BADVERS = 0, 1, 2, 3, 4, 5, 16
+QR, AA, TC, RD, RA = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080
+OPCODE = 0x7800
+HEADER = 12
+PLAIN_SIZE = 512
+"""Most bytes of a UDP message for a client without EDNS (RFC 1035 section 4.2.1)."""
+STREAM_SIZE = 65535
+"""Most bytes of a message over TCP, whose length prefix has 16 bits."""
+
+_ECS = 8
+_HEADER = struct.Struct("!6H")
+_QUESTION = struct.Struct("!2H")
+_FIXED = struct.Struct("!2HIH")
+_MAX_POINTER = 0x3FFF
+_NAME_OFFSET = {NS: 0, CNAME: 0, PTR: 0, SOA: 0, SRV: 6}
+
+Record = tuple[int, bytes]
+"""Type and data; names inside the data are in wire shape, uncompressed."""
+Owned = tuple[bytes, int, bytes]
+"""Owner name in wire shape, type, data."""
+Group = tuple[Owned, Sequence[Owned]]
+"""An answer and the additional records that make sense only with it."""
+
+
+class Malformed(PlaitError):
+    """The bytes are no DNS query. `header` tells whether an error response can be addressed (id known, not itself a response)."""
+
+    def __init__(self, why: str, *, header: bool = True) -> None:
+        super().__init__(f"reading a DNS query: {why}; the client must send a well-formed one")
+        self.header = header
+
+
+class Edns:
+    """The OPT record of a query: `size` bytes the client takes over UDP, `version`, `flags` (DO is 0x8000), `ecs` the client
+    subnet option's data or b""."""
+
+    __slots__ = ("ecs", "flags", "size", "version")
+
+    def __init__(self, size: int, version: int, flags: int, ecs: bytes) -> None:
+        self.size, self.version, self.flags, self.ecs = size, version, flags, ecs
+
+
+class Query:
+    """One question: `wire` the name as the client spelled it, `key` the same dotted. `flags` as in the header."""
+
+    __slots__ = ("edns", "flags", "id", "key", "qclass", "qtype", "wire")
+
+    def __init__(self, ident: int, flags: int, wire: bytes, qtype: int, qclass: int, edns: Edns | None) -> None:
+        self.id, self.flags, self.wire, self.qtype, self.qclass, self.edns = ident, flags, wire, qtype, qclass, edns
+        self.key = dotted(wire)
+
+    @property
+    def recursion_desired(self) -> bool:
+        return bool(self.flags & RD)
+
+
+def dotted(wire: bytes) -> bytes:
+    """The dotted shape of a wire name. A dot inside a label is not escaped: no name of ours has one."""
+    labels, at = [], 0
+    while wire[at]:
+        labels.append(wire[at + 1 : at + 1 + wire[at]])
+        at += 1 + wire[at]
+    return b".".join(labels).lower()
+
+
+def wire_name(name: bytes) -> bytes:
+    """The wire shape of a dotted name. Raises ValueError if a label is empty or over 63 bytes, or the whole over 255."""
+    labels = name.split(b".") if name else []
+    if not all(0 < len(label) < 64 for label in labels):
+        raise ValueError(f"{name!r} has an empty label or one over 63 bytes")
+    wire = b"".join(bytes((len(label),)) + label for label in labels) + b"\0"
+    if len(wire) > 255:
+        raise ValueError(f"{name!r} is longer than 255 bytes")
+    return wire
+
+
+def question_end(data: bytes) -> int:
+    """Offset behind the first question. Raises Malformed; the name must not be compressed (nothing stands before it)."""
+    end = _plain_name_end(data, HEADER) + 4
+    if end > len(data):
+        raise Malformed("the question is cut off")
+    return end
+
+
+def parse_query(data: bytes) -> Query:
+    """The query in `data`: exactly one question, any records behind it well-formed, at most one OPT, no trailing bytes.
+    Raises Malformed. The opcode is not looked at."""
+    if len(data) < HEADER:
+        raise Malformed(f"{len(data)} bytes are less than a header", header=False)
+    ident, flags, questions, answers, authority, additional = _HEADER.unpack_from(data)
+    if flags & QR:
+        raise Malformed("it is a response", header=False)
+    if questions != 1:
+        raise Malformed(f"it holds {questions} questions instead of one")
+    end = question_end(data)
+    qtype, qclass = _QUESTION.unpack_from(data, end - 4)
+    edns = _parse_records(data, end, answers + authority, additional) if len(data) > end or answers + authority + additional else None
+    return Query(ident, flags, data[HEADER : end - 4], qtype, qclass, edns)
+
+
+def _plain_name_end(data: bytes, at: int) -> int:
+    """Offset behind the uncompressed name at `at`, at most 255 bytes long."""
+    start, size = at, len(data)
+    while at < size:
+        length = data[at]
+        if length == 0:
+            if at + 1 - start > 255:
+                break
+            return at + 1
+        if length > 63:
+            raise Malformed("the name of the question is compressed or has a label of unknown type")
+        at += 1 + length
+    raise Malformed("a name is cut off or too long")
+
+
+def _any_name_end(data: bytes, at: int) -> int:
+    """Offset behind a possibly compressed name; where a pointer leads is nobody's concern here."""
+    while at < len(data):
+        length = data[at]
+        if length >= 0xC0:
+            return at + 2
+        if length > 63:
+            break
+        at += 1 + length
+        if length == 0:
+            return at
+    raise Malformed("the owner name of a record is cut off or of unknown type")
+
+
+def _parse_records(data: bytes, at: int, before: int, additional: int) -> Edns | None:
+    """Walk the records from `at` to the end of `data`; returns the OPT among the last `additional` ones."""
+    edns: Edns | None = None
+    for index in range(before + additional):
+        start = at
+        at = _any_name_end(data, at)
+        if at + 10 > len(data):
+            raise Malformed("a record is cut off")
+        rtype, size, ttl, length = _FIXED.unpack_from(data, at)
+        at += 10
+        if at + length > len(data):
+            raise Malformed("the data of a record is cut off")
+        if rtype == OPT:
+            if edns is not None or index < before or data[start] != 0:
+                raise Malformed("OPT stands twice, in a wrong section or at a name")
+            edns = Edns(size, ttl >> 16 & 0xFF, ttl & 0xFFFF, _client_subnet(data[at : at + length]))
+        at += length
+    if at != len(data):
+        raise Malformed(f"{len(data) - at} bytes follow the last record")
+    return edns
+
+
+def _client_subnet(options: bytes) -> bytes:
+    """The data of the client subnet option (RFC 7871) among EDNS `options`, or b""."""
+    at, found = 0, b""
+    while at < len(options):
+        if at + 4 > len(options):
+            raise Malformed("an EDNS option is cut off")
+        code, length = _QUESTION.unpack_from(options, at)
+        at += 4
+        if at + length > len(options) or (code == _ECS and length < 4):
+            raise Malformed("the data of an EDNS option is cut off")
+        if code == _ECS:
+            found = options[at : at + length]
+        at += length
+    return found
+
+
+class _Writer:
+    """A response under construction. `offsets` maps every lower-case name suffix written so far to its place."""
+
+    __slots__ = ("data", "offsets")
+
+    def __init__(self, query: Query) -> None:
+        self.data = bytearray(HEADER)
+        self.offsets: dict[bytes, int] = {}
+        self.name(query.wire)
+        self.data += _QUESTION.pack(query.qtype, query.qclass)
+
+    def name(self, wire: bytes, *, compress: bool = True) -> None:
+        """Append a name, ending in a pointer to its longest suffix already written (RFC 1035 section 4.1.4)."""
+        at, lower = 0, wire.lower()
+        while wire[at]:
+            suffix = lower[at:]
+            known = self.offsets.get(suffix)
+            if known is not None and compress:
+                self.data += (0xC000 | known).to_bytes(2, "big")
+                return
+            if known is None and len(self.data) <= _MAX_POINTER:
+                self.offsets[suffix] = len(self.data)
+            step = at + 1 + wire[at]
+            self.data += wire[at:step]
+            at = step
+        self.data.append(0)
+
+    def record(self, owner: bytes, rtype: int, rdata: bytes) -> None:
+        """Append a record with TTL 0: tables change at any time and every resolver asks its own host."""
+        self.name(owner)
+        self.data += _FIXED.pack(rtype, IN, 0, 0)
+        start = len(self.data)
+        at = _NAME_OFFSET.get(rtype)
+        if at is None:
+            self.data += rdata
+        elif rtype == SOA:
+            first = rdata.index(0) + 1
+            second = rdata.index(0, first) + 1
+            self.name(rdata[:first])
+            self.name(rdata[first:second])
+            self.data += rdata[second:]
+        else:
+            self.data += rdata[:at]
+            self.name(rdata[at:], compress=rtype != SRV)  # RFC 2782: the target of SRV is never compressed
+        self.data[start - 2 : start] = (len(self.data) - start).to_bytes(2, "big")
+
+
+def respond(
+    query: Query,
+    flags: int,
+    rcode: int,
+    limit: int,
+    answers: Sequence[Group] = (),
+    authority: Sequence[Owned] = (),
+) -> bytes:
+    """The response to `query` in at most `limit` bytes: the question in the client's spelling, `flags` (AA, RA) added to
+    QR, opcode and RD, and OPT if the client sent one. As many `answers` from the front as fit, each with its additional
+    records; TC is set whenever something was left out."""
+    response, fits = _encode(query, flags, rcode, answers, authority), len(answers)
+    if len(response) > limit:
+        fits = _last_true(lambda count: len(_encode(query, flags, rcode, answers[:count], ())) <= limit, len(answers))
+        response = _encode(query, flags | TC, rcode, answers[:fits], ())
+    return response
+
+
+def _last_true(fits: Callable[[int], bool], count: int) -> int:
+    """The greatest n in 0..`count` for which `fits` holds, 0 if none; `fits` holds up to some n and not beyond."""
+    low, high = 0, count
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _encode(query: Query, flags: int, rcode: int, answers: Sequence[Group], authority: Sequence[Owned]) -> bytes:
+    writer = _Writer(query)
+    additional: dict[Owned, None] = {}
+    for answer, extra in answers:
+        writer.record(*answer)
+        additional.update(dict.fromkeys(extra))
+    for owned in authority:
+        writer.record(*owned)
+    for owned in additional:
+        writer.record(*owned)
+    if query.edns is not None:
+        writer.data += _opt(query.edns, rcode)
+    head = QR | query.flags & (OPCODE | RD) | flags | rcode & 0xF
+    records = len(additional) + (query.edns is not None)
+    _HEADER.pack_into(writer.data, 0, query.id, head, 1, len(answers), len(authority), records)
+    return bytes(writer.data)
+
+
+def _opt(edns: Edns, rcode: int) -> bytes:
+    """OPT of a response: the client's size and DO bit, version 0, its subnet echoed with scope 0 (RFC 7871 section 7.2.1)."""
+    option = b""
+    if edns.ecs:
+        option = _QUESTION.pack(_ECS, len(edns.ecs)) + edns.ecs[:3] + b"\0" + edns.ecs[4:]
+    size = max(PLAIN_SIZE, edns.size)
+    return b"\0" + _FIXED.pack(OPT, size, rcode >> 4 << 24 | edns.flags & 0x8000, len(option)) + option
+
+
+def bare_response(data: bytes, rcode: int) -> bytes:
+    """A header without sections, for a message whose question cannot be echoed. `data` holds at least a header."""
+    ident, flags = _QUESTION.unpack_from(data)
+    return _HEADER.pack(ident, QR | flags & (OPCODE | RD) | rcode, 0, 0, 0, 0)
