@@ -16,10 +16,10 @@ if [ ! -d "$data/mysql" ]; then
     password=$(printf %s "$MYSQL_ROOT_PASSWORD" | sed "s/[\\\\']/\\\\&/g")
     (
         umask 077
-        echo "ALTER USER root@localhost IDENTIFIED BY '$password';"
-        echo "CREATE OR REPLACE USER root@'%' IDENTIFIED BY '$password';"
-        echo "GRANT ALL ON *.* TO root@'%' WITH GRANT OPTION;"
-        [ -z "${MYSQL_DATABASE:-}" ] || echo "CREATE DATABASE IF NOT EXISTS \`$MYSQL_DATABASE\`;"
+        printf '%s\n' "ALTER USER root@localhost IDENTIFIED BY '$password';"
+        printf '%s\n' "CREATE OR REPLACE USER root@'%' IDENTIFIED BY '$password';"
+        printf '%s\n' "GRANT ALL ON *.* TO root@'%' WITH GRANT OPTION;"
+        [ -z "${MYSQL_DATABASE:-}" ] || printf '%s\n' "CREATE DATABASE IF NOT EXISTS \`$MYSQL_DATABASE\`;"
     ) > /run/mysqld/first.sql
     chown mysql: /run/mysqld/first.sql
     set -- "$@" --init-file=/run/mysqld/first.sql

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from plait.model.errors import PlaitError
 
@@ -50,7 +51,6 @@ def download(packages: Sequence[str], archives: Path) -> list[Path]:
     if found.returncode:
         _call(["apt-get", "update"])
     _call([*apt, "--download-only", "install", *packages])
-    (archives / "pkgcache.bin").unlink(missing_ok=True)
     simulated = _call([*apt, "--simulate", "install", *packages])
     wanted = {tuple(line.split()[1:3]) for line in simulated.splitlines() if line.startswith("Inst ")}
     files = []
@@ -63,10 +63,10 @@ def download(packages: Sequence[str], archives: Path) -> list[Path]:
 
 
 def _unpack(package: Path, root: Path) -> None:
-    unpacked = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE)
     exclude = [f"--exclude={pattern}" for pattern in _LEFT_OUT]
-    _call(["tar", "--extract", "--keep-directory-symlink", *exclude, "--directory", str(root)], stdin=unpacked.stdout)
-    if unpacked.wait(60):
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as unpacked:
+        _call(["tar", "--extract", "--keep-directory-symlink", *exclude, "--directory", str(root)], stdin=unpacked.stdout)
+    if unpacked.returncode:
         raise PlaitError(f"unpack {package}: not a package file; remove it and try again")
 
 
@@ -83,8 +83,8 @@ def _finish(root: Path) -> None:
         (root / name).chmod(0o1777)
 
 
-def _call(command: Sequence[str], stdin: object = subprocess.DEVNULL) -> str:
-    done = subprocess.run(command, stdin=stdin, capture_output=True, text=True, timeout=APT_TIMEOUT_S)  # type: ignore[call-overload]
+def _call(command: Sequence[str], stdin: IO[bytes] | int | None = subprocess.DEVNULL) -> str:
+    done = subprocess.run(command, stdin=stdin, capture_output=True, text=True, timeout=APT_TIMEOUT_S)
     if done.returncode:
         raise PlaitError(f"{' '.join(command[:12])}: exit status {done.returncode}\n{done.stderr.strip()[-2000:]}")
-    return str(done.stdout)
+    return done.stdout
