@@ -13,16 +13,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from plait.model.errors import ConfigError, StoreUnavailable
+from plait.model.errors import StoreUnavailable
 from plait.store.api import Change, Compare, Delete, Item, Listing, Put, TxnResult
-from plait.store.state import Commit, History, State, check_txn
+from plait.store.state import Commit, History, State, check_ttl, check_txn
 
 HISTORY = 10_000
 """Revisions held for watches."""
 HISTORY_BYTES = 16 * 1024 * 1024
 """Bytes of keys and values held for watches."""
-MAX_TTL = 86_400.0
-"""Seconds; a lease is for things that need renewal, not for records."""
 _STALL = 1.0
 """Seconds that the expiry timer may be late; more means that this process was stopped, and leases get the time back."""
 _TICK = 1.0
@@ -82,10 +80,9 @@ class LocalStore(ABC):
                 await self._changed()
 
     async def grant(self, ttl: float) -> int:
-        """Raises ConfigError unless 0 < ttl <= one day."""
+        """Durable when it returns; raises ConfigError unless 0 < ttl <= one day."""
         self._check_open()
-        if not 0 < ttl <= MAX_TTL:
-            raise ConfigError("lease ttl", ttl, f"must be above 0 and at most {MAX_TTL:.0f} seconds")
+        check_ttl(ttl)
         lease = self._lease_id()
         self._start_lease(lease, ttl)
         await self._submit(Commit(self._working.revision, granted=((lease, ttl),)))

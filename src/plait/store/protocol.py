@@ -9,7 +9,7 @@ repeats it; id 0 is nobody's. Large answers are cut into parts, each but the las
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -40,41 +40,41 @@ class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Base of all messages."""
 
 
-class Hello(Message, tag="hello"):
+class Hello(Message, frozen=True, tag="hello"):
     """First message of a client."""
 
     version: int
 
 
-class Welcome(Message, tag="welcome"):
+class Welcome(Message, frozen=True, tag="welcome"):
     """The answer to Hello."""
 
     version: int
 
 
-class Ping(Message, tag="ping"):
+class Ping(Message, frozen=True, tag="ping"):
     """Answered by an equal Ping: shows both sides that the other lives."""
 
     id: int = 0
 
 
-class Get(Message, tag="get"):
+class Get(Message, frozen=True, tag="get"):
     id: int
     key: str
 
 
-class List(Message, tag="list"):
+class List(Message, frozen=True, tag="list"):
     id: int
     prefix: str
 
 
-class Txn(Message, tag="txn"):
+class Txn(Message, frozen=True, tag="txn"):
     id: int
     compares: tuple[tuple[str, int], ...]
     ops: tuple[WireOp, ...]
 
 
-class Watch(Message, tag="watch"):
+class Watch(Message, frozen=True, tag="watch"):
     """Answered by any number of Changes until Cancel or Failure."""
 
     id: int
@@ -82,28 +82,28 @@ class Watch(Message, tag="watch"):
     from_revision: int
 
 
-class Cancel(Message, tag="cancel"):
+class Cancel(Message, frozen=True, tag="cancel"):
     """End the watch `id`. Not answered."""
 
     id: int
 
 
-class Grant(Message, tag="grant"):
+class Grant(Message, frozen=True, tag="grant"):
     id: int
     ttl: float
 
 
-class Keepalive(Message, tag="keepalive"):
+class Keepalive(Message, frozen=True, tag="keepalive"):
     id: int
     lease: int
 
 
-class Revoke(Message, tag="revoke"):
+class Revoke(Message, frozen=True, tag="revoke"):
     id: int
     lease: int
 
 
-class Items(Message, tag="items"):
+class Items(Message, frozen=True, tag="items"):
     """Answer to Get (none or one) and List."""
 
     id: int
@@ -112,7 +112,7 @@ class Items(Message, tag="items"):
     more: bool = False
 
 
-class Changes(Message, tag="changes"):
+class Changes(Message, frozen=True, tag="changes"):
     """Changes of a watch; those of parts with `more` belong with the next part."""
 
     id: int
@@ -120,7 +120,7 @@ class Changes(Message, tag="changes"):
     more: bool = False
 
 
-class Result(Message, tag="result"):
+class Result(Message, frozen=True, tag="result"):
     """Answer to Txn (ok, revision), Grant (lease), Keepalive (ok) and Revoke."""
 
     id: int
@@ -128,7 +128,7 @@ class Result(Message, tag="result"):
     number: int = 0
 
 
-class Failure(Message, tag="failure"):
+class Failure(Message, frozen=True, tag="failure"):
     """The request or watch `id` ended with an error of this kind (a class of model/errors.py)."""
 
     id: int
@@ -156,7 +156,7 @@ def frame(message: Message) -> bytes:
     return len(body).to_bytes(_LENGTH, "big") + body
 
 
-class Frames:
+class Frames(Generic[M]):
     """Cuts a byte stream into messages of one direction."""
 
     def __init__(self, decoder: msgspec.msgpack.Decoder[M], limit: int = MAX_FRAME) -> None:

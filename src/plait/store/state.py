@@ -19,6 +19,8 @@ MAX_KEY = 1024
 """Bytes of a key."""
 MAX_TXN = 2 * 1024 * 1024
 """Bytes of all keys and values of one transaction."""
+MAX_TTL = 86_400.0
+"""Seconds of a lease: it is for things that need renewal, not for records."""
 FIRST_REVISION = 1
 """The revision of a store in which nothing was ever written (Consul's index is never 0)."""
 
@@ -62,6 +64,12 @@ def check_key(key: str, prefix: bool = False) -> int:
     if (not key and not prefix) or length > MAX_KEY or "\0" in key:
         raise ConfigError("store key", key, f"must be 1 to {MAX_KEY} bytes of text without NUL")
     return length
+
+
+def check_ttl(ttl: float) -> None:
+    """Raise ConfigError unless `ttl` is a sensible time to live."""
+    if not 0 < ttl <= MAX_TTL:
+        raise ConfigError("lease ttl", ttl, f"must be above 0 and at most {MAX_TTL:.0f} seconds")
 
 
 @dataclass(slots=True)

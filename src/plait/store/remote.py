@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store of another agent, over one TLS connection for all requests and watches.
+
+Data in: calls of the store seam. Data out: the server's answers. Connects when first used and again after a loss, with a growing pause
+between attempts: within the pause calls fail at once. A call whose connection is lost raises StoreUnavailable; whether a transaction
+happened is then not known, its compares make a repetition safe. Watches are not resumed: list and watch again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from plait.model.errors import StoreUnavailable
+from plait.store.api import Change, Compare, Delete, Item, Listing, Put, TxnResult
+from plait.store.link import Link
+from plait.store.protocol import Answer, Get, Grant, Items, Keepalive, List, Message, Result, Revoke, pack_txn
+from plait.store.state import check_key, check_ttl, check_txn
+
+CONNECT_TIMEOUT = 3.0
+"""Seconds for TCP, TLS and Hello together."""
+REQUEST_TIMEOUT = 5.0
+"""Seconds for one call, with the connection if there is none."""
+BACKOFF = (0.1, 2.0)
+"""Seconds between attempts to connect: the first pause, doubled each time, and the longest."""
+
+A = TypeVar("A", bound=Answer)
+
+
+class RemoteStore:
+    """Store seam over the wire. `context` is that of `tls.ssl_context_client`."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        context: ssl.SSLContext,
+        *,
+        timeout: float = REQUEST_TIMEOUT,
+        jitter: Callable[[float, float], float] = random.uniform,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._host, self._port, self._context = host, port, context
+        self._timeout, self._jitter, self._clock = timeout, jitter, clock
+        self._name = f"store at {host}:{port}"
+        self._link: Link | None = None
+        self._connecting = asyncio.Lock()
+        self._pause, self._not_before = BACKOFF[0], 0.0
+        self._last_error = ""
+        self._closed = False
+
+    # --- the seam
+
+    async def get(self, key: str) -> Item | None:
+        check_key(key)
+        items, _ = await self._items(lambda number: Get(number, key))
+        return items[0] if items else None
+
+    async def list(self, prefix: str) -> Listing:
+        check_key(prefix, prefix=True)
+        items, revision = await self._items(lambda number: List(number, prefix))
+        return Listing(items, revision)
+
+    async def txn(self, compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> TxnResult:
+        check_txn(compares, ops)
+        result = await self._result(lambda number: pack_txn(number, compares, ops))
+        return TxnResult(result.ok, result.number)
+
+    async def watch(self, prefix: str, from_revision: int) -> AsyncIterator[tuple[Change, ...]]:
+        check_key(prefix, prefix=True)
+        async with self._bounded():
+            link = await self._connected()
+        number, queue = link.watch(prefix, from_revision)
+        try:
+            while True:
+                yield await queue.take()
+        finally:
+            link.unwatch(number)
+
+    async def grant(self, ttl: float) -> int:
+        check_ttl(ttl)
+        return (await self._result(lambda number: Grant(number, ttl))).number
+
+    async def keepalive(self, lease: int) -> bool:
+        return (await self._result(lambda number: Keepalive(number, lease))).ok
+
+    async def revoke(self, lease: int) -> None:
+        await self._result(lambda number: Revoke(number, lease))
+
+    async def close(self) -> None:
+        """End the connection; calls and watches raise StoreUnavailable from now on. Idempotent."""
+        self._closed = True
+        if self._link is not None:
+            self._link.close(StoreUnavailable(f"{self._name}: closed because the agent is stopping"))
+            self._link = None
+
+    # --- calls
+
+    async def _items(self, make: Callable[[int], Message]) -> tuple[tuple[Item, ...], int]:
+        answer = await self._call(make, Items)
+        return tuple(Item(*item) for item in answer.items), answer.revision
+
+    async def _result(self, make: Callable[[int], Message]) -> Result:
+        return await self._call(make, Result)
+
+    async def _call(self, make: Callable[[int], Message], wanted: type[A]) -> A:
+        async with self._bounded():
+            answer = await (await self._connected()).call(make)
+        if not isinstance(answer, wanted):
+            raise StoreUnavailable(
+                f"{self._name}: a {type(answer).__name__} where a {wanted.__name__} was due; do both run the same version?"
+            )
+        return answer
+
+    @asynccontextmanager
+    async def _bounded(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._timeout):
+                yield
+        except TimeoutError as error:
+            raise StoreUnavailable(f"{self._name}: no answer within {self._timeout:g} s; retry") from error
+
+    # --- the connection
+
+    async def _connected(self) -> Link:
+        """The living connection, made now if there is none. Raises StoreUnavailable, within a pause at once."""
+        async with self._connecting:
+            if self._closed:
+                raise StoreUnavailable(f"{self._name}: closed because the agent is stopping; retry when it runs again")
+            if self._link is not None and self._link.lost is None:
+                return self._link
+            wait = self._not_before - self._clock()
+            if wait > 0:
+                raise StoreUnavailable(f"{self._last_error} (next attempt in {wait:.1f} s)")
+            try:
+                self._link = await self._connect()
+            except StoreUnavailable as error:
+                self._last_error = str(error)
+                self._not_before = self._clock() + self._pause * self._jitter(0.5, 1.0)
+                self._pause = min(2 * self._pause, BACKOFF[1])
+                raise
+            self._pause = BACKOFF[0]
+            return self._link
+
+    async def _connect(self) -> Link:
+        link = Link(self._name)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await loop.create_connection(lambda: link, self._host, self._port, ssl=self._context, server_hostname="plait")
+                await link.ready
+        except (OSError, TimeoutError) as error:
+            why = StoreUnavailable(f"{self._name}: cannot connect: {_reason(error)}; is its agent running and the port open? retry")
+            link.close(why)
+            raise why from error
+        except asyncio.CancelledError:
+            link.close(StoreUnavailable(f"{self._name}: the caller gave up while connecting; retry"))
+            raise
+        return link
+
+
+def _reason(error: OSError | TimeoutError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the other side is not of this cluster ({error.verify_message})"
+    if isinstance(error, TimeoutError):
+        return f"no answer within {CONNECT_TIMEOUT:g} s"
+    return error.strerror or str(error)
