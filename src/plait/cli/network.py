@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`plait network`: the networks of the cluster. Data in: options, rows of the admin API. Data out: tables, JSON, calls of the agent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from plait.cli.common import address, cidr, json_option, pairs, show_json, show_table, with_agent
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv4Network
+
+    from plait.client.admin import AdminClient
+    from plait.model.report import NetworkView
+
+
+@click.group()
+def network() -> None:
+    """Networks of the cluster; every node and every engine has all of them."""
+
+
+@network.command()
+@json_option
+@with_agent
+def ls(client: AdminClient, as_json: bool) -> None:
+    """List the networks."""
+    rows = client.networks()
+    if as_json:
+        show_json(rows)
+        return
+    show_table(
+        ("NETWORK", "SUBNET", "GATEWAY", "BACKEND", "VNI", "INTERNAL", "ENDPOINTS"),
+        ((r["name"], r["subnet"], r["gateway"], r["backend"], r["vni"], "yes" if r["internal"] else "no", r["endpoints"]) for r in rows),
+    )
+
+
+@network.command()
+@click.argument("name")
+@json_option
+@with_agent
+def inspect(client: AdminClient, name: str, as_json: bool) -> None:
+    """Show one network: its settings, who holds which block of it, and what is attached."""
+    view = client.network(name)
+    if as_json:
+        show_json(view)
+    else:
+        _show(view)
+
+
+def _show(view: NetworkView) -> None:
+    reach = "internal: no way out" if view["internal"] else "with a way out"
+    click.echo(f"{view['name']}: {view['subnet']}, gateway {view['gateway']}, {reach}")
+    click.echo(f"backend {view['backend']}, vni {view['vni']}, blocks of /{view['block_prefix']}")
+    for title, mapping in (("labels", view["labels"]), ("options", view["options"])):
+        if mapping:
+            click.echo(f"{title}: " + ", ".join(f"{key}={value}" for key, value in mapping.items()))
+    click.echo()
+    show_table(
+        ("BLOCK", "NODE", "FOR", "USED", "SIZE"), ((b["cidr"], b["node"], b["purpose"], _used(b["used"]), b["size"]) for b in view["held"])
+    )
+    click.echo()
+    show_table(
+        ("ADDRESS", "NAME", "NODE", "RUNTIME", "PORTS", "ALIASES"),
+        ((e["address"], e["name"], e["node"], e["runtime"], " ".join(e["ports"]), " ".join(e["aliases"])) for e in view["attached"]),
+    )
+
+
+def _used(count: int) -> str:
+    return str(count) if count >= 0 else "?"
+
+
+@network.command()
+@click.argument("name")
+@click.option("--subnet", type=cidr, help="Its addresses. [default: the next free /16 of 10.28.0.0 and up]")
+@click.option("--gateway", type=address, help="Address that every node holds. [default: the subnet's first]")
+@click.option("--internal", is_flag=True, help="Without a way out to other networks.")
+@click.option("--label", "labels", multiple=True, callback=pairs, metavar="K=V", help="A label; can be repeated.")
+@click.option(
+    "-o", "--opt", "options", multiple=True, callback=pairs, metavar="K=V", help="An option, such as backend=vxlan; can be repeated."
+)
+@json_option
+@with_agent
+def create(
+    client: AdminClient,
+    name: str,
+    subnet: IPv4Network | None,
+    gateway: IPv4Address | None,
+    internal: bool,
+    labels: dict[str, str],
+    options: dict[str, str],
+    as_json: bool,
+) -> None:
+    """Make the network NAME on every node. An equal one that exists already is success."""
+    made = client.create_network(
+        name,
+        subnet=str(subnet) if subnet else None,
+        gateway=str(gateway) if gateway else None,
+        internal=internal,
+        labels=labels,
+        options=options,
+    )
+    if as_json:
+        show_json(made)
+    else:
+        click.echo(f"{made['name']} {made['subnet']}")
+
+
+@network.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME…")
+@click.option("--force", is_flag=True, help="Even while containers are attached.")
+@with_agent
+def rm(client: AdminClient, names: tuple[str, ...], force: bool) -> None:
+    """Remove networks. Refused while containers are attached, on any node."""
+    for name in names:
+        client.remove_network(name, force)
+        click.echo(name)

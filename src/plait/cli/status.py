@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`plait status`: whether all is well, on one screen.
+
+Data in: the agent's `StatusView`. Data out: lines, one or two per part however large the cluster is, and everything that is wrong with
+what to do about it; exit status 0 only if all is well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from plait.cli.common import json_option, show_json, with_agent
+
+if TYPE_CHECKING:
+    from plait.client.admin import AdminClient
+    from plait.model.report import StatusView
+
+NAMED = 8
+"""How many things of a kind are named one by one; of more, the count is shown."""
+
+
+@click.command()
+@json_option
+@with_agent
+def status(client: AdminClient, as_json: bool) -> int:
+    """Show whether all is well. Exit status 0 only if it is."""
+    view = client.status()
+    if as_json:
+        show_json(view)
+    else:
+        for line in page(view):
+            click.echo(line)
+    return 0 if view["well"] else 1
+
+
+def page(view: StatusView) -> Iterator[str]:
+    """The lines of the screen."""
+    count = len(view["conditions"])
+    verdict = "all is well" if view["well"] else f"{count} thing{'s need' if count > 1 else ' needs'} attention" if count else "not well"
+    yield f"{view['node']}: {verdict}  (plait {view['version']}, up {_span(view['uptime_s'])})"
+    yield ""
+    for title, lines in (
+        ("store", _store(view)),
+        ("nodes", _nodes(view)),
+        ("networks", _networks(view)),
+        ("engines", _engines(view)),
+        ("blocks", _blocks(view)),
+        ("paths", _paths(view)),
+    ):
+        for index, line in enumerate(lines):
+            yield f"{title if index == 0 else '':<10}{line}"
+    for condition in view["conditions"]:
+        about = f" [{condition['subject']}]" if condition["subject"] else ""
+        yield ""
+        yield f"{condition['severity'].upper()} {condition['code']}{about}: {condition['title']}"
+        yield f"    {condition['text']}"
+        yield f"    -> {condition['todo']}"
+
+
+def _store(view: StatusView) -> list[str]:
+    store = view["store"]
+    state = "reachable" if store["reachable"] else "OUT OF REACH"
+    where = "in this agent" if store["role"] == "embedded" else f"at {store['address']}"
+    return [f"{where}, {state}, revision {store['revision']}"]
+
+
+def _nodes(view: StatusView) -> list[str]:
+    rows = view["nodes"]
+    lost = [row["name"] for row in rows if not row["alive"]]
+    line = f"{len(rows) - len(lost)} of {len(rows)} alive: {_some([row['name'] for row in rows if row['alive']])}"
+    return [line, *([f"LOST: {_some(lost)}"] if lost else [])]
+
+
+def _networks(view: StatusView) -> list[str]:
+    return [
+        _some([f"{row['name']} {row['subnet']} ({row['backend']}, {_plural(row['endpoints'], 'endpoint')})" for row in view["networks"]])
+        or "none"
+    ]
+
+
+def _engines(view: StatusView) -> list[str]:
+    lines = []
+    for engine in view["engines"]:
+        name = f"{engine['runtime']} {engine['version']}".rstrip()
+        lines.append(
+            f"{name}, {_plural(engine['containers'], 'container')}" if engine["reachable"] else f"{name} UNREACHABLE: {engine['error']}"
+        )
+    return lines or ["none on this host"]
+
+
+def _blocks(view: StatusView) -> list[str]:
+    """This node's blocks, summed per network."""
+    mine = [block for block in view["blocks"] if block["node"] == view["node"]]
+    lines = []
+    for network in dict.fromkeys(block["network"] for block in mine):
+        held = [block for block in mine if block["network"] == network]
+        pool = [block for block in held if block["used"] >= 0]
+        used, size = sum(block["used"] for block in pool), sum(block["size"] for block in pool)
+        lines.append(f"{network}: {_some([block['cidr'] for block in held])}; {used} of {size} addresses used")
+    return lines[:NAMED] + ([f"and {len(lines) - NAMED} networks more"] if len(lines) > NAMED else []) or ["none"]
+
+
+def _paths(view: StatusView) -> list[str]:
+    rows = view["paths"]
+    broken = [f"to {row['node']} ({row['address']}): {row['error']}" for row in rows if row["error"]]
+    usable = [f"{row['node']} ({row['backend']}, mtu {row['mtu']})" for row in rows if not row["error"]]
+    if not rows:
+        return ["no other node"]
+    more = [f"and {len(broken) - NAMED} more"] if len(broken) > NAMED else []
+    return [f"{len(usable)} of {len(rows)} usable: {_some(usable)}".rstrip(": "), *broken[:NAMED], *more]
+
+
+def _some(names: list[str]) -> str:
+    """The names joined; from `NAMED` on only how many more there are."""
+    extra = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {extra} more" if extra > 0 else "")
+
+
+def _plural(count: int, thing: str) -> str:
+    return f"{count} {thing}" + ("" if count == 1 else "s")
+
+
+def _span(seconds: float) -> str:
+    """A duration in its two largest units, such as "3h 12m"."""
+    rest = int(seconds)
+    parts: list[str] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        if rest >= size or (unit == "s" and not parts):
+            parts.append(f"{rest // size}{unit}")
+        rest %= size
+    return " ".join(parts[:2])
