@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -186,6 +187,18 @@ def images(fresh: bool) -> None:
     from plait.lab import images as recipes
 
     click.echo(recipes.template(_say, fresh=fresh))
+
+
+@lab.command()
+@_plainly
+def demo() -> None:
+    """Play the four-host case and check every step. Exit status 0 only if all of it holds."""
+    from plait.lab import demo as case
+
+    # A polite kill must not leave the lab behind either.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if not case.run(click.echo).is_good:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
