@@ -73,7 +73,7 @@ def become(command: Sequence[str]) -> NoReturn:
 
 
 def start(command: Sequence[str], detached: bool) -> int:
-    """Start `command` as a child and return its pid (errors as in `become`). `detached`: in a session of its own, without input and output."""
+    """Start `command` as a child and return its pid; errors as in `become`. `detached`: in its own session, without input and output."""
     actions = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)] if detached else []
     reset = [*_TERMINAL, signal.SIGPIPE, signal.SIGXFSZ]  # this process ignores them, the command shall not
     sys.stdout.flush()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from plait.client.admin import AdminClient
 
+_START = "start the agent with `systemctl start plait` or `plait agent`"
 _name = click.option("--name", help="Name of this node. [default: node.name of the configuration, or the host name]")
 _address = click.option(
     "--address",
@@ -35,7 +36,8 @@ def init(name: str | None, address: IPv4Address | None, pool: IPv4Network) -> No
     """Make a new cluster with this host as its first node. Start the agent afterwards."""
     from plait.agent import main as agent
 
-    agent.init(name=name, address=address, pool=pool)
+    made = agent.init(name=name, address=str(address) if address else None, pool=str(pool))
+    click.echo(f"node {made.name} at {made.address} is the first of a new cluster; {_START}")
 
 
 @click.command()
@@ -47,7 +49,8 @@ def join(addr: str, token: str, name: str | None, address: IPv4Address | None) -
     """Join the cluster whose first node is at ADDR. Start the agent afterwards."""
     from plait.agent import main as agent
 
-    agent.join(addr, token, name=name, address=address)
+    made = agent.join(addr, token, name=name, address=str(address) if address else None)
+    click.echo(f"node {made.name} at {made.address} joined the cluster at {addr}; {_START}")
 
 
 @click.command()
@@ -61,10 +64,11 @@ def agent() -> None:
 @click.command()
 @click.option("--purge", is_flag=True, help="Also leave the cluster and delete this node's keys and data.")
 def down(purge: bool) -> None:
-    """Take plait's links, routes and rules off this host. The agent must have been stopped."""
+    """Stop the agent and take plait's links, routes and rules off this host."""
     from plait.agent import main as agent
 
-    agent.down(purge=purge)
+    for line in agent.down(purge=purge):
+        click.echo(line)
 
 
 @click.group()
