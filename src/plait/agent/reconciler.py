@@ -44,9 +44,10 @@ class Reconciler:
     def mark(self) -> None:
         self._dirty.set()
 
-    async def first_pass(self) -> None:
-        """Wait until the first pass has been made."""
-        await self._first.wait()
+    @property
+    def passed(self) -> bool:
+        """Whether a first pass has been made."""
+        return self._first.is_set()
 
     async def run(self) -> None:
         """Pass after pass. Never returns; a programming error ends it (and the agent)."""

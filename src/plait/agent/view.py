@@ -9,6 +9,7 @@ agent does not make them vanish for a moment.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -16,11 +17,12 @@ from ipaddress import IPv4Network
 
 from plait.agent.keys import TYPES, Record, kind_of, record_key
 from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node, Snapshot
-from plait.model.errors import PlaitError
+from plait.model.errors import PlaitError, StoreUnavailable
 from plait.store.api import Change, Item
 from plait.store.codec import decode
 
 log = logging.getLogger("plait.view")
+_CATCH_UP_S = 5.0
 
 
 class View:
@@ -35,22 +37,13 @@ class View:
         self._own: dict[str, Record] = {}
         self._reported: set[str] = set()
         self._snapshot: Snapshot | None = None
+        self._waiters: set[asyncio.Event] = set()
         self._listeners: list[Callable[[frozenset[str]], None]] = []
 
     # --- what the store says
 
-    def load(self, items: Iterable[Item], revision: int) -> None:
-        """Replace everything replicated by `items`."""
-        self._stored.clear()
-        self._items.clear()
-        self._alive.clear()
-        for item in items:
-            self._take(item)
-        self.revision = revision
-        self._changed(frozenset(TYPES) | {"alive"})
-
-    def change(self, changes: Iterable[Change]) -> None:
-        """Apply replicated changes in their order."""
+    def change(self, changes: Iterable[Change], revision: int) -> None:
+        """Apply replicated changes in their order; the replica is at `revision` after them."""
         kinds = set()
         for change in changes:
             kinds.add(kind_of(change.item.key))
@@ -58,9 +51,28 @@ class View:
                 self._take(change.item)
             else:
                 self._forget(change.item.key)
-            self.revision = max(self.revision, change.revision)
+        self.revision = revision
+        self._snapshot = None
+        for waiter in self._waiters:
+            waiter.set()
         if kinds:
             self._changed(frozenset(kinds))
+
+    async def caught_up(self, revision: int) -> None:
+        """Wait until the replica has `revision`. StoreUnavailable after five seconds."""
+        waiter = asyncio.Event()
+        self._waiters.add(waiter)
+        try:
+            async with asyncio.timeout(_CATCH_UP_S):
+                while self.revision < revision:
+                    waiter.clear()
+                    await waiter.wait()
+        except TimeoutError as error:
+            raise StoreUnavailable(
+                f"the replica is at revision {self.revision} and did not reach {revision} in {_CATCH_UP_S:.0f} s"
+            ) from error
+        finally:
+            self._waiters.discard(waiter)
 
     def _take(self, item: Item) -> None:
         kind, _, rest = item.key.partition("/")

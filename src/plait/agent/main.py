@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `plait init`, `join`, `agent` and `down` do. The command line imports this module only when one of them is called."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Coroutine, Iterator
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from plait.agent.config import Config, Paths, check_node_name, load_config
+from plait.agent.identity import Identity, load_identity, new_id, save_identity
+from plait.agent.logs import set_up
+from plait.model.errors import ConfigError, Conflict, NotFound, PlaitError
+from plait.store.pki import init_cluster
+
+log = logging.getLogger("plait.main")
+DEFAULT_POOL = IPv4Network("10.28.0.0/16")
+_STOP_TIMEOUT_S = 10.0
+
+
+def init(name: str | None = None, address: str | None = None, pool: str | None = None, paths: Paths | None = None) -> Identity:
+    """Make a new cluster whose first node is this host. Conflict if the host is in one already; ConfigError for bad values."""
+    paths = paths or Paths()
+    _refuse_member(paths)
+    config = load_config(paths.config)
+    identity = Identity(name=check_node_name(name or config.name), id=new_id(), address=_own_address(address, config), pool=_pool(pool))
+    init_cluster(paths.lib / "pki", identity.name, identity.id, identity.address)
+    save_identity(paths.identity, identity)
+    return identity
+
+
+def join(server: str, token: str, name: str | None = None, address: str | None = None, paths: Paths | None = None) -> Identity:
+    """Make this host a node of the cluster that `server` ("host" or "host:port") belongs to, with a token from there."""
+    from plait.store.join import join_cluster
+
+    paths = paths or Paths()
+    _refuse_member(paths)
+    config = load_config(paths.config)
+    node_name, node_id, own = check_node_name(name or config.name), new_id(), _own_address(address, config)
+    joined = asyncio.run(join_cluster(server, token, node_name, node_id, paths.lib / "pki"))
+    pool = IPv4Network(joined.info.get("pool", str(DEFAULT_POOL)))
+    identity = Identity(node_name, node_id, own, f"{joined.store_host}:{joined.store_port}", pool)
+    save_identity(paths.identity, identity)
+    return identity
+
+
+def run(paths: Paths | None = None) -> None:
+    """Be the agent until SIGTERM or SIGINT. The kernel keeps what it has: a restart loses no packet."""
+    paths = paths or Paths()
+    config = load_config(paths.config)
+    identity = load_identity(paths.identity)
+    set_up(config.log_level, config.log_format)
+    with _only_agent(paths.run):
+        from plait.agent.wiring import run_node
+
+        asyncio.run(_until_signal(run_node(config, identity, paths)))
+
+
+def down(purge: bool = False, paths: Paths | None = None) -> list[str]:
+    """Stop the agent and remove everything of plait from this host's kernel; with `purge` also leave the cluster and delete its
+    files. Returns what was done, a line each. Idempotent."""
+    from plait.kernel.linux import LinuxKernel, delete_netns
+    from plait.reconcile import diff, order
+
+    paths = paths or Paths()
+    done: list[str] = []
+    if _stop_agent(paths.run):
+        done.append("stopped the agent")
+    kernel = LinuxKernel()
+    try:
+        ops = order(diff({}, kernel.owned(), True))
+        result = kernel.apply(ops)
+    finally:
+        kernel.close()
+    for error in result.failed.values():
+        raise error
+    done.append(f"removed {len(ops)} objects from the kernel")
+    netns = paths.run / "netns"
+    for path in sorted(netns.iterdir()) if netns.is_dir() else ():
+        delete_netns(path)
+    if purge:
+        done += _purge(paths)
+    paths.docker_plugin.unlink(missing_ok=True)
+    shutil.rmtree(paths.run, ignore_errors=True)
+    return done
+
+
+def _purge(paths: Paths) -> list[str]:
+    done: list[str] = []
+    with contextlib.suppress(NotFound, ConfigError):
+        identity = load_identity(paths.identity)
+        if identity.store:
+            from plait.agent.wiring import leave
+
+            done.append(asyncio.run(leave(identity, paths)))
+        else:
+            done.append("deleted the cluster's store, which this node carried")
+    for folder in (paths.lib, paths.etc):
+        shutil.rmtree(folder, ignore_errors=True)
+        done.append(f"deleted {folder}")
+    return done
+
+
+def _refuse_member(paths: Paths) -> None:
+    try:
+        known = load_identity(paths.identity)
+    except NotFound:
+        return
+    raise Conflict(f"this host is node {known.name!r} of a cluster already; leave it first with `plait down --purge`")
+
+
+def _own_address(text: str | None, config: Config) -> IPv4Address:
+    """The underlay address: the one given, the configured one, or the source address of the default route."""
+    if text is not None:
+        try:
+            return IPv4Address(text)
+        except ValueError as error:
+            raise ConfigError("--address", text, "is not an IPv4 address") from error
+    if config.address is not None:
+        return config.address
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # UDP: chooses a route and a source address, sends nothing
+        except OSError as error:
+            raise ConfigError(
+                "--address", None, f"cannot be guessed ({error.strerror})", "give this host's address on the underlay"
+            ) from error
+        return IPv4Address(probe.getsockname()[0])
+
+
+def _pool(text: str | None) -> IPv4Network:
+    if text is None:
+        return DEFAULT_POOL
+    try:
+        return IPv4Network(text)
+    except ValueError as error:
+        raise ConfigError("--pool", text, f"is not an IPv4 network: {error}", "for example 10.28.0.0/16") from error
+
+
+async def _until_signal(work: Coroutine[None, None, None]) -> None:
+    """Run the coroutine `work` until it fails or a signal asks to stop."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(work)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+@contextlib.contextmanager
+def _only_agent(run_dir: Path) -> Iterator[None]:
+    """Hold the lock that says which process is the agent of this host. Conflict if another one is."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / "agent.lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            raise Conflict(f"an agent runs on this host already (pid {lock.read().strip() or '?'}); stop it first") from error
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+def _stop_agent(run_dir: Path) -> bool:
+    """Ask the agent of this host to stop and wait. False if none runs; PlaitError if it does not stop."""
+    path = run_dir / "agent.lock"
+    if not path.exists():
+        return False
+    with open(path) as lock:
+        end = time.monotonic() + _STOP_TIMEOUT_S
+        asked = False
+        while time.monotonic() < end:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return asked
+            except OSError:
+                lock.seek(0)
+                text = lock.read().strip()
+                if not asked and text.isdigit():
+                    os.kill(int(text), signal.SIGTERM)
+                    asked = True
+                time.sleep(0.05)
+    raise PlaitError(f"the agent (pid {path.read_text().strip()}) did not stop within {_STOP_TIMEOUT_S:.0f} s; end it by hand")

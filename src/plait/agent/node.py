@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One running node: the parts that `wiring` made, and the loops that tie them together.
+
+Every loop is a task of one group; none outlives it. A programming error in any of them ends the process (systemd starts it again, the
+kernel keeps forwarding meanwhile); errors of the store, the engine and the kernel are conditions and are tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from plait import __version__
+from plait.agent.addresses import Addresses
+from plait.agent.admin import netns_of_containers
+from plait.agent.config import Config, Paths, replace_file
+from plait.agent.health import Health
+from plait.agent.identity import Identity
+from plait.agent.journal import Journal, Write
+from plait.agent.networks import Networks
+from plait.agent.publisher import Publisher
+from plait.agent.reconciler import Reconciler
+from plait.agent.reports import GATEWAY_META, merged_meta
+from plait.agent.view import View
+from plait.backends import BACKENDS
+from plait.dns.zone import build_table
+from plait.kernel.linux import LinuxKernel
+from plait.model.addr import mac_from_digest
+from plait.model.cluster import Node
+from plait.model.errors import PlaitError, StoreUnavailable
+from plait.model.objects import Plan
+from plait.plan import Local, network_mtu, plan_node
+from plait.runtimes.api import NetworkRequest
+from plait.runtimes.docker.options import docker_env
+from plait.serve.dns_parent import DnsService
+from plait.services.views import SERVER_META
+
+log = logging.getLogger("plait.node")
+LEASE_TTL_S = 6.0
+"""A node that is silent this long counts as dead; its names are gone everywhere a moment later."""
+_MIN_INNER_MTU = 1280
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything that a node consists of, made in `wiring`."""
+
+    config: Config
+    identity: Identity
+    paths: Paths
+    view: View
+    journal: Journal
+    kernel: LinuxKernel
+    health: Health
+    networks: Networks
+    addresses: Addresses
+    publisher: Publisher
+    dns: DnsService
+
+
+class NodeLoops:
+    """What a node does by itself. `default_network` is the cluster's first network."""
+
+    def __init__(self, parts: Parts, default_network: str) -> None:
+        self._p, self._default = parts, default_network
+        self._gateway = bool(parts.journal.load("setting").get("gateway"))
+        self._names_dirty = asyncio.Event()
+        self._names_done = asyncio.Condition()
+        self._names_generation = 0
+        self._names_shown = -1
+        self._blocks_dirty = asyncio.Event()
+        self._serving_names = False
+        parts.view.subscribe(self._on_view)
+
+    def _on_view(self, kinds: frozenset[str]) -> None:
+        if kinds & {"nodes", "alive", "networks", "blocks", "endpoints", "containers", "instances"}:
+            self._names_generation += 1
+            self._names_dirty.set()
+        if kinds & {"networks", "blocks", "endpoints"}:
+            self._blocks_dirty.set()
+        self._p.publisher.wake()
+
+    # --- the plan
+
+    def plan(self) -> Plan:
+        """The whole desired state of this node now."""
+        snapshot = self._p.view.snapshot
+        own = {e.id: e for e in snapshot.endpoints.values() if e.node == snapshot.me}
+        local = Local(gateway=self._gateway, netns=netns_of_containers(self._p.view, own), docker_bridge=self._p.config.docker_bridge)
+        return plan_node(snapshot, local)
+
+    async def set_gateway(self, enabled: bool) -> None:
+        """Whether this node forwards for hosts without an agent; kept over restarts."""
+        await self._p.journal.write([Write("setting", "gateway", b"1" if enabled else None)])
+        self._gateway = enabled
+        self.refresh_node()
+
+    # --- this node's record
+
+    def refresh_node(self) -> None:
+        """Bring the node's own record in line with its links and blocks. Cheap; called on every link event."""
+        identity = self._p.identity
+        known = self._p.view.snapshot.nodes.get(identity.name)
+        try:
+            _, mtu = self._p.kernel.underlay(identity.address)
+        except OSError as error:
+            log.warning("underlay_missing", extra={"address": str(identity.address), "error": str(error)})
+            mtu = known.mtu if known is not None else 1500
+        node = Node(
+            name=identity.name,
+            id=identity.id,
+            address=identity.address,
+            mtu=mtu,
+            vtep_mac=mac_from_digest(bytes.fromhex(identity.id.replace("-", ""))),
+            tunnel=self._p.addresses.tunnel_address(),
+            version=__version__,
+            meta=merged_meta(merged_meta({}, SERVER_META, not identity.store), GATEWAY_META, self._gateway),
+        )
+        self._p.view.put(node)
+        network = self._p.view.snapshot.networks.get(self._default)
+        inner = network_mtu(node, network) if network is not None else mtu
+        if inner < _MIN_INNER_MTU:
+            self._p.health.set("mtu-too-small", identity.name, f"containers get an MTU of {inner}, the underlay has {mtu}")
+        else:
+            self._p.health.clear("mtu-too-small", identity.name)
+
+    # --- loops
+
+    async def keep_blocks(self) -> None:
+        """Lease what is needed ahead of need; make the network `default` if this is the first node. Never returns."""
+        while True:
+            self._blocks_dirty.clear()
+            try:
+                if not self._p.identity.store and self._default not in self._p.view.snapshot.networks:
+                    await self._p.networks.ensure(NetworkRequest(self._default, self._p.identity.pool))
+                await self._p.addresses.maintain()
+                self.refresh_node()
+                self._write_docker_options()
+            except StoreUnavailable as error:
+                log.info("blocks_wait", extra={"error": str(error)})
+            except PlaitError as error:
+                log.warning("blocks_failed", extra={"error": str(error)})
+            try:
+                async with asyncio.timeout(30):
+                    await self._blocks_dirty.wait()
+                await asyncio.sleep(0.02)
+            except TimeoutError:
+                pass
+
+    def _write_docker_options(self) -> None:
+        block, me = self._p.addresses.bridge_block(), self._p.view.snapshot.nodes.get(self._p.identity.name)
+        network = self._p.view.snapshot.networks.get(self._default)
+        if block is None or me is None or network is None:
+            return
+        text = docker_env(block.cidr, network_mtu(me, network))
+        path = self._p.paths.run / "docker.env"
+        if not path.exists() or path.read_text() != text:
+            replace_file(path, text)
+
+    async def serve_names(self) -> None:
+        """Keep the DNS child's table and listening addresses what the view says. Never returns."""
+        config = self._p.config
+        while True:
+            self._names_dirty.clear()
+            generation = self._names_generation
+            snapshot = self._p.view.snapshot
+            await self._p.dns.set_table(build_table(snapshot, config.dns_domain, config.datacenter, config.search_domain))
+            await self._p.dns.set_listen(self._listen_addresses())
+            async with self._names_done:
+                self._names_shown = generation
+                self._serving_names = True
+                self._names_done.notify_all()
+            await self._names_dirty.wait()
+
+    def _listen_addresses(self) -> frozenset[tuple[str, int]]:
+        loopback = {("127.0.0.1", 53), ("127.0.0.1", 8600)}
+        snapshot = self._p.view.snapshot
+        gateways: set[IPv4Address] = {n.gateway for n in snapshot.networks.values()}
+        block = self._p.addresses.bridge_block()
+        if block is not None:
+            gateways.add(block.cidr[1])
+        return frozenset(loopback | {(str(address), 53) for address in gateways})
+
+    async def names_settled(self) -> None:
+        """Wait until the DNS child answers what the view said when this was called; at most 2 s."""
+        wanted = self._names_generation
+        async with asyncio.timeout(2), self._names_done:
+            await self._names_done.wait_for(lambda: self._names_shown >= wanted)
+
+    async def watch_nodes(self) -> None:
+        """Raise and clear `node-lost` by the signs of life in the store. Never returns."""
+        while True:
+            snapshot = self._p.view.snapshot
+            lost = {n: f"node {n} gives no sign of life" for n in snapshot.nodes if n not in snapshot.alive}
+            self._p.health.replace("node-lost", lost)
+            await asyncio.sleep(1)
+
+    async def watch_capabilities(self) -> None:
+        """Name what the kernel lacks for the networks that there are. Never returns."""
+        present = await asyncio.to_thread(self._p.kernel.capabilities)
+        while True:
+            texts: dict[str, str] = {}
+            for network in self._p.view.snapshot.networks.values():
+                lacks = BACKENDS[network.backend].needs() - present
+                if lacks:
+                    texts[network.name] = f"network {network.name} needs {', '.join(sorted(lacks))}"
+            self._p.health.replace("kernel-lacks", texts)
+            await asyncio.sleep(30)
+
+    def waiting(self, reconciler: Reconciler) -> str:
+        """ "" when the node can serve containers, else what it waits for."""
+        me = self._p.view.snapshot.nodes.get(self._p.identity.name)
+        if self._default not in self._p.view.snapshot.networks:
+            return "the cluster's state: the store has not answered yet"
+        if me is None or me.tunnel is None:
+            return "a block of addresses"
+        if not reconciler.passed:
+            return "the first pass over the kernel"
+        if not self._serving_names:
+            return "DNS"
+        return ""

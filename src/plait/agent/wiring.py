@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only file that names concrete classes: it makes a node's parts, hands them to each other and runs them as one task tree."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from plait.agent.addresses import Addresses
+from plait.agent.admin import AdminParts, AgentAdmin
+from plait.agent.catalog import Catalog
+from plait.agent.config import Config, Paths
+from plait.agent.health import Health
+from plait.agent.identity import Identity
+from plait.agent.journal import Journal
+from plait.agent.kernelwork import KernelWork
+from plait.agent.keys import alive_key, node_key, own_prefixes
+from plait.agent.networks import Networks
+from plait.agent.node import LEASE_TTL_S, NodeLoops, Parts
+from plait.agent.operations import AgentOperations
+from plait.agent.publisher import Publisher
+from plait.agent.reconciler import Reconciler
+from plait.agent.sandboxes import Sandboxes
+from plait.agent.view import View
+from plait.kernel.linux import LinuxKernel, create_netns, delete_netns
+from plait.model.errors import PlaitError
+from plait.model.report import StoreState, TokenView
+from plait.serve.admin import AdminServer
+from plait.serve.consul import ConsulApi
+from plait.serve.dns_parent import DnsService
+from plait.store.api import Change, Delete, Store
+from plait.store.join import split_address
+from plait.store.joinserver import PORT as JOIN_PORT
+from plait.store.joinserver import JoinServer
+from plait.store.remote import RemoteStore
+from plait.store.replica import Replica
+from plait.store.server import PORT as STORE_PORT
+from plait.store.server import StoreServer
+from plait.store.sqlite import SqliteStore
+from plait.store.tls import cluster_pin, ssl_context_client, ssl_context_join_server, ssl_context_server
+from plait.store.token import create_token
+
+log = logging.getLogger("plait.node")
+DEFAULT_NETWORK = "default"
+
+
+async def run_node(config: Config, identity: Identity, paths: Paths) -> None:
+    """Run this node until cancelled."""
+    journal = Journal(paths.lib / "journal.db")
+    try:
+        async with _open_store(identity, paths) as store:
+            await _Wiring(config, identity, paths, journal, store).run()
+    finally:
+        journal.close()
+
+
+async def leave(identity: Identity, paths: Paths) -> str:
+    """Remove this node's records from the store; says what happened. Never raises for a store out of reach."""
+    async with _open_store(identity, paths) as store:
+        ops = [Delete(prefix, prefix=True) for prefix in own_prefixes(identity.name)]
+        try:
+            blocks = [item.key for item in (await store.list("blocks/")).items if f'"{identity.name}"'.encode() in item.value]
+            keys = [node_key(identity.name), alive_key(identity.name), *blocks]
+            await store.txn([], [*ops, *(Delete(key) for key in keys)])
+        except PlaitError as error:
+            return f"could not tell the cluster ({error}); run `plait node rm {identity.name}` on another node"
+    return "left the cluster"
+
+
+@contextlib.asynccontextmanager
+async def _open_store(identity: Identity, paths: Paths) -> AsyncIterator[Store]:
+    """The embedded store on the node that carries it, else the one over the wire."""
+    store: Store
+    if identity.store:
+        host, port = split_address(identity.store, STORE_PORT)
+        store = RemoteStore(host, port, ssl_context_client(paths.lib / "pki"))
+    else:
+        store = await SqliteStore.open(paths.lib / "store.db")
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+class _Wiring:
+    """Makes everything in order of dependence; `run` starts it all and waits."""
+
+    def __init__(self, config: Config, identity: Identity, paths: Paths, journal: Journal, store: Store) -> None:
+        self.config, self.identity, self.paths, self.journal, self.store = config, identity, paths, journal, store
+        self.view = View(identity.name)
+        self.health = Health(time.time)
+        self.kernel = LinuxKernel()
+        self.work = KernelWork(self.kernel)
+        self.replica = Replica(store, paths.lib / "replica.bin")
+        self.networks = Networks(self.view, store, DEFAULT_NETWORK, self.view.caught_up)
+        self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge)
+        self.publisher = Publisher(self.view, store, self.view.caught_up)
+        self.dns = DnsService()
+        self.loops = NodeLoops(
+            Parts(
+                config=config,
+                identity=identity,
+                paths=paths,
+                view=self.view,
+                journal=journal,
+                kernel=self.kernel,
+                health=self.health,
+                networks=self.networks,
+                addresses=self.addresses,
+                publisher=self.publisher,
+                dns=self.dns,
+            ),
+            DEFAULT_NETWORK,
+        )
+        self.reconciler = Reconciler(
+            self.kernel, self.work, self.loops.plan, lambda: self.replica.synced, self.health, self.loops.refresh_node
+        )
+        self.ops = AgentOperations(self.view, journal, self.work, self.addresses, self.networks, self.loops.names_settled)
+        self.sandboxes = Sandboxes(identity.name, self.ops, journal, paths.run, create_netns, delete_netns)
+        self.catalog = Catalog(self.view, journal, self.publisher.publish, self._contact_ms)
+        self.view.subscribe(lambda _: self.reconciler.mark())
+        self.replica.subscribe(self.view.change, self._on_store)
+
+    async def run(self) -> None:
+        admin = AdminServer(AgentAdmin(self._admin_parts()), self.paths.admin_socket)
+        http = web.AppRunner(ConsulApi(self.catalog, self.identity.name, self.config.datacenter).app, access_log=None, handle_signals=False)
+        await admin.start()
+        try:
+            await http.setup()
+            await web.TCPSite(http, str(self.config.http_address), self.config.http_port).start()
+            await self.dns.start()
+            await self._run_loops()
+        finally:
+            await admin.stop()
+            await http.cleanup()
+            await self.dns.close()
+            self.work.close()
+
+    async def _run_loops(self) -> None:
+        if self.replica.load():
+            items = self.replica.items.values()
+            self.view.change((Change("put", item, item.mod_revision) for item in items), self.replica.revision)
+        await self.ops.recover()
+        await self.sandboxes.recover()
+        async with asyncio.TaskGroup() as group:
+            if not self.identity.store:
+                self._serve_store(group)
+            for loop in (
+                self.replica.run(),
+                self._notice_absent_store(),
+                self.publisher.run(),
+                self.publisher.stay_alive(LEASE_TTL_S),
+                self.loops.keep_blocks(),
+                self.loops.serve_names(),
+                self.loops.watch_nodes(),
+                self.loops.watch_capabilities(),
+                self.reconciler.watch(),
+                self.reconciler.run(),
+                self.sandboxes.run(),
+            ):
+                group.create_task(loop)
+
+    def _serve_store(self, group: asyncio.TaskGroup) -> None:
+        pki = self.paths.lib / "pki"
+        server = StoreServer(self.store, "0.0.0.0", STORE_PORT, ssl_context_server(pki))
+        joins = JoinServer(
+            self.store,
+            pki,
+            "0.0.0.0",
+            JOIN_PORT,
+            ssl_context_join_server(pki),
+            store_address=f"{self.identity.address}:{STORE_PORT}",
+            info={"pool": str(self.identity.pool)},
+        )
+        for listener in (server, joins):
+            listener.open()
+            group.create_task(listener.run())
+
+    # --- what the admin socket asks
+
+    def _admin_parts(self) -> AdminParts:
+        return AdminParts(
+            identity=self.identity,
+            view=self.view,
+            store=self.store,
+            ops=self.ops,
+            sandboxes=self.sandboxes,
+            work=self.work,
+            health=self.health,
+            default_network=DEFAULT_NETWORK,
+            search=self.config.search_domain,
+            plan=self.loops.plan,
+            waiting=lambda: self.loops.waiting(self.reconciler),
+            store_state=self._store_state,
+            engines=list,
+            token=self._token,
+            gateway=self.loops.set_gateway,
+            caught_up=self.view.caught_up,
+        )
+
+    def _store_state(self) -> StoreState:
+        return {
+            "role": "remote" if self.identity.store else "embedded",
+            "address": self.identity.store or f"{self.identity.address}:{STORE_PORT}",
+            "reachable": self.replica.connected,
+            "revision": self.view.revision,
+        }
+
+    async def _notice_absent_store(self) -> None:
+        """A store that was never reached since the start is a condition too, after a moment."""
+        await asyncio.sleep(3)
+        if not self.replica.connected:
+            self._on_store(False)
+
+    def _on_store(self, connected: bool) -> None:
+        if connected:
+            self.health.clear("store-unreachable", "store")
+            self.publisher.wake()
+        else:
+            self.health.set("store-unreachable", "store", f"no connection to the store at {self._store_state()['address']}")
+
+    def _contact_ms(self) -> int | None:
+        return 0 if self.replica.connected else None
+
+    async def _token(self, ttl_s: int) -> TokenView:
+        now = time.time()
+        token = await create_token(self.store, cluster_pin(self.paths.lib / "pki"), ttl_s, now)
+        address = self.identity.store.partition(":")[0] or str(self.identity.address)
+        return {"token": token, "address": address, "expires": now + ttl_s}
