@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from plait.lab import images, process
+from plait.lab import engines, images, process
 from plait.lab.lab import Lab
 from plait.lab.spec import simple
+from plait.lab.state import State, list_labs
 from plait.model.errors import PlaitError
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
@@ -125,3 +129,25 @@ def test_the_template_stays_whole_and_down_leaves_nothing() -> None:
     assert not list(process.members(nets))
     assert not state.disks.exists()
     assert not list(Path("/sys/fs/cgroup").glob(f"**/{lab.name}"))
+
+
+def seen_engine(state: State) -> bool:
+    """Whether the engine of A has been started, ready or not."""
+    return "A" in state.holders and engines.is_running(state, "A")
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.1, 0.2])
+def test_a_killed_up_with_engines_is_replaced_by_the_next_up(delay_s: float) -> None:
+    name = f"test-{os.getpid()}-killed"
+    words = [sys.executable, "-m", "plait.cli.lab", "up", "--hosts", "1", "--no-agents", "--name", name]
+    up = subprocess.Popen([*words, "--docker"], stderr=subprocess.DEVNULL)
+    process.until("dockerd is started", lambda: any(seen_engine(state) for state in list_labs() if state.name == name), 60, every_s=0.005)
+    time.sleep(delay_s)
+    up.kill()
+    up.wait(5)
+    subprocess.run(words, check=True, timeout=60, stderr=subprocess.DEVNULL)
+    lab = Lab(name)
+    processes = lab.run("A", "ps", "-e", "-o", "comm=").stdout.split()
+    assert "dockerd" not in processes
+    assert "containerd" not in processes
+    lab.down()

@@ -39,7 +39,7 @@ def make(state: State) -> State:
     described += [_host(state, host) for host in spec.hosts]
     state = _start_holders(state, described)
     _wire(state, spec.hosts, fresh=True)
-    return states.save(replace(state, phase="up"))
+    return state
 
 
 def remake_host(state: State, name: str) -> State:

@@ -52,6 +52,7 @@ class Lab:
             progress(f"{len(spec.hosts)} hosts: {' '.join(host.name for host in spec.hosts)}")
             agents.form_cluster(state, lambda host: progress(f"agent of {host} is ready"))
             lab._start_engines(state, engine_hosts, progress)
+            states.save(replace(state, phase="up"))
         except BaseException:
             lab.down()
             raise

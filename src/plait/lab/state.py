@@ -29,7 +29,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """One lab. `phase` "making" until `up` has made every namespace; `maker` is the process that does it.
+    """One lab. `phase` "making" until `up` has ended well; `maker` is the process that does it.
 
     `owner` is a process whose death makes the lab rubbish (a test run); None: the lab stays until `down`. `holders` is by member
     name (hosts, switches, routers), `cuts` holds pairs of hosts in alphabetical order.
