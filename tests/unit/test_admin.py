@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The admin API over a real Unix socket: server and client together, on a backend that records what it was asked."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Callable
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from plait.client.admin import AdminClient, AgentNotRunning, Refused
+from plait.model import errors
+from plait.serve.admin import AdminServer, NewNetwork, NewSandbox
+
+R = TypeVar("R")
+
+
+class Recorder:
+    """Answers every call with a fixed value and remembers it; `failure` is raised instead when set."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.failure: BaseException | None = None
+        self.waiting = ""
+        self.delay_s = 0.0
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        async def answer(*args: Any, **kwargs: Any) -> Any:
+            self.calls.append((name, *args, *kwargs.values()))
+            await asyncio.sleep(self.delay_s)
+            if self.failure is not None:
+                raise self.failure
+            return self.waiting if name == "ready" else {"was": name}
+
+        return answer
+
+
+@pytest.fixture
+def backend() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+async def path(backend: Recorder, tmp_path: Path) -> AsyncIterator[Path]:
+    server = AdminServer(backend, tmp_path / "plait.sock", timeout_s=0.5)
+    await server.start()
+    yield tmp_path / "plait.sock"
+    await server.stop()
+
+
+async def ask(path: Path, call: Callable[[AdminClient], R]) -> R:
+    return await asyncio.to_thread(call, AdminClient(path, timeout_s=5))
+
+
+CALLS: list[tuple[Callable[[AdminClient], object], tuple[Any, ...]]] = [
+    (lambda c: c.status(), ("status",)),
+    (lambda c: c.nodes(), ("nodes",)),
+    (lambda c: c.forget_node("B"), ("forget_node", "B")),
+    (lambda c: c.networks(), ("networks",)),
+    (lambda c: c.network("a/b c"), ("network", "a/b c")),
+    (lambda c: c.create_network("mesh"), ("create_network", NewNetwork("mesh"))),
+    (
+        lambda c: c.create_network("mesh", "10.30.0.0/16", "10.30.0.9", True, {"a": "b"}, {"backend": "vxlan"}),
+        (
+            "create_network",
+            NewNetwork("mesh", IPv4Network("10.30.0.0/16"), IPv4Address("10.30.0.9"), 0, True, {"a": "b"}, {"backend": "vxlan"}),
+        ),
+    ),
+    (lambda c: c.remove_network("mesh"), ("remove_network", "mesh", False)),
+    (lambda c: c.remove_network("mesh", force=True), ("remove_network", "mesh", True)),
+    (lambda c: c.ipam(), ("ipam",)),
+    (lambda c: c.ports(), ("ports",)),
+    (lambda c: c.ps(), ("ps",)),
+    (lambda c: c.plan(), ("plan", False)),
+    (lambda c: c.plan(diff=True), ("plan", True)),
+    (lambda c: c.create_token(90), ("create_token", 90)),
+    (lambda c: c.set_gateway(True), ("set_gateway", True)),
+    (lambda c: c.set_gateway(False), ("set_gateway", False)),
+    (lambda c: c.create_sandbox("web"), ("create_sandbox", NewSandbox("web"))),
+    (
+        lambda c: c.create_sandbox("web", "mesh", "10.30.0.7", {"k": "v"}, ("8080:80", "53:53/udp"), ("www",)),
+        ("create_sandbox", NewSandbox("web", "mesh", IPv4Address("10.30.0.7"), {"k": "v"}, ("8080:80", "53:53/udp"), ("www",))),
+    ),
+    (lambda c: c.sandbox("web"), ("sandbox", "web")),
+    (lambda c: c.sandbox_started("web", 4711), ("sandbox_started", "web", 4711)),
+    (lambda c: c.remove_sandbox("web"), ("remove_sandbox", "web")),
+]
+
+
+@pytest.mark.parametrize(("call", "expected"), CALLS, ids=lambda value: value[0] if isinstance(value, tuple) else "")
+async def test_every_client_method_reaches_its_backend_method(
+    path: Path, backend: Recorder, call: Callable[[AdminClient], object], expected: tuple[Any, ...]
+) -> None:
+    answer = await ask(path, call)
+    assert backend.calls == [expected]
+    assert answer in (None, {"was": expected[0]})
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "kind"),
+    [
+        (errors.ConfigError("name", "", "is empty", "give one"), 400, "ConfigError"),
+        (errors.NotFound("there is no sandbox 'x'"), 404, "NotFound"),
+        (errors.Conflict("in use by web"), 409, "Conflict"),
+        (errors.PortInUse("nginx (pid 12) has it"), 409, "PortInUse"),
+        (errors.PoolExhausted("10.28.0.0/28 is full"), 409, "PoolExhausted"),
+        (errors.NotSupported("no vxlan"), 501, "NotSupported"),
+        (errors.StoreUnavailable("out of reach"), 503, "StoreUnavailable"),
+        (errors.KernelError("put", "link pl-x1", 1), 500, "KernelError"),
+        (errors.PlaitError("anything else"), 500, "PlaitError"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_a_deliberate_error_arrives_with_its_words(
+    path: Path, backend: Recorder, failure: errors.PlaitError, status: int, kind: str
+) -> None:
+    backend.failure = failure
+    with pytest.raises(Refused) as caught:
+        await ask(path, lambda c: c.sandbox("x"))
+    assert (str(caught.value), caught.value.kind, caught.value.status) == (str(failure), kind, status)
+
+
+async def test_a_fault_inside_the_agent_is_an_answer_and_a_log_record(
+    path: Path, backend: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend.failure = ZeroDivisionError("oops")
+    with pytest.raises(Refused, match="oops"):
+        await ask(path, lambda c: c.status())
+    assert [record.message for record in caplog.records if record.name == "plait.admin"] == ["request_failed"]
+    backend.failure = None
+    assert await ask(path, lambda c: c.status()) == {"was": "status"}
+
+
+async def test_a_request_that_takes_too_long_is_ended(path: Path, backend: Recorder) -> None:
+    backend.delay_s = 5
+    with pytest.raises(Refused, match=r"GET /v1/ps: no result within 0\.5 s") as caught:
+        await ask(path, lambda c: c.ps())
+    assert caught.value.status == 504
+
+
+def raw(path: Path, method: str, target: str, body: bytes = b"") -> tuple[int, str]:
+    connection = http.client.HTTPConnection("localhost", timeout=5)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(str(path))
+    try:
+        connection.request(method, target, body)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+async def test_ready_says_what_it_waits_for(path: Path, backend: Recorder) -> None:
+    assert (await asyncio.to_thread(raw, path, "GET", "/v1/ready"))[0] == 200
+    backend.waiting = "its first block"
+    status, text = await asyncio.to_thread(raw, path, "GET", "/v1/ready")
+    assert status == 503 and "its first block" in text
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "body", "expected", "words"),
+    [
+        ("POST", "/v1/networks", b"", 400, "name"),
+        ("POST", "/v1/networks", b"[1]", 400, "JSON object"),
+        ("POST", "/v1/networks", b'{"name": ', 400, "not JSON"),
+        ("POST", "/v1/networks", b"\xff\xfe{", 400, "not JSON"),
+        ("POST", "/v1/networks", b'{"name": 7}', 400, "must be a text"),
+        ("POST", "/v1/networks", b'{"name": "m", "size": 1}', 400, "not a known key"),
+        ("POST", "/v1/networks", b'{"name": "m", "subnet": "10.0.0.1/8"}', 400, "IPv4 network"),
+        ("POST", "/v1/networks", b'{"name": "m", "internal": "yes"}', 400, "true or false"),
+        ("POST", "/v1/networks", b'{"name": "m", "labels": {"a": 1}}', 400, "values are texts"),
+        ("POST", "/v1/sandboxes", b'{"name": "s", "address": "10.28.0.256"}', 400, "IPv4 address"),
+        ("POST", "/v1/sandboxes", b'{"name": "s", "ports": "80"}', 400, "list of texts"),
+        ("POST", "/v1/sandboxes/s/pid", b"{}", 400, "whole number"),
+        ("POST", "/v1/sandboxes/s/pid", b'{"pid": true}', 400, "whole number"),
+        ("POST", "/v1/sandboxes/s/pid", b'{"pid": 0}', 400, "whole number"),
+        ("POST", "/v1/tokens", b'{"ttl_s": 99999999}', 400, "604800"),
+        ("GET", "/v1/plan?diff=maybe", b"", 400, "0 or 1"),
+        ("GET", "/v1/nothing", b"", 404, "Not Found"),
+        ("PUT", "/v1/nodes", b"", 405, "Method Not Allowed"),
+        ("POST", "/v1/networks", b" " * (1 << 21), 413, "Too Large"),
+    ],
+)
+async def test_bad_requests_are_refused_with_a_reason(
+    path: Path, backend: Recorder, method: str, target: str, body: bytes, expected: int, words: str
+) -> None:
+    status, text = await asyncio.to_thread(raw, path, method, target, body)
+    assert status == expected
+    assert words in text and '"error"' in text
+    assert backend.calls == []
+
+
+async def test_the_socket_is_never_open_to_others(path: Path) -> None:
+    assert stat.S_IMODE(path.stat().st_mode) & 0o007 == 0
+    assert stat.S_IMODE(path.stat().st_mode) in (0o600, 0o660)
+
+
+async def test_a_stale_socket_is_replaced_and_a_living_one_respected(path: Path, backend: Recorder, tmp_path: Path) -> None:
+    with pytest.raises(errors.Conflict, match="an agent answers there already"):
+        await AdminServer(backend, path).start()
+    stale = tmp_path / "stale.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(stale))
+    server = AdminServer(backend, stale)
+    await server.start()
+    assert await ask(stale, lambda c: c.nodes()) == {"was": "nodes"}
+    await server.stop()
+    assert not stale.exists()
+    await server.stop()
+
+
+def test_without_an_agent_the_message_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(AgentNotRunning, match=r"not running \(no answer on .*systemctl start plait"):
+        AdminClient(tmp_path / "none.sock").status()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"", "broke off GET /v1/status"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "not JSON"),
+        (b"nonsense\r\n\r\n", "broke off GET /v1/status"),
+        (b"HTTP/1.1 500 Oops\r\nContent-Length: 2\r\n\r\n[]", "GET /v1/status: status 500"),
+    ],
+)
+async def test_strange_answers_are_plain_errors(tmp_path: Path, answer: bytes, words: str) -> None:
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_unix_server(reply, tmp_path / "s")
+    async with server:
+        with pytest.raises(errors.PlaitError) as caught:
+            await ask(tmp_path / "s", lambda c: c.status())
+    assert words in str(caught.value)
+
+
+async def test_a_silent_agent_is_not_waited_for_forever(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(tmp_path / "s"))
+        deaf.listen()
+        with pytest.raises(errors.PlaitError, match=r"did not answer GET /v1/status within 0\.1 s"):
+            await asyncio.to_thread(AdminClient(tmp_path / "s", timeout_s=0.1).status)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
+def test_without_permission_the_message_says_which_group(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as closed:
+        closed.bind(str(tmp_path / "s"))
+        (tmp_path / "s").chmod(0)
+        with pytest.raises(errors.PlaitError, match="group `plait`"):
+            AdminClient(tmp_path / "s").status()
