@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small parts of the lab that need no root: written state, configuration, recipes, the pings' bookkeeping."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from plait.lab import agents, images, inside, process
+from plait.lab import state as states
+from plait.lab.images import builder, rootfs
+from plait.lab.spec import parse_toml, simple
+from plait.model.errors import Conflict, NotFound
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(states, "RUN", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_state_survives_writing(run_dir: Path) -> None:
+    spec = parse_toml(
+        '[[switch]]\nname = "a"\n[[switch]]\nname = "b"\n[[router]]\nname = "R"\nswitches = ["a", "b"]\n[[host]]\nname = "A"\n'
+    )
+    state = states.new_state("one", spec, owned=True)
+    states.create(state)
+    state = states.save(replace(states.add_cut(state, "B", "A"), holders={"A": state.maker}))
+    assert states.load("one") == state
+    assert state.cuts == (("A", "B"),)
+    with pytest.raises(Conflict, match="lab one is there already"):
+        states.create(state)
+    with pytest.raises(NotFound, match="there: one"):
+        states.load("two")
+    states.forget("one")
+    states.forget("one")
+    assert not run_dir.exists()
+
+
+def test_what_makes_a_lab_dead(run_dir: Path) -> None:
+    mine = states.new_state("one", simple(1), owned=True)
+    gone = replace(mine.maker, start=mine.maker.start - 1)
+    assert not mine.is_dead
+    assert replace(mine, boot="another").is_dead
+    assert replace(mine, maker=gone).is_dead
+    up = replace(mine, phase="up", maker=gone)
+    assert not up.is_dead
+    assert replace(up, owner=gone).is_dead
+    assert not replace(up, owner=None).is_dead
+
+
+def test_the_agents_configuration() -> None:
+    (host,) = simple(1, engines=True).hosts
+    config = tomllib.loads(agents.config_text(host))
+    assert config == {"node": {"name": "A", "address": "198.18.0.1"}, "docker": {"enabled": True, "default_bridge": True}}
+
+
+def test_recipes_name_packages_and_the_key_follows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rootfs.package_list("# none\na b  # c\n\nd\n") == ["a", "b", "d"]
+    monkeypatch.setattr(builder, "RECIPES", tmp_path)
+    for image in images.IMAGES:
+        (tmp_path / f"{image}.Dockerfile").write_text("FROM scratch\n")
+    before = builder.key()
+    assert builder.key() == before
+    (tmp_path / "nginx.Dockerfile").write_text("FROM scratch\nEXPOSE 80\n")
+    assert builder.key() != before
+
+
+def test_a_process_is_more_than_its_number() -> None:
+    me = process.identify(os.getpid())
+    assert me is not None
+    assert process.is_alive(me)
+    assert not process.is_alive(replace(me, start=me.start + 1))
+    assert process.identify(2**22 + 1) is None
+
+
+def test_the_end_of_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert inside.tail(log) == ""
+    log.write_bytes(b"".join(b"%d\n" % number for number in range(30)) + b"\xff")
+    assert inside.tail(log, 2) == "29\n�"
