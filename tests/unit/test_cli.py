@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands, run as `main` runs them, against a client whose answers are given."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plait.cli.main import COMMANDS, cli, main
+from plait.cli.status import page
+from plait.client.admin import AdminClient, AgentNotRunning, Refused
+from plait.model.report import ConditionRow, NodeRow, PathState, StatusView
+
+
+def node(name: str, alive: bool = True) -> NodeRow:
+    return {
+        "name": name,
+        "id": f"id-{name}",
+        "address": "198.18.0.1",
+        "tunnel": "",
+        "mtu": 1500,
+        "version": "0.1.0",
+        "alive": alive,
+        "me": name == "A",
+        "gateway": name == "B",
+        "blocks": ["10.28.0.0/20"],
+    }
+
+
+def status_of(**changes: Any) -> StatusView:
+    view: StatusView = {
+        "well": True,
+        "node": "A",
+        "version": "0.1.0",
+        "uptime_s": 11520.5,
+        "store": {"role": "embedded", "address": "198.18.0.1:7470", "reachable": True, "revision": 42},
+        "nodes": [node("A"), node("B")],
+        "networks": [
+            {
+                "name": "default",
+                "subnet": "10.28.0.0/16",
+                "gateway": "10.28.0.1",
+                "backend": "vxlan",
+                "vni": 1,
+                "internal": False,
+                "block_prefix": 20,
+                "endpoints": 1,
+                "labels": {},
+                "options": {},
+            }
+        ],
+        "engines": [{"runtime": "docker", "reachable": True, "version": "20.10.24", "containers": 3, "error": ""}],
+        "blocks": [
+            {"network": "default", "cidr": "10.28.0.0/20", "node": "A", "purpose": "bridge", "size": 4093, "used": -1},
+            {"network": "default", "cidr": "10.28.16.0/20", "node": "A", "purpose": "pool", "size": 4096, "used": 7},
+            {"network": "default", "cidr": "10.28.32.0/20", "node": "B", "purpose": "pool", "size": 4096, "used": 9},
+        ],
+        "paths": [{"node": "B", "address": "198.18.0.2", "backend": "vxlan", "mtu": 1450, "error": ""}],
+        "conditions": [],
+    }
+    view.update(changes)  # type: ignore[typeddict-item]
+    return view
+
+
+LOST: ConditionRow = {
+    "code": "node-lost",
+    "severity": "warning",
+    "subject": "B",
+    "title": "A node gives no sign of life",
+    "text": "silent for 12 s",
+    "todo": "Look at that host",
+    "since": 1.0,
+}
+
+
+class Canned(AdminClient):
+    """Remembers requests; answers each with what `answers` holds for "METHOD path", else with {}."""
+
+    def __init__(self, **answers: object) -> None:
+        super().__init__(Path("/nonexistent"))
+        self.answers = answers
+        self.asked: list[tuple[str, str, object]] = []
+
+    def _call(self, method: str, path: str, body: object = None) -> object:
+        self.asked.append((method, path, body))
+        answer = self.answers.get(path.replace("/", "_").partition("?")[0], {})
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def run(capsys: pytest.CaptureFixture[str], client: AdminClient, *words: str) -> tuple[int, str, str]:
+    status = main(words, obj=client)
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_status_is_one_screen_and_its_exit_status_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, Canned(status=status_of()), "status")
+    assert status == 0
+    assert out == (
+        "A: all is well  (plait 0.1.0, up 3h 12m)\n"
+        "\n"
+        "store     in this agent, reachable, revision 42\n"
+        "nodes     2 of 2 alive: A, B\n"
+        "networks  default 10.28.0.0/16 (vxlan, 1 endpoint)\n"
+        "engines   docker 20.10.24, 3 containers\n"
+        "blocks    default: 10.28.0.0/20, 10.28.16.0/20; 7 of 4096 addresses used\n"
+        "paths     1 of 1 usable: B (vxlan, mtu 1450)\n"
+    )
+
+
+def test_status_names_what_is_wrong_and_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    broken: PathState = {"node": "B", "address": "198.18.0.2", "backend": "vxlan", "mtu": 1450, "error": "node lost"}
+    view = status_of(well=False, nodes=[node("A"), node("B", alive=False)], paths=[broken], conditions=[LOST])
+    status, out, _ = run(capsys, Canned(status=view), "status")
+    assert status == 1
+    assert out.startswith("A: 1 thing needs attention")
+    assert "LOST: B" in out and "0 of 1 usable\n          to B (198.18.0.2): node lost" in out
+    assert "WARNING node-lost [B]: A node gives no sign of life\n    silent for 12 s\n    -> Look at that host\n" in out
+
+
+def test_status_as_json_keeps_the_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
+    view = status_of(well=False, conditions=[LOST])
+    status, out, _ = run(capsys, Canned(status=view), "status", "--json")
+    assert (status, json.loads(out)) == (1, view)
+
+
+def test_status_of_a_large_cluster_still_fits_a_screen() -> None:
+    nodes = [node(f"n{i}", alive=i % 3 > 0) for i in range(100)]
+    paths: list[PathState] = [
+        {"node": n["name"], "address": "198.18.0.2", "backend": "vxlan", "mtu": 1450, "error": "" if n["alive"] else "lost"} for n in nodes
+    ]
+    blocks = [{"network": f"net{i}", "cidr": f"10.{i}.0.0/20", "node": "A", "purpose": "pool", "size": 1, "used": 0} for i in range(50)]
+    lines = list(page(status_of(well=False, nodes=nodes, paths=paths, blocks=blocks, networks=status_of()["networks"] * 40)))
+    assert len(lines) <= 30
+    assert any("66 of 100 alive" in line and "and 58 more" in line for line in lines)
+    assert any("and 42 networks more" in line for line in lines)
+
+
+@pytest.mark.parametrize("state", [{"engines": [], "paths": [], "blocks": [], "networks": []}, {"well": False}])
+def test_status_of_an_empty_node(state: dict[str, Any]) -> None:
+    lines = "\n".join(page(status_of(**state)))
+    assert ("not well" in lines) == ("well" in state)
+    assert ("no other node" in lines and "none on this host" in lines) == ("paths" in state)
+
+
+ROWS: dict[tuple[str, ...], tuple[str, object, str]] = {
+    ("nodes",): ("nodes", [node("A"), node("B"), node("C", alive=False)], "A*    alive           198.18.0.1  -       1500  0.1.0"),
+    ("ps",): (
+        "ps",
+        [
+            {
+                "id": "1",
+                "name": "web",
+                "node": "B",
+                "runtime": "docker",
+                "state": "running",
+                "image": "nginx",
+                "labels": {"tier": "front"},
+                "addresses": {"default": "10.28.0.2", "mesh": "10.29.0.7"},
+                "ports": ["0.0.0.0:8080->80/tcp"],
+                "started": 1.0,
+            }
+        ],
+        "B     web   default=10.28.0.2 mesh=10.29.0.7  running  docker   nginx  0.0.0.0:8080->80/tcp  tier=front",
+    ),
+    ("ports",): (
+        "ports",
+        [
+            {
+                "node": "A",
+                "container": "web",
+                "network": "mesh",
+                "proto": "udp",
+                "host_ip": "0.0.0.0",
+                "host_port": 53,
+                "address": "10.29.0.7",
+                "container_port": 5353,
+            }
+        ],
+        "A     0.0.0.0:53  udp    web        mesh     10.29.0.7:5353",
+    ),
+    ("ipam",): ("ipam", status_of()["blocks"], "default  10.28.0.0/20   A     bridge  ?     4093"),
+    ("network", "ls"): ("networks", status_of()["networks"], "default  10.28.0.0/16  10.28.0.1  vxlan    1    no        1"),
+}
+
+
+@pytest.mark.parametrize("words", list(ROWS), ids=" ".join)
+def test_listings_as_table_and_as_json(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
+    path, rows, line = ROWS[words]
+    status, out, _ = run(capsys, Canned(**{path: rows}), *words)
+    assert status == 0
+    assert any(text.startswith(line) for text in out.splitlines()), out
+    status, out, _ = run(capsys, Canned(**{path: rows}), *words, "--json")
+    assert (status, json.loads(out)) == (0, rows)
+
+
+def test_network_inspect_shows_holders_and_attachments(capsys: pytest.CaptureFixture[str]) -> None:
+    endpoint = {
+        "id": "e1",
+        "name": "web",
+        "node": "B",
+        "runtime": "docker",
+        "address": "10.28.16.1",
+        "mac": "02:00:00:00:00:01",
+        "aliases": ["www"],
+        "ports": [],
+    }
+    view = {**status_of()["networks"][0], "labels": {"a": "b"}, "held": status_of()["blocks"], "attached": [endpoint]}
+    status, out, _ = run(capsys, Canned(networks_default=view), "network", "inspect", "default")
+    assert status == 0
+    assert "default: 10.28.0.0/16, gateway 10.28.0.1, with a way out\nbackend vxlan, vni 1, blocks of /20\nlabels: a=b\n" in out
+    assert "10.28.16.1  web   B     docker   -      www" in out
+    status, out, _ = run(capsys, Canned(networks_default=view), "network", "inspect", "default", "--json")
+    assert json.loads(out) == view
+
+
+def test_plan_prints_commands_and_says_when_nothing_is_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    entries = [{"verb": "put", "key": ["route", "10.28.16.0/20"], "commands": ["ip route replace 10.28.16.0/20 dev pl-x1"]}]
+    client = Canned(plan=entries)
+    assert run(capsys, client, "plan") == (0, "ip route replace 10.28.16.0/20 dev pl-x1\n", "")
+    assert run(capsys, Canned(plan=[]), "plan", "--diff") == (0, "", "nothing to do: the kernel is as planned\n")
+    assert client.asked == [("GET", "plan?diff=0", None)]
+
+
+def test_token_is_the_last_word_of_the_output(capsys: pytest.CaptureFixture[str]) -> None:
+    client = Canned(tokens={"token": "abc.def", "address": "198.18.0.1", "expires": 1e9})
+    assert run(capsys, client, "token", "create", "--ttl", "15m") == (0, "abc.def\n", "")
+    assert client.asked == [("POST", "tokens", {"ttl_s": 900})]
+
+
+@pytest.mark.parametrize(
+    ("words", "request_"),
+    [
+        (("gateway", "enable"), ("POST", "gateway", None)),
+        (("gateway", "disable"), ("DELETE", "gateway", None)),
+        (("node", "rm", "B"), ("DELETE", "nodes/B", None)),
+        (("network", "rm", "--force", "mesh"), ("DELETE", "networks/mesh?force=1", None)),
+    ],
+)
+def test_orders_reach_the_agent(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], request_: tuple[object, ...]) -> None:
+    client = Canned()
+    assert run(capsys, client, *words)[0] == 0
+    assert client.asked == [request_]
+
+
+def test_network_create_passes_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    client = Canned(networks={"name": "mesh", "subnet": "10.30.0.0/16"})
+    words = [
+        "network",
+        "create",
+        "mesh",
+        "--subnet",
+        "10.30.0.0/16",
+        "--gateway",
+        "10.30.0.9",
+        "--internal",
+        "--label",
+        "a=b=c",
+        "-o",
+        "backend=none",
+        "--label",
+        "d",
+    ]
+    assert run(capsys, client, *words) == (0, "mesh 10.30.0.0/16\n", "")
+    wanted = {
+        "name": "mesh",
+        "subnet": "10.30.0.0/16",
+        "gateway": "10.30.0.9",
+        "internal": True,
+        "labels": {"a": "b=c", "d": ""},
+        "options": {"backend": "none"},
+    }
+    assert client.asked == [("POST", "networks", wanted)]
+
+
+def test_run_without_a_command_makes_a_sandbox_that_stays(capsys: pytest.CaptureFixture[str]) -> None:
+    client = Canned()
+    words = ["run", "--name", "web", "--network", "mesh", "--ip", "10.30.0.7", "--label", "k=v", "-p", "8080:80", "-p", "53:53/udp"]
+    assert run(capsys, client, *words) == (0, "web\n", "")
+    body = {
+        "name": "web",
+        "network": "mesh",
+        "address": "10.30.0.7",
+        "labels": {"k": "v"},
+        "ports": ["8080:80", "53:53/udp"],
+        "aliases": [],
+    }
+    assert client.asked == [("POST", "sandboxes", body)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "run",
+        "run --name x -d",
+        "run --name x --ip 10.28.0.300",
+        "run --name x --label =v",
+        "network create m --subnet 10.28.0.1/16",
+        "token create --ttl 5",
+        "token create --ttl 0s",
+        "nothing",
+        "join 198.18.0.1",
+        "exec x",
+        "exec x --",
+        "status --unknown",
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    client = Canned()
+    status, out, err = run(capsys, client, *words.split())
+    assert (status, out) == (2, "")
+    assert err.startswith("plait: ") and err.count("\n") == 1
+    assert client.asked == []
+
+
+def test_refusals_are_one_line_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    refused = Refused("network 'mesh' is in use by web on B; remove it first", "Conflict", 409)
+    assert run(capsys, Canned(networks_mesh=refused), "network", "rm", "mesh") == (
+        1,
+        "",
+        "plait: network 'mesh' is in use by web on B; remove it first\n",
+    )
+
+
+def test_rm_goes_on_after_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    gone = Refused("there is no sandbox 'a' on this node", "NotFound", 404)
+    client = Canned(sandboxes_a=gone, sandboxes_b={"netns": "/nonexistent/b"})
+    status, out, err = run(capsys, client, "rm", "a", "b")
+    assert (status, out, err) == (1, "b\n", "plait: there is no sandbox 'a' on this node\n")
+    assert client.asked[-1] == ("DELETE", "sandboxes/b", None)
+
+
+def test_only_root_enters_a_sandbox(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    client = Canned()
+    for words in (["run", "--name", "x", "--", "true"], ["exec", "x", "--", "true"]):
+        status, _, err = run(capsys, client, *words)
+        assert status == 1 and "sudo" in err
+    assert client.asked == []
+
+
+def test_no_agent_is_one_clear_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(AgentNotRunning):
+        AdminClient(tmp_path / "s").nodes()
+    status, _, err = run(capsys, AdminClient(tmp_path / "s"), "ps")
+    assert status == 1
+    assert err.startswith("plait: the plait agent is not running (no answer on ") and err.count("\n") == 1
+
+
+def test_every_command_is_found_and_has_a_help_text() -> None:
+    import click
+
+    context = click.Context(cli)
+    for name in COMMANDS:
+        command = cli.get_command(context, name)
+        assert command is not None and command.name == name and command.help
+
+
+HEAVY = ("asyncio", "aiohttp", "msgspec", "cryptography", "plait.agent", "plait.store", "plait.kernel", "plait.serve", "plait.lab")
+
+
+@pytest.mark.parametrize("module", sorted(set(COMMANDS.values())))
+def test_a_command_imports_nothing_heavy(module: str) -> None:
+    program = (
+        f"import sys, plait.cli.main, plait.client.admin, {module}; "
+        f"print(*[m for m in sys.modules if m.split('.')[0] in {HEAVY!r} or '.'.join(m.split('.')[:2]) in {HEAVY!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.split() == []
+
+
+def test_a_reader_that_goes_away_makes_no_traceback() -> None:
+    script = f"{sys.executable} -m plait.cli.main --help | head -c 1 >/dev/null"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=30)
+    assert done.stderr == ""
