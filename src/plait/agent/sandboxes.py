@@ -59,9 +59,10 @@ class Sandboxes:
         run_dir: Path,
         make_netns: Callable[[Path], None],
         remove_netns: Callable[[Path], None],
+        netns_exists: Callable[[Path], bool],
     ) -> None:
         self._node, self._ops, self._journal, self._dir = node, ops, journal, run_dir / "netns"
-        self._make_netns, self._remove_netns = make_netns, remove_netns
+        self._make_netns, self._remove_netns, self._netns_exists = make_netns, remove_netns, netns_exists
         self._sandboxes = {key: decode(Sandbox, body, key) for key, body in journal.load(RUNTIME).items()}
         self._watched: dict[str, int] = {}
         self._ended: asyncio.Queue[str] = asyncio.Queue()
@@ -132,8 +133,11 @@ class Sandboxes:
     async def recover(self) -> None:
         """Once at start: remove sandboxes whose namespace or command is gone, and endpoints that have no sandbox."""
         for name, sandbox in list(self._sandboxes.items()):
-            alive = self.path(name).is_mount() if self.path(name).exists() else False
-            if not alive or self._id(name) not in self._ops.endpoints(RUNTIME) or (sandbox.pid and not self._runs(sandbox)):
+            if (
+                not self._netns_exists(self.path(name))
+                or self._id(name) not in self._ops.endpoints(RUNTIME)
+                or (sandbox.pid and not self._runs(sandbox))
+            ):
                 await self._erase(name)
             elif sandbox.pid:
                 self._watch(sandbox)

@@ -27,7 +27,7 @@ from plait.agent.publisher import Publisher
 from plait.agent.reconciler import Reconciler
 from plait.agent.sandboxes import Sandboxes
 from plait.agent.view import View
-from plait.kernel.linux import LinuxKernel, create_netns, delete_netns
+from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_exists
 from plait.model.errors import PlaitError
 from plait.model.report import StoreState, TokenView
 from plait.serve.admin import AdminServer
@@ -121,7 +121,7 @@ class _Wiring:
             self.kernel, self.work, self.loops.plan, lambda: self.replica.synced, self.health, self.loops.refresh_node
         )
         self.ops = AgentOperations(self.view, journal, self.work, self.addresses, self.networks, self.loops.names_settled)
-        self.sandboxes = Sandboxes(identity.name, self.ops, journal, paths.run, create_netns, delete_netns)
+        self.sandboxes = Sandboxes(identity.name, self.ops, journal, paths.run, create_netns, delete_netns, netns_exists)
         self.catalog = Catalog(self.view, journal, self.publisher.publish, self._contact_ms)
         self.view.subscribe(lambda _: self.reconciler.mark())
         self.replica.subscribe(self.view.change, self._on_store)

@@ -2,6 +2,6 @@
 """The real kernel: netlink, nftables, namespaces."""
 
 from plait.kernel.linux.kernel import LinuxKernel
-from plait.kernel.linux.netns import create_netns, delete_netns
+from plait.kernel.linux.netns import create_netns, delete_netns, netns_exists
 
-__all__ = ["LinuxKernel", "create_netns", "delete_netns"]
+__all__ = ["LinuxKernel", "create_netns", "delete_netns", "netns_exists"]

@@ -77,9 +77,11 @@ class LinuxKernel:
         return watch_kernel()
 
     def underlay(self, address: IPv4Address) -> tuple[str, int]:
-        """Name and MTU of the link that carries `address`. OSError if no link does."""
-        names = {f.index: f.name for f in links.dump_links(self._sock)}
-        for addr in routes.dump_addrs(self._sock, names):
+        """Name and MTU of the link that carries `address`. OSError if no link does. May be called from any thread."""
+        with contextlib.closing(nl.NetlinkSocket()) as sock:
+            names = {f.index: f.name for f in links.dump_links(sock)}
+            addrs = routes.dump_addrs(sock, names)
+        for addr in addrs:
             if addr.address.ip == address:
                 return addr.dev, int(Path(f"/sys/class/net/{addr.dev}/mtu").read_text())
         raise OSError(errno.EADDRNOTAVAIL, f"no link of this host has the address {address}")

@@ -47,9 +47,17 @@ def unshare_net() -> None:
     _check(_libc.unshare(_CLONE_NEWNET), "unshare", "a new network namespace")
 
 
+def netns_exists(path: Path) -> bool:
+    """Whether a namespace is mounted at `path` (a file on another device than its folder)."""
+    try:
+        return path.stat().st_dev != path.parent.stat().st_dev
+    except FileNotFoundError:
+        return False
+
+
 def create_netns(path: Path) -> None:
     """Make a network namespace that lives at `path` until `delete_netns`. An existing one is kept."""
-    if path.is_mount():
+    if netns_exists(path):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o444)
