@@ -110,6 +110,7 @@ def test_an_engine_that_cannot_start_shows_its_log(two: Lab) -> None:
 def test_reboot_ends_containers_and_keeps_them_on_disk(two: Lab) -> None:
     two.run("A", "docker", "run", "-d", "--restart", "always", "--name", "again", "nginx")
     two.run("A", "docker", "run", "-d", "--name", "once", "nginx")
+    two.run("A", "docker", "pause", "once")
     two.reboot("A")
     process.until("the container is back", lambda: containers(two, "A") == {"again"}, 15)
     assert "once" in two.run("A", "docker", "ps", "-a").stdout
@@ -122,7 +123,8 @@ def test_the_template_stays_whole_and_down_leaves_nothing() -> None:
     lab.run("A", "docker", "run", "--rm", "nginx", "sh", "-c", "echo spoiled >/usr/sbin/nginx")
     lab.run("A", "docker", "rmi", "nginx")
     assert own.stat().st_size > 100_000
-    lab.run("A", "docker", "run", "-d", "-e", "MYSQL_ROOT_PASSWORD=x", "mysql")
+    lab.run("A", "docker", "run", "-d", "-e", "MYSQL_ROOT_PASSWORD=x", "--name", "mysql", "mysql")
+    lab.run("A", "docker", "pause", "mysql")
     nets = {holder.net for holder in lab.state.holders.values()}
     state = lab.state
     lab.down()

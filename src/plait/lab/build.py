@@ -47,6 +47,7 @@ def remake_host(state: State, name: str) -> State:
     host = state.spec.host(name)
     old = state.holders.get(name)
     if old is not None:
+        _thaw(f"{state.cgroup}/{name}")
         kill_namespaces([old])
     _run_all({host.switch: f"link del {wires.port(name)}\n"}, state.holders, forgiving=True)
     state = _start_holders(state, [_host(state, host)])
@@ -67,6 +68,7 @@ def apply_cuts(state: State) -> None:
 def remove(state: State) -> None:
     """Remove the lab: processes, namespaces, cgroups, disks, and last what is written down. Idempotent."""
     if state.boot == boot_id():
+        _thaw(state.cgroup)
         kill_namespaces(list(state.holders.values()))
     _remove_cgroups(state.cgroup)
     subprocess.run(["rm", "-rf", "--one-file-system", "--", str(state.disks)], check=True, timeout=120)
@@ -164,6 +166,13 @@ def _run_all(batches: Mapping[str, str], holders: Mapping[str, Process], *, forg
             failed.append(f"{name}: {said.strip()}")
     if failed:
         raise PlaitError(f"wire the lab: {'; '.join(failed)}")
+
+
+def _thaw(cgroup: str) -> None:
+    """Thaw whatever is frozen in `cgroup` (a paused container): under cgroup v1 a frozen process does not even die when it is killed."""
+    for path in CGROUPS.glob(f"freezer/{cgroup}/**/freezer.state"):
+        with suppress(OSError):
+            path.write_text("THAWED")
 
 
 def _remove_cgroups(cgroup: str, timeout_s: float = 5.0) -> None:

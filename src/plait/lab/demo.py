@@ -31,6 +31,7 @@ WIDTH = 100
 PING_RATE = 20
 
 D_NGINX = """\
+error_log /var/log/nginx/error.log;
 events {}
 http {
     resolver 10.28.0.1 valid=1s;
