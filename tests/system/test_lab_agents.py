@@ -86,7 +86,7 @@ def test_a_command_that_fails_is_named_with_its_host() -> None:
         build.remove(state)
 
 
-def test_three_hosts_with_agents_take_less_than_three_seconds() -> None:
+def test_four_hosts_with_agents_take_less_than_three_seconds() -> None:
     began = time.monotonic()
     lab = Lab.up(simple(4), f"test-{os.getpid()}-fast", owned=True)
     took = time.monotonic() - began

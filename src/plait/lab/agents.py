@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """plait's agents in the hosts of a lab: configured, joined, started, waited for, killed.
 
-Data in: a `State` and a host's name. Data out: running agents. Everything goes through the `plait` program, as a user would do it.
+Data in: a `State` and a host's name. Data out: running agents. Each is made by the `plait` program as a user would do
+it; only the tokens come straight from the first agent's socket, which saves a process per host.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from plait.client.admin import AdminClient
 from plait.lab import inside
 from plait.lab.spec import HostSpec
 from plait.lab.state import State
@@ -19,6 +21,7 @@ from plait.model.errors import PlaitError
 SOCKET = "/run/plait/plait.sock"
 READY_TIMEOUT_S = 20.0
 COMMAND_TIMEOUT_S = 20.0
+TOKEN_TTL_S = 60
 
 
 def config_text(host: HostSpec) -> str:
@@ -44,8 +47,10 @@ def form_cluster(state: State, started: Callable[[str], None]) -> None:
     start(state, first.name)
     started(first.name)
 
+    client = AdminClient(inside.path_of(state.holder(first.name), SOCKET))
+
     def join(host: HostSpec) -> None:
-        token = _plait(state, first.name, "token", "create").split()[-1]
+        token = client.create_token(TOKEN_TTL_S)["token"]
         _plait(state, host.name, "join", str(first.address), "--token", token)
         start(state, host.name)
         started(host.name)

@@ -35,6 +35,7 @@ error_log /var/log/nginx/error.log;
 events {}
 http {
     resolver 10.28.0.1 valid=1s;
+    resolver_timeout 1s;
     server {
         listen 80;
         location / {
