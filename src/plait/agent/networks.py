@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable
 
 from plait.agent.keys import NETWORK_GUARD, block_key, network_key
@@ -18,7 +19,7 @@ from plait.store.api import Compare, Delete, Put, Store
 from plait.store.codec import encode
 
 log = logging.getLogger("plait.networks")
-_TRIES = 8
+_TRIES = 16
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
@@ -32,13 +33,15 @@ class Networks:
         """See `Operations.ensure_network`."""
         _check_name(request.name)
         for _ in range(_TRIES):
+            guard = await self._store.get(NETWORK_GUARD)
+            if guard is not None:  # what the guard stands for must be in the view before the view is judged by
+                await self._caught_up(guard.mod_revision)
             known = self._view.snapshot.networks
             existing = known.get(request.name)
             if existing is not None:
                 return _same(existing, request)
             network = self._design(request)
             check_network(network, list(known.values()))
-            guard = await self._store.get(NETWORK_GUARD)
             result = await self._store.txn(
                 [Compare(network_key(network.name), 0), Compare(NETWORK_GUARD, guard.mod_revision if guard else 0)],
                 [Put(network_key(network.name), encode(network)), Put(NETWORK_GUARD, network.name.encode())],
@@ -47,7 +50,7 @@ class Networks:
                 await self._caught_up(result.revision)
                 log.info("network_created", extra={"network": network.name, "subnet": str(network.subnet)})
                 return network
-            await asyncio.sleep(0.05)  # somebody else made a network just now: look at it, then try again
+            await asyncio.sleep(random.uniform(0.01, 0.1))  # somebody else made a network just now: look at it, then try again
         raise Conflict(f"network {request.name!r} could not be created: other networks are being created at the same time; try again")
 
     async def remove(self, name: str, force: bool = False) -> None:

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nodes without hosts: the agent's real parts over the memory store and the fake kernel, for tests of what they do together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from plait.agent.addresses import Addresses
+from plait.agent.journal import Journal
+from plait.agent.kernelwork import KernelWork
+from plait.agent.networks import Networks
+from plait.agent.operations import AgentOperations
+from plait.agent.publisher import Publisher
+from plait.agent.view import View
+from plait.kernel.fake import FakeKernel
+from plait.model.cluster import Node
+from plait.plan import Local, plan_node
+from plait.runtimes.api import AttachRequest, NetworkRequest
+from plait.store.api import Store
+from plait.store.replica import Replica
+
+DEFAULT = "default"
+
+
+class FakeNode:
+    """One node. `start` and `stop` may be called again and again: what the journal keeps survives, nothing else does."""
+
+    def __init__(self, name: str, number: int, store: Store, folder: Path) -> None:
+        self.name, self.store, self.folder = name, store, folder / name
+        self.kernel = FakeKernel()
+        self._address = IPv4Address(f"198.18.0.{number}")
+
+    async def start(self) -> None:
+        self.journal = Journal(self.folder / "journal.db")
+        self.view = View(self.name)
+        self.replica = Replica(self.store, self.folder / "replica.bin")
+        self.replica.subscribe(self.view.change)
+        self.work = KernelWork(self.kernel)
+        self.networks = Networks(self.view, self.store, DEFAULT, self.view.caught_up)
+        self.addresses = Addresses(self.view, self.store, self.journal, DEFAULT, docker_bridge=False)
+        self.publisher = Publisher(self.view, self.store, self.view.caught_up)
+        self.ops = AgentOperations(self.view, self.journal, self.work, self.addresses, self.networks, self._settled)
+        self._task = asyncio.create_task(self.replica.run())
+        await self.until(lambda: self.replica.synced)
+        await self.networks.ensure(NetworkRequest(DEFAULT, IPv4Network("10.28.0.0/16")))
+        await self.addresses.maintain()
+        self._put_node()
+
+    def _put_node(self) -> None:
+        tunnel = self.addresses.tunnel_address()
+        self.view.put(Node(self.name, self.name, self._address, vtep_mac="02:00:00:00:00:01", tunnel=tunnel))
+
+    async def _settled(self) -> None:
+        await asyncio.sleep(0)
+
+    async def stop(self) -> None:
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        self.work.close()
+        self.journal.close()
+
+    async def until(self, condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+        async with asyncio.timeout(timeout_s):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    async def converge(self) -> int:
+        """Passes until one has nothing to do; returns the number of operations of the first."""
+        plan = lambda: plan_node(self.view.snapshot, Local())  # noqa: E731
+        first = (await self.work.converge(plan, True)).writes
+        for _ in range(3):
+            if not (await self.work.converge(plan, True)).writes:
+                return first
+        raise AssertionError("the kernel does not come to rest")
+
+    async def attach(self, name: str, network: str = DEFAULT, address: str = "") -> IPv4Address:
+        request = AttachRequest(
+            endpoint=f"{self.name}.{name}",
+            network=network,
+            runtime="sandbox",
+            container=name,
+            name=name,
+            address=IPv4Address(address) if address else None,
+        )
+        return (await self.ops.attach(request)).address
+
+    async def detach(self, name: str) -> None:
+        await self.ops.detach(f"{self.name}.{name}")
+
+
+@contextlib.asynccontextmanager
+async def nodes(store: Store, folder: Path, *names: str) -> AsyncIterator[list[FakeNode]]:
+    """Started nodes over one store."""
+    made = [FakeNode(name, number, store, folder) for number, name in enumerate(names, 1)]
+    for node in made:
+        await node.start()
+    try:
+        yield made
+    finally:
+        for node in made:
+            await node.stop()

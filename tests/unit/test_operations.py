@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attach, detach, addresses and publication: the agent's parts together, over the memory store and the fake kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+from collections.abc import AsyncIterator, Sequence
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from plait.model.cluster import PortMapping
+from plait.model.errors import ConfigError, Conflict, KernelError, NotFound, PoolExhausted, PortInUse, StoreUnavailable
+from plait.runtimes.api import NetworkRequest
+from plait.store.api import Compare, Delete, Put, TxnResult
+from plait.store.memory import MemoryStore
+from tests.support.cluster import nodes
+
+A = IPv4Address
+
+
+class Cuttable(MemoryStore):
+    """A store that can be out of reach."""
+
+    away = False
+
+    async def txn(self, compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> TxnResult:
+        if self.away:
+            raise StoreUnavailable("out of reach")
+        return await super().txn(compares, ops)
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[Cuttable]:
+    store = Cuttable()
+    yield store
+    await store.close()
+
+
+async def test_the_first_container_of_the_first_host_gets_10_28_0_2(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A", "B") as (a, b):
+        assert await a.attach("web") == A("10.28.0.2")
+        assert (await b.attach("db")) in IPv4Network("10.28.2.0/23")
+
+
+async def test_an_attach_is_what_the_next_pass_finds(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A") as (a,):
+        await a.converge()
+        await a.attach("web")
+        assert await a.converge() == 0
+        await a.detach("web")
+        assert await a.converge() == 0
+        assert not [key for key in a.kernel.objects if "pl-e" in " ".join(key)]
+
+
+async def test_a_thousand_concurrent_attaches_on_three_nodes_give_no_address_twice(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A", "B", "C") as made:
+        jobs = [node.attach(f"c{number}") for number in range(334) for node in made]
+        addresses = await asyncio.gather(*jobs)
+        assert len(addresses) == len(set(addresses)) == 1002
+
+
+async def test_a_name_keeps_its_address_over_removal_and_restart_of_the_agent(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A") as (a,):
+        first = await a.attach("web")
+        await a.detach("web")
+        assert await a.attach("other") != first
+        await a.stop()
+        await a.start()
+        assert await a.attach("web") == first
+
+
+async def test_without_the_store_containers_still_attach_from_the_leased_blocks(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A") as (a,):
+        await a.publisher.publish()
+        store.away = True
+        addresses = {await a.attach(f"c{n}") for n in range(300)}
+        assert len(addresses) == 300
+        with pytest.raises(StoreUnavailable):
+            for n in range(300, 600):
+                await a.attach(f"c{n}")
+        store.away = False
+        await a.addresses.maintain()
+        assert await a.attach("again")
+        await a.publisher.publish()
+        assert len((await store.list("endpoints/A/")).items) == len(a.ops.endpoints("sandbox"))
+
+
+async def test_a_full_pool_says_which_and_who_and_one_freed_address_helps(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A", "B") as (a, b):
+        await a.ops.ensure_network(NetworkRequest("tiny", IPv4Network("10.40.0.0/28")))
+        for number in range(13):
+            await a.attach(f"c{number}", "tiny")
+        await b.until(lambda: "tiny" in b.view.snapshot.networks and len(b.view.snapshot.blocks) >= 8)
+        for node, name in ((a, "more"), (b, "other")):
+            with pytest.raises(PoolExhausted, match=r"10\.40\.0\.0/28 of network 'tiny'.*13 usable.*A: 4 blocks"):
+                await node.attach(name, "tiny")
+        await a.detach("c5")
+        assert await a.attach("more", "tiny")
+
+
+async def test_a_chosen_address_is_given_once(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A", "B") as (a, b):
+        assert await a.attach("web", address="10.28.0.77") == A("10.28.0.77")
+        with pytest.raises(Conflict, match="in use by 'web'"):
+            await a.attach("other", address="10.28.0.77")
+        with pytest.raises(Conflict, match="which node A holds"):
+            await b.attach("third", address="10.28.0.78")
+        assert await b.attach("fourth", address="10.28.9.9") == A("10.28.9.9")
+        with pytest.raises(NotFound):
+            await b.attach("fifth", address="10.99.0.1")
+
+
+async def test_a_refused_link_leaves_nothing(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A") as (a,):
+        await a.converge()
+        before = dict(a.kernel.objects)
+        from plait.plan.desired import device_name
+
+        a.kernel.fail_next(("link", device_name("A.web")), errno.ENOSPC)
+        with pytest.raises(KernelError, match="ENOSPC"):
+            await a.attach("web")
+        assert a.kernel.objects == before
+        assert not a.ops.endpoints("sandbox") and not a.journal.load("endpoint")
+        assert not [r for r in a.addresses.reservations() if r.live and r.name == "web"]
+
+
+async def test_killed_at_any_moment_nothing_leaks(store: Cuttable, tmp_path: Path) -> None:
+    """A hundred times: cancel an attach or a detach at a random point, lose the process's memory, start again."""
+    chance = random.Random(4)
+    async with nodes(store, tmp_path, "A") as (a,):
+        await a.converge()
+        empty = {key for key in a.kernel.objects}
+        for round_number in range(100):
+            task = asyncio.create_task(a.attach(f"c{round_number % 7}"))
+            await asyncio.sleep(chance.random() * 0.003)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            if chance.random() < 0.3:
+                task = asyncio.create_task(a.detach(f"c{round_number % 7}"))
+                await asyncio.sleep(chance.random() * 0.002)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            if round_number % 10 == 9:
+                await a.stop()
+                await a.start()
+                await a.ops.recover()
+        for endpoint in list(a.ops.endpoints("sandbox")):
+            await a.ops.detach(endpoint)
+        await a.ops.recover()
+        await a.converge()
+        assert {key for key in a.kernel.objects} == empty
+        assert not [r for r in a.addresses.reservations() if r.live]
+        assert not a.journal.load("endpoint")
+
+
+async def test_a_restarted_agent_knows_its_endpoints_and_deletes_nothing(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A") as (a,):
+        await a.attach("web")
+        await a.converge()
+        held = dict(a.kernel.objects)
+        await a.stop()
+        await a.start()
+        assert await a.converge() == 0
+        assert a.kernel.objects == held
+
+
+async def test_what_a_node_runs_is_published_and_withdrawn_exactly(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A", "B") as (a, b):
+        await a.attach("web")
+        await a.publisher.publish()
+        await b.until(lambda: "A.web" in b.view.snapshot.endpoints)
+        assert await a.publisher.publish() == 0, "a second round writes nothing"
+        await a.detach("web")
+        await a.publisher.publish()
+        await b.until(lambda: "A.web" not in b.view.snapshot.endpoints)
+
+
+async def test_a_network_in_use_is_not_removed_and_names_its_holders(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A") as (a,):
+        await a.ops.ensure_network(NetworkRequest("mesh"))
+        assert a.ops.networks()["mesh"].subnet == IPv4Network("10.29.0.0/16")
+        await a.attach("web", "mesh")
+        with pytest.raises(Conflict, match="web on A"):
+            await a.ops.remove_network("mesh")
+        await a.detach("web")
+        await a.ops.remove_network("mesh")
+        assert "mesh" not in a.ops.networks()
+        with pytest.raises(Conflict, match="cluster's own"):
+            await a.ops.remove_network("default")
+
+
+async def test_two_nodes_making_networks_at_once_never_overlap(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A", "B", "C") as made:
+        await asyncio.gather(*(node.ops.ensure_network(NetworkRequest(f"n{node.name}{i}")) for node in made for i in range(2)))
+        subnets = [n.subnet for n in made[0].ops.networks().values()]
+        assert len(set(subnets)) == len(subnets) == 7
+        with pytest.raises(ConfigError, match="overlaps"):
+            await made[0].ops.ensure_network(NetworkRequest("x", IPv4Network("10.28.4.0/24")))
+        with pytest.raises(Conflict, match="exists already with subnet"):
+            await made[0].ops.ensure_network(NetworkRequest("default", IPv4Network("10.77.0.0/16")))
+
+
+async def test_published_ports_are_map_elements_and_a_taken_one_is_refused(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A") as (a,):
+        await a.attach("web")
+        await a.attach("db")
+        published = await a.ops.publish("A.web", [PortMapping("tcp", 18080, 80), PortMapping("udp", 0, 53)])
+        assert published[0].host_port == 18080 and published[1].host_port >= 1024
+        with pytest.raises(PortInUse, match="18080/tcp: the port is published for 'web'"):
+            await a.ops.publish("A.db", [PortMapping("tcp", 18080, 80)])
+        await a.ops.unpublish("A.web")
+        assert (await a.ops.publish("A.db", [PortMapping("tcp", 18080, 80)]))[0].host_port == 18080
+        await a.converge()
+        assert await a.converge() == 0
+
+
+async def test_unknown_things_are_named(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A") as (a,):
+        with pytest.raises(NotFound, match=r"no network 'nope' \(known: default\)"):
+            await a.attach("web", "nope")
+        with pytest.raises(NotFound, match="no such endpoint"):
+            await a.ops.publish("A.none", [])
+        await a.detach("never was")
+
+
+@pytest.mark.parametrize("name", ["", "a b", "-x", "x" * 64, "ä"])
+async def test_impossible_network_names_are_refused(store: Cuttable, tmp_path: Path, name: str) -> None:
+    async with nodes(store, tmp_path, "A") as (a,):
+        with pytest.raises(ConfigError, match="network name"):
+            await a.ops.ensure_network(NetworkRequest(name))
+
