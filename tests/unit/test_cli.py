@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,7 +90,7 @@ class Canned(AdminClient):
     def _call(self, method: str, path: str, body: object = None) -> object:
         self.asked.append((method, path, body))
         answer = self.answers.get(path.replace("/", "_").partition("?")[0], {})
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
@@ -378,6 +379,24 @@ def test_a_command_imports_nothing_heavy(module: str) -> None:
 
 
 def test_a_reader_that_goes_away_makes_no_traceback() -> None:
-    script = f"{sys.executable} -m plait.cli.main --help | head -c 1 >/dev/null"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=30)
-    assert done.stderr == ""
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = [sys.executable, "-m", "plait.cli.main", "version"]
+    done = subprocess.run(program, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=30)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (PermissionError(1, "Operation not permitted", "/etc/plait"), (1, "", "plait: Operation not permitted: /etc/plait\n")),
+        (OSError("strange"), (1, "", "plait: strange\n")),
+        (KeyboardInterrupt(), (130, "", "\n")),
+    ],
+    ids=["with-path", "bare", "interrupt"],
+)
+def test_failures_of_the_system_are_one_line(
+    capsys: pytest.CaptureFixture[str], failure: BaseException, expected: tuple[int, str, str]
+) -> None:
+    assert run(capsys, Canned(nodes=failure), "nodes") == expected

@@ -125,11 +125,14 @@ def own_netns() -> str:
 
 def test_run_gives_the_command_its_own_network_and_resolver(agent: Agent) -> None:
     before = Path("/etc/resolv.conf").read_text()
-    status, out, err = agent.plait("run", "--name", "s", "--", "sh", "-c", "readlink /proc/self/ns/net; cat /etc/resolv.conf; ls /run")
+    status, out, err = agent.plait(
+        "run", "--name", "s", "--", "sh", "-c", "readlink /proc/self/ns/net; cat /etc/resolv.conf; stat -c %a /etc/resolv.conf; ls /run"
+    )
     assert (status, err) == (0, "")
     lines = out.splitlines()
     assert lines[0].startswith("net:[") and lines[0] != own_netns()
     assert lines[1:3] == ["nameserver 10.28.0.1", "search plait"]
+    assert "644" in lines
     assert not any(line.startswith("plait-resolv-") for line in lines)
     assert Path("/etc/resolv.conf").read_text() == before
     assert agent.backend.pids == {} and not (agent.backend.folder / "s").exists()
@@ -152,14 +155,22 @@ def test_options_after_the_command_are_its_own(agent: Agent) -> None:
     assert agent.plait("run", "--name", "s", "echo", "-d", "--name", "x") == (0, "-d --name x\n", "")
 
 
-def test_a_signal_goes_to_the_command(agent: Agent) -> None:
-    script = "trap 'echo got; exit 7' TERM; echo ready; while :; do sleep 0.05; done"
+def test_signals_go_to_the_command(agent: Agent) -> None:
+    script = "trap 'echo got' TERM; trap 'exit 7' USR1; echo ready; for i in $(seq 200); do sleep 0.05; done"
     with agent.popen("run", "--name", "s", "--", "sh", "-c", script) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)  # perhaps before the caller waits
+        assert process.stdout.readline() == "got\n"
+        process.send_signal(signal.SIGUSR1)  # surely afterwards
         assert process.wait(10) == 7
-        assert process.stdout.read() == "got\n"
     assert agent.backend.pids == {}
+
+
+def test_the_command_ignores_no_signal_that_the_caller_ignores(agent: Agent) -> None:
+    status, out, _ = agent.plait("run", "--name", "s", "--", "sed", "-n", "s/^SigIgn:\t//p", "/proc/self/status")
+    ignored = {signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ}
+    assert status == 0
+    assert not any(int(out, 16) & 1 << number - 1 for number in ignored)
 
 
 def test_the_agent_knows_the_caller_first_and_then_the_command(agent: Agent) -> None:
@@ -200,7 +211,7 @@ def test_exec_enters_a_sandbox_that_stays(agent: Agent) -> None:
 
 
 def test_rm_kills_what_does_not_listen(agent: Agent) -> None:
-    agent.plait("run", "-d", "--name", "s", "--", "sh", "-c", "trap '' TERM; while :; do sleep 0.1; done")
+    agent.plait("run", "-d", "--name", "s", "--", "sh", "-c", "trap '' TERM; sleep 30")
     pid = agent.backend.pids["s"][-1]
     began = time.monotonic()
     assert agent.plait("rm", "s")[0] == 0
