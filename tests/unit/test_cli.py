@@ -36,6 +36,7 @@ def node(name: str, alive: bool = True) -> NodeRow:
 def status_of(**changes: Any) -> StatusView:
     view: StatusView = {
         "well": True,
+        "waiting": "",
         "node": "A",
         "version": "0.1.0",
         "uptime_s": 11520.5,
@@ -144,10 +145,12 @@ def test_status_of_a_large_cluster_still_fits_a_screen() -> None:
     assert any("and 42 networks more" in line for line in lines)
 
 
-@pytest.mark.parametrize("state", [{"engines": [], "paths": [], "blocks": [], "networks": []}, {"well": False}])
+@pytest.mark.parametrize(
+    "state", [{"engines": [], "paths": [], "blocks": [], "networks": []}, {"well": False, "waiting": "its first block"}]
+)
 def test_status_of_an_empty_node(state: dict[str, Any]) -> None:
     lines = "\n".join(page(status_of(**state)))
-    assert ("not well" in lines) == ("well" in state)
+    assert ("A: not ready, waits for its first block  (" in lines) == ("well" in state)
     assert ("no other node" in lines and "none on this host" in lines) == ("paths" in state)
 
 

@@ -73,6 +73,7 @@ class AgentAdmin:
         snapshot = self._p.view.snapshot
         return {
             "well": self._p.health.well and not self._p.waiting(),
+            "waiting": self._p.waiting(),
             "node": snapshot.me,
             "version": __version__,
             "uptime_s": round(time.monotonic() - self._started, 1),

@@ -8,7 +8,6 @@ error), 2 wrong usage, 130 interrupted. A command may end with another status wh
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -75,9 +74,6 @@ def main(args: Sequence[str] | None = None, obj: object = None) -> int:
         return _fail(str(error), error.status if isinstance(error, CommandFailed) else 1)
     except (KeyboardInterrupt, click.Abort):
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more when it flushes at exit
-        return 1
     except OSError as error:
         return _fail(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""), 1)
     return result if isinstance(result, int) else 0

@@ -38,9 +38,7 @@ def status(client: AdminClient, as_json: bool) -> int:
 
 def page(view: StatusView) -> Iterator[str]:
     """The lines of the screen."""
-    count = len(view["conditions"])
-    verdict = "all is well" if view["well"] else f"{count} thing{'s need' if count > 1 else ' needs'} attention" if count else "not well"
-    yield f"{view['node']}: {verdict}  (plait {view['version']}, up {_span(view['uptime_s'])})"
+    yield f"{view['node']}: {_verdict(view)}  (plait {view['version']}, up {_span(view['uptime_s'])})"
     yield ""
     for title, lines in (
         ("store", _store(view)),
@@ -58,6 +56,15 @@ def page(view: StatusView) -> Iterator[str]:
         yield f"{condition['severity'].upper()} {condition['code']}{about}: {condition['title']}"
         yield f"    {condition['text']}"
         yield f"    -> {condition['todo']}"
+
+
+def _verdict(view: StatusView) -> str:
+    if view["well"]:
+        return "all is well"
+    count = len(view["conditions"])
+    parts = [f"not ready, waits for {view['waiting']}"] if view["waiting"] else []
+    parts += [f"{count} thing{'s need' if count > 1 else ' needs'} attention"] if count else []
+    return "; ".join(parts)
 
 
 def _store(view: StatusView) -> list[str]:

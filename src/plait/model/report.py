@@ -141,9 +141,11 @@ class ConditionRow(TypedDict):
 
 
 class StatusView(TypedDict):
-    """Everything that `plait status` shows. `well` is true when no condition holds."""
+    """Everything that `plait status` shows. `well` is true when no condition holds and the node is ready; `waiting` says what it
+    still waits for ("" when ready)."""
 
     well: bool
+    waiting: str
     node: str
     version: str
     uptime_s: float
