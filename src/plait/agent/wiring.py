@@ -128,7 +128,7 @@ class _Wiring:
 
     async def run(self) -> None:
         admin = AdminServer(AgentAdmin(self._admin_parts()), self.paths.admin_socket)
-        http = web.AppRunner(ConsulApi(self.catalog, self.identity.name, self.config.datacenter).app, access_log=None, handle_signals=False)
+        http = ConsulApi(self.catalog, self.identity.name, self.config.datacenter).runner()
         await admin.start()
         try:
             await http.setup()

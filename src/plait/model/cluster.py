@@ -112,6 +112,7 @@ class Container:
 class Instance:
     """One instance of a service as registered at its node's agent (Consul: a service with an id).
 
+    `tagged_ports` holds the ports of those tagged addresses that have another than the service.
     `container` names the container of the same node that it was registered for without an address: its address follows that
     container, and it is `down` while that container does not run.
     """
@@ -124,6 +125,7 @@ class Instance:
     tags: tuple[str, ...] = ()
     meta: Mapping[str, str] = field(default_factory=dict)
     tagged_addresses: Mapping[str, str] = field(default_factory=dict)
+    tagged_ports: Mapping[str, int] = field(default_factory=dict)
     enable_tag_override: bool = False
     weight_passing: int = 1
     weight_warning: int = 1

@@ -1,43 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Consul-compatible HTTP API: requests in, JSON of `services.views` out.
+"""The Consul-compatible HTTP API: catalogue, health and this agent's services.
 
-Every path is percent-decoded before it is routed; bodies are read as JSON whatever their Content-Type says; errors are plain text
-with Consul's words. Reads block with `?index=` until their own result changes (see `services.index`).
+Data in: HTTP requests, snapshots of the cluster. Data out: JSON of `services.views`, registrations to the agent. Every path is
+percent-decoded before it is routed and bodies are read as JSON whatever their Content-Type says. Reads of the catalogue block with
+`?index=` until their own result changes (see `services.index`); what belongs to later versions is refused, not pretended.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import random
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 from urllib.parse import unquote
 
 from aiohttp import web
 
 from plait import __version__
 from plait.model.cluster import Instance, Snapshot
-from plait.model.errors import NotFound, PlaitError, StoreUnavailable
-from plait.services.index import QueryIndex
-from plait.services.requests import BadRequest, duration_s, parse_service
-from plait.services.views import Views, container_address, seed_answer
+from plait.model.errors import PlaitError
+from plait.serve.consul_http import Call, Missing, Unable, compress, encoded, json_answer, text_answer
+from plait.services.index import QueryIndex, content_hash
+from plait.services.requests import BadRequest, parse_service
+from plait.services.views import CONSUL_VERSION, SERVER_META, Views, container_address, narrowed, seed_answer
 
 log = logging.getLogger("plait.consul")
-CONSUL_VERSION = "1.22.0"
 MAX_BODY = 512 * 1024
-_DEFAULT_WAIT_S, _MAX_WAIT_S = 300.0, 600.0
+SHUTDOWN_S = 1.0
+"""How long a stop waits for requests; blocking queries would otherwise hold it for minutes."""
+_MAX_ANSWERS = 1024
+"""Different queries whose answers are kept while the snapshot stays the same."""
+_SESSION_TTL_MIN_NS = 10_000_000_000
+_UI_OFF = "Consul Agent: UI disabled. This is plait: see `plait status` and `plait ps`."
 _BAD_PATH = "Invalid URL path: if attempting to use the HTTP API, ensure the path starts with '/v1/'"
 _BAD_API_PATH = "Invalid URL path: not a recognized HTTP API endpoint"
+_UNPRINTABLE = "Invalid URL path: it holds characters that cannot be printed"
+_NO_FILTER = "filter expressions are not evaluated by this version; select by tag, node-meta or passing, or filter the answer"
+_ACL = re.compile(r"acl/.*|agent/token/.*")
 
 
 class CatalogBackend(Protocol):
     """What the API needs of the agent."""
 
-    def snapshot(self) -> Snapshot: ...
+    def snapshot(self) -> Snapshot:
+        """The present one. The same object as before as long as nothing has changed."""
+        ...
 
     async def register(self, instance: Instance) -> Instance:
         """Durable on this node, then published; returns it with its indexes. Idempotent."""
@@ -48,7 +57,7 @@ class CatalogBackend(Protocol):
         ...
 
     async def changed(self, timeout_s: float) -> None:
-        """Return when the snapshot may have changed, or after the timeout."""
+        """Return when the snapshot may have changed since the call, or after the timeout."""
         ...
 
     def last_contact_ms(self) -> int | None:
@@ -56,147 +65,160 @@ class CatalogBackend(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One request after routing: the variable parts of the path, the query's parameters, the body."""
-
-    parts: tuple[str, ...]
-    params: Mapping[str, list[str]]
-    body: bytes
-
-    def flag(self, name: str) -> bool:
-        return name in self.params
-
-    def one(self, name: str) -> str:
-        return self.params.get(name, [""])[-1]
-
-    def json(self) -> object:
-        try:
-            return json.loads(self.body or b"null")
-        except (ValueError, RecursionError) as error:
-            raise BadRequest(f"Request decode failed: {error}") from error
-
-
-class Missing(PlaitError):
-    """Answered with status 404 and this text."""
-
-
 Read = Callable[[Call, Views], object]
-Write = Callable[[Call], Awaitable[object]]
+Handler = Callable[[Call], Awaitable[web.Response]]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """The path below /v1/ as a pattern of the whole of it, and who answers which method."""
+
+    path: re.Pattern[str]
+    methods: dict[str, Handler]
 
 
 class ConsulApi:
-    """`app` is served by the agent; `backend` gives snapshots and takes registrations."""
+    """`runner()` is served by the agent; `backend` gives snapshots and takes registrations."""
 
     def __init__(self, backend: CatalogBackend, node: str, datacenter: str) -> None:
         self._backend, self._node, self._datacenter = backend, node, datacenter
         self._index = QueryIndex()
-        self._reads: list[tuple[re.Pattern[str], Read]] = [
-            (re.compile(pattern), read)
-            for pattern, read in (
-                (r"status/leader", self._leader),
-                (r"status/peers", lambda _, views: views.servers()),
-                (r"agent/self", self._self),
-                (r"agent/members", lambda _, views: views.members()),
-                (r"agent/version", lambda _, __: {"SHA": "", "BuildDate": "", "HumanVersion": CONSUL_VERSION, "FIPS": ""}),
-                (r"agent/services", self._agent_services),
-                (r"agent/service/(.+)", self._agent_service),
-                (r"agent/checks", lambda _, views: {c["CheckID"]: c for c in views.node_checks(node) if c["ServiceID"]}),
-                (r"catalog/datacenters", lambda _, __: [datacenter]),
-                (r"catalog/nodes", lambda _, views: views.nodes()),
-                (r"catalog/services", lambda _, views: views.services()),
-                (r"catalog/service/(.*)", self._catalog_service),
-                (r"catalog/node/(.+)", self._catalog_node),
-                (r"health/service/(.*)", self._health_service),
-                (r"health/node/(.+)", self._health_node),
-                (r"health/checks/(.+)", lambda call, views: views.service_checks(call.parts[0])),
-                (r"health/state/(\w+)", lambda call, views: views.checks(call.parts[0])),
-            )
-        ]
-        self._writes: list[tuple[re.Pattern[str], Write]] = [
-            (re.compile(pattern), write)
-            for pattern, write in (
-                (r"agent/services", self._seed_register),
-                (r"agent/service/register", self._register),
-                (r"agent/service/deregister/(.+)", self._deregister),
-            )
-        ]
+        self._answers: dict[Hashable, tuple[bytes, int]] = {}
+        self._answered: Snapshot | None = None
+        self._routes = [_Route(re.compile(path), methods) for path, methods in self._paths()]
         self.app = web.Application(client_max_size=MAX_BODY)
         self.app.router.add_route("*", "/{path:.*}", self._handle)
+
+    def runner(self) -> web.AppRunner:
+        """Serves `app` so that a client that hangs up ends its blocking query, and a stop does not wait for those that do not."""
+        return web.AppRunner(self.app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S)
+
+    def _paths(self) -> list[tuple[str, dict[str, Handler]]]:
+        """Paths and their handlers; the first that matches counts, so exact ones come before those with a variable part."""
+        catalogue, local = self._catalogue, self._local
+        return [
+            ("status/leader", {"GET": local(self._leader)}),
+            ("status/peers", {"GET": local(lambda _, views: views.servers())}),
+            ("agent/self", {"GET": local(self._self)}),
+            ("agent/members", {"GET": local(lambda _, views: views.members())}),
+            ("agent/version", {"GET": local(lambda _, __: {"SHA": "", "BuildDate": "", "HumanVersion": CONSUL_VERSION, "FIPS": ""})}),
+            ("agent/services", {"GET": local(self._agent_services), "PUT": self._seed_register}),
+            ("agent/checks", {"GET": local(lambda _, v: {c["CheckID"]: c for c in v.node_checks(self._node) if c["ServiceID"]})}),
+            ("agent/service/register", {"PUT": self._register}),
+            ("agent/service/deregister/(.*)", {"PUT": self._deregister}),
+            ("agent/service/(.*)", {"GET": self._agent_service}),
+            ("catalog/datacenters", {"GET": local(lambda _, __: [self._datacenter])}),
+            ("catalog/nodes", {"GET": catalogue(lambda _, views: views.nodes())}),
+            ("catalog/services", {"GET": catalogue(lambda _, views: views.services())}),
+            ("catalog/service/(.*)", {"GET": catalogue(_catalog_service)}),
+            ("catalog/node/(.*)", {"GET": catalogue(_catalog_node)}),
+            ("health/service/(.*)", {"GET": catalogue(_health_service)}),
+            ("health/node/(.*)", {"GET": catalogue(_health_node)}),
+            ("health/checks/(.*)", {"GET": catalogue(lambda call, views: views.service_checks(call.part("service name")))}),
+            ("health/state/(.*)", {"GET": catalogue(lambda call, views: views.checks(call.part("check state")))}),
+        ]
 
     # --- routing
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         try:
-            path = unquote(request.rel_url.raw_path)
-            if not path.isprintable():
-                return _text(400, "Invalid URL path: it holds characters that cannot be printed")
-            if not path.startswith("/v1/"):
-                return _text(404, _BAD_PATH)
-            params = {key: request.query.getall(key) for key in request.query}
-            return await self._route(request.method, path[4:], params, await request.read(), "pretty" in params)
-        except (BadRequest, UnicodeDecodeError) as error:
-            return _text(400, str(error))
-        except (Missing, NotFound) as error:
-            return _text(404, str(error))
-        except (StoreUnavailable, TimeoutError) as error:
-            return _text(500, f"No cluster leader: {error}")
+            return compress(request, await self._route(request))
+        except (BadRequest, UnicodeError) as error:
+            return text_answer(400, str(error))
+        except Missing as error:
+            return text_answer(404, str(error))
+        except PlaitError as error:
+            return text_answer(500, str(error))
+        except web.HTTPException as error:
+            return text_answer(error.status, error.text or error.reason)
+        except Exception as error:
+            log.exception("request_failed", extra={"op": f"{request.method} {request.path}"})
+            return text_answer(500, f"error inside the agent ({error!r}); its log says more")
 
-    async def _route(self, method: str, path: str, params: Mapping[str, list[str]], body: bytes, pretty: bool) -> web.Response:
-        reads = [(match, read) for pattern, read in self._reads if (match := pattern.fullmatch(path))]
-        writes = [(match, write) for pattern, write in self._writes if (match := pattern.fullmatch(path))]
-        allowed = ["OPTIONS", *(["GET"] if reads else []), *(["PUT"] if writes else [])]
-        if not reads and not writes:
-            return _text(404, _BAD_API_PATH)
-        if method == "OPTIONS":
-            return web.Response(headers={"Allow": ",".join(allowed)})
-        if method == "GET" and reads:
-            match, read = reads[0]
-            return await self._answer_read(path, Call(match.groups(), params, body), read, pretty)
-        if method == "PUT" and writes:
-            match_w, write = writes[0]
-            self._check_params(params)
-            answer = await write(Call(match_w.groups(), params, body))
-            return web.Response(headers=_COMMON) if answer is None else _json(answer, pretty)
-        return web.Response(status=405, text=f"method {method} not allowed", headers={"Allow": ",".join(allowed)})
-
-    def _check_params(self, params: Mapping[str, list[str]]) -> None:
-        if "stale" in params and "consistent" in params:
-            raise BadRequest("Cannot specify ?stale with ?consistent, conflicting semantics.")
-        wanted = params.get("dc", [""])[-1]
-        if wanted and wanted.lower() != self._datacenter:
-            raise StoreUnavailable("No path to datacenter")
-        for name in ("ns", "partition"):
-            value = params.get(name, ["default"])[-1]
-            if value not in ("", "default"):
-                raise BadRequest(f'Invalid query parameter: "{name}" - Namespaces are a Consul Enterprise feature')
+    async def _route(self, request: web.Request) -> web.Response:
+        path = unquote(request.rel_url.raw_path)
+        if not path.isprintable():
+            return text_answer(400, _UNPRINTABLE)
+        if not path.startswith("/v1/"):
+            return text_answer(200, _UI_OFF) if path == "/" else text_answer(404, _BAD_PATH)
+        path = path.removeprefix("/v1/")
+        found = next(((m, route) for route in self._routes if (m := route.path.fullmatch(path))), None)
+        if found is None:
+            return text_answer(401, "ACL support disabled") if _ACL.fullmatch(path) else text_answer(404, _BAD_API_PATH)
+        match, route = found
+        allow = {"Allow": ",".join(["OPTIONS", *route.methods])}
+        if request.method == "OPTIONS":
+            return text_answer(200, "", allow)
+        if request.method not in route.methods:
+            return text_answer(405, f"method {request.method} not allowed", allow)
+        params = {key: tuple(request.query.getall(key)) for key in request.query}
+        call = Call(path, match.groups(), params, await request.read())
+        call.check_scope(self._datacenter)
+        if call.one("filter"):
+            raise BadRequest(_NO_FILTER)
+        return await route.methods[request.method](call)
 
     # --- reads
 
-    async def _answer_read(self, path: str, call: Call, read: Read, pretty: bool) -> web.Response:
-        self._check_params(call.params)
-        contact = self._backend.last_contact_ms()
-        if call.flag("consistent") and contact is None:
-            raise StoreUnavailable("the store is out of reach, so a consistent read is not possible")
-        after, wait = _blocking(call)
-        query = (path, tuple(sorted((k, tuple(v)) for k, v in call.params.items() if k not in ("index", "wait", "pretty"))))
-        deadline = asyncio.get_running_loop().time() + wait
-        while True:
-            snapshot = self._backend.snapshot()
-            result = read(call, Views(snapshot, self._datacenter))
-            index = self._index.index_of(query, json.dumps(result, sort_keys=True).encode(), snapshot.revision)
-            left = deadline - asyncio.get_running_loop().time()
-            if not after or index > after or left <= 0:
-                break
+    def _local(self, read: Read) -> Handler:
+        """A read of what this agent knows by itself: answered at once, without the headers of the catalogue."""
+
+        async def answer(call: Call) -> web.Response:
+            return json_answer(encoded(read(call, self._views(call)), call.flag("pretty")))
+
+        return answer
+
+    def _catalogue(self, read: Read) -> Handler:
+        """A read of the replicated catalogue: blocks if it is asked to, and tells index and age of what it answers."""
+
+        async def answer(call: Call) -> web.Response:
+            consistency, after = call.consistency(), call.index()
+            if consistency == "consistent" and self._backend.last_contact_ms() is None:
+                raise Unable("No cluster leader")
+            body, index = self._answer(call, read)
+            if after:
+                body, index = await self._until(call.wait_s(), lambda: self._answer(call, read), lambda found: found[1] > after)
+            contact = self._backend.last_contact_ms()
+            headers = {
+                "X-Consul-Index": str(index),
+                "X-Consul-KnownLeader": "true" if contact is not None else "false",
+                "X-Consul-LastContact": str(contact or 0),
+                "X-Consul-Effective-Consistency": consistency,
+                "X-Consul-Query-Backend": "blocking-query",
+            }
+            if call.flag("cached"):
+                headers |= {"X-Cache": "HIT", "Age": str((contact or 0) // 1000)}
+            return json_answer(body, headers)
+
+        return answer
+
+    def _answer(self, call: Call, read: Read) -> tuple[bytes, int]:
+        """(encoded result, index) now. Computed once per snapshot for all that ask the same."""
+        snapshot = self._backend.snapshot()
+        if snapshot is not self._answered or len(self._answers) >= _MAX_ANSWERS:
+            self._answered = snapshot
+            self._answers.clear()
+        query = (call.path, tuple(sorted((key, values) for key, values in call.params.items() if key not in ("index", "wait"))))
+        if query not in self._answers:
+            result = encoded(read(call, self._views(call)), call.flag("pretty"))
+            self._answers[query] = result, self._index.index_of(query, result, snapshot.revision)
+        return self._answers[query]
+
+    async def _until(self, wait_s: float, look: Callable[[], T], enough: Callable[[T], bool]) -> T:
+        """What `look` returns as soon as that is `enough`, or after `wait_s` seconds whatever it is then."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + wait_s
+        found = look()
+        while not enough(found) and (left := deadline - clock()) > 0:
             await self._backend.changed(left)
-        headers = {
-            "X-Consul-Index": str(index),
-            "X-Consul-KnownLeader": "true" if contact is not None else "false",
-            "X-Consul-LastContact": str(contact or 0),
-            "X-Consul-Effective-Consistency": "consistent" if call.flag("consistent") else "stale" if call.flag("stale") else "leader",
-            "X-Consul-Query-Backend": "blocking-query",
-        }
-        return _json(result, pretty, headers)
+            found = look()
+        return found
+
+    def _views(self, call: Call) -> Views:
+        return Views(narrowed(self._backend.snapshot(), call.every("node-meta")), self._datacenter)
+
+    # --- this agent
 
     def _leader(self, _: Call, views: Views) -> object:
         servers = views.servers()
@@ -204,123 +226,93 @@ class ConsulApi:
 
     def _self(self, _: Call, views: Views) -> object:
         node = views.find_node(self._node)
-        member = next((m for m in views.members() if m["Name"] == self._node), {})
         config = {
             "Datacenter": self._datacenter,
             "PrimaryDatacenter": self._datacenter,
             "NodeName": self._node,
             "NodeID": node.id if node is not None else "",
             "Revision": "",
-            "Server": bool(node is not None and "server" in node.meta),
+            "Server": node is not None and SERVER_META in node.meta,
             "Version": CONSUL_VERSION,
             "BuildDate": "",
         }
         return {
             "Config": config,
-            "DebugConfig": {"SessionTTLMin": "10s"},
-            "Member": member,
+            "DebugConfig": {"SessionTTLMin": _SESSION_TTL_MIN_NS},
+            "Member": next((member for member in views.members() if member["Name"] == self._node), {}),
             "Stats": {"agent": {}, "consul": {}, "raft": {}, "serf_lan": {}, "runtime": {}},
             "Meta": {"plait-version": __version__},
         }
 
     def _agent_services(self, _: Call, views: Views) -> object:
-        return {i.id: views.agent_service(i) for i in self._own(views)}
+        return {i.id: views.agent_service(i) for i in views.instances(node=self._node) if i.id != "consul"}
 
-    def _agent_service(self, call: Call, views: Views) -> object:
-        for instance in self._own(views):
-            if instance.id == call.parts[0]:
-                return views.agent_service(instance)
-        raise Missing(f"unknown service ID: {call.parts[0]}")
+    async def _agent_service(self, call: Call) -> web.Response:
+        """One service of this agent; with `?hash=` blocks until it is another than the one that has this hash."""
+        wanted, known = call.part("service ID"), call.one("hash")
 
-    def _own(self, views: Views) -> list[Instance]:
-        return [i for i in views.instances(node=self._node) if i.id != "consul"]
+        def look() -> tuple[dict[str, object], str]:
+            found = self._backend.snapshot().instances.get((self._node, wanted))
+            if found is None:
+                raise Missing(f"unknown service ID: {wanted}")
+            body = self._views(call).agent_service(found)
+            return body, content_hash(encoded(body, False))
 
-    def _catalog_service(self, call: Call, views: Views) -> object:
-        return [views.catalog_service(i) for i in views.instances(_service_name(call), tags=call.params.get("tag", []))]
+        body, digest = look()
+        if known:
+            body, digest = await self._until(call.wait_s(), look, lambda found: found[1] != known)
+        return json_answer(encoded({**body, "ContentHash": digest}, call.flag("pretty")), {"X-Consul-ContentHash": digest})
 
-    def _catalog_node(self, call: Call, views: Views) -> object:
-        node = views.find_node(call.parts[0])
-        if node is None:
-            return None
-        return {"Node": views.node(node), "Services": {i.id: views.node_service(i) for i in views.instances(node=node.name)}}
+    async def _seed_register(self, call: Call) -> web.Response:
+        return json_answer(encoded(seed_answer(await self._put(call)), call.flag("pretty")))
 
-    def _health_service(self, call: Call, views: Views) -> object:
-        passing = _bool_param(call, "passing")
-        found = views.instances(_service_name(call), tags=call.params.get("tag", []))
-        return [views.health_entry(i) for i in found if not passing or views.healthy(i)]
-
-    def _health_node(self, call: Call, views: Views) -> object:
-        node = views.find_node(call.parts[0])
-        return views.node_checks(node.name) if node is not None else []
-
-    # --- writes
-
-    async def _seed_register(self, call: Call) -> object:
-        return seed_answer(await self._put(call))
-
-    async def _register(self, call: Call) -> None:
+    async def _register(self, call: Call) -> web.Response:
         await self._put(call)
+        return text_answer(200, "")
 
     async def _put(self, call: Call) -> Instance:
         instance = parse_service(call.json(), self._node)
-        if not instance.address:
-            instance = self._from_container(instance)
-        return await self._backend.register(instance)
+        if instance.id == "consul":
+            raise BadRequest("Invalid service ID: consul is the registry itself; choose another")
+        return await self._backend.register(instance if instance.address else self._from_container(instance))
 
     def _from_container(self, instance: Instance) -> Instance:
-        """Fill an empty address from the container of that name. One on this node is followed from then on."""
+        """Fill an empty address from the container of that name. One on this node is followed from then on, and stays the one that
+        is meant while it does not run."""
         snapshot = self._backend.snapshot()
-        here = container_address(snapshot, instance.name, self._node)
-        if here:
+        if here := container_address(snapshot, instance.name, self._node):
             return replace(instance, address=here, container=instance.name)
-        return replace(instance, address=container_address(snapshot, instance.name))
+        if elsewhere := container_address(snapshot, instance.name):
+            return replace(instance, address=elsewhere)
+        known = snapshot.instances.get((self._node, instance.id))
+        if known is not None and known.container == instance.name:
+            return replace(instance, address=known.address, container=known.container, down=known.down)
+        return instance
 
-    async def _deregister(self, call: Call) -> None:
-        name = call.parts[0]
-        if not await self._backend.deregister(name):
-            raise Missing(f'Unknown service ID "{name}". Ensure that the service ID is passed, not the service name.')
-
-
-_COMMON = {"Vary": "Accept-Encoding", "X-Consul-Default-Acl-Policy": "allow"}
-
-
-def _text(status: int, text: str) -> web.Response:
-    return web.Response(status=status, text=text, headers=_COMMON)
-
-
-def _json(value: object, pretty: bool, headers: Mapping[str, str] | None = None) -> web.Response:
-    body = json.dumps(value, indent=4) + "\n" if pretty else json.dumps(value, separators=(",", ":"))
-    return web.Response(text=body, content_type="application/json", headers={**_COMMON, **(headers or {})})
+    async def _deregister(self, call: Call) -> web.Response:
+        wanted = call.part("service ID")
+        if not await self._backend.deregister(wanted):
+            raise Missing(f'Unknown service ID "{wanted}". Ensure that the service ID is passed, not the service name.')
+        return text_answer(200, "")
 
 
-def _service_name(call: Call) -> str:
-    if not call.parts[0]:
-        raise BadRequest("Missing service name")
-    return call.parts[0]
+def _catalog_service(call: Call, views: Views) -> object:
+    return [views.catalog_service(i) for i in views.instances(call.part("service name"), tags=call.every("tag"))]
 
 
-def _bool_param(call: Call, name: str) -> bool:
-    """`?passing`, `?passing=1`, `?passing=true` are true; absent, 0, false are not."""
-    if not call.flag(name):
-        return False
-    value = call.one(name).lower()
-    if value in ("", "1", "t", "true"):
-        return True
-    if value in ("0", "f", "false"):
-        return False
-    raise BadRequest(f"Invalid value for ?{name}")
+def _catalog_node(call: Call, views: Views) -> object:
+    node = views.find_node(call.part("node name"))
+    if node is None:
+        return None
+    return {"Node": views.node(node), "Services": {i.id: views.node_service(i) for i in views.instances(node=node.name)}}
 
 
-def _blocking(call: Call) -> tuple[int, float]:
-    """(index, seconds to wait). Index 0 = do not block. A sixteenth of the wait is added at random, as clients expect."""
-    text = call.one("index") or "0"
-    if not text.isdigit():
-        raise BadRequest("Invalid index")
-    wait = _DEFAULT_WAIT_S
-    if call.one("wait"):
-        try:
-            wait = duration_s(call.one("wait"))
-        except ValueError as error:
-            raise BadRequest("Invalid wait time") from error
-    wait = min(wait, _MAX_WAIT_S)
-    return int(text), wait + random.uniform(0, wait / 16)
+def _health_service(call: Call, views: Views) -> object:
+    passing = call.switch("passing")
+    found = views.instances(call.part("service name"), tags=call.every("tag"))
+    return [views.health_entry(i) for i in found if not passing or views.passing(i)]
+
+
+def _health_node(call: Call, views: Views) -> object:
+    node = views.find_node(call.part("node name"))
+    return views.node_checks(node.name) if node is not None else []

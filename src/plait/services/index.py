@@ -1,30 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """The index of a blocking query: the store revision at which its result took its present form.
 
-Because it is a matter of the result itself, an unrelated write never wakes a waiter, whatever kind of query it is, and a change
-is never missed: a query seen for the first time (or forgotten meanwhile) gets the present revision.
+Data in: queries, their encoded results, the store's revision. Data out: Consul's index. Because it is a matter of the result itself, an
+unrelated write never wakes a waiter, whatever kind of query it is, and a change is never missed: a query seen for the first time (or
+forgotten meanwhile) gets the present revision, which is at least that of its last change.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
+from hashlib import blake2b
+
+
+def content_hash(result: bytes) -> str:
+    """A short text that differs if the encoded result does (Consul's ContentHash: opaque hexadecimal digits)."""
+    return blake2b(result, digest_size=8).hexdigest()
 
 
 class QueryIndex:
-    """Remembers (result, index) of the last `size` different queries."""
+    """Remembers hash and index of the last `size` different queries."""
 
     def __init__(self, size: int = 4096) -> None:
         self._size = size
-        self._known: OrderedDict[Hashable, tuple[bytes, int]] = OrderedDict()
+        self._known: OrderedDict[Hashable, tuple[str, int]] = OrderedDict()
 
     def index_of(self, query: Hashable, result: bytes, revision: int) -> int:
-        """The index of `result` for `query` now, at store revision `revision`. At least 1, never falls for a query."""
+        """The index of `result` for `query` now, at store revision `revision`. At least 1; for a remembered query it never falls, and
+        it rises exactly if the result differs from the one before."""
+        digest = content_hash(result)
         known = self._known.pop(query, None)
-        index = revision if known is None else known[1]
-        if known is not None and known[0] != result:
-            index = max(revision, index + 1)
-        self._known[query] = (result, index)
+        if known is None:
+            index = max(revision, 1)
+        elif known[0] == digest:
+            index = known[1]
+        else:
+            index = max(revision, known[1] + 1)
+        self._known[query] = (digest, index)
         while len(self._known) > self._size:
             self._known.popitem(last=False)
-        return max(index, 1)
+        return index

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Consul's request bodies and parameters -> values. What is wrong raises ConfigError with Consul's words where clients know them.
+"""Consul's request bodies and parameters -> values. What is wrong raises BadRequest, with Consul's words where clients know them.
 
-Keys arrive in three spellings (Name, name, enable_tag_override): they are compared in lower case without underscores.
+Data in: decoded JSON, texts. Data out: `Instance` values, seconds. Keys arrive in three spellings (Name, name, enable_tag_override):
+they are compared in lower case without underscores.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from plait.model.errors import PlaitError
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 _META_KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_HOST = re.compile(r"[A-Za-z0-9._-]{0,253}")
 _MAX_META, _MAX_META_VALUE, _MAX_WEIGHT = 64, 512, 65535
+_MAX_NAME = 512
+"""Longest service name or id: it must still fit into the path of a request that names it."""
 _CHECK_KEYS = ("check", "checks")
 
 
@@ -25,7 +29,9 @@ class BadRequest(PlaitError):
 
 
 def duration_s(text: str) -> float:
-    """A Go duration ("1m30s", "100ms") in seconds. ValueError if it is none."""
+    """A Go duration ("1m30s", "100ms", "0") in seconds (Go: time.ParseDuration). ValueError if it is none, or negative."""
+    if text == "0":
+        return 0.0
     position, total = 0, 0.0
     while position < len(text):
         match = _PART.match(text, position)
@@ -41,31 +47,31 @@ def duration_s(text: str) -> float:
 def fold(body: object) -> dict[str, object]:
     """The object's keys in lower case without underscores. BadRequest if it is no object."""
     if not isinstance(body, Mapping):
-        raise BadRequest(f"Request decode failed: expected an object, got {type(body).__name__}")
+        raise BadRequest(f"Request decode failed: expected a JSON object, got {'nothing' if body is None else type(body).__name__}")
     return {str(key).lower().replace("_", ""): value for key, value in body.items()}
 
 
 def parse_service(body: object, node: str) -> Instance:
-    """A service definition as in `PUT /v1/agent/service/register`, on `node`."""
+    """A service definition as in `PUT /v1/agent/service/register`, on `node`. Unknown keys are ignored, as Consul does."""
     raw = fold(body)
-    name = _text(raw, "name")
+    name = _name(raw, "name")
     if not name:
         raise BadRequest("Missing service name")
     if any(raw.get(key) for key in _CHECK_KEYS):
         raise BadRequest("Invalid check: health checks are not run by this version; register the service without Check and Checks")
-    address = _text(raw, "address")
-    _check_address(address)
+    tagged = _tagged(raw.get("taggedaddresses"))
     passing, warning = _weights(raw.get("weights"))
     return Instance(
-        id=_text(raw, "id") or name,
+        id=_name(raw, "id") or name,
         name=name,
         node=node,
-        address=address,
+        address=_address(raw),
         port=_port(raw.get("port")),
         tags=_tags(raw.get("tags")),
         meta=_meta(raw.get("meta")),
-        tagged_addresses=_tagged(raw.get("taggedaddresses")),
-        enable_tag_override=bool(raw.get("enabletagoverride")),
+        tagged_addresses={kind: address for kind, (address, _) in tagged.items()},
+        tagged_ports={kind: port for kind, (_, port) in tagged.items() if port},
+        enable_tag_override=_flag(raw, "enabletagoverride"),
         weight_passing=passing,
         weight_warning=warning,
     )
@@ -80,14 +86,34 @@ def _text(raw: Mapping[str, object], key: str) -> str:
     return value.strip()
 
 
-def _check_address(address: str) -> None:
+def _name(raw: Mapping[str, object], key: str) -> str:
+    """A name or id: one that could not be written in a path could never be deregistered."""
+    value = _text(raw, key)
+    if len(value) > _MAX_NAME or not value.isprintable():
+        raise BadRequest(f"Invalid service {key}: it must be at most {_MAX_NAME} printable characters")
+    return value
+
+
+def _flag(raw: Mapping[str, object], key: str) -> bool:
+    value = raw.get(key)
+    if value is None:
+        return False
+    if not isinstance(value, bool):
+        raise BadRequest(f"Request decode failed: {key} must be true or false, got {value!r}")
+    return value
+
+
+def _address(raw: Mapping[str, object]) -> str:
+    """An IP address or a host name; "" if there is none. Addresses that mean "every address" are nobody's."""
+    address = _text(raw, "address")
     if address in ("0.0.0.0", "::", "[::]"):
         raise BadRequest("Invalid service address")
     try:
         ip_address(address)
     except ValueError:
-        if not re.fullmatch(r"[A-Za-z0-9._-]*", address):
+        if not _HOST.fullmatch(address):
             raise BadRequest("Invalid service address") from None
+    return address
 
 
 def _port(value: object) -> int:
@@ -121,14 +147,16 @@ def _meta(value: object) -> dict[str, str]:
     return dict(value)
 
 
-def _tagged(value: object) -> dict[str, str]:
+def _tagged(value: object) -> dict[str, tuple[str, int]]:
+    """Kind -> (address, port; 0 = the service's own). Consul's objects {Address, Port}, and plain texts as in the answer of the seed."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
         raise BadRequest("Request decode failed: taggedaddresses must be a map")
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, int]] = {}
     for kind, entry in value.items():
-        found[str(kind)] = entry if isinstance(entry, str) else _text(fold(entry), "address")
+        raw = {"address": entry} if isinstance(entry, str) else fold(entry)
+        found[str(kind)] = (_address(raw), _port(raw.get("port")))
     return found
 
 
@@ -137,6 +165,6 @@ def _weights(value: object) -> tuple[int, int]:
         return 1, 1
     raw = fold(value)
     passing, warning = raw.get("passing", 1), raw.get("warning", 1)
-    if isinstance(passing, int) and isinstance(warning, int) and 1 <= passing <= _MAX_WEIGHT and 0 <= warning <= _MAX_WEIGHT:
+    if type(passing) is int and type(warning) is int and 1 <= passing <= _MAX_WEIGHT and 0 <= warning <= _MAX_WEIGHT:
         return passing, warning
     raise BadRequest(f"Invalid Weights: Passing must be from 1 and Warning from 0 to {_MAX_WEIGHT}")

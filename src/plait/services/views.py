@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What Consul's HTTP API says about a Snapshot: JSON-able values with Consul's field names, spelling and order.
 
-Source: the public HTTP API documentation of Consul and its clients' traffic. Order is deterministic: nodes, then service ids, ascending.
-Empty lists are [], empty maps {}, tags never null.
+Data in: a Snapshot. Data out: dicts and lists. Source: the public HTTP API documentation of Consul and its clients' traffic. Order is
+deterministic: nodes, then service ids, ascending. Empty lists are [], empty maps {}, tags never null.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from plait.model.cluster import Instance, Node, Snapshot
 
@@ -15,6 +16,8 @@ Json = dict[str, object]
 SERVER_META = "server"
 """Key of a node's meta that marks the node that carries the store; it also runs the pseudo-service `consul`."""
 SERVER_PORT = 8300
+CONSUL_VERSION = "1.22.0"
+"""The version of Consul whose API is answered; some clients compare it."""
 
 
 class Views:
@@ -36,7 +39,7 @@ class Views:
             "Address": address,
             "Datacenter": self._datacenter,
             "TaggedAddresses": {"lan": address, "lan_ipv4": address, "wan": address, "wan_ipv4": address},
-            "Meta": {"consul-network-segment": "", **{k: v for k, v in node.meta.items() if k != SERVER_META}},
+            "Meta": _node_meta(node),
             "CreateIndex": 1,
             "ModifyIndex": 1,
         }
@@ -88,10 +91,11 @@ class Views:
         }
 
     def checks(self, state: str = "any") -> list[Json]:
-        """All checks in one of the states; nodes, then service ids, ascending."""
-        found = [self.serf_check(node.name) for node in self._sorted_nodes()]
-        found += [self._container_check(i) for i in self.instances() if i.container]
-        return [check for check in found if state in ("any", check["Status"])]
+        """All checks in that state ("any": all), by node, then service id: a node's own check comes before those of its services."""
+        found = [(node.name, "", self.serf_check(node.name)) for node in self._snapshot.nodes.values()]
+        found += [(i.node, i.id, self._container_check(i)) for i in self.instances() if i.container]
+        found.sort(key=lambda row: row[:2])
+        return [check for _, _, check in found if state in ("any", check["Status"])]
 
     def service_checks(self, name: str) -> list[Json]:
         """The checks of a service's instances, without their nodes'."""
@@ -198,8 +202,9 @@ class Views:
             "Type": "container",
         }
 
-    def healthy(self, instance: Instance) -> bool:
-        return all(check["Status"] != "critical" for check in self.instance_checks(instance))
+    def passing(self, instance: Instance) -> bool:
+        """Whether all its checks, its node's included, are passing."""
+        return all(check["Status"] == "passing" for check in self.instance_checks(instance))
 
     def _sorted_nodes(self) -> list[Node]:
         return sorted(self._snapshot.nodes.values(), key=lambda n: n.name)
@@ -234,12 +239,30 @@ def container_address(snapshot: Snapshot, name: str, node: str = "") -> str:
     return min(found, key=lambda row: (row[0] != snapshot.me, row[0]))[1] if found else ""
 
 
+def narrowed(snapshot: Snapshot, node_meta: Sequence[str]) -> Snapshot:
+    """The snapshot with only those nodes whose meta has every "key:value" of `node_meta` (and so only with their services)."""
+    if not node_meta:
+        return snapshot
+    wanted = {(key, value) for key, _, value in (text.partition(":") for text in node_meta)}
+    return replace(snapshot, nodes={name: node for name, node in snapshot.nodes.items() if wanted <= _node_meta(node).items()})
+
+
+def _node_meta(node: Node) -> dict[str, str]:
+    """What Consul's clients see as the node's meta."""
+    return {
+        "consul-network-segment": "",
+        "consul-version": CONSUL_VERSION,
+        **{key: value for key, value in node.meta.items() if key != SERVER_META},
+    }
+
+
 def _consul(node: Node) -> Instance:
     return Instance("consul", "consul", node.name, port=SERVER_PORT, create_index=1, modify_index=1)
 
 
 def _tagged(instance: Instance) -> Json:
-    return {kind: {"Address": address, "Port": instance.port} for kind, address in instance.tagged_addresses.items()}
+    ports = instance.tagged_ports
+    return {kind: {"Address": address, "Port": ports.get(kind, instance.port)} for kind, address in instance.tagged_addresses.items()}
 
 
 def _weights(instance: Instance) -> Json:
