@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import grp
 import http.client
 import os
 import socket
@@ -30,10 +31,12 @@ class Recorder:
         self.failure: BaseException | None = None
         self.waiting = ""
         self.delay_s = 0.0
+        self.reached = asyncio.Event()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         async def answer(*args: Any, **kwargs: Any) -> Any:
             self.calls.append((name, *args, *kwargs.values()))
+            self.reached.set()
             await asyncio.sleep(self.delay_s)
             if self.failure is not None:
                 raise self.failure
@@ -197,9 +200,27 @@ async def test_bad_requests_are_refused_with_a_reason(
     assert backend.calls == []
 
 
-async def test_the_socket_is_never_open_to_others(path: Path) -> None:
-    assert stat.S_IMODE(path.stat().st_mode) & 0o007 == 0
-    assert stat.S_IMODE(path.stat().st_mode) in (0o600, 0o660)
+@pytest.mark.parametrize("known", [True, False])
+async def test_the_socket_is_open_to_one_group_at_most(backend: Recorder, tmp_path: Path, known: bool) -> None:
+    group = grp.getgrgid(os.getgroups()[-1] if os.getgroups() else os.getgid())
+    server = AdminServer(backend, tmp_path / "s", group=group.gr_name if known else "no-such-group")
+    await server.start()
+    found = (tmp_path / "s").stat()
+    assert stat.S_IMODE(found.st_mode) == (0o660 if known else 0o600)
+    assert found.st_gid == (group.gr_gid if known else os.getegid())
+    await server.stop()
+
+
+async def test_stop_does_not_wait_for_a_request_that_hangs(backend: Recorder, tmp_path: Path) -> None:
+    server = AdminServer(backend, tmp_path / "s")
+    await server.start()
+    backend.delay_s = 30
+    asking = asyncio.ensure_future(ask(tmp_path / "s", lambda c: c.ps()))
+    await asyncio.wait_for(backend.reached.wait(), 5)
+    async with asyncio.timeout(4):
+        await server.stop()
+    with pytest.raises(errors.PlaitError):
+        await asking
 
 
 async def test_a_stale_socket_is_replaced_and_a_living_one_respected(path: Path, backend: Recorder, tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ log = logging.getLogger("plait.admin")
 GROUP = "plait"
 REQUEST_TIMEOUT_S = 30.0
 """Longest time that one request may take inside the agent."""
+STOP_TIMEOUT_S = 1.0
+"""How long `stop` lets requests under way end, then (aiohttp waits twice) how long their cancellation may take."""
 BODY_LIMIT = 1 << 20
 DEFAULT_TOKEN_TTL_S = 3600
 MAX_TOKEN_TTL_S = 7 * 86400
@@ -123,15 +125,16 @@ class AdminBackend(Protocol):
 
 
 class AdminServer:
-    """Serves an `AdminBackend` on `path` between `start` and `stop`."""
+    """Serves an `AdminBackend` on `path`, for root and the members of `group`, between `start` and `stop`."""
 
-    def __init__(self, backend: AdminBackend, path: Path, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
-        self._path = path
-        self._runner = web.AppRunner(application(backend, timeout_s), access_log=None, handle_signals=False)
+    def __init__(self, backend: AdminBackend, path: Path, timeout_s: float = REQUEST_TIMEOUT_S, group: str = GROUP) -> None:
+        self._path, self._group = path, group
+        app = application(backend, timeout_s)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=STOP_TIMEOUT_S)
 
     async def start(self) -> None:
         """Listen. Conflict if another agent answers on the socket; a socket that nobody serves is replaced."""
-        sock = _listen(self._path)
+        sock = _listen(self._path, self._group)
         await self._runner.setup()
         await web.SockSite(self._runner, sock).start()
 
@@ -141,8 +144,8 @@ class AdminServer:
         self._path.unlink(missing_ok=True)
 
 
-def _listen(path: Path) -> socket.socket:
-    """A bound socket at `path`: mode 0660 and group `plait` if that exists, 0600 otherwise, never wider in between."""
+def _listen(path: Path, group: str) -> socket.socket:
+    """A bound socket at `path`: mode 0660 with `group` if that exists, 0600 otherwise, never wider in between."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
         probe.settimeout(1.0)
@@ -154,7 +157,7 @@ def _listen(path: Path) -> socket.socket:
         os.fchmod(sock.fileno(), 0o600)  # bind(2) gives the file this mode (unix(7)), so it is never open to others
         sock.bind(str(path))
         with contextlib.suppress(KeyError):
-            os.chown(path, -1, grp.getgrnam(GROUP).gr_gid)
+            os.chown(path, -1, grp.getgrnam(group).gr_gid)
             path.chmod(0o660)
     except OSError as error:
         sock.close()
