@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from aiohttp import ContentCoding, web
+from aiohttp import web
 
 from plait.model.errors import PlaitError
 from plait.services.requests import BadRequest, duration_s
@@ -138,5 +138,5 @@ def encoded(value: object, pretty: bool) -> bytes:
 def compress(request: web.Request, answer: web.Response) -> web.Response:
     """Let the answer be sent with gzip if it is large and the client said that it takes that."""
     if len(answer.body or b"") >= _COMPRESS_FROM and "gzip" in request.headers.get("Accept-Encoding", ""):  # type: ignore[arg-type]
-        answer.enable_compression(ContentCoding.gzip)
+        answer.enable_compression(web.ContentCoding.gzip)
     return answer
