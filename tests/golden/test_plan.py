@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans as the lines one would type. `PLAIT_UPDATE_GOLDEN=1` writes the files anew; look at the difference before committing it."""
+
+from __future__ import annotations
+
+import os
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from plait.kernel.dryrun import render
+from plait.model.cluster import Block, Endpoint, Network, Node, PortMapping, Snapshot
+from plait.model.objects import Op
+from plait.plan import Local, plan_node
+from plait.reconcile import order
+
+FILES = Path(__file__).parent / "plans"
+A, N = IPv4Address, IPv4Network
+DEFAULT = Network("default", N("10.28.0.0/16"), A("10.28.0.1"), 24)
+INNER = Network("inner", N("10.29.0.0/16"), A("10.29.0.1"), 24, internal=True)
+LOCAL_ONLY = Network("here", N("10.30.0.0/24"), A("10.30.0.1"), 28, backend="none")
+
+
+def node(name: str, number: int, mtu: int = 1500) -> Node:
+    return Node(name, name.lower() * 8, A(f"198.18.0.{number}"), mtu, f"02:00:00:00:00:0{number}", A(f"10.28.{number}.0"))
+
+
+def blocks(*names: str) -> dict[tuple[str, IPv4Network], Block]:
+    made = [Block("default", N(f"10.28.{number}.0/24"), name) for number, name in enumerate(names, 1)]
+    return {(b.network, b.cidr): b for b in made}
+
+
+WEB = Endpoint(
+    "e-web",
+    "default",
+    "A",
+    A("10.28.1.2"),
+    "02:11:22:33:44:55",
+    "pl-e0000000001",
+    "sandbox",
+    name="web",
+    netns="/run/plait/netns/web",
+    ports=(PortMapping("tcp", 8080, 80), PortMapping("udp", 5353, 53, A("127.0.0.1"))),
+)
+ENGINE_WEB = Endpoint("e-dock", "inner", "A", A("10.29.0.2"), "02:11:22:33:44:66", "pl-e0000000002", "docker", name="db")
+ALL = {"A": node("A", 1), "B": node("B", 2), "C": node("C", 3, 1400), "D": node("D", 4)}
+CASES = {
+    "alone": Snapshot("A", 1, {"A": ALL["A"]}, frozenset("A"), {"default": DEFAULT}, blocks("A")),
+    "one-peer": Snapshot("A", 1, {k: ALL[k] for k in "AB"}, frozenset("AB"), {"default": DEFAULT}, blocks("A", "B"), {"e-web": WEB}),
+    "three-peers": Snapshot(
+        "A",
+        1,
+        ALL,
+        frozenset("ABCD"),
+        {n.name: n for n in (DEFAULT, INNER, LOCAL_ONLY)},
+        blocks("A", "B", "C", "D"),
+        {"e-web": WEB, "e-dock": ENGINE_WEB},
+    ),
+}
+
+
+def lines(snapshot: Snapshot, local: Local) -> str:
+    ops = order(Op("put", obj) for obj in plan_node(snapshot, local).values())
+    return "\n".join(line for op in ops for line in render(op)) + "\n"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_plan(name: str) -> None:
+    text = lines(CASES[name], Local(gateway=name == "three-peers"))
+    path = FILES / f"{name}.txt"
+    if os.environ.get("PLAIT_UPDATE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+def test_a_node_that_is_not_in_the_cluster_wants_nothing() -> None:
+    assert plan_node(Snapshot("X", 1, ALL, frozenset(), {"default": DEFAULT}), Local()) == {}
+
+
+def test_equal_input_gives_equal_output_whatever_the_order() -> None:
+    snapshot = CASES["three-peers"]
+    shuffled = Snapshot(
+        "A", 1, dict(reversed(ALL.items())), snapshot.alive, dict(reversed(snapshot.networks.items())), snapshot.blocks, snapshot.endpoints
+    )
+    assert lines(shuffled, Local()) == lines(snapshot, Local())
+
+
+def test_a_mac_never_follows_an_address() -> None:
+    from plait.plan.desired import endpoint_mac
+
+    assert endpoint_mac("one") != endpoint_mac("two")
+    first = int(endpoint_mac("one")[:2], 16)
+    assert first & 0x02 and not first & 0x01, "locally administered, unicast"
