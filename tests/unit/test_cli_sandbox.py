@@ -166,8 +166,14 @@ def test_signals_go_to_the_command(agent: Agent) -> None:
     assert agent.backend.pids == {}
 
 
-def test_the_command_ignores_no_signal_that_the_caller_ignores(agent: Agent) -> None:
-    status, out, _ = agent.plait("run", "--name", "s", "--", "sed", "-n", "s/^SigIgn:\t//p", "/proc/self/status")
+@pytest.mark.parametrize("how", ["run", "exec"])
+def test_the_command_ignores_no_signal_that_the_caller_ignores(agent: Agent, how: str) -> None:
+    words = ["--", "sed", "-n", "s/^SigIgn:\t//p", "/proc/self/status"]
+    if how == "exec":
+        agent.plait("run", "--name", "s")
+        status, out, _ = agent.plait("exec", "s", *words)
+    else:
+        status, out, _ = agent.plait("run", "--name", "s", *words)
     ignored = {signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ}
     assert status == 0
     assert not any(int(out, 16) & 1 << number - 1 for number in ignored)

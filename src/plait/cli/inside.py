@@ -14,19 +14,21 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from plait.cli.common import CommandFailed
 from plait.model.errors import NotFound, PlaitError
 
+_Handler = Callable[[int, FrameType | None], Any] | int | None
 _CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000  # sched.h
 _MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000  # mount.h
 _RESOLV_CONF = Path("/etc/resolv.conf")
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _TERMINAL = (signal.SIGINT, signal.SIGQUIT)
+_PYTHONS = (signal.SIGPIPE, signal.SIGXFSZ)  # Python ignores these, and a program would inherit that
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """Exit statuses for a command that cannot be started, as shells have them (POSIX, Shell Command Language 2.8.2)."""
 
@@ -66,6 +68,8 @@ def enter(netns: str, dns: Sequence[str], search: str) -> None:
 def become(command: Sequence[str]) -> NoReturn:
     """Replace this process by `command`; CommandFailed with a shell's status if it cannot be executed."""
     sys.stdout.flush()
+    for number in _PYTHONS:
+        signal.signal(number, signal.SIG_DFL)
     try:
         os.execvp(command[0], list(command))
     except OSError as error:
@@ -75,7 +79,7 @@ def become(command: Sequence[str]) -> NoReturn:
 def start(command: Sequence[str], detached: bool) -> int:
     """Start `command` as a child and return its pid; errors as in `become`. `detached`: in its own session, without input and output."""
     actions = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)] if detached else []
-    reset = [*_TERMINAL, signal.SIGPIPE, signal.SIGXFSZ]  # this process ignores them, the command shall not
+    reset = [*_PYTHONS, *_TERMINAL]
     sys.stdout.flush()
     try:
         return os.posix_spawnp(command[0], list(command), os.environ, file_actions=actions, setsid=detached, setsigdef=reset)
@@ -90,7 +94,7 @@ class Foreground:
     def __init__(self) -> None:
         self._pid = 0
         self._pending: list[int] = []
-        self._before: dict[signal.Signals, object] = {}
+        self._before: dict[signal.Signals, _Handler] = {}
 
     def __enter__(self) -> Foreground:
         for number in _TERMINAL:
@@ -101,7 +105,7 @@ class Foreground:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
 
     def _forward(self, number: int, _: FrameType | None) -> None:
         if self._pid:

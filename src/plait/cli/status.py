@@ -106,7 +106,8 @@ def _blocks(view: StatusView) -> list[str]:
         held = [block for block in mine if block["network"] == network]
         pool = [block for block in held if block["used"] >= 0]
         used, size = sum(block["used"] for block in pool), sum(block["size"] for block in pool)
-        lines.append(f"{network}: {_some([block['cidr'] for block in held])}; {used} of {size} addresses used")
+        filled = f"; {used} of {size} addresses used" if pool else ", the engine's own"
+        lines.append(f"{network}: {_some([block['cidr'] for block in held])}{filled}")
     return lines[:NAMED] + ([f"and {len(lines) - NAMED} networks more"] if len(lines) > NAMED else []) or ["none"]
 
 
