@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every listener of the DNS child needs: one loop, one responder, one forwarder, one set of counters."""
+
+from __future__ import annotations
+
+from plait.serve.dns_forward import Forwarder
+from plait.serve.dns_reactor import Reactor
+from plait.serve.dns_responder import Counters, Responder
+
+
+class Core:
+    """Makes the shared parts; the listeners add themselves to `reactor`."""
+
+    __slots__ = ("counters", "forwarder", "reactor", "responder")
+
+    def __init__(self) -> None:
+        self.reactor, self.counters = Reactor(), Counters()
+        self.responder = Responder(self.counters)
+        self.forwarder = Forwarder(self.reactor, self.counters)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What agent and DNS child say to each other over their socket pair: tuples of plain values in length-prefixed frames.
+
+The agent asks `(number, verb, *arguments)`, the child answers `(number, result)` in the order asked, so the answer to a
+table is its acknowledgement and the number its generation. Before anything else the child says `(0, None)`: it is up.
+
+| verb | arguments | result |
+|---|---|---|
+| `listen` | list of (address, port): all that shall be listened on | list of (protocol, address, port, errno) that failed |
+| `upstreams` | list of (address, port), in order of preference | None |
+| `table` | `Table.parts()` | None |
+| `changes` | `Changes.parts()` | None |
+| `stats` | | {counter: number} |
+
+`marshal` writes them: both ends run the same interpreter, trust each other, and need no further module for it.
+"""
+
+from __future__ import annotations
+
+import marshal
+from typing import Any
+
+Message = tuple[Any, ...]
+Address = tuple[str, int]
+"""IP address as text, port."""
+
+_PREFIX = 4
+
+
+def frame(message: Message) -> bytes:
+    """`message` as bytes for the wire."""
+    body = marshal.dumps(message)
+    return len(body).to_bytes(_PREFIX, "big") + body
+
+
+class Frames:
+    """Cuts a stream of bytes into messages."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Message]:
+        """The messages that `data` completes, in order; what is incomplete is kept for the next call."""
+        self._buffer += data
+        messages = []
+        while len(self._buffer) >= _PREFIX:
+            end = _PREFIX + int.from_bytes(self._buffer[:_PREFIX], "big")
+            if len(self._buffer) < end:
+                break
+            messages.append(marshal.loads(self._buffer[_PREFIX:end]))
+            del self._buffer[:end]
+        return messages

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The DNS child's answers: the bytes of a query -> the bytes of its response, from a cache that lives as long as its table.
+
+A stub resolver's queries for a name differ in nothing but the two bytes of id, so the cache is keyed by the rest of the
+packet. Where the order of records is random, a deck of shuffled responses is dealt one by one and then made anew.
+"""
+
+from __future__ import annotations
+
+import os
+
+from plait.dns.answer import Forward, answer
+from plait.dns.table import EMPTY, Table
+
+UDP_SIZE = 8192
+"""Most bytes over UDP, whatever the client takes: all listeners are local to the host, so a fragmented packet gets through."""
+CACHE_BYTES = 2 << 20
+"""Of keys and responses together; past it the cache is dropped whole."""
+ORDERS, DEALS = 8, 16
+"""A deck holds `ORDERS` shuffled responses, each `DEALS` times."""
+
+
+class Counters:
+    """What the child has done since it started; `as_dict` is what `stats` answers."""
+
+    def __init__(self) -> None:
+        self.udp_queries = 0
+        self.tcp_queries = 0
+        self.cache_misses = 0
+        self.dropped = 0
+        self.send_failures = 0
+        self.tcp_connections = 0
+        self.tcp_evicted = 0
+        self.forwarded = 0
+        self.forward_failed = 0
+        self.forward_rejected = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """Name -> count. `forward_rejected`: answered SERVFAIL at once because too many were outstanding; `tcp_evicted`:
+        connections closed to make room; `dropped`: messages that deserve no answer."""
+        return dict(self.__dict__)
+
+
+def choose(count: int) -> int:
+    """A random number from 0 to `count` - 1; the bias of the remainder (count / 2**32) does not matter for load."""
+    return int.from_bytes(os.urandom(4), "big") % count
+
+
+class Responder:
+    """Holds the current table. `recursion` says whether upstreams exist."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._table = EMPTY
+        self._recursion = False
+        self._cache: dict[bytes, bytes | list[bytes]] = {}
+        self._cached = 0
+
+    @property
+    def table(self) -> Table:
+        return self._table
+
+    def set_table(self, table: Table) -> None:
+        """From the next query on answer from `table`."""
+        self._table = table
+        self._flush()
+
+    def set_recursion(self, recursion: bool) -> None:
+        self._recursion = recursion
+        self._flush()
+
+    def reply(self, data: bytes) -> bytes | Forward | None:
+        """The response to a query that came over UDP; None: none is due."""
+        body = self._cache.get(data[2:])
+        if body is None:
+            return self._make(data)
+        if type(body) is bytes:
+            return data[:2] + body
+        assert type(body) is list
+        response = body.pop()
+        if not body:
+            del self._cache[data[2:]]
+        return data[:2] + response
+
+    def reply_stream(self, data: bytes) -> bytes | Forward | None:
+        """The response to a query that came over TCP; None: none is due."""
+        return answer(self._table, data, UDP_SIZE, choose, stream=True, recursion=self._recursion)
+
+    def _make(self, data: bytes) -> bytes | Forward | None:
+        self._counters.cache_misses += 1
+        response = answer(self._table, data, UDP_SIZE, choose, recursion=self._recursion)
+        if isinstance(response, bytes):
+            self._keep(data, response)
+        return response
+
+    def _keep(self, data: bytes, response: bytes) -> None:
+        """Remember what to answer to further copies of `data`."""
+        if self._cached > CACHE_BYTES:
+            self._flush()
+        self._cached += len(data) + len(response)
+        if response[6:8] <= b"\0\1":
+            self._cache[data[2:]] = response[2:]
+            return
+        orders = [response[2:]]
+        while len(orders) < ORDERS:
+            another = answer(self._table, data, UDP_SIZE, choose, recursion=self._recursion)
+            assert isinstance(another, bytes)
+            orders.append(another[2:])
+        self._cached += len(response) * (ORDERS - 1)
+        self._cache[data[2:]] = orders * DEALS
+
+    def _flush(self) -> None:
+        self._cache.clear()
+        self._cached = 0

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""UDP side of the DNS child: datagrams in, up to 64 a system call -> responses out, as many a system call.
+
+recvmmsg(2) and sendmmsg(2) are reached by ctypes; with the packet cache this is what makes pure Python keep up with servers
+written in C. A socket is bound to one address, so every response comes from the address that was asked.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import socket
+import sys
+
+from plait.dns.answer import Forward
+from plait.serve.dns_core import Core
+from plait.serve.dns_link import Address
+from plait.serve.dns_reactor import READ
+from plait.serve.dns_socket import bind
+
+SLOTS = 64
+"""Datagrams per system call."""
+ROUNDS = 8
+"""Batches read from one socket before the others have their turn."""
+QUERY_SIZE = 2048
+"""Longest query read, bytes; a longer one is dropped."""
+RECEIVE_BUFFER = 4 << 20
+"""Bytes asked for as SO_RCVBUF, to hold what arrives while a new table is taken in."""
+
+_SO_RCVBUFFORCE = 33
+_NAME_SIZE = 28  # sizeof(struct sockaddr_in6), the larger one
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("len", ctypes.c_size_t))
+
+
+class _BytesIovec(ctypes.Structure):
+    """The same layout, but takes a bytes object as it is: assigning one stores its pointer, zero bytes inside do not matter."""
+
+    _fields_ = (("base", ctypes.c_char_p), ("len", ctypes.c_size_t))
+
+
+class _Msghdr(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("namelen", ctypes.c_uint),
+        ("iov", ctypes.c_void_p),
+        ("iovlen", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("controllen", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    )
+
+
+class _Mmsghdr(ctypes.Structure):
+    _fields_ = (("hdr", _Msghdr), ("len", ctypes.c_uint))
+
+
+class Batch:
+    """Buffers of one recvmmsg and one sendmmsg, shared by all sockets of one address family (so that the length of a
+    client's address, which the kernel writes back, is always the same)."""
+
+    def __init__(self) -> None:
+        self._buffer = ctypes.create_string_buffer(SLOTS * QUERY_SIZE)
+        self._names = ctypes.create_string_buffer(SLOTS * _NAME_SIZE)
+        self._view = memoryview(self._buffer).cast("B")
+        self._in_iovecs, self._out_iovecs = (_Iovec * SLOTS)(), (_BytesIovec * SLOTS)()
+        self._received, self._to_send = (_Mmsghdr * SLOTS)(), (_Mmsghdr * SLOTS)()
+        self._places = [ctypes.addressof(self._names) + slot * _NAME_SIZE for slot in range(SLOTS)]
+        for slot in range(SLOTS):
+            self._in_iovecs[slot] = _Iovec(ctypes.addressof(self._buffer) + slot * QUERY_SIZE, QUERY_SIZE)
+            for array, iovecs in ((self._received, self._in_iovecs), (self._to_send, self._out_iovecs)):
+                array[slot].hdr = _Msghdr(self._places[slot], _NAME_SIZE, ctypes.addressof(iovecs[slot]), 1, None, 0, 0)
+        # Views of the elements, made once: indexing an array and its members makes a new object each time.
+        self._in = [(self._received[slot], self._received[slot].hdr) for slot in range(SLOTS)]
+        self._out = [(self._to_send[slot].hdr, self._out_iovecs[slot]) for slot in range(SLOTS)]
+
+    def receive(self, fd: int) -> int:
+        """Fill the slots from `fd`; returns how many were filled, 0 if there was nothing or an error."""
+        count: int = _libc.recvmmsg(fd, self._received, SLOTS, socket.MSG_DONTWAIT, None)
+        return max(0, count)
+
+    def query(self, slot: int) -> bytes | None:
+        """The datagram in `slot`, None if it was longer than a slot."""
+        message, head = self._in[slot]
+        if head.flags & socket.MSG_TRUNC:
+            return None
+        start = slot * QUERY_SIZE
+        return bytes(self._view[start : start + message.len])
+
+    def client(self, slot: int) -> Address:
+        """Who sent the datagram in `slot`."""
+        start = slot * _NAME_SIZE
+        raw = self._names.raw[start : start + _NAME_SIZE]
+        family, port = int.from_bytes(raw[:2], sys.byteorder), int.from_bytes(raw[2:4], "big")
+        host = raw[4:8] if family == socket.AF_INET else raw[8:24]
+        return socket.inet_ntop(family, host), port
+
+    def send(self, fd: int, responses: list[tuple[int, bytes]]) -> int:
+        """Send each (slot, response) to the client of that slot; returns how many could not be sent."""
+        count = len(responses)
+        for place, (slot, response) in enumerate(responses):
+            head, iovec = self._out[place]
+            if slot != place or head.name != self._places[place]:
+                head.name = self._places[slot]
+            head.namelen = self._in[slot][1].namelen
+            iovec.base, iovec.len = response, len(response)
+        done = failed = 0
+        while done < count:
+            rest = ctypes.byref(self._to_send, done * ctypes.sizeof(_Mmsghdr))
+            sent = _libc.sendmmsg(fd, rest, count - done, socket.MSG_DONTWAIT)
+            failed += sent <= 0  # the first of the rest cannot be sent: go on behind it
+            done += max(1, sent)
+        return failed
+
+
+class UdpListener:
+    """One bound socket. `batch` is shared with the other sockets of its family."""
+
+    def __init__(self, address: Address, batch: Batch, core: Core) -> None:
+        """Binds and starts to answer. Raises OSError."""
+        self._batch, self._core = batch, core
+        self._sock = bind(socket.SOCK_DGRAM, address)
+        try:
+            self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+        except PermissionError:  # without CAP_NET_ADMIN: as much as net.core.rmem_max allows
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        core.reactor.add(self._sock.fileno(), READ, self._ready)
+
+    def close(self) -> None:
+        """Answer what has arrived, then stop."""
+        self._ready(READ)
+        self._core.reactor.remove(self._sock.fileno())
+        self._sock.close()
+
+    def _ready(self, _events: int) -> None:
+        for _ in range(ROUNDS):
+            count = self._batch.receive(self._sock.fileno())
+            if count:
+                self._answer(count)
+            if count < SLOTS:
+                return
+
+    def _answer(self, count: int) -> None:
+        """Answer the first `count` slots: at once, or once an upstream has."""
+        batch, responses = self._batch, []
+        for slot in range(count):
+            data = batch.query(slot)
+            response = None if data is None else self._core.responder.reply(data)
+            if type(response) is bytes:
+                responses.append((slot, response))
+            elif data is not None and isinstance(response, Forward):
+                self._core.forwarder.submit(response.query, data, functools.partial(self._send_later, batch.client(slot)))
+            else:
+                self._core.counters.dropped += 1
+        self._core.counters.udp_queries += count
+        self._core.counters.send_failures += batch.send(self._sock.fileno(), responses)
+
+    def _send_later(self, client: Address, response: bytes) -> None:
+        try:
+            self._sock.sendto(response, client)
+        except OSError:  # the client is gone, the buffer full, or this listener closed meanwhile
+            self._core.counters.send_failures += 1
