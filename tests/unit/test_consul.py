@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Any
@@ -458,11 +458,15 @@ async def test_a_fault_inside_is_an_answer_and_a_log_record(client: Client, back
 # --- blocking queries
 
 
+async def until(happened: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not happened():  # noqa: ASYNC110 - what is waited for has no event of its own
+            await asyncio.sleep(0.005)
+
+
 async def settled(backend: Backend) -> None:
     """Until a query waits for the next change, having looked at the last one."""
-    async with asyncio.timeout(5):
-        while not backend.waiting or any(event.is_set() for event in backend.waiting):
-            await asyncio.sleep(0.005)
+    await until(lambda: bool(backend.waiting) and not any(event.is_set() for event in backend.waiting))
 
 
 MOVES = [
@@ -542,9 +546,7 @@ async def test_after_the_wait_the_same_result_comes_with_the_same_index(client: 
 async def test_a_hundred_that_wait_for_the_same_all_get_it_at_once(client: Client, backend: Backend) -> None:
     before = await client.get("/v1/health/service/web")
     waiters = [asyncio.create_task(client.get(f"/v1/health/service/web?index={before.index}")) for _ in range(100)]
-    async with asyncio.timeout(10):
-        while len(backend.waiting) < 100:
-            await asyncio.sleep(0.01)
+    await until(lambda: len(backend.waiting) == 100)
     backend.add(Instance("1", "web", "A"))
     answers = await asyncio.wait_for(asyncio.gather(*waiters), 10)
     assert {answer.index for answer in answers} == {before.index + 1}
@@ -556,9 +558,7 @@ async def test_a_client_that_hangs_up_frees_its_waiter(client: Client, backend: 
     waiter = asyncio.create_task(client.get(f"/v1/catalog/nodes?index={before.index}&wait=60s"))
     await settled(backend)
     waiter.cancel()
-    async with asyncio.timeout(5):
-        while backend.waiting:
-            await asyncio.sleep(0.01)
+    await until(lambda: not backend.waiting)
 
 
 async def test_a_stop_does_not_wait_for_blocking_queries(client: Client, backend: Backend, runner: web.AppRunner) -> None:

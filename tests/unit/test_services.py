@@ -29,7 +29,17 @@ VIEWS = Views(SNAPSHOT, "dc1")
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("10s", 10), ("100000ms", 100), ("1m30s", 90), ("1.5h", 5400), (".5s", 0.5), ("250us", 0.00025), ("5µs", 5e-6), ("1ns", 1e-9), ("0", 0)],
+    [
+        ("10s", 10),
+        ("100000ms", 100),
+        ("1m30s", 90),
+        ("1.5h", 5400),
+        (".5s", 0.5),
+        ("250us", 0.00025),
+        ("5µs", 5e-6),
+        ("1ns", 1e-9),
+        ("0", 0),
+    ],
 )
 def test_durations_are_those_of_go(text: str, seconds: float) -> None:
     assert duration_s(text) == pytest.approx(seconds)
