@@ -11,6 +11,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from pathlib import Path
 
 from plait import __version__
 from plait.agent.addresses import Addresses
@@ -34,7 +35,7 @@ from plait.model.objects import Plan
 from plait.plan import Local, network_mtu, plan_node
 from plait.runtimes.api import NetworkRequest
 from plait.runtimes.docker.options import docker_env
-from plait.serve.dns_parent import DnsService
+from plait.serve.dns_parent import DnsService, DnsUnavailable
 from plait.services.views import SERVER_META
 
 log = logging.getLogger("plait.node")
@@ -71,13 +72,11 @@ class NodeLoops:
         self._names_generation = 0
         self._names_shown = -1
         self._blocks_dirty = asyncio.Event()
-        self._serving_names = False
         parts.view.subscribe(self._on_view)
 
     def _on_view(self, kinds: frozenset[str]) -> None:
         if kinds & {"nodes", "alive", "networks", "blocks", "endpoints", "containers", "instances"}:
-            self._names_generation += 1
-            self._names_dirty.set()
+            self.names_changed()
         if kinds & {"networks", "blocks", "endpoints"}:
             self._blocks_dirty.set()
         self._p.publisher.wake()
@@ -161,21 +160,34 @@ class NodeLoops:
 
     async def serve_names(self) -> None:
         """Keep the DNS child's table and listening addresses what the view says. Never returns."""
-        config = self._p.config
         while True:
             self._names_dirty.clear()
             generation = self._names_generation
-            snapshot = self._p.view.snapshot
-            await self._p.dns.set_table(build_table(snapshot, config.dns_domain, config.datacenter, config.search_domain))
-            await self._p.dns.set_listen(self._listen_addresses())
+            try:
+                await self._show_names()
+            except DnsUnavailable as error:
+                self._p.health.set("dns-child", "dns", str(error))
+                await asyncio.sleep(0.2)
+                continue
+            self._p.health.clear("dns-child", "dns")
             async with self._names_done:
                 self._names_shown = generation
-                self._serving_names = True
                 self._names_done.notify_all()
             await self._names_dirty.wait()
 
+    async def _show_names(self) -> None:
+        config = self._p.config
+        table = build_table(self._p.view.snapshot, config.dns_domain, config.datacenter, config.search_domain)
+        await self._p.dns.set_table(table)
+        await self._p.dns.set_listen(self._listen_addresses())
+
+    def names_changed(self) -> None:
+        """Have the names shown again, whatever was shown before."""
+        self._names_generation += 1
+        self._names_dirty.set()
+
     def _listen_addresses(self) -> frozenset[tuple[str, int]]:
-        loopback = {("127.0.0.1", 53), ("127.0.0.1", 8600)}
+        loopback = {(address, port) for address in _loopbacks() for port in (53, 8600)}
         snapshot = self._p.view.snapshot
         gateways: set[IPv4Address] = {n.gateway for n in snapshot.networks.values()}
         block = self._p.addresses.bridge_block()
@@ -189,12 +201,14 @@ class NodeLoops:
         async with asyncio.timeout(2), self._names_done:
             await self._names_done.wait_for(lambda: self._names_shown >= wanted)
 
-    async def watch_nodes(self) -> None:
-        """Raise and clear `node-lost` by the signs of life in the store. Never returns."""
+    async def watch_conditions(self) -> None:
+        """Raise and clear what is seen by looking: lost nodes, addresses that DNS cannot have. Never returns."""
         while True:
             snapshot = self._p.view.snapshot
             lost = {n: f"node {n} gives no sign of life" for n in snapshot.nodes if n not in snapshot.alive}
             self._p.health.replace("node-lost", lost)
+            refused = self._p.dns.bind_errors
+            self._p.health.replace("dns-bind", {f"{e.address}:{e.port}/{e.protocol}": str(e) for e in refused})
             await asyncio.sleep(1)
 
     async def watch_capabilities(self) -> None:
@@ -218,6 +232,18 @@ class NodeLoops:
             return "a block of addresses"
         if not reconciler.passed:
             return "the first pass over the kernel"
-        if not self._serving_names:
+        if self._names_shown < 0:
             return "DNS"
+        return ""
+
+
+def _loopbacks() -> list[str]:
+    """Loopback addresses that this host has: clients that are told `localhost` try ::1 first where there is one."""
+    return ["127.0.0.1", "::1"] if "00000000000000000000000000000001" in _if_inet6() else ["127.0.0.1"]
+
+
+def _if_inet6() -> str:
+    try:
+        return Path("/proc/self/net/if_inet6").read_text()
+    except FileNotFoundError:
         return ""

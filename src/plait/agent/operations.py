@@ -72,6 +72,10 @@ class AgentOperations:
     async def release(self, network: str, address: IPv4Address) -> None:
         await self._addresses.release(network, address)
 
+    def held(self, owner_prefix: str) -> Mapping[tuple[str, IPv4Address], str]:
+        kept = (r for r in self._addresses.reservations() if r.live and r.owner.startswith(owner_prefix))
+        return {(r.network, r.address): r.owner for r in kept}
+
     # --- endpoints
 
     def endpoints(self, runtime: str) -> Mapping[str, Endpoint]:

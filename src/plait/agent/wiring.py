@@ -100,7 +100,7 @@ class _Wiring:
         self.networks = Networks(self.view, store, DEFAULT_NETWORK, self.view.caught_up)
         self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge)
         self.publisher = Publisher(self.view, store, self.view.caught_up)
-        self.dns = DnsService()
+        self.dns = DnsService(on_crash=self._on_dns_crash)
         self.loops = NodeLoops(
             Parts(
                 config=config,
@@ -133,6 +133,7 @@ class _Wiring:
         try:
             await http.setup()
             await web.TCPSite(http, str(self.config.http_address), self.config.http_port).start()
+            await self.dns.set_upstreams(_upstreams(self.config))
             await self.dns.start()
             await self._run_loops()
         finally:
@@ -157,7 +158,7 @@ class _Wiring:
                 self.publisher.stay_alive(LEASE_TTL_S),
                 self.loops.keep_blocks(),
                 self.loops.serve_names(),
-                self.loops.watch_nodes(),
+                self.loops.watch_conditions(),
                 self.loops.watch_capabilities(),
                 self.reconciler.watch(),
                 self.reconciler.run(),
@@ -211,6 +212,10 @@ class _Wiring:
             "revision": self.view.revision,
         }
 
+    def _on_dns_crash(self, text: str) -> None:
+        self.health.set("dns-child", "dns", text)
+        self.loops.names_changed()
+
     async def _notice_absent_store(self) -> None:
         """A store that was never reached since the start is a condition too, after a moment."""
         await asyncio.sleep(3)
@@ -232,3 +237,8 @@ class _Wiring:
         token = await create_token(self.store, cluster_pin(self.paths.lib / "pki"), ttl_s, now)
         address = self.identity.store.partition(":")[0] or str(self.identity.address)
         return {"token": token, "address": address, "expires": now + ttl_s}
+
+
+def _upstreams(config: Config) -> list[tuple[str, int]]:
+    """The configured resolvers as (address, port)."""
+    return [(host, int(port or 53)) for host, _, port in (entry.partition(":") for entry in config.dns_upstreams)]

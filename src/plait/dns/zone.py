@@ -112,7 +112,7 @@ class _Build:
     def _services(self) -> None:
         for _, instance in sorted(self.snapshot.instances.items()):
             node = self.nodes.get(instance.node)
-            if node is not None:
+            if node is not None and not instance.down:
                 self._instance(instance, node)
 
     def _instance(self, instance: Instance, node: Node) -> None:
