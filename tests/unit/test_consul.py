@@ -392,6 +392,7 @@ async def test_a_consistent_read_needs_the_store_and_a_stale_one_does_not(client
         ("GET", "/v1/catalog/nodes?index=x", 400, "Invalid index"),
         ("GET", "/v1/catalog/nodes?index=-1", 400, "Invalid index"),
         ("GET", "/v1/catalog/nodes?index=%C2%B2", 400, "Invalid index"),
+        ("GET", "/v1/catalog/nodes?index=%D9%A1", 400, "Invalid index"),
         ("GET", "/v1/catalog/nodes?index=18446744073709551616", 400, "Invalid index"),
         ("GET", "/v1/catalog/nodes?index=1" + "0" * 5000, 400, "Invalid index"),
         ("GET", "/v1/catalog/nodes?index=9&wait=10", 400, "Invalid wait time"),
@@ -411,7 +412,17 @@ async def test_what_is_wrong_is_said_in_consuls_words(client: Client, method: st
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"null", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"Name": "\\ud800"}', b"[" * 100_000, b'{"Name": "web", "Check": {"TTL": "9s"}}'],
+    [
+        b"",
+        b"null",
+        b"{",
+        b"[]",
+        b'"x"',
+        b"\xff\xfe",
+        b'{"Name": "web", "Tags": ["\\ud800"]}',
+        b"[" * 100_000,
+        b'{"Name": "web", "Check": {"TTL": "9s"}}',
+    ],
 )
 async def test_a_wrong_body_is_refused_and_nothing_is_registered(client: Client, backend: Backend, body: bytes) -> None:
     answer = await client.put("/v1/agent/service/register", body)

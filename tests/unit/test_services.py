@@ -197,6 +197,7 @@ def test_a_containers_address_is_found_here_first_and_in_the_default_network_fir
     endpoint = Endpoint("e", "default", "B", IPv4Address("10.28.16.7"), "", "", "sandbox", name="box")
     snapshot = Snapshot("A", containers={(c.node, c.id): c for c in boxes}, endpoints={"e": endpoint})
     assert container_address(snapshot, "web") == "10.28.0.2"
+    assert container_address(replace(snapshot, me="B"), "web") == "10.28.16.2"
     assert container_address(snapshot, "web", "B") == "10.28.16.2"
     assert container_address(snapshot, "db") == "10.29.16.3"
     assert container_address(snapshot, "db", "A") == ""
