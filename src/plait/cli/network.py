@@ -92,7 +92,7 @@ def create(
     options: dict[str, str],
     as_json: bool,
 ) -> None:
-    """Make the network NAME on every node. An equal one that exists already is success."""
+    """Make the network NAME on every node."""
     made = client.create_network(
         name,
         subnet=str(subnet) if subnet else None,

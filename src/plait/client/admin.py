@@ -89,7 +89,7 @@ class AdminClient:
         labels: Mapping[str, str] | None = None,
         options: Mapping[str, str] | None = None,
     ) -> NetworkRow:
-        """Make a network, or return the equal existing one. `subnet` None: the next free one."""
+        """Make a network. `subnet` None: the next free one."""
         body = {
             "name": name,
             "subnet": subnet,
