@@ -4,7 +4,7 @@
 | name | records |
 |---|---|
 | `NAME.service.<domain>`, `TAG.NAME.service.<domain>` | A, AAAA or CNAME and SRV of the instances on living nodes |
-| `consul.service.<domain>` | A and SRV (port 8300) of every living node |
+| `consul.service.<domain>` | A and SRV (port 8300) of every living node that carries the store |
 | `NODE.node.<domain>` | A, TXT (its meta) of a living node |
 | `WEB`, `WEB.<search>`, `WEB.<network>`, `WEB.<network>.<search>` and the same for aliases | A of the running containers |
 | `….in-addr.arpa` | PTR to node, container or service |
@@ -26,7 +26,9 @@ from plait.dns.table import Records, Table
 from plait.model.addr import IPAddress
 from plait.model.cluster import Instance, Node, Snapshot
 
-CONSUL_PORT = 8300
+SERVER_META, SERVER_PORT = "server", 8300
+"""Key of a node's meta that marks the node that carries the store, and the port that the service `consul` has there; a
+test keeps both equal to those of `services`."""
 _NAME_SERVERS = 3
 _Names = defaultdict[bytes, set[m.Record]]
 
@@ -82,7 +84,8 @@ class _Build:
             for address in (node.address, node.tunnel):
                 if address is not None:
                     self._points_back(address, self._node_target(name))
-            self._instance(Instance(id="consul", name="consul", node=name, port=CONSUL_PORT), node)
+            if SERVER_META in node.meta:
+                self._instance(Instance(id="consul", name="consul", node=name, port=SERVER_PORT), node)
 
     def _containers(self) -> None:
         for name, network, address in sorted(self._attached()):
