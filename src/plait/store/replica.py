@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import aclosing
@@ -51,10 +52,12 @@ class Replica:
     ) -> None:
         self._store, self._path, self._jitter, self._save_delay = store, path, jitter, save_delay
         self._items: dict[str, Item] = {}
-        self._order: list[str] | None = None
+        self._order: tuple[str, ...] | None = None
         self._on_changes: list[OnChanges] = []
         self._on_link: list[OnLink] = []
         self._dirty = asyncio.Event()
+        self._disk = threading.Lock()
+        self._encodings = self._written = 0
         self.items: Mapping[str, Item] = MappingProxyType(self._items)
         """Every item by key, live."""
         self.revision = 0
@@ -69,10 +72,10 @@ class Replica:
     def list(self, prefix: str) -> Listing:
         """Items below `prefix` in byte order of key, as the store would list them."""
         if self._order is None:
-            self._order = sorted(self._items)
+            self._order = tuple(sorted(self._items))
         return Listing(tuple(self._below(self._order, prefix)), self.revision)
 
-    def _below(self, order: list[str], prefix: str) -> Iterator[Item]:
+    def _below(self, order: tuple[str, ...], prefix: str) -> Iterator[Item]:
         for at in range(bisect_left(order, prefix), len(order)):
             if not order[at].startswith(prefix):
                 return
@@ -96,7 +99,7 @@ class Replica:
         finally:
             self._link(False)
             if self._dirty.is_set():
-                self._write(self._encoded())
+                self._write(*self._encoded())
 
     async def _follow(self) -> None:
         pause = RETRY[0]
@@ -176,17 +179,22 @@ class Replica:
             await self._dirty.wait()
             await asyncio.sleep(self._save_delay)
             self._dirty.clear()
-            if not await asyncio.to_thread(self._write, self._encoded()):
+            if not await asyncio.to_thread(self._write, *self._encoded()):
                 self._dirty.set()
 
-    def _encoded(self) -> bytes:
+    def _encoded(self) -> tuple[int, bytes]:
+        """The number of this encoding and the content of the disk copy."""
         rows = [(item.key, item.value, item.create_revision, item.mod_revision, item.lease) for item in self._items.values()]
-        return msgspec.msgpack.encode(_Saved(FORMAT, self.revision, rows))
+        self._encodings += 1
+        return self._encodings, msgspec.msgpack.encode(_Saved(FORMAT, self.revision, rows))
 
-    def _write(self, content: bytes) -> bool:
-        """Write the disk copy; False if the disk refuses, which stops nothing else."""
+    def _write(self, number: int, content: bytes) -> bool:
+        """Write the disk copy unless a newer one is there; False if the disk refuses, which stops nothing else."""
         try:
-            write_file(self._path, content)
+            with self._disk:
+                if number > self._written:
+                    write_file(self._path, content)
+                    self._written = number
         except OSError as error:
             log.warning("replica_unsaved", extra={"path": str(self._path), "error": str(error)})
             return False
