@@ -21,26 +21,26 @@ IP = IPv4Address
 
 def snapshot(**changes: object) -> Snapshot:
     """A is this node, B lives, C is dead; `web` runs on A, `db` is an endpoint on B, `old` has ended."""
-    fields: dict[str, object] = dict(
-        me="A",
-        revision=7,
-        nodes={
+    fields: dict[str, object] = {
+        "me": "A",
+        "revision": 7,
+        "nodes": {
             "A": Node("A", "1", IP("192.0.2.1"), tunnel=IP("10.28.0.1"), meta={"server": ""}),
             "B": Node("B", "2", IP("192.0.2.2"), meta={"rack": "7"}),
             "C": Node("C", "3", IP("192.0.2.3")),
         },
-        alive=frozenset({"B"}),
-        networks={"default": Network("default", IPv4Network("10.28.0.0/16"), IP("10.28.255.254"), 20)},
-        endpoints={
+        "alive": frozenset({"B"}),
+        "networks": {"default": Network("default", IPv4Network("10.28.0.0/16"), IP("10.28.255.254"), 20)},
+        "endpoints": {
             "e1": Endpoint("e1", "mesh", "B", IP("10.29.0.9"), "", "pl-e1", "docker", name="DB", aliases=("sql",)),
             "e2": Endpoint("e2", "mesh", "C", IP("10.29.0.8"), "", "pl-e2", "docker", name="dead"),
         },
-        containers={
+        "containers": {
             ("A", "c1"): Container("c1", "web", "A", "docker", addresses={"default": IP("10.28.0.2"), "foreign": IP("172.30.0.2")}),
             ("A", "c2"): Container("c2", "old", "A", "docker", state="exited", addresses={"default": IP("10.28.0.3")}),
             ("B", "c3"): Container("c3", "plain", "B", "docker", addresses={"default": IP("172.17.0.2")}),
         },
-        instances={
+        "instances": {
             ("A", "web"): Instance("web", "web", "A", "10.28.0.2", 80, ("http", "v1.2")),
             ("B", "web"): Instance("web", "web", "B", "", 8080),
             ("C", "web"): Instance("web", "web", "C", "10.28.0.77", 80),
@@ -49,7 +49,7 @@ def snapshot(**changes: object) -> Snapshot:
             ("A", "bad"): Instance("bad", "bad", "A", "a..b", 1),
             ("A", "x.web"): Instance("x", "x.web", "A", "10.28.0.66", 1),
         },
-    )
+    }
     return Snapshot(**{**fields, **changes})  # type: ignore[arg-type]
 
 

@@ -68,7 +68,7 @@ def test_junk_is_a_typed_error(data: bytes) -> None:
 
 @pytest.mark.parametrize("name", [b"a" * 64, b"a..b", b".", b"a.", b".".join([b"a" * 63] * 4)])
 def test_names_that_cannot_be_written_are_refused(name: bytes) -> None:
-    with pytest.raises(ValueError, match="label|255"):
+    with pytest.raises(ValueError, match=r"label|255"):
         m.wire_name(name)
 
 

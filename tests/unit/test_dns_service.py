@@ -1,0 +1,491 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real child process behind DnsService, on loopback: what comes over sockets, what survives a kill, a flood, a reload."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import dnslib
+import pytest
+
+from plait.dns import message as m
+from plait.dns.table import Table
+from plait.dns.zone import build_table
+from plait.model.cluster import Container, Instance, Network, Node, Snapshot
+from plait.model.errors import ConfigError
+from plait.serve.dns_holder import holder
+from plait.serve.dns_parent import DnsService, DnsUnavailable
+
+HOST = "127.0.0.1"
+Pair = tuple[str, int]
+
+
+def table(count: int = 1, serial: int = 1) -> Table:
+    """`web` with `count` instances 10.28.1.0 and up, and a container `c<serial>`."""
+    nodes = {"a": Node("a", "1", IPv4Address("192.0.2.1"))}
+    instances = {("a", str(n)): Instance(str(n), "web", "a", f"10.28.1.{n}", 80) for n in range(count)}
+    networks = {"default": Network("default", IPv4Network("10.28.0.0/16"), IPv4Address("10.28.255.254"), 20)}
+    container = Container("c", f"c{serial}", "a", "docker", addresses={"default": IPv4Address("10.28.0.2")})
+    return build_table(
+        Snapshot(me="a", revision=serial, nodes=nodes, networks=networks, instances=instances, containers={("a", "c"): container})
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as tcp:
+        tcp.bind((HOST, 0))
+        return int(tcp.getsockname()[1])
+
+
+def exchange(data: bytes, address: Pair, timeout: float = 2.0) -> bytes:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.settimeout(timeout)
+        udp.connect(address)
+        udp.send(data)
+        return udp.recv(65535)
+
+
+async def ask(name: str, address: Pair, qtype: str = "A") -> dnslib.DNSRecord:
+    query = bytes(dnslib.DNSRecord.question(name, qtype).pack())
+    return dnslib.DNSRecord.parse(await asyncio.to_thread(exchange, query, address))
+
+
+async def dig(address: Pair, *arguments: str) -> str:
+    command = ["dig", f"@{address[0]}", "-p", str(address[1]), "+tries=1", "+time=2", *arguments]
+    return (await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=10)).stdout
+
+
+@pytest.fixture
+async def crashes() -> list[str]:
+    return []
+
+
+@pytest.fixture
+async def service(crashes: list[str]) -> AsyncIterator[DnsService]:
+    service = DnsService(on_crash=crashes.append)
+    await service.start()
+    yield service
+    await service.close()
+
+
+@pytest.fixture
+async def where(service: DnsService) -> Pair:
+    address = (HOST, free_port())
+    await service.set_table(table())
+    assert await service.set_listen({address}) == ()
+    return address
+
+
+async def test_dig_over_udp_and_tcp(service: DnsService, where: Pair) -> None:
+    for transport in ("+notcp", "+tcp"):
+        answer = await dig(where, transport, "WEB.service.consul")
+        assert "status: NOERROR" in answer and "flags: qr aa rd;" in answer
+        assert "WEB.service.consul.\t0\tIN\tA\t10.28.1.0" in answer
+    assert "status: NXDOMAIN" in await dig(where, "nix.service.consul")
+    assert "status: REFUSED" in await dig(where, "example.org")
+    assert "status: NOTIMP" in await dig(where, "consul", "AXFR", "+tcp") or "Transfer failed" in await dig(where, "consul", "AXFR")
+
+
+async def test_fifty_addresses_by_every_transport(service: DnsService, where: Pair) -> None:
+    await service.set_table(table(50))
+    wanted = {f"10.28.1.{n}" for n in range(50)}
+    assert set((await dig(where, "+short", "+bufsize=1232", "web.service.consul")).split()) == wanted
+    assert set((await dig(where, "+short", "+tcp", "web.service.consul")).split()) == wanted
+    cut = await ask("web.service.consul", where)
+    assert cut.header.tc == 1 and 20 < len(cut.rr) < 50
+    assert "Truncated, retrying in TCP mode" in await dig(where, "+noedns", "web.service.consul")
+    firsts = {str((await ask("web.service.consul", where)).rr[0].rdata) for _ in range(40)}
+    assert len(firsts) > 3, "the order changes from answer to answer"
+
+
+async def test_a_new_table_is_in_force_on_return(service: DnsService, where: Pair) -> None:
+    for serial in range(2, 30):
+        await service.set_table(table(1, serial))
+        assert (await ask(f"c{serial}", where)).header.rcode == m.NOERROR
+        assert (await ask(f"c{serial - 1}", where)).header.rcode == m.NXDOMAIN
+
+
+async def test_concurrent_tables_coalesce_and_the_last_one_wins(service: DnsService, where: Pair) -> None:
+    await asyncio.gather(*(service.set_table(table(1, serial)) for serial in range(2, 60)))
+    assert (await ask("c59", where)).header.rcode == m.NOERROR
+    assert (await service.stats()).names == len(table(1, 59).names)
+
+
+class Load(threading.Thread):
+    """Asks for `web.service.consul` `in_flight` at a time until stopped; counts what was lost or wrong."""
+
+    def __init__(self, address: Pair, in_flight: int = 16) -> None:
+        super().__init__()
+        self.address, self.in_flight = address, in_flight
+        self.asked = self.answered = self.wrong = 0
+        self.stopping = threading.Event()
+
+    def run(self) -> None:
+        query = bytes(dnslib.DNSRecord.question("web.service.consul").pack())[2:]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            udp.connect(self.address)
+            udp.settimeout(2)
+            deadline = time.monotonic() + 10
+            while not self.stopping.is_set() and time.monotonic() < deadline:
+                for number in range(self.in_flight):
+                    udp.send(number.to_bytes(2, "big") + query)
+                self.asked += self.in_flight
+                with contextlib.suppress(TimeoutError):
+                    for _ in range(self.in_flight):
+                        self.wrong += udp.recv(2048)[3] & 0xF != 0
+                        self.answered += 1
+
+
+@contextlib.contextmanager
+def load(address: Pair) -> Iterator[Load]:
+    thread = Load(address)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.stopping.set()
+        thread.join()
+
+
+async def test_no_query_is_lost_while_tables_and_listen_sets_change(service: DnsService, where: Pair) -> None:
+    with load(where) as running:
+        for serial in range(2, 80):
+            await service.set_table(table(1 + serial, serial))
+            if serial % 20 == 0:
+                await service.set_listen({where, (HOST, free_port())})
+            await asyncio.sleep(0.005)
+    assert running.asked > 1000
+    assert (running.answered, running.wrong) == (running.asked, 0)
+
+
+async def test_a_killed_child_is_back_within_a_second_with_everything(service: DnsService, where: Pair, crashes: list[str]) -> None:
+    before = await service.stats()
+    os.kill(before.pid, signal.SIGKILL)
+    start = time.monotonic()
+    while time.monotonic() - start < 5:
+        with contextlib.suppress(OSError):
+            query = bytes(dnslib.DNSRecord.question("c1").pack())
+            assert dnslib.DNSRecord.parse(await asyncio.to_thread(exchange, query, where, 0.2)).rr
+            break
+        await asyncio.sleep(0.01)
+    assert time.monotonic() - start < 1.0
+    await service.set_table(table(1, 5))
+    assert (await ask("c5", where)).rr
+    after = await service.stats()
+    assert after.pid != before.pid and after.restarts == 1
+    assert crashes == ["the DNS child ended: killed by signal 9; it is started again"]
+
+
+async def test_a_table_set_while_the_child_dies_is_acknowledged_by_the_next(service: DnsService, where: Pair) -> None:
+    os.kill((await service.stats()).pid, signal.SIGKILL)
+    await service.set_table(table(1, 9))
+    assert (await ask("c9", where)).rr
+
+
+async def test_a_hanging_child_is_replaced(service: DnsService, where: Pair, crashes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plait.serve.dns_parent.CALL_TIMEOUT", 1.0)
+    os.kill((await service.stats()).pid, signal.SIGSTOP)
+    with contextlib.suppress(DnsUnavailable):
+        await service.set_table(table(1, 3))
+    await service.set_table(table(1, 4))
+    assert (await ask("c4", where)).rr
+    assert len(crashes) == 1 and "did not answer" in crashes[0]
+
+
+PARENT = """
+import asyncio
+from plait.serve.dns_parent import DnsService
+
+async def main():
+    service = DnsService(on_crash=print)
+    await service.start()
+    print((await service.stats()).pid, flush=True)
+    await asyncio.sleep(30)
+
+asyncio.run(main())
+"""
+
+
+def runs(pid: int) -> bool:
+    """Whether `pid` is a process that has not ended, waited for or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def test_the_child_ends_with_its_parent() -> None:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", PARENT, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    pid = int(await asyncio.wait_for(process.stdout.readline(), 10))
+    process.kill()
+    await process.wait()
+    for _ in range(100):
+        if not runs(pid):
+            return
+        await asyncio.sleep(0.02)
+    pytest.fail(f"child {pid} outlived its parent")
+
+
+async def test_close_leaves_nothing_and_can_be_repeated(crashes: list[str]) -> None:
+    service = DnsService(on_crash=crashes.append)
+    await service.set_table(table())
+    await service.start()
+    pid = (await service.stats()).pid
+    await service.close()
+    await service.close()
+    assert not runs(pid) and crashes == []
+    with pytest.raises(DnsUnavailable):
+        await service.stats()
+
+
+async def test_a_child_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plait.serve.dns_parent.CALL_TIMEOUT", 0.3)
+    crashes: list[str] = []
+    service = DnsService(on_crash=crashes.append, python="/bin/false")
+    with pytest.raises(DnsUnavailable, match="did not acknowledge"):
+        await service.start()
+    await service.close()
+    assert crashes and "did not start" in crashes[0]
+
+
+async def test_listening_changes_without_closing_the_others(service: DnsService, where: Pair) -> None:
+    second = ("127.0.0.2", where[1])
+    with socket.create_connection(where, timeout=2) as kept:
+        await service.set_listen({where, second})
+        assert (await ask("c1", second)).rr
+        await service.set_listen({second})
+        query = bytes(dnslib.DNSRecord.question("c1").pack())
+        kept.sendall(len(query).to_bytes(2, "big") + query)
+        assert kept.recv(2)
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.to_thread(exchange, query, where)
+    assert (await ask("c1", second)).rr
+
+
+async def test_a_held_port_names_its_holder_and_is_taken_when_it_is_free(
+    service: DnsService, where: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plait.serve.dns_parent.BIND_RETRY", 0.1)
+    port = free_port()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.bind((HOST, port))
+        errors = await service.set_listen({where, (HOST, port)})
+        assert [(e.protocol, e.address, e.port) for e in errors] == [("udp", HOST, port)]
+        assert f"(pid {os.getpid()})" in str(errors[0]) and f"{HOST}:{port}/udp" in str(errors[0])
+        assert (await ask("c1", where)).rr, "the other address is served"
+    for _ in range(100):
+        if not service.bind_errors:
+            break
+        await asyncio.sleep(0.05)
+    assert (await ask("c1", (HOST, port))).rr
+
+
+def test_the_holder_of_a_tcp_port_is_found() -> None:
+    with socket.socket() as tcp:
+        tcp.bind(("0.0.0.0", 0))
+        assert holder("tcp", HOST, tcp.getsockname()[1]) == "", "bound, but not listening"
+        tcp.listen()
+        assert f"(pid {os.getpid()})" in holder("tcp", HOST, tcp.getsockname()[1])
+    assert holder("tcp", HOST, free_port()) == ""
+
+
+async def test_junk_is_survived(service: DnsService, where: Pair) -> None:
+    random_bytes = os.urandom
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        for size in (0, 1, 2, 11, 12, 13, 40, 512, 2048, 2049, 9000):
+            for _ in range(20):
+                udp.sendto(random_bytes(size), where)
+    for junk in (b"", b"\0", b"\0\0", b"\xff\xff" + random_bytes(60000), random_bytes(5000)):
+        with socket.create_connection(where, timeout=2) as tcp:
+            tcp.sendall(junk)
+    assert (await ask("c1", where)).rr
+    stats = await service.stats()
+    assert stats.restarts == 0 and stats.counters["dropped"] > 0
+
+
+async def test_no_upstream_is_ourselves(service: DnsService, where: Pair) -> None:
+    with pytest.raises(ConfigError, match="itself answers DNS"):
+        await service.set_upstreams([("127.0.0.9", 53), where])
+    await service.set_upstreams([("127.0.0.9", 53)])
+    with pytest.raises(ConfigError, match="itself answers DNS"):
+        await service.set_listen({where, ("127.0.0.9", 53)})
+
+
+@contextlib.asynccontextmanager
+async def upstream(rcode: int = 0, answers: int = 1) -> AsyncIterator[tuple[Pair, list[dnslib.DNSRecord]]]:
+    """A resolver that answers every name over UDP and TCP with `rcode` and `answers` addresses; what it was asked."""
+    asked: list[dnslib.DNSRecord] = []
+
+    def respond(data: bytes) -> bytes:
+        query = dnslib.DNSRecord.parse(data)
+        asked.append(query)
+        reply = query.reply(aa=0)
+        reply.header.rcode = rcode
+        for number in range(answers):
+            reply.add_answer(*dnslib.RR.fromZone(f"{query.q.qname} 60 A 198.51.{number // 256}.{number % 256}"))
+        return bytes(reply.pack())
+
+    class Udp(asyncio.DatagramProtocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = transport
+
+        def datagram_received(self, data: bytes, addr: Pair) -> None:
+            self.transport.sendto(respond(data), addr)  # type: ignore[attr-defined]
+
+    async def tcp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            data = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
+            response = respond(data)
+            writer.write(len(response).to_bytes(2, "big") + response)
+        writer.close()
+        await writer.wait_closed()
+
+    address = (HOST, free_port())
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(Udp, address)
+    server = await asyncio.start_server(tcp, *address)
+    async with server:
+        yield address, asked
+    transport.close()
+
+
+async def test_foreign_names_go_upstream_over_the_clients_transport(service: DnsService, where: Pair) -> None:
+    async with upstream(answers=100) as (address, asked):
+        await service.set_upstreams([address])
+        answer = await dig(where, "+tcp", "big.example.org")
+        assert answer.count("198.51.0.") == 100 and "ra" in answer.split("flags:")[1].split(";")[0]
+        assert (await ask("small.example.org", where)).header.rcode == m.NOERROR
+        assert (await ask("c1", where)).header.ra == 1
+        assert [str(query.q.qname) for query in asked] == ["big.example.org.", "small.example.org."]
+        await service.set_upstreams([])
+        assert (await ask("small.example.org", where)).header.rcode == m.REFUSED
+
+
+async def test_the_next_upstream_answers_for_one_that_refuses_or_is_absent(service: DnsService, where: Pair) -> None:
+    async with upstream(rcode=m.SERVFAIL) as (broken, broken_asked), upstream() as (good, _):
+        absent = (HOST, free_port())
+        await service.set_upstreams([absent, broken, good])
+        assert (await ask("one.example.org", where)).rr
+        assert (await ask("two.example.org", where)).rr
+        assert "198.51.0.0" in await dig(where, "+tcp", "three.example.org")
+        assert len(broken_asked) == 1, "the one that answered is asked first from then on"
+        await service.set_upstreams([absent])
+        assert (await ask("one.example.org", where)).header.rcode == m.SERVFAIL
+
+
+async def test_a_silent_upstream_holds_up_nobody_and_is_bounded(service: DnsService, where: Pair) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        silent.bind((HOST, 0))
+        await service.set_upstreams([silent.getsockname()])
+        client.connect(where)
+        client.settimeout(4)
+        for number in range(300):
+            client.send(bytes(dnslib.DNSRecord.question(f"n{number}.example.org").pack()))
+        started = time.monotonic()
+        assert (await ask("c1", where)).rr
+        assert time.monotonic() - started < 0.5
+        early = [await asyncio.to_thread(client.recv, 512) for _ in range(44)]
+        assert time.monotonic() - started < 1.5 and {data[3] & 0xF for data in early} == {m.SERVFAIL}
+        late = [await asyncio.to_thread(client.recv, 512) for _ in range(256)]
+        assert 1.5 < time.monotonic() - started < 4 and {data[3] & 0xF for data in late} == {m.SERVFAIL}
+    counters = (await service.stats()).counters
+    assert (counters["forwarded"], counters["forward_rejected"], counters["forward_failed"]) == (256, 44, 256)
+
+
+async def test_forged_responses_are_ignored(service: DnsService, where: Pair) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind((HOST, 0))
+        server.settimeout(3)
+        await service.set_upstreams([server.getsockname()])
+        waiting = asyncio.create_task(ask("x.example.org", where))
+        data, client = await asyncio.to_thread(server.recvfrom, 512)
+        reply = dnslib.DNSRecord.parse(data).reply()
+        other = dnslib.DNSRecord.question("y.example.org").reply()
+        other.header.id = reply.header.id
+        wrong_id = bytes((data[0] ^ 1, data[1])) + bytes(reply.pack())[2:]
+        for forged in (b"", data, wrong_id, bytes(other.pack()), bytes(reply.pack())[:14]):
+            server.sendto(forged, client)
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        reply.add_answer(*dnslib.RR.fromZone("x.example.org 60 A 198.51.100.1"))
+        server.sendto(bytes(reply.pack()), client)
+        assert str((await waiting).rr[0].rdata) == "198.51.100.1"
+
+
+async def read_frame(reader: asyncio.StreamReader) -> bytes:
+    return await asyncio.wait_for(reader.readexactly(int.from_bytes(await reader.readexactly(2), "big")), 3)
+
+
+async def test_tcp_pipelines_in_any_pieces_even_to_a_slow_reader(service: DnsService, where: Pair) -> None:
+    await service.set_table(table(50))
+    query = bytes(dnslib.DNSRecord.question("web.service.consul").pack())
+    reader, writer = await asyncio.open_connection(*where, limit=1024)
+    count = 3000
+    stream = b"".join((len(query).to_bytes(2, "big") + n.to_bytes(2, "big") + query[2:]) for n in range(count))
+    sending = asyncio.create_task(_send_in_pieces(writer, stream))
+    await asyncio.sleep(0.3)
+    assert [int.from_bytes((await read_frame(reader))[:2], "big") for _ in range(count)] == list(range(count))
+    await sending
+    writer.close()
+    await writer.wait_closed()
+
+
+async def _send_in_pieces(writer: asyncio.StreamWriter, stream: bytes) -> None:
+    for at in (0, 1, 2, 3, 40, 41):
+        writer.write(stream[at : at + 1] if at < 3 else b"")
+        await writer.drain()
+    writer.write(stream[3:])
+    await writer.drain()
+
+
+async def test_pipelined_queries_that_fail_at_once_do_not_pile_up(service: DnsService, where: Pair) -> None:
+    await service.set_upstreams([(HOST, 1)])
+    query = bytes(dnslib.DNSRecord.question("x.example.org").pack())
+    reader, writer = await asyncio.open_connection(*where)
+    writer.write((len(query).to_bytes(2, "big") + query) * 2000)
+    for _ in range(2000):
+        assert (await read_frame(reader))[3] & 0xF == m.SERVFAIL
+    writer.close()
+    await writer.wait_closed()
+    assert (await service.stats()).restarts == 0
+
+
+async def test_the_oldest_connection_makes_room(service: DnsService, where: Pair) -> None:
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(where, timeout=2)) for _ in range(260)]
+        assert "status: NOERROR" in await dig(where, "+tcp", "c1")
+        assert await asyncio.to_thread(clients[0].recv, 1) == b""
+    assert (await service.stats()).counters["tcp_evicted"] >= 4
+
+
+@pytest.mark.root
+async def test_a_gateway_address_is_answered_on_once_it_exists() -> None:
+    """In a namespace of its own: bind first, address later, reply from the address that was asked."""
+    script = """
+import asyncio, subprocess
+from plait.serve.dns_parent import DnsService
+from plait.dns.table import EMPTY
+
+async def main():
+    service = DnsService(on_crash=print)
+    await service.start()
+    assert await service.set_listen({("10.28.255.254", 53)}) == ()
+    subprocess.run(["ip", "addr", "add", "10.28.255.254/32", "dev", "lo"], check=True)
+    process = await asyncio.create_subprocess_exec("dig", "@10.28.255.254", "+tries=1", "x.consul")
+    assert await asyncio.wait_for(process.wait(), 10) == 0
+    await service.close()
+
+asyncio.run(main())
+"""
+    command = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", sys.executable, "-c", script]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0 and "status: NXDOMAIN" in done.stdout, done.stdout + done.stderr
