@@ -81,6 +81,7 @@ def test_what_is_absent_or_null_has_its_default() -> None:
         ({"Name": 7}, "name must be a text"),
         ({"Name": "a\0b"}, "Invalid service name"),
         ({"Name": "web", "ID": "i" * 513}, "Invalid service id"),
+        ({"Name": "web", "ID": "ü" * 257}, "Invalid service id"),
         ({"Name": "web", "Address": "0.0.0.0"}, "Invalid service address"),
         ({"Name": "web", "Address": "::"}, "Invalid service address"),
         ({"Name": "web", "Address": "no host"}, "Invalid service address"),

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from itertools import islice
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 from plait.agent.keys import alive_key, own_prefixes
 from plait.agent.view import View
@@ -19,8 +18,8 @@ from plait.store.api import Compare, Delete, Put, Store
 from plait.store.codec import encode
 
 log = logging.getLogger("plait.publisher")
-_BATCH = 400
-"""Operations in one transaction, so that a first publication of thousands of records stays below the frame limit."""
+_BATCH, _BATCH_BYTES = 400, 1 << 20
+"""Operations and bytes of one transaction, so that a first publication of many or of large records stays below the store's limit."""
 
 
 class Publisher:
@@ -55,9 +54,8 @@ class Publisher:
         """One round; returns the number of operations written. Raises StoreUnavailable."""
         async with self._round:
             await self._reclaim_blocks()
-            pending = iter(self.difference())
             written = 0
-            while batch := list(islice(pending, _BATCH)):
+            for batch in _batches(self.difference()):
                 result = await self._store.txn([], batch)
                 await self._caught_up(result.revision)
                 written += len(batch)
@@ -95,3 +93,18 @@ class Publisher:
             except StoreUnavailable as error:
                 log.warning("sign_of_life_failed", extra={"error": str(error)})
                 await asyncio.sleep(1)
+
+
+def _batches(ops: Iterable[Put | Delete]) -> Iterator[list[Put | Delete]]:
+    """The operations in their order, in transactions of bounded size; one that is larger by itself goes alone."""
+    batch: list[Put | Delete] = []
+    size = 0
+    for op in ops:
+        weight = len(op.value) if isinstance(op, Put) else 0
+        if batch and (len(batch) == _BATCH or size + weight > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(op)
+        size += weight
+    if batch:
+        yield batch

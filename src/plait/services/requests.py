@@ -20,7 +20,7 @@ _META_KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _HOST = re.compile(r"[A-Za-z0-9._-]{0,253}")
 _MAX_META, _MAX_META_VALUE, _MAX_WEIGHT = 64, 512, 65535
 _MAX_NAME = 512
-"""Longest service name or id: it must still fit into the path of a request that names it."""
+"""Bytes of a service name or id: it must still fit into a key of the store, and into the path of a request that names it."""
 _CHECK_KEYS = ("check", "checks")
 
 
@@ -89,8 +89,8 @@ def _text(raw: Mapping[str, object], key: str) -> str:
 def _name(raw: Mapping[str, object], key: str) -> str:
     """A name or id: one that could not be written in a path could never be deregistered."""
     value = _text(raw, key)
-    if len(value) > _MAX_NAME or not value.isprintable():
-        raise BadRequest(f"Invalid service {key}: it must be at most {_MAX_NAME} printable characters")
+    if not value.isprintable() or len(value.encode()) > _MAX_NAME:
+        raise BadRequest(f"Invalid service {key}: it must be printable characters of at most {_MAX_NAME} bytes")
     return value
 
 

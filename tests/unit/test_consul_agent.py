@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registrations through the Consul API into the agent's own parts: journal, view, publication, containers that are followed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession, web
+from tests.support.cluster import FakeNode, nodes
+
+from plait.agent.catalog import Catalog
+from plait.model.errors import StoreUnavailable
+from plait.serve.consul import ConsulApi
+from plait.store.api import Compare, Delete, Put, TxnResult
+from plait.store.memory import MemoryStore
+
+
+class Cuttable(MemoryStore):
+    """A store that can be out of reach."""
+
+    away = False
+
+    async def txn(self, compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> TxnResult:
+        if self.away:
+            raise StoreUnavailable("out of reach")
+        return await super().txn(compares, ops)
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[Cuttable]:
+    store = Cuttable()
+    yield store
+    await store.close()
+
+
+class Consul:
+    """The API of one node's agent."""
+
+    def __init__(self, session: ClientSession, port: int) -> None:
+        self._session, self._url = session, f"http://127.0.0.1:{port}/v1/"
+
+    async def get(self, path: str) -> tuple[Any, int]:
+        """(answer, index)"""
+        async with self._session.get(self._url + path) as answer:
+            return await answer.json(), int(answer.headers.get("X-Consul-Index", "0"))
+
+    async def put(self, path: str, body: object = None) -> str:
+        async with self._session.put(self._url + path, data=json.dumps(body)) as answer:
+            assert answer.status == 200
+            return await answer.text()
+
+
+@contextlib.asynccontextmanager
+async def consul(node: FakeNode) -> AsyncIterator[Consul]:
+    catalog = Catalog(node.view, node.journal, node.publisher.publish, lambda: 0)
+    runner = ConsulApi(catalog, node.name, "dc1").runner()
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        async with ClientSession() as session:
+            yield Consul(session, runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
+
+
+def ids(node: FakeNode) -> list[str]:
+    return sorted(service for _, service in node.view.snapshot.instances)
+
+
+async def test_a_registration_is_seen_on_another_node_with_the_index_it_was_answered_with(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A", "B") as (a, b), consul(a) as here, consul(b) as there:
+        answer = json.loads(await here.put("agent/services", {"Name": "web", "Address": "192.0.2.7", "Port": 80}))
+        await b.until(lambda: ids(b) == ["web"])
+        ((seen,), index) = await there.get("catalog/service/web")
+        assert (seen["Node"], seen["ServiceAddress"], seen["ModifyIndex"]) == ("A", "192.0.2.7", answer["ModifyIndex"])
+        assert index >= seen["ModifyIndex"] == seen["CreateIndex"] > 0
+        await here.put("agent/services", {"Name": "web", "Address": "192.0.2.7", "Port": 80})
+        assert await there.get("catalog/service/web") == ([seen], index)
+        await here.put("agent/service/deregister/web")
+        await b.until(lambda: ids(b) == [])
+        assert (await there.get("catalog/service/web"))[0] == []
+
+
+async def test_strange_ids_go_all_the_way(store: Cuttable, tmp_path: Path) -> None:
+    strange = ["a/b", "../x", "ü" * 256, "%2F", "a b", "."]
+    async with nodes(store, tmp_path, "A", "B") as (a, b), consul(a) as here:
+        for service in strange:
+            await here.put("agent/service/register", {"Name": "web", "ID": service})
+        await b.until(lambda: ids(b) == sorted(strange))
+        assert sorted((await here.get("agent/services"))[0]) == sorted(strange)
+
+
+async def test_without_the_store_it_is_answered_kept_and_published_later(store: Cuttable, tmp_path: Path) -> None:
+    large = ["x" * 1000] * 400
+    async with nodes(store, tmp_path, "A", "B") as (a, b):
+        async with consul(a) as here:
+            store.away = True
+            for number in range(8):
+                await here.put("agent/service/register", {"Name": "web", "ID": str(number), "Tags": large})
+            assert len((await here.get("health/service/web?passing"))[0]) == 8
+        await a.stop()
+        await a.start()
+        async with consul(a) as here:
+            assert len((await here.get("agent/services"))[0]) == 8
+            store.away = False
+            await a.publisher.publish()
+            await b.until(lambda: len(ids(b)) == 8)
+
+
+async def test_a_service_follows_its_container(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A") as (a,), consul(a) as here:
+        address = str(await a.attach("web"))
+        answer = json.loads(await here.put("agent/services", {"ID": "web", "Name": "web", "Tags": ["http"], "Address": "", "Port": 80}))
+        assert answer["Address"] == address
+        before, index = await here.get("health/service/web?passing")
+        assert len(before) == 1
+        gone = asyncio.create_task(here.get(f"health/service/web?passing&index={index}&wait=60s"))
+        await a.detach("web")
+        nothing, index = await asyncio.wait_for(gone, 5)
+        assert nothing == []
+        await a.attach("other", address=address)
+        moved = str(await a.attach("web"))
+        after, _ = await asyncio.wait_for(here.get(f"health/service/web?passing&index={index}&wait=60s"), 5)
+        assert [entry["Service"]["Address"] for entry in after] == [moved] != [address]
+
+
+async def test_one_registration_wakes_once(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A") as (a,), consul(a) as here:
+        _, index = await here.get("catalog/service/web")
+        woken = asyncio.create_task(here.get(f"catalog/service/web?index={index}&wait=60s"))
+        await asyncio.sleep(0.05)
+        await here.put("agent/service/register", {"Name": "web"})
+        found, index = await asyncio.wait_for(woken, 5)
+        assert len(found) == 1 and index >= found[0]["ModifyIndex"]
+        assert await here.get(f"catalog/service/web?index={index}&wait=300ms") == (found, index)
