@@ -92,17 +92,19 @@ class LinuxKernel:
         failed: dict[Key, KernelError] = {}
         nft_ops: list[Op] = []
         batch: list[tuple[Op, nl.Message]] = []
+        indexes = _Indexes()
         for op in ops:
             if isinstance(op.subject, NftChain | NftSet | HookRule):
                 nft_ops.append(op)
                 continue
             try:
-                message = self._message(op)
+                message = self._message(op, indexes)
                 if message is not None:
                     batch.append((op, message))
                     continue
                 self._flush(batch, failed)
                 self._perform(op)
+                indexes.clear()
             except OSError as error:
                 if op.verb == "put" or error.errno not in _GONE:
                     failed[op.key] = KernelError(op.verb, " ".join(op.key), error.errno or errno.EIO, error.strerror or "")
@@ -112,18 +114,18 @@ class LinuxKernel:
             failed.update({key: _nft_error(key, error) for key, error in refused.items()})
         return Result(tuple(op.key for op in ops if op.key not in failed), failed)
 
-    def _message(self, op: Op) -> nl.Message | None:
+    def _message(self, op: Op, indexes: _Indexes) -> nl.Message | None:
         """The one message that performs `op`, or None if it takes more than that (links, sysctls)."""
         put = op.verb == "put"
         match op.subject:
             case Addr() as addr:
-                return (routes.put_addr if put else routes.del_addr)(addr, _index(addr.dev))
+                return (routes.put_addr if put else routes.del_addr)(addr, indexes[addr.dev])
             case Route() as route:
-                return (routes.put_route if put else routes.del_route)(route, _index(route.dev) if route.dev else 0)
+                return (routes.put_route if put else routes.del_route)(route, indexes[route.dev] if route.dev else 0)
             case Neigh() as neigh:
-                return (routes.put_neigh if put else routes.del_neigh)(neigh, _index(neigh.dev))
+                return (routes.put_neigh if put else routes.del_neigh)(neigh, indexes[neigh.dev])
             case Fdb() as fdb:
-                return (routes.put_fdb if put else routes.del_fdb)(fdb, _index(fdb.dev))
+                return (routes.put_fdb if put else routes.del_fdb)(fdb, indexes[fdb.dev])
         return None
 
     def _flush(self, batch: list[tuple[Op, nl.Message]], failed: dict[Key, KernelError]) -> None:
@@ -207,6 +209,14 @@ class LinuxKernel:
 
     def close(self) -> None:
         self._sock.close()
+
+
+class _Indexes(dict[str, int]):
+    """Interface indexes by name, each asked once: many routes of one pass lie on one device."""
+
+    def __missing__(self, name: str) -> int:
+        self[name] = _index(name)
+        return self[name]
 
 
 def _index(name: str) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batched netlink: many messages in one send, an acknowledgement for each, dumps that notice interruption.
+"""Batched netlink: many messages in one send, an answer for each, dumps that notice interruption.
 
 Data in: `Message`s (type, flags, packed body). Data out: one `Reply` per message, or the list of a dump. Sources: netlink(7),
 rtnetlink(7), include/uapi/linux/netlink.h. Measured: a batch of 100 routes costs 19-25 times less than one `ip` call per route, which is
@@ -125,6 +125,11 @@ def parse_error(flags: int, body: bytes) -> Reply:
     return Reply(errno, text)
 
 
+_DONE = Reply(0)
+_ACKED = NLM_F_REQUEST | NLM_F_ACK
+_PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
+
+
 class NetlinkSocket:
     """One kernel socket of the namespace in which it was made. Not thread-safe."""
 
@@ -152,19 +157,23 @@ class NetlinkSocket:
         return replies + (self._exchange(batch) if batch else [])
 
     def _exchange(self, batch: Sequence[Message]) -> list[Reply]:
+        """One send. Only the last message asks for an acknowledgement: the kernel works through a send in order and answers
+        every refused message anyway, so the last answer says that all the others without one are done."""
         first = self._sequence + 1
-        self._sequence += len(batch)
-        packed = [
-            _HEADER.pack(_HEADER.size + len(m.body), m.type, m.flags | NLM_F_REQUEST | NLM_F_ACK, first + n, 0) + _padded(m.body)
-            for n, m in enumerate(batch)
-        ]
+        last = self._sequence = self._sequence + len(batch)
+        packed: list[bytes] = []
+        for sequence, message in enumerate(batch, first):
+            flags = message.flags | (_ACKED if sequence == last else NLM_F_REQUEST)
+            packed += (_HEADER.pack(_HEADER.size + len(message.body), message.type, flags, sequence, 0), message.body)
+            packed.append(_PADDING[len(message.body) % 4])
         self._socket.send(b"".join(packed))
-        replies: dict[int, Reply] = {}
-        while len(replies) < len(batch):
+        replies = [_DONE] * len(batch)
+        while True:
             for kind, flags, sequence, body in parse_messages(self._socket.recv(_RECV_BYTES)):
-                if kind == NLMSG_ERROR and first <= sequence < first + len(batch):
-                    replies[sequence] = parse_error(flags, body)
-        return [replies[first + n] for n in range(len(batch))]
+                if kind == NLMSG_ERROR and first <= sequence <= last:
+                    replies[sequence - first] = parse_error(flags, body)
+                    if sequence == last:
+                        return replies
 
     def dump(self, kind: int, body: bytes) -> list[tuple[int, bytes]]:
         """All (type, body) of a dump. Retried when a change interrupted it (NLM_F_DUMP_INTR), at most five times."""

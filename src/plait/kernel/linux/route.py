@@ -19,6 +19,7 @@ RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 _IFADDR = struct.Struct("=BBBBI")
 _RTMSG = struct.Struct("=BBBBBBBBI")
+_ATTR4, _ATTR4_U32 = struct.Struct("=HH"), struct.Struct("=HHI")
 _NDMSG = struct.Struct("=BxxxiHBB")
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
@@ -92,19 +93,19 @@ def del_route(route: Route, index: int) -> nl.Message:
 def _route_body(route: Route, index: int) -> bytes:
     flags = _RTNH_F_ONLINK if route.onlink else 0
     kind, scope = _KINDS[route.kind], _SCOPES[route.scope]
-    body = _RTMSG.pack(socket.AF_INET, route.dst.prefixlen, 0, 0, _TABLE_MAIN, ROUTE_PROTOCOL, scope, kind, flags)
-    body += nl.attr(_RTA_DST, route.dst.network_address.packed)
+    head = _RTMSG.pack(socket.AF_INET, route.dst.prefixlen, 0, 0, _TABLE_MAIN, ROUTE_PROTOCOL, scope, kind, flags)
+    parts = [head, _ATTR4.pack(8, _RTA_DST), route.dst.network_address.packed]
     if index:
-        body += nl.attr_u32(_RTA_OIF, index)
+        parts.append(_ATTR4_U32.pack(8, _RTA_OIF, index))
     if route.via is not None:
-        body += nl.attr(_RTA_GATEWAY, route.via.packed)
+        parts += (_ATTR4.pack(8, _RTA_GATEWAY), route.via.packed)
     if route.metric:
-        body += nl.attr_u32(_RTA_PRIORITY, route.metric)
+        parts.append(_ATTR4_U32.pack(8, _RTA_PRIORITY, route.metric))
     if route.src is not None:
-        body += nl.attr(_RTA_PREFSRC, route.src.packed)
+        parts += (_ATTR4.pack(8, _RTA_PREFSRC), route.src.packed)
     if route.mtu:
-        body += nl.nested(_RTA_METRICS, nl.attr_u32(_RTAX_MTU, route.mtu))
-    return body
+        parts.append(nl.nested(_RTA_METRICS, nl.attr_u32(_RTAX_MTU, route.mtu)))
+    return b"".join(parts)
 
 
 def dump_routes(sock: nl.NetlinkSocket, names: dict[int, str]) -> list[Route]:

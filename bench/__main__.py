@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m bench [NAME…]`: run the benchmarks, print them, write docs/benchmarks.md when all ran. Exit status 1 if a figure misses its bar."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench.core import Row
+
+NAMES = ("plumbing", "network", "agent", "docker")
+TOOLS = {"sockperf": "sockperf", "wrk": "wrk", "nginx": "nginx-light"}
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
+
+
+def _tools() -> None:
+    missing = [package for program, package in TOOLS.items() if subprocess.run(["which", program], capture_output=True).returncode]
+    if missing:
+        print(f"==> installing {' '.join(missing)}", flush=True)
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        command = ["apt-get", "-qq", "install", "-y", "--no-install-recommends", *missing]
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+
+
+def _cpu() -> str:
+    match = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return match.group(1) if match else platform.machine()
+
+
+def _page(rows: list[Row]) -> str:
+    head = (
+        "# Benchmarks\n\nWritten by `make bench`. Every figure that names a peer is the median of per-round ratios of one interleaved run, with the order\n"
+        "reversed each round; hosts are namespaces on one machine, so figures are path cost and say nothing of a wire.\n\n"
+        f"{datetime.now(UTC):%Y-%m-%d}, Linux {platform.release()}, {os.cpu_count()} CPUs ({_cpu()}), Python {platform.python_version()}.\n\n"
+        "| what | figure | bar | held | how |\n|---|---|---|---|---|\n"
+    )
+    return head + "\n".join(row.line() for row in rows) + "\n"
+
+
+def main(names: list[str]) -> int:
+    unknown = set(names) - set(NAMES)
+    if unknown:
+        print(f"bench: unknown {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}", file=sys.stderr)
+        return 2
+    _tools()
+    rows: list[Row] = []
+    for name in names or NAMES:
+        print(f"==> {name}", flush=True)
+        found = importlib.import_module(f"bench.{name}").run()
+        for row in found:
+            print(row.line(), flush=True)
+        rows += found
+    if not names:
+        PAGE.write_text(_page(rows))
+        print(f"written to {PAGE.name}")
+    missed = [row.name for row in rows if not row.holds]
+    print(f"{len(rows) - len(missed)} figures hold, {len(missed)} miss their bar" + (f": {', '.join(missed)}" if missed else ""))
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent itself: memory with its DNS child, time from start to ready, time until another host knows a name."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+from bench.core import Row, median
+from plait.lab.lab import Lab
+from plait.lab.spec import simple
+
+
+def run() -> list[Row]:
+    lab = Lab.up(simple(3), "bench-agent", owned=True)
+    try:
+        for number in range(20):
+            lab.run("A", "plait", "run", "--name", f"c{number}")
+        time.sleep(2)
+        pid = int(lab.run("A", "cat", "/run/plait/agent.lock").stdout)
+        resident = sum(_resident_mb(process) for process in (pid, *_children(pid)))
+        ready = []
+        for _ in range(5):
+            lab.kill_agent("B")
+            started = time.perf_counter()
+            lab.start_agent("B")
+            ready.append(time.perf_counter() - started)
+        seen = [_visible_ms(lab, number) for number in range(15)]
+    finally:
+        lab.down()
+    return [
+        Row(
+            "agent's resident memory with DNS child",
+            resident,
+            "MB",
+            60,
+            True,
+            "first agent (carries the store), 3 hosts, 20 sandboxes; sum of PSS",
+        ),
+        Row(
+            "start of the agent until ready",
+            median(ready),
+            "s",
+            1.0,
+            True,
+            "after kill -9, with its state on disk; ready = blocks, first pass, DNS",
+        ),
+        Row(
+            "a name on another host after its attach",
+            median(seen),
+            "ms",
+            150,
+            True,
+            "from the end of `plait run` on A to the first answer of B's DNS",
+        ),
+    ]
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
+
+
+def _resident_mb(pid: int) -> float:
+    """Proportional set size: shared pages count once."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"no PSS of process {pid}")
+
+
+def _visible_ms(lab: Lab, number: int) -> float:
+    """Milliseconds from the return of the attach on A until host B answers the name. B asks in a loop that began before."""
+    name = f"seen{number}"
+    script = (
+        "import socket,time,sys\n"
+        f"q=b'\\x00\\x01\\x01\\x00\\x00\\x01'+b'\\0'*6+bytes([{len(name)}])+b'{name}'+b'\\0\\0\\x01\\0\\x01'\n"
+        "s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.settimeout(1)\n"
+        "end=time.time()+10\n"
+        "while time.time()<end:\n"
+        "    s.sendto(q,('127.0.0.1',53))\n"
+        "    if s.recv(512)[7]: print(json.dumps(time.time())) if False else print(time.time()); sys.exit()\n"
+        "    time.sleep(0.002)\n"
+    ).replace("print(json.dumps(time.time())) if False else ", "")
+    watcher = lab.popen("B", "python3", "-c", script, stdout=subprocess.PIPE, text=True)
+    time.sleep(0.3)
+    lab.run("A", "plait", "run", "--name", name)
+    attached = time.time()
+    out, _ = watcher.communicate(timeout=15)
+    return max(0.0, (json.loads(out) - attached) * 1000)

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`docker run --rm` on a plait network beside Docker's own user bridge and a Swarm overlay, one engine, interleaved."""
+
+from __future__ import annotations
+
+import time
+
+from bench.core import Row, interleave, ratio
+from plait.lab.lab import Lab
+from plait.lab.spec import simple
+
+ROUNDS = 9
+
+
+def run() -> list[Row]:
+    lab = Lab.up(simple(1, engines=True), "bench-docker", owned=True)
+    try:
+        lab.run("A", "plait", "network", "create", "mesh")
+        lab.run("A", "docker", "network", "create", "plainbridge")
+        lab.run("A", "docker", "swarm", "init", "--advertise-addr", lab.address("A"))
+        lab.run("A", "docker", "network", "create", "-d", "overlay", "--attachable", "swarmnet")
+        _wait_for(lab, "mesh")
+
+        def once(network: str) -> float:
+            started = time.perf_counter()
+            lab.run("A", "docker", "run", "--rm", "--network", network, "--entrypoint", "/bin/true", "nginx")
+            return time.perf_counter() - started
+
+        names = ("mesh", "plainbridge", "swarmnet")
+        found = interleave({name: (lambda name=name: once(name)) for name in names}, ROUNDS)
+    finally:
+        lab.down()
+    note = "`docker run --rm` of `true`, the whole command"
+    return [
+        Row("docker run on a plait network", ratio(found, "mesh", "plainbridge"), "x Docker's bridge", 1.1, True, note),
+        Row("docker run on a plait network", ratio(found, "mesh", "swarmnet"), "x Swarm overlay", 0.6, True, note),
+    ]
+
+
+def _wait_for(lab: Lab, network: str) -> None:
+    for _ in range(50):
+        if network in lab.run("A", "docker", "network", "ls", "--format", "{{.Name}}").stdout.split():
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"{network} does not appear in docker network ls")
