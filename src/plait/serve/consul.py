@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 from urllib.parse import unquote
@@ -71,11 +71,19 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class _Route:
-    """The path below /v1/ as a pattern of the whole of it, and who answers which method."""
+class Route:
+    """The path below /v1/ with `<names>` for its variable part, what it is for, and who answers which method."""
 
-    path: re.Pattern[str]
-    methods: dict[str, Handler]
+    path: str
+    about: str
+    methods: Mapping[str, Handler]
+
+    def match(self, path: str) -> tuple[str, ...] | None:
+        """The variable parts of `path`, which may hold "/" and may be empty; None if it is another path."""
+        fixed, name, _ = self.path.partition("<")
+        if not name:
+            return () if path == fixed else None
+        return (path.removeprefix(fixed),) if path.startswith(fixed) else None
 
 
 class ConsulApi:
@@ -86,7 +94,8 @@ class ConsulApi:
         self._index = QueryIndex()
         self._answers: dict[Hashable, tuple[bytes, int]] = {}
         self._answered: Snapshot | None = None
-        self._routes = [_Route(re.compile(path), methods) for path, methods in self._paths()]
+        self.routes = (*self._agent_routes(), *self._catalogue_routes())
+        """The first that matches counts, so exact ones come before those with a variable part."""
         self.app = web.Application(client_max_size=MAX_BODY)
         self.app.router.add_route("*", "/{path:.*}", self._handle)
 
@@ -94,29 +103,40 @@ class ConsulApi:
         """Serves `app` so that a client that hangs up ends its blocking query, and a stop does not wait for those that do not."""
         return web.AppRunner(self.app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S)
 
-    def _paths(self) -> list[tuple[str, dict[str, Handler]]]:
-        """Paths and their handlers; the first that matches counts, so exact ones come before those with a variable part."""
-        catalogue, local = self._catalogue, self._local
+    def _agent_routes(self) -> list[Route]:
+        local = self._local
+        version = {"SHA": "", "BuildDate": "", "HumanVersion": CONSUL_VERSION, "FIPS": ""}
         return [
-            ("status/leader", {"GET": local(self._leader)}),
-            ("status/peers", {"GET": local(lambda _, views: views.servers())}),
-            ("agent/self", {"GET": local(self._self)}),
-            ("agent/members", {"GET": local(lambda _, views: views.members())}),
-            ("agent/version", {"GET": local(lambda _, __: {"SHA": "", "BuildDate": "", "HumanVersion": CONSUL_VERSION, "FIPS": ""})}),
-            ("agent/services", {"GET": local(self._agent_services), "PUT": self._seed_register}),
-            ("agent/checks", {"GET": local(lambda _, v: {c["CheckID"]: c for c in v.node_checks(self._node) if c["ServiceID"]})}),
-            ("agent/service/register", {"PUT": self._register}),
-            ("agent/service/deregister/(.*)", {"PUT": self._deregister}),
-            ("agent/service/(.*)", {"GET": self._agent_service}),
-            ("catalog/datacenters", {"GET": local(lambda _, __: [self._datacenter])}),
-            ("catalog/nodes", {"GET": catalogue(lambda _, views: views.nodes())}),
-            ("catalog/services", {"GET": catalogue(lambda _, views: views.services())}),
-            ("catalog/service/(.*)", {"GET": catalogue(_catalog_service)}),
-            ("catalog/node/(.*)", {"GET": catalogue(_catalog_node)}),
-            ("health/service/(.*)", {"GET": catalogue(_health_service)}),
-            ("health/node/(.*)", {"GET": catalogue(_health_node)}),
-            ("health/checks/(.*)", {"GET": catalogue(lambda call, views: views.service_checks(call.part("service name")))}),
-            ("health/state/(.*)", {"GET": catalogue(lambda call, views: views.checks(call.part("check state")))}),
+            Route("status/leader", "the node that carries the store", {"GET": local(self._leader)}),
+            Route("status/peers", "the same in a list", {"GET": local(lambda _, views: views.servers())}),
+            Route("agent/self", "this agent", {"GET": local(self._self)}),
+            Route("agent/members", "all nodes and whether they live", {"GET": local(lambda _, views: views.members())}),
+            Route("agent/version", "the version whose API is answered", {"GET": local(lambda _, __: version)}),
+            Route(
+                "agent/services",
+                "this agent's services; PUT registers one, fills an empty address from the container of that name, and shows it",
+                {"GET": local(self._agent_services), "PUT": self._seed_register},
+            ),
+            Route("agent/checks", "the checks of this agent's services", {"GET": local(self._agent_checks)}),
+            Route("agent/service/register", "register a service (without Check and Checks)", {"PUT": self._register}),
+            Route("agent/service/deregister/<id>", "remove a service", {"PUT": self._deregister}),
+            Route("agent/service/<id>", "one service of this agent; blocks with `hash`", {"GET": self._agent_service}),
+        ]
+
+    def _catalogue_routes(self) -> list[Route]:
+        def read(path: str, about: str, result: Read) -> Route:
+            return Route(path, about, {"GET": self._catalogue(result)})
+
+        return [
+            Route("catalog/datacenters", "the only one", {"GET": self._local(lambda _, __: [self._datacenter])}),
+            read("catalog/nodes", "all nodes", lambda _, views: views.nodes()),
+            read("catalog/services", "all services with their tags", lambda _, views: views.services()),
+            read("catalog/service/<name>", "instances of a service; `tag`", _catalog_service),
+            read("catalog/node/<name>", "a node and its services", _catalog_node),
+            read("health/service/<name>", "instances with their checks; `passing`, `tag`", _health_service),
+            read("health/node/<name>", "the checks on a node", _health_node),
+            read("health/checks/<name>", "the checks of a service", lambda call, views: views.service_checks(call.part("service name"))),
+            read("health/state/<state>", "checks by state, or `any`", lambda call, views: views.checks(call.part("check state"))),
         ]
 
     # --- routing
@@ -143,17 +163,17 @@ class ConsulApi:
         if not path.startswith("/v1/"):
             return text_answer(200, _UI_OFF) if path == "/" else text_answer(404, _BAD_PATH)
         path = path.removeprefix("/v1/")
-        found = next(((m, route) for route in self._routes if (m := route.path.fullmatch(path))), None)
+        found = next(((parts, route) for route in self.routes if (parts := route.match(path)) is not None), None)
         if found is None:
             return text_answer(401, "ACL support disabled") if _ACL.fullmatch(path) else text_answer(404, _BAD_API_PATH)
-        match, route = found
+        parts, route = found
         allow = {"Allow": ",".join(["OPTIONS", *route.methods])}
         if request.method == "OPTIONS":
             return text_answer(200, "", allow)
         if request.method not in route.methods:
             return text_answer(405, f"method {request.method} not allowed", allow)
         params = {key: tuple(request.query.getall(key)) for key in request.query}
-        call = Call(path, match.groups(), params, await request.read())
+        call = Call(path, parts, params, await request.read())
         call.check_scope(self._datacenter)
         if call.one("filter"):
             raise BadRequest(_NO_FILTER)
@@ -246,6 +266,9 @@ class ConsulApi:
 
     def _agent_services(self, _: Call, views: Views) -> object:
         return {i.id: views.agent_service(i) for i in views.instances(node=self._node) if i.id != "consul"}
+
+    def _agent_checks(self, _: Call, views: Views) -> object:
+        return {check["CheckID"]: check for check in views.node_checks(self._node) if check["ServiceID"]}
 
     async def _agent_service(self, call: Call) -> web.Response:
         """One service of this agent; with `?hash=` blocks until it is another than the one that has this hash."""
