@@ -22,8 +22,10 @@ from plait.dns.table import Table
 from plait.dns.zone import build_table
 from plait.model.cluster import Container, Instance, Network, Node, Snapshot
 from plait.model.errors import ConfigError
+from plait.serve.dns_core import Core
 from plait.serve.dns_holder import holder
 from plait.serve.dns_parent import DnsService, DnsUnavailable
+from plait.serve.dns_tcp import TcpServer
 
 HOST = "127.0.0.1"
 Pair = tuple[str, int]
@@ -489,3 +491,31 @@ asyncio.run(main())
     command = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", sys.executable, "-c", script]
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0 and "status: NXDOMAIN" in done.stdout, done.stdout + done.stderr
+
+
+def test_idle_connections_are_closed_in_time() -> None:
+    core = Core()
+    server = TcpServer(core)
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for _ in range(2):
+            ours, theirs = socket.socketpair()
+            theirs.setblocking(False)
+            clients.append(stack.enter_context(ours))
+            server.admit(theirs)
+        assert server.next_deadline() is not None
+        query = bytes(dnslib.DNSRecord.question("c1").pack())
+        clients[0].sendall(len(query).to_bytes(2, "big") + query)
+        clients[1].sendall(b"\0")  # half a prefix is no query: it buys no time
+        time.sleep(0.05)
+        core.reactor.poll(0)
+        deadline = server.next_deadline()
+        assert deadline is not None
+        server.sweep(deadline)
+        assert clients[1].recv(1) == b""
+        clients[0].settimeout(1)
+        assert clients[0].recv(2)
+        later = server.next_deadline()
+        assert later is not None and later > deadline
+        server.sweep(later)
+        assert server.next_deadline() is None
