@@ -235,7 +235,8 @@ class Pings:
     """A stream of pings from a container, PING_RATE a second, from enter to exit; then it knows what was lost."""
 
     def __init__(self, lab: Lab, host: str, container: str, target: str) -> None:
-        words = ["docker", "exec", container, "ping", "-n", "-O", "-i", str(1 / PING_RATE), "-w", "90", target]
+        # Not `-w 90`: that would end the stream at the first "host unreachable".
+        words = ["docker", "exec", container, "ping", "-n", "-O", "-i", str(1 / PING_RATE), "-c", str(90 * PING_RATE), target]
         self._child = lab.popen(host, *words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self._lab, self._host, self._container = lab, host, container
         self._reader = threading.Thread(target=self._read, daemon=True)
