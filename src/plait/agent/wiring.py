@@ -6,8 +6,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from aiohttp import web
 
@@ -17,7 +19,7 @@ from plait.agent.catalog import Catalog
 from plait.agent.config import Config, Paths
 from plait.agent.health import Health
 from plait.agent.identity import Identity
-from plait.agent.journal import Journal
+from plait.agent.journal import Journal, Write
 from plait.agent.kernelwork import KernelWork
 from plait.agent.keys import alive_key, node_key, own_prefixes
 from plait.agent.networks import Networks
@@ -30,6 +32,10 @@ from plait.agent.view import View
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_exists
 from plait.model.errors import PlaitError
 from plait.model.report import StoreState, TokenView
+from plait.runtimes.docker.engine import DockerEngine
+from plait.runtimes.docker.plugin import inherited_socket
+from plait.runtimes.docker.runtime import DockerRuntime
+from plait.runtimes.docker.state import CachedState
 from plait.serve.admin import AdminServer
 from plait.serve.consul import ConsulApi
 from plait.serve.dns_parent import DnsService
@@ -123,14 +129,39 @@ class _Wiring:
         self.ops = AgentOperations(self.view, journal, self.work, self.addresses, self.networks, self.loops.names_settled)
         self.sandboxes = Sandboxes(identity.name, self.ops, journal, paths.run, create_netns, delete_netns, netns_exists)
         self.catalog = Catalog(self.view, journal, self.publisher.publish, self._contact_ms)
-        self.view.subscribe(lambda _: self.reconciler.mark())
+        self.docker = self._docker() if config.docker_enabled else None
+        self.view.subscribe(self._on_view)
         self.replica.subscribe(self.view.change, self._on_store)
+
+    def _docker(self) -> DockerRuntime:
+        async def write(kind: str, key: str, body: bytes | None) -> None:
+            await self.journal.write([Write(kind, key, body)])
+
+        state = CachedState(self.journal.load, write)
+        engine = DockerEngine(Path(self.config.docker_socket))
+        return DockerRuntime(
+            self.identity.name,
+            self.ops,
+            state,
+            engine,
+            self.health,
+            DEFAULT_NETWORK,
+            lambda: self.replica.synced and self.replica.connected,
+        )
+
+    def _on_view(self, kinds: frozenset[str]) -> None:
+        self.reconciler.mark()
+        if self.docker is not None and "networks" in kinds:
+            self.docker.networks_changed()
 
     async def run(self) -> None:
         admin = AdminServer(AgentAdmin(self._admin_parts()), self.paths.admin_socket)
         http = ConsulApi(self.catalog, self.identity.name, self.config.datacenter).runner()
         await admin.start()
         try:
+            if self.docker is not None:
+                path = self.paths.docker_plugin
+                await self.docker.start(path, inherited_socket(path, os.environ, os.getpid()))
             await http.setup()
             await web.TCPSite(http, str(self.config.http_address), self.config.http_port).start()
             await self.dns.set_upstreams(_upstreams(self.config))
@@ -140,6 +171,8 @@ class _Wiring:
             await admin.stop()
             await http.cleanup()
             await self.dns.close()
+            if self.docker is not None:
+                await self.docker.close()
             self.work.close()
 
     async def _run_loops(self) -> None:
@@ -151,6 +184,8 @@ class _Wiring:
         async with asyncio.TaskGroup() as group:
             if not self.identity.store:
                 self._serve_store(group)
+            if self.docker is not None:
+                group.create_task(self.docker.run())
             for loop in (
                 self.replica.run(),
                 self._notice_absent_store(),
@@ -198,7 +233,7 @@ class _Wiring:
             plan=self.loops.plan,
             waiting=lambda: self.loops.waiting(self.reconciler),
             store_state=self._store_state,
-            engines=list,
+            engines=lambda: [self.docker.state] if self.docker is not None else [],
             token=self._token,
             gateway=self.loops.set_gateway,
             caught_up=self.view.caught_up,
