@@ -104,7 +104,9 @@ async def test_a_large_listing_and_a_large_change_arrive_whole(store: Store) -> 
     before = (await store.list("")).revision
     gone = await store.txn([], [Delete("k/", prefix=True)])
     changes = await take(store, "k/", before, gone.revision)
-    assert [(change.kind, change.item.key, len(change.item.value)) for change in changes] == [("delete", f"k/{at}", 300_000) for at in range(8)]
+    assert [(change.kind, change.item.key, len(change.item.value)) for change in changes] == [
+        ("delete", f"k/{at}", 300_000) for at in range(8)
+    ]
 
 
 async def test_a_transaction_holds_only_if_every_compare_does(store: Store) -> None:

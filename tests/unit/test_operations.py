@@ -232,4 +232,3 @@ async def test_impossible_network_names_are_refused(store: Cuttable, tmp_path: P
     async with nodes(store, tmp_path, "A") as (a,):
         with pytest.raises(ConfigError, match="network name"):
             await a.ops.ensure_network(NetworkRequest(name))
-

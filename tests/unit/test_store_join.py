@@ -44,7 +44,14 @@ class Cluster:
         self.server = StoreServer(self.store, "127.0.0.1", 0, ssl_context_server(pki))
         self.server.open()
         self.join = JoinServer(
-            self.store, pki, "127.0.0.1", 0, ssl_context_join_server(pki), store_port=self.server.port, info={"cluster": "c"}, now=lambda: self.wall
+            self.store,
+            pki,
+            "127.0.0.1",
+            0,
+            ssl_context_join_server(pki),
+            store_port=self.server.port,
+            info={"cluster": "c"},
+            now=lambda: self.wall,
         )
         self.join.open()
 
@@ -176,7 +183,9 @@ async def test_no_join_server_is_said_so(tmp_path: Path) -> None:
         await join_cluster("127.0.0.1:1", token, "B", "id-b", tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "plait1.a.b", "plait2.a.b." + "A" * 43, "plait1.a.b.c", "plait1.a..b." + "A" * 43, "plait1.ä.b." + "A" * 43])
+@pytest.mark.parametrize(
+    "text", ["", "plait1.a.b", "plait2.a.b." + "A" * 43, "plait1.a.b.c", "plait1.a..b." + "A" * 43, "plait1.ä.b." + "A" * 43]
+)
 def test_a_malformed_token_is_refused_without_repeating_it(text: str) -> None:
     with pytest.raises(ConfigError, match="copy the whole of it"):
         parse_token(text)

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What only the store on disk promises: durable before the answer, leases across restarts, failed writes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sqlite3
+import stat
+import sys
+from collections.abc import Sequence
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from plait.model.errors import Compacted, Conflict, StoreUnavailable
+from plait.store.api import Compare, Put
+from plait.store.database import Database
+from plait.store.sqlite import SqliteStore
+from plait.store.state import Commit
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from plait.store.api import Put
+from plait.store.sqlite import SqliteStore
+
+async def write(store, name):
+    for at in range(100_000):
+        result = await store.txn([], [Put(f"k/{name}/{at}", b"v"), Put(f"last/{name}", str(at).encode())])
+        print(name, at, result.revision, flush=True)
+
+async def main():
+    store = await SqliteStore.open(Path(sys.argv[1]))
+    await asyncio.gather(*(write(store, name) for name in "abcd"))
+
+asyncio.run(main())
+"""
+
+
+async def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    path, chance = tmp_path / "store.db", random.Random(7)
+    for _ in range(4):
+        child = await asyncio.create_subprocess_exec(sys.executable, "-c", WRITER, str(path), stdout=asyncio.subprocess.PIPE)
+        assert child.stdout is not None
+        first = await asyncio.wait_for(child.stdout.readline(), 20)
+        await asyncio.sleep(chance.uniform(0.0, 0.3))
+        child.send_signal(signal.SIGKILL)
+        lines = (first + await child.stdout.read()).decode().splitlines(keepends=True)
+        await child.wait()
+        acknowledged = [line.split() for line in lines if line.endswith("\n")]
+        store = await SqliteStore.open(path)
+        listing = await store.list("k/")
+        keys = {item.key for item in listing.items}
+        assert listing.revision >= max(int(revision) for _, _, revision in acknowledged)
+        assert all(f"k/{name}/{at}" in keys for name, at, _ in acknowledged)
+        for item in (await store.list("last/")).items:
+            assert f"k/{item.key.removeprefix('last/')}/{item.value.decode()}" in keys, "a transaction was torn"
+        await store.close()
+
+
+async def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path / "s.db")
+    for at in range(5):
+        await store.txn([], [Put(f"k/{at}", b"v")])
+    before = await store.list("")
+    await store.close()
+    assert stat.S_IMODE(os.stat(tmp_path / "s.db").st_mode) == 0o600
+    store = await SqliteStore.open(tmp_path / "s.db")
+    assert await store.list("") == before
+    async with aclosing(store.watch("", 2)) as batches:  # type: ignore[type-var]
+        assert [change.revision for change in await anext(batches)] == [3, 4, 5, 6]
+    assert (await store.txn([Compare("k/0", 2)], [Put("k/0", b"w")])).revision == 7
+    await store.close()
+
+
+async def test_the_log_on_disk_is_bounded(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path / "s.db", history=20)
+    for _ in range(100):
+        await store.txn([], [Put("k", b"v")])
+    await store.close()
+    with sqlite3.connect(tmp_path / "s.db") as database:
+        assert database.execute("SELECT count(*) FROM log").fetchone()[0] <= 25
+    database.close()
+    store = await SqliteStore.open(tmp_path / "s.db", history=20)
+    with pytest.raises(Compacted):
+        await anext(store.watch("", 1))  # type: ignore[arg-type]
+    await store.close()
+
+
+async def test_a_lease_gets_its_full_time_again_after_a_restart(tmp_path: Path) -> None:
+    now = [1000.0]
+    store = await SqliteStore.open(tmp_path / "s.db", lambda: now[0])
+    lease = await store.grant(10)
+    await store.txn([], [Put("alive", b"", lease)])
+    await store.close()
+    now[0] = 5.0
+    store = await SqliteStore.open(tmp_path / "s.db", lambda: now[0])
+    assert await store.keepalive(lease)
+    for passed, there in ((9.0, True), (1.5, False)):
+        now[0] += passed
+        store._timer_due = now[0]
+        store._expire()
+        await store.txn([], [Put("barrier", b"")])
+        assert (await store.get("alive") is not None) == there
+    assert not await store.keepalive(lease)
+    await store.close()
+
+
+async def test_a_process_that_was_stopped_gives_leases_the_time_back(tmp_path: Path) -> None:
+    now = [0.0]
+    store = await SqliteStore.open(tmp_path / "s.db", lambda: now[0])
+    lease = await store.grant(10)
+    now[0] = 86_400.0
+    store._expire()
+    assert await store.keepalive(lease)
+    await store.close()
+
+
+async def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path / "s.db")
+    with pytest.raises(Conflict, match="another process holds it"):
+        await SqliteStore.open(tmp_path / "s.db")
+    await store.close()
+
+
+@pytest.mark.parametrize("content", [b"no database" * 1000, b"\0" * 5000])
+async def test_a_damaged_file_is_said_so(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "s.db").write_bytes(content)
+    with pytest.raises(StoreUnavailable, match="put a copy of it back"):
+        await SqliteStore.open(tmp_path / "s.db")
+
+
+async def test_a_missing_directory_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable, match="check the disk"):
+        await SqliteStore.open(tmp_path / "absent" / "s.db")
+
+
+async def test_a_failed_write_fails_all_built_on_it_and_the_store_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await SqliteStore.open(tmp_path / "s.db")
+    await store.txn([], [Put("a", b"1")])
+    write, fail = Database.write, [True]
+
+    def failing(self: Database, commits: Sequence[Commit], floor: int) -> None:
+        if fail:
+            fail.pop()
+            raise StoreUnavailable("disk full")
+        write(self, commits, floor)
+
+    monkeypatch.setattr(Database, "write", failing)
+    results = await asyncio.gather(*(store.txn([], [Put(f"k/{n}", b"")]) for n in range(5)), return_exceptions=True)
+    assert all(isinstance(result, StoreUnavailable) for result in results)
+    assert [item.key for item in (await store.list("")).items] == ["a"]
+    assert (await store.txn([Compare("a", 2)], [Put("a", b"2")])).revision == 3
+    await store.close()
+    store = await SqliteStore.open(tmp_path / "s.db")
+    listing = await store.list("")
+    assert [(item.key, item.value) for item in listing.items] == [("a", b"2")] and listing.revision == 3
+    await store.close()
+
+
+async def test_a_write_of_unknown_fate_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commit reached the disk, but its report was an error: the state is what the file says, revisions go on without a clash."""
+    store = await SqliteStore.open(tmp_path / "s.db")
+    write, fail = Database.write, [True]
+
+    def late(self: Database, commits: Sequence[Commit], floor: int) -> None:
+        write(self, commits, floor)
+        if fail:
+            fail.pop()
+            raise StoreUnavailable("error after the commit")
+
+    monkeypatch.setattr(Database, "write", late)
+    with pytest.raises(StoreUnavailable):
+        await store.txn([], [Put("a", b"1")])
+    await asyncio.sleep(0)
+    assert await store.get("a") is not None
+    assert (await store.txn([], [Put("b", b"1")])).revision == 3
+    await store.close()
