@@ -53,5 +53,9 @@ class StoreUnavailable(PlaitError):
     """The shared state cannot be reached now. Retry; nothing was changed as far as is known."""
 
 
+class EngineUnavailable(PlaitError):
+    """A container engine does not answer on its socket, or not in time. What it holds is unknown, not nothing."""
+
+
 class Compacted(PlaitError):
     """A watch asked for a revision that the store no longer holds: list again, then watch from there."""

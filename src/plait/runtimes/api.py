@@ -67,6 +67,10 @@ class Operations(Protocol):
 
     async def release(self, network: str, address: IPv4Address) -> None: ...
 
+    def held(self, owner_prefix: str) -> Mapping[tuple[str, IPv4Address], str]:
+        """Owners, by (network, address), of this node's live reservations whose owner starts with `owner_prefix`."""
+        ...
+
     async def attach(self, request: AttachRequest) -> Endpoint:
         """Plumb the endpoint. On return its address is routed on this host and its name resolves on this host."""
         ...

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brings this node's Docker endpoints in line with what the engine really has.
+
+Data in: a full list of containers, the engine's networks with their endpoints. Data out: `detach` of endpoints that no container and no
+network of the engine knows (`docker rm` while the agent was down), `release` of addresses that were asked for and never used, `attach`
+again with the right words of endpoints whose container could not be named when it joined, or was renamed since. Conservative: only after
+complete answers, never for an endpoint or address that is younger than `GRACE_S`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from plait.model.cluster import Endpoint
+from plait.model.errors import NotFound, PlaitError
+from plait.runtimes.api import AttachRequest, Operations
+from plait.runtimes.docker.containers import RUNTIME
+from plait.runtimes.docker.engine import DockerEngine
+from plait.runtimes.docker.enginetypes import ContainerRow
+from plait.runtimes.docker.ipam import AUX_OWNER, OWNER
+from plait.runtimes.docker.networks import DRIVER
+
+log = logging.getLogger("plait.docker")
+GRACE_S = 30.0
+
+
+class Collector:
+    """`endpoint_age` and `owner_age`: seconds since the plug-in was last asked about one (infinite: not since the agent started)."""
+
+    def __init__(
+        self, ops: Operations, engine: DockerEngine, endpoint_age: Callable[[str], float], owner_age: Callable[[str], float]
+    ) -> None:
+        self._ops, self._engine = ops, engine
+        self._endpoint_age, self._owner_age = endpoint_age, owner_age
+
+    async def collect(self, rows: Sequence[ContainerRow]) -> None:
+        """One pass over a full list that was just received. Raises EngineUnavailable if the engine went away meanwhile."""
+        owners = {s.endpoint_id: row for row in rows for s in row.networks.values() if s.endpoint_id}
+        for endpoint in list(self._ops.endpoints(RUNTIME).values()):
+            row = owners.get(endpoint.id)
+            if row is not None:
+                await self._describe(endpoint, row)
+        await self._remove(set(owners))
+
+    async def _describe(self, endpoint: Endpoint, row: ContainerRow) -> None:
+        """Give an endpoint the name, the container and the labels of its container, if it has others."""
+        labels = dict(row.labels or {})
+        if (endpoint.name, endpoint.container, dict(endpoint.labels)) == (row.name, row.id, labels) or not row.name:
+            return
+        request = AttachRequest(
+            endpoint=endpoint.id,
+            network=endpoint.network,
+            runtime=RUNTIME,
+            container=row.id,
+            name=row.name,
+            address=endpoint.address,
+            mac=endpoint.mac,
+            aliases=endpoint.aliases,
+            labels=labels,
+        )
+        try:
+            await self._ops.attach(request)
+        except PlaitError as error:
+            log.warning("endpoint_not_described", extra={"endpoint": endpoint.id[:16], "error": str(error)})
+
+    async def _remove(self, present: set[str]) -> None:
+        doubtful = [e for e in self._ops.endpoints(RUNTIME).values() if e.id not in present and self._endpoint_age(e.id) > GRACE_S]
+        stale = [key for key, owner in self._ops.held(OWNER).items() if self._is_stale(owner)]
+        if not doubtful and not stale:
+            return
+        confirmed = await self._in_networks()
+        for endpoint in doubtful:
+            if endpoint.id not in confirmed and self._endpoint_age(endpoint.id) > GRACE_S:
+                await self._ops.detach(endpoint.id)
+                log.info("endpoint_orphaned", extra={"endpoint": endpoint.id[:16], "network": endpoint.network, "container": endpoint.name})
+        used = {(e.network, e.address) for e in self._ops.endpoints(RUNTIME).values()}
+        for network, address in stale:
+            if (network, address) not in used and str(address) not in confirmed:
+                await self._ops.release(network, address)
+                log.info("address_orphaned", extra={"network": network, "address": str(address)})
+
+    def _is_stale(self, owner: str) -> bool:
+        return not owner.startswith(AUX_OWNER) and self._owner_age(owner) > GRACE_S
+
+    async def _in_networks(self) -> set[str]:
+        """Endpoint ids and addresses that the engine's networks list: more than its containers while one is starting."""
+        found: set[str] = set()
+        for network in await self._engine.networks():
+            if network.driver == DRIVER:
+                try:
+                    attached = (await self._engine.network(network.id)).containers or {}
+                except NotFound:
+                    continue
+                found |= {a.endpoint_id for a in attached.values()} | {a.address.partition("/")[0] for a in attached.values()}
+        return found

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's words about containers -> `model.cluster.Container`. Pure.
+
+The list says almost everything; the pid and the time of start stand only in the inspection, which may be missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from ipaddress import IPv4Address
+
+from plait.model.cluster import Container, Endpoint, PortMapping, Protocol
+from plait.runtimes.docker.enginetypes import ContainerDetails, ContainerRow, ListedPort
+
+RUNTIME = "docker"
+BRIDGE = "bridge"
+ALIVE = frozenset({"running", "paused"})
+_PROTOCOLS: Mapping[str, Protocol] = {"tcp": "tcp", "udp": "udp", "sctp": "sctp"}
+
+
+def container_of(
+    row: ContainerRow, details: ContainerDetails | None, node: str, bridge: str, endpoints: Mapping[str, Endpoint]
+) -> Container:
+    """The container as the cluster sees it. Addresses: of the engine's default bridge under the name `bridge`, and of `endpoints` (by
+    EndpointID) under their networks; networks that are only this host's are left out. `started` is 0 while nobody knows it."""
+    alive = row.state in ALIVE
+    joined = [endpoints[s.endpoint_id] for s in row.networks.values() if s.endpoint_id in endpoints]
+    addresses = {endpoint.network: endpoint.address for endpoint in joined}
+    own = row.networks.get(BRIDGE)
+    if alive and own is not None and (address := _address(own.ip_address)) is not None:
+        addresses[bridge] = address
+    ports = {*listed_ports(row.ports or []), *(port for endpoint in joined for port in endpoint.ports)}
+    return Container(
+        id=row.id,
+        name=row.name or row.id[:12],
+        node=node,
+        runtime=RUNTIME,
+        state=row.state,
+        image=row.image,
+        labels=row.labels or {},
+        addresses=dict(sorted(addresses.items())),
+        ports=tuple(sorted(ports, key=lambda p: (p.host_port, p.proto, p.host_ip, p.container_port))),
+        pid=details.state.pid if alive and details is not None else 0,
+        started=seconds(details.state.started_at) if details is not None else 0.0,
+    )
+
+
+def listed_ports(rows: Iterable[ListedPort]) -> set[PortMapping]:
+    """What the engine publishes itself, on IPv4 addresses."""
+    found: set[PortMapping] = set()
+    for row in rows:
+        address = _address(row.ip or "0.0.0.0")
+        if row.public_port and address is not None and row.type in _PROTOCOLS:
+            found.add(PortMapping(_PROTOCOLS[row.type], row.public_port, row.private_port, address))
+    return found
+
+
+def seconds(text: str) -> float:
+    """Go's time with up to nine decimals -> seconds of the epoch; 0 for the zero time and for what is none."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return 0.0
+    return moment.timestamp() if moment.year > 1 else 0.0
+
+
+def _address(text: str) -> IPv4Address | None:
+    try:
+        return IPv4Address(text)
+    except ValueError:
+        return None

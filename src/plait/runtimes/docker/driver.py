@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Docker's network driver calls -> operations of the agent.
+
+Data in: parsed bodies (`wire.py`). Data out: the answers' JSON, as mappings. The endpoint is plumbed at Join, the first call at which the
+engine can name the container: `GET /networks/<id>` lists it as `ep-<EndpointID>` and `GET /containers/json` has its labels, both without
+waiting. The container itself is never inspected here: the engine holds it locked until Join has answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from plait.ipam import check_network, default_block_prefix
+from plait.model.cluster import Endpoint, Network, PortMapping
+from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, PlaitError, PortInUse
+from plait.plan.desired import endpoint_mac, peer_name
+from plait.runtimes.api import AttachRequest, NetworkRequest, Operations
+from plait.runtimes.docker import wire
+from plait.runtimes.docker.engine import DockerEngine
+from plait.runtimes.docker.enginetypes import Attached, ContainerRow
+from plait.runtimes.docker.ipam import RUNTIME, SPACE, IpamDriver
+from plait.runtimes.docker.names import StartingNames
+from plait.runtimes.docker.networks import BACKEND_OPTION, NET_OPTION, ORIGIN_DOCKER, ORIGIN_LABEL, DockerNetworks
+
+Answer = Mapping[str, object]
+OPTIONS = frozenset({NET_OPTION, BACKEND_OPTION})
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """An endpoint between CreateEndpoint and Join."""
+
+    address: IPv4Address
+    mac: str
+
+
+class NetworkDriver:
+    """The network half of the plug-in. All calls about an endpoint are idempotent."""
+
+    def __init__(self, ops: Operations, engine: DockerEngine, networks: DockerNetworks, ipam: IpamDriver, names: StartingNames) -> None:
+        self._ops, self._engine, self._networks, self._ipam, self._names = ops, engine, networks, ipam, names
+        self._created: dict[str, Created] = {}
+        self._joined: dict[str, float] = {}
+
+    def age(self, endpoint: str) -> float:
+        """Seconds since `endpoint` was created or joined; infinite if neither happened since the agent started."""
+        return asyncio.get_running_loop().time() - self._joined.get(endpoint, float("-inf"))
+
+    # --- networks
+
+    async def create_network(self, request: wire.CreateNetwork) -> Answer:
+        """Check everything that can be checked, and make the cluster's network if the option says which; otherwise its name is known
+        only later (see `networks.py`)."""
+        given = wire.text_options(request.options, wire.GENERIC)
+        unknown = sorted(given.keys() - OPTIONS)
+        if unknown:
+            raise ConfigError("-o", unknown[0], "is no option of the driver plait", f"it knows {', '.join(sorted(OPTIONS))}")
+        if request.ipv6 or (request.options or {}).get(wire.ENABLE_IPV6):
+            raise NotSupported("plait networks are IPv4 only so far: create the network without --ipv6")
+        data = request.ipv4 or []
+        if not data or any(one.address_space != SPACE for one in data):
+            raise ConfigError(
+                "--ipam-driver", "default", "would give the same address on two hosts", "add --ipam-driver plait to docker network create"
+            )
+        if len(data) > 1:
+            raise NotSupported("a plait network has one --subnet; create a second network for the second one")
+        wanted = self._wanted(data[0], given, bool((request.options or {}).get(wire.INTERNAL)))
+        aux = [wire.parse_address(text, "--aux-address") for text in (data[0].aux_addresses or {}).values()]
+        network = await self._ops.ensure_network(wanted) if wanted.name else self._provisional(wanted)
+        for address in aux if network.name else ():
+            await self._ipam.reserve_aux(network, address)
+        await self._networks.remember(request.network_id, network.name)
+        self._networks.mark()
+        return {}
+
+    def _wanted(self, data: wire.IpamData, given: Mapping[str, str], internal: bool) -> NetworkRequest:
+        subnet = wire.parse_subnet(data.pool or "", "--subnet")
+        name = given.get(NET_OPTION, "")
+        known = self._ops.networks().get(name)
+        if known is not None and known.subnet != subnet:
+            raise Conflict(f"network {name!r} exists already with subnet {known.subnet}: add --subnet {known.subnet}")
+        return NetworkRequest(
+            name=name,
+            subnet=subnet,
+            gateway=wire.parse_address(data.gateway, "--gateway") if data.gateway else None,
+            internal=internal,
+            labels={} if known is not None else {ORIGIN_LABEL: ORIGIN_DOCKER},
+            options={"backend": given[BACKEND_OPTION]} if BACKEND_OPTION in given else {},
+        )
+
+    def _provisional(self, wanted: NetworkRequest) -> Network:
+        """The network as it will be, without its name: refused now if no name could make it possible."""
+        assert wanted.subnet is not None
+        prefix = default_block_prefix(wanted.subnet)
+        network = Network("", wanted.subnet, wanted.gateway or wanted.subnet[1], prefix, internal=wanted.internal)
+        check_network(network, [n for n in self._ops.networks().values() if n.subnet != wanted.subnet])
+        return network
+
+    async def delete_network(self, request: wire.NetworkOnly) -> Answer:
+        """Forget it here; a network that was made through an engine leaves the cluster unless somebody uses it, any other one comes
+        back at the next sync (docker does not let a driver refuse)."""
+        name = await self._networks.forget(request.network_id)
+        if name:
+            try:
+                await self._ops.remove_network(name)
+            except (Conflict, NotFound):
+                pass
+        return {}
+
+    # --- endpoints
+
+    async def create_endpoint(self, request: wire.CreateEndpoint) -> Answer:
+        """Note what dockerd chose; answer only what it left open (an echoed field is an error to it)."""
+        network = await self._networks.identify(request.network_id)
+        given = request.interface or wire.EndpointInterface()
+        if not given.address:
+            raise ConfigError("CreateEndpoint", network.name, "has no address", "create the Docker network with --ipam-driver plait")
+        address = wire.parse_address(given.address, "endpoint address")
+        mac = given.mac_address or endpoint_mac(request.endpoint_id)
+        self._created[request.endpoint_id] = Created(address, mac)
+        self._joined[request.endpoint_id] = asyncio.get_running_loop().time()
+        return {"Interface": {} if given.mac_address else {"MacAddress": mac}}
+
+    async def join(self, request: wire.EndpointOnly) -> Answer:
+        """Plumb the endpoint; dockerd moves the link's other end into the container, names it and sets address and route."""
+        network = await self._networks.identify(request.network_id)
+        attached, row = await self._who(request)
+        created = self._created.get(request.endpoint_id) or self._from_elsewhere(request.endpoint_id, attached)
+        endpoint = await self._ops.attach(
+            AttachRequest(
+                endpoint=request.endpoint_id,
+                network=network.name,
+                runtime=RUNTIME,
+                container=row.id if row is not None else "",
+                name=attached.name if attached is not None else "",
+                address=created.address,
+                mac=created.mac,
+                labels=(row.labels or {}) if row is not None else {},
+            )
+        )
+        self._created.pop(request.endpoint_id, None)
+        self._joined[request.endpoint_id] = asyncio.get_running_loop().time()
+        self._ipam.settled(created.mac)
+        answer: dict[str, object] = {"InterfaceName": {"SrcName": peer_name(endpoint.dev), "DstPrefix": "eth"}}
+        return answer | ({"DisableGatewayService": True} if network.internal else {"Gateway": str(network.gateway)})
+
+    async def _who(self, request: wire.EndpointOnly) -> tuple[Attached | None, ContainerRow | None]:
+        """The joining container as far as the engine tells at once; an engine that does not (dockerd is starting) tells the watcher
+        later."""
+        try:
+            network, rows = await asyncio.gather(self._engine.network(request.network_id, quick=True), self._engine.containers(quick=True))
+        except PlaitError:
+            return None, None
+        attached = next((a for a in (network.containers or {}).values() if a.endpoint_id == request.endpoint_id), None)
+        return attached, next((r for r in rows if attached is not None and r.name == attached.name), None)
+
+    def _from_elsewhere(self, endpoint_id: str, attached: Attached | None) -> Created:
+        """The agent was restarted since CreateEndpoint, or Join is repeated: the journal or the engine knows."""
+        known = self._ops.endpoints(RUNTIME).get(endpoint_id)
+        if known is not None:
+            return Created(known.address, known.mac)
+        if attached is not None and attached.address:
+            return Created(wire.parse_address(attached.address, "endpoint address"), attached.mac_address or endpoint_mac(endpoint_id))
+        raise NotFound(f"endpoint {endpoint_id[:12]} was created before the agent was restarted; start the container again")
+
+    async def leave(self, request: wire.EndpointOnly) -> Answer:
+        return await self._end(request.endpoint_id)
+
+    async def delete_endpoint(self, request: wire.EndpointOnly) -> Answer:
+        self._created.pop(request.endpoint_id, None)
+        self._joined.pop(request.endpoint_id, None)
+        return await self._end(request.endpoint_id)
+
+    async def _end(self, endpoint_id: str) -> Answer:
+        known = self._ops.endpoints(RUNTIME).get(endpoint_id)
+        if known is not None:
+            self._ipam.ended(known.network, known.address)
+            if known.name:
+                self._names.left(known.network, known.name)
+        await self._ops.detach(endpoint_id)
+        return {}
+
+    async def oper_info(self, request: wire.EndpointOnly) -> Answer:
+        """dockerd asks twice a start and uses nothing of it."""
+        del request
+        return {"Value": {}}
+
+    # --- published ports
+
+    async def program(self, request: wire.EndpointOnly) -> Answer:
+        """Publish; a refusal stops the container's start and is shown to the user as it is."""
+        wanted = wire.port_requests(request.options)
+        if wanted or self._published(request.endpoint_id):
+            await self._publish(request.endpoint_id, wanted)
+        return {}
+
+    def _published(self, endpoint_id: str) -> bool:
+        known: Endpoint | None = self._ops.endpoints(RUNTIME).get(endpoint_id)
+        return known is not None and bool(known.ports)
+
+    async def _publish(self, endpoint: str, wanted: list[tuple[PortMapping, int]]) -> None:
+        """Fixed ports at once; each range (`-p 8000-8010:80`) by its first free port, after them."""
+        done = [port for port, last in wanted if not last]
+        if done or not wanted:
+            done = list(await self._ops.publish(endpoint, done))
+        for port, last in wanted:
+            if last:
+                done = await self._publish_first(endpoint, done, port, last)
+
+    async def _publish_first(self, endpoint: str, done: list[PortMapping], port: PortMapping, last: int) -> list[PortMapping]:
+        for number in range(port.host_port, last + 1):
+            candidate = PortMapping(port.proto, number, port.container_port, port.host_ip)
+            try:
+                return list(await self._ops.publish(endpoint, [*done, candidate]))
+            except PortInUse as error:
+                if number == last:
+                    raise PortInUse(f"no host port of {port.host_port} to {last}/{port.proto} is free; the last: {error}") from error
+        raise ConfigError("-p", f"{port.host_port}-{last}", "is an empty range")
+
+    async def revoke(self, request: wire.EndpointOnly) -> Answer:
+        await self._ops.unpublish(request.endpoint_id)
+        return {}

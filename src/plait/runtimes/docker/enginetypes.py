@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What plait reads of the Docker Engine API's JSON. Unknown fields are ignored; Go's null is the default."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import field
+
+
+class _Json(msgspec.Struct, frozen=True, rename="pascal"):
+    """Base: field names are Go's."""
+
+
+class EngineVersion(_Json, frozen=True):
+    version: str = ""
+    api: str = field(name="ApiVersion", default="")
+
+
+class EndpointSettings(_Json, frozen=True):
+    """One network of one container. Ids and addresses are "" while the container does not run."""
+
+    network_id: str = field(name="NetworkID", default="")
+    endpoint_id: str = field(name="EndpointID", default="")
+    ip_address: str = field(name="IPAddress", default="")
+    aliases: list[str] | None = None
+
+
+class _Networks(_Json, frozen=True):
+    networks: dict[str, EndpointSettings | None] | None = None
+
+
+class ListedPort(_Json, frozen=True):
+    private_port: int = 0
+    public_port: int = 0
+    type: str = "tcp"
+    ip: str = field(name="IP", default="")
+
+
+class ContainerRow(_Json, frozen=True):
+    """One line of `GET /containers/json`. `created` in seconds of the epoch."""
+
+    id: str
+    names: list[str] | None = None
+    image: str = ""
+    state: str = ""
+    created: int = 0
+    labels: dict[str, str] | None = None
+    ports: list[ListedPort] | None = None
+    network_settings: _Networks | None = None
+
+    @property
+    def name(self) -> str:
+        """Its own name; names with a second slash are those that a link gave it."""
+        own = [name[1:] for name in self.names or [] if name.count("/") == 1]
+        return own[0] if own else ""
+
+    @property
+    def networks(self) -> dict[str, EndpointSettings]:
+        found = (self.network_settings.networks if self.network_settings else None) or {}
+        return {name: settings for name, settings in found.items() if settings is not None}
+
+
+class _State(_Json, frozen=True):
+    pid: int = 0
+    running: bool = False
+    started_at: str = ""
+
+
+class ContainerDetails(_Json, frozen=True):
+    """`GET /containers/<id>/json`: what the list lacks."""
+
+    id: str
+    state: _State = field(default_factory=_State)
+    network_settings: _Networks | None = None
+
+    @property
+    def networks(self) -> dict[str, EndpointSettings]:
+        found = (self.network_settings.networks if self.network_settings else None) or {}
+        return {name: settings for name, settings in found.items() if settings is not None}
+
+
+class IpamConfig(_Json, frozen=True):
+    subnet: str = ""
+    gateway: str = ""
+
+
+class _Ipam(_Json, frozen=True):
+    driver: str = ""
+    config: list[IpamConfig] | None = None
+
+
+class Attached(_Json, frozen=True):
+    """An endpoint as its network lists it, before its container's start is over too."""
+
+    name: str = ""
+    endpoint_id: str = field(name="EndpointID", default="")
+    mac_address: str = ""
+    address: str = field(name="IPv4Address", default="")
+
+
+class EngineNetwork(_Json, frozen=True):
+    id: str
+    name: str = ""
+    driver: str = ""
+    internal: bool = False
+    options: dict[str, str] | None = None
+    labels: dict[str, str] | None = None
+    ipam: _Ipam = field(name="IPAM", default_factory=_Ipam)
+    containers: dict[str, Attached] | None = None
+
+    @property
+    def subnet(self) -> str:
+        """Of its first pool, "" if it has none."""
+        return self.ipam.config[0].subnet if self.ipam.config else ""
+
+    @property
+    def gateway(self) -> str:
+        return self.ipam.config[0].gateway if self.ipam.config else ""
+
+
+class CreatedNetwork(_Json, frozen=True):
+    id: str
+
+
+class _Actor(_Json, frozen=True):
+    id: str = field(name="ID", default="")
+    attributes: dict[str, Any] | None = None
+
+
+class EngineEvent(_Json, frozen=True):
+    """`time_nano` in nanoseconds of the engine's clock."""
+
+    type: str = ""
+    action: str = ""
+    actor: _Actor = field(default_factory=_Actor)
+    time_nano: int = field(name="timeNano", default=0)

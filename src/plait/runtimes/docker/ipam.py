@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Docker's IPAM calls -> reservations of the agent.
+
+A pool's id says what it is (`plait:SUBNET` or `plait:SUBNET,RANGE`), so nothing has to be remembered for dockerd, which after a restart
+asks for its pools and addresses again, without a MAC, and expects the same answers. An address is reserved for the MAC that dockerd drew;
+when the container joins, the reservation passes to its endpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Network
+from itertools import islice
+
+from plait.ipam import next_subnet
+from plait.model.cluster import Network
+from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, PoolExhausted
+from plait.runtimes.api import Operations
+from plait.runtimes.docker import wire
+from plait.runtimes.docker.names import StartingNames
+from plait.runtimes.docker.networks import NET_OPTION, DockerNetworks
+
+RUNTIME = "docker"
+SPACE, GLOBAL_SPACE = "plait-local", "plait-global"
+OWNER, AUX_OWNER = "docker:", "docker:aux:"
+_POOL = "plait:"
+_RANGE_TRIES = 4096
+_RELEASE_DUE_S = 60.0
+
+
+class IpamDriver:
+    """The IPAM half of the plug-in."""
+
+    def __init__(self, ops: Operations, networks: DockerNetworks, names: StartingNames) -> None:
+        self._ops, self._networks, self._names = ops, networks, names
+        self._offered: set[IPv4Network] = set()
+        self._last: dict[tuple[str, str], IPv4Address] = {}
+        self._released: dict[tuple[str, IPv4Address], float] = {}
+        self._asked: dict[str, float] = {}
+
+    # --- pools
+
+    async def request_pool(self, request: wire.RequestPool) -> Mapping[str, object]:
+        """The pool that was named, or the next one that neither the cluster has nor anybody was offered: dockerd asks again while it
+        dislikes what it gets, and gives back all at the end. PoolExhausted when there is none left."""
+        if request.v6:
+            raise NotSupported("plait networks are IPv4 only so far: create the network without --ipv6 and without an IPv6 --subnet")
+        if request.address_space not in (None, "", SPACE):
+            raise NotSupported(f"address space {request.address_space!r} is Swarm's; create a local network (without --scope swarm)")
+        if not request.pool:
+            if request.sub_pool:
+                raise ConfigError("--ip-range", request.sub_pool, "needs the --subnet that it is a part of")
+            subnet = self._next_pool(request.options or {})
+            return {"PoolID": f"{_POOL}{subnet}", "Pool": str(subnet), "Data": {}}
+        subnet = wire.parse_subnet(request.pool, "--subnet")
+        if not request.sub_pool:
+            return {"PoolID": f"{_POOL}{subnet}", "Pool": str(subnet), "Data": {}}
+        part = wire.parse_subnet(request.sub_pool, "--ip-range")
+        if not part.subnet_of(subnet):
+            raise ConfigError("--ip-range", str(part), f"is no part of --subnet {subnet}")
+        return {"PoolID": f"{_POOL}{subnet},{part}", "Pool": str(subnet), "Data": {}}
+
+    def _next_pool(self, options: Mapping[str, str]) -> IPv4Network:
+        networks = self._ops.networks()
+        if NET_OPTION in options and options[NET_OPTION] in networks:
+            return networks[options[NET_OPTION]].subnet
+        taken = {n.subnet for n in networks.values()}
+        self._offered -= taken
+        subnet = next_subnet([*taken, *self._offered])
+        self._offered.add(subnet)
+        return subnet
+
+    async def release_pool(self, request: wire.ReleasePool) -> Mapping[str, object]:
+        self._offered.discard(_pool(request.pool_id)[0])
+        return {}
+
+    # --- addresses
+
+    async def request_address(self, request: wire.RequestAddress) -> Mapping[str, object]:
+        subnet, part = _pool(request.pool_id)
+        options = request.options or {}
+        wanted = wire.parse_address(request.address, "address") if request.address else None
+        if options.get(wire.ADDRESS_TYPE) == wire.GATEWAY_TYPE:
+            address = self._gateway(subnet, wanted)
+        elif wire.MAC in options:
+            address = await self._for_container(subnet, part, options[wire.MAC], wanted)
+        elif wanted is not None:
+            address = await self._again(subnet, wanted)
+        else:
+            raise ConfigError("RequestAddress", "", "names neither an address nor a MAC address")
+        return {"Address": f"{address}/{subnet.prefixlen}", "Data": {}}
+
+    async def release_address(self, request: wire.ReleaseAddress) -> Mapping[str, object]:
+        """Free the address, unless the endpoint's end has done so already or it is somebody else's by now. Unknown: success."""
+        subnet, _ = _pool(request.pool_id)
+        address = wire.parse_address(request.address, "address")
+        network = self._networks.by_subnet(subnet)
+        if network is None or address == network.gateway:
+            return {}
+        due = self._released.pop((network.name, address), 0.0)
+        used = any(e.network == network.name and e.address == address for e in self._ops.endpoints(RUNTIME).values())
+        if due < asyncio.get_running_loop().time() and not used:
+            await self._ops.release(network.name, address)
+        return {}
+
+    def ended(self, network: str, address: IPv4Address) -> None:
+        """An endpoint's end has freed `address`; dockerd's own release of it is still to come and must not touch a new owner's."""
+        now = asyncio.get_running_loop().time()
+        self._released = {key: due for key, due in self._released.items() if due > now}
+        self._released[network, address] = now + _RELEASE_DUE_S
+
+    def age(self, owner: str) -> float:
+        """Seconds since `owner` asked last; infinite if it did not since the agent started."""
+        return asyncio.get_running_loop().time() - self._asked.get(owner, float("-inf"))
+
+    def settled(self, mac: str) -> None:
+        """The container has joined."""
+        self._asked.pop(f"{OWNER}{mac}", None)
+
+    async def reserve_aux(self, network: Network, address: IPv4Address) -> None:
+        """Keep an `--aux-address` from being handed out."""
+        await self._ops.reserve(network.name, f"{AUX_OWNER}{address}", address)
+
+    def _gateway(self, subnet: IPv4Network, wanted: IPv4Address | None) -> IPv4Address:
+        network = self._networks.by_subnet(subnet)
+        if network is None:
+            return wanted or subnet[1]
+        if wanted not in (None, network.gateway):
+            raise Conflict(f"network {network.name!r} has the gateway {network.gateway}, not {wanted}: use --gateway {network.gateway}")
+        return network.gateway
+
+    async def _for_container(self, subnet: IPv4Network, part: IPv4Network | None, mac: str, wanted: IPv4Address | None) -> IPv4Address:
+        network = self._networks.by_subnet(subnet) or await self._networks.adopt_subnet(subnet)
+        if network is None:
+            raise NotFound(f"no network of the cluster has the pool {subnet}; remove this Docker network and create it again")
+        owner = f"{OWNER}{mac}"
+        self._asked[owner] = asyncio.get_running_loop().time()
+        if wanted is not None:
+            return (await self._ops.reserve(network.name, owner, wanted)).ip
+        name = await self._names.guess(network.name, self._networks.ids(network.name), self._ops.endpoints(RUNTIME))
+        if part is not None and part != subnet:
+            return await self._from_range(network, part, owner, name)
+        return (await self._ops.reserve(network.name, owner, None, name)).ip
+
+    async def _from_range(self, network: Network, part: IPv4Network, owner: str, name: str) -> IPv4Address:
+        """The lowest free address of an --ip-range, the one that `name` had last if that is free."""
+        held = {address for (where, address), _ in self._ops.held("").items() if where == network.name}
+        last = self._last.get((network.name, name)) if name else None
+        order = [last, *islice(part, _RANGE_TRIES)] if last is not None and last in part else list(islice(part, _RANGE_TRIES))
+        for address in order:
+            if address is None or address in held:
+                continue
+            try:
+                found = (await self._ops.reserve(network.name, owner, address, name)).ip
+            except (Conflict, NotFound):
+                continue
+            if name:
+                self._last[network.name, name] = found
+            return found
+        raise PoolExhausted(
+            f"range {part} of network {network.name!r} has no address left for this node ({part.num_addresses} in all; blocks that other"
+            f" nodes hold cannot be used here); remove containers, or create the Docker network without --ip-range"
+        )
+
+    async def _again(self, subnet: IPv4Network, wanted: IPv4Address) -> IPv4Address:
+        """An address without a MAC: dockerd was restarted and tells what its containers have, or it is an --aux-address."""
+        network = self._networks.by_subnet(subnet)
+        if network is None:
+            if wanted not in subnet:
+                raise ConfigError("address", str(wanted), f"is no part of the pool {subnet}")
+            return wanted
+        held = self._ops.held("")
+        if (network.name, wanted) not in held:
+            await self._ops.reserve(network.name, f"{AUX_OWNER}{wanted}", wanted)
+        return wanted
+
+
+def _pool(pool_id: str) -> tuple[IPv4Network, IPv4Network | None]:
+    """Subnet and range of a pool's id. Raises ConfigError."""
+    if not pool_id.startswith(_POOL):
+        raise ConfigError("PoolID", pool_id, "is none of plait's")
+    subnet, _, part = pool_id.removeprefix(_POOL).partition(",")
+    return wire.parse_subnet(subnet, "PoolID"), wire.parse_subnet(part, "PoolID") if part else None

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks of the cluster <-> networks of this host's Docker Engine.
+
+Every network of the cluster but the default one appears in the engine under its name; a network that somebody made through the engine
+(`docker network create -d plait --ipam-driver plait x`) becomes one of the cluster. A Docker network says which one it is by the option
+`plait.net`, else by its name: ids differ from host to host. The plug-in is not told the name, and while it is asked to create the network
+the engine does not list it yet, so such a network is adopted a moment later, at the engine's event or at its first container.
+
+What has been adopted is remembered by NetworkID, to tell a network that is new in the engine from one that the cluster has removed since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from ipaddress import IPv4Network
+from typing import Any, Protocol
+
+from plait.model.cluster import Network
+from plait.model.errors import ConfigError, Conflict, EngineUnavailable, NotFound, PlaitError
+from plait.runtimes.api import NetworkRequest, Operations
+from plait.runtimes.docker.engine import DockerEngine
+from plait.runtimes.docker.enginetypes import EngineNetwork
+from plait.runtimes.docker.state import NETWORKS, DockerState
+from plait.runtimes.docker.wire import parse_address, parse_subnet
+
+log = logging.getLogger("plait.docker")
+DRIVER = "plait"
+NET_OPTION, BACKEND_OPTION = "plait.net", "plait.backend"
+ORIGIN_LABEL, ORIGIN_DOCKER = "plait.origin", "docker"
+"""Label of a network that was made through a Docker Engine: only such a one may be removed through one."""
+HEALTH_NETWORK = "engine-network"
+RESYNC_S = 60.0
+RETRY_S = 5.0
+
+
+class Health(Protocol):
+    """The agent's health conditions, as far as Docker has any."""
+
+    def set(self, code: str, subject: str, text: str) -> None: ...
+
+    def clear(self, code: str, subject: str = "") -> None: ...
+
+    def replace(self, code: str, texts: dict[str, str]) -> None: ...
+
+
+class DockerNetworks:
+    """Keeps both sides equal. `ready()`: the view of the cluster is current enough to conclude from what it lacks."""
+
+    def __init__(
+        self, ops: Operations, state: DockerState, engine: DockerEngine, health: Health, default_network: str, ready: Callable[[], bool]
+    ) -> None:
+        self._ops, self._state, self._engine, self._health = ops, state, engine, health
+        self._default, self._ready = default_network, ready
+        self._dirty = asyncio.Event()
+        self._lock = asyncio.Lock()
+        self._working: set[str] = set()
+
+    # --- which network is it?
+
+    def known(self, network_id: str) -> str:
+        """The cluster's name of a Docker network as remembered, "" if it has not been adopted."""
+        return (self._state.get(NETWORKS, network_id) or {}).get("name", "")
+
+    def ids(self, name: str) -> frozenset[str]:
+        """The Docker networks that are network `name` of the cluster."""
+        return frozenset(key for key, document in self._state.all(NETWORKS).items() if document.get("name") == name)
+
+    async def identify(self, network_id: str) -> Network:
+        """The network of the cluster behind a Docker network; adopts it if need be. Raises NotFound."""
+        name = self.known(network_id)
+        if not name:
+            async with self._lock:
+                name = self.known(network_id) or (await self._adopt(await self._engine.network(network_id, quick=True))).name
+        found = self._ops.networks().get(name)
+        if found is None:
+            raise NotFound(
+                f"network {name!r} is no longer part of the cluster; create it again with `plait network create {name}`, or remove it here"
+            )
+        return found
+
+    def by_subnet(self, subnet: IPv4Network) -> Network | None:
+        return next((n for n in self._ops.networks().values() if n.subnet == subnet), None)
+
+    async def adopt_subnet(self, subnet: IPv4Network) -> Network | None:
+        """The network with this pool, adopted from the engine if the cluster does not have it yet."""
+        async with self._lock:
+            if self.by_subnet(subnet) is None:
+                for network in await self._engine.networks():
+                    if network.driver == DRIVER and network.subnet == str(subnet):
+                        return await self._adopt(network)
+        return self.by_subnet(subnet)
+
+    async def remember(self, network_id: str, name: str) -> None:
+        """Durable. `name` "": created, not yet adopted."""
+        await self._state.put(NETWORKS, network_id, {"name": name})
+
+    async def forget(self, network_id: str) -> str:
+        """The engine has deleted it. Returns the cluster's name if the cluster's network is to go too: it was made through an engine,
+        and the deletion is not this module's own work."""
+        name = self.known(network_id)
+        await self._state.delete(NETWORKS, network_id)
+        self.mark()
+        network = self._ops.networks().get(name)
+        made_here = network is not None and network.labels.get(ORIGIN_LABEL) == ORIGIN_DOCKER
+        return name if made_here and name not in self._working else ""
+
+    async def _adopt(self, network: EngineNetwork) -> Network:
+        """Make the cluster have the Docker network. Raises Conflict or ConfigError if it cannot."""
+        name = identity(network)
+        options = network.options or {}
+        made = await self._ops.ensure_network(
+            NetworkRequest(
+                name=name,
+                subnet=parse_subnet(network.subnet, f"subnet of Docker network {network.name}"),
+                gateway=parse_address(network.gateway, f"gateway of Docker network {network.name}") if network.gateway else None,
+                internal=network.internal,
+                labels={**(network.labels or {}), ORIGIN_LABEL: ORIGIN_DOCKER},
+                options={"backend": options[BACKEND_OPTION]} if BACKEND_OPTION in options else {},
+            )
+        )
+        await self.remember(network.id, name)
+        log.info("network_adopted", extra={"network": name, "docker_network": network.id[:12]})
+        return made
+
+    # --- both sides equal
+
+    def mark(self) -> None:
+        """Something changed on either side; `run` looks soon."""
+        self._dirty.set()
+
+    async def run(self) -> None:
+        """Sync at start, after every `mark` and once a minute. Never returns."""
+        wait_s = 0.0
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._dirty.wait()
+            self._dirty.clear()
+            wait_s = RESYNC_S
+            try:
+                await self.sync()
+            except EngineUnavailable:
+                wait_s = RETRY_S
+            except PlaitError as error:
+                wait_s = RETRY_S
+                self._health.set(HEALTH_NETWORK, "docker", str(error))
+
+    async def sync(self) -> None:
+        """One pass over both lists; what one network needs and cannot have becomes a condition. EngineUnavailable if there is none."""
+        if not self._ready():
+            return
+        async with self._lock:
+            texts: dict[str, str] = {}
+            present: set[str] = set()
+            for network in await self._engine.networks():
+                if network.driver == DRIVER:
+                    name = identity(network)
+                    with _noted(texts, name):
+                        if await self._settle(network, name):
+                            present.add(name)
+            for name, wanted in sorted(self._ops.networks().items()):
+                if name != self._default and name not in present and name not in texts:
+                    with _noted(texts, name), self._own_work(name):
+                        await self._create(wanted)
+            self._health.replace(HEALTH_NETWORK, texts)
+
+    async def _settle(self, network: EngineNetwork, name: str) -> bool:
+        """One Docker network of ours: adopt, keep or remove it. Returns whether it stands for the cluster's one afterwards."""
+        ours = self._ops.networks().get(name)
+        if ours is not None and network.subnet == str(ours.subnet):
+            await self.remember(network.id, name)
+            return True
+        if ours is None and not self.known(network.id):
+            try:
+                await self._adopt(network)
+                return True
+            except (Conflict, ConfigError) as error:
+                await self._remove(network, name)
+                raise Conflict(f"Docker network {network.name!r} was removed again: {error}") from error
+        await self._remove(network, name)
+        return False
+
+    async def _create(self, network: Network) -> None:
+        made = await self._engine.create_network(creation(network))
+        await self.remember(made, network.name)
+        log.info("docker_network_created", extra={"network": network.name, "docker_network": made[:12]})
+
+    async def _remove(self, network: EngineNetwork, name: str) -> None:
+        """Raises Conflict while containers are attached to it."""
+        with self._own_work(name):
+            try:
+                await self._engine.remove_network(network.id)
+            except NotFound:
+                pass
+            except Conflict as error:
+                raise Conflict(
+                    f"network {name!r} is no longer part of the cluster, but containers of this host use it:"
+                    f" disconnect or remove them ({error})"
+                ) from error
+            await self._state.delete(NETWORKS, network.id)
+        log.info("docker_network_removed", extra={"network": name, "docker_network": network.id[:12]})
+
+    @contextlib.contextmanager
+    def _own_work(self, name: str) -> Iterator[None]:
+        self._working.add(name)
+        try:
+            yield
+        finally:
+            self._working.discard(name)
+
+
+def identity(network: EngineNetwork) -> str:
+    """The cluster's name of a Docker network."""
+    return (network.options or {}).get(NET_OPTION) or network.name
+
+
+def creation(network: Network) -> Mapping[str, Any]:
+    """The body of `POST /networks/create` that shows a network of the cluster in an engine."""
+    return {
+        "Name": network.name,
+        "CheckDuplicate": True,
+        "Driver": DRIVER,
+        "Internal": network.internal,
+        "IPAM": {"Driver": DRIVER, "Config": [{"Subnet": str(network.subnet), "Gateway": str(network.gateway)}]},
+        "Options": {NET_OPTION: network.name},
+        "Labels": dict(network.labels),
+    }
+
+
+@contextlib.contextmanager
+def _noted(texts: dict[str, str], name: str) -> Iterator[None]:
+    """What one network cannot have is noted and does not stop the others; an engine that is gone does."""
+    try:
+        yield
+    except EngineUnavailable:
+        raise
+    except PlaitError as error:
+        texts[name] = str(error)

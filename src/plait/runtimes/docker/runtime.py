@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Docker on one node, put together: the plug-in's socket, the watcher, the networks and the collector on one engine.
+
+Data in: the agent's operations, a durable map, where the sockets are. Data out: one task to run, and what `plait status` shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from plait.model.report import EngineState
+from plait.runtimes.api import Operations
+from plait.runtimes.docker.collector import Collector
+from plait.runtimes.docker.engine import DockerEngine
+from plait.runtimes.docker.networks import DockerNetworks, Health
+from plait.runtimes.docker.plugin import DockerPlugin
+from plait.runtimes.docker.state import DockerState
+from plait.runtimes.docker.watcher import DockerWatcher
+
+
+class DockerRuntime:
+    """`ready()`: the view of the cluster is current (see `DockerNetworks`). `default_network` is what the engine's own bridge is in."""
+
+    def __init__(
+        self,
+        node: str,
+        ops: Operations,
+        state: DockerState,
+        engine: DockerEngine,
+        health: Health,
+        default_network: str,
+        ready: Callable[[], bool],
+    ) -> None:
+        self._engine = engine
+        self.networks = DockerNetworks(ops, state, engine, health, default_network, ready)
+        self.plugin = DockerPlugin(ops, engine, self.networks)
+        collector = Collector(ops, engine, self.plugin.driver.age, self.plugin.ipam.age)
+        self.watcher = DockerWatcher(node, ops, engine, health, default_network, collector.collect, self.networks.mark)
+
+    async def start(self, path: Path, inherited: socket.socket | None = None) -> None:
+        """Answer dockerd from now on. To be called as early as possible: dockerd waits for the plug-in while it starts."""
+        await self.plugin.start(path, inherited)
+
+    async def run(self) -> None:
+        """Watch the engine and keep the networks equal until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.watcher.run())
+            group.create_task(self.networks.run())
+
+    async def close(self) -> None:
+        await self.plugin.close()
+        await self._engine.close()
+
+    def networks_changed(self) -> None:
+        """To be called when the cluster's networks may have changed."""
+        self.networks.mark()
+
+    @property
+    def state(self) -> EngineState:
+        return self.watcher.state
