@@ -43,7 +43,7 @@ class Routed:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -63,7 +63,7 @@ def make(store: object, tmp_path: Path, save_delay: float = 0.05) -> Replica:
 
 async def same(replica: Replica, store: MemoryStore) -> None:
     async with asyncio.timeout(5):
-        while (await store.list("")) != replica.list(""):
+        while (await store.list("")) != replica.list(""):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

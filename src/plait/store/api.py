@@ -2,8 +2,8 @@
 """The store seam: revisioned keys, compare-and-set transactions, watches from a revision, leases.
 
 One contract suite (`tests/contract/test_store.py`) runs over every implementation: memory, sqlite, remote.
-Keys are `/`-separated text, values bytes (JSON by convention). Revisions are integers >= 1 that grow by one with
-every transaction that changed something; Consul's index is this revision.
+Keys are `/`-separated text, values bytes (JSON by convention). Revisions are integers >= 1 (an empty store has 1) that grow by one
+with every transaction that changed something; a put changes its key also if the value is the same. Consul's index is this revision.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Removes `key`; with `prefix` everything below it. Deleting what is absent succeeds and changes nothing."""
+    """Removes `key`; with `prefix` every key that starts with it. Deleting what is absent succeeds and changes nothing."""
 
     key: str
     prefix: bool = False
@@ -76,16 +76,21 @@ class Store(Protocol):
     async def list(self, prefix: str) -> Listing: ...
 
     async def txn(self, compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> TxnResult:
-        """Atomic: all compares hold and all ops are durable, or nothing happened. Raises StoreUnavailable."""
+        """Atomic: all compares hold and all ops are durable, or nothing happened. The last operation on a key counts.
+
+        Raises StoreUnavailable (over the wire its fate is then unknown: compares make a repetition safe), NotFound for a put with a lease
+        that has ended, ConfigError for a bad key or more than 2 MiB."""
         ...
 
     def watch(self, prefix: str, from_revision: int) -> AsyncIterator[tuple[Change, ...]]:
         """Yield all changes below `prefix` with revision > `from_revision`, in order, one tuple a revision or more,
-        without gap or repetition. Raises Compacted if history is gone, StoreUnavailable if the connection is."""
+        without gap or repetition. Raises Compacted if history is gone or `from_revision` lies ahead of the store (it lost data),
+        StoreUnavailable if the connection is."""
         ...
 
     async def grant(self, ttl: float) -> int:
-        """A lease of `ttl` seconds; keys put with its id are deleted when it ends."""
+        """A lease of `ttl` seconds (at most a day); keys put with its id are deleted when it ends. It outlives a connection, and a
+        restart of the store gives it its full time again."""
         ...
 
     async def keepalive(self, lease: int) -> bool:
