@@ -23,7 +23,7 @@ SLOTS = 64
 ROUNDS = 8
 """Batches read from one socket before the others have their turn."""
 QUERY_SIZE = 2048
-"""Longest query read, bytes; a longer one is dropped."""
+"""Longest query read, bytes; a longer one gets FORMERR."""
 RECEIVE_BUFFER = 4 << 20
 """Bytes asked for as SO_RCVBUF, to hold what arrives while a new table is taken in."""
 
@@ -74,7 +74,7 @@ class Batch:
             for array, iovecs in ((self._received, self._in_iovecs), (self._to_send, self._out_iovecs)):
                 array[slot].hdr = _Msghdr(self._places[slot], _NAME_SIZE, ctypes.addressof(iovecs[slot]), 1, None, 0, 0)
         # Views of the elements, made once: indexing an array and its members makes a new object each time.
-        self._in = [(self._received[slot], self._received[slot].hdr) for slot in range(SLOTS)]
+        self._in = [self._received[slot] for slot in range(SLOTS)]
         self._out = [(self._to_send[slot].hdr, self._out_iovecs[slot]) for slot in range(SLOTS)]
 
     def receive(self, fd: int) -> int:
@@ -82,13 +82,10 @@ class Batch:
         count: int = _libc.recvmmsg(fd, self._received, SLOTS, socket.MSG_DONTWAIT, None)
         return max(0, count)
 
-    def query(self, slot: int) -> bytes | None:
-        """The datagram in `slot`, None if it was longer than a slot."""
-        message, head = self._in[slot]
-        if head.flags & socket.MSG_TRUNC:
-            return None
+    def query(self, slot: int) -> bytes:
+        """The datagram in `slot`. One that did not fit is cut off, and so no well-formed query."""
         start = slot * QUERY_SIZE
-        return bytes(self._view[start : start + message.len])
+        return bytes(self._view[start : start + self._in[slot].len])
 
     def client(self, slot: int) -> Address:
         """Who sent the datagram in `slot`."""
@@ -105,7 +102,7 @@ class Batch:
             head, iovec = self._out[place]
             if slot != place or head.name != self._places[place]:
                 head.name = self._places[slot]
-            head.namelen = self._in[slot][1].namelen
+            head.namelen = self._in[slot].hdr.namelen
             iovec.base, iovec.len = response, len(response)
         done = failed = 0
         while done < count:
@@ -148,10 +145,10 @@ class UdpListener:
         batch, responses = self._batch, []
         for slot in range(count):
             data = batch.query(slot)
-            response = None if data is None else self._core.responder.reply(data)
+            response = self._core.responder.reply(data)
             if type(response) is bytes:
                 responses.append((slot, response))
-            elif data is not None and isinstance(response, Forward):
+            elif isinstance(response, Forward):
                 self._core.forwarder.submit(response.query, data, functools.partial(self._send_later, batch.client(slot)))
             else:
                 self._core.counters.dropped += 1
