@@ -18,8 +18,8 @@ from plait.runtimes.api import AttachRequest, Operations
 from plait.runtimes.docker.containers import RUNTIME
 from plait.runtimes.docker.engine import DockerEngine
 from plait.runtimes.docker.enginetypes import ContainerRow
-from plait.runtimes.docker.ipam import AUX_OWNER, OWNER
-from plait.runtimes.docker.networks import DRIVER
+from plait.runtimes.docker.ipam import OWNER
+from plait.runtimes.docker.networks import AUX_OWNER, DRIVER
 
 log = logging.getLogger("plait.docker")
 GRACE_S = 30.0

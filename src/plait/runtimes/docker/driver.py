@@ -70,8 +70,8 @@ class NetworkDriver:
         wanted = self._wanted(data[0], given, bool((request.options or {}).get(wire.INTERNAL)))
         aux = [wire.parse_address(text, "--aux-address") for text in (data[0].aux_addresses or {}).values()]
         network = await self._ops.ensure_network(wanted) if wanted.name else self._provisional(wanted)
-        for address in aux if network.name else ():
-            await self._ipam.reserve_aux(network, address)
+        if network.name:
+            await self._networks.reserve_aux(network.name, aux)
         await self._networks.remember(request.network_id, network.name)
         self._networks.mark()
         return {}
@@ -144,6 +144,7 @@ class NetworkDriver:
         self._created.pop(request.endpoint_id, None)
         self._joined[request.endpoint_id] = asyncio.get_running_loop().time()
         self._ipam.settled(created.mac)
+        self._names.joined(endpoint.network, endpoint.name)
         answer: dict[str, object] = {"InterfaceName": {"SrcName": peer_name(endpoint.dev), "DstPrefix": "eth"}}
         return answer | ({"DisableGatewayService": True} if network.internal else {"Gateway": str(network.gateway)})
 

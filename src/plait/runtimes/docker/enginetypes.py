@@ -84,6 +84,7 @@ class ContainerDetails(_Json, frozen=True):
 class IpamConfig(_Json, frozen=True):
     subnet: str = ""
     gateway: str = ""
+    aux: dict[str, str] | None = field(name="AuxiliaryAddresses", default=None)
 
 
 class _Ipam(_Json, frozen=True):
@@ -118,6 +119,11 @@ class EngineNetwork(_Json, frozen=True):
     @property
     def gateway(self) -> str:
         return self.ipam.config[0].gateway if self.ipam.config else ""
+
+    @property
+    def aux_addresses(self) -> list[str]:
+        """What `--aux-address` keeps from being handed out."""
+        return list(((self.ipam.config or [IpamConfig()])[0].aux or {}).values())
 
 
 class CreatedNetwork(_Json, frozen=True):

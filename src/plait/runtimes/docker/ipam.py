@@ -19,11 +19,11 @@ from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, Po
 from plait.runtimes.api import Operations
 from plait.runtimes.docker import wire
 from plait.runtimes.docker.names import StartingNames
-from plait.runtimes.docker.networks import NET_OPTION, DockerNetworks
+from plait.runtimes.docker.networks import AUX_OWNER, NET_OPTION, DockerNetworks
 
 RUNTIME = "docker"
 SPACE, GLOBAL_SPACE = "plait-local", "plait-global"
-OWNER, AUX_OWNER = "docker:", "docker:aux:"
+OWNER = "docker:"
 _POOL = "plait:"
 _RANGE_TRIES = 4096
 _RELEASE_DUE_S = 60.0
@@ -117,10 +117,6 @@ class IpamDriver:
     def settled(self, mac: str) -> None:
         """The container has joined."""
         self._asked.pop(f"{OWNER}{mac}", None)
-
-    async def reserve_aux(self, network: Network, address: IPv4Address) -> None:
-        """Keep an `--aux-address` from being handed out."""
-        await self._ops.reserve(network.name, f"{AUX_OWNER}{address}", address)
 
     def _gateway(self, subnet: IPv4Network, wanted: IPv4Address | None) -> IPv4Address:
         network = self._networks.by_subnet(subnet)

@@ -24,8 +24,8 @@ from plait.runtimes.docker.enginetypes import ContainerRow
 STARTABLE = frozenset({"created", "exited", "restarting", "dead"})
 MOST_CANDIDATES = 32
 DECIDE_S = 0.1
-SETTLE_S = 0.02
-CLAIM_S = 2.0
+SETTLE_S = 0.01
+CLAIM_S = 5.0
 REMEMBER_S = 120.0
 
 
@@ -42,6 +42,10 @@ class StartingNames:
         now = asyncio.get_running_loop().time()
         queue = self._left.setdefault(network, deque(maxlen=1024))
         queue.append((name, now))
+
+    def joined(self, network: str, name: str) -> None:
+        """The container `name` has got its address of `network`."""
+        self._claimed.pop((network, name), None)
 
     async def guess(self, network: str, keys: Iterable[str], live: Mapping[str, Endpoint]) -> str:
         """The name for the next address of `network`, which containers list under one of `keys` (names or ids); `live` are the
@@ -72,11 +76,12 @@ class StartingNames:
         if len(candidates) > 1:
             newest = sorted(candidates, key=lambda row: -row.created)[:MOST_CANDIDATES]
             candidates = await self._locked(newest)
-        free = [row for row in candidates if (network, row.id) not in self._claimed]
-        if not free:
+        if not candidates:
             return ""
-        self._claimed[network, free[0].id] = now + CLAIM_S
-        return free[0].name
+        free = [row.name for row in candidates if (network, row.name) not in self._claimed]
+        name = (free or [candidates[0].name])[0]
+        self._claimed[network, name] = now + CLAIM_S
+        return name
 
     async def _locked(self, rows: list[ContainerRow]) -> list[ContainerRow]:
         """Those of `rows` whose inspection the engine holds back, in their order."""

@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from ipaddress import IPv4Network
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Protocol
 
 from plait.model.cluster import Network
@@ -31,6 +31,8 @@ DRIVER = "plait"
 NET_OPTION, BACKEND_OPTION = "plait.net", "plait.backend"
 ORIGIN_LABEL, ORIGIN_DOCKER = "plait.origin", "docker"
 """Label of a network that was made through a Docker Engine: only such a one may be removed through one."""
+AUX_OWNER = "docker:aux:"
+"""Owner of an `--aux-address`, together with the address."""
 HEALTH_NETWORK = "engine-network"
 RESYNC_S = 60.0
 RETRY_S = 5.0
@@ -107,6 +109,11 @@ class DockerNetworks:
         made_here = network is not None and network.labels.get(ORIGIN_LABEL) == ORIGIN_DOCKER
         return name if made_here and name not in self._working else ""
 
+    async def reserve_aux(self, name: str, addresses: Iterable[IPv4Address]) -> None:
+        """Keep each `--aux-address` of network `name` from being handed out."""
+        for address in addresses:
+            await self._ops.reserve(name, f"{AUX_OWNER}{address}", address)
+
     async def _adopt(self, network: EngineNetwork) -> Network:
         """Make the cluster have the Docker network. Raises Conflict or ConfigError if it cannot."""
         name = identity(network)
@@ -121,6 +128,7 @@ class DockerNetworks:
                 options={"backend": options[BACKEND_OPTION]} if BACKEND_OPTION in options else {},
             )
         )
+        await self.reserve_aux(name, [parse_address(text, "--aux-address") for text in network.aux_addresses])
         await self.remember(network.id, name)
         log.info("network_adopted", extra={"network": name, "docker_network": network.id[:12]})
         return made
