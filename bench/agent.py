@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from pathlib import Path
 
 from bench.core import Row, median
 from plait.lab.lab import Lab
@@ -19,8 +18,7 @@ def run() -> list[Row]:
         for number in range(20):
             lab.run("A", "plait", "run", "--name", f"c{number}")
         time.sleep(2)
-        pid = int(lab.run("A", "cat", "/run/plait/agent.lock").stdout)
-        resident = sum(_resident_mb(process) for process in (pid, *_children(pid)))
+        resident = _resident_mb(lab)
         ready = []
         for _ in range(5):
             lab.kill_agent("B")
@@ -58,16 +56,11 @@ def run() -> list[Row]:
     ]
 
 
-def _children(pid: int) -> list[int]:
-    return [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
-
-
-def _resident_mb(pid: int) -> float:
-    """Proportional set size: shared pages count once."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"no PSS of process {pid}")
+def _resident_mb(lab: Lab) -> float:
+    """Proportional set size of the agent and its children, MB: shared pages count once."""
+    script = "p=$(cat /run/plait/agent.lock); cat /proc/$p/smaps_rollup; for c in $(cat /proc/$p/task/*/children); do cat /proc/$c/smaps_rollup; done"
+    lines = lab.run("A", "sh", "-c", script).stdout.splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
 def _visible_ms(lab: Lab, number: int) -> float:
@@ -80,9 +73,9 @@ def _visible_ms(lab: Lab, number: int) -> float:
         "end=time.time()+10\n"
         "while time.time()<end:\n"
         "    s.sendto(q,('127.0.0.1',53))\n"
-        "    if s.recv(512)[7]: print(json.dumps(time.time())) if False else print(time.time()); sys.exit()\n"
+        "    if s.recv(512)[7]: print(time.time()); sys.exit()\n"
         "    time.sleep(0.002)\n"
-    ).replace("print(json.dumps(time.time())) if False else ", "")
+    )
     watcher = lab.popen("B", "python3", "-c", script, stdout=subprocess.PIPE, text=True)
     time.sleep(0.3)
     lab.run("A", "plait", "run", "--name", name)

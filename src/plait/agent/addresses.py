@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from itertools import islice
@@ -171,11 +170,11 @@ class Addresses:
     async def _maintain(self, network: Network) -> None:
         if network.name == self._default and self._docker_bridge and self.bridge_block() is None:
             await self.lease(network, purpose="bridge")
-        own = [b for b in self._own_blocks(network.name) if b.purpose == "pool"]
         if not is_large(network):
-            await self._return_empty(network, own)
+            await self._return_empty(network)
             return
         async with self._lock(network.name):
+            own = [b for b in self._own_blocks(network.name) if b.purpose == "pool"]
             live = {a for a, r in self._held.get(network.name, {}).items() if r.live}
             spare = sum(1 for b in own if not any(a in b.cidr for a in live))
             touched = len(own) - spare
@@ -183,11 +182,12 @@ class Addresses:
             for _ in range((1 if touched else 2) - spare):
                 await self.lease(network)
 
-    async def _return_empty(self, network: Network, own: Iterable[Block]) -> None:
+    async def _return_empty(self, network: Network) -> None:
         async with self._lock(network.name):
+            own = self._own_blocks(network.name)
             held = self._held.get(network.name, {})
             for block in own:
-                if any(r.live and a in block.cidr for a, r in held.items()):
+                if block.purpose == "bridge" or any(r.live and a in block.cidr for a, r in held.items()):
                     continue
                 key = block_key(network.name, block.cidr)
                 await self._store.txn([], [Delete(key)])

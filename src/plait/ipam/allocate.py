@@ -113,6 +113,5 @@ def holders_text(network: Network, blocks: Iterable[Block], live: Mapping[str, i
 def exhausted(network: Network, blocks: Iterable[Block], live: Mapping[str, int]) -> PoolExhausted:
     """The error for an attach that finds no address and no free block."""
     return PoolExhausted(
-        holders_text(network, blocks, live)
-        + "; remove containers (`plait ipam` lists them) or create a network with a larger subnet"
+        holders_text(network, blocks, live) + "; remove containers (`plait ipam` lists them) or create a network with a larger subnet"
     )

@@ -51,9 +51,11 @@ def free_blocks(network: Network, taken: Collection[IPv4Network]) -> Iterator[IP
 
 
 def usable(network: Network, block: IPv4Network, tunnel: IPv4Address | None = None) -> Iterator[IPv4Address]:
-    """Addresses of `block` to hand out, ascending: not the pool's first, last or gateway, nor the node's tunnel address."""
+    """Addresses of `block` to hand out, ascending: not the pool's first, last or gateway, nor the node's tunnel address, nor in a
+    pool larger than a /24 those that end in 0 or 255, which people and old programs take for network and broadcast addresses."""
     kept = {network.subnet.network_address, network.subnet.broadcast_address, network.gateway, tunnel}
-    return (address for address in block if address not in kept)
+    wide = network.subnet.prefixlen < 24
+    return (address for address in block if address not in kept and not (wide and address.packed[3] in (0, 255)))
 
 
 def next_subnet(taken: Collection[IPv4Network], prefix: int = 16, first: str = "10.29.0.0") -> IPv4Network:

@@ -14,6 +14,16 @@ from plait.model.cluster import Endpoint, Network, PortMapping, Snapshot
 from plait.model.objects import HookRule, KernelObject, NftChain, NftSet
 
 ANY = IPv4Address("0.0.0.0")
+_TUNNEL = "udp dport 4789 notrack"
+_RAW = (
+    # A container must not reach the host's loopback, which route_localnet (published ports on 127.0.0.1) would allow.
+    'iifname "pl-*" ip daddr 127.0.0.0/8 drop',
+    # Traffic inside one network needs no connection tracking, and nor do the tunnel's own packets: measured, it is what a packet
+    # between hosts costs most. Answers of published ports are tracked, because their addresses must be turned back.
+    _TUNNEL,
+    'iifname "pl-*" ip saddr . meta l4proto . th sport @published accept',
+    'iifname "pl-*" ip saddr . ip daddr @same notrack',
+)
 
 
 def firewall_objects(snapshot: Snapshot, networks: Sequence[Network], gateway: bool, docker_bridge: bool) -> list[KernelObject]:
@@ -42,6 +52,7 @@ def port_objects(endpoints: Iterable[Endpoint]) -> list[KernelObject]:
     exact: set[str] = set()
     wildcard: set[str] = set()
     hairpin: set[str] = set()
+    published: set[str] = set()
     for endpoint in endpoints:
         for port in endpoint.ports:
             target = f"{endpoint.address} . {port.container_port}"
@@ -49,6 +60,7 @@ def port_objects(endpoints: Iterable[Endpoint]) -> list[KernelObject]:
                 wildcard.add(f"{port.proto} . {port.host_port} : {target}")
             else:
                 exact.add(f"{port.host_ip} . {port.proto} . {port.host_port} : {target}")
+            published.add(f"{endpoint.address} . {port.proto} . {port.container_port}")
         if endpoint.ports:
             hairpin.add(f"{endpoint.address} . {endpoint.address}")
     target_type = "ipv4_addr . inet_service"
@@ -56,6 +68,7 @@ def port_objects(endpoints: Iterable[Endpoint]) -> list[KernelObject]:
         NftSet("ports", f"ipv4_addr . inet_proto . inet_service : {target_type}", frozenset(exact), kind="map"),
         NftSet("ports_any", f"inet_proto . inet_service : {target_type}", frozenset(wildcard), kind="map"),
         NftSet("hairpin", "ipv4_addr . ipv4_addr", frozenset(hairpin)),
+        NftSet("published", "ipv4_addr . inet_proto . inet_service", frozenset(published)),
     ]
 
 
@@ -65,7 +78,7 @@ def _chains(gateway: bool) -> list[KernelObject]:
         "fib daddr type local dnat ip to meta l4proto . th dport map @ports_any",
     )
     forward = [
-        "ct state established,related accept",
+        "ct state established,related,untracked accept",
         "ip saddr . ip daddr @same accept",
         "ct status dnat accept",
         "ip saddr @hosts accept",
@@ -76,8 +89,8 @@ def _chains(gateway: bool) -> list[KernelObject]:
     if not gateway:
         forward.append('iifname != "pl-x*" ip daddr @pools drop')
     return [
-        # A container must not reach the host's loopback, which route_localnet (published ports on 127.0.0.1) would allow.
-        NftChain("raw", ('iifname "pl-*" ip daddr 127.0.0.0/8 drop',), "type filter hook prerouting priority raw; policy accept;"),
+        NftChain("raw", _RAW, "type filter hook prerouting priority raw; policy accept;"),
+        NftChain("raw_output", (_TUNNEL,), "type filter hook output priority raw; policy accept;"),
         NftChain("prerouting", publish, "type nat hook prerouting priority dstnat; policy accept;"),
         NftChain("output", publish, "type nat hook output priority -100; policy accept;"),
         NftChain(
