@@ -36,6 +36,7 @@ class View:
         self._alive: set[str] = set()
         self._own: dict[str, Record] = {}
         self._reported: set[str] = set()
+        self._silent: frozenset[str] = frozenset()
         self._snapshot: Snapshot | None = None
         self._waiters: set[asyncio.Event] = set()
         self._listeners: list[Callable[[frozenset[str]], None]] = []
@@ -109,6 +110,12 @@ class View:
     def record(self, key: str) -> Record | None:
         """The replicated record, decoded."""
         return self._stored.get(key)
+
+    def judge_silent(self, nodes: frozenset[str]) -> None:
+        """Nodes that this node finds dead although the last it heard of the store says otherwise: those that carried it."""
+        if nodes != self._silent:
+            self._silent = nodes
+            self._changed(frozenset({"alive"}))
 
     def alive_in_store(self, node: str) -> bool:
         return node in self._alive
@@ -197,7 +204,7 @@ class View:
                     containers[record.node, record.id] = record
                 case Instance():
                     instances[record.node, record.id] = record
-        alive = frozenset(self._alive | {self.me})
+        alive = frozenset((self._alive - self._silent) | {self.me})
         return Snapshot(self.me, self.revision, nodes, alive, networks, blocks, endpoints, containers, instances)
 
     def _indexed(self, key: str, own: Instance) -> Instance:

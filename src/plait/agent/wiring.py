@@ -28,6 +28,7 @@ from plait.agent.operations import AgentOperations
 from plait.agent.publisher import Publisher
 from plait.agent.reconciler import Reconciler
 from plait.agent.sandboxes import Sandboxes
+from plait.agent.storehost import StoreHost
 from plait.agent.view import View
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_exists
 from plait.model.errors import PlaitError
@@ -39,6 +40,7 @@ from plait.runtimes.docker.state import CachedState
 from plait.serve.admin import AdminServer
 from plait.serve.consul import ConsulApi
 from plait.serve.dns_parent import DnsService
+from plait.services.views import SERVER_META
 from plait.store.api import Change, Delete, Store
 from plait.store.join import split_address
 from plait.store.joinserver import PORT as JOIN_PORT
@@ -184,6 +186,9 @@ class _Wiring:
         async with asyncio.TaskGroup() as group:
             if not self.identity.store:
                 self._serve_store(group)
+            else:
+                host, port = split_address(self.identity.store, STORE_PORT)
+                group.create_task(StoreHost(self.view, host, port, self._server_name, lambda: self.replica.connected).run())
             if self.docker is not None:
                 group.create_task(self.docker.run())
             for loop in (
@@ -263,6 +268,10 @@ class _Wiring:
             self.publisher.wake()
         else:
             self.health.set("store-unreachable", "store", f"no connection to the store at {self._store_state()['address']}")
+
+    def _server_name(self) -> str | None:
+        """The node that carries the store, as far as is known."""
+        return next((n.name for n in self.view.snapshot.nodes.values() if SERVER_META in n.meta), None)
 
     def _contact_ms(self) -> int | None:
         return 0 if self.replica.connected else None
