@@ -14,6 +14,7 @@ from pathlib import Path
 
 from plait.client.admin import AdminClient
 from plait.lab import inside
+from plait.lab.process import until
 from plait.lab.spec import HostSpec
 from plait.lab.state import State
 from plait.model.errors import PlaitError
@@ -74,6 +75,16 @@ def start(state: State, name: str) -> None:
         if time.monotonic() > end:
             raise PlaitError(f"plait agent on host {name}: not ready within {READY_TIMEOUT_S:.0f} s; the end of {log}:\n{inside.tail(log)}")
         time.sleep(0.01)
+
+
+def wait_for_engine(state: State, name: str) -> None:
+    """Wait until the agent of host `name` sees the host's engine. PlaitError if it does not."""
+    client = AdminClient(inside.path_of(state.holder(name), SOCKET))
+
+    def sees() -> bool:
+        return any(engine["reachable"] for engine in client.status()["engines"])
+
+    until(f"the agent of host {name} sees its engine", sees, READY_TIMEOUT_S, every_s=0.05)
 
 
 def kill(state: State, name: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def log_of(state: State, name: str) -> Path:
     return state.disks / name / "docker.log"
 
 
-def start(state: State, name: str, extra: tuple[str, ...] = ()) -> None:
+def start(state: State, name: str, extra: Sequence[str] = ()) -> None:
     """Start the engine of host `name` and wait until it answers. `extra` are further dockerd options. PlaitError has its log's end."""
     holder = state.holder(name)
     if inside.daemon_pid(holder, "dockerd") is not None:
@@ -62,7 +63,7 @@ def is_running(state: State, name: str) -> bool:
     return inside.daemon_pid(state.holder(name), "dockerd") is not None
 
 
-def _command(state: State, name: str, holder: Process, extra: tuple[str, ...]) -> list[str]:
+def _command(state: State, name: str, holder: Process, extra: Sequence[str]) -> list[str]:
     fixed = [
         "dockerd",
         "--host=unix:///run/docker.sock",

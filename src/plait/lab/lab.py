@@ -115,8 +115,8 @@ class Lab:
         engines.stop(self.state, host, kill=kill)
 
     def start_engine(self, host: str, *options: str) -> None:
-        """Start dockerd on `host` with further `options`; returns when it answers."""
-        engines.start(self.state, host, options)
+        """Start dockerd on `host` with further `options`; returns when it answers, and the host's agent sees it if one is running."""
+        _start_engine(self.state, host, options)
 
     def reboot(self, host: str, *, start: bool = True) -> None:
         """Power loss and return: everything of `host` is killed, its links, routes, nft tables and /run are gone, its disk stays. Its
@@ -126,7 +126,7 @@ class Lab:
         if start and spec.agent:
             agents.start(state, host)
         if start and spec.engine:
-            engines.start(state, host)
+            _start_engine(state, host)
 
     def down(self) -> None:
         """Remove the lab and everything of it. Idempotent."""
@@ -137,12 +137,18 @@ class Lab:
     @staticmethod
     def _start_engines(state: State, hosts: Sequence[str], progress: Progress) -> None:
         def start(host: str) -> None:
-            engines.start(state, host)
+            _start_engine(state, host)
             progress(f"engine of {host} is ready")
 
         with ThreadPoolExecutor(max_workers=4) as pool:
             for future in [pool.submit(start, host) for host in hosts]:
                 future.result()
+
+
+def _start_engine(state: State, host: str, options: Sequence[str] = ()) -> None:
+    engines.start(state, host, options)
+    if agents.is_running(state, host):
+        agents.wait_for_engine(state, host)
 
 
 def sweep() -> list[str]:
