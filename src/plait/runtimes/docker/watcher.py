@@ -28,7 +28,7 @@ from plait.runtimes.docker.networks import Health
 log = logging.getLogger("plait.docker")
 HEALTH_ENGINE = "engine-unreachable"
 RESYNC_S = 30.0
-FIRST_RETRY_S, LAST_RETRY_S = 0.2, 3.0
+FIRST_RETRY_S, LAST_RETRY_S = 0.1, 0.4
 DETAILS_S = 0.05
 """How long a report waits for inspections. They come with the next report otherwise."""
 _NETWORK_ACTIONS = frozenset({"create", "destroy", "remove"})
@@ -136,7 +136,7 @@ class DockerWatcher:
         except NotFound:
             pass
         except PlaitError as error:
-            log.info("container_not_inspected", extra={"container": key[:12], "error": str(error)})
+            log.debug("container_not_inspected", extra={"container": key[:12], "error": str(error)})
         finally:
             if self._asking.get(key) is asyncio.current_task():
                 del self._asking[key]
