@@ -4,7 +4,7 @@
 Data in: a full list of containers, the engine's networks with their endpoints. Data out: `detach` of endpoints that no container and no
 network of the engine knows (`docker rm` while the agent was down), `release` of addresses that were asked for and never used, `attach`
 again with the right words of endpoints whose container could not be named when it joined, or was renamed since. Conservative: only after
-complete answers, never for an endpoint or address that is younger than `GRACE_S`.
+complete answers, never for an endpoint or address that is younger than the grace period.
 """
 
 from __future__ import annotations
@@ -29,9 +29,14 @@ class Collector:
     """`endpoint_age` and `owner_age`: seconds since the plug-in was last asked about one (infinite: not since the agent started)."""
 
     def __init__(
-        self, ops: Operations, engine: DockerEngine, endpoint_age: Callable[[str], float], owner_age: Callable[[str], float]
+        self,
+        ops: Operations,
+        engine: DockerEngine,
+        endpoint_age: Callable[[str], float],
+        owner_age: Callable[[str], float],
+        grace_s: float = GRACE_S,
     ) -> None:
-        self._ops, self._engine = ops, engine
+        self._ops, self._engine, self._grace_s = ops, engine, grace_s
         self._endpoint_age, self._owner_age = endpoint_age, owner_age
 
     async def collect(self, rows: Sequence[ContainerRow]) -> None:
@@ -65,13 +70,13 @@ class Collector:
             log.warning("endpoint_not_described", extra={"endpoint": endpoint.id[:16], "error": str(error)})
 
     async def _remove(self, present: set[str]) -> None:
-        doubtful = [e for e in self._ops.endpoints(RUNTIME).values() if e.id not in present and self._endpoint_age(e.id) > GRACE_S]
+        doubtful = [e for e in self._ops.endpoints(RUNTIME).values() if e.id not in present and self._endpoint_age(e.id) > self._grace_s]
         stale = [key for key, owner in self._ops.held(OWNER).items() if self._is_stale(owner)]
         if not doubtful and not stale:
             return
         confirmed = await self._in_networks()
         for endpoint in doubtful:
-            if endpoint.id not in confirmed and self._endpoint_age(endpoint.id) > GRACE_S:
+            if endpoint.id not in confirmed and self._endpoint_age(endpoint.id) > self._grace_s:
                 await self._ops.detach(endpoint.id)
                 log.info("endpoint_orphaned", extra={"endpoint": endpoint.id[:16], "network": endpoint.network, "container": endpoint.name})
         used = {(e.network, e.address) for e in self._ops.endpoints(RUNTIME).values()}
@@ -81,7 +86,7 @@ class Collector:
                 log.info("address_orphaned", extra={"network": network, "address": str(address)})
 
     def _is_stale(self, owner: str) -> bool:
-        return not owner.startswith(AUX_OWNER) and self._owner_age(owner) > GRACE_S
+        return not owner.startswith(AUX_OWNER) and self._owner_age(owner) > self._grace_s
 
     async def _in_networks(self) -> set[str]:
         """Endpoint ids and addresses that the engine's networks list: more than its containers while one is starting."""

@@ -80,6 +80,8 @@ class NetworkDriver:
         subnet = wire.parse_subnet(data.pool or "", "--subnet")
         name = given.get(NET_OPTION, "")
         known = self._ops.networks().get(name)
+        if known is None and self._networks.is_own_work(name):
+            raise NotFound(f"network {name!r} has been removed from the cluster meanwhile")
         if known is not None and known.subnet != subnet:
             raise Conflict(f"network {name!r} exists already with subnet {known.subnet}: add --subnet {known.subnet}")
         return NetworkRequest(
@@ -100,14 +102,7 @@ class NetworkDriver:
         return network
 
     async def delete_network(self, request: wire.NetworkOnly) -> Answer:
-        """Forget it here; a network that was made through an engine leaves the cluster unless somebody uses it, any other one comes
-        back at the next sync (docker does not let a driver refuse)."""
-        name = await self._networks.forget(request.network_id)
-        if name:
-            try:
-                await self._ops.remove_network(name)
-            except (Conflict, NotFound):
-                pass
+        await self._networks.deleted(request.network_id)
         return {}
 
     # --- endpoints

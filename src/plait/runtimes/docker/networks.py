@@ -36,6 +36,7 @@ AUX_OWNER = "docker:aux:"
 HEALTH_NETWORK = "engine-network"
 RESYNC_S = 60.0
 RETRY_S = 5.0
+VIEW_S = 3.0
 
 
 class Health(Protocol):
@@ -56,9 +57,10 @@ class DockerNetworks:
     ) -> None:
         self._ops, self._state, self._engine, self._health = ops, state, engine, health
         self._default, self._ready = default_network, ready
-        self._dirty = asyncio.Event()
+        self._dirty, self._arrived = asyncio.Event(), asyncio.Event()
         self._lock = asyncio.Lock()
         self._working: set[str] = set()
+        self._leaving: set[str] = set()
 
     # --- which network is it?
 
@@ -72,6 +74,7 @@ class DockerNetworks:
 
     async def identify(self, network_id: str) -> Network:
         """The network of the cluster behind a Docker network; adopts it if need be. Raises NotFound."""
+        await self._view_is_there()
         name = self.known(network_id)
         if not name:
             async with self._lock:
@@ -88,6 +91,7 @@ class DockerNetworks:
 
     async def adopt_subnet(self, subnet: IPv4Network) -> Network | None:
         """The network with this pool, adopted from the engine if the cluster does not have it yet."""
+        await self._view_is_there()
         async with self._lock:
             if self.by_subnet(subnet) is None:
                 for network in await self._engine.networks():
@@ -95,19 +99,37 @@ class DockerNetworks:
                         return await self._adopt(network)
         return self.by_subnet(subnet)
 
+    async def _view_is_there(self) -> None:
+        """A moment after the agent's start there is no cluster to look into yet: wait for it, for `VIEW_S` at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(VIEW_S):
+                while not self._ops.networks():
+                    self._arrived.clear()
+                    await self._arrived.wait()
+
     async def remember(self, network_id: str, name: str) -> None:
         """Durable. `name` "": created, not yet adopted."""
         await self._state.put(NETWORKS, network_id, {"name": name})
 
-    async def forget(self, network_id: str) -> str:
-        """The engine has deleted it. Returns the cluster's name if the cluster's network is to go too: it was made through an engine,
-        and the deletion is not this module's own work."""
+    async def deleted(self, network_id: str) -> None:
+        """The engine is deleting it. A network that was made through an engine leaves the cluster with it unless somebody uses it; any
+        other one comes back at the next sync, because Docker does not let a driver refuse."""
         name = self.known(network_id)
         await self._state.delete(NETWORKS, network_id)
-        self.mark()
         network = self._ops.networks().get(name)
-        made_here = network is not None and network.labels.get(ORIGIN_LABEL) == ORIGIN_DOCKER
-        return name if made_here and name not in self._working else ""
+        if network is not None and network.labels.get(ORIGIN_LABEL) == ORIGIN_DOCKER and not self.is_own_work(name):
+            self._leaving.add(name)
+            try:
+                await self._ops.remove_network(name)
+            except (Conflict, NotFound) as error:
+                log.info("network_kept", extra={"network": name, "error": str(error)})
+            finally:
+                self._leaving.discard(name)
+        self.mark()
+
+    def is_own_work(self, name: str) -> bool:
+        """Whether the engine is being asked to make or remove network `name` by this module."""
+        return name in self._working
 
     async def reserve_aux(self, name: str, addresses: Iterable[IPv4Address]) -> None:
         """Keep each `--aux-address` of network `name` from being handed out."""
@@ -138,6 +160,7 @@ class DockerNetworks:
     def mark(self) -> None:
         """Something changed on either side; `run` looks soon."""
         self._dirty.set()
+        self._arrived.set()
 
     async def run(self) -> None:
         """Sync at start, after every `mark` and once a minute. Never returns."""
@@ -163,14 +186,18 @@ class DockerNetworks:
         async with self._lock:
             texts: dict[str, str] = {}
             present: set[str] = set()
-            for network in await self._engine.networks():
-                if network.driver == DRIVER:
-                    name = identity(network)
-                    with _noted(texts, name):
-                        if await self._settle(network, name):
-                            present.add(name)
-            for name, wanted in sorted(self._ops.networks().items()):
-                if name != self._default and name not in present and name not in texts:
+            remembered = self._state.all(NETWORKS).keys()
+            listed = {network.id: network for network in await self._engine.networks() if network.driver == DRIVER}
+            for network in listed.values():
+                name = identity(network)
+                with _noted(texts, name):
+                    if await self._settle(network, name):
+                        present.add(name)
+            for key in remembered - listed.keys():
+                await self._state.delete(NETWORKS, key)
+            for name in sorted(self._ops.networks().keys() - present - texts.keys() - {self._default}):
+                wanted = self._ops.networks().get(name)
+                if wanted is not None and name not in self._leaving:
                     with _noted(texts, name), self._own_work(name):
                         await self._create(wanted)
             self._health.replace(HEALTH_NETWORK, texts)
