@@ -157,11 +157,11 @@ def _answer(value: Mapping[str, object], status: int = 200) -> web.Response:
 
 def listen(path: Path) -> socket.socket:
     """A listening Unix socket at `path`, mode 0600 from its first moment, in the place of whatever lay there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.unlink(missing_ok=True)
     sock = socket.socket(socket.AF_UNIX)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.unlink(missing_ok=True)
         sock.bind(str(fresh))
         fresh.chmod(0o600)
         sock.listen(128)

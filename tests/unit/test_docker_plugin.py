@@ -1,0 +1,482 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plug-in over a real Unix socket: dockerd's calls in, operations of a fake agent out."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.docker import Conditions, Dockerd, FakeEngine, dockerd
+
+from plait.model.cluster import PortMapping
+from plait.model.errors import KernelError, PlaitError, StoreUnavailable
+from plait.plan.desired import device_name, peer_name
+from plait.runtimes.api import AttachRequest, NetworkRequest
+from plait.runtimes.docker.engine import DockerEngine
+from plait.runtimes.docker.networks import ORIGIN_LABEL, DockerNetworks
+from plait.runtimes.docker.plugin import CONTENT_TYPE, DockerPlugin, inherited_socket, listen
+from plait.runtimes.docker.state import memory_state
+from plait.runtimes.fake import FakeOperations
+
+A = IPv4Address
+MAC = "com.docker.network.endpoint.macaddress"
+GATEWAY = {"RequestAddressType": "com.docker.network.gateway"}
+MESH = "plait:10.29.0.0/16"
+
+
+@dataclass
+class Setup:
+    ops: FakeOperations
+    engine: FakeEngine
+    plugin: DockerPlugin
+    networks: DockerNetworks
+    docker: Dockerd
+    path: Path
+
+    async def endpoint(self, name: str, mac: str, state: str = "created", **more: Any) -> str:
+        """RequestAddress, CreateEndpoint and Join of container `name`, as dockerd does; the address it got."""
+        row = next((r for r in self.engine.containers if r["Names"] == [f"/{name}"]), None) or self.engine.add_container(name, state)
+        row["State"] = state
+        got = await self.docker.call("IpamDriver.RequestAddress", PoolID=MESH, Address="", Options={MAC: mac})
+        key = f"ep{mac.replace(':', '')}"
+        face = {"Address": got["Address"], "AddressIPv6": "", "MacAddress": mac}
+        assert await self.create(key, face) == {"Interface": {}}
+        self.engine.networks["mesh-id"]["Containers"][f"ep-{key}"] = {"Name": name, "EndpointID": key, "MacAddress": mac}
+        assert "Err" not in await self.docker.call("NetworkDriver.Join", NetworkID="mesh-id", EndpointID=key, SandboxKey="/x", **more)
+        row["State"] = "running"
+        return str(got["Address"])
+
+    async def create(self, key: str, face: dict[str, str]) -> dict[str, Any]:
+        return await self.docker.call("NetworkDriver.CreateEndpoint", NetworkID="mesh-id", EndpointID=key, Interface=face, Options=None)
+
+    async def end(self, name: str, mac: str, address: str) -> None:
+        """What dockerd calls when the container stops."""
+        ids = {"NetworkID": "mesh-id", "EndpointID": f"ep{mac.replace(':', '')}"}
+        for call in ("RevokeExternalConnectivity", "Leave", "DeleteEndpoint"):
+            assert await self.docker.call(f"NetworkDriver.{call}", **ids) == {}
+        assert await self.docker.call("IpamDriver.ReleaseAddress", PoolID=MESH, Address=address.partition("/")[0]) == {}
+        next(r for r in self.engine.containers if r["Names"] == [f"/{name}"])["State"] = "exited"
+
+
+@pytest.fixture
+async def s(tmp_path: Path) -> AsyncIterator[Setup]:
+    ops, fake, state = FakeOperations(), FakeEngine(tmp_path / "docker.sock"), memory_state()
+    await ops.ensure_network(NetworkRequest("default", IPv4Network("10.28.0.0/16")))
+    await ops.ensure_network(NetworkRequest("mesh", IPv4Network("10.29.0.0/16")))
+    fake.add_network("mesh", "10.29.0.0/16", Options={"plait.net": "mesh"})
+    await fake.start()
+    engine = DockerEngine(fake.path, quick_s=0.2)
+    networks = DockerNetworks(ops, state, engine, Conditions(), "default", lambda: True)
+    await networks.sync()
+    ops.calls.clear()
+    plugin = DockerPlugin(ops, engine, networks)
+    path = tmp_path / "plugins" / "plait.sock"
+    await plugin.start(path)
+    async with dockerd(path) as docker:
+        yield Setup(ops, fake, plugin, networks, docker, path)
+    await plugin.close()
+    await engine.close()
+    await fake.stop()
+
+
+# --- the protocol itself
+
+
+async def test_handshake_and_capabilities(s: Setup) -> None:
+    assert await s.docker.call("Plugin.Activate") == {"Implements": ["NetworkDriver", "IpamDriver"]}
+    assert await s.docker.call("NetworkDriver.GetCapabilities") == {"Scope": "local", "ConnectivityScope": "global"}
+    assert (await s.docker.call("IpamDriver.GetCapabilities"))["RequiresMACAddress"] is True
+    assert (await s.docker.call("IpamDriver.GetDefaultAddressSpaces"))["LocalDefaultAddressSpace"] == "plait-local"
+
+
+async def test_body_with_and_without_length_and_the_content_type(s: Setup) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b'{"NetworkID": "n",'
+        yield b'"EndpointID": "e"}'
+
+    for body in (b"", chunks()):
+        name = "Plugin.Activate" if body == b"" else "NetworkDriver.EndpointOperInfo"
+        async with s.docker.session.post(f"http://plugin/{name}", data=body) as answer:
+            assert (answer.status, answer.headers["Content-Type"]) == (200, CONTENT_TYPE)
+
+
+async def test_what_is_not_a_call_is_404_and_other_methods_405(s: Setup) -> None:
+    for name in ("NetworkDriver.GwAllocCheck", "NetworkDriver.AllocateNetwork", "x", ""):
+        assert (await s.docker.post(name, b"{}"))[0] == 404
+    async with s.docker.session.get("http://plugin/Plugin.Activate") as answer:
+        assert answer.status == 405
+
+
+async def test_refusals_use_the_key_of_their_driver(s: Setup) -> None:
+    assert "PoolID" in (await s.docker.call("IpamDriver.RequestAddress", PoolID="other"))["Error"]
+    assert "is no request" in (await s.docker.call("NetworkDriver.Join", NetworkID=5))["Err"]
+
+
+async def test_an_unexpected_failure_is_an_answer_not_an_end(s: Setup) -> None:
+    s.ops.fail("detach", RuntimeError("boom"))  # type: ignore[arg-type]
+    answer = await s.docker.call("NetworkDriver.Leave", NetworkID="n", EndpointID="e")
+    assert "failed inside the agent" in answer["Err"]
+    assert "boom" not in answer["Err"]
+    assert await s.docker.call("NetworkDriver.Leave", NetworkID="n", EndpointID="e") == {}
+
+
+async def test_a_body_that_is_too_long_is_refused(s: Setup) -> None:
+    async with s.docker.session.post("http://plugin/NetworkDriver.Join", data=io.BytesIO(b"x" * (1 << 20 | 1))) as answer:
+        assert answer.status == 413
+        assert "1048576 bytes" in json.loads(await answer.read())["Err"]
+
+
+async def test_the_socket_is_roots_alone_and_goes_with_the_plugin(s: Setup) -> None:
+    assert stat.S_IMODE(s.path.stat().st_mode) == 0o600
+    await s.plugin.close()
+    assert not s.path.exists()
+    await s.plugin.close()
+
+
+async def test_a_left_over_socket_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "p.sock"
+    listen(path).close()
+    fresh = listen(path)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    fresh.close()
+    with pytest.raises(PlaitError, match="cannot listen on"):
+        listen(Path("/proc/nowhere/p.sock"))
+
+
+def test_the_inherited_socket_is_found_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "p.sock"
+    env = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+    assert inherited_socket(path, {}, os.getpid()) is None
+    assert inherited_socket(path, env | {"LISTEN_PID": "1"}, os.getpid()) is None
+    ours, saved = socket.socket(socket.AF_UNIX), os.dup(3)
+    try:
+        ours.bind(str(path))
+        os.dup2(ours.fileno(), 3)
+        found = inherited_socket(path, env, os.getpid())
+        assert found is not None and found.getsockname() == str(path)
+        found.detach()
+        assert inherited_socket(tmp_path / "other", env, os.getpid()) is None
+    finally:
+        os.dup2(saved, 3)
+        os.close(saved)
+        ours.close()
+
+
+# --- networks
+
+
+def creation(pool: str = "10.31.0.0/16", space: str = "plait-local", **options: Any) -> dict[str, Any]:
+    data = {"AddressSpace": space, "Pool": pool, "Gateway": "", "AuxAddresses": {}}
+    return {"NetworkID": "new-id", "Options": {"com.docker.network.generic": options}, "IPv4Data": [data], "IPv6Data": []}
+
+
+async def test_an_option_names_the_network_of_the_cluster(s: Setup) -> None:
+    assert await s.docker.call("NetworkDriver.CreateNetwork", **creation(**{"plait.net": "blue"})) == {}
+    assert s.ops.networks()["blue"].subnet == IPv4Network("10.31.0.0/16")
+    assert s.networks.known("new-id") == "blue"
+    answer = await s.docker.call("NetworkDriver.CreateNetwork", **creation("10.32.0.0/16", **{"plait.net": "mesh"}))
+    assert "--subnet 10.29.0.0/16" in answer["Err"]
+
+
+async def test_without_it_the_name_is_learnt_later(s: Setup) -> None:
+    body = creation()
+    body["IPv4Data"][0]["AuxAddresses"] = {"r": "10.31.0.2"}
+    assert await s.docker.call("NetworkDriver.CreateNetwork", **body) == {}
+    assert "ensure_network" not in s.ops.calls
+    s.engine.add_network("blue", "10.31.0.0/16", config={"AuxiliaryAddresses": {"r": "10.31.0.2"}}, Id="new-id")
+    got = await s.docker.call("IpamDriver.RequestAddress", PoolID="plait:10.31.0.0/16", Address="", Options={MAC: "02:00:00:00:00:01"})
+    assert got["Address"] == "10.31.0.3/16"
+    assert s.ops.networks()["blue"].labels == {ORIGIN_LABEL: "docker"}
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (creation(space="LocalDefault"), "add --ipam-driver plait"),
+        (creation(space="null"), "add --ipam-driver plait"),
+        (creation() | {"IPv4Data": None}, "add --ipam-driver plait"),
+        (creation(mtu="9000"), "plait.backend, plait.net"),
+        (creation() | {"IPv6Data": [{"Pool": "fd00::/64"}]}, "without --ipv6"),
+        (creation("10.29.128.0/17"), "overlaps 10.29.0.0/16 of network 'mesh'"),
+        (creation("8.8.0.0/16"), "not a private"),
+        (creation("10.31.0.1/16"), "host bits"),
+        (creation() | {"IPv4Data": creation()["IPv4Data"] * 2}, "one --subnet"),
+        (creation() | {"Options": {"com.docker.network.generic": [1]}}, "mapping of texts"),
+    ],
+)
+async def test_networks_that_cannot_be(s: Setup, body: dict[str, Any], words: str) -> None:
+    assert words in (await s.docker.call("NetworkDriver.CreateNetwork", **body))["Err"]
+    assert set(s.ops.networks()) == {"default", "mesh"}
+    assert s.networks.known("new-id") == ""
+
+
+async def test_a_store_out_of_reach_is_said(s: Setup) -> None:
+    s.ops.fail("ensure_network", StoreUnavailable("the store cannot be reached"))
+    answer = await s.docker.call("NetworkDriver.CreateNetwork", **creation(**{"plait.net": "blue"}))
+    assert answer["Err"] == "plait: the store cannot be reached"
+
+
+async def test_only_what_an_engine_made_leaves_the_cluster_through_one(s: Setup) -> None:
+    await s.docker.call("NetworkDriver.CreateNetwork", **creation(**{"plait.net": "blue"}))
+    for network in ("new-id", "mesh-id", "never-heard-of"):
+        assert await s.docker.call("NetworkDriver.DeleteNetwork", NetworkID=network) == {}
+    assert set(s.ops.networks()) == {"default", "mesh"}
+
+
+async def test_a_network_in_use_elsewhere_stays(s: Setup) -> None:
+    await s.docker.call("NetworkDriver.CreateNetwork", **creation("10.31.0.0/16", **{"plait.net": "blue"}))
+    await s.ops.attach(AttachRequest("other", "blue", "sandbox", "c", "n"))
+    assert await s.docker.call("NetworkDriver.DeleteNetwork", NetworkID="new-id") == {}
+    assert "blue" in s.ops.networks()
+
+
+# --- pools and addresses
+
+
+async def test_empty_pools_differ_until_they_are_given_back(s: Setup) -> None:
+    async def ask(**more: Any) -> dict[str, Any]:
+        return await s.docker.call("IpamDriver.RequestPool", AddressSpace="plait-local", Pool="", SubPool="", V6=False, **more)
+
+    got = [(await ask(Options=None))["Pool"] for _ in range(3)]
+    assert got == ["10.30.0.0/16", "10.31.0.0/16", "10.32.0.0/16"]
+    await s.docker.call("IpamDriver.ReleasePool", PoolID="plait:10.31.0.0/16")
+    assert (await ask(Options={}))["Pool"] == "10.31.0.0/16"
+    assert (await ask(Options={"plait.net": "mesh"}))["Pool"] == "10.29.0.0/16"
+    for _ in range(300):
+        answer = await ask(Options=None)
+        if "Error" in answer:
+            assert "--subnet" in answer["Error"]
+            return
+    pytest.fail("the pools never end")
+
+
+async def test_named_pools_and_their_ids_are_stable(s: Setup) -> None:
+    async def ask(**body: Any) -> dict[str, Any]:
+        return await s.docker.call("IpamDriver.RequestPool", **({"AddressSpace": "plait-local", "SubPool": "", "V6": False} | body))
+
+    first = await ask(Pool="10.40.0.0/24")
+    assert first == await ask(Pool="10.40.0.0/24") == {"PoolID": "plait:10.40.0.0/24", "Pool": "10.40.0.0/24", "Data": {}}
+    assert (await ask(Pool="10.40.0.0/24", SubPool="10.40.0.64/26"))["PoolID"] == "plait:10.40.0.0/24,10.40.0.64/26"
+    assert "no part of" in (await ask(Pool="10.40.0.0/24", SubPool="10.41.0.0/26"))["Error"]
+    assert "needs the --subnet" in (await ask(Pool="", SubPool="10.41.0.0/26"))["Error"]
+    assert "IPv4 only" in (await ask(Pool="", V6=True))["Error"]
+    assert "Swarm" in (await ask(Pool="", AddressSpace="plait-global"))["Error"]
+
+
+async def test_the_gateway_is_the_networks(s: Setup) -> None:
+    async def ask(pool: str, address: str = "") -> dict[str, Any]:
+        return await s.docker.call("IpamDriver.RequestAddress", PoolID=pool, Address=address, Options=GATEWAY)
+
+    assert (await ask(MESH))["Address"] == (await ask(MESH, "10.29.0.1"))["Address"] == "10.29.0.1/16"
+    assert "--gateway 10.29.0.1" in (await ask(MESH, "10.29.0.9"))["Error"]
+    assert (await ask("plait:10.60.0.0/24"))["Address"] == "10.60.0.1/24"
+    assert (await ask("plait:10.60.0.0/24", "10.60.0.254"))["Address"] == "10.60.0.254/24"
+    assert s.ops.held("") == {}
+    assert await s.docker.call("IpamDriver.ReleaseAddress", PoolID=MESH, Address="10.29.0.1") == {}
+
+
+async def test_the_same_mac_gets_the_same_address_and_a_given_one_is_checked(s: Setup) -> None:
+    async def ask(mac: str, address: str = "") -> dict[str, Any]:
+        return await s.docker.call("IpamDriver.RequestAddress", PoolID=MESH, Address=address, Options={MAC: mac})
+
+    assert (await ask("02:00:00:00:00:01"))["Address"] == (await ask("02:00:00:00:00:01"))["Address"] == "10.29.0.2/16"
+    assert (await ask("02:00:00:00:00:02", "10.29.7.7"))["Address"] == "10.29.7.7/16"
+    assert "in use" in (await ask("02:00:00:00:00:03", "10.29.7.7"))["Error"]
+    assert "PoolID" in (await s.docker.call("IpamDriver.RequestAddress", PoolID="pool:10.29.0.0/16"))["Error"]
+    assert "MAC" in (await s.docker.call("IpamDriver.RequestAddress", PoolID=MESH, Options=None))["Error"]
+
+
+async def test_a_range_hands_out_only_what_lies_in_it(s: Setup) -> None:
+    got = []
+    for number in range(5):
+        options = {MAC: f"02:00:00:00:00:{number:02x}"}
+        got.append(await s.docker.call("IpamDriver.RequestAddress", PoolID=f"{MESH},10.29.4.0/30", Address="", Options=options))
+    assert [g.get("Address") for g in got] == ["10.29.4.0/16", "10.29.4.1/16", "10.29.4.2/16", "10.29.4.3/16", None]
+    assert "range 10.29.4.0/30" in got[4]["Error"]
+
+
+async def test_a_restarted_dockerd_gets_the_same_answers_without_a_mac(s: Setup) -> None:
+    address = await s.endpoint("web", "02:00:00:00:00:01")
+    before = s.ops.held("")
+    for wanted, options in (("10.29.0.1", GATEWAY), (address.partition("/")[0], None)):
+        for _ in range(2):
+            again = await s.docker.call("IpamDriver.RequestAddress", PoolID=MESH, Address=wanted, Options=options)
+            assert again == {"Address": f"{wanted}/16", "Data": {}}
+    assert s.ops.held("") == before
+
+
+# --- endpoints
+
+
+async def test_join_plumbs_with_everything_that_the_engine_knows(s: Setup) -> None:
+    s.engine.add_container("web", "created", Labels={"app": "shop"})
+    address = await s.endpoint("web", "02:00:00:00:00:01")
+    (endpoint,) = s.ops.attached.values()
+    assert (endpoint.name, endpoint.container, endpoint.labels) == ("web", "web-id", {"app": "shop"})
+    assert (f"{endpoint.address}/16", endpoint.mac, endpoint.runtime) == (address, "02:00:00:00:00:01", "docker")
+    assert not [asked for asked in s.engine.asked if asked.endswith("web-id/json")], "an inspection inside Join waits for itself"
+
+
+async def test_join_answers_link_and_gateway(s: Setup) -> None:
+    await s.endpoint("web", "02:00:00:00:00:01")
+    again = await s.docker.call("NetworkDriver.Join", NetworkID="mesh-id", EndpointID="ep020000000001", SandboxKey="/x", Options=None)
+    name = peer_name(device_name("ep020000000001"))
+    assert again == {"InterfaceName": {"SrcName": name, "DstPrefix": "eth"}, "Gateway": "10.29.0.1"}
+    assert len(name) <= 15
+
+
+async def test_an_internal_network_has_no_gateway_and_wants_no_other_nic(s: Setup) -> None:
+    await s.ops.ensure_network(NetworkRequest("inner", IPv4Network("10.30.0.0/16"), internal=True))
+    s.engine.add_network("inner", "10.30.0.0/16", Internal=True)
+    await s.docker.call("NetworkDriver.CreateEndpoint", NetworkID="inner-id", EndpointID="e", Interface={"Address": "10.30.0.2/16"})
+    answer = await s.docker.call("NetworkDriver.Join", NetworkID="inner-id", EndpointID="e", SandboxKey="/x")
+    assert answer["DisableGatewayService"] is True
+    assert "Gateway" not in answer
+
+
+async def test_only_a_missing_mac_is_answered(s: Setup) -> None:
+    answer = await s.create("e1", {"Address": "10.29.0.9/16"})
+    assert answer["Interface"].keys() == {"MacAddress"}
+    assert "no address" in (await s.create("e2", {"Address": ""}))["Err"]
+
+
+async def test_an_engine_that_is_silent_does_not_hold_up_a_start(s: Setup) -> None:
+    s.engine.silent = True
+    got = await s.docker.call("IpamDriver.RequestAddress", PoolID=MESH, Address="", Options={MAC: "02:00:00:00:00:01"})
+    await s.create("e1", {"Address": got["Address"], "MacAddress": "02:00:00:00:00:01"})
+    assert "Gateway" in await s.docker.call("NetworkDriver.Join", NetworkID="mesh-id", EndpointID="e1", SandboxKey="/x")
+    assert s.ops.attached["e1"].name == ""
+    assert len(s.engine.asked) <= 4, "after the first silence the others are not waited for"
+
+
+async def test_an_agent_restarted_between_create_and_join_asks_the_engine(s: Setup) -> None:
+    s.engine.networks["mesh-id"]["Containers"]["ep-e1"] = {
+        "Name": "web",
+        "EndpointID": "e1",
+        "MacAddress": "02:00:00:00:00:01",
+        "IPv4Address": "10.29.0.2/16",
+    }
+    assert "Err" not in await s.docker.call("NetworkDriver.Join", NetworkID="mesh-id", EndpointID="e1", SandboxKey="/x")
+    assert (s.ops.attached["e1"].address, s.ops.attached["e1"].mac) == (A("10.29.0.2"), "02:00:00:00:00:01")
+    assert "start the container again" in (await s.docker.call("NetworkDriver.Join", NetworkID="mesh-id", EndpointID="e9"))["Err"]
+
+
+async def test_a_kernel_that_refuses_is_told_to_the_user(s: Setup) -> None:
+    s.ops.fail("attach", KernelError("put", ("link", "pl-e1"), 1))
+    await s.create("e1", {"Address": "10.29.0.9/16"})
+    assert "EPERM" in (await s.docker.call("NetworkDriver.Join", NetworkID="mesh-id", EndpointID="e1"))["Err"]
+
+
+async def test_the_end_is_idempotent_and_leaves_nothing(s: Setup) -> None:
+    address = await s.endpoint("web", "02:00:00:00:00:01")
+    for _ in range(2):
+        await s.end("web", "02:00:00:00:00:01", address)
+    assert s.ops.attached == {}
+    assert s.ops.held("") == {}
+
+
+async def test_a_late_release_does_not_take_the_next_owners_address(s: Setup) -> None:
+    address = await s.endpoint("web", "02:00:00:00:00:01")
+    ids = {"NetworkID": "mesh-id", "EndpointID": "ep020000000001"}
+    await s.docker.call("NetworkDriver.Leave", **ids)
+    await s.docker.call("NetworkDriver.DeleteEndpoint", **ids)
+    bare = address.partition("/")[0]
+    await s.docker.call("IpamDriver.RequestAddress", PoolID=MESH, Address=bare, Options={MAC: "02:00:00:00:00:02"})
+    await s.docker.call("IpamDriver.ReleaseAddress", PoolID=MESH, Address=bare)
+    assert s.ops.held("") == {("mesh", A(bare)): "docker:02:00:00:00:00:02"}
+
+
+async def test_a_start_that_failed_gives_its_address_back(s: Setup) -> None:
+    got = await s.docker.call("IpamDriver.RequestAddress", PoolID=MESH, Address="", Options={MAC: "02:00:00:00:00:01"})
+    await s.docker.call("IpamDriver.ReleaseAddress", PoolID=MESH, Address=got["Address"].partition("/")[0])
+    assert s.ops.held("") == {}
+
+
+# --- addresses stick to names
+
+
+async def test_a_container_keeps_its_address_over_stop_and_start(s: Setup) -> None:
+    names = ["aa", "bb", "cc"]
+    first = {n: await s.endpoint(n, f"02:00:00:00:00:0{i}") for i, n in enumerate(names)}
+    for i, name in enumerate(names):
+        await s.end(name, f"02:00:00:00:00:0{i}", first[name])
+    for i, name in enumerate(reversed(names)):
+        s.engine.locked = {f"{name}-id"}
+        assert await s.endpoint(name, f"02:00:00:00:01:0{i}", "exited") == first[name]
+
+
+async def test_and_over_removal_and_a_new_container_of_the_same_name(s: Setup) -> None:
+    first = await s.endpoint("web", "02:00:00:00:00:01")
+    await s.endpoint("db", "02:00:00:00:00:02")
+    await s.end("web", "02:00:00:00:00:01", first)
+    s.engine.containers = [r for r in s.engine.containers if r["Names"] != ["/web"]]
+    await s.endpoint("other", "02:00:00:00:00:03")
+    assert await s.endpoint("web", "02:00:00:00:00:04") == first
+
+
+async def test_while_dockerd_starts_the_names_come_back_in_their_order(s: Setup) -> None:
+    first = await s.endpoint("web", "02:00:00:00:00:01")
+    await s.end("web", "02:00:00:00:00:01", first)
+    s.engine.silent = True
+    got = await s.docker.call("IpamDriver.RequestAddress", PoolID=MESH, Address="", Options={MAC: "02:00:00:00:00:02"})
+    assert got["Address"] == first
+
+
+# --- ports
+
+
+def ports(*rows: tuple[int, str, int, int, int]) -> dict[str, Any]:
+    keys = ("Proto", "HostIP", "HostPort", "HostPortEnd", "Port")
+    return {"com.docker.network.portmap": [dict(zip(keys, row, strict=True)) | {"IP": ""} for row in rows]}
+
+
+async def test_ports_are_published_and_withdrawn(s: Setup) -> None:
+    await s.endpoint("web", "02:00:00:00:00:01")
+    ids = {"NetworkID": "mesh-id", "EndpointID": "ep020000000001"}
+    options = ports((6, "", 8080, 8080, 80), (17, "127.0.0.1", 53, 53, 53), (6, "", 0, 0, 443))
+    for _ in range(2):
+        assert await s.docker.call("NetworkDriver.ProgramExternalConnectivity", **ids, Options=options) == {}
+    shown = s.ops.attached["ep020000000001"].ports
+    assert shown[:2] == (PortMapping("tcp", 8080, 80), PortMapping("udp", 53, 53, A("127.0.0.1")))
+    assert shown[2].host_port and shown[2].container_port == 443
+    await s.docker.call("NetworkDriver.RevokeExternalConnectivity", **ids)
+    assert s.ops.attached["ep020000000001"].ports == ()
+
+
+async def test_a_range_takes_its_first_free_port(s: Setup) -> None:
+    for number, expected in enumerate((8000, 8001, None)):
+        mac = f"02:00:00:00:00:0{number}"
+        await s.endpoint(f"web{number}", mac)
+        ids = {"NetworkID": "mesh-id", "EndpointID": f"ep{mac.replace(':', '')}"}
+        answer = await s.docker.call("NetworkDriver.ProgramExternalConnectivity", **ids, Options=ports((6, "", 8000, 8001, 80)))
+        if expected is None:
+            assert "8000 to 8001" in answer["Err"]
+        else:
+            assert s.ops.attached[ids["EndpointID"]].ports == (PortMapping("tcp", expected, 80),)
+
+
+async def test_a_used_port_is_refused_in_plaits_words(s: Setup) -> None:
+    for number in (1, 2):
+        await s.endpoint(f"web{number}", f"02:00:00:00:00:0{number}")
+        ids = {"NetworkID": "mesh-id", "EndpointID": f"ep02000000000{number}"}
+        answer = await s.docker.call("NetworkDriver.ProgramExternalConnectivity", **ids, Options=ports((6, "", 80, 80, 80)))
+    assert answer == {"Err": "plait: port 80/tcp of this host is in use by web1"}
+    for wrong in (ports((6, "::1", 80, 80, 80)), ports((1, "", 80, 80, 80)), {"com.docker.network.portmap": 5}):
+        assert "Err" in await s.docker.call("NetworkDriver.ProgramExternalConnectivity", **ids, Options=wrong)
+
+
+async def test_nothing_to_publish_writes_nothing(s: Setup) -> None:
+    await s.endpoint("web", "02:00:00:00:00:01")
+    s.ops.calls.clear()
+    await s.docker.call("NetworkDriver.ProgramExternalConnectivity", NetworkID="mesh-id", EndpointID="ep020000000001", Options=ports())
+    assert s.ops.calls == []
