@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engine client, watcher, networks and collector against a fake engine's API."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+from tests.support.docker import Conditions, FakeEngine, until
+
+from plait.model.cluster import PortMapping
+from plait.model.errors import Conflict, EngineUnavailable, NotFound, PlaitError
+from plait.runtimes.api import AttachRequest, NetworkRequest
+from plait.runtimes.docker.collector import Collector
+from plait.runtimes.docker.containers import seconds
+from plait.runtimes.docker.engine import DockerEngine
+from plait.runtimes.docker.networks import ORIGIN_LABEL, DockerNetworks
+from plait.runtimes.docker.state import NETWORKS, CachedState, memory_state
+from plait.runtimes.docker.watcher import DockerWatcher
+from plait.runtimes.fake import FakeOperations
+
+A = IPv4Address
+
+
+@dataclass
+class Setup:
+    ops: FakeOperations
+    fake: FakeEngine
+    engine: DockerEngine
+    health: Conditions
+    networks: DockerNetworks
+    state: CachedState
+    ready: list[bool]
+
+    @contextlib.asynccontextmanager
+    async def watching(self) -> AsyncIterator[DockerWatcher]:
+        collector = Collector(self.ops, self.engine, lambda _: 1e9, lambda _: 1e9)
+        watcher = DockerWatcher("A", self.ops, self.engine, self.health, "default", collector.collect, self.networks.mark)
+        task = asyncio.create_task(watcher.run())
+        try:
+            yield watcher
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def attach(self, endpoint: str, name: str = "", network: str = "mesh") -> None:
+        await self.ops.attach(AttachRequest(endpoint, network, "docker", "", name))
+
+    @property
+    def last(self) -> dict[str, str]:
+        return {c.name: c.state for c in self.ops.reports[-1]} if self.ops.reports else {}
+
+
+@pytest.fixture
+async def s(tmp_path: Path) -> AsyncIterator[Setup]:
+    ops, fake, health, state, ready = FakeOperations(), FakeEngine(tmp_path / "d.sock"), Conditions(), memory_state(), [True]
+    await ops.ensure_network(NetworkRequest("default", IPv4Network("10.28.0.0/16")))
+    await ops.ensure_network(NetworkRequest("mesh", IPv4Network("10.29.0.0/16")))
+    await fake.start()
+    engine = DockerEngine(fake.path, timeout_s=1.0, quick_s=0.1)
+    networks = DockerNetworks(ops, state, engine, health, "default", lambda: ready[0])
+    yield Setup(ops, fake, engine, health, networks, state, ready)
+    await engine.close()
+    await fake.stop()
+
+
+# --- the client
+
+
+@pytest.mark.parametrize(("theirs", "used"), [("1.41", "/v1.41"), ("1.99", "/v1.48"), ("2.0", "/v1.48"), ("1.9", "/v1.9")])
+async def test_the_version_that_both_know_is_used(s: Setup, theirs: str, used: str) -> None:
+    s.fake.api = theirs
+    await s.engine.containers()
+    assert s.engine._api == used
+
+
+async def test_refusals_have_the_engines_words_and_a_class(s: Setup) -> None:
+    for status, kind in ((404, NotFound), (403, Conflict), (409, Conflict), (500, PlaitError)):
+        s.fake.refuse["/containers/json"] = (status, "no, because")
+        with pytest.raises(kind, match="no, because"):
+            await s.engine.containers()
+
+
+async def test_an_engine_that_is_away_or_silent_is_unavailable(s: Setup) -> None:
+    await s.engine.containers()
+    s.fake.silent = True
+    with pytest.raises(EngineUnavailable):
+        await s.engine.containers(quick=True)
+    s.fake.silent = False
+    with pytest.raises(EngineUnavailable, match="a moment ago"):
+        await s.engine.containers(quick=True)
+    assert await s.engine.containers() == []
+    assert await s.engine.containers(quick=True) == []
+    await s.fake.stop()
+    with pytest.raises(EngineUnavailable, match="is dockerd running"):
+        await s.engine.networks()
+
+
+async def test_an_inspection_that_is_held_back_does_not_make_the_engine_silent(s: Setup) -> None:
+    s.fake.locked = {"x"}
+    with pytest.raises(EngineUnavailable):
+        await s.engine.container("x")
+    assert await s.engine.containers(quick=True) == []
+
+
+def test_times_of_the_engine() -> None:
+    assert seconds("2026-11-23T05:00:00.123456789Z") == pytest.approx(1795410000.123456)
+    assert seconds("0001-01-01T00:00:00Z") == seconds("") == seconds("x") == 0.0
+
+
+# --- the watcher
+
+
+async def test_the_full_list_is_reported_with_all_that_is_known(s: Setup) -> None:
+    await s.attach("e1", "web")
+    await s.ops.publish("e1", [PortMapping("tcp", 8080, 80)])
+    s.fake.add_container("web", "running", endpoint="e1", address="10.29.0.2", Labels={"a": "b"})
+    published = [{"IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": 81, "Type": "tcp"}, {"IP": "::", "PrivatePort": 80, "PublicPort": 81}]
+    s.fake.add_container("plain", "running", network="bridge", address="10.28.0.2", Ports=published)
+    s.fake.add_container("local", "running", network="somebodys", address="172.20.0.2", Names=["/web/db", "/local"])
+    s.fake.add_container("off", "exited", network="bridge")
+    async with s.watching() as watcher:
+        await until(lambda: watcher.state["reachable"])
+        web, plain, local, off = s.ops.reports[0]
+    assert (web.name, web.labels, web.addresses, web.pid) == ("web", {"a": "b"}, {"mesh": A("10.29.0.2")}, 4711)
+    assert web.ports == (PortMapping("tcp", 8080, 80),)
+    assert web.started == pytest.approx(1795410000.123456)
+    assert plain.addresses == {"default": A("10.28.0.2")}
+    assert plain.ports == (PortMapping("tcp", 81, 80),)
+    assert (local.name, local.addresses) == ("local", {})
+    assert (off.state, off.addresses, off.pid) == ("exited", {}, 0)
+    assert watcher.state == {"runtime": "docker", "reachable": True, "version": "20.10.24", "containers": 3, "error": ""}
+
+
+async def test_a_death_is_reported_within_100_ms(s: Setup) -> None:
+    row = s.fake.add_container("web", "running")
+    async with s.watching():
+        await until(lambda: s.last == {"web": "running"} and s.fake.listeners)
+        row["State"] = "exited"
+        began = time.monotonic()
+        s.fake.emit("container", "die", "web-id")
+        await until(lambda: s.last == {"web": "exited"})
+        assert time.monotonic() - began < 0.1
+
+
+async def test_an_inspection_that_is_held_back_does_not_hold_up_a_death(s: Setup) -> None:
+    s.fake.add_container("slow", "running")
+    row = s.fake.add_container("web", "running")
+    s.fake.locked = {"slow-id"}
+    async with s.watching():
+        await until(lambda: len(s.last) == 2 and s.fake.listeners)
+        row["State"] = "exited"
+        began = time.monotonic()
+        s.fake.emit("container", "die", "web-id")
+        await until(lambda: s.last["web"] == "exited")
+        assert time.monotonic() - began < 0.15
+
+
+async def test_an_engine_that_goes_away_keeps_its_containers_and_raises_a_condition(s: Setup) -> None:
+    s.fake.add_container("web", "running")
+    async with s.watching() as watcher:
+        await until(lambda: s.last == {"web": "running"} and s.fake.listeners)
+        s.fake.emit("container", "update", "web-id", nano=1795410000_000000007)
+        await until(lambda: watcher._since != "")
+        reports = len(s.ops.reports)
+        await s.fake.stop()
+        await until(lambda: ("engine-unreachable", "docker") in s.health.active)
+        assert watcher.state["reachable"] is False
+        assert len(s.ops.reports) - reports <= 1
+        assert s.last == {"web": "running"}
+        s.fake.containers.clear()
+        await s.fake.start()
+        await until(lambda: s.last == {} and not s.health.active)
+    assert s.fake.since == ["", "1795410000.000000007"]
+
+
+async def test_restarting_asks_for_the_pid_again(s: Setup) -> None:
+    s.fake.add_container("web", "running")
+    async with s.watching():
+        await until(lambda: s.ops.reports and s.ops.reports[-1][0].pid and s.fake.listeners)
+        for action in ("exec_start: sh", "health_status: healthy"):
+            s.fake.emit("container", action, "web-id")
+        s.fake.emit("container", "restart", "web-id")
+        await until(lambda: s.fake.asked.count("GET /containers/web-id/json") == 2)
+
+
+# --- the collector
+
+
+async def test_endpoints_that_the_engine_lacks_are_detached(s: Setup) -> None:
+    s.fake.add_network("mesh", "10.29.0.0/16", Containers={"ep-starting": {"Name": "c", "EndpointID": "starting"}})
+    for endpoint in ("gone", "starting", "there"):
+        await s.attach(endpoint, "c")
+    await s.ops.reserve("mesh", "docker:02:00:00:00:00:09")
+    await s.ops.reserve("mesh", "docker:aux:10.29.0.77", A("10.29.0.77"))
+    s.fake.add_container("c", "running", endpoint="there")
+    async with s.watching():
+        await until(lambda: "gone" not in s.ops.attached)
+    assert set(s.ops.attached) == {"starting", "there"}
+    assert set(s.ops.held("docker:").values()) == {"docker:aux:10.29.0.77"}
+
+
+async def test_young_ones_are_left_alone_and_so_is_everything_when_the_engine_fails(s: Setup) -> None:
+    await s.attach("young")
+    await s.attach("old")
+    s.fake.add_network("mesh", "10.29.0.0/16")
+    collector = Collector(s.ops, s.engine, lambda key: 5.0 if key == "young" else 1e9, lambda _: 1e9)
+    s.fake.refuse["/networks"] = (500, "broken")
+    with pytest.raises(PlaitError):
+        await collector.collect([])
+    assert set(s.ops.attached) == {"young", "old"}
+    s.fake.refuse.clear()
+    await collector.collect([])
+    assert set(s.ops.attached) == {"young"}
+
+
+async def test_an_endpoint_without_a_name_gets_it_from_the_list(s: Setup) -> None:
+    await s.attach("e1")
+    s.fake.add_container("web", "running", endpoint="e1", Labels={"a": "b"})
+    async with s.watching():
+        await until(lambda: s.ops.attached["e1"].name == "web")
+        assert (s.ops.attached["e1"].container, s.ops.attached["e1"].labels) == ("web-id", {"a": "b"})
+        s.fake.containers[0]["Names"] = ["/shop"]
+        await until(lambda: s.fake.listeners)
+        s.fake.emit("container", "rename", "web-id")
+        await until(lambda: s.ops.attached["e1"].name == "shop")
+    assert s.ops.calls.count("attach") == 3
+
+
+# --- networks
+
+
+async def test_networks_of_the_cluster_appear_in_the_engine_and_go(s: Setup) -> None:
+    await s.networks.sync()
+    assert [n["Name"] for n in s.fake.networks.values()] == ["mesh"]
+    assert s.fake.networks["mesh-id"]["Options"] == {"plait.net": "mesh"}
+    before = list(s.fake.asked)
+    await s.networks.sync()
+    assert s.fake.asked == [*before, "GET /networks"], "a second pass changes nothing"
+    await s.ops.remove_network("mesh")
+    await s.networks.sync()
+    assert s.fake.networks == {}
+    assert s.state.all(NETWORKS) == {}
+
+
+async def test_nothing_is_removed_before_the_view_is_current(s: Setup) -> None:
+    await s.networks.sync()
+    await s.ops.remove_network("mesh")
+    s.ready[0] = False
+    await s.networks.sync()
+    assert s.fake.networks
+
+
+async def test_a_network_made_through_docker_becomes_the_clusters(s: Setup) -> None:
+    s.fake.add_network("blue", "10.40.0.0/16", gateway="10.40.0.9", Internal=True, Labels={"x": "y"})
+    await s.networks.sync()
+    made = s.ops.networks()["blue"]
+    assert (made.subnet, made.gateway, made.internal) == (IPv4Network("10.40.0.0/16"), A("10.40.0.9"), True)
+    assert made.labels == {"x": "y", ORIGIN_LABEL: "docker"}
+    await s.ops.remove_network("blue")
+    await s.networks.sync()
+    assert "blue-id" not in s.fake.networks, "what the cluster removed is not adopted again"
+
+
+async def test_one_that_cannot_be_is_removed_again_and_said(s: Setup) -> None:
+    s.fake.add_network("mesh2", "10.29.128.0/17")
+    await s.networks.sync()
+    assert [n["Name"] for n in s.fake.networks.values()] == ["mesh"]
+    assert "overlaps" in s.health.active["engine-network", "mesh2"]
+    await s.networks.sync()
+    assert s.health.active == {}
+
+
+async def test_a_removed_network_in_use_is_a_condition(s: Setup) -> None:
+    await s.networks.sync()
+    await s.ops.remove_network("mesh")
+    s.fake.refuse["/networks/mesh-id"] = (403, "network mesh has active endpoints")
+    await s.networks.sync()
+    assert "containers of this host use it" in s.health.active["engine-network", "mesh"]
+    s.fake.refuse.clear()
+    await s.networks.sync()
+    assert (s.health.active, s.fake.networks) == ({}, {})
+
+
+async def test_a_name_that_another_driver_has_is_a_condition(s: Setup) -> None:
+    s.fake.refuse["/networks/create"] = (409, "network with name mesh already exists")
+    await s.networks.sync()
+    assert "already exists" in s.health.active["engine-network", "mesh"]
+
+
+async def test_a_docker_network_with_another_pool_is_replaced(s: Setup) -> None:
+    s.fake.add_network("mesh", "10.77.0.0/16", Options={"plait.net": "mesh"})
+    await s.networks.sync()
+    assert s.fake.networks["mesh-id"]["IPAM"]["Config"][0]["Subnet"] == "10.29.0.0/16"
+
+
+async def test_the_loop_survives_an_absent_engine(s: Setup) -> None:
+    await s.fake.stop()
+    task = asyncio.create_task(s.networks.run())
+    await asyncio.sleep(0.1)
+    assert not task.done()
+    await s.fake.start()
+    s.networks.mark()
+    await until(lambda: s.fake.networks)
+    task.cancel()
+
+
+async def test_documents_survive_and_unchanged_ones_are_not_written() -> None:
+    disk: dict[tuple[str, str], bytes] = {}
+    writes: list[str] = []
+
+    async def write(kind: str, key: str, body: bytes | None) -> None:
+        writes.append(key)
+        if body is None:
+            disk.pop((kind, key), None)
+        else:
+            disk[kind, key] = body
+
+    def load(kind: str) -> dict[str, bytes]:
+        return {key: body for (k, key), body in disk.items() if k == kind}
+
+    state = CachedState(load, write)
+    for _ in range(2):
+        await state.put("k", "a", {"name": "x"})
+    await state.put("k", "b", {"name": "y"})
+    await state.delete("k", "b")
+    await state.delete("k", "b")
+    assert writes == ["a", "b", "b"]
+    again = CachedState(load, write)
+    assert again.all("k") == {"a": {"name": "x"}}
+    assert again.get("k", "b") is None
