@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+
 import pytest
 
 from plait.lab import demo
@@ -17,3 +21,13 @@ def test_the_case_holds_and_leaves_nothing() -> None:
     assert verdict.is_good, "\n".join(lines)
     assert verdict.took_s < 180
     assert not [state for state in states.list_labs() if state.name.startswith("demo-")]
+
+
+@pytest.mark.parametrize("delay_s", [1.0, 4.0, 9.0])
+def test_a_show_that_is_interrupted_leaves_nothing(delay_s: float) -> None:
+    show = subprocess.Popen([sys.executable, "-m", "plait.cli.lab", "demo"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(delay_s)
+    show.terminate()
+    assert show.wait(60) == 143
+    assert not [state for state in states.list_labs() if state.name == f"demo-{show.pid}"]
+    assert not (states.DISKS / f"demo-{show.pid}").exists()

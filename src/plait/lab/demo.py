@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from plait.lab.inside import CommandFailed
-from plait.lab.lab import Lab
+from plait.lab.lab import Lab, sweep
 from plait.lab.spec import parse_toml
 from plait.model.errors import PlaitError
 
@@ -325,12 +325,14 @@ def is_one_record(out: str) -> bool:
 
 
 def run(say: Callable[[str], None]) -> Verdict:
-    """Play the case on a lab of its own and remove it. PlaitError if the lab cannot be made; what a check finds is in the verdict."""
+    """Play the case on a lab of its own and remove it; what an earlier show left when it was killed is removed first. PlaitError if the
+    lab cannot be made; what a check finds is in the verdict."""
     missing = sorted({package for program, package in NEEDED.items() if shutil.which(program) is None})
     if missing:
         raise PlaitError(
             f"the four-host case needs programs of Debian packages that are not installed: apt-get install {' '.join(missing)}"
         )
+    sweep()
     began = time.monotonic()
     say("Four hosts: A, B and C with plait's agent and a Docker Engine, D with neither.")
     lab = Lab.up(parse_toml(FOUR_HOSTS, engines=True), f"demo-{os.getpid()}", owned=True, progress=say)
