@@ -14,8 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from plait.cli.lab import lab as cli
 from plait.lab import inside, process
+from plait.lab import state as states
 from plait.lab.lab import Lab, sweep
 from plait.lab.spec import simple
 from plait.model.errors import ConfigError, Conflict, NotFound, PlaitError
@@ -237,6 +240,15 @@ def test_down_leaves_nothing() -> None:
     assert gone(nets)
     assert not leftovers("test-gone")
     lab.down()
+
+
+def test_down_all_removes_every_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(states, "RUN", tmp_path / "run")
+    labs = [Lab.up(simple(1, agents=False), f"test-all-{number}", owned=True) for number in range(2)]
+    nets = {holder.net for one in labs for holder in one.state.holders.values()}
+    assert CliRunner().invoke(cli, ["down", "--all"]).exit_code == 0
+    assert gone(nets)
+    assert not states.RUN.exists()
 
 
 def test_a_failed_up_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

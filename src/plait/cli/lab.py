@@ -172,11 +172,15 @@ def reboot(host: str, lab_name: str) -> None:
 
 
 @lab.command()
+@click.option("--all", "every", is_flag=True, help="Every lab of this machine, whoever made it.")
 @_name
 @_plainly
-def down(lab_name: str) -> None:
+def down(every: bool, lab_name: str) -> None:
     """Remove the lab with everything of it. One that is not there is success."""
-    _lab(lab_name).down()
+    from plait.lab.state import list_labs
+
+    for name in [state.name for state in list_labs()] if every else [lab_name]:
+        _lab(name).down()
 
 
 @lab.command()

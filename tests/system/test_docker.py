@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real Docker Engines on plait networks: two hosts, each with its agent and its engine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from plait.lab import process
+from plait.lab.lab import Lab
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
+HTTP = ("curl", "-sS", "-m", "3", "-o", "/dev/null", "-w", "%{http_code}")
+
+
+@pytest.fixture(scope="module")
+def two(make_lab: Callable[..., Lab]) -> Lab:
+    lab = make_lab(hosts=2, agents=True, engines=True)
+    lab.run("A", "plait", "network", "create", "mesh")
+    for host in "AB":
+        process.until(f"mesh on {host}", lambda host=host: "mesh" in networks(lab, host), 5)
+    return lab
+
+
+@pytest.fixture(autouse=True)
+def clean(two: Lab) -> Iterator[None]:
+    """No container stays from one test to the next, and none leaves an endpoint, a link or an address."""
+    yield
+    for host in "AB":
+        found = two.run(host, "docker", "ps", "-aq").stdout.split()
+        if found:
+            two.run(host, "docker", "rm", "-f", *found, timeout_s=60)
+    process.until("no endpoint is left", lambda: not endpoints(two), 5)
+    for host in "AB":
+        process.until(f"no link is left on {host}", lambda host=host: not links(two, host), 3)
+
+
+def networks(lab: Lab, host: str) -> set[str]:
+    return set(lab.run(host, "docker", "network", "ls", "--filter", "driver=plait", "--format", "{{.Name}}").stdout.split())
+
+
+def endpoints(lab: Lab) -> dict[str, str]:
+    """Address of every endpoint of mesh, by container."""
+    view = json.loads(lab.run("A", "plait", "network", "inspect", "mesh", "--json").stdout)
+    return {row["name"]: row["address"] for row in view["attached"]}
+
+
+def links(lab: Lab, host: str) -> list[str]:
+    shown = json.loads(lab.run(host, "ip", "-j", "link").stdout)
+    return [link["ifname"] for link in shown if link["ifname"].startswith(("pl-e", "pl-p"))]
+
+
+def docker(lab: Lab, host: str, *words: str, check: bool = True, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    return lab.run(host, "docker", *words, check=check, timeout_s=timeout_s)
+
+
+def run(lab: Lab, host: str, name: str, *options: str) -> str:
+    """Start a web server on mesh; its address."""
+    docker(lab, host, "run", "-d", "--name", name, "--network", "mesh", *options, "nginx")
+    return address(lab, host, name)
+
+
+def address(lab: Lab, host: str, name: str, network: str = "mesh") -> str:
+    return docker(lab, host, "inspect", "-f", f"{{{{.NetworkSettings.Networks.{network}.IPAddress}}}}", name).stdout.strip()
+
+
+def answers(lab: Lab, host: str, client: str, url: str) -> bool:
+    return docker(lab, host, "exec", client, *HTTP, url, check=False).stdout == "200"
+
+
+# --- traffic and names
+
+
+def test_containers_of_two_hosts_talk_by_name_and_address(two: Lab) -> None:
+    web = run(two, "A", "web")
+    run(two, "B", "cli")
+    assert answers(two, "B", "cli", "http://web/")
+    assert answers(two, "B", "cli", f"http://{web}/")
+    assert endpoints(two)["web"] == web
+
+
+def test_ports_are_published_by_plait(two: Lab) -> None:
+    run(two, "A", "web", "-p", "8080:80", "-p", "80")
+    assert two.run("B", *HTTP, f"http://{two.address('A')}:8080/").stdout == "200"
+    assert two.run("A", *HTTP, "http://127.0.0.1:8080/").stdout == "200"
+    rows = json.loads(two.run("A", "plait", "ports", "--json").stdout)
+    (free,) = [row["host_port"] for row in rows if row["host_port"] != 8080]
+    assert two.run("B", *HTTP, f"http://{two.address('A')}:{free}/").stdout == "200"
+    refused = docker(two, "A", "run", "-d", "--name", "web2", "--network", "mesh", "-p", "8080:80", "nginx", check=False)
+    assert "plait: cannot publish 0.0.0.0:8080/tcp" in refused.stderr
+    docker(two, "A", "rm", "-f", "web")
+    assert two.run("B", *HTTP, f"http://{two.address('A')}:8080/", check=False).stdout == "000"
+    docker(two, "A", "start", "web2")
+    assert two.run("B", *HTTP, f"http://{two.address('A')}:8080/").stdout == "200"
+
+
+def test_everybody_sees_every_container(two: Lab) -> None:
+    run(two, "A", "web", "--label", "app=shop")
+    docker(two, "B", "run", "-d", "--name", "plain", "nginx")
+
+    def seen(host: str) -> dict[str, tuple[str, str]]:
+        return {row["name"]: (row["node"], row["state"]) for row in json.loads(two.run(host, "plait", "ps", "--json").stdout)}
+
+    for host in "AB":
+        process.until("both are listed", lambda host=host: seen(host) == {"web": ("A", "running"), "plain": ("B", "running")}, 3)
+    (web,) = [row for row in json.loads(two.run("B", "plait", "ps", "--json").stdout) if row["name"] == "web"]
+    assert web["labels"]["app"] == "shop"
+    docker(two, "B", "stop", "-t", "0", "plain")
+    process.until("its end is seen", lambda: seen("A")["plain"] == ("B", "exited"), 1)
+
+
+def test_the_default_bridge_is_reachable_from_the_other_host(two: Lab) -> None:
+    docker(two, "A", "run", "-d", "--name", "plain", "nginx")
+    docker(two, "B", "run", "-d", "--name", "cli", "nginx")
+    web = docker(two, "A", "inspect", "-f", "{{.NetworkSettings.IPAddress}}", "plain").stdout.strip()
+    assert web.startswith("10.28.")
+    assert answers(two, "B", "cli", f"http://{web}/")
+    process.until("by name too", lambda: answers(two, "B", "cli", "http://plain/"), 3)
+
+
+# --- addresses
+
+
+def test_addresses_stick_to_names(two: Lab) -> None:
+    first = {name: run(two, "A", name) for name in ("aa", "bb", "cc")}
+    docker(two, "A", "stop", "-t", "0", *first)
+    for name in ("cc", "aa"):
+        docker(two, "A", "start", name)
+        assert address(two, "A", name) == first[name]
+    docker(two, "A", "rm", "bb")
+    run(two, "A", "newcomer")
+    assert run(two, "A", "bb") == first["bb"]
+    docker(two, "A", "restart", "-t", "0", "aa", "bb", "cc")
+    assert {name: address(two, "A", name) for name in first} == first
+
+
+def test_an_address_can_be_chosen(two: Lab) -> None:
+    assert run(two, "A", "web", "--ip", "10.29.200.7") == "10.29.200.7"
+    again = docker(two, "A", "run", "-d", "--network", "mesh", "--ip", "10.29.200.7", "nginx", check=False)
+    assert "10.29.200.7" in again.stderr and "in use" in again.stderr
+    other = docker(two, "B", "run", "-d", "--network", "mesh", "--ip", "10.29.200.8", "nginx", check=False)
+    assert "which node A holds" in other.stderr
+
+
+# --- networks
+
+
+def test_a_network_made_through_docker_is_everybodys(two: Lab) -> None:
+    docker(two, "A", "network", "create", "-d", "plait", "--ipam-driver", "plait", "--subnet", "10.66.0.0/16", "made")
+    process.until("B has it", lambda: "made" in networks(two, "B"), 3)
+    docker(two, "B", "run", "-d", "--name", "web", "--network", "made", "nginx")
+    docker(two, "A", "run", "-d", "--name", "cli", "--network", "made", "nginx")
+    assert answers(two, "A", "cli", f"http://{address(two, 'B', 'web', 'made')}/")
+    docker(two, "A", "rm", "-f", "cli")
+    docker(two, "A", "network", "rm", "made")
+    process.until("it is in use on B, so it comes back", lambda: "made" in networks(two, "A"), 3)
+    docker(two, "B", "rm", "-f", "web")
+    docker(two, "A", "network", "rm", "made")
+    process.until("now it goes everywhere", lambda: networks(two, "B") == networks(two, "A") == {"mesh"}, 3)
+
+
+def test_networks_that_would_collide_are_refused(two: Lab) -> None:
+    for words, text in (
+        (("-d", "plait", "x"), "add --ipam-driver plait"),
+        (("-d", "plait", "--ipam-driver", "plait", "-o", "speed=9", "x"), "plait.backend, plait.net"),
+        (("-d", "plait", "--ipam-driver", "plait", "--subnet", "10.29.64.0/24", "x"), "overlaps 10.29.0.0/16"),
+    ):
+        assert text in docker(two, "A", "network", "create", *words, check=False).stderr
+    assert networks(two, "A") == {"mesh"}
+
+
+def test_two_networks_one_internal_connect_and_disconnect(two: Lab) -> None:
+    docker(two, "A", "network", "create", "-d", "plait", "--ipam-driver", "plait", "--internal", "inner")
+    docker(two, "A", "run", "-d", "--name", "web", "--network", "inner", "nginx")
+    routes = docker(two, "A", "exec", "web", "ip", "route").stdout
+    assert "default" not in routes and "dev eth0" in routes
+    docker(two, "A", "network", "connect", "mesh", "web")
+    routes = docker(two, "A", "exec", "web", "ip", "route").stdout
+    assert "default via 10.29.0.1 dev eth1" in routes
+    assert "docker_gwbridge" not in docker(two, "A", "network", "ls").stdout
+    run(two, "B", "cli")
+    assert answers(two, "B", "cli", f"http://{address(two, 'A', 'web')}/")
+    docker(two, "A", "network", "disconnect", "mesh", "web")
+    assert "default" not in docker(two, "A", "exec", "web", "ip", "route").stdout
+    assert set(endpoints(two)) == {"cli"}
+    docker(two, "A", "rm", "-f", "web")
+    docker(two, "A", "network", "rm", "inner")
+
+
+# --- restarts
+
+
+def test_a_restarted_dockerd_keeps_its_containers_addresses(two: Lab) -> None:
+    before = run(two, "B", "keeps", "--restart", "always", "-p", "8081:80")
+    two.stop_engine("B", kill=True)
+    time.sleep(2)
+    two.start_engine("B")
+    process.until("it runs again", lambda: endpoints(two) == {"keeps": before}, 10)
+    assert two.run("A", *HTTP, f"http://{two.address('B')}:8081/").stdout == "200"
+
+
+def test_live_restore_loses_nothing(two: Lab) -> None:
+    two.stop_engine("B")
+    two.start_engine("B", "--live-restore")
+    web = run(two, "B", "lives")
+    run(two, "A", "cli")
+    two.stop_engine("B", kill=True)
+    assert answers(two, "A", "cli", f"http://{web}/")
+    process.until("the engine's absence is said", lambda: "engine-unreachable" in two.run("B", "plait", "status", check=False).stdout, 3)
+    time.sleep(2)
+    two.start_engine("B", "--live-restore")
+    assert answers(two, "A", "cli", f"http://{web}/")
+    assert endpoints(two) == {"lives": web, "cli": address(two, "A", "cli")}
+    docker(two, "B", "restart", "-t", "0", "lives")
+    assert address(two, "B", "lives") == web
+    two.stop_engine("B")
+    two.start_engine("B")
+
+
+def test_a_killed_agent_stops_nobody_and_a_waiting_start_succeeds(two: Lab) -> None:
+    web = run(two, "A", "web")
+    run(two, "B", "cli")
+    two.kill_agent("A")
+    assert answers(two, "B", "cli", f"http://{web}/")
+    waiting = two.popen("A", "docker", "run", "-d", "--name", "late", "--network", "mesh", "nginx", stdout=subprocess.DEVNULL)
+    time.sleep(1)
+    two.start_agent("A")
+    assert waiting.wait(30) == 0
+    assert answers(two, "B", "cli", f"http://{web}/")
+    assert set(endpoints(two)) == {"web", "cli", "late"}
+
+
+def test_what_was_removed_while_the_agent_was_down_is_collected(two: Lab) -> None:
+    run(two, "A", "web")
+    two.kill_agent("A")
+    docker(two, "A", "rm", "-f", "web", timeout_s=120)  # dockerd tries each of its four calls for 15 s
+    assert links(two, "A")
+    two.start_agent("A")
+    process.until("the endpoint is collected", lambda: not endpoints(two) and not links(two, "A"), 5)
