@@ -424,11 +424,13 @@ async def test_and_over_removal_and_a_new_container_of_the_same_name(s: Setup) -
     assert await s.endpoint("web", "02:00:00:00:00:04") == first
 
 
-async def test_while_dockerd_starts_the_names_come_back_in_their_order(s: Setup) -> None:
-    first = await s.endpoint("web", "02:00:00:00:00:01")
-    await s.end("web", "02:00:00:00:00:01", first)
+async def test_while_dockerd_starts_the_last_names_come_back(s: Setup) -> None:
+    gone = await s.endpoint("gone", "02:00:00:00:00:01")
+    first = await s.endpoint("web", "02:00:00:00:00:02")
+    await s.end("gone", "02:00:00:00:00:01", gone)
+    await s.end("web", "02:00:00:00:00:02", first)
     s.engine.silent = True
-    got = await s.docker.call("IpamDriver.RequestAddress", PoolID=MESH, Address="", Options={MAC: "02:00:00:00:00:02"})
+    got = await s.docker.call("IpamDriver.RequestAddress", PoolID=MESH, Address="", Options={MAC: "02:00:00:00:00:03"})
     assert got["Address"] == first
 
 

@@ -6,8 +6,8 @@ costs a remembered address, nothing else, because Join names the container for c
 
 A container that is being started is listed as one that does not run yet and has the network among its settings. Where several are, the
 engine's own lock tells them apart: it holds back the inspection of the one it is starting and answers for the others at once (Docker 20.10:
-measured). While dockerd itself starts, it restarts containers and answers nothing; then the names that its clean-up gave up come back in
-their order.
+measured). While dockerd itself starts, it restarts containers and answers nothing; then the names come back that its clean-up gave up just
+before, the last one first. So of several containers that one dockerd restarts at once, two may swap their addresses; `--ip` pins one.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class StartingNames:
         oldest = asyncio.get_running_loop().time() - REMEMBER_S
         queue = self._left.get(network, deque())
         while queue:
-            name, when = queue.popleft()
+            name, when = queue.pop()
             if when >= oldest and name not in taken:
                 return name
         return ""
