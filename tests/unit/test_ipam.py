@@ -3,7 +3,17 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from plait.ipam import Reservation, block_of, blocks_of, check_network, choose_address, default_block_prefix, exhausted, free_blocks, next_subnet
+from plait.ipam import (
+    Reservation,
+    block_of,
+    blocks_of,
+    check_network,
+    choose_address,
+    default_block_prefix,
+    exhausted,
+    free_blocks,
+    next_subnet,
+)
 from plait.model.cluster import Block, Network
 from plait.model.errors import ConfigError, Conflict, NotFound, PoolExhausted
 
@@ -57,9 +67,7 @@ def test_a_name_gets_its_address_back_and_others_do_not_take_it_while_fresh_ones
 
 def test_the_longest_released_gives_way_when_nothing_fresh_is_left() -> None:
     network = net("10.9.0.0/29", block=29)
-    held = {
-        A(f"10.9.0.{n}"): Reservation("default", A(f"10.9.0.{n}"), f"o{n}", f"n{n}", live=False, serial=10 - n) for n in range(2, 7)
-    }
+    held = {A(f"10.9.0.{n}"): Reservation("default", A(f"10.9.0.{n}"), f"o{n}", f"n{n}", live=False, serial=10 - n) for n in range(2, 7)}
     assert choose_address(network, list(blocks_of(network)), held, "x", "fresh") == A("10.9.0.6")
 
 
@@ -108,3 +116,12 @@ def test_next_subnet_steps_over_what_is_taken() -> None:
 
 def test_block_of_finds_the_block() -> None:
     assert block_of(net(), A("10.28.7.9")) == B("10.28.7.0/24")
+
+
+def test_a_name_gets_the_address_it_had_last() -> None:
+    held = {
+        A("10.28.0.9"): Reservation("default", A("10.28.0.9"), "o1", "web", live=False, serial=3),
+        A("10.28.0.4"): Reservation("default", A("10.28.0.4"), "o2", "web", live=False, serial=7),
+        A("10.28.0.5"): Reservation("default", A("10.28.0.5"), "o3", "web", live=False, serial=5),
+    }
+    assert choose_address(net(), [B("10.28.0.0/24")], held, "new", "web") == A("10.28.0.4")

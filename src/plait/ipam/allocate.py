@@ -48,10 +48,9 @@ def choose_address(
             return reservation.address
     if wanted is not None:
         return _check_wanted(network, blocks, held, owner, wanted, tunnel)
-    if name:
-        for reservation in held.values():
-            if reservation.name == name and not reservation.live and _inside(reservation.address, blocks):
-                return reservation.address
+    remembered = [r for r in held.values() if name and r.name == name and not r.live and _inside(r.address, blocks)]
+    if remembered:
+        return max(remembered, key=lambda r: r.serial).address
     released: list[Reservation] = []
     for block in blocks:
         for address in usable(network, block, tunnel):
