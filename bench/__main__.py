@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m bench [NAME…]`: run the benchmarks, print them, write docs/benchmarks.md when all ran. Exit status 1 if a figure misses its bar."""
+"""`python -m bench [NAME…]`: run the benchmarks and print them; all of them together write docs/benchmarks.md.
+
+Exit status 1 if a figure misses its bar.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import importlib
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -14,18 +18,29 @@ from pathlib import Path
 
 from bench.core import Row
 
-NAMES = ("plumbing", "network", "agent", "docker")
-TOOLS = {"sockperf": "sockperf", "wrk": "wrk", "nginx": "nginx-light"}
+NAMES = ("plumbing", "network", "agent", "dns", "docker")
+TOOLS = {"sockperf": "sockperf", "wrk": "wrk", "nginx": "nginx-light", "dnsmasq": "dnsmasq-base", "unbound": "unbound"}
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 
 
 def _tools() -> None:
-    missing = [package for program, package in TOOLS.items() if subprocess.run(["which", program], capture_output=True).returncode]
-    if missing:
-        print(f"==> installing {' '.join(missing)}", flush=True)
+    """Install the peers and clients that are missing; none of their services may start on this machine."""
+    missing = [package for program, package in TOOLS.items() if shutil.which(program) is None]
+    if not missing:
+        return
+    print(f"==> installing {' '.join(missing)}", flush=True)
+    guard = Path("/usr/sbin/policy-rc.d")
+    made = not guard.exists()
+    if made:
+        guard.write_text("#!/bin/sh\nexit 101\n")
+        guard.chmod(0o755)
+    try:
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         command = ["apt-get", "-qq", "install", "-y", "--no-install-recommends", *missing]
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    finally:
+        if made:
+            guard.unlink()
 
 
 def _cpu() -> str:
@@ -34,12 +49,17 @@ def _cpu() -> str:
 
 
 def _page(rows: list[Row]) -> str:
-    head = (
-        "# Benchmarks\n\nWritten by `make bench`. Every figure that names a peer is the median of per-round ratios of one interleaved run, with the order\n"
-        "reversed each round; hosts are namespaces on one machine, so figures are path cost and say nothing of a wire.\n\n"
-        f"{datetime.now(UTC):%Y-%m-%d}, Linux {platform.release()}, {os.cpu_count()} CPUs ({_cpu()}), Python {platform.python_version()}.\n\n"
-        "| what | figure | bar | held | how |\n|---|---|---|---|---|\n"
-    )
+    machine = f"Linux {platform.release()}, {os.cpu_count()} CPUs ({_cpu()}), Python {platform.python_version()}"
+    head = f"""# Benchmarks
+
+Written by `make bench`. Every figure that names a peer is the median of per-round ratios of one interleaved run, with the
+order reversed each round. Hosts are namespaces on one machine, so figures are path cost and say nothing of a wire.
+
+{datetime.now(UTC):%Y-%m-%d}, {machine}.
+
+| what | figure | bar | held | how |
+|---|---|---|---|---|
+"""
     return head + "\n".join(row.line() for row in rows) + "\n"
 
 

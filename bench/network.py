@@ -16,8 +16,10 @@ from bench.core import Row, interleave, ratio
 from plait.lab.lab import Lab
 from plait.lab.spec import simple
 
-SECONDS = 2
-ROUNDS = 7
+SECONDS = 1
+ROUNDS = 13
+PINNED = "taskset -c 0"
+"""Both ends on one CPU: then a figure is the cost of the path, not of waking another CPU."""
 NGINX = "/tmp/plait-bench-nginx.conf"
 NGINX_CONF = """daemon off; master_process off; error_log /dev/null crit; pid /dev/null; events {}
 http { access_log off; keepalive_requests 1; server { listen 80; return 200 "x"; } }
@@ -42,7 +44,8 @@ iptables -t nat -A FLANNEL-POSTRTG ! -s 10.244.0.0/16 -d 10.244.0.0/16 -j MASQUE
 mkdir -p /run/plait/netns; touch /run/plait/netns/c; unshare --net=/run/plait/netns/c true
 ip link add vethc type veth peer name eth9; ip link set eth9 netns /run/plait/netns/c name eth0
 ip link set vethc mtu 1450 master cni0 up; bridge link set dev vethc hairpin on
-nsenter --net=/run/plait/netns/c sh -c 'ip link set lo up; ip link set eth0 mtu 1450 up; ip addr add 10.244.{n}.2/24 dev eth0; ip route add default via 10.244.{n}.1'
+c="nsenter --net=/run/plait/netns/c ip"; $c link set lo up; $c link set eth0 mtu 1450 up
+$c addr add 10.244.{n}.2/24 dev eth0; $c route add default via 10.244.{n}.1
 """
 
 
@@ -57,18 +60,18 @@ class Side:
         self.lab, self.target = lab, target
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.servers = [
-            lab.popen("B", *_inside("exec sockperf server --tcp -p 11111"), **quiet),
-            lab.popen("B", *_inside(f"exec nginx -c {NGINX}"), **quiet),
+            lab.popen("B", *_inside(f"exec {PINNED} sockperf server --tcp -p 11111"), **quiet),
+            lab.popen("B", *_inside(f"exec {PINNED} nginx -c {NGINX}"), **quiet),
         ]
 
     def round_trips(self) -> float:
         """Request-response transactions per second."""
-        text = self._client(f"sockperf ping-pong --tcp -i {self.target} -p 11111 -t {SECONDS} --msg-size 14")
+        text = self._client(f"{PINNED} sockperf ping-pong --tcp -i {self.target} -p 11111 -t {SECONDS} --msg-size 14")
         return 1e6 / (2 * _number(r"Latency is ([\d.]+) usec", text))
 
     def connects(self) -> float:
         """Connections with one request each, per second."""
-        text = self._client(f"wrk -t1 -c1 -d{SECONDS}s -H 'Connection: close' http://{self.target}/")
+        text = self._client(f"{PINNED} wrk -t1 -c1 -d{SECONDS}s -H 'Connection: close' http://{self.target}/")
         return _number(r"Requests/sec:\s+([\d.]+)", text)
 
     def _client(self, command: str) -> str:
