@@ -18,7 +18,8 @@ import pytest
 
 from plait.client.admin import AdminClient, AgentNotRunning, Refused
 from plait.model import errors
-from plait.serve.admin import AdminServer, NewNetwork, NewSandbox
+from plait.model.requests import NetworkRequest
+from plait.serve.admin import AdminServer, NewSandbox
 
 R = TypeVar("R")
 
@@ -68,12 +69,12 @@ CALLS: list[tuple[Callable[[AdminClient], object], tuple[Any, ...]]] = [
     (lambda c: c.forget_node("B"), ("forget_node", "B")),
     (lambda c: c.networks(), ("networks",)),
     (lambda c: c.network("a/b c"), ("network", "a/b c")),
-    (lambda c: c.create_network("mesh"), ("create_network", NewNetwork("mesh"))),
+    (lambda c: c.create_network("mesh"), ("create_network", NetworkRequest("mesh"))),
     (
         lambda c: c.create_network("mesh", "10.30.0.0/16", "10.30.0.9", True, {"a": "b"}, {"backend": "vxlan"}),
         (
             "create_network",
-            NewNetwork("mesh", IPv4Network("10.30.0.0/16"), IPv4Address("10.30.0.9"), 0, True, {"a": "b"}, {"backend": "vxlan"}),
+            NetworkRequest("mesh", IPv4Network("10.30.0.0/16"), IPv4Address("10.30.0.9"), 0, True, {"a": "b"}, {"backend": "vxlan"}),
         ),
     ),
     (lambda c: c.remove_network("mesh"), ("remove_network", "mesh", False)),

@@ -33,9 +33,10 @@ from plait.model.report import (
     StoreState,
     TokenView,
 )
+from plait.model.requests import NetworkRequest
 from plait.reconcile import order
-from plait.runtimes.api import NetworkRequest, Operations
-from plait.serve.admin import NewNetwork, NewSandbox
+from plait.runtimes.api import Operations
+from plait.serve.admin import NewSandbox
 from plait.store.api import Delete, Store
 
 
@@ -110,19 +111,10 @@ class AgentAdmin:
             raise NotFound(f"there is no network {name!r}; `plait network ls` lists them")
         return reports.network_view(snapshot, snapshot.networks[name])
 
-    async def create_network(self, request: NewNetwork) -> NetworkRow:
+    async def create_network(self, request: NetworkRequest) -> NetworkRow:
         if request.name in self._p.view.snapshot.networks:
             raise Conflict(f"network {request.name!r} exists already; `plait network inspect {request.name}` shows it")
-        wanted = NetworkRequest(
-            name=request.name,
-            subnet=request.subnet,
-            gateway=request.gateway,
-            block_prefix=request.block_prefix,
-            internal=request.internal,
-            labels=request.labels,
-            options=request.options,
-        )
-        return reports.network_row(self._p.view.snapshot, await self._p.ops.ensure_network(wanted))
+        return reports.network_row(self._p.view.snapshot, await self._p.ops.ensure_network(request))
 
     async def remove_network(self, name: str, force: bool) -> None:
         await self._p.ops.remove_network(name, force)

@@ -9,23 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface
 from typing import Protocol
 
 from plait.model.cluster import Container, Endpoint, Network, PortMapping
+from plait.model.requests import NetworkRequest
 
-
-@dataclass(frozen=True, slots=True)
-class NetworkRequest:
-    """`subnet` None: the next free one of the cluster's range. `ip_range` narrows what is handed out."""
-
-    name: str
-    subnet: IPv4Network | None = None
-    gateway: IPv4Address | None = None
-    block_prefix: int = 0
-    internal: bool = False
-    labels: Mapping[str, str] = field(default_factory=dict)
-    options: Mapping[str, str] = field(default_factory=dict)
+__all__ = ["AttachRequest", "NetworkRequest", "Operations"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from plait.model.report import (
     StatusView,
     TokenView,
 )
+from plait.model.requests import NetworkRequest
 from plait.serve.jsonbody import read_body
 
 log = logging.getLogger("plait.admin")
@@ -47,19 +48,6 @@ STOP_TIMEOUT_S = 1.0
 BODY_LIMIT = 1 << 20
 DEFAULT_TOKEN_TTL_S = 3600
 MAX_TOKEN_TTL_S = 7 * 86400
-
-
-@dataclass(frozen=True, slots=True)
-class NewNetwork:
-    """A network to be made. `subnet` None: the next free one; `gateway` None: its first address; `block_prefix` 0: by the size."""
-
-    name: str
-    subnet: IPv4Network | None = None
-    gateway: IPv4Address | None = None
-    block_prefix: int = 0
-    internal: bool = False
-    labels: Mapping[str, str] = field(default_factory=dict)
-    options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +81,7 @@ class AdminBackend(Protocol):
 
     async def network(self, name: str) -> NetworkView: ...
 
-    async def create_network(self, request: NewNetwork) -> NetworkRow: ...
+    async def create_network(self, request: NetworkRequest) -> NetworkRow: ...
 
     async def remove_network(self, name: str, force: bool) -> None: ...
 
@@ -260,7 +248,7 @@ class _Routes:
 
     async def create_network(self, request: web.Request) -> web.Response:
         body = await read_body(request, "name", "subnet", "gateway", "block_prefix", "internal", "labels", "options")
-        wanted = NewNetwork(
+        wanted = NetworkRequest(
             name=body.text("name"),
             subnet=body.parsed("subnet", IPv4Network, "an IPv4 network such as 10.29.0.0/16"),
             gateway=body.parsed("gateway", IPv4Address, "an IPv4 address"),
