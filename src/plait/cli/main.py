@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, str] = {
     "token": "plait.cli.node",
     "gateway": "plait.cli.node",
     "status": "plait.cli.status",
+    "wait": "plait.cli.status",
     "nodes": "plait.cli.listing",
     "node": "plait.cli.listing",
     "ps": "plait.cli.listing",

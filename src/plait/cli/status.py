@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`plait status`: whether all is well, on one screen.
+"""`plait status`: whether all is well, on one screen; `plait wait`: the same question for scripts, until the answer is good enough.
 
-Data in: the agent's `StatusView`. Data out: lines, one or two per part however large the cluster is, and everything that is wrong with
-what to do about it; exit status 0 only if all is well.
+Data in: the agent's `StatusView`, or what it still waits for. Data out: lines, one or two per part however large the cluster is, and
+everything that is wrong with what to do about it; exit status 0 only if all is well (`wait`: if the agent is ready).
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 
 from plait.cli.common import json_option, show_json, with_agent
+from plait.model.errors import PlaitError
 
 if TYPE_CHECKING:
     from plait.client.admin import AdminClient
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 NAMED = 8
 """How many things of a kind are named one by one; of more, the count is shown."""
+WAIT_EVERY_S = 0.1
+"""Pause between two questions of `plait wait`; a start takes about ten times as long."""
 
 
 @click.command()
@@ -34,6 +38,27 @@ def status(client: AdminClient, as_json: bool) -> int:
         for line in page(view):
             click.echo(line)
     return 0 if view["well"] else 1
+
+
+@click.command()
+@click.option("--timeout", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Longest wait, in seconds.")
+@with_agent
+def wait(client: AdminClient, timeout: float) -> None:
+    """Wait until the agent of this host is ready: it has addresses, its first pass is made and names are answered."""
+    from plait.client.admin import AgentNotRunning
+
+    end = time.monotonic() + timeout
+    while True:
+        left = end - time.monotonic()
+        try:
+            waiting = client.ready(timeout_s=max(left, WAIT_EVERY_S))
+        except AgentNotRunning:
+            waiting = "its process: nobody answers on its socket (see `journalctl -u plait`)"
+        if not waiting:
+            return
+        if left <= WAIT_EVERY_S:
+            raise PlaitError(f"the agent of this host is not ready after {timeout:g} s; it waits for {waiting}")
+        time.sleep(WAIT_EVERY_S)
 
 
 def page(view: StatusView) -> Iterator[str]:

@@ -65,6 +65,12 @@ class AdminClient:
     def __init__(self, path: Path = SOCKET, timeout_s: float = TIMEOUT_S) -> None:
         self._path, self._timeout_s = path, timeout_s
 
+    def ready(self, timeout_s: float | None = None) -> str:
+        """What the agent still waits for, "" once it serves containers. `timeout_s` bounds this call in place of the client's own."""
+        status, raw = self._exchange("GET", "ready", timeout_s=timeout_s)
+        answer = cast(dict[str, str], _decoded(200 if status == 503 else status, raw, "GET /v1/ready"))
+        return answer["waiting"] if "waiting" in answer else answer["error"]
+
     def status(self) -> StatusView:
         return cast(StatusView, self._call("GET", "status"))
 
@@ -153,7 +159,12 @@ class AdminClient:
 
     def _call(self, method: str, path: str, body: object = None) -> object:
         """The decoded JSON answer of one request."""
-        connection = _Connection(self._path, self._timeout_s)
+        return _decoded(*self._exchange(method, path, body), f"{method} /v1/{path}")
+
+    def _exchange(self, method: str, path: str, body: object = None, timeout_s: float | None = None) -> tuple[int, bytes]:
+        """Status and body of the answer to one request, which may take `timeout_s` (None: the client's own limit)."""
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        connection = _Connection(self._path, timeout_s)
         try:
             connection.request(method, f"/v1/{path}", body=None if body is None else json.dumps(body))
             answer = connection.getresponse()
@@ -166,7 +177,7 @@ class AdminClient:
             raise PlaitError(f"not allowed to open {self._path}: run the command as root or as a member of the group `plait`") from error
         except TimeoutError as error:
             raise PlaitError(
-                f"the plait agent did not answer {method} /v1/{path} within {self._timeout_s:g} s; look at its log (`journalctl -u plait`)"
+                f"the plait agent did not answer {method} /v1/{path} within {timeout_s:g} s; look at its log (`journalctl -u plait`)"
             ) from error
         except (OSError, http.client.HTTPException) as error:
             raise PlaitError(
@@ -174,7 +185,7 @@ class AdminClient:
             ) from error
         finally:
             connection.close()
-        return _decoded(answer.status, raw, f"{method} /v1/{path}")
+        return answer.status, raw
 
 
 def _decoded(status: int, raw: bytes, what: str) -> object:
