@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plait.kernel.linux import link, netlink, route
-from plait.kernel.linux.nft import parse_table
+from plait.kernel.linux.nftscript import parse_table
 from plait.model.objects import ROUTE_PROTOCOL, Route
 
 NAMES = {1: "pl-x1", 2: "pl-gw"}

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from plait.agent.health import Health
 from plait.agent.kernelwork import KernelWork, PassReport
 from plait.kernel.api import Kernel
+from plait.model.errors import KernelError
 from plait.model.objects import Plan
 
 log = logging.getLogger("plait.reconciler")
@@ -66,7 +67,7 @@ class Reconciler:
     async def once(self) -> PassReport:
         try:
             report = await self._work.converge(self._plan, self._may_delete())
-        except OSError as error:
+        except (OSError, KernelError) as error:
             self._health.set("kernel-refused", "pass", f"the kernel could not be read: {error}")
             self._dirty.set()
             return PassReport(0)

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from plait.model.errors import KernelError
-from plait.model.objects import KernelObject, Key, Op
+from plait.model.objects import KernelObject, Key, Op, VxlanLink
 
-__all__ = ["Kernel", "Op", "Result"]
+__all__ = ["Kernel", "Op", "Result", "changeable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +28,12 @@ class Result:
 class Kernel(Protocol):
     def owned(self, probe: Iterable[Key] = ()) -> dict[Key, KernelObject]:
         """Everything that carries plait's mark now. `probe` lists keys without a mark of their own (sysctls, hook
-        rules' chains) whose present value is wanted too: an absent one is left out."""
+        rules' chains) whose present value is wanted too: an absent one is left out. KernelError if the kernel cannot be read."""
         ...
 
     def apply(self, ops: Sequence[Op]) -> Result:
-        """Perform `ops` in the given order. nft operations of one call form one transaction. Idempotent."""
+        """Perform `ops` in the given order; operations on the nft table form one transaction, after the others. Idempotent. Whatever
+        goes wrong is in the result, nothing is raised."""
         ...
 
     def watch(self) -> AsyncIterator[str]:
@@ -44,3 +45,11 @@ class Kernel(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def changeable(now: KernelObject | None, wanted: KernelObject) -> bool:
+    """Whether a living link can be brought in line. VNI, port, source address and kind cannot be changed: such a link is replaced, and
+    what lay on it comes back with the pass after."""
+    if isinstance(now, VxlanLink) and isinstance(wanted, VxlanLink):
+        return (now.vni, now.port, now.local) == (wanted.vni, wanted.port, wanted.local)
+    return type(now) is type(wanted)

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from plait.kernel.linux.nft import script_of
+from plait.kernel.api import changeable
+from plait.kernel.linux.nftscript import TABLE, script_of
 from plait.model.objects import (
     HOOK_COMMENT,
     ROUTE_PROTOCOL,
@@ -25,7 +26,7 @@ def render(op: Op) -> list[str]:
     """The lines that perform `op`; never empty for a put."""
     match op.subject:
         case VxlanLink() | BridgeLink() | EndpointLink() as link:
-            return _link(link) if op.verb == "put" else [f"ip link del {link.name}"]
+            return _link(link, op.old) if op.verb == "put" else [f"ip link del {link.name}"]
         case Addr(dev, address):
             return [f"ip addr {'replace' if op.verb == 'put' else 'del'} {address} dev {dev}"]
         case Route() as route:
@@ -43,19 +44,25 @@ def render(op: Op) -> list[str]:
             return [f"nft delete rule {family} {table} {chain} ({rule})"]
         case _:
             lines = script_of([op]).splitlines()
-            return [f"nft {line}" for line in lines if line != "add table inet plait"]
+            return [f"nft {line}" for line in lines if line != f"add table {TABLE}"]
 
 
-def _link(link: KernelObject) -> list[str]:
+def _link(link: VxlanLink | BridgeLink | EndpointLink, old: KernelObject | None) -> list[str]:
+    """A link that is there and can be brought in line is set, one that cannot is deleted first."""
+    if old is not None and changeable(old, link):
+        address = "" if isinstance(link, EndpointLink) else f" address {link.mac}"
+        lines = [f"ip link set {link.name}{address} mtu {link.mtu} up"]
+        return lines + (_answers(link) if isinstance(link, EndpointLink) else [])
+    gone = [f"ip link del {link.name}"] if old is not None else []
     match link:
         case VxlanLink():
             kind = f"type vxlan id {link.vni} local {link.local} dstport {link.port} nolearning"
-            return [f"ip link add {link.name} address {link.mac} mtu {link.mtu} {kind}", f"ip link set {link.name} up"]
+            made = [f"ip link add {link.name} address {link.mac} mtu {link.mtu} {kind}", f"ip link set {link.name} up"]
         case BridgeLink():
-            return [f"ip link add {link.name} address {link.mac} mtu {link.mtu} type bridge", f"ip link set {link.name} up"]
+            made = [f"ip link add {link.name} address {link.mac} mtu {link.mtu} type bridge", f"ip link set {link.name} up"]
         case EndpointLink():
-            return _endpoint(link)
-    raise AssertionError(link)
+            made = _endpoint(link)
+    return gone + made
 
 
 def _endpoint(link: EndpointLink) -> list[str]:
@@ -64,14 +71,20 @@ def _endpoint(link: EndpointLink) -> list[str]:
     lines = [
         f"ip link add {link.name} mtu {link.mtu} type veth peer name {peer} address {link.mac} mtu {link.mtu}{inside}",
         f"ip link set {link.name} up",
-        f"sysctl -w net.ipv4.conf.{link.name}.proxy_arp=1",
+        *_answers(link),
     ]
-    if link.netns and link.address is not None:
+    if link.netns:
         enter = f"nsenter --net={link.netns} ip"
-        lines += [f"{enter} link set {link.ifname} up", f"{enter} addr replace {link.address} dev {link.ifname}"]
+        lines += [f"{enter} link set lo up", f"{enter} link set {link.ifname} up"]
+        if link.address is not None:
+            lines.append(f"{enter} addr replace {link.address} dev {link.ifname}")
         if link.gateway is not None:
             lines.append(f"{enter} route replace default via {link.gateway} dev {link.ifname}")
     return lines
+
+
+def _answers(link: EndpointLink) -> list[str]:
+    return [f"sysctl -w net.ipv4.conf.{link.name}.proxy_arp=1", f"sysctl -w net.ipv4.neigh.{link.name}.proxy_delay=0"]
 
 
 def _route(route: Route) -> str:

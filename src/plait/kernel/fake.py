@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A kernel in memory with the errors and dependencies of the real one; the contract suite runs the same text over both.
 
-It models: parents (an address on a missing link is ENODEV, everything on a link goes with it), idempotent puts and deletions, foreign
-hooks that may be absent. It lies in one thing: nft operations do not fail as one transaction unless `fail_next` says so for each.
+It models: parents (an address on a missing link is ENODEV, a sysctl of one ENOENT, everything on a link goes with it, also when a device
+must be replaced), idempotent puts and deletions, the nft table written as one transaction, foreign hooks that may be absent.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import asyncio
 import errno
 from collections.abc import AsyncIterator, Iterable, Sequence
 
-from plait.kernel.api import Result
+from plait.kernel.api import Result, changeable
 from plait.model.errors import KernelError
-from plait.model.objects import Addr, EndpointLink, Fdb, HookRule, KernelObject, Key, Neigh, Op, Route, Sysctl
+from plait.model.objects import PREFIX, Addr, Fdb, HookRule, KernelObject, Key, Neigh, Op, Route, Sysctl
 
 CAPABILITIES = frozenset({"vxlan", "bridge", "veth", "nft"})
 
@@ -54,13 +54,10 @@ class FakeKernel:
 
     def apply(self, ops: Sequence[Op]) -> Result:
         failed: dict[Key, KernelError] = {}
-        for op in ops:
-            number = self._failures.pop(op.key, 0) or self._refusal(op)
-            if number:
-                failed[op.key] = KernelError(op.verb, " ".join(op.key), number)
-                continue
-            self.writes += 1
-            self._perform(op)
+        table = [op for op in ops if op.key[0] == "nft"]
+        for op in (op for op in ops if op.key[0] != "nft"):
+            self._do([op], failed)
+        self._do(table, failed)
         return Result(tuple(op.key for op in ops if op.key not in failed), failed)
 
     async def watch(self) -> AsyncIterator[str]:
@@ -75,10 +72,20 @@ class FakeKernel:
 
     # --- semantics
 
+    def _do(self, ops: Sequence[Op], failed: dict[Key, KernelError]) -> None:
+        """All of `ops` or none of them."""
+        refusals = [number for op in ops if (number := self._failures.pop(op.key, 0) or self._refusal(op))]
+        if refusals:
+            failed |= {op.key: KernelError(op.verb, " ".join(op.key), refusals[0]) for op in ops}
+            return
+        for op in ops:
+            self.writes += 1
+            self._perform(op)
+
     def _refusal(self, op: Op) -> int:
         parent = _parent(op.subject)
         if op.verb == "put" and parent is not None and parent not in self.objects:
-            return errno.ENODEV
+            return errno.ENOENT if isinstance(op.subject, Sysctl) else errno.ENODEV
         return 0
 
     def _perform(self, op: Op) -> None:
@@ -86,7 +93,7 @@ class FakeKernel:
             self._remove(op.key)
         elif not isinstance(op.subject, HookRule) or op.key[1:4] in self.hooks:
             old = self.objects.get(op.key)
-            if old is not None and type(old) is not type(op.subject):
+            if old is not None and op.key[0] == "link" and not changeable(old, op.subject):
                 self._remove(op.key)
             self.objects[op.key] = op.subject
 
@@ -95,8 +102,6 @@ class FakeKernel:
         if obj is not None and key[0] == "link":
             for other in [k for k, o in self.objects.items() if _parent(o) == key]:
                 del self.objects[other]
-        if isinstance(obj, EndpointLink):
-            self.objects.pop(("sysctl", f"ipv4/conf/{obj.name}/route_localnet"), None)
 
 
 def _parent(obj: KernelObject) -> Key | None:
@@ -106,4 +111,6 @@ def _parent(obj: KernelObject) -> Key | None:
             return ("link", dev)
         case Route(dev=dev) if dev:
             return ("link", dev)
+        case Sysctl(path=path) if f"/{PREFIX}" in path:
+            return ("link", path.split("/")[2])
     return None

@@ -8,16 +8,17 @@ import errno
 import os
 import random
 import socket
+import struct
 from collections.abc import AsyncIterator, Iterable, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from plait.kernel.api import Result
+from plait.kernel.api import Result, changeable
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux import route as routes
 from plait.kernel.linux.netns import inside
-from plait.kernel.linux.nft import NftError, Ruleset, open_nft
+from plait.kernel.linux.nft import Ruleset, open_nft
 from plait.kernel.linux.probe import probe_capabilities
 from plait.kernel.linux.watch import watch_kernel
 from plait.model.errors import KernelError
@@ -39,6 +40,8 @@ from plait.model.objects import (
 )
 
 _GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}
+_BROKEN = (OSError, ValueError, struct.error, nl.NetlinkParseError)
+"""Everything that the kernel's answer or an object's values can make go wrong below the seam."""
 _SYSCTL_ROOT = Path("/proc/sys/net")
 _INDEX_FROM = 1 << 20
 """Interface indexes that we choose lie above this, far from those that the kernel counts up."""
@@ -55,6 +58,12 @@ class LinuxKernel:
 
     def owned(self, probe: Iterable[Key] = ()) -> dict[Key, KernelObject]:
         probe = list(probe)
+        try:
+            return self._list(probe)
+        except _BROKEN as error:
+            raise _kernel_error("list", ("kernel", "objects"), error) from error
+
+    def _list(self, probe: Sequence[Key]) -> dict[Key, KernelObject]:
         found = links.dump_links(self._sock)
         names = {f.index: f.name for f in found}
         ours = {f.index: f.name for f in found if f.link is not None}
@@ -105,13 +114,13 @@ class LinuxKernel:
                 self._flush(batch, failed)
                 self._perform(op)
                 indexes.clear()
-            except OSError as error:
-                if op.verb == "put" or error.errno not in _GONE:
-                    failed[op.key] = KernelError(op.verb, " ".join(op.key), error.errno or errno.EIO, error.strerror or "")
+            except _BROKEN as error:
+                refused = _kernel_error(op.verb, op.key, error)
+                if op.verb == "put" or refused.errno not in _GONE:
+                    failed[op.key] = refused
         self._flush(batch, failed)
         if nft_ops:
-            refused = self._ruleset.apply(nft_ops)
-            failed.update({key: _nft_error(key, error) for key, error in refused.items()})
+            failed |= self._apply_nft(nft_ops)
         return Result(tuple(op.key for op in ops if op.key not in failed), failed)
 
     def _message(self, op: Op, indexes: _Indexes) -> nl.Message | None:
@@ -129,10 +138,22 @@ class LinuxKernel:
         return None
 
     def _flush(self, batch: list[tuple[Op, nl.Message]], failed: dict[Key, KernelError]) -> None:
-        for (op, _), reply in zip(batch, self._sock.transact([m for _, m in batch]), strict=True):
+        try:
+            replies = self._sock.transact([message for _, message in batch])
+        except _BROKEN as error:
+            failed |= {op.key: _kernel_error(op.verb, op.key, error) for op, _ in batch}
+            replies = []
+        for (op, _), reply in zip(batch, replies, strict=False):
             if reply.errno and not (op.verb == "del" and reply.errno in _GONE):
                 failed[op.key] = KernelError(op.verb, " ".join(op.key), reply.errno, reply.text)
         batch.clear()
+
+    def _apply_nft(self, ops: Sequence[Op]) -> dict[Key, KernelError]:
+        try:
+            refused = self._ruleset.apply(ops)
+        except _BROKEN as error:
+            return {op.key: _kernel_error(op.verb, op.key, error) for op in ops}
+        return {key: KernelError("nft", " ".join(key), errno.EINVAL, str(error)) for key, error in refused.items()}
 
     def _perform(self, op: Op) -> None:
         match op.subject:
@@ -148,7 +169,7 @@ class LinuxKernel:
     def _put_device(self, link: VxlanLink | BridgeLink) -> None:
         """Create, or bring in line; what cannot be changed on a living device (VNI, port, source, kind) replaces it."""
         found = self._find(link.name)
-        if found is not None and not _changeable(found.link, link):
+        if found is not None and not changeable(found.link, link):
             self._must(links.delete_link(found.index))
             found = None
         if found is None:
@@ -227,12 +248,6 @@ def _index(name: str) -> int:
         raise OSError(errno.ENODEV, f"no link named {name}") from error
 
 
-def _changeable(now: links.Link | None, wanted: VxlanLink | BridgeLink) -> bool:
-    if isinstance(now, VxlanLink) and isinstance(wanted, VxlanLink):
-        return (now.vni, now.port, now.local) == (wanted.vni, wanted.port, wanted.local)
-    return type(now) is type(wanted)
-
-
 def _answer_at_once(dev: str) -> None:
     """No random delay before a proxy ARP answer (default up to 0.8 s, arp(7) proxy_delay)."""
     (_SYSCTL_ROOT / "ipv4/neigh" / dev / "proxy_delay").write_text("0")
@@ -247,5 +262,8 @@ def _read_sysctls(probe: Iterable[Key]) -> dict[Key, KernelObject]:
     return found
 
 
-def _nft_error(key: Key, error: NftError) -> KernelError:
-    return KernelError("nft", " ".join(key), errno.EINVAL, str(error))
+def _kernel_error(op: str, key: Key, error: Exception) -> KernelError:
+    """A failure below the seam as the seam's error: the errno if it has one; EINVAL for a value that fits no message."""
+    if isinstance(error, OSError):
+        return KernelError(op, " ".join(key), error.errno or errno.EIO, error.strerror or str(error))
+    return KernelError(op, " ".join(key), errno.EBADMSG if isinstance(error, nl.NetlinkParseError) else errno.EINVAL, str(error))

@@ -193,6 +193,13 @@ def decode_neigh(body: bytes, names: dict[int, str]) -> Neigh | None:
     return Neigh(names[index], _address(attrs[_NDA_DST]), attrs[_NDA_LLADDR].hex(":"))
 
 
+def neighbour_of(body: bytes) -> tuple[int, int]:
+    """Address family and interface index of a neighbour or FDB message."""
+    _short(body, _NDMSG.size, "neighbour")
+    family, index, _, _, _ = _NDMSG.unpack_from(body)
+    return family, index
+
+
 def dump_fdbs(sock: nl.NetlinkSocket, index: int, name: str) -> list[Fdb]:
     """Unicast FDB rows with a destination of one VXLAN device."""
     body = _NDMSG.pack(socket.AF_BRIDGE, index, 0, 0, 0)

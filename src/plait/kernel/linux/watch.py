@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernel events as words: rtnetlink and nftables multicast groups -> "link", "addr", "route", "neigh", "nft", "overrun".
 
-Only that something changed matters: the pass that follows reads the truth. Words that wait already are not repeated.
+Only that something changed matters: the pass that follows reads the truth. Words that wait already are not repeated. Neighbours that the
+kernel learns by itself are no event: a busy host has many a second, and plait's own lie on its tunnels only.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import socket
 from collections.abc import AsyncIterator
 
 from plait.kernel.linux.netlink import NETLINK_NETFILTER, NetlinkParseError, parse_messages
+from plait.kernel.linux.route import neighbour_of
+from plait.model.objects import PREFIX
 
 _RTMGRP_LINK, _RTMGRP_NEIGH, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE = 0x1, 0x4, 0x10, 0x40
 _NFNLGRP_NFTABLES = 7
+_AF_BRIDGE = 7
 _RECV_BYTES = 64 * 1024
 _READS_AT_ONCE = 64
 _ROUTE_WORDS = {16: "link", 17: "link", 20: "addr", 21: "addr", 24: "route", 25: "route", 28: "neigh", 29: "neigh"}
@@ -42,8 +46,26 @@ def read_words(sock: socket.socket, nft: bool) -> set[str]:
             words.add("overrun")
             continue
         with contextlib.suppress(NetlinkParseError):
-            words |= {"nft" if nft else _ROUTE_WORDS.get(kind, "") for kind, _, _, _ in parse_messages(data)}
+            words |= {"nft" if nft else _word(kind, body) for kind, _, _, body in parse_messages(data)}
     return words - {""}
+
+
+def _word(kind: int, body: bytes) -> str:
+    """The word for one rtnetlink message; "" for what cannot concern plait. NetlinkParseError if it is too short."""
+    word = _ROUTE_WORDS.get(kind, "")
+    return "" if word == "neigh" and not _on_tunnel(body) else word
+
+
+def _on_tunnel(body: bytes) -> bool:
+    """Whether a neighbour or FDB row lies on a link that plait keeps such rows on (not an endpoint's, where the kernel learns)."""
+    family, index = neighbour_of(body)
+    if family not in (socket.AF_INET, _AF_BRIDGE):
+        return False
+    try:
+        name = socket.if_indextoname(index)
+    except OSError:  # gone meanwhile: the link's own event says so
+        return False
+    return name.startswith(PREFIX) and not name.startswith(f"{PREFIX}e")
 
 
 async def watch_kernel() -> AsyncIterator[str]:
