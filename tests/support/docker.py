@@ -18,7 +18,8 @@ from plait.runtimes.docker.plugin import listen
 
 class FakeEngine:
     """`containers` and `networks` are the API's own JSON. `silent`: nothing is answered (dockerd is starting). `locked`: ids whose
-    inspection is held back. `asked` has method and path of every request, without the version."""
+    inspection is held back, `inspected`: the networks that an inspection shows, by id. `refuse`: status and text of an answer, by path.
+    `asked` has method and path of every request, without the version, `since` that of every event stream."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -27,6 +28,7 @@ class FakeEngine:
         self.networks: dict[str, dict[str, Any]] = {}
         self.silent = False
         self.locked: set[str] = set()
+        self.inspected: dict[str, dict[str, Any]] = {}
         self.asked: list[str] = []
         self.since: list[str] = []
         self.refuse: dict[str, tuple[int, str]] = {}

@@ -214,10 +214,10 @@ async def test_young_ones_are_left_alone_and_so_is_everything_when_the_engine_fa
     collector = Collector(s.ops, s.engine, lambda key: 5.0 if key == "young" else 1e9, lambda _: 1e9)
     s.fake.refuse["/networks"] = (500, "broken")
     with pytest.raises(PlaitError):
-        await collector.collect([])
+        await collector.collect([], {})
     assert set(s.ops.attached) == {"young", "old"}
     s.fake.refuse.clear()
-    await collector.collect([])
+    await collector.collect([], {})
     assert set(s.ops.attached) == {"young"}
 
 
@@ -232,6 +232,17 @@ async def test_an_endpoint_without_a_name_gets_it_from_the_list(s: Setup) -> Non
         s.fake.emit("container", "rename", "web-id")
         await until(lambda: s.ops.attached["e1"].name == "shop")
     assert s.ops.calls.count("attach") == 3
+
+
+async def test_aliases_are_learnt_from_the_inspection(s: Setup) -> None:
+    await s.attach("e1", "web")
+    row = s.fake.add_container("web", "running", endpoint="e1")
+    s.fake.inspected["web-id"] = {"mesh": row["NetworkSettings"]["Networks"]["mesh"] | {"Aliases": ["shop", "web-id", "front"]}}
+    async with s.watching():
+        await until(lambda: s.ops.attached["e1"].aliases == ("front", "shop"))
+        s.fake.emit("container", "update", "web-id")
+        await until(lambda: len(s.ops.reports) >= 2)
+    assert s.ops.calls.count("attach") == 2
 
 
 # --- networks

@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Brings this node's Docker endpoints in line with what the engine really has.
 
-Data in: a full list of containers, the engine's networks with their endpoints. Data out: `detach` of endpoints that no container and no
-network of the engine knows (`docker rm` while the agent was down), `release` of addresses that were asked for and never used, `attach`
-again with the right words of endpoints whose container could not be named when it joined, or was renamed since. Conservative: only after
-complete answers, never for an endpoint or address that is younger than the grace period.
+Data in: a full list of containers, what is known of their inspections, the engine's networks with their endpoints. Data out: `detach` of
+endpoints that no container and no network of the engine knows (`docker rm` while the agent was down), `release` of addresses that were
+asked for and never used, `attach` again of endpoints whose container could not be named when it joined, was renamed since, or has aliases
+(only its inspection tells them). Conservative: only after complete answers, never for an endpoint or address that is younger than the
+grace period.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from plait.model.cluster import Endpoint
 from plait.model.errors import NotFound, PlaitError
 from plait.runtimes.api import AttachRequest, Operations
 from plait.runtimes.docker.containers import RUNTIME
 from plait.runtimes.docker.engine import DockerEngine
-from plait.runtimes.docker.enginetypes import ContainerRow
+from plait.runtimes.docker.enginetypes import ContainerDetails, ContainerRow
 from plait.runtimes.docker.ipam import OWNER
 from plait.runtimes.docker.networks import AUX_OWNER, DRIVER
 
@@ -39,19 +40,20 @@ class Collector:
         self._ops, self._engine, self._grace_s = ops, engine, grace_s
         self._endpoint_age, self._owner_age = endpoint_age, owner_age
 
-    async def collect(self, rows: Sequence[ContainerRow]) -> None:
-        """One pass over a full list that was just received. Raises EngineUnavailable if the engine went away meanwhile."""
+    async def collect(self, rows: Sequence[ContainerRow], details: Mapping[str, ContainerDetails]) -> None:
+        """One pass over a full list that was just received; `details` by container id. EngineUnavailable if the engine went away."""
         owners = {s.endpoint_id: row for row in rows for s in row.networks.values() if s.endpoint_id}
         for endpoint in list(self._ops.endpoints(RUNTIME).values()):
             row = owners.get(endpoint.id)
             if row is not None:
-                await self._describe(endpoint, row)
+                await self._describe(endpoint, row, details.get(row.id))
         await self._remove(set(owners))
 
-    async def _describe(self, endpoint: Endpoint, row: ContainerRow) -> None:
-        """Give an endpoint the name, the container and the labels of its container, if it has others."""
-        labels = dict(row.labels or {})
-        if (endpoint.name, endpoint.container, dict(endpoint.labels)) == (row.name, row.id, labels) or not row.name:
+    async def _describe(self, endpoint: Endpoint, row: ContainerRow, details: ContainerDetails | None) -> None:
+        """Give an endpoint the name, id, labels and aliases of its container, if it has others."""
+        labels, aliases = dict(row.labels or {}), _aliases(endpoint, row, details)
+        known = (endpoint.name, endpoint.container, dict(endpoint.labels), endpoint.aliases)
+        if known == (row.name, row.id, labels, aliases) or not row.name:
             return
         request = AttachRequest(
             endpoint=endpoint.id,
@@ -61,7 +63,7 @@ class Collector:
             name=row.name,
             address=endpoint.address,
             mac=endpoint.mac,
-            aliases=endpoint.aliases,
+            aliases=aliases,
             labels=labels,
         )
         try:
@@ -99,3 +101,12 @@ class Collector:
                     continue
                 found |= {a.endpoint_id for a in attached.values()} | {a.address.partition("/")[0] for a in attached.values()}
         return found
+
+
+def _aliases(endpoint: Endpoint, row: ContainerRow, details: ContainerDetails | None) -> tuple[str, ...]:
+    """The aliases that somebody gave the container in the endpoint's network (`--network-alias`, a service of compose), sorted. What is
+    known already while the inspection is not; the engine's own alias, the short id, is left out."""
+    for settings in details.networks.values() if details is not None else ():
+        if settings.endpoint_id == endpoint.id:
+            return tuple(sorted({*(settings.aliases or [])} - {row.name, row.id[:12]}))
+    return endpoint.aliases

@@ -214,6 +214,7 @@ class DockerNetworks:
                 return True
             except (Conflict, ConfigError) as error:
                 await self._remove(network, name)
+                log.warning("docker_network_refused", extra={"network": name, "error": str(error)})
                 raise Conflict(f"Docker network {network.name!r} was removed again: {error}") from error
         await self._remove(network, name)
         return False
@@ -232,7 +233,7 @@ class DockerNetworks:
                 pass
             except Conflict as error:
                 raise Conflict(
-                    f"network {name!r} is no longer part of the cluster, but containers of this host use it:"
+                    f"Docker network {network.name!r} stands for no network of the cluster any more, but containers of this host use it:"
                     f" disconnect or remove them ({error})"
                 ) from error
             await self._state.delete(NETWORKS, network.id)

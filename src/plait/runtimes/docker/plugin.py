@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,7 @@ class DockerPlugin:
             return _answer({"Err": f"plait has no call {name!r}"}, 404)
         if request.method != "POST":
             return _answer({call.error_key: f"{name} is to be called by POST"}, 405)
+        began = time.monotonic()
         try:
             body = wire.parse(call.body, await request.read(), name)
             async with asyncio.timeout(call.limit_s):
@@ -100,6 +102,8 @@ class DockerPlugin:
         except Exception:
             log.exception("docker_call_failed", extra={"call": name})
             return _answer({call.error_key: f"plait: {name} failed inside the agent; its log has the details"})
+        finally:
+            log.debug("docker_call", extra={"call": name, "took_ms": round((time.monotonic() - began) * 1000, 1)})
 
     def _table(self) -> dict[str, Call]:
         return _plugin_calls() | _network_calls(self.driver) | _ipam_calls(self.ipam)

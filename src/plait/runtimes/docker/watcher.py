@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from plait.model.cluster import Container
 from plait.model.errors import NotFound, PlaitError
@@ -36,7 +36,8 @@ _PROCESS_ACTIONS = frozenset({"start", "restart", "die"})
 
 
 class DockerWatcher:
-    """Watches one engine. `on_list` is called with each full list, `on_networks` when the engine's networks may have changed."""
+    """Watches one engine. `on_list` is called with each full list and the inspections there are, `on_networks` when the engine's networks
+    may have changed."""
 
     def __init__(
         self,
@@ -45,7 +46,7 @@ class DockerWatcher:
         engine: DockerEngine,
         health: Health,
         bridge_network: str,
-        on_list: Callable[[Sequence[ContainerRow]], Awaitable[None]],
+        on_list: Callable[[Sequence[ContainerRow], Mapping[str, ContainerDetails]], Awaitable[None]],
         on_networks: Callable[[], None],
     ) -> None:
         self._node, self._ops, self._engine, self._health = node, ops, engine, health
@@ -124,7 +125,7 @@ class DockerWatcher:
                 task.add_done_callback(lambda _: self._dirty.set())
         await self._ops.report(RUNTIME, self._containers(rows))
         self._state = {**self._state, "containers": len(running)}
-        await self._on_list(rows)
+        await self._on_list(rows, self._details)
 
     def _containers(self, rows: Sequence[ContainerRow]) -> list[Container]:
         endpoints = self._ops.endpoints(RUNTIME)
