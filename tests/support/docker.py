@@ -112,9 +112,9 @@ class FakeEngine:
             case ["GET", "containers", key, "json"]:
                 if key in self.locked:
                     await asyncio.sleep(30)
-                return web.json_response(
-                    {"Id": key, "State": {"Pid": 4711, "Running": True, "StartedAt": "2026-11-23T05:00:00.123456789Z"}}
-                )
+                state = {"Pid": 4711, "Running": True, "StartedAt": "2026-11-23T05:00:00.123456789Z"}
+                networks = {"Networks": self.inspected.get(key)}
+                return web.json_response({"Id": key, "State": state, "NetworkSettings": networks})
             case ["GET", "networks"]:
                 return web.json_response([n | {"Containers": {}} for n in self.networks.values()])
             case ["GET", "networks", key] if key in self.networks:
