@@ -3,19 +3,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-from collections.abc import Callable, Iterator
+import errno
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
 import pytest
+from tests.support.kernel import OBJECTS, PLAN, VXLAN, converge, in_namespace, make_linux, sh
 
-from plait.kernel.api import Kernel
+from plait.kernel.api import Kernel, Op
 from plait.kernel.fake import FakeKernel
 from plait.kernel.linux import LinuxKernel
-from plait.kernel.linux.netns import in_thread, unshare_net
+from plait.kernel.linux.netns import create_netns, delete_netns, in_thread
 from plait.model.objects import (
     Addr,
     BridgeLink,
@@ -29,77 +29,24 @@ from plait.model.objects import (
     Plan,
     Route,
     Sysctl,
-    VxlanLink,
 )
 from plait.reconcile import diff, order
 
 pytestmark = pytest.mark.root
 A, N = IPv4Address, IPv4Network
-VXLAN = VxlanLink("pl-x1", 7, 4789, A("198.18.0.1"), "02:00:00:00:00:01", 1450)
-OBJECTS: tuple[KernelObject, ...] = (
-    VXLAN,
-    BridgeLink("pl-gw", "02:00:00:00:00:aa"),
-    EndpointLink("pl-e1", 1450, peer="pl-p1", mac="02:00:00:00:00:02"),
-    Addr("pl-x1", IPv4Interface("10.28.1.0/32")),
-    Addr("pl-gw", IPv4Interface("10.28.0.1/32")),
-    Sysctl("ipv4/ip_forward", "1"),
-    Sysctl("ipv4/conf/pl-e1/route_localnet", "1"),
-    Neigh("pl-x1", A("10.28.2.0"), "02:00:00:00:00:03"),
-    Fdb("pl-x1", "02:00:00:00:00:03", A("198.18.0.2")),
-    Route(N("10.28.2.0/24"), "pl-x1", via=A("10.28.2.0"), onlink=True, src=A("10.28.1.0"), mtu=1400),
-    Route(N("10.28.1.2/32"), "pl-e1", scope="link"),
-    Route(N("10.28.0.0/16"), kind="unreachable", metric=4278198272),
-    NftSet("pools", "ipv4_addr", frozenset({"10.28.0.0/16", "10.29.0.0/16"}), ("interval",)),
-    NftSet("same", "ipv4_addr . ipv4_addr", frozenset({f"10.{n}.0.0/16 . 10.{n}.0.0/16" for n in range(28, 48)}), ("interval",)),
-    NftSet("empty", "ipv4_addr", frozenset()),
-    NftSet(
-        "ports",
-        "ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service",
-        frozenset({"127.0.0.1 . udp . 53 : 10.28.1.2 . 53", "198.18.0.1 . sctp . 9 : 10.28.1.2 . 9"}),
-        kind="map",
-    ),
-    NftChain(
-        "in",
-        ("ct state established,related accept", "ip saddr . ip daddr @same accept"),
-        "type filter hook forward priority filter; policy accept;",
-    ),
-    NftChain("out", ("dnat ip to ip daddr . meta l4proto . th dport map @ports",), "type nat hook output priority -100; policy accept;"),
-    NftChain("plain", ('iifname != "pl-x*" ip daddr @pools drop',)),
-    HookRule("ip", "filter", "DOCKER-USER", 'oifname "pl-*" accept'),
-)
-PLAN: Plan = {obj.key: obj for obj in OBJECTS}
-
-
-def converge(kernel: Kernel, plan: Plan) -> int:
-    """One pass; the number of operations it took. Fails the test if the kernel refused one."""
-    probes = [key for key in plan if key[0] in ("sysctl", "hook")]
-    ops = order(diff(plan, kernel.owned(probes), True))
-    result = kernel.apply(ops)
-    assert not result.failed
-    return len(ops)
-
-
-def sh(command: str) -> str:
-    return subprocess.run(command, shell=True, check=True, capture_output=True, text=True).stdout
 
 
 def make_fake() -> Kernel:
     return FakeKernel(hooks=[("ip", "filter", "DOCKER-USER")])
 
 
-def make_linux() -> Kernel:
-    unshare_net()
-    own, machine = os.stat("/proc/thread-self/ns/net").st_ino, os.stat("/proc/self/ns/net").st_ino
-    assert own != machine, "refusing to run in the machine's own namespace"
-    sh("ip link add eth0 type bridge && ip addr add 198.18.0.1/24 dev eth0 && ip link set eth0 up")
-    sh("nft 'add table ip filter; add chain ip filter DOCKER-USER; add rule ip filter DOCKER-USER counter return'")
-    return LinuxKernel()
+Run = Callable[[Callable[[Kernel], None]], None]
 
 
 @pytest.fixture(params=["fake", "linux"])
-def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Callable[[Kernel], None]], None]]:
+def run(request: pytest.FixtureRequest) -> Run:
     """Runs a body with a kernel, the real one in a thread that has a namespace of its own."""
-    make = make_fake if request.param == "fake" else make_linux
+    make: Callable[[], Kernel] = make_fake if request.param == "fake" else make_linux
 
     def runner(body: Callable[[Kernel], None]) -> None:
         def work() -> None:
@@ -112,9 +59,6 @@ def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Callable[[Kernel],
         in_thread(work)
 
     return runner
-
-
-Run = Callable[[Callable[[Kernel], None]], None]
 
 
 def test_what_is_put_is_read_back_equal_and_a_second_pass_writes_nothing(run: Run) -> None:
@@ -178,6 +122,55 @@ def test_a_refused_key_does_not_stop_the_others(run: Run) -> None:
     run(body)
 
 
+BELOW_NOTHING: tuple[KernelObject, ...] = (
+    Addr("pl-none", IPv4Interface("10.28.9.0/32")),
+    Neigh("pl-none", A("10.28.2.0"), "02:00:00:00:00:03"),
+    Fdb("pl-none", "02:00:00:00:00:03", A("198.18.0.2")),
+    Route(N("10.28.2.0/24"), "pl-none"),
+    Sysctl("ipv4/conf/pl-none/route_localnet", "1"),
+)
+
+
+@pytest.mark.parametrize("obj", BELOW_NOTHING, ids=lambda o: o.key[0])
+def test_what_lies_on_a_missing_link_is_refused_and_its_deletion_is_nothing(run: Run, obj: KernelObject) -> None:
+    def body(kernel: Kernel) -> None:
+        refused = kernel.apply([Op("put", obj)]).failed
+        assert refused[obj.key].errno == (errno.ENOENT if isinstance(obj, Sysctl) else errno.ENODEV)
+        if not isinstance(obj, Sysctl):
+            assert not kernel.apply([Op("del", None, obj)]).failed
+
+    run(body)
+
+
+def test_the_table_is_one_transaction(run: Run) -> None:
+    """A set on which a rule relies is refused, so the rule and the set beside it are not there either."""
+
+    def body(kernel: Kernel) -> None:
+        good, bad = NftSet("good", "ipv4_addr", frozenset({"10.0.0.1"})), NftSet("bad", "no_such_type", frozenset())
+        if isinstance(kernel, FakeKernel):
+            kernel.fail_next(bad.key)
+        result = kernel.apply([Op("put", good), Op("put", bad), Op("put", BridgeLink("pl-gw", "02:00:00:00:00:aa"))])
+        assert set(result.failed) == {good.key, bad.key} and result.done == (("link", "pl-gw"),)
+        assert set(kernel.owned()) == {("link", "pl-gw")}
+
+    run(body)
+
+
+def test_ten_thousand_routes(run: Run) -> None:
+    def body(kernel: Kernel) -> None:
+        objects = [
+            BridgeLink("pl-gw", "02:00:00:00:00:aa"),
+            *(Route(N((0x0A400000 + (n << 8), 24)), "pl-gw", scope="link") for n in range(10_000)),
+        ]
+        plan: Plan = {obj.key: obj for obj in objects}
+        assert converge(kernel, plan) == 10_001
+        assert kernel.owned() == plan
+        converge(kernel, {})
+        assert kernel.owned() == {}
+
+    run(body)
+
+
 def test_deleting_what_is_gone_succeeds(run: Run) -> None:
     def body(kernel: Kernel) -> None:
         converge(kernel, PLAN)
@@ -196,18 +189,6 @@ def test_an_absent_foreign_hook_is_no_error_and_no_work(run: Run) -> None:
     run(body)
 
 
-def in_namespace(body: Callable[[LinuxKernel], None]) -> None:
-    def work() -> None:
-        kernel = make_linux()
-        assert isinstance(kernel, LinuxKernel)
-        try:
-            body(kernel)
-        finally:
-            kernel.close()
-
-    in_thread(work)
-
-
 def test_foreign_objects_are_neither_seen_nor_touched() -> None:
     def body(kernel: LinuxKernel) -> None:
         sh("ip link add plain type veth peer name other; ip route add 10.99.0.0/16 dev eth0; nft add table inet mine")
@@ -218,6 +199,29 @@ def test_foreign_objects_are_neither_seen_nor_touched() -> None:
         converge(kernel, {})
         after = sh("ip -br link show dev plain; ip route show 10.99.0.0/16; nft list table inet mine; nft list chain ip filter DOCKER-USER")
         assert after == before
+
+    in_namespace(body)
+
+
+@pytest.mark.parametrize(
+    "obj",
+    [
+        replace(VXLAN, mac="nonsense"),
+        replace(VXLAN, vni=-1),
+        BridgeLink("pl-name-that-is-too-long", "02:00:00:00:00:aa"),
+        EndpointLink("pl-e1", 1450, peer="pl-p1", mac=""),
+        EndpointLink("pl-e1", 1450, mac="02:00:00:00:00:02", netns="/nowhere/at/all"),
+        Sysctl("ipv4/no_such_thing", "1"),
+    ],
+    ids=str,
+)
+def test_values_that_fit_no_message_are_refused_by_name(obj: KernelObject) -> None:
+    def body(kernel: LinuxKernel) -> None:
+        gateway = BridgeLink("pl-gw", "02:00:00:00:00:aa")
+        result = kernel.apply([Op("put", obj), Op("put", gateway)])
+        assert set(result.failed) == {obj.key} and result.done == (gateway.key,)
+        assert obj.key[1] in str(result.failed[obj.key])
+        assert set(kernel.owned()) == {gateway.key}
 
     in_namespace(body)
 
@@ -255,8 +259,6 @@ def test_harm_done_by_others_is_repaired(harm: str) -> None:
 
 
 def test_an_endpoint_is_plumbed_inside_its_sandbox_and_put_back_when_somebody_deletes_it(tmp_path: Path) -> None:
-    from plait.kernel.linux import create_netns, delete_netns
-
     path = tmp_path / "sandbox"
 
     def body(kernel: LinuxKernel) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from plait.kernel.api import changeable
 from plait.kernel.linux.nftscript import TABLE, script_of
 from plait.model.objects import (
@@ -40,11 +42,16 @@ def render(op: Op) -> list[str]:
             return [f"sysctl -w net.{path.replace('/', '.')}={value}"]
         case HookRule(family, table, chain, rule):
             if op.verb == "put":
-                return [f'nft insert rule {family} {table} {chain} {rule} comment "{HOOK_COMMENT}"']
-            return [f"nft delete rule {family} {table} {chain} ({rule})"]
+                return [_nft(f'insert rule {family} {table} {chain} {rule} comment "{HOOK_COMMENT}"')]
+            return [f"nft delete rule {family} {table} {chain} handle N  # N is that of: {rule}"]
         case _:
             lines = script_of([op]).splitlines()
-            return [f"nft {line}" for line in lines if line != f"add table {TABLE}"]
+            return [_nft(line) for line in lines if line != f"add table {TABLE}"]
+
+
+def _nft(command: str) -> str:
+    """Quoted, because a shell takes braces, semicolons and stars for its own."""
+    return f"nft {shlex.quote(command)}"
 
 
 def _link(link: VxlanLink | BridgeLink | EndpointLink, old: KernelObject | None) -> list[str]:

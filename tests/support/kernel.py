@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A plan with every kind of object, and the real kernel in a namespace that the test makes for itself and that leads nowhere."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+from plait.kernel.api import Kernel
+from plait.kernel.linux import LinuxKernel
+from plait.kernel.linux.netns import in_thread, unshare_net
+from plait.model.objects import (
+    Addr,
+    BridgeLink,
+    EndpointLink,
+    Fdb,
+    HookRule,
+    KernelObject,
+    Neigh,
+    NftChain,
+    NftSet,
+    Plan,
+    Route,
+    Sysctl,
+    VxlanLink,
+)
+from plait.reconcile import diff, order
+
+A, N = IPv4Address, IPv4Network
+VXLAN = VxlanLink("pl-x1", 7, 4789, A("198.18.0.1"), "02:00:00:00:00:01", 1450)
+OBJECTS: tuple[KernelObject, ...] = (
+    VXLAN,
+    BridgeLink("pl-gw", "02:00:00:00:00:aa"),
+    EndpointLink("pl-e1", 1450, peer="pl-p1", mac="02:00:00:00:00:02"),
+    Addr("pl-x1", IPv4Interface("10.28.1.0/32")),
+    Addr("pl-gw", IPv4Interface("10.28.0.1/32")),
+    Sysctl("ipv4/ip_forward", "1"),
+    Sysctl("ipv4/conf/pl-e1/route_localnet", "1"),
+    Neigh("pl-x1", A("10.28.2.0"), "02:00:00:00:00:03"),
+    Fdb("pl-x1", "02:00:00:00:00:03", A("198.18.0.2")),
+    Route(N("10.28.2.0/24"), "pl-x1", via=A("10.28.2.0"), onlink=True, src=A("10.28.1.0"), mtu=1400),
+    Route(N("10.28.1.2/32"), "pl-e1", scope="link"),
+    Route(N("10.28.0.0/16"), kind="unreachable", metric=4278198272),
+    NftSet("pools", "ipv4_addr", frozenset({"10.28.0.0/16", "10.29.0.0/16"}), ("interval",)),
+    NftSet("same", "ipv4_addr . ipv4_addr", frozenset({f"10.{n}.0.0/16 . 10.{n}.0.0/16" for n in range(28, 48)}), ("interval",)),
+    NftSet("empty", "ipv4_addr", frozenset()),
+    NftSet(
+        "ports",
+        "ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service",
+        frozenset({"127.0.0.1 . udp . 53 : 10.28.1.2 . 53", "198.18.0.1 . sctp . 9 : 10.28.1.2 . 9"}),
+        kind="map",
+    ),
+    NftChain(
+        "in",
+        ("ct state established,related accept", "ip saddr . ip daddr @same accept"),
+        "type filter hook forward priority filter; policy accept;",
+    ),
+    NftChain("out", ("dnat ip to ip daddr . meta l4proto . th dport map @ports",), "type nat hook output priority -100; policy accept;"),
+    NftChain("plain", ('iifname != "pl-x*" ip daddr @pools drop',)),
+    HookRule("ip", "filter", "DOCKER-USER", 'oifname "pl-*" accept'),
+)
+PLAN: Plan = {obj.key: obj for obj in OBJECTS}
+
+
+def converge(kernel: Kernel, plan: Plan) -> int:
+    """One pass; the number of operations it took. Fails the test if the kernel refused one."""
+    probes = [key for key in plan if key[0] in ("sysctl", "hook")]
+    ops = order(diff(plan, kernel.owned(probes), True))
+    result = kernel.apply(ops)
+    assert not result.failed
+    return len(ops)
+
+
+def sh(command: str) -> str:
+    return subprocess.run(command, shell=True, check=True, capture_output=True, text=True).stdout
+
+
+def own_namespace() -> None:
+    """The calling thread leaves the machine's network for a new one without any link. Use it in a thread of its own only."""
+    unshare_net()
+    own, machine = os.stat("/proc/thread-self/ns/net").st_ino, os.stat("/proc/self/ns/net").st_ino
+    assert own != machine, "refusing to run in the machine's own namespace"
+
+
+def make_linux() -> LinuxKernel:
+    """The kernel of a new namespace that has an address for tunnels and Docker's hook with a rule of somebody else."""
+    own_namespace()
+    sh("ip link add eth0 type bridge && ip addr add 198.18.0.1/24 dev eth0 && ip link set eth0 up")
+    sh("nft 'add table ip filter; add chain ip filter DOCKER-USER; add rule ip filter DOCKER-USER counter return'")
+    return LinuxKernel()
+
+
+def in_namespace(body: Callable[[LinuxKernel], None]) -> None:
+    """Run `body` with the kernel of a namespace that ends with it."""
+
+    def work() -> None:
+        kernel = make_linux()
+        try:
+            body(kernel)
+        finally:
+            kernel.close()
+
+    in_thread(work)
