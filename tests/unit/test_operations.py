@@ -11,13 +11,13 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
+from tests.support.cluster import nodes
 
 from plait.model.cluster import PortMapping
 from plait.model.errors import ConfigError, Conflict, KernelError, NotFound, PoolExhausted, PortInUse, StoreUnavailable
 from plait.runtimes.api import NetworkRequest
 from plait.store.api import Compare, Delete, Put, TxnResult
 from plait.store.memory import MemoryStore
-from tests.support.cluster import nodes
 
 A = IPv4Address
 
@@ -133,7 +133,7 @@ async def test_killed_at_any_moment_nothing_leaks(store: Cuttable, tmp_path: Pat
     chance = random.Random(4)
     async with nodes(store, tmp_path, "A") as (a,):
         await a.converge()
-        empty = {key for key in a.kernel.objects}
+        empty = set(a.kernel.objects)
         for round_number in range(100):
             task = asyncio.create_task(a.attach(f"c{round_number % 7}"))
             await asyncio.sleep(chance.random() * 0.003)
@@ -152,7 +152,7 @@ async def test_killed_at_any_moment_nothing_leaks(store: Cuttable, tmp_path: Pat
             await a.ops.detach(endpoint)
         await a.ops.recover()
         await a.converge()
-        assert {key for key in a.kernel.objects} == empty
+        assert set(a.kernel.objects) == empty
         assert not [r for r in a.addresses.reservations() if r.live]
         assert not a.journal.load("endpoint")
 
