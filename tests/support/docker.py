@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,14 @@ from aiohttp import web
 from plait.runtimes.docker.plugin import listen
 
 
+async def _nothing(key: str) -> None:
+    del key
+
+
 class FakeEngine:
     """`containers` and `networks` are the API's own JSON. `silent`: nothing is answered (dockerd is starting). `locked`: ids whose
     inspection is held back, `inspected`: the networks that an inspection shows, by id. `refuse`: status and text of an answer, by path.
+    `on_delete` is awaited with the id of a network that is being removed, as dockerd asks its driver.
     `asked` has method and path of every request, without the version, `since` that of every event stream."""
 
     def __init__(self, path: Path) -> None:
@@ -29,6 +34,7 @@ class FakeEngine:
         self.silent = False
         self.locked: set[str] = set()
         self.inspected: dict[str, dict[str, Any]] = {}
+        self.on_delete: Callable[[str], Awaitable[None]] = _nothing
         self.asked: list[str] = []
         self.since: list[str] = []
         self.refuse: dict[str, tuple[int, str]] = {}
@@ -124,6 +130,7 @@ class FakeEngine:
                 made = self.add_network(body["Name"], body["IPAM"]["Config"][0]["Subnet"], Options=body["Options"])
                 return web.json_response({"Id": made["Id"]}, status=201)
             case ["DELETE", "networks", key] if key in self.networks:
+                await self.on_delete(key)
                 del self.networks[key]
                 return web.Response(status=204)
         return web.json_response({"message": "no such thing"}, status=404)

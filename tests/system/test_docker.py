@@ -83,6 +83,12 @@ def test_containers_of_two_hosts_talk_by_name_and_address(two: Lab) -> None:
     assert endpoints(two)["web"] == web
 
 
+def test_aliases_hold_on_every_host(two: Lab) -> None:
+    run(two, "A", "web", "--network-alias", "shop")
+    run(two, "B", "cli")
+    process.until("the alias is known", lambda: answers(two, "B", "cli", "http://shop/"), 3)
+
+
 def test_ports_are_published_by_plait(two: Lab) -> None:
     run(two, "A", "web", "-p", "8080:80", "-p", "80")
     assert two.run("B", *HTTP, f"http://{two.address('A')}:8080/").stdout == "200"
@@ -219,6 +225,14 @@ def test_live_restore_loses_nothing(two: Lab) -> None:
     assert address(two, "B", "lives") == web
     two.stop_engine("B")
     two.start_engine("B")
+
+
+def test_a_rebooted_host_gives_the_same_address_again(two: Lab) -> None:
+    before = run(two, "B", "keeps", "--restart", "always")
+    run(two, "A", "cli")
+    two.reboot("B")
+    process.until("it runs again", lambda: endpoints(two).get("keeps") == before, 15)
+    process.until("it answers by name", lambda: answers(two, "A", "cli", "http://keeps/"), 5)
 
 
 def test_a_killed_agent_stops_nobody_and_a_waiting_start_succeeds(two: Lab) -> None:

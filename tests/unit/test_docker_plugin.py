@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -127,6 +128,21 @@ async def test_an_unexpected_failure_is_an_answer_not_an_end(s: Setup) -> None:
     assert "failed inside the agent" in answer["Err"]
     assert "boom" not in answer["Err"]
     assert await s.docker.call("NetworkDriver.Leave", NetworkID="n", EndpointID="e") == {}
+
+
+async def test_a_call_that_takes_too_long_is_answered(s: Setup, tmp_path: Path) -> None:
+    async def for_ever(*_: object) -> None:
+        await asyncio.sleep(30)
+
+    ops = FakeOperations(plumb=for_ever)
+    await ops.ensure_network(NetworkRequest("mesh", IPv4Network("10.29.0.0/16")))
+    plugin = DockerPlugin(ops, s.plugin.driver._engine, s.networks, call_s=0.1)
+    await plugin.start(tmp_path / "slow.sock")
+    async with dockerd(tmp_path / "slow.sock") as docker:
+        ids = {"NetworkID": "mesh-id", "EndpointID": "e1"}
+        await docker.call("NetworkDriver.CreateEndpoint", **ids, Interface={"Address": "10.29.0.2/16"})
+        assert "Join was not done within 0.1 s" in (await docker.call("NetworkDriver.Join", **ids))["Err"]
+    await plugin.close()
 
 
 async def test_a_body_that_is_too_long_is_refused(s: Setup) -> None:

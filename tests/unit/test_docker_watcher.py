@@ -123,6 +123,7 @@ async def test_the_full_list_is_reported_with_all_that_is_known(s: Setup) -> Non
     await s.ops.publish("e1", [PortMapping("tcp", 8080, 80)])
     s.fake.add_container("web", "running", endpoint="e1", address="10.29.0.2", Labels={"a": "b"})
     published = [{"IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": 81, "Type": "tcp"}, {"IP": "::", "PrivatePort": 80, "PublicPort": 81}]
+    published.append({"PrivatePort": 443, "Type": "tcp"})
     s.fake.add_container("plain", "running", network="bridge", address="10.28.0.2", Ports=published)
     s.fake.add_container("local", "running", network="somebodys", address="172.20.0.2", Names=["/web/db", "/local"])
     s.fake.add_container("off", "exited", network="bridge")
@@ -221,6 +222,14 @@ async def test_young_ones_are_left_alone_and_so_is_everything_when_the_engine_fa
     assert set(s.ops.attached) == {"young"}
 
 
+async def test_one_that_joins_while_the_engine_is_asked_stays(s: Setup) -> None:
+    await s.attach("e1")
+    s.fake.add_network("mesh", "10.29.0.0/16")
+    ages = iter([1e9, 0.0])
+    await Collector(s.ops, s.engine, lambda _: next(ages), lambda _: 1e9).collect([], {})
+    assert set(s.ops.attached) == {"e1"}
+
+
 async def test_an_endpoint_without_a_name_gets_it_from_the_list(s: Setup) -> None:
     await s.attach("e1")
     s.fake.add_container("web", "running", endpoint="e1", Labels={"a": "b"})
@@ -310,6 +319,16 @@ async def test_a_docker_network_with_another_pool_is_replaced(s: Setup) -> None:
     s.fake.add_network("mesh", "10.77.0.0/16", Options={"plait.net": "mesh"})
     await s.networks.sync()
     assert s.fake.networks["mesh-id"]["IPAM"]["Config"][0]["Subnet"] == "10.29.0.0/16"
+
+
+async def test_replacing_a_docker_network_does_not_take_it_from_the_cluster(s: Setup) -> None:
+    await s.ops.ensure_network(NetworkRequest("made", IPv4Network("10.40.0.0/16"), labels={ORIGIN_LABEL: "docker"}))
+    s.fake.add_network("made", "10.77.0.0/16")
+    await s.networks.remember("made-id", "made")
+    s.fake.on_delete = s.networks.deleted
+    await s.networks.sync()
+    assert "made" in s.ops.networks()
+    assert s.fake.networks["made-id"]["IPAM"]["Config"][0]["Subnet"] == "10.40.0.0/16"
 
 
 async def test_the_loop_survives_an_absent_engine(s: Setup) -> None:

@@ -46,17 +46,19 @@ class Call:
     body: type[wire.Body]
     handler: Callable[[Any], Awaitable[Mapping[str, object]]]
     error_key: str
-    limit_s: float = CALL_S
+    limit_s: float
 
 
 class DockerPlugin:
-    """Both drivers on one socket."""
+    """Both drivers on one socket. `call_s` bounds every call, but `network_s` those that make or remove networks."""
 
-    def __init__(self, ops: Operations, engine: DockerEngine, networks: DockerNetworks) -> None:
+    def __init__(
+        self, ops: Operations, engine: DockerEngine, networks: DockerNetworks, call_s: float = CALL_S, network_s: float = NETWORK_S
+    ) -> None:
         names = StartingNames(engine)
         self.ipam = IpamDriver(ops, networks, names)
         self.driver = NetworkDriver(ops, engine, networks, self.ipam, names)
-        self._calls = self._table()
+        self._calls = _plugin_calls(call_s) | _network_calls(self.driver, call_s, network_s) | _ipam_calls(self.ipam, call_s)
         self._runner: web.AppRunner | None = None
         self._made: Path | None = None
 
@@ -105,15 +107,12 @@ class DockerPlugin:
         finally:
             log.debug("docker_call", extra={"call": name, "took_ms": round((time.monotonic() - began) * 1000, 1)})
 
-    def _table(self) -> dict[str, Call]:
-        return _plugin_calls() | _network_calls(self.driver) | _ipam_calls(self.ipam)
+
+def _plugin_calls(call_s: float) -> dict[str, Call]:
+    return {"Plugin.Activate": Call(wire.Nothing, _constant({"Implements": ["NetworkDriver", "IpamDriver"]}), "Err", call_s)}
 
 
-def _plugin_calls() -> dict[str, Call]:
-    return {"Plugin.Activate": Call(wire.Nothing, _constant({"Implements": ["NetworkDriver", "IpamDriver"]}), "Err")}
-
-
-def _network_calls(driver: NetworkDriver) -> dict[str, Call]:
+def _network_calls(driver: NetworkDriver, call_s: float, network_s: float) -> dict[str, Call]:
     calls: dict[str, tuple[type[wire.Body], Callable[[Any], Awaitable[Mapping[str, object]]]]] = {
         "GetCapabilities": (wire.Nothing, _constant({"Scope": "local", "ConnectivityScope": "global"})),
         "CreateEndpoint": (wire.CreateEndpoint, driver.create_endpoint),
@@ -127,15 +126,15 @@ def _network_calls(driver: NetworkDriver) -> dict[str, Call]:
         "DiscoverDelete": (wire.Nothing, _constant({})),
     }
     slow = {
-        "CreateNetwork": Call(wire.CreateNetwork, driver.create_network, "Err", NETWORK_S),
-        "DeleteNetwork": Call(wire.NetworkOnly, driver.delete_network, "Err", NETWORK_S),
+        "CreateNetwork": Call(wire.CreateNetwork, driver.create_network, "Err", network_s),
+        "DeleteNetwork": Call(wire.NetworkOnly, driver.delete_network, "Err", network_s),
     }
-    return {f"NetworkDriver.{name}": Call(*call, "Err") for name, call in calls.items()} | {
+    return {f"NetworkDriver.{name}": Call(*call, "Err", call_s) for name, call in calls.items()} | {
         f"NetworkDriver.{name}": call for name, call in slow.items()
     }
 
 
-def _ipam_calls(ipam: IpamDriver) -> dict[str, Call]:
+def _ipam_calls(ipam: IpamDriver, call_s: float) -> dict[str, Call]:
     spaces = {"LocalDefaultAddressSpace": SPACE, "GlobalDefaultAddressSpace": GLOBAL_SPACE}
     calls: dict[str, tuple[type[wire.Body], Callable[[Any], Awaitable[Mapping[str, object]]]]] = {
         "GetCapabilities": (wire.Nothing, _constant({"RequiresMACAddress": True, "RequiresRequestReplay": True})),
@@ -145,7 +144,7 @@ def _ipam_calls(ipam: IpamDriver) -> dict[str, Call]:
         "RequestAddress": (wire.RequestAddress, ipam.request_address),
         "ReleaseAddress": (wire.ReleaseAddress, ipam.release_address),
     }
-    return {f"IpamDriver.{name}": Call(*call, "Error") for name, call in calls.items()}
+    return {f"IpamDriver.{name}": Call(*call, "Error", call_s) for name, call in calls.items()}
 
 
 def _constant(answer: Mapping[str, object]) -> Callable[[Any], Awaitable[Mapping[str, object]]]:
