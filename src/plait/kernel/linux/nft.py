@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import ctypes.util
+import os
 import re
 import struct
 import subprocess
@@ -60,21 +61,27 @@ class LibNft:
         ):
             function.argtypes = [ctypes.c_void_p]
         self._lib.nft_ctx_output_set_flags.argtypes = [ctypes.c_void_p, ctypes.c_uint]
-        self._lib.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+        self._lib.nft_run_cmd_from_filename.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
 
     def run(self, script: str, handles: bool = False) -> str:
+        """The script goes by way of a file in memory: of a plain text libnftables quotes the wrong line when it refuses one."""
+        descriptor = os.memfd_create("nft")
         context = self._lib.nft_ctx_new(0)
         try:
+            os.write(descriptor, script.encode())
             self._lib.nft_ctx_buffer_output(context)
             self._lib.nft_ctx_buffer_error(context)
             self._lib.nft_ctx_output_set_flags(context, _NFT_CTX_OUTPUT_STATELESS | (_NFT_CTX_OUTPUT_HANDLE if handles else 0))
-            failed = self._lib.nft_run_cmd_from_buffer(context, script.encode())
+            path = f"/proc/self/fd/{descriptor}"
+            failed = self._lib.nft_run_cmd_from_filename(context, path.encode())
             output = (self._lib.nft_ctx_get_output_buffer(context) or b"").decode("utf-8", "replace")
             if failed:
-                raise NftError((self._lib.nft_ctx_get_error_buffer(context) or b"").decode("utf-8", "replace").strip())
+                error = (self._lib.nft_ctx_get_error_buffer(context) or b"").decode("utf-8", "replace")
+                raise NftError(error.strip().replace(path, "script"))
             return output
         finally:
             self._lib.nft_ctx_free(context)
+            os.close(descriptor)
 
 
 class ProgramNft:
