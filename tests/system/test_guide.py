@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/guide.md, followed word by word: the commands below its marks `<!-- step: … -->`, and nothing else, on three hosts with engines.
+
+The hosts of the lab have no systemd. Its part is played by `Systemd`, which reads the unit files that the guide installed and does what
+they say: it opens the plug-in socket and passes it, runs ExecStart and ExecStartPost, and restarts the engine with the agent's options.
+"""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from plait.lab import inside
+from plait.lab.agents import log_of
+from plait.lab.lab import Lab
+from plait.lab.process import until
+
+pytestmark = [pytest.mark.system, pytest.mark.root, pytest.mark.timeout(240)]
+ROOT = Path(__file__).resolve().parents[2]
+UNITS = "/etc/systemd/system"
+ACTIVATE = """
+import os, socket, sys
+path = sys.argv[1]
+os.makedirs(os.path.dirname(path), exist_ok=True)
+sock = socket.socket(socket.AF_UNIX)
+sock.bind(path)
+sock.listen()
+os.dup2(sock.fileno(), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+"""What systemd does for a socket unit and its service: sd_listen_fds(3)."""
+
+
+def step(name: str) -> list[str]:
+    """The commands of one step of the guide, in order."""
+    text = (ROOT / "docs" / "guide.md").read_text()
+    found = re.findall(rf"<!-- step: {name} -->\n```\n(.*?)```", text, re.DOTALL)
+    assert len(found) == 1, f"the guide has no step {name!r}, or several"
+    return str(found[0]).splitlines()
+
+
+def unit(text: str) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(delimiters="=", comment_prefixes="#", interpolation=None, strict=False)
+    parser.optionxform = str  # type: ignore[method-assign,assignment]
+    parser.read_string(text)
+    return parser
+
+
+class Systemd:
+    """systemctl on one host, as far as the guide uses it."""
+
+    def __init__(self, lab: Lab, host: str) -> None:
+        self._lab, self._host = lab, host
+
+    def __call__(self, words: list[str]) -> None:
+        match words:
+            case ["daemon-reload"]:
+                pass
+            case ["enable", "--now", "plait-docker.socket", "plait"]:
+                self._start()
+            case ["disable", "--now", "plait", "plait-docker.socket"]:
+                assert not agent_runs(self._lab, self._host), "`plait down` has stopped it"
+            case ["restart", "docker"]:
+                self._lab.stop_engine(self._host)
+                self._lab.start_engine(self._host)
+            case _:
+                raise AssertionError(f"the guide says systemctl {shlex.join(words)}: teach this test what that does")
+
+    def _unit(self, name: str) -> configparser.ConfigParser:
+        return unit(self._lab.path(self._host, f"{UNITS}/{name}").read_text())
+
+    def _start(self) -> None:
+        service, socket = self._unit("plait.service"), self._unit("plait-docker.socket")
+        assert self._lab.path(self._host, service["Unit"]["ConditionPathExists"]).exists()
+        command = [word.removeprefix("/usr/bin/") for word in shlex.split(service["Service"]["ExecStart"])]
+        activated = ["python3", "-c", ACTIVATE, socket["Socket"]["ListenStream"], *command]
+        state = self._lab.state
+        inside.start_daemon(self._host, state.holder(self._host), "agent", activated, log_of(state, self._host))
+        after = shlex.split(service["Service"]["ExecStartPost"].removeprefix("-"))
+        self._lab.run(self._host, after[0].removeprefix("/usr/bin/"), *after[1:], timeout_s=70)
+
+
+def follow(lab: Lab, host: str, name: str, **words: str) -> list[str]:
+    """Run one step of the guide on `host`, with what it says to fill in; returns what each command printed."""
+    said = []
+    for line in step(name):
+        command = shlex.split(line)
+        command = [words.get(word, word) for word in command]
+        if command[0] == "systemctl":
+            Systemd(lab, host)(command[1:])
+            said.append("")
+        else:
+            said.append(lab.run(host, "sh", "-c", f'cd {shlex.quote(str(ROOT))} && exec "$@"', "sh", *command, timeout_s=60).stdout)
+    return said
+
+
+def agent_runs(lab: Lab, host: str) -> bool:
+    return inside.daemon_pid(lab.state.holder(host), "agent") is not None
+
+
+def traces(lab: Lab, host: str) -> dict[str, str]:
+    """What there is of plait on a host, by kind; "" where nothing is."""
+
+    def ask(command: str) -> str:
+        return lab.run(host, "sh", "-c", command, check=False).stdout.strip()
+
+    return {
+        "links": ask("ip -o link | grep -o ' pl-[^:@]*'"),
+        "routes": ask("ip route show table all proto 112; ip route show table all | grep 'dev pl-'"),
+        "rules": ask("ip rule | grep -i plait"),
+        "nft": ask("nft list tables | grep plait"),
+        "files": ask("find /etc/plait /var/lib/plait /run/plait /run/docker/plugins -mindepth 1"),
+        "units": ask(f"find {UNITS} -name '*plait*'"),
+        "processes": ask("ps -eo args | grep -E '[p]lait (agent|dns)|[p]lait[./]serve'"),
+        "docker networks": ask("docker network ls --filter driver=plait -q"),
+        "names": ask("grep -l plait /etc/resolv.conf /etc/hosts"),
+    }
+
+
+@pytest.fixture(scope="module")
+def bare(make_lab) -> Iterator[Lab]:
+    """Three hosts with engines and no agent; as real ones they have a default route, by which each knows its address."""
+    lab = make_lab(hosts=3, agents=False, engines=True)
+    for host in "ABC":
+        lab.run(host, "ip", "route", "add", "default", "dev", "eth0")
+    yield lab
+
+
+@pytest.fixture(scope="module")
+def cluster(bare: Lab) -> Lab:
+    before = {host: traces(bare, host) for host in "ABC"}
+    assert {text for found in before.values() for text in found.values()} == {""}, "the hosts are bare"
+    for host in "ABC":
+        follow(bare, host, "install")
+    follow(bare, "A", "first")
+    follow(bare, "A", "start")
+    for host in "BC":
+        (token,) = follow(bare, "A", "token")
+        follow(bare, host, "join", TOKEN=token.strip())
+        follow(bare, host, "start")
+    return bare
+
+
+def test_three_commands_make_a_cluster_where_all_is_well(cluster: Lab) -> None:
+    for host in "ABC":
+        status, nodes, _ = follow(cluster, host, "look")
+        assert status.startswith(f"{host}: all is well")
+        assert [line.split()[:2] for line in nodes.splitlines()[1:]] == [
+            [f"{name}{'*' if name == host else ''}", "alive"] for name in "ABC"
+        ]
+
+
+def test_names_networks_and_services_are_used_as_it_says(cluster: Lab) -> None:
+    _, service, _ = follow(cluster, "A", "run")
+    answered = json.loads(service)
+    assert "10.28.0.2" in json.dumps(answered)
+    until("mesh reaches the engine of B", lambda: "mesh" in cluster.run("B", "docker", "network", "ls").stdout, 10)
+    address, page, networks, _ = follow(cluster, "B", "use")
+    assert address == "10.28.0.2\n"
+    assert "Welcome to nginx!" in page
+    assert re.search(r"\bmesh +plait\b", networks)
+    assert "shop" in cluster.run("C", "plait", "ps").stdout
+    for name in ("web", "web.default"):
+        assert cluster.run("C", "dig", "+short", "@localhost", name).stdout == "10.28.0.2\n"
+
+
+def test_the_engine_has_the_options_that_its_drop_in_reads(cluster: Lab) -> None:
+    drop_in = (ROOT / "packaging" / "docker.service.d-plait.conf").read_text()
+    file = re.search(r"^EnvironmentFile=-(.+)$", drop_in, re.MULTILINE)
+    assert file is not None and "PLAIT_DOCKER_OPTS=" in cluster.path("A", file[1]).read_text()
+    assert "$PLAIT_DOCKER_OPTS" in unit(drop_in)["Service"]["ExecStart"]
+
+
+def test_the_way_out_leaves_nothing(cluster: Lab) -> None:
+    """The last test of this module: afterwards there is no cluster."""
+    for host, name in (("A", "web"), ("B", "shop")):
+        cluster.run(host, "docker", "rm", "-f", name)
+    follow(cluster, "C", "networks")
+    for host in "ABC":
+        until(f"mesh leaves the engine of {host}", lambda at=host: "mesh" not in cluster.run(at, "docker", "network", "ls").stdout, 10)
+    for host in "CBA":
+        follow(cluster, host, "out")
+        assert {kind: text for kind, text in traces(cluster, host).items() if text} == {}
+        assert cluster.run(host, "docker", "network", "inspect", "bridge", "--format", "{{json .IPAM}}").stdout.count("10.28.") == 0
+
+
+# --- the unit files by themselves
+
+
+def packaged(name: str) -> configparser.ConfigParser:
+    return unit((ROOT / "packaging" / name).read_text())
+
+
+def test_docker_waits_for_a_ready_agent() -> None:
+    service = packaged("plait.service")
+    assert "docker.service" in service["Unit"]["Before"].split()
+    assert service["Service"]["ExecStartPost"].split()[:2] == ["-/usr/bin/plait", "wait"]
+    assert float(service["Service"]["ExecStartPost"].split()[-1]) < 90, "systemd's own limit for a start (DefaultTimeoutStartSec)"
+    drop_in = packaged("docker.service.d-plait.conf")["Unit"]
+    assert drop_in["Wants"] == drop_in["After"] == "plait.service"
+
+
+def test_an_agent_that_was_told_to_stop_stays_away_and_leaves_the_kernel_alone() -> None:
+    service = packaged("plait.service")["Service"]
+    assert service["Restart"] == "on-failure"
+    assert service["KillMode"] == "process"
+    assert (service["RuntimeDirectory"], service["RuntimeDirectoryPreserve"]) == ("plait", "yes")
+
+
+def test_the_plug_in_socket_is_the_one_the_agent_takes_over() -> None:
+    from plait.agent.config import Paths
+
+    paths = Paths()
+    socket = packaged("plait-docker.socket")
+    assert socket["Socket"]["ListenStream"] == str(paths.docker_plugin)
+    assert (socket["Socket"]["SocketMode"], socket["Socket"]["Service"]) == ("0600", "plait.service")
+    assert "docker.service" in socket["Unit"]["Before"].split()
+    for name in ("plait.service", "plait-docker.socket"):
+        assert packaged(name)["Unit"]["ConditionPathExists"] == str(paths.identity)
+
+
+def test_the_program_is_where_the_guide_puts_it() -> None:
+    assert "ln -sf /opt/plait/bin/plait /usr/bin/plait" in (ROOT / "docs" / "guide.md").read_text()
+    assert packaged("plait.service")["Service"]["ExecStart"] == "/usr/bin/plait agent"
+
+
+def test_systemd_finds_no_fault_with_the_units(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    root = tmp_path / "root"
+    for program in ("usr/bin/plait", "usr/sbin/dockerd"):
+        (root / program).parent.mkdir(parents=True, exist_ok=True)
+        (root / program).write_text("#!/bin/sh\n")
+        (root / program).chmod(0o755)
+    units = root / UNITS.lstrip("/")
+    (units / "docker.service.d").mkdir(parents=True)
+    (units / "docker.service").write_text("[Unit]\nDescription=Docker\n[Service]\nExecStart=/usr/sbin/dockerd\n")
+    for name in ("sysinit", "basic", "shutdown", "network-online", "sockets", "multi-user"):
+        (units / f"{name}.target").write_text(f"[Unit]\nDescription={name}\n")
+    for name in ("plait.service", "plait-docker.socket"):
+        shutil.copy(ROOT / "packaging" / name, units / name)
+    shutil.copy(ROOT / "packaging" / "docker.service.d-plait.conf", units / "docker.service.d" / "plait.conf")
+    command = ["systemd-analyze", "verify", "--man=no", f"--root={root}", "plait.service", "plait-docker.socket", "docker.service"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, env={**os.environ, "SYSTEMD_LOG_LEVEL": "warning"})
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
