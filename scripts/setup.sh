@@ -8,8 +8,8 @@ cd "$(dirname "$0")/.."
 say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
-[ "$(id -u)" = 0 ] || die "must run as root: namespaces, nftables and the lab's Docker Engines need it. Try: sudo make ${1:-test}"
-[ -r /etc/debian_version ] || die "this script knows Debian 12 only; elsewhere install the packages named in it by hand and set PLAIT_SKIP_APT=1"
+[ "$(id -u)" = 0 ] || die "must run as root: namespaces, nftables and the lab's Docker Engines need it. Try: sudo make test"
+[ -r /etc/debian_version ] || [ -n "${PLAIT_SKIP_APT:-}" ] || die "this script knows Debian 12 only; elsewhere install the packages named in it by hand and set PLAIT_SKIP_APT=1"
 
 PACKAGES=(
   iproute2 nftables libnftables1 conntrack util-linux procps   # the kernel's tools
@@ -26,27 +26,35 @@ for p in "${PACKAGES[@]}"; do
 done
 if [ ${#missing[@]} -gt 0 ] && [ -z "${PLAIT_SKIP_APT:-}" ]; then
   say "installing Debian packages: ${missing[*]}"
-  # No service may start on the machine itself: dockerd would write its rules into the machine's own namespace.
+  # No service may start on the machine itself, now or at the next boot: dockerd would write its rules into the machine's own namespace.
   guard=/usr/sbin/policy-rc.d
+  log=$(mktemp)
   if [ ! -e "$guard" ]; then
+    trap 'rm -f "$guard" "$log"' EXIT
     printf '#!/bin/sh\nexit 101\n' > "$guard"; chmod 755 "$guard"
-    trap 'rm -f "$guard"' EXIT
+  else
+    trap 'rm -f "$log"' EXIT
   fi
   export DEBIAN_FRONTEND=noninteractive
   apt-get -qq update || die "apt-get update failed; is a Debian mirror reachable?"
-  apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends "${missing[@]}" >/tmp/plait-apt.log 2>&1 \
-    || { tail -20 /tmp/plait-apt.log >&2; die "apt-get install failed (log: /tmp/plait-apt.log)"; }
+  apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends "${missing[@]}" >"$log" 2>&1 \
+    || { tail -20 "$log" >&2; die "apt-get install failed; its last lines are above"; }
+  for service in docker.io:docker.socket docker.io:docker.service containerd:containerd.service nginx-light:nginx.service; do
+    [[ " ${missing[*]} " == *" ${service%%:*} "* ]] && command -v systemctl >/dev/null && systemctl disable -q "${service#*:}" || true
+  done
 fi
 
 PY=${PYTHON:-python3}
 "$PY" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || PY=/usr/bin/python3
 "$PY" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "Python 3.11 or newer is needed, found: $("$PY" --version)"
 
-want=$(cat requirements.lock pyproject.toml | sha256sum | cut -c1-32)
-if [ "$(cat .venv/.stamp 2>/dev/null)" != "$want" ]; then
+# The place is part of the stamp, because the programs of a virtual environment name it; a Python that was removed is noticed too.
+want=$({ cat requirements.lock pyproject.toml; pwd; } | sha256sum | cut -c1-32)
+if [ "$(cat .venv/.stamp 2>/dev/null)" != "$want" ] || ! .venv/bin/python -c '' 2>/dev/null; then
   say "building the virtual environment .venv ($("$PY" --version))"
   "$PY" -m venv --clear .venv || die "python3 -m venv failed; is python3-venv installed?"
-  .venv/bin/python -m pip install -q --require-hashes -r requirements.lock || die "pip could not install the locked packages"
+  .venv/bin/python -m pip install -q --require-hashes -r requirements.lock \
+    || die "pip could not install the locked packages; is a Python package index reachable?"
   .venv/bin/python -m pip install -q --no-deps --no-build-isolation -e . || die "pip could not install plait itself"
   printf '%s' "$want" > .venv/.stamp
 fi
