@@ -14,6 +14,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -192,6 +193,39 @@ def test_the_way_out_leaves_nothing(cluster: Lab) -> None:
         follow(cluster, host, "out")
         assert {kind: text for kind, text in traces(cluster, host).items() if text} == {}
         assert cluster.run(host, "docker", "network", "inspect", "bridge", "--format", "{{json .IPAM}}").stdout.count("10.28.") == 0
+
+
+def test_a_host_without_a_default_route_is_told_what_to_give(make_lab) -> None:
+    lab = make_lab(hosts=1, agents=False)
+    refused = lab.run("A", "plait", "init", check=False)
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        "plait: this host's address on the underlay cannot be guessed, there is no default route (Network is unreachable); "
+        "give it with --address, or as node.address in /etc/plait/plait.toml\n"
+    )
+    lab.run("A", "plait", "init", "--address", lab.address("A"))
+
+
+def test_the_front_page_is_tried_without_the_demo() -> None:
+    """The block of README.md, in a lab of its own name."""
+    section = (ROOT / "README.md").read_text().partition("## Try it without the demo\n")[2]
+    lines = section.partition("```\n")[2].partition("```")[0].splitlines()
+    lab = f"test-{os.getpid()}-readme"
+    environ = {**os.environ, "PLAIT_LAB": lab}
+    said: dict[str, str] = {}
+    try:
+        for line in lines:
+            words = shlex.split(line, comments=True)
+            assert words[0] == ".venv/bin/plait"
+            command = [str(Path(sys.executable).with_name("plait")), *words[1:]]
+            done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0, f"{line}\n{done.stderr}"
+            said[" ".join(words[1:])] = done.stdout
+    finally:
+        Lab(lab).down()
+    assert said["lab exec B -- dig +short web"] == "10.28.0.2\n"
+    assert re.search(r"^A +web +default=10\.28\.0\.2 +running +docker", said["lab exec B -- plait ps"], re.MULTILINE)
+    assert len(lines) == 5
 
 
 # --- the unit files by themselves

@@ -131,8 +131,9 @@ def _own_address(text: str | None, config: Config) -> IPv4Address:
         try:
             probe.connect(("192.0.2.1", 9))  # UDP: chooses a route and a source address, sends nothing
         except OSError as error:
-            raise ConfigError(
-                "--address", None, f"cannot be guessed ({error.strerror})", "give this host's address on the underlay"
+            raise PlaitError(
+                f"this host's address on the underlay cannot be guessed, there is no default route ({error.strerror}); "
+                "give it with --address, or as node.address in /etc/plait/plait.toml"
             ) from error
         return IPv4Address(probe.getsockname()[0])
 
