@@ -193,11 +193,13 @@ def decode_neigh(body: bytes, names: dict[int, str]) -> Neigh | None:
     return Neigh(names[index], _address(attrs[_NDA_DST]), attrs[_NDA_LLADDR].hex(":"))
 
 
-def neighbour_of(body: bytes) -> tuple[int, int]:
-    """Address family and interface index of a neighbour or FDB message."""
+def neighbour_index(body: bytes) -> int | None:
+    """Interface index of a neighbour or FDB message; None for what plait never writes: IPv6, and multicast, which the kernel makes
+    itself (NOARP)."""
     _short(body, _NDMSG.size, "neighbour")
-    family, index, _, _, _ = _NDMSG.unpack_from(body)
-    return family, index
+    family, index, state, _, _ = _NDMSG.unpack_from(body)
+    written = family == socket.AF_BRIDGE or (family == socket.AF_INET and not state & _NUD_NOARP)
+    return index if written else None
 
 
 def dump_fdbs(sock: nl.NetlinkSocket, index: int, name: str) -> list[Fdb]:

@@ -14,12 +14,11 @@ import socket
 from collections.abc import AsyncIterator
 
 from plait.kernel.linux.netlink import NETLINK_NETFILTER, NetlinkParseError, parse_messages
-from plait.kernel.linux.route import neighbour_of
+from plait.kernel.linux.route import neighbour_index
 from plait.model.objects import PREFIX
 
 _RTMGRP_LINK, _RTMGRP_NEIGH, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE = 0x1, 0x4, 0x10, 0x40
 _NFNLGRP_NFTABLES = 7
-_AF_BRIDGE = 7
 _RECV_BYTES = 64 * 1024
 _READS_AT_ONCE = 64
 _ROUTE_WORDS = {16: "link", 17: "link", 20: "addr", 21: "addr", 24: "route", 25: "route", 28: "neigh", 29: "neigh"}
@@ -58,11 +57,9 @@ def _word(kind: int, body: bytes) -> str:
 
 def _on_tunnel(body: bytes) -> bool:
     """Whether a neighbour or FDB row lies on a link that plait keeps such rows on (not an endpoint's, where the kernel learns)."""
-    family, index = neighbour_of(body)
-    if family not in (socket.AF_INET, _AF_BRIDGE):
-        return False
+    index = neighbour_index(body)
     try:
-        name = socket.if_indextoname(index)
+        name = socket.if_indextoname(index) if index is not None else ""
     except OSError:  # gone meanwhile: the link's own event says so
         return False
     return name.startswith(PREFIX) and not name.startswith(f"{PREFIX}e")
