@@ -122,6 +122,13 @@ async def test_refusals_use_the_key_of_their_driver(s: Setup) -> None:
     assert "is no request" in (await s.docker.call("NetworkDriver.Join", NetworkID=5))["Err"]
 
 
+async def test_a_repeated_call_that_lost_its_body_is_explained(s: Setup) -> None:
+    """Docker 20.10 does so after the connection broke in the middle of a call (seen)."""
+    status, answer = await s.docker.post("NetworkDriver.Join", b"")
+    assert status == 200
+    assert "repeated NetworkDriver.Join without saying for what" in json.loads(answer)["Err"]
+
+
 async def test_an_unexpected_failure_is_an_answer_not_an_end(s: Setup) -> None:
     s.ops.fail("detach", RuntimeError("boom"))  # type: ignore[arg-type]
     answer = await s.docker.call("NetworkDriver.Leave", NetworkID="n", EndpointID="e")

@@ -7,7 +7,7 @@ costs a remembered address, nothing else, because Join names the container for c
 A container that is being started is listed as one that does not run yet and has the network among its settings. Where several are, the
 engine's own lock tells them apart: it holds back the inspection of the one it is starting and answers for the others at once (Docker 20.10:
 measured). While dockerd itself starts, it restarts containers and answers nothing; then the names come back that its clean-up gave up just
-before, the last one first. So of several containers that one dockerd restarts at once, two may swap their addresses; `--ip` pins one.
+before, the last one first. So containers that are started at the same moment may swap their addresses; `--ip` pins one.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class StartingNames:
         now = asyncio.get_running_loop().time()
         self._claimed = {key: until for key, until in self._claimed.items() if until > now}
         if len(candidates) > 1:
-            newest = sorted(candidates, key=lambda row: -row.created)[:MOST_CANDIDATES]
-            candidates = await self._locked(newest)
+            # The engine lists the newest first. What is started together is mostly started in the order of its creation.
+            candidates = await self._locked(candidates[:MOST_CANDIDATES][::-1])
         if not candidates:
             return ""
         free = [row.name for row in candidates if (network, row.name) not in self._claimed]

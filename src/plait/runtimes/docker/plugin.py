@@ -22,7 +22,7 @@ from typing import Any
 
 from aiohttp import web
 
-from plait.model.errors import PlaitError
+from plait.model.errors import NotSupported, PlaitError
 from plait.runtimes.api import Operations
 from plait.runtimes.docker import wire
 from plait.runtimes.docker.driver import NetworkDriver
@@ -90,7 +90,12 @@ class DockerPlugin:
             return _answer({call.error_key: f"{name} is to be called by POST"}, 405)
         began = time.monotonic()
         try:
-            body = wire.parse(call.body, await request.read(), name)
+            raw = await request.read()
+            if not raw and call.body is not wire.Nothing:
+                raise NotSupported(
+                    f"dockerd repeated {name} without saying for what, as it does when the agent ends while it is being asked; try again"
+                )
+            body = wire.parse(call.body, raw, name)
             async with asyncio.timeout(call.limit_s):
                 return _answer(await call.handler(body))
         except PlaitError as error:
