@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Between hosts: plait's overlay beside flannel's plumbing as deployed (bridge, VXLAN, iptables, br_netfilter), two labs in one run.
+"""Between hosts: plait's overlay beside flannel's plumbing as deployed, two labs in one run.
+
+flannel as deployed: Docker's bridge, VXLAN, iptables, br_netfilter.
+
+Both labs run real Docker Engines and the same containers: plait's on one of its networks, flannel's on Docker's bridge with the options and
+the rules that flannel gives it.
 
 Request-response by `sockperf ping-pong` over TCP, connect rate by `wrk` with a new connection for each request to nginx.
 """
@@ -24,15 +29,14 @@ NGINX = "/tmp/plait-bench-nginx.conf"
 NGINX_CONF = """daemon off; master_process off; error_log /dev/null crit; pid /dev/null; events {}
 http { access_log off; keepalive_requests 1; server { listen 80; return 200 "x"; } }
 """
+BRIDGE = "--bip=10.244.{n}.1/24 --mtu=1450 --ip-masq=false"
+"""What flannel's start script gives dockerd."""
 FLANNEL = """set -e
-ip link add cni0 type bridge; ip addr add 10.244.{n}.1/24 dev cni0; ip link set cni0 mtu 1450 up
 ip link add flannel.1 address 02:fe:00:00:00:0{n} mtu 1450 type vxlan id 1 local 198.18.0.{n} dstport 8472 nolearning
 ip addr add 10.244.{n}.0/32 dev flannel.1; ip link set flannel.1 up
 ip route add 10.244.{p}.0/24 via 10.244.{p}.0 dev flannel.1 onlink
 ip neigh add 10.244.{p}.0 dev flannel.1 lladdr 02:fe:00:00:00:0{p} nud permanent
 bridge fdb add 02:fe:00:00:00:0{p} dev flannel.1 dst 198.18.0.{p}
-sysctl -qw net.ipv4.ip_forward=1
-[ ! -e /proc/sys/net/bridge/bridge-nf-call-iptables ] || sysctl -qw net.bridge.bridge-nf-call-iptables=1
 iptables -A FORWARD -s 10.244.0.0/16 -j ACCEPT; iptables -A FORWARD -d 10.244.0.0/16 -j ACCEPT
 iptables -t nat -N FLANNEL-POSTRTG; iptables -t nat -A POSTROUTING -j FLANNEL-POSTRTG
 iptables -t nat -A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -j RETURN
@@ -41,28 +45,28 @@ iptables -t nat -A FLANNEL-POSTRTG -s 10.244.0.0/16 -d 10.244.{n}.0/24 -j RETURN
 iptables -t nat -A FLANNEL-POSTRTG ! -s 10.244.0.0/16 -d 10.244.{n}.0/24 -j RETURN
 iptables -t nat -A FLANNEL-POSTRTG -s 10.244.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE --random-fully
 iptables -t nat -A FLANNEL-POSTRTG ! -s 10.244.0.0/16 -d 10.244.0.0/16 -j MASQUERADE --random-fully
-mkdir -p /run/plait/netns; touch /run/plait/netns/c; unshare --net=/run/plait/netns/c true
-ip link add vethc type veth peer name eth9; ip link set eth9 netns /run/plait/netns/c name eth0
-ip link set vethc mtu 1450 master cni0 up; bridge link set dev vethc hairpin on
-c="nsenter --net=/run/plait/netns/c ip"; $c link set lo up; $c link set eth0 mtu 1450 up
-$c addr add 10.244.{n}.2/24 dev eth0; $c route add default via 10.244.{n}.1
 """
 
 
-def _inside(command: str) -> list[str]:
-    return ["nsenter", "--net=/run/plait/netns/c", "sh", "-c", command]
-
-
 class Side:
-    """A lab with a server in host B's sandbox `c` and a client in host A's."""
+    """A lab with a server beside the container of host B, in its network namespace, and a client beside that of host A."""
 
-    def __init__(self, lab: Lab, target: str) -> None:
-        self.lab, self.target = lab, target
+    def __init__(self, lab: Lab, network: str) -> None:
+        self.lab = lab
+        options = ["--network", network] if network else []
+        for host in "AB":
+            lab.run(host, "docker", "run", "-d", "--name", "end", *options, "--entrypoint", "sleep", "nginx", "infinity")
+        shape = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+        self.target = lab.run("B", "docker", "inspect", "-f", shape, "end").stdout.strip()
+        self._pids = {host: lab.run(host, "docker", "inspect", "-f", "{{.State.Pid}}", "end").stdout.strip() for host in "AB"}
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.servers = [
-            lab.popen("B", *_inside(f"exec {PINNED} sockperf server --tcp -p 11111"), **quiet),
-            lab.popen("B", *_inside(f"exec {PINNED} nginx -c {NGINX}"), **quiet),
+            lab.popen("B", *self._beside("B", f"exec {PINNED} sockperf server --tcp -p 11111"), **quiet),
+            lab.popen("B", *self._beside("B", f"exec {PINNED} nginx -c {NGINX}"), **quiet),
         ]
+
+    def _beside(self, host: str, command: str) -> list[str]:
+        return ["nsenter", "-t", self._pids[host], "-n", "sh", "-c", command]
 
     def round_trips(self) -> float:
         """Request-response transactions per second."""
@@ -75,7 +79,7 @@ class Side:
         return _number(r"Requests/sec:\s+([\d.]+)", text)
 
     def _client(self, command: str) -> str:
-        argv = self.lab.argv("A", _inside(command))
+        argv = self.lab.argv("A", self._beside("A", command))
         return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=30).stdout
 
     def close(self) -> None:
@@ -96,18 +100,19 @@ def run() -> list[Row]:
     labs: list[Lab] = []
     sides: list[Side] = []
     try:
-        ours = Lab.up(simple(2), "bench-plait", owned=True)
+        ours = Lab.up(simple(2, engines=True), "bench-plait", owned=True)
         labs.append(ours)
-        for host in "AB":
-            ours.run(host, "plait", "run", "--name", "c")
-        address = ours.run("B", "plait", "ps", "--json").stdout
-        target = next(w for w in re.findall(r"10\.28\.\d+\.\d+", address) if w != "10.28.0.2")
-        sides.append(Side(ours, target))
-        peer = Lab.up(simple(2, agents=False), "bench-flannel", owned=True)
+        ours.run("A", "plait", "network", "create", "mesh")
+        time.sleep(2)
+        sides.append(Side(ours, "mesh"))
+        peer = Lab.up(simple(2, agents=False, engines=True), "bench-flannel", owned=True)
         labs.append(peer)
         for number, host in enumerate("AB", 1):
+            peer.stop_engine(host)
+            peer.run(host, "ip", "link", "del", "docker0")
+            peer.start_engine(host, *BRIDGE.format(n=number).split())
             peer.run(host, "sh", "-c", FLANNEL.format(n=number, p=3 - number))
-        sides.append(Side(peer, "10.244.2.2"))
+        sides.append(Side(peer, ""))
         time.sleep(1)
         return _measure(*sides)
     finally:
@@ -124,7 +129,7 @@ def _measure(ours: Side, peer: Side) -> list[Row]:
 
     trips = interleave(pair("round_trips"), ROUNDS)
     connects = interleave(pair("connects"), ROUNDS)
-    note = "container to container on another host; both labs side by side"
+    note = "container to container on another host, real engines on both sides, both ends on one CPU"
     return [
         Row(
             "request-response between hosts", ratio(trips, "plait", "flannel"), "x flannel's plumbing", 1.25, False, f"sockperf TCP; {note}"

@@ -67,9 +67,9 @@ class KernelWork:
             return order(diff(plan(), owned, True))
 
     async def put(self, objects: Sequence[KernelObject], old: Sequence[KernelObject | None] = ()) -> None:
-        """Make just these objects true, now. Raises the first KernelError."""
+        """Make just these objects true, now; those equal to their `old` are left alone. Raises the first KernelError."""
         before = [*old, *([None] * (len(objects) - len(old)))]
-        await self._apply([Op("put", new, previous) for new, previous in zip(objects, before, strict=True)])
+        await self._apply([Op("put", new, previous) for new, previous in zip(objects, before, strict=True) if new != previous])
 
     async def delete(self, objects: Sequence[KernelObject]) -> None:
         """Remove these objects; absent ones are fine. Raises the first KernelError."""

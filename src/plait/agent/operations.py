@@ -187,7 +187,8 @@ class AgentOperations:
 
     async def _apply_ports(self, before: Sequence[Endpoint]) -> None:
         """Bring the port maps from what `before` asks for to what the view asks for now, element by element."""
-        await self._kernel.put(port_objects(self._own()), port_objects(before))
+        networks = self._view.snapshot.networks.values()
+        await self._kernel.put(port_objects(self._own(), networks), port_objects(before, networks))
 
     # --- containers
 
