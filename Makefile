@@ -38,4 +38,4 @@ docs: setup
 
 clean:
 	@[ ! -x .venv/bin/plait ] || .venv/bin/plait lab down --all
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
