@@ -15,7 +15,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -128,17 +127,25 @@ def traces(lab: Lab, host: str) -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="module")
-def bare(make_lab) -> Iterator[Lab]:
+@pytest.fixture
+def bare(make_lab) -> Lab:
     """Three hosts with engines and no agent; as real ones they have a default route, by which each knows its address."""
     lab = make_lab(hosts=3, agents=False, engines=True)
     for host in "ABC":
         lab.run(host, "ip", "route", "add", "default", "dev", "eth0")
-    yield lab
+    return lab
 
 
-@pytest.fixture(scope="module")
-def cluster(bare: Lab) -> Lab:
+def test_the_guide_word_by_word(bare: Lab) -> None:
+    """One test, because the guide has an order: install, three commands, look, use, and the way out."""
+    form(bare)
+    check_that_all_is_well(bare)
+    check_the_use(bare)
+    check_the_engines_options(bare)
+    check_the_way_out(bare)
+
+
+def form(bare: Lab) -> None:
     before = {host: traces(bare, host) for host in "ABC"}
     assert {text for found in before.values() for text in found.values()} == {""}, "the hosts are bare"
     for host in "ABC":
@@ -149,10 +156,9 @@ def cluster(bare: Lab) -> Lab:
         (token,) = follow(bare, "A", "token")
         follow(bare, host, "join", TOKEN=token.strip())
         follow(bare, host, "start")
-    return bare
 
 
-def test_three_commands_make_a_cluster_where_all_is_well(cluster: Lab) -> None:
+def check_that_all_is_well(cluster: Lab) -> None:
     for host in "ABC":
         status, nodes, _ = follow(cluster, host, "look")
         assert status.startswith(f"{host}: all is well")
@@ -161,7 +167,7 @@ def test_three_commands_make_a_cluster_where_all_is_well(cluster: Lab) -> None:
         ]
 
 
-def test_names_networks_and_services_are_used_as_it_says(cluster: Lab) -> None:
+def check_the_use(cluster: Lab) -> None:
     _, service, _ = follow(cluster, "A", "run")
     answered = json.loads(service)
     assert "10.28.0.2" in json.dumps(answered)
@@ -175,17 +181,18 @@ def test_names_networks_and_services_are_used_as_it_says(cluster: Lab) -> None:
         assert cluster.run("C", "dig", "+short", "@localhost", name).stdout == "10.28.0.2\n"
 
 
-def test_the_engine_has_the_options_that_its_drop_in_reads(cluster: Lab) -> None:
+def check_the_engines_options(cluster: Lab) -> None:
+    """The engine got them as its drop-in would have given them."""
     drop_in = (ROOT / "packaging" / "docker.service.d-plait.conf").read_text()
     file = re.search(r"^EnvironmentFile=-(.+)$", drop_in, re.MULTILINE)
     assert file is not None and "PLAIT_DOCKER_OPTS=" in cluster.path("A", file[1]).read_text()
     assert "$PLAIT_DOCKER_OPTS" in unit(drop_in)["Service"]["ExecStart"]
 
 
-def test_the_way_out_leaves_nothing(cluster: Lab) -> None:
-    """The last test of this module: afterwards there is no cluster."""
+def check_the_way_out(cluster: Lab) -> None:
     for host, name in (("A", "web"), ("B", "shop")):
         cluster.run(host, "docker", "rm", "-f", name)
+    assert {kind for kind, text in traces(cluster, "A").items() if not text} <= {"rules", "names"}, "the search finds what is there"
     follow(cluster, "C", "networks")
     for host in "ABC":
         until(f"mesh leaves the engine of {host}", lambda at=host: "mesh" not in cluster.run(at, "docker", "network", "ls").stdout, 10)
