@@ -110,6 +110,17 @@ def test_a_changed_value_under_the_same_key_is_replaced(run: Run, changed: Kerne
     run(body)
 
 
+def test_a_link_with_another_mac_keeps_all_but_its_neighbours(run: Run) -> None:
+    def body(kernel: Kernel) -> None:
+        converge(kernel, PLAN)
+        changed = replace(VXLAN, mac="02:00:00:00:00:99")
+        kernel.apply([Op("put", changed, VXLAN)])
+        probes = [key for key in PLAN if key[0] in ("sysctl", "hook")]
+        assert kernel.owned(probes) == {key: obj for key, obj in {**PLAN, changed.key: changed}.items() if key[0] != "neigh"}
+
+    run(body)
+
+
 def test_a_refused_key_does_not_stop_the_others(run: Run) -> None:
     def body(kernel: Kernel) -> None:
         bad = Addr("pl-none", IPv4Interface("10.28.9.0/32"))

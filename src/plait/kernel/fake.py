@@ -2,7 +2,8 @@
 """A kernel in memory with the errors and dependencies of the real one; the contract suite runs the same text over both.
 
 It models: parents (an address on a missing link is ENODEV, a sysctl of one ENOENT, everything on a link goes with it, also when a device
-must be replaced), idempotent puts and deletions, the nft table written as one transaction, foreign hooks that may be absent.
+must be replaced; its neighbours when its MAC changes), idempotent puts and deletions, the nft table written as one transaction, foreign
+hooks that may be absent.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 
 from plait.kernel.api import Result, changeable
 from plait.model.errors import KernelError
-from plait.model.objects import PREFIX, Addr, Fdb, HookRule, KernelObject, Key, Neigh, Op, Route, Sysctl
+from plait.model.objects import PREFIX, Addr, BridgeLink, Fdb, HookRule, KernelObject, Key, Neigh, Op, Route, Sysctl, VxlanLink
 
 CAPABILITIES = frozenset({"vxlan", "bridge", "veth", "nft"})
 
@@ -93,9 +94,17 @@ class FakeKernel:
             self._remove(op.key)
         elif not isinstance(op.subject, HookRule) or op.key[1:4] in self.hooks:
             old = self.objects.get(op.key)
-            if old is not None and op.key[0] == "link" and not changeable(old, op.subject):
-                self._remove(op.key)
+            if old is not None and op.key[0] == "link":
+                self._change_link(old, op.subject)
             self.objects[op.key] = op.subject
+
+    def _change_link(self, old: KernelObject, new: KernelObject) -> None:
+        """What a change of a link costs: a replaced one everything that lies on it, one with another MAC its neighbours."""
+        if not changeable(old, new):
+            self._remove(old.key)
+        elif isinstance(new, VxlanLink | BridgeLink) and isinstance(old, VxlanLink | BridgeLink) and old.mac != new.mac:
+            for key in [k for k, o in self.objects.items() if isinstance(o, Neigh) and _parent(o) == old.key]:
+                del self.objects[key]
 
     def _remove(self, key: Key) -> None:
         obj = self.objects.pop(key, None)

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two hosts on a wire of their own, each with the plan of its node: what packets do. No agent, no engine, no way out."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from tests.support.kernel import converge
+
+from plait.kernel.linux import LinuxKernel, create_netns, delete_netns
+from plait.kernel.linux.netns import in_thread, inside
+from plait.model.cluster import Block, Endpoint, Network, Node, PortMapping, Snapshot
+from plait.plan import Local, plan_node
+
+pytestmark = pytest.mark.root
+T = TypeVar("T")
+A, N = IPv4Address, IPv4Network
+NETWORKS = (
+    Network("default", N("10.28.0.0/16"), A("10.28.0.1"), 24),
+    Network("other", N("10.29.0.0/16"), A("10.29.0.1"), 24),
+    Network("inner", N("10.30.0.0/16"), A("10.30.0.1"), 24, internal=True),
+)
+NODES = tuple(Node(name, name * 8, A(f"198.18.0.{n}"), 1500, f"02:00:00:00:00:0{n}", A(f"10.28.{n}.0")) for n, name in ((1, "A"), (2, "B")))
+WIRE = {"A": A("198.18.0.1"), "B": A("198.18.0.2")}
+WAIT_S = 1.0
+
+
+def endpoint(name: str, network: str, node: str, last: int, *ports: PortMapping) -> Endpoint:
+    second, third = {"default": 28, "other": 29, "inner": 30}[network], {"A": 1, "B": 2}[node]
+    mac = f"02:10:{second:02x}:{third:02x}:00:{last:02x}"
+    return Endpoint(name, network, node, A(f"10.{second}.{third}.{last}"), mac, f"pl-e{name}", "sandbox", name=name, ports=ports)
+
+
+ENDPOINTS = (
+    endpoint("web", "default", "A", 2, PortMapping("tcp", 8080, 80), PortMapping("tcp", 8081, 80, A("127.0.0.1"))),
+    endpoint("near", "default", "A", 3),
+    endpoint("far", "default", "B", 2),
+    endpoint("stranger", "other", "A", 2),
+    endpoint("foreign", "other", "B", 2),
+    endpoint("safe", "inner", "A", 2),
+    endpoint("vault", "inner", "B", 2),
+)
+BY_NAME = {e.name: e for e in ENDPOINTS}
+
+
+class Hosts:
+    """Namespaces by name: the hosts "A" and "B", and the containers of `ENDPOINTS`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = {name: folder / name for name in ("A", "B", *BY_NAME)}
+        self.snapshot = Snapshot(
+            "A",
+            1,
+            {n.name: n for n in NODES},
+            frozenset("AB"),
+            {n.name: n for n in NETWORKS},
+            {(b.network, b.cidr): b for b in _blocks()},
+            {e.id: replace(e, netns=str(self.paths[e.name])) for e in ENDPOINTS},
+        )
+
+    def run(self, where: str, command: str) -> str:
+        done = subprocess.run(
+            f"nsenter --net={self.paths[where]} {command}", shell=True, capture_output=True, text=True, timeout=20, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def converge(self, node: str, snapshot: Snapshot | None = None) -> int:
+        """One pass on a host; how many operations it took."""
+
+        def work() -> int:
+            with self.paths[node].open() as file, inside(file.fileno()):
+                kernel = LinuxKernel()
+                with contextlib.closing(kernel):
+                    return converge(kernel, plan_node(replace(snapshot or self.snapshot, me=node), Local()))
+
+        return in_thread(work)
+
+    def pings(self, where: str, to: IPv4Address, options: str = "") -> bool:
+        command = f"nsenter --net={self.paths[where]} ping -c1 -W1 {options} {to}"
+        return subprocess.run(command, shell=True, capture_output=True, timeout=10, check=False).returncode == 0
+
+    def socket(self, where: str) -> socket.socket:
+        """A TCP socket of that namespace: it stays there whoever uses it."""
+
+        def work() -> socket.socket:
+            with self.paths[where].open() as file, inside(file.fileno()):
+                return socket.socket()
+
+        sock = in_thread(work)
+        sock.settimeout(WAIT_S)
+        return sock
+
+    def connects(self, client: str, to: IPv4Address, port: int, server: str = "web", listen: int = 80, size: int = 1) -> IPv4Address | None:
+        """The address from which `server` sees a connection that `client` makes and sends `size` bytes over; None if it cannot."""
+        with self.socket(server) as listener, self.socket(client) as caller:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("0.0.0.0", listen))
+            listener.listen()
+            try:
+                caller.connect((str(to), port))
+            except OSError:
+                return None
+            answerer, peer = listener.accept()
+            with answerer:
+                answerer.settimeout(WAIT_S)
+                answerer.sendall(b"x" * size)
+                got = 0
+                while got < size:
+                    got += len(caller.recv(size))
+            return A(peer[0])
+
+
+def _blocks() -> Iterator[Block]:
+    for network in NETWORKS:
+        for third, node in ((1, "A"), (2, "B")):
+            yield Block(network.name, N((int(network.subnet.network_address) + (third << 8), 24)), node)
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    made = Hosts(tmp_path_factory.mktemp("hosts"))
+    try:
+        for path in made.paths.values():
+            create_netns(path)
+        made.run("A", f"ip link add wire type veth peer name wire netns {made.paths['B']}")
+        for name, address in WIRE.items():
+            made.run(name, "ip link set lo up")
+            made.run(name, f"ip addr add {address}/24 dev wire")
+            made.run(name, "ip link set wire up")
+        for name in WIRE:
+            made.converge(name)
+            assert made.converge(name) == 0
+        yield made
+    finally:
+        for path in made.paths.values():
+            delete_netns(path)
+
+
+REACH: Mapping[tuple[str, str], bool] = {
+    ("web", "near"): True,
+    ("web", "far"): True,
+    ("far", "web"): True,
+    ("stranger", "foreign"): True,
+    ("safe", "vault"): True,
+    ("vault", "safe"): True,
+    ("web", "stranger"): False,
+    ("web", "foreign"): False,
+    ("foreign", "near"): False,
+    ("safe", "web"): False,
+    ("web", "safe"): False,
+    ("web", "vault"): False,
+    ("vault", "far"): False,
+}
+
+
+@pytest.mark.parametrize(("client", "to"), REACH, ids="-".join)
+def test_containers_of_one_network_reach_each_other_and_no_others(hosts: Hosts, client: str, to: str) -> None:
+    seen = hosts.connects(client, BY_NAME[to].address, 80, to)
+    assert seen == (BY_NAME[client].address if REACH[client, to] else None), "and they see each other's own address"
+
+
+@pytest.mark.parametrize("host", ["A", "B"])
+@pytest.mark.parametrize("to", ["web", "far"])
+def test_hosts_reach_containers(hosts: Hosts, host: str, to: str) -> None:
+    assert hosts.pings(host, BY_NAME[to].address)
+
+
+def test_a_container_leaves_under_the_address_of_its_host(hosts: Hosts) -> None:
+    assert hosts.connects("web", WIRE["B"], 9000, "B", 9000) == WIRE["A"]
+
+
+def test_a_container_of_an_internal_network_does_not_leave(hosts: Hosts) -> None:
+    assert "default" not in hosts.run("safe", "ip route")
+    hosts.run("safe", "ip route add default via 10.30.0.1 dev eth0")
+    assert not hosts.pings("safe", WIRE["B"]), "even with a route that somebody gave it"
+
+
+@pytest.mark.parametrize(
+    ("client", "to", "port"),
+    [
+        ("B", WIRE["A"], 8080),
+        ("A", WIRE["A"], 8080),
+        ("A", A("127.0.0.1"), 8080),
+        ("A", A("127.0.0.1"), 8081),
+        ("near", WIRE["A"], 8080),
+        ("web", WIRE["A"], 8080),
+        ("far", WIRE["A"], 8080),
+    ],
+    ids=str,
+)
+def test_a_published_port_answers(hosts: Hosts, client: str, to: IPv4Address, port: int) -> None:
+    assert hosts.connects(client, to, port) is not None
+
+
+@pytest.mark.parametrize(("client", "to", "port"), [("B", WIRE["A"], 8081), ("B", WIRE["A"], 80), ("B", WIRE["B"], 8080)], ids=str)
+def test_what_is_not_published_there_does_not(hosts: Hosts, client: str, to: IPv4Address, port: int) -> None:
+    assert hosts.connects(client, to, port) is None
+
+
+def test_a_container_does_not_reach_its_hosts_loopback(hosts: Hosts) -> None:
+    hosts.run("web", "ip route add 127.0.0.9/32 via 10.28.0.1 dev eth0")
+    assert hosts.connects("web", A("127.0.0.9"), 9001, "A", 9001) is None
+
+
+def test_packets_are_as_large_as_the_tunnel_lets_through_and_no_larger(hosts: Hosts) -> None:
+    far = BY_NAME["far"].address
+    assert hosts.pings("web", far, f"-M do -s {1450 - 28}")
+    assert not hosts.pings("web", far, f"-M do -s {1451 - 28}")
+    assert hosts.connects("far", BY_NAME["web"].address, 80, size=300_000) is not None
+
+
+@pytest.mark.parametrize("nobody", ["10.28.9.9", "10.28.1.77"])
+def test_an_address_that_nobody_holds_is_refused_at_once(hosts: Hosts, nobody: str) -> None:
+    """Without its own route it would follow the host's default route."""
+    with hosts.socket("A") as caller, pytest.raises(OSError, match="No route to host"):
+        caller.connect((nobody, 80))
+
+
+def test_nothing_is_flooded(hosts: Hosts) -> None:
+    rows = [row for row in hosts.run("A", "bridge fdb show dev pl-x1").splitlines() if row]
+    assert rows == ["02:00:00:00:00:02 dst 198.18.0.2 self permanent"]
+
+
+def test_a_peer_may_change_its_tunnel_mac(hosts: Hosts) -> None:
+    changed = replace(NODES[1], vtep_mac="02:00:00:00:00:99")
+    snapshot = replace(hosts.snapshot, nodes={"A": NODES[0], "B": changed})
+    for name in WIRE:
+        assert hosts.converge(name, snapshot) > 0
+        hosts.converge(name, snapshot)  # the kernel forgets the neighbours of a link whose MAC changes
+        assert hosts.converge(name, snapshot) == 0
+    assert hosts.pings("web", BY_NAME["far"].address)
+    assert "02:00:00:00:00:02" not in hosts.run("A", "bridge fdb show dev pl-x1") + hosts.run("A", "ip neigh show dev pl-x1")
+    for name in ("A", "B", "B"):
+        hosts.converge(name)
+    assert hosts.pings("web", BY_NAME["far"].address)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "nft flush ruleset",
+        "ip link del pl-x1",
+        "ip link del pl-eweb",
+        "ip link del pl-gw",
+        "ip route flush proto 112",
+        "sysctl -qw net.ipv4.ip_forward=0",
+    ],
+)
+def test_two_passes_after_any_harm_all_is_well(hosts: Hosts, harm: str) -> None:
+    hosts.run("A", harm)
+    for _ in range(2):
+        hosts.converge("A")
+    assert hosts.converge("A") == 0
+    assert hosts.connects("far", BY_NAME["web"].address, 80) == BY_NAME["far"].address
+    assert hosts.connects("B", WIRE["A"], 8080) is not None
+    assert hosts.connects("web", BY_NAME["stranger"].address, 80, "stranger") is None
