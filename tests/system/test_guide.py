@@ -186,7 +186,7 @@ def check_the_engines_options(cluster: Lab) -> None:
     drop_in = (ROOT / "packaging" / "docker.service.d-plait.conf").read_text()
     file = re.search(r"^EnvironmentFile=-(.+)$", drop_in, re.MULTILINE)
     assert file is not None and "PLAIT_DOCKER_OPTS=" in cluster.path("A", file[1]).read_text()
-    assert "$PLAIT_DOCKER_OPTS" in unit(drop_in)["Service"]["ExecStart"]
+    assert unit(drop_in)["Service"]["ExecStart"].split()[-2:] == ["$DOCKER_OPTS", "$PLAIT_DOCKER_OPTS"]
 
 
 def check_the_way_out(cluster: Lab) -> None:
