@@ -293,6 +293,9 @@ def test_an_endpoint_is_plumbed_inside_its_sandbox_and_put_back_when_somebody_de
             assert "02:00:00:00:00:0b" in inside and "10.28.1.7/16" in inside and "default via 10.28.0.1" in inside and "mtu 1450" in inside
             sh(f"nsenter --net={path} ping -c1 -W1 10.28.0.1")
             sh("ip link del pl-e2")
+        converge(kernel, wanted)
+        assert converge(kernel, {**wanted, link.key: replace(link, mtu=1400)}) == 1
+        assert "mtu 1400" in sh(f"nsenter --net={path} ip link show eth0"), "both ends of the pair have one MTU"
 
     create_netns(path)
     try:

@@ -9,7 +9,7 @@ import os
 import random
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -183,28 +183,31 @@ class LinuxKernel:
             self._must(links.delete_link(found.index))
             found = None
         if found is not None:
-            self._must(links.set_link(found.index, link.mtu, up=True, proxy_arp=True))
+            self._set_endpoint(found, link)
         elif link.netns:
             self._plumb_inside(link)
         else:
             self._create_pair(link, None)
         _answer_at_once(link.name)
 
+    def _set_endpoint(self, found: links.Found, link: EndpointLink) -> None:
+        """The host side as wanted; the MTU on the other side too where that is known, for what one end sends longer than the other
+        takes is lost without a word."""
+        self._must(links.set_link(found.index, link.mtu, up=True, proxy_arp=True))
+        if link.netns and found.away and found.link is not None and found.link.mtu != link.mtu:
+            with _opened(link.netns) as (_, there):
+                _all_done(link, there.transact([links.set_link(found.away, link.mtu)]))
+
     def _plumb_inside(self, link: EndpointLink) -> None:
         """The pair with its other end in the sandbox's namespace, and everything there, in two sends."""
-        fd = os.open(link.netns, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            with inside(fd):
-                there = nl.NetlinkSocket()
-            with contextlib.closing(there):
-                peer_index = self._create_pair(link, fd)
-                for reply in there.transact(links.inside_messages(link, peer_index)):
-                    if reply.errno:
-                        with contextlib.suppress(OSError):
-                            self._must(links.delete_link(_index(link.name)))
-                        raise OSError(reply.errno, f"inside {link.netns}: {reply.text or os.strerror(reply.errno)}")
-        finally:
-            os.close(fd)
+        with _opened(link.netns) as (fd, there):
+            peer_index = self._create_pair(link, fd)
+            try:
+                _all_done(link, there.transact(links.inside_messages(link, peer_index)))
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._must(links.delete_link(_index(link.name)))
+                raise
 
     def _create_pair(self, link: EndpointLink, netns_fd: int | None) -> int:
         """Create the veth pair with indexes of our choice; returns that of the other end."""
@@ -246,6 +249,25 @@ def _index(name: str) -> int:
         return socket.if_nametoindex(name)
     except OSError as error:
         raise OSError(errno.ENODEV, f"no link named {name}") from error
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[tuple[int, nl.NetlinkSocket]]:
+    """A sandbox's namespace as a descriptor, and a netlink socket that lives in it."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with inside(fd):
+            there = nl.NetlinkSocket()
+        with contextlib.closing(there):
+            yield fd, there
+    finally:
+        os.close(fd)
+
+
+def _all_done(link: EndpointLink, replies: Iterable[nl.Reply]) -> None:
+    for reply in replies:
+        if reply.errno:
+            raise OSError(reply.errno, f"inside {link.netns}: {reply.text or os.strerror(reply.errno)}")
 
 
 def _answer_at_once(dev: str) -> None:

@@ -18,7 +18,8 @@ from plait.model.objects import PREFIX, BridgeLink, EndpointLink, VxlanLink
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_NEWROUTE = 20, 24
 _IFINFO = struct.Struct("=BxHiII")
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_AF_SPEC, _IFLA_NET_NS_FD = 1, 3, 4, 18, 26, 28
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO = 1, 3, 4, 5, 18
+_IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_LINK_NETNSID = 26, 28, 37
 _INFO_KIND, _INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _VXLAN_ID, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PORT = 1, 4, 7, 15
 _BR_FORWARD_DELAY, _BR_STP_STATE = 1, 5
@@ -31,11 +32,13 @@ Link = VxlanLink | BridgeLink | EndpointLink
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One link of the kernel: its index and, if it is one of ours, what it is as an object."""
+    """One link of the kernel: its index and, if it is one of ours, what it is as an object. `away` is the index of a veth's other end in
+    the namespace where that lies, 0 if it lies in this one."""
 
     index: int
     name: str
     link: Link | None
+    away: int = 0
 
 
 def decode_link(body: bytes) -> Found:
@@ -57,7 +60,8 @@ def decode_link(body: bytes) -> Found:
     if kind == "bridge":
         return Found(index, name, BridgeLink(name, mac, mtu, up))
     if kind == "veth" and name.startswith(f"{PREFIX}e"):
-        return Found(index, name, EndpointLink(name, mtu, up and _proxy_arp(attrs.get(_IFLA_AF_SPEC, b""))))
+        away = nl.number_of(attrs.get(_IFLA_LINK)) if _IFLA_LINK_NETNSID in attrs else 0
+        return Found(index, name, EndpointLink(name, mtu, up and _proxy_arp(attrs.get(_IFLA_AF_SPEC, b""))), away)
     return Found(index, name, None)
 
 
