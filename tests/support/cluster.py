@@ -43,7 +43,7 @@ class FakeNode:
         self.networks = Networks(self.view, self.store, DEFAULT, self.view.caught_up)
         self.addresses = Addresses(self.view, self.store, self.journal, DEFAULT, docker_bridge=False)
         self.publisher = Publisher(self.view, self.store, self.view.caught_up)
-        self.ops = AgentOperations(self.view, self.journal, self.work, self.addresses, self.networks, self._settled)
+        self.ops = AgentOperations(self.view, self.journal, self.work, self.addresses, self.networks, self._settled, self.converge)
         self._task = asyncio.create_task(self.replica.run())
         await self.until(lambda: self.replica.synced)
         await self.networks.ensure(NetworkRequest(DEFAULT, IPv4Network("10.28.0.0/16")))

@@ -218,6 +218,19 @@ async def test_published_ports_are_map_elements_and_a_taken_one_is_refused(store
         assert await a.converge() == 0
 
 
+async def test_a_publication_that_meets_a_trampled_map_is_made_true_all_the_same(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A") as (a,):
+        await a.attach("web")
+        await a.converge()
+        key = ("nft", "map", "ports_any")
+        a.kernel.fail_next(key, errno.ENOENT)
+        await a.ops.publish("A.web", [PortMapping("tcp", 18081, 80)])
+        assert "18081" in str(a.kernel.objects[key])
+        a.kernel.fail_next(key, errno.ENOENT)
+        await a.detach("web")
+        assert "18081" not in str(a.kernel.objects[key])
+
+
 async def test_unknown_things_are_named(store: Cuttable, tmp_path: Path) -> None:
     async with nodes(store, tmp_path, "A") as (a,):
         with pytest.raises(NotFound, match=r"no network 'nope' \(known: default\)"):

@@ -35,7 +35,8 @@ log = logging.getLogger("plait.operations")
 
 
 class AgentOperations:
-    """Implements `runtimes.api.Operations`. `names_settled` waits until this host's DNS answers what the view says."""
+    """Implements `runtimes.api.Operations`. `names_settled` waits until this host's DNS answers what the view
+    says, `full_pass` makes the kernel what the view says."""
 
     def __init__(
         self,
@@ -45,9 +46,11 @@ class AgentOperations:
         addresses: Addresses,
         networks: Networks,
         names_settled: Callable[[], Awaitable[None]],
+        full_pass: Callable[[], Awaitable[object]],
     ) -> None:
         self._view, self._journal, self._kernel = view, journal, kernel
         self._addresses, self._networks, self._names_settled = addresses, networks, names_settled
+        self._full_pass = full_pass
         self._locks: dict[str, asyncio.Lock] = {}
         self._ports_lock = asyncio.Lock()
         for key, body in journal.load("endpoint").items():
@@ -186,9 +189,13 @@ class AgentOperations:
         return published
 
     async def _apply_ports(self, before: Sequence[Endpoint]) -> None:
-        """Bring the port maps from what `before` asks for to what the view asks for now, element by element."""
+        """Bring the port maps from what `before` asks for to what the view asks for now, element by element. Where the kernel
+        holds something else (a pass came between, somebody flushed the table) a full pass finds out and makes it true."""
         networks = self._view.snapshot.networks.values()
-        await self._kernel.put(port_objects(self._own(), networks), port_objects(before, networks))
+        try:
+            await self._kernel.put(port_objects(self._own(), networks), port_objects(before, networks))
+        except KernelError:
+            await self._full_pass()
 
     # --- containers
 

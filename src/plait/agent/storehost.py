@@ -15,8 +15,9 @@ from collections.abc import Callable
 from plait.agent.view import View
 
 log = logging.getLogger("plait.storehost")
-SILENCE_S = 6.0
-"""Seconds without any answer after which the host counts as dead, as with every other node's sign of life."""
+SILENCE_S = 3.5
+"""Seconds without any answer after which the host counts as dead. The loss of the connection itself is noticed some three seconds
+after the fact, so that this too comes to the six seconds of every other node's sign of life."""
 _PROBE_S = 1.5
 _LOOK_S = 1.0
 

@@ -128,7 +128,9 @@ class _Wiring:
         self.reconciler = Reconciler(
             self.kernel, self.work, self.loops.plan, lambda: self.replica.synced, self.health, self.loops.refresh_node
         )
-        self.ops = AgentOperations(self.view, journal, self.work, self.addresses, self.networks, self.loops.names_settled)
+        self.ops = AgentOperations(
+            self.view, journal, self.work, self.addresses, self.networks, self.loops.names_settled, self.reconciler.once
+        )
         self.sandboxes = Sandboxes(identity.name, self.ops, journal, paths.run, create_netns, delete_netns, netns_exists)
         self.catalog = Catalog(self.view, journal, self.publisher.publish, self._contact_ms)
         self.docker = self._docker() if config.docker_enabled else None
@@ -181,6 +183,7 @@ class _Wiring:
         if self.replica.load():
             items = self.replica.items.values()
             self.view.change((Change("put", item, item.mod_revision) for item in items), self.replica.revision)
+        self.loops.refresh_node()  # without the disk copy the view would not even know this node
         await self.ops.recover()
         await self.sandboxes.recover()
         async with asyncio.TaskGroup() as group:
