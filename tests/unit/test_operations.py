@@ -204,6 +204,15 @@ async def test_two_nodes_making_networks_at_once_never_overlap(store: Cuttable, 
             await made[0].ops.ensure_network(NetworkRequest("default", IPv4Network("10.77.0.0/16")))
 
 
+async def test_a_network_over_the_hosts_own_addresses_is_refused(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A", "B") as (a, b):
+        await a.publisher.publish()
+        await b.until(lambda: "A" in b.view.snapshot.nodes)
+        for subnet in ("198.18.0.0/24", "198.18.0.0/15", "198.18.0.0/30"):
+            with pytest.raises(ConfigError, match=r"holds 198\.18\.0\.1, the address of node A"):
+                await b.ops.ensure_network(NetworkRequest("bad", IPv4Network(subnet)))
+
+
 async def test_published_ports_are_map_elements_and_a_taken_one_is_refused(store: Cuttable, tmp_path: Path) -> None:
     async with nodes(store, tmp_path, "A") as (a,):
         await a.attach("web")

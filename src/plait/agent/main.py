@@ -33,6 +33,8 @@ def init(name: str | None = None, address: str | None = None, pool: str | None =
     _refuse_member(paths)
     config = load_config(paths.config)
     identity = Identity(name=check_node_name(name or config.name), id=new_id(), address=_own_address(address, config), pool=_pool(pool))
+    if identity.address in identity.pool:
+        raise ConfigError("--pool", str(identity.pool), f"holds {identity.address}, this host's own address", "choose another range")
     init_cluster(paths.lib / "pki", identity.name, identity.id, identity.address)
     save_identity(paths.identity, identity)
     return identity

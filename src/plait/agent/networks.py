@@ -41,7 +41,8 @@ class Networks:
             if existing is not None:
                 return _same(existing, request)
             network = self._design(request)
-            check_network(network, list(known.values()))
+            nodes = sorted(self._view.snapshot.nodes.values(), key=lambda n: n.name)
+            check_network(network, list(known.values()), nodes)
             result = await self._store.txn(
                 [Compare(network_key(network.name), 0), Compare(NETWORK_GUARD, guard.mod_revision if guard else 0)],
                 [Put(network_key(network.name), encode(network)), Put(NETWORK_GUARD, network.name.encode())],

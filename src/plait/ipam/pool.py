@@ -7,10 +7,10 @@ block there is no network or broadcast address of its own; only the pool's first
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 
-from plait.model.cluster import Network
+from plait.model.cluster import Network, Node
 from plait.model.errors import ConfigError, PoolExhausted
 
 LARGE = 64
@@ -70,8 +70,9 @@ def next_subnet(taken: Collection[IPv4Network], prefix: int = 16, first: str = "
     raise PoolExhausted(f"no free /{prefix} is left between {first} and {IPv4Address(end)}: name a subnet yourself with --subnet")
 
 
-def check_network(network: Network, others: Collection[Network]) -> None:
-    """Raise ConfigError unless `network` is sound and overlaps none of `others`."""
+def check_network(network: Network, others: Collection[Network], nodes: Iterable[Node] = ()) -> None:
+    """Raise ConfigError unless `network` is sound, overlaps none of `others` and holds no node's underlay address: every node would
+    take that address for its own (the gateway) or for a container's, and lose the node."""
     subnet = network.subnet
     if subnet.prefixlen > 30:
         raise ConfigError("subnet", str(subnet), "is too small for a network", "use a prefix length of 30 or less")
@@ -84,3 +85,6 @@ def check_network(network: Network, others: Collection[Network]) -> None:
     for other in others:
         if other.name != network.name and other.subnet.overlaps(subnet):
             raise ConfigError("subnet", str(subnet), f"overlaps {other.subnet} of network {other.name!r}", "choose another range")
+    for node in nodes:
+        if node.address in subnet:
+            raise ConfigError("subnet", str(subnet), f"holds {node.address}, the address of node {node.name}", "choose another range")
