@@ -221,6 +221,24 @@ def test_harm_is_repaired_within_a_second_and_nothing_foreign_is_touched(lab: La
     assert lab.run("A", "plait", "status", check=False).returncode == 0
 
 
+def test_a_foreign_chain_that_drops_is_named_with_the_way_out_and_left_alone(lab: Lab) -> None:
+    run(lab, "A", "a")
+    target = run(lab, "B", "b")
+    chain = "nft 'add table ip other; add chain ip other forward { type filter hook forward priority 0; policy drop; }'"
+    lab.run("A", "sh", "-c", chain)
+    try:
+        assert not pings(lab, "A", "a", target)
+        within(6, lambda: lab.run("A", "plait", "status", check=False).returncode == 1)
+        said = lab.run("A", "plait", "status", check=False).stdout
+        assert "ip other forward" in said and 'oifname "pl-*" accept' in said
+        for side in "io":
+            lab.run("A", "nft", f'insert rule ip other forward {side}ifname "pl-*" accept')
+        assert pings(lab, "A", "a", target), "the rules that it names help"
+        within(6, lambda: lab.run("A", "plait", "status", check=False).returncode == 0)
+    finally:
+        lab.run("A", "nft", "delete", "table", "ip", "other")
+
+
 def test_a_killed_agent_loses_no_packet_of_running_sandboxes(lab: Lab) -> None:
     run(lab, "A", "a")
     target = run(lab, "B", "b")

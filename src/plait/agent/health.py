@@ -52,6 +52,12 @@ REGISTRY: dict[str, Condition] = {
             "Load the module or use a kernel that has it; docs/guide.md lists what each feature needs.",
         ),
         Condition(
+            "firewall-drops",
+            "warning",
+            "A firewall chain of another program drops forwarded packets",
+            "Insert the two rules that are named there, in the place where that firewall keeps its own rules; plait does not touch it.",
+        ),
+        Condition(
             "engine-unreachable",
             "warning",
             "The container engine does not answer on its socket",

@@ -211,6 +211,12 @@ class NodeLoops:
             self._p.health.replace("dns-bind", {f"{e.address}:{e.port}/{e.protocol}": str(e) for e in refused})
             await asyncio.sleep(1)
 
+    async def watch_firewall(self) -> None:
+        """Name foreign chains that stop what is forwarded. Never returns."""
+        while True:
+            self._p.health.replace("firewall-drops", await asyncio.to_thread(self._p.kernel.foreign_drops))
+            await asyncio.sleep(5)
+
     async def watch_capabilities(self) -> None:
         """Name what the kernel lacks for the networks that there are. Never returns."""
         present = await asyncio.to_thread(self._p.kernel.capabilities)

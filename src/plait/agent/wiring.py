@@ -203,6 +203,7 @@ class _Wiring:
                 self.loops.serve_names(),
                 self.loops.watch_conditions(),
                 self.loops.watch_capabilities(),
+                self.loops.watch_firewall(),
                 self.reconciler.watch(),
                 self.reconciler.run(),
                 self.sandboxes.run(),
