@@ -177,3 +177,19 @@ async def test_a_disk_that_refuses_stops_nothing(tmp_path: Path) -> None:
         await asyncio.sleep(0.1)
         await store.txn([], [Put("b", b"")])
         await same(replica, store)
+
+
+async def test_the_first_copy_is_written_at_once(tmp_path: Path) -> None:
+    """A host that is killed right after it has joined must know its cluster when it starts again without the store."""
+    store = MemoryStore()
+    await store.txn([], [Put("networks/default", b"{}")])
+    replica = make(store, tmp_path, save_delay=3600)
+    task = asyncio.create_task(replica.run())
+    async with asyncio.timeout(5):
+        while not (tmp_path / "replica").exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    again = make(store, tmp_path)
+    assert again.load() and "networks/default" in again.items
+    await store.close()

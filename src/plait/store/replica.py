@@ -175,9 +175,11 @@ class Replica:
         return True
 
     async def _keep_saved(self) -> None:
+        delay = 0.0  # the first copy at once: a crash right after joining must not leave the node without any
         while True:
             await self._dirty.wait()
-            await asyncio.sleep(self._save_delay)
+            await asyncio.sleep(delay)
+            delay = self._save_delay
             self._dirty.clear()
             if not await asyncio.to_thread(self._write, *self._encoded()):
                 self._dirty.set()
