@@ -6,8 +6,9 @@ from __future__ import annotations
 from ipaddress import IPv4Network
 
 from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node
+from plait.model.discovery import Check
 
-Record = Node | Network | Block | Endpoint | Container | Instance
+Record = Node | Network | Block | Endpoint | Container | Instance | Check
 
 TYPES: dict[str, type[Record]] = {
     "nodes": Node,
@@ -16,6 +17,7 @@ TYPES: dict[str, type[Record]] = {
     "endpoints": Endpoint,
     "containers": Container,
     "instances": Instance,
+    "checks": Check,
 }
 NETWORK_GUARD = "guards/networks"
 """Rewritten by every transaction that makes or removes a network, so that two overlapping ones cannot both succeed."""
@@ -52,11 +54,13 @@ def record_key(record: Record) -> str:
             return f"containers/{record.node}/{record.id}"
         case Instance():
             return f"instances/{record.node}/{record.id}"
+        case Check():
+            return f"checks/{record.node}/{record.id}"
 
 
 def own_prefixes(node: str) -> tuple[str, ...]:
     """Prefixes below which `node` is the only writer."""
-    return f"endpoints/{node}/", f"containers/{node}/", f"instances/{node}/"
+    return f"endpoints/{node}/", f"containers/{node}/", f"instances/{node}/", f"checks/{node}/"
 
 
 def kind_of(key: str) -> str:

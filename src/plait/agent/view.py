@@ -14,15 +14,18 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Network
+from typing import TypeVar
 
 from plait.agent.keys import TYPES, Record, kind_of, record_key
 from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node, Snapshot
+from plait.model.discovery import Check
 from plait.model.errors import PlaitError, StoreUnavailable
 from plait.store.api import Change, Item
 from plait.store.codec import decode
 
 log = logging.getLogger("plait.view")
 _CATCH_UP_S = 5.0
+Indexed = TypeVar("Indexed", Instance, Check)
 
 
 class View:
@@ -88,7 +91,7 @@ class View:
         except PlaitError as error:
             log.warning("record_unreadable", extra={"key": item.key, "error": str(error)})
             return
-        if isinstance(record, Instance):
+        if isinstance(record, Instance | Check):
             record = dataclasses.replace(record, create_index=item.create_revision, modify_index=item.mod_revision)
         self._stored[item.key] = record
         self._items[item.key] = item
@@ -174,7 +177,7 @@ class View:
     def _hidden(self, record: Record) -> bool:
         """Whether a replicated record is about this node and this node knows better."""
         match record:
-            case Endpoint() | Instance():
+            case Endpoint() | Instance() | Check():
                 return record.node == self.me
             case Container():
                 return record.node == self.me and record.runtime in self._reported
@@ -183,13 +186,20 @@ class View:
     def _build(self) -> Snapshot:
         merged = {key: record for key, record in self._stored.items() if not self._hidden(record)}
         for key, record in self._own.items():
-            merged[key] = self._indexed(key, record) if isinstance(record, Instance) else record
+            match record:
+                case Instance():
+                    merged[key] = self._indexed(key, record)
+                case Check():
+                    merged[key] = self._indexed(key, record)
+                case _:
+                    merged[key] = record
         nodes: dict[str, Node] = {}
         networks: dict[str, Network] = {}
         blocks: dict[tuple[str, IPv4Network], Block] = {}
         endpoints: dict[str, Endpoint] = {}
         containers: dict[tuple[str, str], Container] = {}
         instances: dict[tuple[str, str], Instance] = {}
+        checks: dict[tuple[str, str], Check] = {}
         for record in merged.values():
             match record:
                 case Node():
@@ -204,10 +214,12 @@ class View:
                     containers[record.node, record.id] = record
                 case Instance():
                     instances[record.node, record.id] = record
+                case Check():
+                    checks[record.node, record.id] = record
         alive = frozenset((self._alive - self._silent) | {self.me})
-        return Snapshot(self.me, self.revision, nodes, alive, networks, blocks, endpoints, containers, instances)
+        return Snapshot(self.me, self.revision, nodes, alive, networks, blocks, endpoints, containers, instances, checks)
 
-    def _indexed(self, key: str, own: Instance) -> Instance:
+    def _indexed(self, key: str, own: Indexed) -> Indexed:
         item = self._items.get(key)
         if item is None:
             return dataclasses.replace(own, create_index=self.revision + 1, modify_index=self.revision + 1)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
+from plait.model.discovery import Check
+
 Protocol = Literal["tcp", "udp", "sctp"]
 
 
@@ -148,3 +150,4 @@ class Snapshot:
     endpoints: Mapping[str, Endpoint] = field(default_factory=dict)
     containers: Mapping[tuple[str, str], Container] = field(default_factory=dict)
     instances: Mapping[tuple[str, str], Instance] = field(default_factory=dict)
+    checks: Mapping[tuple[str, str], Check] = field(default_factory=dict)
