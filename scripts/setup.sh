@@ -13,7 +13,7 @@ die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 PACKAGES=(
   iproute2 nftables libnftables1 conntrack util-linux procps   # the kernel's tools
-  docker.io containerd runc iptables                            # the engine of the lab's hosts
+  docker.io containerd runc iptables docker-compose             # the engine of the lab's hosts, and who drives it
   debootstrap                                                   # images are made here
   nginx-light mariadb-client-core                               # real parts of the four-host case, on host D
   curl bind9-dnsutils iputils-ping tcpdump iperf3               # real clients

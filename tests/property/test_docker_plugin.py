@@ -18,6 +18,7 @@ from plait.model.errors import ConfigError, PlaitError
 from plait.runtimes.api import NetworkRequest
 from plait.runtimes.docker import wire
 from plait.runtimes.docker.engine import DockerEngine
+from plait.runtimes.docker.known import KnownContainers
 from plait.runtimes.docker.networks import DockerNetworks
 from plait.runtimes.docker.plugin import DockerPlugin
 from plait.runtimes.docker.state import memory_state
@@ -77,7 +78,9 @@ async def _post_all(posts: list[tuple[str, bytes]]) -> None:
         fake.add_network("mesh", "10.29.0.0/16")
         await fake.start()
         engine = DockerEngine(fake.path)
-        plugin = DockerPlugin(ops, engine, DockerNetworks(ops, memory_state(), engine, Conditions(), "default", lambda: True))
+        state = memory_state()
+        networks = DockerNetworks(ops, state, engine, Conditions(), "default", lambda: True)
+        plugin = DockerPlugin(ops, engine, networks, KnownContainers(state))
         await plugin.start(Path(folder) / "p.sock")
         async with dockerd(Path(folder) / "p.sock") as docker:
             for call, body in posts:

@@ -22,8 +22,9 @@ async def _nothing(key: str) -> None:
 
 class FakeEngine:
     """`containers` and `networks` are the API's own JSON. `silent`: nothing is answered (dockerd is starting). `locked`: ids whose
-    inspection is held back, `inspected`: the networks that an inspection shows, by id. `refuse`: status and text of an answer, by path.
-    `on_delete` is awaited with the id of a network that is being removed, as dockerd asks its driver.
+    inspection is held back; `inspected`: the networks that an inspection shows, `details`: what else it shows, both by id.
+    `refuse`: status and text of an answer, by path. `on_delete` is awaited with the id of a network that is being removed, as dockerd
+    asks its driver; `on_create` with that of a new one, which is there already, before the request to make it is answered.
     `asked` has method and path of every request, without the version, `since` that of every event stream."""
 
     def __init__(self, path: Path) -> None:
@@ -34,7 +35,9 @@ class FakeEngine:
         self.silent = False
         self.locked: set[str] = set()
         self.inspected: dict[str, dict[str, Any]] = {}
+        self.details: dict[str, dict[str, Any]] = {}
         self.on_delete: Callable[[str], Awaitable[None]] = _nothing
+        self.on_create: Callable[[str], Awaitable[None]] = _nothing
         self.asked: list[str] = []
         self.since: list[str] = []
         self.refuse: dict[str, tuple[int, str]] = {}
@@ -120,14 +123,16 @@ class FakeEngine:
                     await asyncio.sleep(30)
                 state = {"Pid": 4711, "Running": True, "StartedAt": "2026-11-23T05:00:00.123456789Z"}
                 networks = {"Networks": self.inspected.get(key)}
-                return web.json_response({"Id": key, "State": state, "NetworkSettings": networks})
+                return web.json_response({"Id": key, "State": state, "NetworkSettings": networks} | self.details.get(key, {}))
             case ["GET", "networks"]:
                 return web.json_response([n | {"Containers": {}} for n in self.networks.values()])
             case ["GET", "networks", key] if key in self.networks:
                 return web.json_response(self.networks[key])
             case ["POST", "networks", "create"]:
                 body = await request.json()
-                made = self.add_network(body["Name"], body["IPAM"]["Config"][0]["Subnet"], Options=body["Options"])
+                config = body["IPAM"]["Config"][0]
+                made = self.add_network(body["Name"], config["Subnet"], Options=body["Options"], config=config)
+                await self.on_create(made["Id"])
                 return web.json_response({"Id": made["Id"]}, status=201)
             case ["DELETE", "networks", key] if key in self.networks:
                 await self.on_delete(key)

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from tests.support.mesh import networks, two_on_mesh
 
-from plait.lab import process
+from plait.lab import inside, process
 from plait.lab.lab import Lab
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
@@ -19,11 +20,7 @@ HTTP = ("curl", "-sS", "-m", "3", "-o", "/dev/null", "-w", "%{http_code}")
 
 @pytest.fixture(scope="module")
 def two(make_lab: Callable[..., Lab]) -> Lab:
-    lab = make_lab(hosts=2, agents=True, engines=True)
-    lab.run("A", "plait", "network", "create", "mesh")
-    for host in "AB":
-        process.until(f"mesh on {host}", lambda host=host: "mesh" in networks(lab, host), 5)
-    return lab
+    return two_on_mesh(make_lab)
 
 
 @pytest.fixture(autouse=True)
@@ -37,10 +34,6 @@ def clean(two: Lab) -> Iterator[None]:
     process.until("no endpoint is left", lambda: not endpoints(two), 5)
     for host in "AB":
         process.until(f"no link is left on {host}", lambda host=host: not links(two, host), 3)
-
-
-def networks(lab: Lab, host: str) -> set[str]:
-    return set(lab.run(host, "docker", "network", "ls", "--filter", "driver=plait", "--format", "{{.Name}}").stdout.split())
 
 
 def endpoints(lab: Lab) -> dict[str, str]:
@@ -169,6 +162,32 @@ def test_a_network_made_through_docker_is_everybodys(two: Lab) -> None:
     process.until("now it goes everywhere", lambda: networks(two, "B") == networks(two, "A") == {"mesh"}, 3)
 
 
+def test_a_range_holds_on_every_host_and_over_a_restart_of_the_agent(two: Lab) -> None:
+    made = ("-d", "plait", "--ipam-driver", "plait", "--subnet", "10.66.0.0/16", "--ip-range", "10.66.4.0/28", "part")
+    docker(two, "A", "network", "create", *made)
+    process.until("B has it", lambda: "part" in networks(two, "B"), 3)
+    two.kill_agent("B")
+    two.start_agent("B")
+    for host, name in (("A", "aa"), ("B", "bb"), ("B", "cc")):
+        docker(two, host, "run", "-d", "--name", name, "--network", "part", "nginx")
+        assert address(two, host, name, "part") in {f"10.66.4.{n}" for n in range(16)}
+    docker(two, "B", "run", "-d", "--name", "outside", "--network", "part", "--ip", "10.66.200.7", "nginx")
+    shown = docker(two, "B", "network", "inspect", "-f", "{{(index .IPAM.Config 0).IPRange}}", "part").stdout.strip()
+    assert shown == json.loads(two.run("B", "plait", "network", "inspect", "part", "--json").stdout)["ip_range"] == "10.66.4.0/28"
+    docker(two, "A", "rm", "-f", "aa")
+    docker(two, "B", "rm", "-f", "bb", "cc", "outside")
+    docker(two, "A", "network", "rm", "part")
+    process.until("it goes everywhere", lambda: networks(two, "B") == networks(two, "A") == {"mesh"}, 3)
+
+
+def test_prune_takes_what_an_engine_made_and_nothing_else(two: Lab) -> None:
+    docker(two, "A", "network", "create", "-d", "plait", "--ipam-driver", "plait", "--subnet", "10.66.0.0/16", "made")
+    process.until("B has it", lambda: "made" in networks(two, "B"), 3)
+    docker(two, "B", "network", "prune", "-f")
+    process.until("made is gone, mesh comes back", lambda: networks(two, "B") == networks(two, "A") == {"mesh"}, 5)
+    assert run(two, "B", "web").startswith("10.29.")
+
+
 def test_networks_that_would_collide_are_refused(two: Lab) -> None:
     for words, text in (
         (("-d", "plait", "x"), "add --ipam-driver plait"),
@@ -233,6 +252,49 @@ def test_a_rebooted_host_gives_the_same_address_again(two: Lab) -> None:
     two.reboot("B")
     process.until("it runs again", lambda: endpoints(two).get("keeps") == before, 15)
     process.until("it answers by name", lambda: answers(two, "A", "cli", "http://keeps/"), 5)
+
+
+def test_an_orderly_reboot_gives_the_same_address_too(two: Lab) -> None:
+    """The engine takes its leave before the agent ends, and answers nobody while it starts: only the agent's memory knows the name."""
+    before = run(two, "B", "keeps", "--restart", "always")
+    run(two, "B", "other")
+    two.stop_engine("B")
+    two.reboot("B")
+    process.until("it runs again", lambda: endpoints(two).get("keeps") == before, 15)
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped", "rebooted"])
+def test_containers_that_start_together_share_out_the_same_addresses(two: Lab, how: str) -> None:
+    """Who of them gets which is known for certain only where it was chosen."""
+    names = [f"c{n}" for n in range(6)]
+    first = {name: run(two, "B", name, "--restart", "always", *(["--ip", "10.29.201.7"] if name == "c3" else [])) for name in names}
+    for _ in range(3):
+        if how == "rebooted":
+            two.reboot("B")
+        else:
+            two.stop_engine("B", kill=how == "killed")
+            time.sleep(2)
+            two.start_engine("B")
+        process.until("all run and are named again", lambda: set(endpoints(two)) == set(names), 20)
+        now = endpoints(two)
+        assert now == {name: address(two, "B", name) for name in names}
+        assert set(now.values()) == set(first.values())
+        assert now["c3"] == first["c3"]
+
+
+def test_a_call_that_was_cut_off_is_said_and_the_next_start_succeeds(two: Lab) -> None:
+    """dockerd 20.10 repeats it without its body: what it was about cannot be known."""
+    pid = inside.daemon_pid(two.state.holder("A"), "agent")
+    assert pid is not None
+    two.run("A", "kill", "-STOP", str(pid))
+    cut = two.popen("A", "docker", "run", "-d", "--name", "cut", "--network", "mesh", "nginx", stderr=subprocess.PIPE, text=True)
+    time.sleep(1)
+    two.kill_agent("A")
+    two.start_agent("A")
+    _, said = cut.communicate(timeout=30)
+    assert cut.returncode != 0 and "without saying for what" in said and "try again" in said
+    docker(two, "A", "start", "cut")
+    assert endpoints(two) == {"cut": address(two, "A", "cut")}
 
 
 def test_a_killed_agent_stops_nobody_and_a_waiting_start_succeeds(two: Lab) -> None:

@@ -71,10 +71,18 @@ CALLS: list[tuple[Callable[[AdminClient], object], tuple[Any, ...]]] = [
     (lambda c: c.network("a/b c"), ("network", "a/b c")),
     (lambda c: c.create_network("mesh"), ("create_network", NetworkRequest("mesh"))),
     (
-        lambda c: c.create_network("mesh", "10.30.0.0/16", "10.30.0.9", True, {"a": "b"}, {"backend": "vxlan"}),
+        lambda c: c.create_network("mesh", "10.30.0.0/16", "10.30.0.9", True, {"a": "b"}, {"backend": "vxlan"}, "10.30.4.0/24"),
         (
             "create_network",
-            NetworkRequest("mesh", IPv4Network("10.30.0.0/16"), IPv4Address("10.30.0.9"), 0, True, {"a": "b"}, {"backend": "vxlan"}),
+            NetworkRequest(
+                "mesh",
+                IPv4Network("10.30.0.0/16"),
+                IPv4Address("10.30.0.9"),
+                internal=True,
+                labels={"a": "b"},
+                options={"backend": "vxlan"},
+                ip_range=IPv4Network("10.30.4.0/24"),
+            ),
         ),
     ),
     (lambda c: c.remove_network("mesh"), ("remove_network", "mesh", False)),

@@ -47,6 +47,7 @@ def status_of(**changes: Any) -> StatusView:
                 "name": "default",
                 "subnet": "10.28.0.0/16",
                 "gateway": "10.28.0.1",
+                "ip_range": "",
                 "backend": "vxlan",
                 "vni": 1,
                 "internal": False,
@@ -216,10 +217,17 @@ def test_network_inspect_shows_holders_and_attachments(capsys: pytest.CaptureFix
         "aliases": ["www"],
         "ports": [],
     }
-    view = {**status_of()["networks"][0], "labels": {"a": "b"}, "held": status_of()["blocks"], "attached": [endpoint]}
+    view = {
+        **status_of()["networks"][0],
+        "ip_range": "10.28.16.0/20",
+        "labels": {"a": "b"},
+        "held": status_of()["blocks"],
+        "attached": [endpoint],
+    }
     status, out, _ = run(capsys, Canned(networks_default=view), "network", "inspect", "default")
     assert status == 0
-    assert "default: 10.28.0.0/16, gateway 10.28.0.1, with a way out\nbackend vxlan, vni 1, blocks of /20\nlabels: a=b\n" in out
+    assert "default: 10.28.0.0/16, addresses from 10.28.16.0/20, gateway 10.28.0.1, with a way out\n" in out
+    assert "backend vxlan, vni 1, blocks of /20\nlabels: a=b\n" in out
     assert "10.28.16.1  web   B     docker   -      www" in out
     status, out, _ = run(capsys, Canned(networks_default=view), "network", "inspect", "default", "--json")
     assert json.loads(out) == view
@@ -264,6 +272,8 @@ def test_network_create_passes_every_option(capsys: pytest.CaptureFixture[str]) 
         "10.30.0.0/16",
         "--gateway",
         "10.30.0.9",
+        "--ip-range",
+        "10.30.4.0/24",
         "--internal",
         "--label",
         "a=b=c",
@@ -280,6 +290,7 @@ def test_network_create_passes_every_option(capsys: pytest.CaptureFixture[str]) 
         "internal": True,
         "labels": {"a": "b=c", "d": ""},
         "options": {"backend": "none"},
+        "ip_range": "10.30.4.0/24",
     }
     assert client.asked == [("POST", "networks", wanted)]
 

@@ -23,6 +23,8 @@ from plait.model.errors import KernelError, PlaitError, StoreUnavailable
 from plait.plan.desired import device_name, peer_name
 from plait.runtimes.api import AttachRequest, NetworkRequest
 from plait.runtimes.docker.engine import DockerEngine
+from plait.runtimes.docker.known import KnownContainers
+from plait.runtimes.docker.mounts import rootfs_places
 from plait.runtimes.docker.networks import ORIGIN_LABEL, DockerNetworks
 from plait.runtimes.docker.plugin import CONTENT_TYPE, DockerPlugin, inherited_socket, listen
 from plait.runtimes.docker.state import memory_state
@@ -42,6 +44,7 @@ class Setup:
     networks: DockerNetworks
     docker: Dockerd
     path: Path
+    known: KnownContainers
 
     async def endpoint(self, name: str, mac: str, state: str = "created", **more: Any) -> str:
         """RequestAddress, CreateEndpoint and Join of container `name`, as dockerd does; the address it got."""
@@ -79,11 +82,11 @@ async def s(tmp_path: Path) -> AsyncIterator[Setup]:
     networks = DockerNetworks(ops, state, engine, Conditions(), "default", lambda: True)
     await networks.sync()
     ops.calls.clear()
-    plugin = DockerPlugin(ops, engine, networks)
+    plugin = DockerPlugin(ops, engine, networks, known := KnownContainers(state))
     path = tmp_path / "plugins" / "plait.sock"
     await plugin.start(path)
     async with dockerd(path) as docker:
-        yield Setup(ops, fake, plugin, networks, docker, path)
+        yield Setup(ops, fake, plugin, networks, docker, path, known)
     await plugin.close()
     await engine.close()
     await fake.stop()
@@ -143,7 +146,7 @@ async def test_a_call_that_takes_too_long_is_answered(s: Setup, tmp_path: Path) 
 
     ops = FakeOperations(plumb=for_ever)
     await ops.ensure_network(NetworkRequest("mesh", IPv4Network("10.29.0.0/16")))
-    plugin = DockerPlugin(ops, s.plugin.driver._engine, s.networks, call_s=0.1)
+    plugin = DockerPlugin(ops, s.plugin.driver._engine, s.networks, KnownContainers(memory_state()), call_s=0.1)
     await plugin.start(tmp_path / "slow.sock")
     async with dockerd(tmp_path / "slow.sock") as docker:
         ids = {"NetworkID": "mesh-id", "EndpointID": "e1"}
@@ -256,6 +259,14 @@ async def test_only_what_an_engine_made_leaves_the_cluster_through_one(s: Setup)
     assert set(s.ops.networks()) == {"default", "mesh"}
 
 
+async def test_a_removal_that_failed_can_be_repeated(s: Setup) -> None:
+    await s.docker.call("NetworkDriver.CreateNetwork", **creation(**{"plait.net": "blue"}))
+    s.ops.fail("remove_network", StoreUnavailable("the store cannot be reached"))
+    assert "cannot be reached" in (await s.docker.call("NetworkDriver.DeleteNetwork", NetworkID="new-id"))["Err"]
+    assert await s.docker.call("NetworkDriver.DeleteNetwork", NetworkID="new-id") == {}
+    assert "blue" not in s.ops.networks()
+
+
 async def test_a_network_in_use_elsewhere_stays(s: Setup) -> None:
     await s.docker.call("NetworkDriver.CreateNetwork", **creation("10.31.0.0/16", **{"plait.net": "blue"}))
     await s.ops.attach(AttachRequest("other", "blue", "sandbox", "c", "n"))
@@ -320,12 +331,28 @@ async def test_the_same_mac_gets_the_same_address_and_a_given_one_is_checked(s: 
 
 
 async def test_a_range_hands_out_only_what_lies_in_it(s: Setup) -> None:
+    body = {"AddressSpace": "plait-local", "Pool": "10.31.0.0/16", "SubPool": "10.31.4.0/30", "V6": False}
+    pool = (await s.docker.call("IpamDriver.RequestPool", **body))["PoolID"]
+    assert await s.docker.call("NetworkDriver.CreateNetwork", **creation(**{"plait.net": "blue"})) == {}
+    assert s.ops.networks()["blue"].ip_range == IPv4Network("10.31.4.0/30")
     got = []
     for number in range(5):
         options = {MAC: f"02:00:00:00:00:{number:02x}"}
-        got.append(await s.docker.call("IpamDriver.RequestAddress", PoolID=f"{MESH},10.29.4.0/30", Address="", Options=options))
-    assert [g.get("Address") for g in got] == ["10.29.4.0/16", "10.29.4.1/16", "10.29.4.2/16", "10.29.4.3/16", None]
-    assert "range 10.29.4.0/30" in got[4]["Error"]
+        # Another host's engine, or one that was told before, may know the pool without its range.
+        got.append(await s.docker.call("IpamDriver.RequestAddress", PoolID=pool.partition(",")[0], Address="", Options=options))
+    assert [g.get("Address") for g in got] == ["10.31.4.0/16", "10.31.4.1/16", "10.31.4.2/16", "10.31.4.3/16", None]
+    assert "pool 10.31.4.0/30 of network 'blue' is exhausted" in got[4]["Error"]
+    wanted = await s.docker.call("IpamDriver.RequestAddress", PoolID=pool, Address="10.31.200.7", Options={MAC: "02:00:00:00:00:07"})
+    assert wanted["Address"] == "10.31.200.7/16", "asked for by itself, an address may lie outside"
+
+
+async def test_a_network_that_is_there_does_not_change_its_range(s: Setup) -> None:
+    body = {"AddressSpace": "plait-local", "Pool": "10.29.0.0/16", "V6": False}
+    await s.docker.call("IpamDriver.RequestPool", **body, SubPool="10.29.4.0/24")
+    answer = await s.docker.call("NetworkDriver.CreateNetwork", **creation("10.29.0.0/16", **{"plait.net": "mesh"}))
+    assert "IP range None, not 10.29.4.0/24" in answer["Err"]
+    await s.docker.call("IpamDriver.RequestPool", **body, SubPool="")
+    assert await s.docker.call("NetworkDriver.CreateNetwork", **creation("10.29.0.0/16", **{"plait.net": "mesh"})) == {}
 
 
 async def test_a_restarted_dockerd_gets_the_same_answers_without_a_mac(s: Setup) -> None:
@@ -455,6 +482,96 @@ async def test_while_dockerd_starts_the_last_names_come_back(s: Setup) -> None:
     s.engine.silent = True
     got = await s.docker.call("IpamDriver.RequestAddress", PoolID=MESH, Address="", Options={MAC: "02:00:00:00:00:03"})
     assert got["Address"] == first
+
+
+@pytest.mark.parametrize("silent", [True, False])
+async def test_what_starts_together_is_told_apart_by_its_mounts(s: Setup, silent: bool) -> None:
+    """The engine asks in the order in which it mounted the root file systems; while it starts it answers nothing."""
+    macs = {name: f"02:00:00:00:00:0{n}" for n, name in enumerate(("aa", "bb", "cc"))}
+    first = {name: await s.endpoint(name, mac) for name, mac in macs.items()}
+    await s.known.learn(await s.plugin.driver._engine.containers(), {})
+    for name, mac in macs.items():
+        await s.end(name, mac, first[name])
+    s.plugin.names.places = lambda pid, ids: {key: place for key, place in (("aa-id", 9), ("cc-id", 7)) if pid and key in ids}
+    s.engine.silent = silent
+    for n, name in enumerate(("cc", "aa")):
+        got = await s.docker.call("IpamDriver.RequestAddress", PoolID=MESH, Address="", Options={MAC: f"02:00:00:00:01:0{n}"})
+        assert got["Address"] == first[name]
+
+
+async def test_a_wrong_guess_costs_the_one_address_only(s: Setup) -> None:
+    names = ("aa", "bb", "cc")
+    first = {name: await s.endpoint(name, f"02:00:00:00:00:0{n}") for n, name in enumerate(names)}
+    for n, name in enumerate(names):
+        await s.end(name, f"02:00:00:00:00:0{n}", first[name])
+    s.plugin.names.places = lambda pid, ids: {f"{name}-id": n for n, name in enumerate(names) if f"{name}-id" in ids}
+    assert await s.endpoint("bb", "02:00:00:00:01:01", "exited") == first["aa"], "aa was mounted first and is guessed"
+    for row in s.engine.containers:
+        row["State"] = "running" if row["Names"] == ["/bb"] else "exited"
+    assert await s.endpoint("aa", "02:00:00:00:01:00", "exited") not in first.values(), "Join has told that it is still to come"
+    assert await s.endpoint("cc", "02:00:00:00:01:02", "exited") == first["cc"]
+
+
+@pytest.mark.parametrize("silent", [True, False])
+async def test_who_has_a_chosen_address_is_not_who_asks_for_any(s: Setup, silent: bool) -> None:
+    first = {name: await s.endpoint(name, f"02:00:00:00:00:0{n}") for n, name in enumerate(("aa", "bb"))}
+    for n, name in enumerate(("aa", "bb")):
+        await s.end(name, f"02:00:00:00:00:0{n}", first[name])
+    s.engine.containers[0]["NetworkSettings"]["Networks"]["mesh"]["IPAMConfig"] = {"IPv4Address": "10.29.0.2"}
+    await s.known.learn(await s.plugin.driver._engine.containers(), {})
+    s.plugin.names.places = lambda pid, ids: {key: n for n, key in enumerate(("aa-id", "bb-id")) if key in ids}
+    s.engine.silent = silent
+    got = await s.docker.call("IpamDriver.RequestAddress", PoolID=MESH, Address="", Options={MAC: "02:00:00:00:01:00"})
+    assert got["Address"] == first["bb"]
+
+
+async def test_a_chosen_mac_names_its_container(s: Setup) -> None:
+    mac = "02:42:00:00:00:99"
+    first = {"aa": await s.endpoint("aa", "02:00:00:00:00:01"), "bb": await s.endpoint("bb", mac)}
+    engine = s.plugin.driver._engine
+    s.engine.details["bb-id"] = {"Config": {"MacAddress": mac.upper()}}
+    await s.known.learn(await engine.containers(), {"bb-id": await engine.container("bb-id")})
+    await s.end("bb", mac, first["bb"])
+    await s.end("aa", "02:00:00:00:00:01", first["aa"])
+    await s.known.learn(await engine.containers(), {})
+    s.plugin.names.places = lambda pid, ids: {"aa-id": 1, "bb-id": 2}
+    for s.engine.silent in (True, False):
+        got = await s.docker.call("IpamDriver.RequestAddress", PoolID=MESH, Address="", Options={MAC: mac})
+        assert got["Address"] == first["bb"]
+
+
+async def test_what_is_known_of_containers_is_durable_and_forgotten_with_them(s: Setup) -> None:
+    s.engine.add_container("aa", "created")
+    s.engine.add_container("bb", "running", network="other")
+    engine = s.plugin.driver._engine
+    await s.known.learn(await engine.containers(), {})
+    assert [k.name for k in s.known.on({"mesh-id"})] == [k.name for k in s.known.on({"mesh"})] == ["aa"]
+    s.engine.containers.pop(0)
+    await s.known.learn(await engine.containers(), {})
+    assert s.known.on({"mesh"}) == []
+
+
+def test_mounted_root_file_systems_are_found_in_their_order(tmp_path: Path) -> None:
+    here = tmp_path / "42"
+    layers = here / "root/data dir/image/overlay2/layerdb/mounts"
+    for container, layer in (("c1", "aaa"), ("c2", "bbb"), ("c3", "ccc")):
+        (layers / container).mkdir(parents=True)
+        (layers / container / "mount-id").write_text(layer)
+    points = [
+        "/",
+        r"/data\040dir/overlay2/bbb/merged",
+        "/proc",
+        "/x/merged",
+        r"/data\040dir/overlay2/aaa/merged",
+        "/data/rootfs/overlayfs/c4",
+    ]
+    lines = [f"{n} 1 0:5 / {point} rw,relatime - overlay overlay rw" for n, point in enumerate(points)]
+    (here / "mountinfo").write_text("\n".join(lines) + "\n")
+    places = rootfs_places(42, ["c1", "c2", "c3", "c4", "unknown"], tmp_path)
+    assert places is not None and sorted(places, key=places.__getitem__) == ["c2", "c1", "c4"]
+    assert rootfs_places(42, ["c3"], tmp_path) == {}, "known, not mounted"
+    assert rootfs_places(42, ["unknown"], tmp_path) is None
+    assert rootfs_places(43, ["c1"], tmp_path) is None
 
 
 # --- ports

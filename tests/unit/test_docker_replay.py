@@ -12,6 +12,7 @@ from tests.support.docker import Conditions, FakeEngine, dockerd
 
 from plait.runtimes.api import NetworkRequest
 from plait.runtimes.docker.engine import DockerEngine
+from plait.runtimes.docker.known import KnownContainers
 from plait.runtimes.docker.networks import DockerNetworks
 from plait.runtimes.docker.plugin import DockerPlugin
 from plait.runtimes.docker.state import memory_state
@@ -31,7 +32,9 @@ async def test_recorded_traffic_is_answered(fixture: Path, tmp_path: Path) -> No
         fake.networks[network] = fake.networks.pop("mesh-id")
     await fake.start()
     engine = DockerEngine(fake.path)
-    plugin = DockerPlugin(ops, engine, DockerNetworks(ops, memory_state(), engine, Conditions(), "default", lambda: True))
+    state = memory_state()
+    networks = DockerNetworks(ops, state, engine, Conditions(), "default", lambda: True)
+    plugin = DockerPlugin(ops, engine, networks, KnownContainers(state))
     await plugin.start(tmp_path / "p.sock")
     async with dockerd(tmp_path / "p.sock") as docker:
         for line in recorded:

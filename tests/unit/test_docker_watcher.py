@@ -331,6 +331,33 @@ async def test_replacing_a_docker_network_does_not_take_it_from_the_cluster(s: S
     assert s.fake.networks["made-id"]["IPAM"]["Config"][0]["Subnet"] == "10.40.0.0/16"
 
 
+async def test_who_removes_a_network_while_it_is_being_shown_is_heard(s: Setup) -> None:
+    """The engine lists a network before it has answered the request to make it: `docker network rm` can come in between."""
+    await s.ops.ensure_network(NetworkRequest("made", IPv4Network("10.40.0.0/16"), labels={ORIGIN_LABEL: "docker"}))
+
+    async def user_removes(key: str) -> None:
+        if key == "made-id":
+            await s.networks.remember(key, "made")  # as CreateNetwork does
+            await s.networks.deleted(key)
+            del s.fake.networks[key]
+
+    s.fake.on_create = user_removes
+    await s.networks.sync()
+    assert "made" not in s.ops.networks()
+    await s.networks.sync()
+    assert "made-id" not in s.fake.networks
+    assert s.state.all(NETWORKS) == {"mesh-id": {"name": "mesh"}}
+
+
+async def test_a_range_is_the_networks_on_every_host(s: Setup) -> None:
+    s.fake.add_network("blue", "10.40.0.0/16", config={"IPRange": "10.40.4.0/24"})
+    await s.ops.ensure_network(NetworkRequest("red", IPv4Network("10.41.0.0/16"), ip_range=IPv4Network("10.41.8.0/24")))
+    await s.networks.sync()
+    assert s.ops.networks()["blue"].ip_range == IPv4Network("10.40.4.0/24")
+    assert s.fake.networks["red-id"]["IPAM"]["Config"][0]["IPRange"] == "10.41.8.0/24"
+    assert "IPRange" not in s.fake.networks["mesh-id"]["IPAM"]["Config"][0]
+
+
 async def test_the_loop_survives_an_absent_engine(s: Setup) -> None:
     await s.fake.stop()
     task = asyncio.create_task(s.networks.run())

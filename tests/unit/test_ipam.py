@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -13,6 +14,7 @@ from plait.ipam import (
     exhausted,
     free_blocks,
     next_subnet,
+    usable,
 )
 from plait.model.cluster import Block, Network
 from plait.model.errors import ConfigError, Conflict, NotFound, PoolExhausted
@@ -51,6 +53,29 @@ def test_a_slash_28_gives_exactly_thirteen_addresses() -> None:
         held[address] = Reservation(network.name, address, f"c{number}")
     assert choose_address(network, blocks, held, "one more") is None
     assert not {A("10.9.0.0"), A("10.9.0.1"), A("10.9.0.15")} & set(held)
+
+
+def test_a_range_is_all_that_is_leased_and_handed_out_unasked() -> None:
+    part = B("10.28.4.0/28")
+    network = replace(net(block=30), ip_range=part)
+    blocks = [block for block, _ in zip(free_blocks(network, []), range(9), strict=False)]
+    assert blocks == [B("10.28.4.0/30"), B("10.28.4.4/30"), B("10.28.4.8/30"), B("10.28.4.12/30")]
+    held = {A("10.28.9.9"): Reservation("default", A("10.28.9.9"), "o", "web", live=False)}
+    assert choose_address(network, [*blocks, B("10.28.9.8/30")], held, "x", "web") == A("10.28.4.0")
+    assert choose_address(network, [B("10.28.9.8/30")], held, "x", "web") is None
+    assert choose_address(network, [B("10.28.9.8/30")], held, "x", "web", A("10.28.9.9")) == A("10.28.9.9")
+    assert "pool 10.28.4.0/28 of network 'default' is exhausted: 16 usable" in str(exhausted(network, [], {}))
+
+
+def test_a_range_within_one_block_is_of_that_block() -> None:
+    network = replace(net(block=24), ip_range=B("10.28.4.8/30"))
+    assert list(free_blocks(network, [])) == [B("10.28.4.0/24")]
+    assert list(usable(network, B("10.28.4.0/24"))) == [A(f"10.28.4.{n}") for n in (8, 9, 10, 11)]
+
+
+def test_a_range_outside_the_subnet_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"10\.30\.0\.0/24"):
+        check_network(replace(net(), ip_range=B("10.30.0.0/24")), [])
 
 
 def test_same_owner_asks_again_and_gets_the_same() -> None:

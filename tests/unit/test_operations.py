@@ -102,6 +102,23 @@ async def test_a_full_pool_says_which_and_who_and_one_freed_address_helps(store:
         assert await a.attach("more", "tiny")
 
 
+async def test_a_range_holds_on_every_node_and_over_restarts(store: Cuttable, tmp_path: Path) -> None:
+    part = IPv4Network("10.40.7.0/27")
+    async with nodes(store, tmp_path, "A", "B") as (a, b):
+        await a.ops.ensure_network(NetworkRequest("part", IPv4Network("10.40.0.0/16"), ip_range=part))
+        await b.until(lambda: "part" in b.view.snapshot.networks)
+        got = {await node.attach(f"c{n}", "part") for n in range(4) for node in (a, b)}
+        assert len(got) == 8 and all(address in part for address in got)
+        await a.attach("outside", "part", "10.40.99.9")
+        await b.stop()
+        await b.start()
+        with pytest.raises(PoolExhausted, match=r"pool 10\.40\.7\.0/27 of network 'part' is exhausted: 32 usable"):
+            for number in range(4, 36):
+                assert await b.attach(f"c{number}", "part") in part
+        with pytest.raises(Conflict, match=r"IP range 10\.40\.7\.0/27, not 10\.40\.8\.0/24"):
+            await b.ops.ensure_network(NetworkRequest("part", ip_range=IPv4Network("10.40.8.0/24")))
+
+
 async def test_a_chosen_address_is_given_once(store: Cuttable, tmp_path: Path) -> None:
     async with nodes(store, tmp_path, "A", "B") as (a, b):
         assert await a.attach("web", address="10.28.0.77") == A("10.28.0.77")

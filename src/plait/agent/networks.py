@@ -77,7 +77,7 @@ class Networks:
         backend = request.options.get("backend", "vxlan")
         if backend not in BACKENDS:
             raise ConfigError("backend", backend, "is not known", f"use one of {', '.join(sorted(BACKENDS))}")
-        prefix = request.block_prefix or default_block_prefix(subnet)
+        prefix = request.block_prefix or default_block_prefix(request.ip_range or subnet)
         return Network(
             name=request.name,
             subnet=subnet,
@@ -87,6 +87,7 @@ class Networks:
             internal=request.internal,
             labels=dict(request.labels),
             options=dict(request.options),
+            ip_range=request.ip_range,
         )
 
 
@@ -101,6 +102,7 @@ def _same(existing: Network, request: NetworkRequest) -> Network:
         ("subnet", request.subnet, existing.subnet),
         ("gateway", request.gateway, existing.gateway),
         ("internal", request.internal or None, existing.internal),
+        ("IP range", request.ip_range, existing.ip_range or "none"),
     )
     for what, asked, present in pairs:
         if asked is not None and asked != present:

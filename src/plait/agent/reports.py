@@ -62,6 +62,7 @@ def network_row(snapshot: Snapshot, network: Network) -> NetworkRow:
         "name": network.name,
         "subnet": str(network.subnet),
         "gateway": str(network.gateway),
+        "ip_range": str(network.ip_range or ""),
         "backend": network.backend,
         "vni": network.vni,
         "internal": network.internal,

@@ -51,7 +51,8 @@ def inspect(client: AdminClient, name: str, as_json: bool) -> None:
 
 def _show(view: NetworkView) -> None:
     reach = "internal: no way out" if view["internal"] else "with a way out"
-    click.echo(f"{view['name']}: {view['subnet']}, gateway {view['gateway']}, {reach}")
+    part = f", addresses from {view['ip_range']}" if view["ip_range"] else ""
+    click.echo(f"{view['name']}: {view['subnet']}{part}, gateway {view['gateway']}, {reach}")
     click.echo(f"backend {view['backend']}, vni {view['vni']}, blocks of /{view['block_prefix']}")
     for title, mapping in (("labels", view["labels"]), ("options", view["options"])):
         if mapping:
@@ -75,6 +76,7 @@ def _used(count: int) -> str:
 @click.argument("name")
 @click.option("--subnet", type=cidr, help="Its addresses. [default: the next free /16 of 10.28.0.0 and up]")
 @click.option("--gateway", type=address, help="Address that every node holds. [default: the subnet's first]")
+@click.option("--ip-range", type=cidr, help="The part of it that addresses are handed out from, on every host. [default: all]")
 @click.option("--internal", is_flag=True, help="Without a way out to other networks.")
 @click.option("--label", "labels", multiple=True, callback=pairs, metavar="K=V", help="A label; can be repeated.")
 @click.option(
@@ -87,6 +89,7 @@ def create(
     name: str,
     subnet: IPv4Network | None,
     gateway: IPv4Address | None,
+    ip_range: IPv4Network | None,
     internal: bool,
     labels: dict[str, str],
     options: dict[str, str],
@@ -97,6 +100,7 @@ def create(
         name,
         subnet=str(subnet) if subnet else None,
         gateway=str(gateway) if gateway else None,
+        ip_range=str(ip_range) if ip_range else None,
         internal=internal,
         labels=labels,
         options=options,

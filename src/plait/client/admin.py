@@ -94,8 +94,9 @@ class AdminClient:
         internal: bool = False,
         labels: Mapping[str, str] | None = None,
         options: Mapping[str, str] | None = None,
+        ip_range: str | None = None,
     ) -> NetworkRow:
-        """Make a network. `subnet` None: the next free one."""
+        """Make a network. `subnet` None: the next free one; `ip_range` None: addresses are handed out from all of it."""
         body = {
             "name": name,
             "subnet": subnet,
@@ -103,6 +104,7 @@ class AdminClient:
             "internal": internal,
             "labels": dict(labels or {}),
             "options": dict(options or {}),
+            "ip_range": ip_range,
         }
         return cast(NetworkRow, self._call("POST", "networks", body))
 

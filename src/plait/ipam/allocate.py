@@ -48,7 +48,7 @@ def choose_address(
             return reservation.address
     if wanted is not None:
         return _check_wanted(network, blocks, held, owner, wanted, tunnel)
-    remembered = [r for r in held.values() if name and r.name == name and not r.live and _inside(r.address, blocks)]
+    remembered = [r for r in held.values() if name and r.name == name and not r.live and _is_open(network, r.address, blocks)]
     if remembered:
         return max(remembered, key=lambda r: r.serial).address
     released: list[Reservation] = []
@@ -60,6 +60,10 @@ def choose_address(
             if not known.live:
                 released.append(known)
     return min(released, key=lambda r: r.serial).address if released else None
+
+
+def _is_open(network: Network, address: IPv4Address, blocks: Iterable[IPv4Network]) -> bool:
+    return address in network.pool and _inside(address, blocks)
 
 
 def _inside(address: IPv4Address, blocks: Iterable[IPv4Network]) -> bool:
@@ -102,9 +106,9 @@ def holders_text(network: Network, blocks: Iterable[Block], live: Mapping[str, i
         if block.network == network.name:
             per_node[block.node] = per_node.get(block.node, 0) + 1
     who = ", ".join(f"{node}: {count} blocks, {live.get(node, 0)} addresses in use" for node, count in sorted(per_node.items()))
-    size = network.subnet.num_addresses - 3
+    size = network.subnet.num_addresses - 3 if network.pool == network.subnet else network.pool.num_addresses
     return (
-        f"pool {network.subnet} of network {network.name!r} is exhausted: {size} usable addresses in {block_count(network)} blocks"
+        f"pool {network.pool} of network {network.name!r} is exhausted: {size} usable addresses in {block_count(network)} blocks"
         f" of /{network.block_prefix}, held by {who or 'nobody'}"
     )
 

@@ -2,7 +2,8 @@
 """Pools and blocks: which blocks a network's pool has, which are free, which of their addresses may be handed out.
 
 A block is the unit that is leased to a node and routed between nodes. An endpoint's address is routed as a /32, so inside a
-block there is no network or broadcast address of its own; only the pool's first and last address and its gateway are kept back.
+block there is no network or broadcast address of its own; only the subnet's first and last address and its gateway are kept back. The pool
+is the network's range, if it has one: only blocks that touch it are leased ahead, and only what lies in it is handed out unasked.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ def default_block_prefix(subnet: IPv4Network) -> int:
 
 
 def blocks_of(network: Network) -> Iterator[IPv4Network]:
-    """All blocks of the pool, ascending."""
-    return network.subnet.subnets(new_prefix=network.block_prefix)
+    """All blocks of the pool, ascending; one that is wider than the pool if it must be."""
+    if network.pool.prefixlen > network.block_prefix:
+        return iter([block_of(network, network.pool[0])])
+    return network.pool.subnets(new_prefix=network.block_prefix)
 
 
 def block_of(network: Network, address: IPv4Address) -> IPv4Network:
@@ -36,7 +39,7 @@ def block_of(network: Network, address: IPv4Address) -> IPv4Network:
 
 
 def block_count(network: Network) -> int:
-    return 1 << (network.block_prefix - network.subnet.prefixlen)
+    return 1 << max(0, network.block_prefix - network.pool.prefixlen)
 
 
 def is_large(network: Network) -> bool:
@@ -54,8 +57,9 @@ def usable(network: Network, block: IPv4Network, tunnel: IPv4Address | None = No
     """Addresses of `block` to hand out, ascending: not the pool's first, last or gateway, nor the node's tunnel address, nor in a
     pool larger than a /24 those that end in 0 or 255, which people and old programs take for network and broadcast addresses."""
     kept = {network.subnet.network_address, network.subnet.broadcast_address, network.gateway, tunnel}
-    wide = network.subnet.prefixlen < 24
-    return (address for address in block if address not in kept and not (wide and address.packed[3] in (0, 255)))
+    wide = network.pool.prefixlen < 24
+    pool = network.pool
+    return (a for a in block if a in pool and a not in kept and not (wide and a.packed[3] in (0, 255)))
 
 
 def next_subnet(taken: Collection[IPv4Network], prefix: int = 16, first: str = "10.29.0.0") -> IPv4Network:
@@ -82,6 +86,8 @@ def check_network(network: Network, others: Collection[Network], nodes: Iterable
         raise ConfigError("gateway", str(network.gateway), f"is not a host address of {subnet}")
     if not subnet.prefixlen <= network.block_prefix <= 30:
         raise ConfigError("block", network.block_prefix, f"must lie between {subnet.prefixlen} and 30")
+    if network.ip_range is not None and not network.ip_range.subnet_of(subnet):
+        raise ConfigError("IP range", str(network.ip_range), f"is no part of the subnet {subnet}")
     for other in others:
         if other.name != network.name and other.subnet.overlaps(subnet):
             raise ConfigError("subnet", str(subnet), f"overlaps {other.subnet} of network {other.name!r}", "choose another range")

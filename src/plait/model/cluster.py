@@ -37,7 +37,8 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A network of the cluster. `gateway` is held by every node (anycast, answered locally)."""
+    """A network of the cluster. `gateway` is held by every node (anycast, answered locally). `ip_range` is the part of the subnet that
+    addresses are handed out from on every node, None for all of it; one that is asked for by itself may lie outside."""
 
     name: str
     subnet: IPv4Network
@@ -48,6 +49,12 @@ class Network:
     internal: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
+    ip_range: IPv4Network | None = None
+
+    @property
+    def pool(self) -> IPv4Network:
+        """What addresses are handed out from."""
+        return self.ip_range or self.subnet
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,11 +26,12 @@ class NodeRow(TypedDict):
 
 
 class NetworkRow(TypedDict):
-    """A network; `endpoints` counts its attachments on all nodes."""
+    """A network; `endpoints` counts its attachments on all nodes, `ip_range` is "" where addresses come from all of the subnet."""
 
     name: str
     subnet: str
     gateway: str
+    ip_range: str
     backend: str
     vni: int
     internal: bool

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Network
 @dataclass(frozen=True, slots=True)
 class NetworkRequest:
     """A network to be made. `subnet` None: the next free one of the cluster's range; `gateway` None: its first address;
-    `block_prefix` 0: by the size of the subnet."""
+    `ip_range` None: addresses are handed out from all of the subnet; `block_prefix` 0: by the size of what they are handed out from."""
 
     name: str
     subnet: IPv4Network | None = None
@@ -20,3 +20,4 @@ class NetworkRequest:
     internal: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
+    ip_range: IPv4Network | None = None

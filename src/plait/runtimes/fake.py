@@ -54,6 +54,8 @@ class FakeOperations:
         self._enter("ensure_network")
         known = self._networks.get(request.name)
         if known is not None:
+            if request.ip_range not in (None, known.ip_range):
+                raise Conflict(f"network {request.name!r} exists already with IP range {known.ip_range}, not {request.ip_range}")
             if request.subnet not in (None, known.subnet):
                 raise Conflict(f"network {request.name!r} exists already with subnet {known.subnet}, not {request.subnet}")
             return known
@@ -62,10 +64,11 @@ class FakeOperations:
             request.name,
             subnet,
             request.gateway or subnet[1],
-            request.block_prefix or default_block_prefix(subnet),
+            request.block_prefix or default_block_prefix(request.ip_range or subnet),
             internal=request.internal,
             labels=dict(request.labels),
             options=dict(request.options),
+            ip_range=request.ip_range,
         )
         check_network(made, list(self._networks.values()))
         self._networks[made.name] = made

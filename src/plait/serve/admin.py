@@ -247,7 +247,7 @@ class _Routes:
         return web.json_response(await self._backend.network(request.match_info["name"]))
 
     async def create_network(self, request: web.Request) -> web.Response:
-        body = await read_body(request, "name", "subnet", "gateway", "block_prefix", "internal", "labels", "options")
+        body = await read_body(request, "name", "subnet", "gateway", "block_prefix", "internal", "labels", "options", "ip_range")
         wanted = NetworkRequest(
             name=body.text("name"),
             subnet=body.parsed("subnet", IPv4Network, "an IPv4 network such as 10.29.0.0/16"),
@@ -256,6 +256,7 @@ class _Routes:
             internal=body.flag("internal"),
             labels=body.texts_by_name("labels"),
             options=body.texts_by_name("options"),
+            ip_range=body.parsed("ip_range", IPv4Network, "an IPv4 network such as 10.29.4.0/24"),
         )
         return web.json_response(await self._backend.create_network(wanted), status=201)
 

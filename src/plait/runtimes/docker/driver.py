@@ -80,7 +80,7 @@ class NetworkDriver:
         subnet = wire.parse_subnet(data.pool or "", "--subnet")
         name = given.get(NET_OPTION, "")
         known = self._ops.networks().get(name)
-        if known is None and self._networks.is_own_work(name):
+        if known is None and self._networks.is_being_made(name):
             raise NotFound(f"network {name!r} has been removed from the cluster meanwhile")
         if known is not None and known.subnet != subnet:
             raise Conflict(f"network {name!r} exists already with subnet {known.subnet}: add --subnet {known.subnet}")
@@ -89,6 +89,7 @@ class NetworkDriver:
             subnet=subnet,
             gateway=wire.parse_address(data.gateway, "--gateway") if data.gateway else None,
             internal=internal,
+            ip_range=self._ipam.asked_range(subnet),
             labels={} if known is not None else {ORIGIN_LABEL: ORIGIN_DOCKER},
             options={"backend": given[BACKEND_OPTION]} if BACKEND_OPTION in given else {},
         )
@@ -96,8 +97,9 @@ class NetworkDriver:
     def _provisional(self, wanted: NetworkRequest) -> Network:
         """The network as it will be, without its name: refused now if no name could make it possible."""
         assert wanted.subnet is not None
-        prefix = default_block_prefix(wanted.subnet)
-        network = Network("", wanted.subnet, wanted.gateway or wanted.subnet[1], prefix, internal=wanted.internal)
+        prefix = default_block_prefix(wanted.ip_range or wanted.subnet)
+        gateway = wanted.gateway or wanted.subnet[1]
+        network = Network("", wanted.subnet, gateway, prefix, internal=wanted.internal, ip_range=wanted.ip_range)
         check_network(network, [n for n in self._ops.networks().values() if n.subnet != wanted.subnet])
         return network
 
@@ -139,7 +141,7 @@ class NetworkDriver:
         self._created.pop(request.endpoint_id, None)
         self._joined[request.endpoint_id] = asyncio.get_running_loop().time()
         self._ipam.settled(created.mac)
-        self._names.joined(endpoint.network, endpoint.name)
+        self._names.joined(endpoint.network, endpoint.name, created.mac)
         answer: dict[str, object] = {"InterfaceName": {"SrcName": peer_name(endpoint.dev), "DstPrefix": "eth"}}
         return answer | ({"DisableGatewayService": True} if network.internal else {"Gateway": str(network.gateway)})
 

@@ -18,13 +18,23 @@ class EngineVersion(_Json, frozen=True):
     api: str = field(name="ApiVersion", default="")
 
 
+class _Chosen(_Json, frozen=True):
+    address: str = field(name="IPv4Address", default="")
+
+
 class EndpointSettings(_Json, frozen=True):
-    """One network of one container. Ids and addresses are "" while the container does not run."""
+    """One network of one container. Ids and addresses are "" while the container does not run; `chosen` is what `--ip` said."""
 
     network_id: str = field(name="NetworkID", default="")
     endpoint_id: str = field(name="EndpointID", default="")
     ip_address: str = field(name="IPAddress", default="")
     aliases: list[str] | None = None
+    chosen: _Chosen | None = field(name="IPAMConfig", default=None)
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether the engine names the address when it asks for it."""
+        return self.chosen is not None and bool(self.chosen.address)
 
 
 class _Networks(_Json, frozen=True):
@@ -68,12 +78,22 @@ class _State(_Json, frozen=True):
     started_at: str = ""
 
 
+class _Config(_Json, frozen=True):
+    mac_address: str = ""
+
+
 class ContainerDetails(_Json, frozen=True):
     """`GET /containers/<id>/json`: what the list lacks."""
 
     id: str
     state: _State = field(default_factory=_State)
     network_settings: _Networks | None = None
+    config: _Config = field(default_factory=_Config)
+
+    @property
+    def mac(self) -> str:
+        """What somebody chose, "" if the engine draws one at each start."""
+        return self.config.mac_address.lower()
 
     @property
     def networks(self) -> dict[str, EndpointSettings]:
@@ -84,6 +104,7 @@ class ContainerDetails(_Json, frozen=True):
 class IpamConfig(_Json, frozen=True):
     subnet: str = ""
     gateway: str = ""
+    ip_range: str = field(name="IPRange", default="")
     aux: dict[str, str] | None = field(name="AuxiliaryAddresses", default=None)
 
 
@@ -119,6 +140,11 @@ class EngineNetwork(_Json, frozen=True):
     @property
     def gateway(self) -> str:
         return self.ipam.config[0].gateway if self.ipam.config else ""
+
+    @property
+    def ip_range(self) -> str:
+        """What its addresses are handed out from, "" for all of the subnet."""
+        return self.ipam.config[0].ip_range if self.ipam.config else ""
 
     @property
     def aux_addresses(self) -> list[str]:

@@ -2,7 +2,8 @@
 """Docker's IPAM calls -> reservations of the agent.
 
 A pool's id says what it is (`plait:SUBNET` or `plait:SUBNET,RANGE`), so nothing has to be remembered for dockerd, which after a restart
-asks for its pools and addresses again, without a MAC, and expects the same answers. An address is reserved for the MAC that dockerd drew;
+asks for its pools and addresses again, without a MAC, and expects the same answers. The range is the network's (`Network.ip_range`): every
+host keeps to it, also one whose engine was told nothing of it. An address is reserved for the MAC that dockerd drew;
 when the container joins, the reservation passes to its endpoint.
 """
 
@@ -11,11 +12,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
-from itertools import islice
 
 from plait.ipam import next_subnet
-from plait.model.cluster import Network
-from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, PoolExhausted
+from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported
 from plait.runtimes.api import Operations
 from plait.runtimes.docker import wire
 from plait.runtimes.docker.names import StartingNames
@@ -25,7 +24,6 @@ RUNTIME = "docker"
 SPACE, GLOBAL_SPACE = "plait-local", "plait-global"
 OWNER = "docker:"
 _POOL = "plait:"
-_RANGE_TRIES = 4096
 _RELEASE_DUE_S = 60.0
 
 
@@ -35,7 +33,7 @@ class IpamDriver:
     def __init__(self, ops: Operations, networks: DockerNetworks, names: StartingNames) -> None:
         self._ops, self._networks, self._names = ops, networks, names
         self._offered: set[IPv4Network] = set()
-        self._last: dict[tuple[str, str], IPv4Address] = {}
+        self._ranges: dict[IPv4Network, IPv4Network] = {}
         self._released: dict[tuple[str, IPv4Address], float] = {}
         self._asked: dict[str, float] = {}
 
@@ -54,11 +52,13 @@ class IpamDriver:
             subnet = self._next_pool(request.options or {})
             return {"PoolID": f"{_POOL}{subnet}", "Pool": str(subnet), "Data": {}}
         subnet = wire.parse_subnet(request.pool, "--subnet")
+        self._ranges.pop(subnet, None)
         if not request.sub_pool:
             return {"PoolID": f"{_POOL}{subnet}", "Pool": str(subnet), "Data": {}}
         part = wire.parse_subnet(request.sub_pool, "--ip-range")
         if not part.subnet_of(subnet):
             raise ConfigError("--ip-range", str(part), f"is no part of --subnet {subnet}")
+        self._ranges[subnet] = part
         return {"PoolID": f"{_POOL}{subnet},{part}", "Pool": str(subnet), "Data": {}}
 
     def _next_pool(self, options: Mapping[str, str]) -> IPv4Network:
@@ -72,19 +72,25 @@ class IpamDriver:
         return subnet
 
     async def release_pool(self, request: wire.ReleasePool) -> Mapping[str, object]:
-        self._offered.discard(_pool(request.pool_id)[0])
+        subnet, _ = _pool(request.pool_id)
+        self._offered.discard(subnet)
+        self._ranges.pop(subnet, None)
         return {}
+
+    def asked_range(self, subnet: IPv4Network) -> IPv4Network | None:
+        """The --ip-range that dockerd named when it asked for pool `subnet` last. CreateNetwork, which follows, does not tell it."""
+        return self._ranges.get(subnet)
 
     # --- addresses
 
     async def request_address(self, request: wire.RequestAddress) -> Mapping[str, object]:
-        subnet, part = _pool(request.pool_id)
+        subnet, _ = _pool(request.pool_id)
         options = request.options or {}
         wanted = wire.parse_address(request.address, "address") if request.address else None
         if options.get(wire.ADDRESS_TYPE) == wire.GATEWAY_TYPE:
             address = self._gateway(subnet, wanted)
         elif wire.MAC in options:
-            address = await self._for_container(subnet, part, options[wire.MAC], wanted)
+            address = await self._for_container(subnet, options[wire.MAC], wanted)
         elif wanted is not None:
             address = await self._again(subnet, wanted)
         else:
@@ -126,7 +132,7 @@ class IpamDriver:
             raise Conflict(f"network {network.name!r} has the gateway {network.gateway}, not {wanted}: use --gateway {network.gateway}")
         return network.gateway
 
-    async def _for_container(self, subnet: IPv4Network, part: IPv4Network | None, mac: str, wanted: IPv4Address | None) -> IPv4Address:
+    async def _for_container(self, subnet: IPv4Network, mac: str, wanted: IPv4Address | None) -> IPv4Address:
         network = self._networks.by_subnet(subnet) or await self._networks.adopt_subnet(subnet)
         if network is None:
             raise NotFound(f"no network of the cluster has the pool {subnet}; remove this Docker network and create it again")
@@ -134,30 +140,8 @@ class IpamDriver:
         self._asked[owner] = asyncio.get_running_loop().time()
         if wanted is not None:
             return (await self._ops.reserve(network.name, owner, wanted)).ip
-        name = await self._names.guess(network.name, self._networks.ids(network.name), self._ops.endpoints(RUNTIME))
-        if part is not None and part != subnet:
-            return await self._from_range(network, part, owner, name)
+        name = await self._names.guess(network.name, self._networks.ids(network.name), self._ops.endpoints(RUNTIME), mac)
         return (await self._ops.reserve(network.name, owner, None, name)).ip
-
-    async def _from_range(self, network: Network, part: IPv4Network, owner: str, name: str) -> IPv4Address:
-        """The lowest free address of an --ip-range, the one that `name` had last if that is free."""
-        held = {address for (where, address), _ in self._ops.held("").items() if where == network.name}
-        last = self._last.get((network.name, name)) if name else None
-        order = [last, *islice(part, _RANGE_TRIES)] if last is not None and last in part else list(islice(part, _RANGE_TRIES))
-        for address in order:
-            if address is None or address in held:
-                continue
-            try:
-                found = (await self._ops.reserve(network.name, owner, address, name)).ip
-            except (Conflict, NotFound):
-                continue
-            if name:
-                self._last[network.name, name] = found
-            return found
-        raise PoolExhausted(
-            f"range {part} of network {network.name!r} has no address left for this node ({part.num_addresses} in all; blocks that other"
-            f" nodes hold cannot be used here); remove containers, or create the Docker network without --ip-range"
-        )
 
     async def _again(self, subnet: IPv4Network, wanted: IPv4Address) -> IPv4Address:
         """An address without a MAC: dockerd was restarted and tells what its containers have, or it is an --aux-address."""

@@ -1,25 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which container is asking for an address? dockerd does not say: RequestAddress has only a MAC that it drew a moment ago.
 
-Data in: the engine's list of containers. Data out: the name that the address is to stick to, "" if nobody can be named; a wrong guess
-costs a remembered address, nothing else, because Join names the container for certain.
+Data in: the engine's list of containers, what is remembered of them (`known.py`), what its process has mounted (`mounts.py`). Data out: the
+name that the address is to stick to, "" if nobody can be named; a wrong guess costs a remembered address, nothing else, because Join names
+the container for certain.
 
-A container that is being started is listed as one that does not run yet and has the network among its settings. Where several are, the
-engine's own lock tells them apart: it holds back the inspection of the one it is starting and answers for the others at once (Docker 20.10:
-measured). While dockerd itself starts, it restarts containers and answers nothing; then the names come back that its clean-up gave up just
-before, the last one first. So containers that are started at the same moment may swap their addresses; `--ip` pins one.
+Certain are: a MAC that somebody chose for a container; that the one that asks does not run yet, is on the network and has its root file
+system mounted. Where that leaves several, they are being started at the same moment, and Docker 20.10 shows nothing that tells them apart
+until the address is given: it asks for one after another, and is taken to ask in the order in which it mounted them. That is mostly so; two
+that follow each other closely may change places and so swap their addresses. `--ip` or `--mac-address` pins one.
+
+Where the storage driver mounts nothing, the engine's own lock helps (it holds back the inspection of a container that it is starting), and
+of an engine that starts, and so answers nothing, the names that were given up last come back first.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from plait.model.cluster import Endpoint
 from plait.model.errors import EngineUnavailable, PlaitError
 from plait.runtimes.docker.engine import DockerEngine
 from plait.runtimes.docker.enginetypes import ContainerRow
+from plait.runtimes.docker.known import Known, KnownContainers
+from plait.runtimes.docker.mounts import Places, rootfs_places
 
 STARTABLE = frozenset({"created", "exited", "restarting", "dead"})
 MOST_CANDIDATES = 32
@@ -30,12 +36,13 @@ REMEMBER_S = 120.0
 
 
 class StartingNames:
-    """Guesses names. Remembers who left lately and who was named a moment ago."""
+    """Guesses names. Remembers who left lately and who was named a moment ago. `engine_pid`: the engine's process, 0 if unknown."""
 
-    def __init__(self, engine: DockerEngine) -> None:
-        self._engine = engine
+    def __init__(self, engine: DockerEngine, known: KnownContainers, places: Places = rootfs_places) -> None:
+        self._engine, self._known, self.places = engine, known, places
+        self.engine_pid = 0
         self._left: dict[str, deque[tuple[str, float]]] = {}
-        self._claimed: dict[tuple[str, str], float] = {}
+        self._claimed: dict[tuple[str, str], tuple[float, str]] = {}
 
     def left(self, network: str, name: str) -> None:
         """The container `name` gave up its address of `network` just now."""
@@ -43,23 +50,38 @@ class StartingNames:
         queue = self._left.setdefault(network, deque(maxlen=1024))
         queue.append((name, now))
 
-    def joined(self, network: str, name: str) -> None:
-        """The container `name` has got its address of `network`."""
+    def joined(self, network: str, name: str, mac: str) -> None:
+        """The container `name` ("": not known yet) has the address of `network` that was asked for with `mac`. Whoever was guessed to
+        be it and is not may still come."""
         self._claimed.pop((network, name), None)
+        if name:
+            self._claimed = {key: claim for key, claim in self._claimed.items() if claim[1] != mac}
 
-    async def guess(self, network: str, keys: Iterable[str], live: Mapping[str, Endpoint]) -> str:
-        """The name for the next address of `network`, which containers list under one of `keys` (names or ids); `live` are the
-        endpoints that there are already. At most about 1 s."""
+    async def guess(self, network: str, keys: Iterable[str], live: Mapping[str, Endpoint], mac: str) -> str:
+        """The name for the next address of `network`, which containers list under one of `keys` (names or ids) and which was asked for
+        with `mac`; `live` are the endpoints that there are already. At most about 1 s."""
         taken = {e.name for e in live.values() if e.network == network}
+        wanted = frozenset(keys) | {network}
+        known = self._known.on(wanted)
+        chosen = [k.name for k in known if k.mac == mac and k.name not in taken]
+        if chosen:
+            return chosen[0]
         try:
             rows = await self._engine.containers(quick=True)
         except EngineUnavailable:
-            return self._from_memory(network, taken)
+            return self._unanswered(network, mac, taken, known)
         except PlaitError:
             return ""
-        wanted = frozenset(keys) | {network}
         candidates = [row for row in rows if row.state in STARTABLE and _is_on(row, wanted) and row.name not in taken]
-        return await self._choose(network, candidates)
+        return self._claim(network, mac, await self._starting(candidates))
+
+    def _unanswered(self, network: str, mac: str, taken: set[str], known: Iterable[Known]) -> str:
+        """The engine is starting: what is remembered must do."""
+        absent = {k.id: k.name for k in known if k.name not in taken}
+        places = self._places(absent)
+        if places is None:
+            return self._from_memory(network, taken)
+        return self._claim(network, mac, [absent[key] for key in sorted(places, key=places.__getitem__)])
 
     def _from_memory(self, network: str, taken: set[str]) -> str:
         oldest = asyncio.get_running_loop().time() - REMEMBER_S
@@ -70,17 +92,26 @@ class StartingNames:
                 return name
         return ""
 
-    async def _choose(self, network: str, candidates: list[ContainerRow]) -> str:
-        now = asyncio.get_running_loop().time()
-        self._claimed = {key: until for key, until in self._claimed.items() if until > now}
-        if len(candidates) > 1:
-            # The engine lists the newest first. What is started together is mostly started in the order of its creation.
-            candidates = await self._locked(candidates[:MOST_CANDIDATES][::-1])
-        if not candidates:
+    async def _starting(self, rows: list[ContainerRow]) -> list[str]:
+        """Names of those of `rows` that are being started, the likeliest first."""
+        names = {row.id: row.name for row in rows}
+        places = self._places(names)
+        if places is not None:
+            return [names[key] for key in sorted(places, key=places.__getitem__)]
+        rows = rows[:MOST_CANDIDATES][::-1]  # the engine lists the newest first; that it starts them in this order is a last resort
+        return [row.name for row in (await self._locked(rows) if len(rows) > 1 else rows)]
+
+    def _places(self, containers: Iterable[str]) -> dict[str, int] | None:
+        return self.places(self.engine_pid, containers) if self.engine_pid else None
+
+    def _claim(self, network: str, mac: str, names: Sequence[str]) -> str:
+        """The first of `names` that was not named a moment ago, else the first; "" of none."""
+        if not names:
             return ""
-        free = [row.name for row in candidates if (network, row.name) not in self._claimed]
-        name = (free or [candidates[0].name])[0]
-        self._claimed[network, name] = now + CLAIM_S
+        now = asyncio.get_running_loop().time()
+        self._claimed = {key: claim for key, claim in self._claimed.items() if claim[0] > now}
+        name = next((name for name in names if (network, name) not in self._claimed), names[0])
+        self._claimed[network, name] = (now + CLAIM_S, mac)
         return name
 
     async def _locked(self, rows: list[ContainerRow]) -> list[ContainerRow]:
@@ -106,4 +137,6 @@ class StartingNames:
 
 
 def _is_on(row: ContainerRow, wanted: frozenset[str]) -> bool:
-    return any(name in wanted or settings.network_id in wanted for name, settings in row.networks.items())
+    """Whether it is on a network of `wanted` and takes whatever address it is given there."""
+    on = (settings for name, settings in row.networks.items() if name in wanted or settings.network_id in wanted)
+    return any(not settings.is_chosen for settings in on)

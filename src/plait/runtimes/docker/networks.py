@@ -59,7 +59,8 @@ class DockerNetworks:
         self._default, self._ready = default_network, ready
         self._dirty, self._arrived = asyncio.Event(), asyncio.Event()
         self._lock = asyncio.Lock()
-        self._working: set[str] = set()
+        self._making: set[str] = set()
+        self._removing: set[str] = set()
         self._leaving: set[str] = set()
 
     # --- which network is it?
@@ -115,21 +116,19 @@ class DockerNetworks:
         """The engine is deleting it. A network that was made through an engine leaves the cluster with it unless somebody uses it; any
         other one comes back at the next sync, because Docker does not let a driver refuse."""
         name = self.known(network_id)
-        await self._state.delete(NETWORKS, network_id)
         network = self._ops.networks().get(name)
-        if network is not None and network.labels.get(ORIGIN_LABEL) == ORIGIN_DOCKER and not self.is_own_work(name):
-            self._leaving.add(name)
-            try:
-                await self._ops.remove_network(name)
-            except (Conflict, NotFound) as error:
-                log.info("network_kept", extra={"network": name, "error": str(error)})
-            finally:
-                self._leaving.discard(name)
+        if network is not None and network.labels.get(ORIGIN_LABEL) == ORIGIN_DOCKER and name not in self._removing:
+            with _among(self._leaving, name):
+                try:
+                    await self._ops.remove_network(name)
+                except (Conflict, NotFound) as error:
+                    log.info("network_kept", extra={"network": name, "error": str(error)})
+        await self._state.delete(NETWORKS, network_id)  # not before: asked again after a failure, it is still known
         self.mark()
 
-    def is_own_work(self, name: str) -> bool:
-        """Whether the engine is being asked to make or remove network `name` by this module."""
-        return name in self._working
+    def is_being_made(self, name: str) -> bool:
+        """Whether the engine is being asked to make network `name` by this module."""
+        return name in self._making
 
     async def reserve_aux(self, name: str, addresses: Iterable[IPv4Address]) -> None:
         """Keep each `--aux-address` of network `name` from being handed out."""
@@ -146,6 +145,7 @@ class DockerNetworks:
                 subnet=parse_subnet(network.subnet, f"subnet of Docker network {network.name}"),
                 gateway=parse_address(network.gateway, f"gateway of Docker network {network.name}") if network.gateway else None,
                 internal=network.internal,
+                ip_range=parse_subnet(network.ip_range, f"range of Docker network {network.name}") if network.ip_range else None,
                 labels={**(network.labels or {}), ORIGIN_LABEL: ORIGIN_DOCKER},
                 options={"backend": options[BACKEND_OPTION]} if BACKEND_OPTION in options else {},
             )
@@ -198,7 +198,7 @@ class DockerNetworks:
             for name in sorted(self._ops.networks().keys() - present - texts.keys() - {self._default}):
                 wanted = self._ops.networks().get(name)
                 if wanted is not None and name not in self._leaving:
-                    with _noted(texts, name), self._own_work(name):
+                    with _noted(texts, name), _among(self._making, name):
                         await self._create(wanted)
             self._health.replace(HEALTH_NETWORK, texts)
 
@@ -226,7 +226,7 @@ class DockerNetworks:
 
     async def _remove(self, network: EngineNetwork, name: str) -> None:
         """Raises Conflict while containers are attached to it."""
-        with self._own_work(name):
+        with _among(self._removing, name):
             try:
                 await self._engine.remove_network(network.id)
             except NotFound:
@@ -239,14 +239,6 @@ class DockerNetworks:
             await self._state.delete(NETWORKS, network.id)
         log.info("docker_network_removed", extra={"network": name, "docker_network": network.id[:12]})
 
-    @contextlib.contextmanager
-    def _own_work(self, name: str) -> Iterator[None]:
-        self._working.add(name)
-        try:
-            yield
-        finally:
-            self._working.discard(name)
-
 
 def identity(network: EngineNetwork) -> str:
     """The cluster's name of a Docker network."""
@@ -255,15 +247,26 @@ def identity(network: EngineNetwork) -> str:
 
 def creation(network: Network) -> Mapping[str, Any]:
     """The body of `POST /networks/create` that shows a network of the cluster in an engine."""
+    part = {"IPRange": str(network.ip_range)} if network.ip_range is not None else {}
     return {
         "Name": network.name,
         "CheckDuplicate": True,
         "Driver": DRIVER,
         "Internal": network.internal,
-        "IPAM": {"Driver": DRIVER, "Config": [{"Subnet": str(network.subnet), "Gateway": str(network.gateway)}]},
+        "IPAM": {"Driver": DRIVER, "Config": [{"Subnet": str(network.subnet), "Gateway": str(network.gateway), **part}]},
         "Options": {NET_OPTION: network.name},
         "Labels": dict(network.labels),
     }
+
+
+@contextlib.contextmanager
+def _among(names: set[str], name: str) -> Iterator[None]:
+    """`name` is one of `names` meanwhile."""
+    names.add(name)
+    try:
+        yield
+    finally:
+        names.discard(name)
 
 
 @contextlib.contextmanager

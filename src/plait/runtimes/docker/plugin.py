@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import socket
+import struct
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from plait.runtimes.docker import wire
 from plait.runtimes.docker.driver import NetworkDriver
 from plait.runtimes.docker.engine import DockerEngine
 from plait.runtimes.docker.ipam import GLOBAL_SPACE, SPACE, IpamDriver
+from plait.runtimes.docker.known import KnownContainers
 from plait.runtimes.docker.names import StartingNames
 from plait.runtimes.docker.networks import DockerNetworks
 
@@ -53,11 +55,17 @@ class DockerPlugin:
     """Both drivers on one socket. `call_s` bounds every call, but `network_s` those that make or remove networks."""
 
     def __init__(
-        self, ops: Operations, engine: DockerEngine, networks: DockerNetworks, call_s: float = CALL_S, network_s: float = NETWORK_S
+        self,
+        ops: Operations,
+        engine: DockerEngine,
+        networks: DockerNetworks,
+        known: KnownContainers,
+        call_s: float = CALL_S,
+        network_s: float = NETWORK_S,
     ) -> None:
-        names = StartingNames(engine)
-        self.ipam = IpamDriver(ops, networks, names)
-        self.driver = NetworkDriver(ops, engine, networks, self.ipam, names)
+        self.names = StartingNames(engine, known)
+        self.ipam = IpamDriver(ops, networks, self.names)
+        self.driver = NetworkDriver(ops, engine, networks, self.ipam, self.names)
         self._calls = _plugin_calls(call_s) | _network_calls(self.driver, call_s, network_s) | _ipam_calls(self.ipam, call_s)
         self._runner: web.AppRunner | None = None
         self._made: Path | None = None
@@ -89,6 +97,7 @@ class DockerPlugin:
         if request.method != "POST":
             return _answer({call.error_key: f"{name} is to be called by POST"}, 405)
         began = time.monotonic()
+        self.names.engine_pid = _peer(request)
         try:
             raw = await request.read()
             if not raw and call.body is not wire.Nothing:
@@ -157,6 +166,15 @@ def _constant(answer: Mapping[str, object]) -> Callable[[Any], Awaitable[Mapping
         return answer
 
     return handler
+
+
+def _peer(request: web.Request) -> int:
+    """The process at the other end, 0 if it cannot be seen from here. Source: unix(7), SO_PEERCRED."""
+    connection = request.transport.get_extra_info("socket") if request.transport is not None else None
+    if connection is None:
+        return 0
+    pid, _, _ = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII")))
+    return int(pid)
 
 
 def _answer(value: Mapping[str, object], status: int = 200) -> web.Response:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from plait.model.report import EngineState
 from plait.runtimes.api import Operations
 from plait.runtimes.docker.collector import Collector
 from plait.runtimes.docker.engine import DockerEngine
+from plait.runtimes.docker.enginetypes import ContainerDetails, ContainerRow
+from plait.runtimes.docker.known import KnownContainers
 from plait.runtimes.docker.networks import DockerNetworks, Health
 from plait.runtimes.docker.plugin import DockerPlugin
 from plait.runtimes.docker.state import DockerState
@@ -36,9 +38,14 @@ class DockerRuntime:
     ) -> None:
         self._engine = engine
         self.networks = DockerNetworks(ops, state, engine, health, default_network, ready)
-        self.plugin = DockerPlugin(ops, engine, self.networks)
-        collector = Collector(ops, engine, self.plugin.driver.age, self.plugin.ipam.age)
-        self.watcher = DockerWatcher(node, ops, engine, health, default_network, collector.collect, self.networks.mark)
+        self._known = KnownContainers(state)
+        self.plugin = DockerPlugin(ops, engine, self.networks, self._known)
+        self._collector = Collector(ops, engine, self.plugin.driver.age, self.plugin.ipam.age)
+        self.watcher = DockerWatcher(node, ops, engine, health, default_network, self._listed, self.networks.mark)
+
+    async def _listed(self, rows: Sequence[ContainerRow], details: Mapping[str, ContainerDetails]) -> None:
+        await self._known.learn(rows, details)
+        await self._collector.collect(rows, details)
 
     async def start(self, path: Path, inherited: socket.socket | None = None) -> None:
         """Answer dockerd from now on. To be called as early as possible: dockerd waits for the plug-in while it starts."""

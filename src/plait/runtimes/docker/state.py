@@ -2,7 +2,8 @@
 """What plait must remember of Docker over restarts of either: small JSON documents behind a write-through cache.
 
 Kept: which network of the cluster a Docker network is (`NETWORKS`, by Docker's NetworkID, which differs on every host). dockerd does not
-tell it again after a restart. Endpoints need no documents: the agent's journal keeps them by EndpointID.
+tell it again after a restart. And who each container is (`CONTAINERS`, by id), for the time when an engine that starts answers nobody.
+Endpoints need no documents: the agent's journal keeps them by EndpointID.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 Document = Mapping[str, str]
-NETWORKS = "docker-network"
+NETWORKS, CONTAINERS = "docker-network", "docker-container"
 
 
 class DockerState(Protocol):
