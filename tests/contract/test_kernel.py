@@ -25,6 +25,7 @@ from plait.model.objects import (
     KernelObject,
     Neigh,
     NftChain,
+    NftElement,
     NftSet,
     Plan,
     Route,
@@ -303,3 +304,37 @@ def test_an_endpoint_is_plumbed_inside_its_sandbox_and_put_back_when_somebody_de
     finally:
         delete_netns(path)
     assert not path.exists()
+
+
+def test_one_element_takes_the_place_of_the_one_with_its_key_and_leaves_the_others(run: Run) -> None:
+    def body(kernel: Kernel) -> None:
+        links = [EndpointLink(f"pl-e{n}", 1450, peer=f"pl-p{n}", mac=f"02:00:00:00:00:1{n}") for n in (1, 2)]
+        here = NftSet(
+            "here", "ipv4_addr : iface_index", frozenset({'10.28.1.2 : "pl-e1"', '10.28.1.3 : "pl-e1"'}), kind="map", family="netdev"
+        )
+        assert not kernel.apply([Op("put", obj) for obj in (*links, here)]).failed
+        for element in ('10.28.1.2 : "pl-e2"', '10.28.1.2 : "pl-e2"', '10.28.1.4 : "pl-e2"'):
+            assert not kernel.apply([Op("put", NftElement(replace(here, elements=frozenset()), element))]).failed
+        wanted = replace(here, elements=frozenset({'10.28.1.2 : "pl-e2"', '10.28.1.3 : "pl-e1"', '10.28.1.4 : "pl-e2"'}))
+        assert kernel.owned()[here.key] == wanted
+
+    run(body)
+
+
+def test_an_element_of_what_is_not_there_is_refused(run: Run) -> None:
+    def body(kernel: Kernel) -> None:
+        element = NftElement(NftSet("here", "ipv4_addr : ipv4_addr", frozenset(), kind="map", family="netdev"), "10.28.1.2 : 10.28.1.3")
+        assert set(kernel.apply([Op("put", element)]).failed) == {element.key}
+
+    run(body)
+
+
+def test_a_refusal_in_one_table_leaves_the_other_written(run: Run) -> None:
+    def body(kernel: Kernel) -> None:
+        good = NftSet("pools", "ipv4_addr", frozenset({"10.28.0.0/16"}), ("interval",))
+        bad = NftElement(NftSet("here", "ipv4_addr : ipv4_addr", frozenset(), kind="map", family="netdev"), "10.28.1.2 : 10.28.1.3")
+        result = kernel.apply([Op("put", good), Op("put", bad)])
+        assert result.done == (good.key,) and set(result.failed) == {bad.key}
+        assert kernel.owned()[good.key] == good
+
+    run(body)

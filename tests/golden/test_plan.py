@@ -67,7 +67,7 @@ def lines(snapshot: Snapshot, local: Local) -> str:
 
 @pytest.mark.parametrize("name", CASES)
 def test_plan(name: str) -> None:
-    text = lines(CASES[name], Local(gateway=name == "three-peers"))
+    text = lines(CASES[name], Local(gateway=name == "three-peers", fast_path=name != "alone"))
     path = FILES / f"{name}.txt"
     if os.environ.get("PLAIT_UPDATE_GOLDEN"):
         path.parent.mkdir(exist_ok=True)

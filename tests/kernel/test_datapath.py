@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -52,9 +53,10 @@ BY_NAME = {e.name: e for e in ENDPOINTS}
 
 
 class Hosts:
-    """Namespaces by name: the hosts "A" and "B", and the containers of `ENDPOINTS`."""
+    """Namespaces by name: the hosts "A" and "B", and the containers of `ENDPOINTS`. `fast`: the plans have the fast path."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, fast: bool) -> None:
+        self.fast = fast
         self.paths = {name: folder / name for name in ("A", "B", *BY_NAME)}
         self.snapshot = Snapshot(
             "A",
@@ -80,7 +82,7 @@ class Hosts:
             with self.paths[node].open() as file, inside(file.fileno()):
                 kernel = LinuxKernel()
                 with contextlib.closing(kernel):
-                    return converge(kernel, plan_node(replace(snapshot or self.snapshot, me=node), Local()))
+                    return converge(kernel, plan_node(replace(snapshot or self.snapshot, me=node), Local(fast_path=self.fast)))
 
         return in_thread(work)
 
@@ -125,9 +127,9 @@ def _blocks() -> Iterator[Block]:
             yield Block(network.name, N((int(network.subnet.network_address) + (third << 8), 24)), node)
 
 
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
-    made = Hosts(tmp_path_factory.mktemp("hosts"))
+@pytest.fixture(scope="module", params=[False, True], ids=["slow", "fast"])
+def hosts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    made = Hosts(tmp_path_factory.mktemp("hosts"), request.param)
     try:
         for path in made.paths.values():
             create_netns(path)
@@ -244,10 +246,70 @@ def test_a_peer_may_change_its_tunnel_mac(hosts: Hosts) -> None:
     assert hosts.pings("web", BY_NAME["far"].address)
 
 
+def test_a_packet_whose_time_is_over_is_answered(hosts: Hosts) -> None:
+    done = subprocess.run(
+        f"nsenter --net={hosts.paths['web']} ping -c1 -W2 -t1 {BY_NAME['far'].address}",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Time to live exceeded" in done.stdout
+
+
+def test_a_path_that_is_smaller_towards_one_peer_is_told_to_the_sender(hosts: Hosts) -> None:
+    narrow = replace(hosts.snapshot, nodes={"A": NODES[0], "B": replace(NODES[1], mtu=1400)})
+    hosts.converge("A", narrow)
+    try:
+        assert not hosts.pings("web", BY_NAME["far"].address, f"-M do -s {1400 - 28}")
+        assert "mtu 1350" in hosts.run("web", f"ip route get {BY_NAME['far'].address}"), "the host said how long a packet may be"
+    finally:
+        hosts.converge("A")
+        hosts.run("web", "ip route flush cache")
+
+
+@contextlib.contextmanager
+def counted(hosts: Hosts, address: IPv4Address) -> Iterator[Callable[[], int]]:
+    """How many packets to `address` somebody else's hook saw on both hosts: those on the way through the IP stack."""
+
+    def seen() -> int:
+        text = "".join(hosts.run(host, "nft list table inet spy") for host in WIRE)
+        return sum(int(number) for number in re.findall(r"counter packets (\d+)", text))
+
+    for host in WIRE:
+        hosts.run(host, "nft 'add table inet spy; add chain inet spy seen { type filter hook prerouting priority -400; }'")
+        hosts.run(host, f"nft 'add rule inet spy seen ip daddr {address} counter'")
+    try:
+        yield seen
+    finally:
+        for host in WIRE:
+            hosts.run(host, "nft delete table inet spy")
+
+
+@pytest.mark.parametrize(("client", "server"), [("web", "far"), ("far", "web"), ("near", "web"), ("web", "near")])
+def test_the_fast_path_leaves_the_stack_of_the_host_out(hosts: Hosts, client: str, server: str) -> None:
+    to = BY_NAME[server].address
+    hosts.pings(client, to)
+    with counted(hosts, to) as seen:
+        assert hosts.connects(client, to, 7000, server, 7000, size=100_000) is not None
+        assert (seen() == 0) == hosts.fast
+
+
+def test_an_address_that_is_not_its_own_gets_no_fast_way(hosts: Hosts) -> None:
+    hosts.run("web", "ip addr add 10.28.1.77/32 dev eth0")
+    try:
+        with counted(hosts, BY_NAME["far"].address) as seen:
+            hosts.pings("web", BY_NAME["far"].address, "-I 10.28.1.77")
+            assert seen() > 0
+    finally:
+        hosts.run("web", "ip addr del 10.28.1.77/32 dev eth0")
+
+
 @pytest.mark.parametrize(
     "harm",
     [
         "nft flush ruleset",
+        "nft delete table netdev plait || true",
         "ip link del pl-x1",
         "ip link del pl-eweb",
         "ip link del pl-gw",

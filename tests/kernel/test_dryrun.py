@@ -21,7 +21,7 @@ PROBES = [key for key in PLAN if key[0] in ("sysctl", "hook")]
 
 def type_in(kernel: LinuxKernel, plan: Plan) -> None:
     """What a person would do who follows `plait plan --diff`."""
-    sh("nft add table inet plait")
+    sh("nft add table inet plait; nft add table netdev plait")
     for op in order(diff(plan, kernel.owned(PROBES), True)):
         if op.verb == "del" and op.key[0] == "hook":
             continue  # needs a handle that only the person can look up

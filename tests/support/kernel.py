@@ -59,6 +59,25 @@ OBJECTS: tuple[KernelObject, ...] = (
     ),
     NftChain("out", ("dnat ip to ip daddr . meta l4proto . th dport map @ports",), "type nat hook output priority -100; policy accept;"),
     NftChain("plain", ('iifname != "pl-x*" ip daddr @pools drop',)),
+    NftSet("here", "ipv4_addr : iface_index", frozenset({'10.28.1.2 : "pl-e1"'}), kind="map", family="netdev"),
+    NftSet("next", "ipv4_addr : ipv4_addr", frozenset({"10.28.2.0 : 10.28.2.0"}), kind="map", family="netdev"),
+    NftSet("same", "ipv4_addr . ipv4_addr", frozenset({"10.28.0.0/16 . 10.28.0.0/16"}), ("interval",), family="netdev"),
+    NftChain(
+        "pl-x1",
+        ("ip saddr . ip daddr @same ip ttl > 1 fwd ip to ip daddr device ip daddr map @here",),
+        'type filter hook ingress device "pl-x1" priority filter; policy accept;',
+        "netdev",
+    ),
+    NftChain(
+        "pl-e1",
+        (
+            "tcp sport 80 accept",
+            "ip frag-off & 16383 != 0 accept",
+            'ip saddr 10.28.1.2 ip daddr 10.28.0.0/16 ip ttl > 1 fwd ip to ip daddr & 255.255.255.0 map @next device "pl-x1"',
+        ),
+        'type filter hook ingress device "pl-e1" priority filter; policy accept;',
+        "netdev",
+    ),
     HookRule("ip", "filter", "DOCKER-USER", 'oifname "pl-*" accept'),
 )
 PLAN: Plan = {obj.key: obj for obj in OBJECTS}

@@ -42,6 +42,7 @@ class Paths:
 class Config:
     name: str
     address: IPv4Address | None
+    fast_path: bool
     docker_enabled: bool
     docker_bridge: bool
     docker_socket: str
@@ -77,6 +78,12 @@ OPTIONS = (
         "address",
         "source address of the default route",
         "Address on the underlay that other nodes send tunnel packets to.",
+    ),
+    Option(
+        "node.fast_path",
+        "true or false",
+        "true",
+        "Forward traffic inside a network at the device where it is received (nft netdev `fwd`), where the kernel can do that.",
     ),
     Option("docker.enabled", "true or false", "true if `dockerd` is installed", "Serve Docker's network plug-in and watch the engine."),
     Option(
@@ -125,6 +132,7 @@ def parse_config(raw: Mapping[str, object], where: str) -> Config:
     return Config(
         name=get.text("node.name", socket.gethostname().split(".")[0]),
         address=get.address("node.address"),
+        fast_path=get.flag("node.fast_path", lambda: True),
         docker_enabled=docker,
         docker_bridge=docker and get.flag("docker.default_bridge", lambda: True),
         docker_socket=get.text("docker.socket", "/run/docker.sock"),

@@ -59,6 +59,7 @@ class Parts:
     addresses: Addresses
     publisher: Publisher
     dns: DnsService
+    fast_path: bool
 
 
 class NodeLoops:
@@ -87,7 +88,12 @@ class NodeLoops:
         """The whole desired state of this node now."""
         snapshot = self._p.view.snapshot
         own = {e.id: e for e in snapshot.endpoints.values() if e.node == snapshot.me}
-        local = Local(gateway=self._gateway, netns=netns_of_containers(self._p.view, own), docker_bridge=self._p.config.docker_bridge)
+        local = Local(
+            gateway=self._gateway,
+            netns=netns_of_containers(self._p.view, own),
+            docker_bridge=self._p.config.docker_bridge,
+            fast_path=self._p.fast_path,
+        )
         return plan_node(snapshot, local)
 
     async def set_gateway(self, enabled: bool) -> None:

@@ -24,9 +24,10 @@ from plait.agent.ports import assign_ports, ephemeral_range
 from plait.agent.view import View
 from plait.model.cluster import Container, Endpoint, Network, PortMapping, Snapshot
 from plait.model.errors import KernelError, NotFound, PlaitError
-from plait.model.objects import KernelObject, Sysctl
+from plait.model.objects import KernelObject, NftElement, Sysctl
 from plait.plan import endpoint_objects
 from plait.plan.desired import device_name, endpoint_mac
+from plait.plan.fastpath import fast_chain, fast_element
 from plait.plan.firewall import port_objects
 from plait.runtimes.api import AttachRequest, NetworkRequest
 from plait.store.codec import decode, encode
@@ -36,7 +37,7 @@ log = logging.getLogger("plait.operations")
 
 class AgentOperations:
     """Implements `runtimes.api.Operations`. `names_settled` waits until this host's DNS answers what the view
-    says, `full_pass` makes the kernel what the view says."""
+    says, `full_pass` makes the kernel what the view says, `fast_path`: the plan has the table of `plan/fastpath.py`."""
 
     def __init__(
         self,
@@ -47,10 +48,11 @@ class AgentOperations:
         networks: Networks,
         names_settled: Callable[[], Awaitable[None]],
         full_pass: Callable[[], Awaitable[object]],
+        fast_path: bool = False,
     ) -> None:
         self._view, self._journal, self._kernel = view, journal, kernel
         self._addresses, self._networks, self._names_settled = addresses, networks, names_settled
-        self._full_pass = full_pass
+        self._full_pass, self._fast_path = full_pass, fast_path
         self._locks: dict[str, asyncio.Lock] = {}
         self._ports_lock = asyncio.Lock()
         for key, body in journal.load("endpoint").items():
@@ -93,6 +95,7 @@ class AgentOperations:
             await self._remember(endpoint)
             try:
                 await self._kernel.put(self._objects(endpoint))
+                await self._quicken([endpoint], [fast_element(endpoint)])
                 if request.ports:
                     endpoint = await self._publish(endpoint, request.ports)
             except (PlaitError, OSError):
@@ -194,6 +197,18 @@ class AgentOperations:
         networks = self._view.snapshot.networks.values()
         try:
             await self._kernel.put(port_objects(self._own(), networks), port_objects(before, networks))
+        except KernelError:
+            await self._full_pass()
+            return
+        ports = {e.id: e.ports for e in before}
+        await self._quicken([e for e in self._own() if e.ports != ports.get(e.id, ())], [])
+
+    async def _quicken(self, endpoints: Sequence[Endpoint], elements: Sequence[NftElement]) -> None:
+        """Let what these endpoints send, and what is meant for `elements`, take the fast path, if this kernel has it."""
+        if not self._fast_path or not endpoints:
+            return
+        try:
+            await self._kernel.put([*elements, *(fast_chain(e, self._network(e.network)) for e in endpoints)])
         except KernelError:
             await self._full_pass()
 

@@ -33,6 +33,7 @@ from plait.agent.view import View
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_exists
 from plait.model.errors import PlaitError
 from plait.model.report import StoreState, TokenView
+from plait.plan.fastpath import CAPABILITY
 from plait.runtimes.docker.engine import DockerEngine
 from plait.runtimes.docker.plugin import inherited_socket
 from plait.runtimes.docker.runtime import DockerRuntime
@@ -104,6 +105,7 @@ class _Wiring:
         self.health = Health(time.time)
         self.kernel = LinuxKernel()
         self.work = KernelWork(self.kernel)
+        fast_path = config.fast_path and CAPABILITY in self.kernel.capabilities()
         self.replica = Replica(store, paths.lib / "replica.bin")
         self.networks = Networks(self.view, store, DEFAULT_NETWORK, self.view.caught_up)
         self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge)
@@ -122,6 +124,7 @@ class _Wiring:
                 addresses=self.addresses,
                 publisher=self.publisher,
                 dns=self.dns,
+                fast_path=fast_path,
             ),
             DEFAULT_NETWORK,
         )
@@ -129,7 +132,7 @@ class _Wiring:
             self.kernel, self.work, self.loops.plan, lambda: self.replica.synced, self.health, self.loops.refresh_node
         )
         self.ops = AgentOperations(
-            self.view, journal, self.work, self.addresses, self.networks, self.loops.names_settled, self.reconciler.once
+            self.view, journal, self.work, self.addresses, self.networks, self.loops.names_settled, self.reconciler.once, fast_path
         )
         self.sandboxes = Sandboxes(identity.name, self.ops, journal, paths.run, create_netns, delete_netns, netns_exists)
         self.catalog = Catalog(self.view, journal, self.publisher.publish, self._contact_ms)

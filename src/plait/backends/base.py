@@ -34,6 +34,10 @@ class Backend(Protocol):
         """Bytes that each packet grows by on the underlay. The only source of MTU arithmetic."""
         ...
 
+    def device(self, network: Network) -> str:
+        """The link of this node through which the network's blocks on other nodes are reached, "" if they are not reached."""
+        ...
+
     def plan(self, me: Node, network: Network, peers: Sequence[Peer]) -> list[KernelObject]:
         """All kernel objects for this network between this node and `peers`; several networks may share some."""
         ...

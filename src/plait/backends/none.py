@@ -19,5 +19,8 @@ class NoneBackend:
     def overhead(self) -> int:
         return 0
 
+    def device(self, network: Network) -> str:
+        return ""
+
     def plan(self, me: Node, network: Network, peers: Sequence[Peer]) -> list[KernelObject]:
         return []

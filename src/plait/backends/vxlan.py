@@ -31,10 +31,13 @@ class VxlanBackend:
     def overhead(self) -> int:
         return OVERHEAD
 
+    def device(self, network: Network) -> str:
+        return f"{PREFIX}x{network.vni}"
+
     def plan(self, me: Node, network: Network, peers: Sequence[Peer]) -> list[KernelObject]:
         if me.tunnel is None:
             return []
-        dev = f"{PREFIX}x{network.vni}"
+        dev = self.device(network)
         objects: list[KernelObject] = [
             VxlanLink(dev, network.vni, PORT, me.address, me.vtep_mac, me.mtu - OVERHEAD),
             Addr(dev, IPv4Interface((me.tunnel, 32))),

@@ -6,9 +6,10 @@ from __future__ import annotations
 import shlex
 
 from plait.kernel.api import changeable
-from plait.kernel.linux.nftscript import TABLE, script_of
+from plait.kernel.linux.nftscript import script_of
 from plait.model.objects import (
     HOOK_COMMENT,
+    NFT_TABLE,
     ROUTE_PROTOCOL,
     Addr,
     BridgeLink,
@@ -17,6 +18,7 @@ from plait.model.objects import (
     HookRule,
     KernelObject,
     Neigh,
+    NftElement,
     Op,
     Route,
     Sysctl,
@@ -44,9 +46,10 @@ def render(op: Op) -> list[str]:
             if op.verb == "put":
                 return [_nft(f'insert rule {family} {table} {chain} {rule} comment "{HOOK_COMMENT}"')]
             return [f"nft delete rule {family} {table} {chain} handle N  # N is that of: {rule}"]
+        case NftElement(of, element):
+            return [_nft(f"add element {of.family} {NFT_TABLE} {of.name} {{ {element} }}")]
         case _:
-            lines = script_of([op]).splitlines()
-            return [_nft(line) for line in lines if line != f"add table {TABLE}"]
+            return [_nft(line) for line in script_of([op]).splitlines() if not line.startswith("add table ")]
 
 
 def _nft(command: str) -> str:

@@ -14,9 +14,27 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 
 from plait.kernel.api import Result, changeable
 from plait.model.errors import KernelError
-from plait.model.objects import PREFIX, Addr, BridgeLink, Fdb, HookRule, KernelObject, Key, Neigh, Op, Route, Sysctl, VxlanLink
+from plait.model.objects import (
+    NFT_FAMILY,
+    NFT_FAST_FAMILY,
+    PREFIX,
+    Addr,
+    BridgeLink,
+    Fdb,
+    HookRule,
+    KernelObject,
+    Key,
+    Neigh,
+    NftChain,
+    NftElement,
+    NftSet,
+    Op,
+    Route,
+    Sysctl,
+    VxlanLink,
+)
 
-CAPABILITIES = frozenset({"vxlan", "bridge", "veth", "nft"})
+CAPABILITIES = frozenset({"vxlan", "bridge", "veth", "nft", "fwd"})
 
 
 class FakeKernel:
@@ -55,10 +73,10 @@ class FakeKernel:
 
     def apply(self, ops: Sequence[Op]) -> Result:
         failed: dict[Key, KernelError] = {}
-        table = [op for op in ops if op.key[0] == "nft"]
         for op in (op for op in ops if op.key[0] != "nft"):
             self._do([op], failed)
-        self._do(table, failed)
+        for family in (NFT_FAMILY, NFT_FAST_FAMILY):
+            self._do([op for op in ops if _family(op.subject) == family], failed)
         return Result(tuple(op.key for op in ops if op.key not in failed), failed)
 
     async def watch(self) -> AsyncIterator[str]:
@@ -84,6 +102,8 @@ class FakeKernel:
             self._perform(op)
 
     def _refusal(self, op: Op) -> int:
+        if isinstance(op.subject, NftElement) and op.subject.of.key not in self.objects:
+            return errno.EINVAL
         parent = _parent(op.subject)
         if op.verb == "put" and parent is not None and parent not in self.objects:
             return errno.ENOENT if isinstance(op.subject, Sysctl) else errno.ENODEV
@@ -92,6 +112,10 @@ class FakeKernel:
     def _perform(self, op: Op) -> None:
         if op.verb == "del":
             self._remove(op.key)
+        elif isinstance(op.subject, NftElement):
+            whole = self.objects[op.subject.of.key]
+            assert isinstance(whole, NftSet)
+            self.objects[whole.key] = whole.with_element(op.subject.element)
         elif not isinstance(op.subject, HookRule) or op.key[1:4] in self.hooks:
             old = self.objects.get(op.key)
             if old is not None and op.key[0] == "link":
@@ -111,6 +135,14 @@ class FakeKernel:
         if obj is not None and key[0] == "link":
             for other in [k for k, o in self.objects.items() if _parent(o) == key]:
                 del self.objects[other]
+
+
+def _family(obj: KernelObject) -> str:
+    """The family of the nft table that `obj` lies in, "" for everything else."""
+    match obj:
+        case NftChain(family=family) | NftSet(family=family) | NftElement(of=NftSet(family=family)):
+            return family
+    return ""
 
 
 def _parent(obj: KernelObject) -> Key | None:

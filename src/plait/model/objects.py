@@ -8,7 +8,7 @@ neighbours and FDB rows by lying on such a link, nft objects by their table `ine
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Literal
 
@@ -17,6 +17,8 @@ PREFIX = "pl-"
 ROUTE_PROTOCOL = 112
 """rtm_protocol of every route that plait makes (kernel: rtnetlink(7), values from 5 up are for user space)."""
 NFT_FAMILY, NFT_TABLE = "inet", "plait"
+NFT_FAST_FAMILY = "netdev"
+"""Family of the second table of the same name, whose chains see a frame as soon as a device has received it (see `plan/fastpath.py`)."""
 HOOK_COMMENT = "plait"
 
 Key = tuple[str, ...]
@@ -146,21 +148,22 @@ class Sysctl:
 
 @dataclass(frozen=True, slots=True)
 class NftChain:
-    """A chain of the owned table. `hook` is the declaration as nft prints it, or "" for a regular chain
+    """A chain of an owned table. `hook` is the declaration as nft prints it, or "" for a regular chain
     ("type filter hook forward priority filter; policy accept;"). Rules are written exactly as `nft -s -nn list` prints them."""
 
     name: str
     rules: tuple[str, ...]
     hook: str = ""
+    family: str = NFT_FAMILY
 
     @property
     def key(self) -> Key:
-        return ("nft", "chain", self.name)
+        return _nft_key("chain", self.name, self.family)
 
 
 @dataclass(frozen=True, slots=True)
 class NftSet:
-    """A set ("set") or map ("map") of the owned table. `type` and `flags` as nft prints them; elements in nft's own
+    """A set ("set") or map ("map") of an owned table. `type` and `flags` as nft prints them; elements in nft's own
     spelling, for maps "key : value". A change of elements alone is applied element by element."""
 
     name: str
@@ -168,10 +171,29 @@ class NftSet:
     elements: frozenset[str]
     flags: tuple[str, ...] = ()
     kind: str = "set"
+    family: str = NFT_FAMILY
 
     @property
     def key(self) -> Key:
-        return ("nft", self.kind, self.name)
+        return _nft_key(self.kind, self.name, self.family)
+
+    def with_element(self, element: str) -> NftSet:
+        """The same with `element`, in a map instead of the one that has its key."""
+        key = element.partition(" : ")[0]
+        return replace(self, elements=frozenset(e for e in self.elements if e.partition(" : ")[0] != key) | {element})
+
+
+@dataclass(frozen=True, slots=True)
+class NftElement:
+    """One element of an owned set or map that exists already: what an attach puts, while the pass after it puts the set. In a map it
+    takes the place of the element with its key. Never part of a plan, never listed."""
+
+    of: NftSet
+    element: str
+
+    @property
+    def key(self) -> Key:
+        return ("nft", "element", self.of.name, self.of.family, self.element)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +211,11 @@ class HookRule:
         return ("hook", self.family, self.table, self.chain, self.rule)
 
 
-KernelObject = VxlanLink | BridgeLink | EndpointLink | Addr | Route | Neigh | Fdb | Sysctl | NftChain | NftSet | HookRule
+def _nft_key(kind: str, name: str, family: str) -> Key:
+    return ("nft", kind, name) if family == NFT_FAMILY else ("nft", kind, name, family)
+
+
+KernelObject = VxlanLink | BridgeLink | EndpointLink | Addr | Route | Neigh | Fdb | Sysctl | NftChain | NftSet | NftElement | HookRule
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from plait.model.objects import (
     Route,
     Sysctl,
 )
+from plait.plan.fastpath import fast_objects
 from plait.plan.firewall import firewall_objects
 
 GATEWAY_LINK = f"{PREFIX}gw"
@@ -36,11 +37,13 @@ the one routing daemons use for "worst"."""
 @dataclass(frozen=True, slots=True)
 class Local:
     """Facts of this node that are not replicated: whether it forwards for hosts without an agent, the namespaces of
-    sandboxes whose inside plait plumbs (endpoint id -> path; also where a vanished link is to be put back)."""
+    sandboxes whose inside plait plumbs (endpoint id -> path; also where a vanished link is to be put back), whether its kernel
+    can forward at ingress (`fastpath.CAPABILITY`)."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
     docker_bridge: bool = False
+    fast_path: bool = False
 
 
 def network_mtu(me: Node, network: Network) -> int:
@@ -63,6 +66,8 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
         network = snapshot.networks[endpoint.network]
         objects += endpoint_objects(me, network, endpoint, local.netns.get(endpoint.id, ""))
     objects += firewall_objects(snapshot, networks, local.gateway, local.docker_bridge)
+    if local.fast_path and me.tunnel is not None:
+        objects += fast_objects(networks, _own_endpoints(snapshot), [o for o in objects if isinstance(o, Route)])
     return {obj.key: obj for obj in objects}
 
 

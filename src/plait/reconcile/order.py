@@ -14,6 +14,7 @@ from plait.model.objects import (
     KernelObject,
     Neigh,
     NftChain,
+    NftElement,
     NftSet,
     Op,
     Route,
@@ -28,13 +29,14 @@ _RANKS: tuple[tuple[type[KernelObject], ...], ...] = (
     (Neigh, Fdb),
     (Route,),
     (NftSet,),
+    (NftElement,),
     (NftChain,),
     (HookRule,),
 )
 
 
 def rank(obj: KernelObject) -> int:
-    """0 for links, growing with what depends on what: address, sysctl, neighbour, route, set, chain, hook rule."""
+    """0 for links, growing with what depends on what: address, sysctl, neighbour, route, set, element, chain, hook rule."""
     return next(number for number, kinds in enumerate(_RANKS) if isinstance(obj, kinds))
 
 

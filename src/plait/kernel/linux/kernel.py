@@ -33,6 +33,7 @@ from plait.model.objects import (
     Key,
     Neigh,
     NftChain,
+    NftElement,
     NftSet,
     Op,
     Route,
@@ -76,7 +77,7 @@ class LinuxKernel:
             if isinstance(item.link, VxlanLink):
                 objects += routes.dump_fdbs(self._sock, item.index, item.name)
         held: dict[Key, KernelObject] = {obj.key: obj for obj in objects}
-        held.update(self._ruleset.owned(probe))
+        held.update(self._ruleset.owned(probe, ours))
         held.update(_read_sysctls(probe))
         return held
 
@@ -108,7 +109,7 @@ class LinuxKernel:
         batch: list[tuple[Op, nl.Message]] = []
         indexes = _Indexes()
         for op in ops:
-            if isinstance(op.subject, NftChain | NftSet | HookRule):
+            if isinstance(op.subject, NftChain | NftSet | NftElement | HookRule):
                 nft_ops.append(op)
                 continue
             try:

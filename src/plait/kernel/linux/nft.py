@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The nft table `inet plait`: written in one transaction, read back and compared as text.
+"""The nft tables `inet plait` and `netdev plait`: written in one transaction each, read back and compared as text.
 
 Data in: NftChain, NftSet and HookRule operations. Data out: a script for libnftables, or the objects that the table holds now. Rules are
 written in the spelling in which nft prints them, so reading back gives equal values (the contract suite proves it for every rule
@@ -19,9 +19,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from plait.kernel.linux import netlink as nl
-from plait.kernel.linux.nftscript import TABLE, parse_table, redeclared, script_of, with_dependents
+from plait.kernel.linux.nftscript import FAMILIES, family_of, parse_table, redeclared, script_of, table_of, with_dependents
 from plait.model.errors import NotSupported, PlaitError
-from plait.model.objects import HOOK_COMMENT, HookRule, KernelObject, Key, Op
+from plait.model.objects import HOOK_COMMENT, NFT_FAST_FAMILY, HookRule, KernelObject, Key, NftElement, NftSet, Op
 
 _NFT_CTX_OUTPUT_HANDLE, _NFT_CTX_OUTPUT_STATELESS = 1 << 3, 1 << 2
 _NFNL_SUBSYS_NFTABLES, _NFT_MSG_GETGEN, _NFT_MSG_NEWGEN, _NFTA_GEN_ID = 10, 16, 15, 1
@@ -107,31 +107,39 @@ def open_nft() -> Nft:
 
 
 class Ruleset:
-    """Reads and writes our table. Listing is skipped while the kernel's ruleset generation is the one of our own last look, or the one
-    after it if that is our own commit: a table of 5,000 ports takes 0.1 s to list."""
+    """Reads and writes our tables. Listing is skipped while the kernel's ruleset generation is the one of our own last look, or the one
+    after it if that is our own commit: a table of 5,000 ports takes 0.1 s to list. `devices` (any value that is another when links came
+    or went) is compared too: a chain goes with its device, and an element that names one changes, without a new generation."""
 
     def __init__(self, nft: Nft) -> None:
         self._nft = nft
-        self._seen: tuple[int, dict[Key, KernelObject]] | None = None
+        self._seen: tuple[int, object, dict[Key, KernelObject]] | None = None
 
-    def owned(self, probe: Iterable[Key]) -> dict[Key, KernelObject]:
-        """Chains, sets and maps of the table, our rules in others' hooks; a probed hook whose chain does not exist counts as held,
+    def owned(self, probe: Iterable[Key], devices: object = None) -> dict[Key, KernelObject]:
+        """Chains, sets and maps of the tables, our rules in others' hooks; a probed hook whose chain does not exist counts as held,
         for there is nothing to be done about it."""
         generation = _generation()
-        if self._seen is None or self._seen[0] != generation:
-            found: dict[Key, KernelObject] = {obj.key: obj for obj in self._table()}
+        found = self._seen[2] if self._seen is not None and self._seen[0] == generation else None
+        if found is None:
+            found = self._listed(FAMILIES)
             for hook in _HOOKS:
                 found.update({rule.key: rule for rule in self._hook_rules(hook)})
-            self._seen = (generation, found)
-        held = dict(self._seen[1])
+        elif self._seen is not None and self._seen[1] != devices:
+            others = {key: obj for key, obj in found.items() if isinstance(obj, HookRule) or family_of(obj) != NFT_FAST_FAMILY}
+            found = others | self._listed([NFT_FAST_FAMILY])
+        self._seen = (generation, devices, found)
+        held = dict(found)
         for key in probe:
             if key[0] == "hook" and key not in held and not self._chain_exists(key[1:4]):
                 held[key] = HookRule(key[1], key[2], key[3], key[4])
         return held
 
-    def _table(self) -> list[KernelObject]:
+    def _listed(self, families: Iterable[str]) -> dict[Key, KernelObject]:
+        return {obj.key: obj for family in families for obj in self._table(family)}
+
+    def _table(self, family: str) -> list[KernelObject]:
         try:
-            return parse_table(self._nft.run(f"list table {TABLE}\n"))
+            return parse_table(self._nft.run(f"list table {table_of(family)}\n"), family)
         except NftError:
             return []
 
@@ -155,11 +163,16 @@ class Ruleset:
         return True
 
     def apply(self, ops: Sequence[Op]) -> dict[Key, NftError]:
-        """All table operations in one transaction, then hook rules one by one. Returns what was refused, by key."""
-        table = [op for op in ops if not isinstance(op.subject, HookRule)]
-        failed = self._apply_table(table) if table else {}
-        if table and not failed and all(op.verb == "del" for op in table):
-            self._drop_empty_table()
+        """The operations on each table in one transaction, then hook rules one by one. Returns what was refused, by key."""
+        failed: dict[Key, NftError] = {}
+        in_tables = [op for op in ops if not isinstance(op.subject, HookRule)]
+        for family in FAMILIES:
+            table = [op for op in in_tables if _family(op) == family]
+            if table:
+                refused = self._apply_table(table)
+                failed |= refused
+                if not refused and all(op.verb == "del" for op in table):
+                    self._drop_empty_table(family)
         for op in ops:
             if isinstance(op.subject, HookRule):
                 try:
@@ -169,28 +182,32 @@ class Ruleset:
         return failed
 
     def _apply_table(self, ops: Sequence[Op]) -> dict[Key, NftError]:
+        """All operations on one table; they have one family."""
         generation = _generation()
-        held = self._seen[1] if self._seen is not None and self._seen[0] == generation else None
-        self._seen = None
-        whole = ops
-        if redeclared(ops):
-            whole = with_dependents(ops, held if held is not None else {obj.key: obj for obj in self._table()})
+        seen, self._seen = self._seen, None
+        held = seen[2] if seen is not None and seen[0] == generation else None
+        elements = any(isinstance(op.subject, NftElement) for op in ops)
+        if held is None and (elements or redeclared(ops)):
+            known: Mapping[Key, KernelObject] = self._listed([_family(ops[0])])
+        else:
+            known = held or {}
         try:
-            self._nft.run(script_of(whole))
+            whole = [_of_set(op, known) for op in ops] if elements else list(ops)
+            self._nft.run(script_of(with_dependents(whole, known) if redeclared(whole) else whole))
         except NftError as error:
             return dict.fromkeys((op.key for op in ops), error)
-        if held is not None and _predictable(ops, held):  # a commit of somebody else would have made it one more
-            after = dict(held)
-            for op in ops:
+        if seen is not None and held is not None and _predictable(whole, held):
+            after = dict(held)  # a commit of somebody else would have made it one generation more
+            for op in whole:
                 after.pop(op.key, None)
-            after.update({op.key: op.new for op in ops if op.new is not None})
-            self._seen = (generation + 1, after)
+            after.update({op.key: op.new for op in whole if op.new is not None})
+            self._seen = (generation + 1, seen[1], after)
         return {}
 
-    def _drop_empty_table(self) -> None:
-        if not self._table():
+    def _drop_empty_table(self, family: str) -> None:
+        if not self._table(family):
             with contextlib.suppress(NftError):
-                self._nft.run(f"delete table {TABLE}\n")
+                self._nft.run(f"delete table {table_of(family)}\n")
 
     def _apply_hook(self, rule: HookRule, wanted: bool) -> None:
         hook = (rule.family, rule.table, rule.chain)
@@ -202,6 +219,22 @@ class Ruleset:
         if not wanted:
             for handle in present:
                 self._nft.run(f"delete rule {' '.join(hook)} handle {handle}\n")
+
+
+def _family(op: Op) -> str:
+    subject = op.subject
+    return family_of(subject.of if isinstance(subject, NftElement) else subject)
+
+
+def _of_set(op: Op, held: Mapping[Key, KernelObject]) -> Op:
+    """An operation on one element as one on its set, which must be there already: NftError if it is not."""
+    subject = op.subject
+    if not isinstance(subject, NftElement):
+        return op
+    whole = held.get(subject.of.key)
+    if not isinstance(whole, NftSet):
+        raise NftError(f"there is no {subject.of.kind} {subject.of.name} in the table {table_of(subject.of.family)}")
+    return Op("put", whole.with_element(subject.element), whole)
 
 
 def _predictable(ops: Sequence[Op], held: Mapping[Key, KernelObject]) -> bool:

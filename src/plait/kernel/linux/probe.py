@@ -13,10 +13,15 @@ from plait.kernel.linux.nft import NftError, open_nft
 from plait.model.objects import BridgeLink, EndpointLink, VxlanLink
 
 _MAC = "02:00:00:00:00:01"
+_SCRIPTS = {
+    "nft": "add table inet plait\nadd set inet plait s { type ipv4_addr . ipv4_addr; flags interval; }\n",
+    "fwd": 'add table netdev plait\nadd chain netdev plait c { type filter hook ingress device "lo" priority 0; }\n'
+    'add rule netdev plait c fwd ip to ip daddr device "lo"\n',
+}
 
 
 def probe_capabilities() -> frozenset[str]:
-    """Of "vxlan", "bridge", "veth", "nft" those that work here."""
+    """Of "vxlan", "bridge", "veth", "nft", "fwd" (forwarding at ingress, nft_fwd_netdev) those that work here."""
     return in_thread(_probe)
 
 
@@ -32,7 +37,8 @@ def _probe() -> frozenset[str]:
         for name, message in trials.items():
             if sock.transact([message])[0].errno == 0:
                 found.add(name)
-    with contextlib.suppress(NftError):
-        open_nft().run("add table inet plait\nadd set inet plait s { type ipv4_addr . ipv4_addr; flags interval; }\n")
-        found.add("nft")
+    for name, script in _SCRIPTS.items():
+        with contextlib.suppress(NftError):
+            open_nft().run(script)
+            found.add(name)
     return frozenset(found)
