@@ -24,7 +24,7 @@ from plait.lab.spec import simple
 SECONDS = 1
 ROUNDS = 13
 PINNED = "chrt -f 10 taskset -c 0"
-"""Both ends on one CPU: then a figure is the cost of the path, not of waking another CPU; and before everything else that runs there, so that
+"""Both ends on one CPU: then a figure is the cost of the path, not of waking another CPU; before everything else there, so that
 a busy machine measures the same."""
 NGINX = "/tmp/plait-bench-nginx.conf"
 NGINX_CONF = """daemon off; master_process off; error_log /dev/null crit; pid /dev/null; events {}
