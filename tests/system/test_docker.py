@@ -180,6 +180,18 @@ def test_a_range_holds_on_every_host_and_over_a_restart_of_the_agent(two: Lab) -
     process.until("it goes everywhere", lambda: networks(two, "B") == networks(two, "A") == {"mesh"}, 3)
 
 
+def test_a_network_removed_in_its_first_moment_is_gone(two: Lab) -> None:
+    for _ in range(5):
+        removing = two.popen(
+            "B", "sh", "-c", "until docker network rm made; do :; done", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        docker(two, "A", "network", "create", "-d", "plait", "--ipam-driver", "plait", "--subnet", "10.66.0.0/16", "made")
+        assert removing.wait(10) == 0
+        process.until("it goes everywhere", lambda: networks(two, "B") == networks(two, "A") == {"mesh"}, 5)
+        time.sleep(0.3)
+        assert networks(two, "B") == networks(two, "A") == {"mesh"}, "it does not come back"
+
+
 def test_prune_takes_what_an_engine_made_and_nothing_else(two: Lab) -> None:
     docker(two, "A", "network", "create", "-d", "plait", "--ipam-driver", "plait", "--subnet", "10.66.0.0/16", "made")
     process.until("B has it", lambda: "made" in networks(two, "B"), 3)

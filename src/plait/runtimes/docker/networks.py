@@ -37,6 +37,8 @@ HEALTH_NETWORK = "engine-network"
 RESYNC_S = 60.0
 RETRY_S = 5.0
 VIEW_S = 3.0
+GOING_S = 1.0
+"""The engine stops listing a network before it tells its driver of the end; this long the driver waits for the word."""
 
 
 class Health(Protocol):
@@ -62,6 +64,7 @@ class DockerNetworks:
         self._making: set[str] = set()
         self._removing: set[str] = set()
         self._leaving: set[str] = set()
+        self._going: dict[str, float] = {}
 
     # --- which network is it?
 
@@ -173,6 +176,7 @@ class DockerNetworks:
             wait_s = RESYNC_S
             try:
                 await self.sync()
+                wait_s = GOING_S if self._going else RESYNC_S
             except EngineUnavailable:
                 wait_s = RETRY_S
             except PlaitError as error:
@@ -193,14 +197,22 @@ class DockerNetworks:
                 with _noted(texts, name):
                     if await self._settle(network, name):
                         present.add(name)
-            for key in remembered - listed.keys():
-                await self._state.delete(NETWORKS, key)
-            for name in sorted(self._ops.networks().keys() - present - texts.keys() - {self._default}):
+            going = await self._forget(remembered - listed.keys())
+            for name in sorted(self._ops.networks().keys() - present - texts.keys() - going - {self._default}):
                 wanted = self._ops.networks().get(name)
                 if wanted is not None and name not in self._leaving:
                     with _noted(texts, name), _among(self._making, name):
                         await self._create(wanted)
             self._health.replace(HEALTH_NETWORK, texts)
+
+    async def _forget(self, unlisted: set[str]) -> set[str]:
+        """Forget Docker networks that the engine has not listed for a while; names of the others, whose end may be told yet."""
+        now = asyncio.get_running_loop().time()
+        self._going = {key: self._going.get(key, now + GOING_S) for key in unlisted}
+        for key in [key for key, due in self._going.items() if due <= now]:
+            del self._going[key]
+            await self._state.delete(NETWORKS, key)
+        return {self.known(key) for key in self._going}
 
     async def _settle(self, network: EngineNetwork, name: str) -> bool:
         """One Docker network of ours: adopt, keep or remove it. Returns whether it stands for the cluster's one afterwards."""
