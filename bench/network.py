@@ -27,7 +27,7 @@ PINNED = "chrt -f 10 taskset -c 0"
 """Both ends on one CPU: then a figure is the cost of the path, not of waking another CPU; before everything else there, so that
 a busy machine measures the same."""
 NGINX = "/tmp/plait-bench-nginx.conf"
-NGINX_CONF = """daemon off; master_process off; error_log /dev/null crit; pid /dev/null; events {}
+NGINX_CONF = """daemon off; master_process off; error_log stderr crit; pid /tmp/plait-bench-nginx.pid; events {}
 http { access_log off; keepalive_requests 1; server { listen 80; return 200 "x"; } }
 """
 BRIDGE = "--bip=10.244.{n}.1/24 --mtu=1450 --ip-masq=false"
