@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One text over the fake and the real kernel. The real one is always a namespace that this test made for itself."""
+"""One text over the fake kernel, the real one, and the dry run over either. The real one is always a namespace that this test made for
+itself; below a dry run it must be, at the end, what it was before."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import pytest
 from tests.support.kernel import OBJECTS, PLAN, VXLAN, converge, in_namespace, make_linux, sh
 
 from plait.kernel.api import Kernel, Op
+from plait.kernel.dryrun import DryRunKernel
 from plait.kernel.fake import FakeKernel
 from plait.kernel.linux import LinuxKernel
 from plait.kernel.linux.netns import create_netns, delete_netns, in_thread
@@ -44,16 +46,27 @@ def make_fake() -> Kernel:
 Run = Callable[[Callable[[Kernel], None]], None]
 
 
-@pytest.fixture(params=["fake", "linux"])
+MAKERS: dict[str, Callable[[], Kernel]] = {"fake": make_fake, "linux": make_linux}
+NAMESPACE = "ip -o link | cut -d' ' -f2; ip -4 -o addr; ip -4 route show table all; ip -4 neigh; nft list ruleset; sysctl net.ipv4.ip_forward"
+
+
+def everything(kernel: Kernel) -> object:
+    """All that there is in `kernel`, whosever it is."""
+    return dict(kernel.objects) if isinstance(kernel, FakeKernel) else sh(NAMESPACE)
+
+
+@pytest.fixture(params=["fake", "linux", "dryrun-fake", "dryrun-linux"])
 def run(request: pytest.FixtureRequest) -> Run:
     """Runs a body with a kernel, the real one in a thread that has a namespace of its own."""
-    make: Callable[[], Kernel] = make_fake if request.param == "fake" else make_linux
+    rehearsed, _, below = request.param.rpartition("-")
 
     def runner(body: Callable[[Kernel], None]) -> None:
         def work() -> None:
-            kernel = make()
+            kernel = MAKERS[below]()
+            before = everything(kernel) if rehearsed else None
             try:
-                body(kernel)
+                body(DryRunKernel(kernel) if rehearsed else kernel)
+                assert not rehearsed or everything(kernel) == before, "a dry run writes nothing"
             finally:
                 kernel.close()
 
@@ -154,8 +167,9 @@ def test_what_lies_on_a_missing_link_is_refused_and_its_deletion_is_nothing(run:
     run(body)
 
 
+@pytest.mark.parametrize("run", ["fake", "linux"], indirect=True)
 def test_the_table_is_one_transaction(run: Run) -> None:
-    """A set on which a rule relies is refused, so the rule and the set beside it are not there either."""
+    """A set on which a rule relies is refused, so the rule and the set beside it are not there either. A dry run cannot know that."""
 
     def body(kernel: Kernel) -> None:
         good, bad = NftSet("good", "ipv4_addr", frozenset({"10.0.0.1"})), NftSet("bad", "no_such_type", frozenset())
@@ -199,6 +213,44 @@ def test_an_absent_foreign_hook_is_no_error_and_no_work(run: Run) -> None:
         assert converge(kernel, {rule.key: rule}) == 0
 
     run(body)
+
+
+def test_a_dry_run_over_a_filled_kernel_rehearses_only_what_is_left_and_follows_the_kernel() -> None:
+    """Its view is the kernel's of the moment, with the record on top; the record names just the difference."""
+
+    def body(kernel: LinuxKernel) -> None:
+        converge(kernel, PLAN)
+        before, dry = (sh(NAMESPACE), kernel.owned(PLAN)), DryRunKernel(kernel)
+        assert converge(dry, PLAN) == 0 and dry.record == []
+        route = Route(N("10.28.2.0/24"), "pl-gw", scope="link")
+        wanted = {**PLAN, route.key: route}
+        assert converge(dry, wanted) == 1 and converge(dry, wanted) == 0
+        assert dry.record == [Op("put", route, PLAN[route.key])]
+        assert dry.lines() == ["ip route replace 10.28.2.0/24 dev pl-gw proto 112 scope link"]
+        assert (sh(NAMESPACE), kernel.owned(PLAN)) == before
+        assert dry.capabilities() == kernel.capabilities()
+        sh("ip route del unreachable 10.28.0.0/16 metric 4278198272")
+        assert set(PLAN) - set(dry.owned(PLAN)) == {Route(N("10.28.0.0/16"), kind="unreachable", metric=4278198272).key}
+
+    in_namespace(body)
+
+
+def test_a_bare_dry_run_takes_a_filled_kernel_for_an_empty_one() -> None:
+    def body(kernel: LinuxKernel) -> None:
+        converge(kernel, PLAN)
+        dry = DryRunKernel(kernel, bare=True)
+        assert converge(dry, PLAN) == len(PLAN) and converge(dry, PLAN) == 0
+        assert {op.key for op in dry.record} == set(PLAN)
+
+    in_namespace(body)
+
+
+def test_closing_a_dry_run_leaves_the_kernel_below_open() -> None:
+    def body(kernel: LinuxKernel) -> None:
+        DryRunKernel(kernel).close()
+        assert converge(kernel, PLAN) == len(PLAN)
+
+    in_namespace(body)
 
 
 def test_foreign_objects_are_neither_seen_nor_touched() -> None:

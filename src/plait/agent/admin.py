@@ -18,7 +18,7 @@ from plait.agent.sandboxes import Sandboxes, SandboxRequest, parse_ports
 from plait.agent.view import View
 from plait.model.cluster import Endpoint
 from plait.model.errors import Conflict, NotFound
-from plait.model.objects import Op, Plan
+from plait.model.objects import Plan
 from plait.model.report import (
     BlockRow,
     ContainerRow,
@@ -34,7 +34,6 @@ from plait.model.report import (
     TokenView,
 )
 from plait.model.requests import NetworkRequest
-from plait.reconcile import order
 from plait.runtimes.api import Operations
 from plait.serve.admin import NewSandbox
 from plait.store.api import Delete, Store
@@ -129,9 +128,7 @@ class AgentAdmin:
         return reports.container_rows(self._p.view.snapshot)
 
     async def plan(self, diff: bool) -> list[PlanEntry]:
-        if diff:
-            return reports.plan_entries(await self._p.work.difference(self._p.plan))
-        return reports.plan_entries(order(Op("put", obj) for obj in self._p.plan().values()))
+        return reports.plan_entries(await self._p.work.rehearse(self._p.plan, bare=not diff))
 
     async def create_token(self, ttl_s: int) -> TokenView:
         return await self._p.token(ttl_s)

@@ -15,11 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from plait.kernel.api import Kernel, Op, Result
+from plait.kernel.dryrun import DryRunKernel
 from plait.model.errors import KernelError
 from plait.model.objects import KernelObject, Key, Plan
 from plait.reconcile import diff, order
 
 log = logging.getLogger("plait.pass")
+REHEARSED_PASSES = 3
+"""A replaced link loses what lay on it, which the second pass puts back; a third finds nothing to do, unless the plan changes meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +45,7 @@ class KernelWork:
         """One full pass: list, plan, diff, apply. `plan` is called in the loop after the listing."""
         async with self._door:
             started = time.monotonic()
-            loop = asyncio.get_running_loop()
-            desired = plan()
-            owned = await loop.run_in_executor(self._thread, self._kernel.owned, _probes(desired))
-            desired = plan()
-            ops = order(diff(desired, owned, may_delete))
-            result = await loop.run_in_executor(self._thread, self._kernel.apply, ops) if ops else Result()
+            ops, result = await self._pass(self._kernel, plan, may_delete)
             self.passes += 1
             took = (time.monotonic() - started) * 1000
         if ops:
@@ -59,12 +57,22 @@ class KernelWork:
             log.warning("kernel_refused", extra={"key": " ".join(key), "error": str(error)})
         return PassReport(len(ops), dict(result.failed), took)
 
-    async def difference(self, plan: Callable[[], Plan]) -> list[Op]:
-        """What a pass would do now, in order; nothing is done."""
+    async def rehearse(self, plan: Callable[[], Plan], *, bare: bool = False) -> list[Op]:
+        """What passes would do from now on until one has nothing left to do, in order; the same passes, over the dry run. `bare` as if
+        nothing of plait's were there yet. An operation that would be refused is not among them."""
         async with self._door:
-            desired = plan()
-            owned = await asyncio.get_running_loop().run_in_executor(self._thread, self._kernel.owned, _probes(desired))
-            return order(diff(plan(), owned, True))
+            dry = DryRunKernel(self._kernel, bare=bare)
+            for _ in range(REHEARSED_PASSES):
+                _, result = await self._pass(dry, plan, may_delete=True)
+                if not result.done:
+                    break
+        return dry.record
+
+    async def _pass(self, kernel: Kernel, plan: Callable[[], Plan], may_delete: bool) -> tuple[list[Op], Result]:
+        loop = asyncio.get_running_loop()
+        owned = await loop.run_in_executor(self._thread, kernel.owned, _probes(plan()))
+        ops = order(diff(plan(), owned, may_delete))
+        return ops, await loop.run_in_executor(self._thread, kernel.apply, ops) if ops else Result()
 
     async def put(self, objects: Sequence[KernelObject], old: Sequence[KernelObject | None] = ()) -> None:
         """Make just these objects true, now; those equal to their `old` are left alone. Raises the first KernelError."""

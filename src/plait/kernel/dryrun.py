@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operations as the `ip`, `bridge`, `sysctl` and `nft` lines that one would type. What `plait plan` prints and the golden tests compare."""
+"""The dry run: a kernel that reads from another one and writes nothing. What `plait plan` runs its passes over.
+
+Its record of operations is rendered as the `ip`, `bridge`, `sysctl` and `nft` lines that one would type; the golden tests compare them.
+"""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import AsyncIterator, Iterable, Sequence
 
-from plait.kernel.api import changeable
+from plait.kernel.api import Kernel, Result, changeable
+from plait.kernel.image import KernelImage
 from plait.kernel.linux.nftscript import script_of
 from plait.model.objects import (
     HOOK_COMMENT,
@@ -17,6 +22,7 @@ from plait.model.objects import (
     Fdb,
     HookRule,
     KernelObject,
+    Key,
     Neigh,
     NftElement,
     Op,
@@ -24,6 +30,51 @@ from plait.model.objects import (
     Sysctl,
     VxlanLink,
 )
+
+_UNMARKED = ("sysctl", "hook")
+"""Kinds that a kernel shows only to those who ask for them by key."""
+
+
+class DryRunKernel:
+    """See `kernel.api.Kernel`. What it holds is what `kernel` holds at the moment it is asked, with the recorded operations done.
+
+    `kernel` is only ever read, and stays its owner's to close. With `bare` it is taken to hold nothing of plait's yet. What only the real
+    kernel can know (a set's type that it lacks, a sandbox that is gone) is not refused here.
+    """
+
+    def __init__(self, kernel: Kernel, *, bare: bool = False) -> None:
+        self._kernel, self._bare = kernel, bare
+        self.record: list[Op] = []
+        """The operations that were accepted, in the order in which a kernel does them."""
+
+    def owned(self, probe: Iterable[Key] = ()) -> dict[Key, KernelObject]:
+        named = set(probe)
+        return self._image(named).held(named)
+
+    def apply(self, ops: Sequence[Op]) -> Result:
+        result = self._image({op.key for op in ops if op.key[0] in _UNMARKED}).apply(ops)
+        accepted = [op for op in ops if op.key not in result.failed]
+        self.record += sorted(accepted, key=lambda op: op.key[0] == "nft")
+        return result
+
+    def watch(self) -> AsyncIterator[str]:
+        return self._kernel.watch()
+
+    def capabilities(self) -> frozenset[str]:
+        return self._kernel.capabilities()
+
+    def close(self) -> None:
+        """Nothing: the kernel below belongs to whoever made it."""
+
+    def lines(self) -> list[str]:
+        """The record as lines for a shell, in order."""
+        return [line for op in self.record for line in render(op)]
+
+    def _image(self, named: set[Key]) -> KernelImage:
+        probe = named | {op.key for op in self.record if op.key[0] in _UNMARKED}
+        image = KernelImage({} if self._bare else self._kernel.owned(probe))
+        image.apply(self.record)
+        return image
 
 
 def render(op: Op) -> list[str]:

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a kernel holds, in memory, and what each operation does to it. The fake kernel is one; the dry run lays its record over one.
+
+It models: parents (an address on one of plait's links that is missing is ENODEV, a sysctl of one ENOENT, everything on a link goes with
+it, also when a device must be replaced; its neighbours when its MAC changes), idempotent puts and deletions, each nft table written as one
+transaction. Links without plait's prefix are taken to be there.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Mapping, Sequence
+
+from plait.kernel.api import Result, changeable
+from plait.model.errors import KernelError
+from plait.model.objects import (
+    NFT_FAMILY,
+    NFT_FAST_FAMILY,
+    PREFIX,
+    Addr,
+    BridgeLink,
+    Fdb,
+    KernelObject,
+    Key,
+    Neigh,
+    NftChain,
+    NftElement,
+    NftSet,
+    Op,
+    Route,
+    Sysctl,
+    VxlanLink,
+)
+
+
+class KernelImage:
+    """Mutable. `objects` is what is held, by key."""
+
+    def __init__(self, objects: Mapping[Key, KernelObject] | None = None) -> None:
+        self.objects: dict[Key, KernelObject] = dict(objects or {})
+
+    def apply(self, ops: Sequence[Op]) -> Result:
+        """As `kernel.api.Kernel.apply`: in the given order, those on each nft table last and as one."""
+        failed: dict[Key, KernelError] = {}
+        for op in (op for op in ops if op.key[0] != "nft"):
+            self._transact([op], failed)
+        for family in (NFT_FAMILY, NFT_FAST_FAMILY):
+            self._transact([op for op in ops if _family(op.subject) == family], failed)
+        return Result(tuple(op.key for op in ops if op.key not in failed), failed)
+
+    def held(self, probe: Iterable[Key]) -> dict[Key, KernelObject]:
+        """What carries plait's mark, and those sysctls that `probe` names."""
+        named = set(probe)
+        return {key: obj for key, obj in self.objects.items() if not isinstance(obj, Sysctl) or key in named}
+
+    def refusal(self, op: Op) -> int:
+        """The errno with which the kernel would refuse `op`, 0 if it would not."""
+        if isinstance(op.subject, NftElement) and op.subject.of.key not in self.objects:
+            return errno.EINVAL
+        parent = parent_of(op.subject)
+        if op.verb == "put" and parent is not None and parent not in self.objects:
+            return errno.ENOENT if isinstance(op.subject, Sysctl) else errno.ENODEV
+        return 0
+
+    def perform(self, op: Op) -> None:
+        """Do an `op` that is not refused."""
+        if op.verb == "del":
+            self.remove(op.key)
+            return
+        if isinstance(op.subject, NftElement):
+            whole = self.objects[op.subject.of.key]
+            assert isinstance(whole, NftSet)
+            self.objects[whole.key] = whole.with_element(op.subject.element)
+            return
+        old = self.objects.get(op.key)
+        if old is not None and op.key[0] == "link":
+            self._change_link(old, op.subject)
+        self.objects[op.key] = op.subject
+
+    def remove(self, key: Key) -> None:
+        """Take an object away, a link with all that lies on it. An absent one is fine."""
+        obj = self.objects.pop(key, None)
+        if obj is not None and key[0] == "link":
+            for other in [k for k, o in self.objects.items() if parent_of(o) == key]:
+                del self.objects[other]
+
+    def _transact(self, ops: Sequence[Op], failed: dict[Key, KernelError]) -> None:
+        """All of `ops` or none of them."""
+        refusals = [number for op in ops if (number := self.refusal(op))]
+        if refusals:
+            failed |= {op.key: KernelError(op.verb, " ".join(op.key), refusals[0]) for op in ops}
+            return
+        for op in ops:
+            self.perform(op)
+
+    def _change_link(self, old: KernelObject, new: KernelObject) -> None:
+        """What a change of a link costs: a replaced one everything that lies on it, one with another MAC its neighbours."""
+        if not changeable(old, new):
+            self.remove(old.key)
+        elif isinstance(new, VxlanLink | BridgeLink) and isinstance(old, VxlanLink | BridgeLink) and old.mac != new.mac:
+            for key in [k for k, o in self.objects.items() if isinstance(o, Neigh) and parent_of(o) == old.key]:
+                del self.objects[key]
+
+
+def _family(obj: KernelObject) -> str:
+    """The family of the nft table that `obj` lies in, "" for everything else."""
+    match obj:
+        case NftChain(family=family) | NftSet(family=family) | NftElement(of=NftSet(family=family)):
+            return family
+    return ""
+
+
+def parent_of(obj: KernelObject) -> Key | None:
+    """The link of plait without which `obj` cannot be."""
+    match obj:
+        case Addr(dev=dev) | Neigh(dev=dev) | Fdb(dev=dev) | Route(dev=dev) if dev.startswith(PREFIX):
+            return ("link", dev)
+        case Sysctl(path=path) if f"/{PREFIX}" in path:
+            return ("link", path.split("/")[2])
+    return None

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rehearsal behind `plait plan`: the passes of the agent, over the dry run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+import pytest
+import pytest_asyncio
+
+from plait.agent.kernelwork import KernelWork
+from plait.kernel.fake import FakeKernel
+from plait.model.objects import Addr, KernelObject, Op, Plan, Route, Sysctl, VxlanLink
+
+LINK = VxlanLink("pl-x1", 7, 4789, IPv4Address("198.18.0.1"), "02:00:00:00:00:01", 1450)
+ROUTE = Route(IPv4Network("10.28.2.0/24"), "pl-x1", scope="link")
+FORWARD = Sysctl("ipv4/ip_forward", "1")
+
+
+def plan_of(*objects: KernelObject) -> Plan:
+    return {obj.key: obj for obj in objects}
+
+
+PLAN = plan_of(LINK, ROUTE, FORWARD)
+
+
+class Setup:
+    def __init__(self) -> None:
+        self.kernel = FakeKernel()
+        self.work = KernelWork(self.kernel)
+
+
+@pytest_asyncio.fixture
+async def s() -> AsyncIterator[Setup]:
+    setup = Setup()
+    yield setup
+    setup.work.close()
+
+
+async def test_a_rehearsal_names_what_a_pass_then_does_and_does_nothing(s: Setup, caplog: pytest.LogCaptureFixture) -> None:
+    rehearsed = await s.work.rehearse(lambda: PLAN)
+    assert rehearsed == [Op("put", LINK), Op("put", FORWARD), Op("put", ROUTE)]
+    assert (s.kernel.writes, s.kernel.objects, s.work.passes, caplog.messages) == (0, {}, 0, [])
+    await s.work.converge(lambda: PLAN, True)
+    assert s.kernel.writes == len(rehearsed)
+    assert await s.work.rehearse(lambda: PLAN) == []
+
+
+async def test_what_a_replaced_link_costs_is_rehearsed_too(s: Setup) -> None:
+    await s.work.converge(lambda: PLAN, True)
+    other = replace(LINK, vni=8)
+    assert await s.work.rehearse(lambda: plan_of(other, ROUTE, FORWARD)) == [Op("put", other, LINK), Op("put", ROUTE)]
+
+
+async def test_what_is_not_planned_any_more_is_deleted_last(s: Setup) -> None:
+    await s.work.converge(lambda: PLAN, True)
+    assert await s.work.rehearse(dict) == [Op("del", None, ROUTE), Op("del", None, LINK)]
+
+
+async def test_a_bare_rehearsal_names_the_whole_plan(s: Setup) -> None:
+    await s.work.converge(lambda: PLAN, True)
+    assert await s.work.rehearse(lambda: PLAN, bare=True) == [Op("put", LINK), Op("put", FORWARD), Op("put", ROUTE)]
+
+
+async def test_a_refused_operation_ends_the_rehearsal_and_is_not_in_it(s: Setup) -> None:
+    stray = Addr("pl-none", IPv4Interface("10.28.0.1/32"))
+    assert await s.work.rehearse(lambda: plan_of(stray, FORWARD)) == [Op("put", FORWARD)]
+
+
+async def test_a_rehearsal_waits_for_the_one_door(s: Setup) -> None:
+    results = await asyncio.gather(s.work.converge(lambda: PLAN, True), s.work.rehearse(lambda: PLAN))
+    assert results[1] == []
