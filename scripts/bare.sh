@@ -92,7 +92,7 @@ outside() {
     for at in $(hierarchies); do echo "$BASHPID" >"$at/$(basename "$tree")/cgroup.procs"; done
     mapfile -t kept < <(env | grep -E "$KEPT_ENVIRONMENT" || true)
     [ ! -e "$tree$AUTHORITIES" ] || kept+=("PIP_CERT=$AUTHORITIES" "SSL_CERT_FILE=$AUTHORITIES")
-    exec env -i HOME=/ LANG=C.UTF-8 TERM="${TERM:-dumb}" PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "${kept[@]}" \
+    exec env -i --default-signal=INT,QUIT HOME=/root LANG=C.UTF-8 TERM="${TERM:-dumb}" PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "${kept[@]}" \
       setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child=KILL --uts --ipc --cgroup --propagation private \
       "$BASH" "$SELF" --inside "$tree" "$TARGET"
   ) || status=$?

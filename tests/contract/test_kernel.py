@@ -47,7 +47,9 @@ Run = Callable[[Callable[[Kernel], None]], None]
 
 
 MAKERS: dict[str, Callable[[], Kernel]] = {"fake": make_fake, "linux": make_linux}
-NAMESPACE = "ip -o link | cut -d' ' -f2; ip -4 -o addr; ip -4 route show table all; ip -4 neigh; nft list ruleset; sysctl net.ipv4.ip_forward"
+NAMESPACE = (
+    "ip -o link | cut -d' ' -f2; ip -4 -o addr; ip -4 route show table all; ip -4 neigh; nft list ruleset; sysctl -n net.ipv4.ip_forward"
+)
 
 
 def everything(kernel: Kernel) -> object:

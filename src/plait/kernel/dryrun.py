@@ -39,13 +39,18 @@ class DryRunKernel:
     """See `kernel.api.Kernel`. What it holds is what `kernel` holds at the moment it is asked, with the recorded operations done.
 
     `kernel` is only ever read, and stays its owner's to close. With `bare` it is taken to hold nothing of plait's yet. What only the real
-    kernel can know (a set's type that it lacks, a sandbox that is gone) is not refused here.
+    kernel can know (a set's type that it lacks, a sandbox that is gone, rules that name
+    a replaced device by its old index) is not seen here.
     """
 
     def __init__(self, kernel: Kernel, *, bare: bool = False) -> None:
         self._kernel, self._bare = kernel, bare
-        self.record: list[Op] = []
+        self._batches: list[list[Op]] = []
+
+    @property
+    def record(self) -> list[Op]:
         """The operations that were accepted, in the order in which a kernel does them."""
+        return [op for batch in self._batches for op in batch]
 
     def owned(self, probe: Iterable[Key] = ()) -> dict[Key, KernelObject]:
         named = set(probe)
@@ -54,7 +59,7 @@ class DryRunKernel:
     def apply(self, ops: Sequence[Op]) -> Result:
         result = self._image({op.key for op in ops if op.key[0] in _UNMARKED}).apply(ops)
         accepted = [op for op in ops if op.key not in result.failed]
-        self.record += sorted(accepted, key=lambda op: op.key[0] == "nft")
+        self._batches.append(sorted(accepted, key=lambda op: op.key[0] == "nft"))
         return result
 
     def watch(self) -> AsyncIterator[str]:
@@ -73,7 +78,8 @@ class DryRunKernel:
     def _image(self, named: set[Key]) -> KernelImage:
         probe = named | {op.key for op in self.record if op.key[0] in _UNMARKED}
         image = KernelImage({} if self._bare else self._kernel.owned(probe))
-        image.apply(self.record)
+        for batch in self._batches:
+            image.apply(batch)
         return image
 
 
