@@ -25,8 +25,8 @@ quick: setup
 	@$(PY) -m pytest -q tests/unit tests/property tests/golden tests/house
 
 lint: setup
-	@.venv/bin/ruff check src tests scripts bench
-	@.venv/bin/ruff format --check src tests scripts bench
+	@.venv/bin/ruff check src tests scripts bench examples
+	@.venv/bin/ruff format --check src tests scripts bench examples
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 
