@@ -25,6 +25,7 @@ class FakeEngine:
     inspection is held back; `inspected`: the networks that an inspection shows, `details`: what else it shows, both by id.
     `refuse`: status and text of an answer, by path. `on_delete` is awaited with the id of a network that is being removed, as dockerd
     asks its driver; `on_create` with that of a new one, which is there already, before the request to make it is answered.
+    `commands` were to be run in containers; each writes `command_output` (framed as the API does) and ends with `command_code`, None: not.
     `asked` has method and path of every request, without the version, `since` that of every event stream."""
 
     def __init__(self, path: Path) -> None:
@@ -41,6 +42,9 @@ class FakeEngine:
         self.asked: list[str] = []
         self.since: list[str] = []
         self.refuse: dict[str, tuple[int, str]] = {}
+        self.commands: list[list[str]] = []
+        self.command_output = b""
+        self.command_code: int | None = 0
         self._streams: set[asyncio.Queue[bytes | None]] = set()
         self._runner: web.AppRunner | None = None
 
@@ -134,6 +138,13 @@ class FakeEngine:
                 made = self.add_network(body["Name"], config["Subnet"], Options=body["Options"], config=config)
                 await self.on_create(made["Id"])
                 return web.json_response({"Id": made["Id"]}, status=201)
+            case ["POST", "containers", key, "exec"] if any(row["Id"] == key for row in self.containers):
+                self.commands.append((await request.json())["Cmd"])
+                return web.json_response({"Id": f"e{len(self.commands)}"}, status=201)
+            case ["POST", "exec", _, "start"]:
+                return web.Response(body=self.command_output)
+            case ["GET", "exec", _, "json"]:
+                return web.json_response({"Running": self.command_code is None, "ExitCode": self.command_code})
             case ["DELETE", "networks", key] if key in self.networks:
                 await self.on_delete(key)
                 del self.networks[key]

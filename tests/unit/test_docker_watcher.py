@@ -110,6 +110,57 @@ async def test_an_inspection_that_is_held_back_does_not_make_the_engine_silent(s
     assert await s.engine.containers(quick=True) == []
 
 
+def framed(stream: int, data: bytes) -> bytes:
+    return bytes([stream, 0, 0, 0]) + len(data).to_bytes(4, "big") + data
+
+
+async def test_a_command_in_a_container_gives_the_end_of_both_outputs_and_its_status(s: Setup) -> None:
+    s.fake.add_container("web", "running")
+    s.fake.command_output = framed(1, b"out\n") + framed(2, b"") + framed(2, b"err\n" * 50_000)
+    key = await s.engine.exec_start("web-id", ["sh", "-c", "x y"])
+    assert s.fake.commands == [["sh", "-c", "x y"]]
+    assert await s.engine.exec_output(key, 6) == (b"r\nerr\n", 200_004)
+    s.fake.command_code = 3
+    assert await s.engine.exec_code(key) == 3
+    s.fake.command_code = None
+    assert await s.engine.exec_code(key) is None
+    with pytest.raises(NotFound):
+        await s.engine.exec_start("nobody", ["x"])
+    s.fake.refuse[f"/exec/{key}/start"] = (409, "container is paused")
+    with pytest.raises(Conflict, match="paused"):
+        await s.engine.exec_output(key, 6)
+
+
+@pytest.mark.parametrize("cut", [framed(1, b"hello")[:3], framed(1, b"hello")[:10]])
+async def test_an_output_that_breaks_off_is_an_answer_or_an_error_never_a_hang(s: Setup, cut: bytes) -> None:
+    s.fake.add_container("web", "running")
+    s.fake.command_output = cut
+    key = await s.engine.exec_start("web-id", ["x"])
+    with contextlib.suppress(EngineUnavailable):
+        assert await asyncio.wait_for(s.engine.exec_output(key, 100), 5) == (b"he", 2)
+
+
+async def test_the_health_of_a_container_is_told_with_what_its_check_wrote(s: Setup) -> None:
+    row = s.fake.add_container("web", "running", Status="Up 3 seconds (health: starting)")
+    state = {"Pid": 1, "Running": True, "Health": {"Status": "starting", "Log": None}}
+    s.fake.details["web-id"] = {"State": state}
+    s.fake.add_container("plain", "running", Status="Up 3 seconds")
+
+    def health() -> dict[str, tuple[str, str]]:
+        return {c.name: (c.health, c.health_output) for c in s.ops.reports[-1]} if s.ops.reports else {}
+
+    async with s.watching():
+        await until(lambda: health() == {"web": ("starting", ""), "plain": ("", "")})
+        row["Status"] = "Up 9 seconds (unhealthy)"
+        state["Health"] = {"Status": "unhealthy", "Log": [{"Output": "old"}, {"Output": "no route\n"}]}
+        s.fake.emit("container", "health_status: unhealthy", "web-id")
+        await until(lambda: health()["web"] == ("unhealthy", "no route"))
+        row["Status"] = "Up 12 seconds (healthy)"
+        state["Health"] = {"Status": "healthy", "Log": [{"Output": ""}]}
+        s.fake.emit("container", "health_status: healthy", "web-id")
+        await until(lambda: health()["web"] == ("healthy", ""))
+
+
 def test_times_of_the_engine() -> None:
     assert seconds("2026-11-23T05:00:00.123456789Z") == pytest.approx(1795410000.123456)
     assert seconds("0001-01-01T00:00:00Z") == seconds("") == seconds("x") == 0.0

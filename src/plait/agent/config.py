@@ -52,6 +52,9 @@ class Config:
     datacenter: str
     search_domain: str
     dns_upstreams: tuple[str, ...]
+    script_checks: bool
+    local_script_checks: bool
+    parallel_checks: int
     log_level: str
     log_format: str
 
@@ -99,6 +102,19 @@ OPTIONS = (
     Option("dns.datacenter", "name", "dc1", "Name of the datacentre in the API and in DNS names."),
     Option("dns.search", "name", "plait", "Domain under which container names answer, besides the bare name."),
     Option("dns.upstreams", "list of address[:port]", "none", "Resolvers that names outside plait are forwarded to, in order."),
+    Option(
+        "checks.enable_script_checks",
+        "true or false",
+        "false",
+        "Run health checks that are commands (script, docker): whoever reaches the HTTP API can then run commands as root.",
+    ),
+    Option(
+        "checks.enable_local_script_checks",
+        "true or false",
+        "false",
+        "Run those that this host's own files define, and refuse those that come over the HTTP API.",
+    ),
+    Option("checks.parallel", "1 to 10000", "512", "Health checks that run at once; of commands a sixteenth of it."),
     Option("log.level", "debug, info, warning or error", "info", "Least level that is written."),
     Option("log.format", "text or json", "text", "Form of the log lines on standard error."),
 )
@@ -142,6 +158,9 @@ def parse_config(raw: Mapping[str, object], where: str) -> Config:
         datacenter=get.text("dns.datacenter", "dc1").lower(),
         search_domain=get.text("dns.search", "plait").strip(".").lower(),
         dns_upstreams=get.addresses("dns.upstreams"),
+        script_checks=get.flag("checks.enable_script_checks", lambda: False),
+        local_script_checks=get.flag("checks.enable_local_script_checks", lambda: False),
+        parallel_checks=get.count("checks.parallel", 512, 10000),
         log_level=get.choice("log.level", ("debug", "info", "warning", "error"), "info"),
         log_format=get.choice("log.format", ("text", "json"), "text"),
     )
@@ -174,6 +193,12 @@ class _Getter:
         value = self._flat.get(key, default)
         if not isinstance(value, int) or not 0 < value < 65536:
             raise self._fail(key, "must be a port number from 1 to 65535")
+        return value
+
+    def count(self, key: str, default: int, most: int) -> int:
+        value = self._flat.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+            raise self._fail(key, f"must be a whole number from 1 to {most}")
         return value
 
     def choice(self, key: str, allowed: tuple[str, ...], default: str) -> str:

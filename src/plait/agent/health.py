@@ -70,6 +70,18 @@ REGISTRY: dict[str, Condition] = {
             "See the error; it is tried again whenever the networks or the engine change.",
         ),
         Condition(
+            "checks-late",
+            "warning",
+            "Health checks wait for their turn",
+            "Many targets do not answer: see which are critical. Else raise checks.parallel, or run fewer checks or at longer intervals.",
+        ),
+        Condition(
+            "catalog-conflict",
+            "warning",
+            "Somebody put a record of this node into the catalogue that its agent does not own",
+            "If nobody needs it, PUT /v1/catalog/deregister takes it away; else register it with this agent. plait erases neither.",
+        ),
+        Condition(
             "dns-bind",
             "error",
             "DNS cannot listen on an address",

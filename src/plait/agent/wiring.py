@@ -7,8 +7,9 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 
 from aiohttp import web
@@ -16,7 +17,10 @@ from aiohttp import web
 from plait.agent.addresses import Addresses
 from plait.agent.admin import AdminParts, AgentAdmin
 from plait.agent.catalog import Catalog
+from plait.agent.checkup import CheckPolicy, Checkup
+from plait.agent.checkwatch import CheckWatch
 from plait.agent.config import Config, Paths
+from plait.agent.followed import Followed
 from plait.agent.health import Health
 from plait.agent.identity import Identity
 from plait.agent.journal import Journal, Write
@@ -30,6 +34,7 @@ from plait.agent.reconciler import Reconciler
 from plait.agent.sandboxes import Sandboxes
 from plait.agent.storehost import StoreHost
 from plait.agent.view import View
+from plait.checks.runners import Runners
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_exists
 from plait.model.errors import PlaitError
 from plait.model.report import StoreState, TokenView
@@ -136,16 +141,17 @@ class _Wiring:
         )
         self.sandboxes = Sandboxes(identity.name, self.ops, journal, paths.run, create_netns, delete_netns, netns_exists)
         self.catalog = Catalog(self.view, journal, self.publisher.publish, self._contact_ms)
-        self.docker = self._docker() if config.docker_enabled else None
+        engine = DockerEngine(Path(config.docker_socket)) if config.docker_enabled else None
+        self.docker = self._docker(engine) if engine is not None else None
+        self.checks = _Checks(config, self.view, journal, self.health, self.catalog, engine)
         self.view.subscribe(self._on_view)
         self.replica.subscribe(self.view.change, self._on_store)
 
-    def _docker(self) -> DockerRuntime:
+    def _docker(self, engine: DockerEngine) -> DockerRuntime:
         async def write(kind: str, key: str, body: bytes | None) -> None:
             await self.journal.write([Write(kind, key, body)])
 
         state = CachedState(self.journal.load, write)
-        engine = DockerEngine(Path(self.config.docker_socket))
         return DockerRuntime(
             self.identity.name,
             self.ops,
@@ -157,7 +163,8 @@ class _Wiring:
         )
 
     def _on_view(self, kinds: frozenset[str]) -> None:
-        self.reconciler.mark()
+        if kinds != {"checks"}:  # of which the plan knows nothing, and which change all the time
+            self.reconciler.mark()
         if self.docker is not None and "networks" in kinds:
             self.docker.networks_changed()
 
@@ -175,6 +182,7 @@ class _Wiring:
             await self.dns.start()
             await self._run_loops()
         finally:
+            await self.checks.close()
             await admin.stop()
             await http.cleanup()
             await self.dns.close()
@@ -210,6 +218,7 @@ class _Wiring:
                 self.reconciler.watch(),
                 self.reconciler.run(),
                 self.sandboxes.run(),
+                *self.checks.loops(),
             ):
                 group.create_task(loop)
 
@@ -288,6 +297,25 @@ class _Wiring:
         token = await create_token(self.store, cluster_pin(self.paths.lib / "pki"), ttl_s, now)
         address = self.identity.store.partition(":")[0] or str(self.identity.address)
         return {"token": token, "address": address, "expires": now + ttl_s}
+
+
+class _Checks:
+    """This node's health checks with all that they need."""
+
+    def __init__(self, config: Config, view: View, journal: Journal, health: Health, catalog: Catalog, engine: DockerEngine | None) -> None:
+        policy = CheckPolicy(config.script_checks, config.local_script_checks, config.parallel_checks)
+        self.runners = Runners(engine)
+        self.checkup = Checkup(view, journal, self.runners, policy, catalog.deregister, time.monotonic, random.random)
+        self.followed = Followed(view, self.checkup)
+        self.watch = CheckWatch(view, self.checkup, health)
+
+    def loops(self) -> list[Coroutine[None, None, None]]:
+        return [self.checkup.run(), self.followed.run(), self.watch.run()]
+
+    async def close(self) -> None:
+        """The journal has the last of all checks afterwards."""
+        await self.checkup.flush()
+        await self.runners.close()
 
 
 def _upstreams(config: Config) -> list[tuple[str, int]]:

@@ -39,6 +39,9 @@ class Ticker(Generic[K]):
     def drop(self, key: K) -> None:
         self._wheel.drop(key)
 
+    def __contains__(self, key: K) -> bool:
+        return key in self._wheel
+
     async def run(self) -> None:
         """Never returns."""
         while True:
@@ -80,6 +83,9 @@ class Scheduler(Generic[K]):
 
     def __len__(self) -> int:
         return len(self._interval)
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._interval
 
     def add(self, key: K, interval: float, delay: float = 0.0) -> None:
         """Run `key` every `interval` seconds, first at a random point of the first interval after `delay`. Replaces what was set before."""

@@ -102,7 +102,8 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container as its engine tells it; `addresses` keyed by network name ("bridge" becomes "default")."""
+    """A container as its engine tells it; `addresses` keyed by network name ("bridge" becomes "default"). `health` is what the engine's
+    own health check of it finds (starting, healthy, unhealthy; "" if it has none), `health_output` what that wrote last."""
 
     id: str
     name: str
@@ -115,6 +116,8 @@ class Container:
     ports: tuple[PortMapping, ...] = ()
     pid: int = 0
     started: float = 0.0
+    health: str = ""
+    health_output: str = ""
 
 
 @dataclass(frozen=True, slots=True)

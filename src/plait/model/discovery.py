@@ -24,7 +24,8 @@ SERVICE_MAINTENANCE = "_service_maintenance:"
 @dataclass(frozen=True, slots=True)
 class CheckDefinition:
     """How a check is run. `target` is what it is run against: a URL (http), HOST:PORT (tcp, udp, h2ping), HOST:PORT[/SERVICE] (grpc),
-    a container (docker), a unit (os_service), [NODE/]SERVICE-ID or NODE (alias). `args` is the command of script and docker checks.
+    a container (docker), a unit (os_service), NODE/SERVICE-ID (alias; no NODE is this node, no SERVICE-ID
+    the node itself). `args` is the command of script and docker checks.
 
     `interval` applies to all but ttl and alias, `ttl` to ttl alone. Thresholds count consecutive results that are needed to leave the
     present status; 0 and 1 mean at once. `initial_delay`: nothing is run before it has passed. `deregister_after` 0 = never.

@@ -173,11 +173,16 @@ def alias_results(snapshot: Snapshot, targets: Iterable[str]) -> dict[str, Resul
     """For each alias target what its checks say together; each `targets` entry as in `CheckDefinition.target`.
 
     The worst of the service's own checks and those of its node; a target that does not exist, or whose node gives no sign of life, is
-    critical. Other alias checks count like any; two that point at each other keep what they have.
+    critical. Other alias checks count like any, so that two that point at each other keep what they have; one that is a check of its own
+    target does not count there.
     """
     of_service: dict[tuple[str, str], list[Check]] = {}
     for check in snapshot.checks.values():
-        of_service.setdefault((check.node, check.service_id), []).append(check)
+        if check.definition.kind != "alias" or alias_of(check.definition.target) not in (
+            (check.node, check.service_id),
+            ("", check.service_id),
+        ):
+            of_service.setdefault((check.node, check.service_id), []).append(check)
     return {target: _alias(snapshot, of_service, *alias_of(target)) for target in targets}
 
 

@@ -11,6 +11,7 @@ from datetime import datetime
 from ipaddress import IPv4Address
 
 from plait.model.cluster import Container, Endpoint, PortMapping, Protocol
+from plait.model.discovery import OUTPUT_MAX
 from plait.runtimes.docker.enginetypes import ContainerDetails, ContainerRow, ListedPort
 
 RUNTIME = "docker"
@@ -43,7 +44,17 @@ def container_of(
         ports=tuple(sorted(ports, key=lambda p: (p.host_port, p.proto, p.host_ip, p.container_port))),
         pid=details.state.pid if alive and details is not None else 0,
         started=seconds(details.state.started_at) if details is not None else 0.0,
+        health=row.health,
+        health_output=health_output(row, details),
     )
+
+
+def health_output(row: ContainerRow, details: ContainerDetails | None) -> str:
+    """What the container's HEALTHCHECK wrote last, as far as the inspection is of the state that the list tells."""
+    health = details.state.health if details is not None else None
+    if health is None or health.status != row.health or not health.log:
+        return ""
+    return health.log[-1].output.strip()[:OUTPUT_MAX]
 
 
 def listed_ports(rows: Iterable[ListedPort]) -> set[PortMapping]:

@@ -13,16 +13,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
 
 from plait.model.errors import Conflict, EngineUnavailable, NotFound, PlaitError
-from plait.runtimes.docker.enginetypes import ContainerDetails, ContainerRow, CreatedNetwork, EngineEvent, EngineNetwork, EngineVersion
+from plait.runtimes.docker.enginetypes import (
+    ContainerDetails,
+    ContainerRow,
+    CreatedExec,
+    CreatedNetwork,
+    EngineEvent,
+    EngineNetwork,
+    EngineVersion,
+    ExecState,
+)
 
 T = TypeVar("T")
 NEWEST_API = (1, 48)
@@ -30,6 +40,7 @@ TIMEOUT_S = 10.0
 QUICK_S = 1.0
 SILENCE_S = 10.0
 _LINE_LIMIT = 1 << 20
+_PART = 1 << 16
 
 EVENT_FILTER: Mapping[str, list[str]] = {
     "type": ["container", "network"],
@@ -87,6 +98,38 @@ class DockerEngine:
     async def remove_network(self, key: str) -> None:
         """NotFound if there is none, Conflict while containers are attached."""
         await self._call("DELETE", f"/networks/{key}")
+
+    # --- commands in containers (`checks.command.Commands`)
+
+    async def exec_start(self, container: str, args: Sequence[str]) -> str:
+        """Make a command ready, its id. NotFound if there is no such container, Conflict if it does not run."""
+        body = {"AttachStdout": True, "AttachStderr": True, "Cmd": list(args)}
+        path = f"/containers/{quote(container, safe='')}/exec"
+        return _decoded(await self._call("POST", path, json=body), CreatedExec, path).id
+
+    async def exec_output(self, key: str, keep: int) -> tuple[bytes, int]:
+        """Run the command until it closes its outputs: the last `keep` bytes of both and how many there were. Takes as long as the command:
+        to be given a timeout, after which the command goes on, since the engine cannot end it."""
+        what = f"POST /exec/{key}/start"
+        try:
+            async with self._http().post(f"http://docker{self._api}/exec/{key}/start", json={"Detach": False, "Tty": False}) as answer:
+                if answer.status >= 400:
+                    raise _refusal(answer.status, f"{what} on the Docker Engine: {await _message(answer)}")
+                tail, total = bytearray(), 0
+                async for part in _frames(answer.content):
+                    total += len(part)
+                    tail += part
+                    del tail[:-keep]
+                return bytes(tail), total
+        except (aiohttp.ClientError, asyncio.IncompleteReadError, OSError) as error:
+            if isinstance(error, TimeoutError):
+                raise
+            raise self._unavailable(what, error) from error
+
+    async def exec_code(self, key: str) -> int | None:
+        """A command's exit status, None while it runs. NotFound once its container is gone."""
+        state = await self._get(f"/exec/{key}/json", ExecState)
+        return None if state.running else state.exit_code
 
     # --- events
 
@@ -170,6 +213,19 @@ class DockerEngine:
         self._api = ""
         why = str(error) or type(error).__name__
         return EngineUnavailable(f"{what}: the Docker Engine on {self.socket} does not answer ({why}); is dockerd running?")
+
+
+async def _frames(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Parts of what a command without a terminal writes: each comes behind its stream's number, three zeros and its length (4 bytes)."""
+    while head := await content.read(1):
+        head += await content.readexactly(7)
+        left = int.from_bytes(head[4:], "big")
+        while left:
+            part = await content.read(min(left, _PART))
+            if not part:
+                return
+            left -= len(part)
+            yield part
 
 
 def _decoded(raw: bytes, wanted: type[T], path: str) -> T:

@@ -55,6 +55,7 @@ class ContainerRow(_Json, frozen=True):
     names: list[str] | None = None
     image: str = ""
     state: str = ""
+    status: str = ""
     created: int = 0
     labels: dict[str, str] | None = None
     ports: list[ListedPort] | None = None
@@ -71,11 +72,29 @@ class ContainerRow(_Json, frozen=True):
         found = (self.network_settings.networks if self.network_settings else None) or {}
         return {name: settings for name, settings in found.items() if settings is not None}
 
+    @property
+    def health(self) -> str:
+        """What its HEALTHCHECK finds: starting, healthy, unhealthy; "" if it has none. The list says it in words only."""
+        for state in ("healthy", "unhealthy"):
+            if self.status.endswith(f"({state})"):
+                return state
+        return "starting" if self.status.endswith("(health: starting)") else ""
+
+
+class _Probe(_Json, frozen=True):
+    output: str = ""
+
+
+class _Health(_Json, frozen=True):
+    status: str = ""
+    log: list[_Probe] | None = None
+
 
 class _State(_Json, frozen=True):
     pid: int = 0
     running: bool = False
     started_at: str = ""
+    health: _Health | None = None
 
 
 class _Config(_Json, frozen=True):
@@ -154,6 +173,17 @@ class EngineNetwork(_Json, frozen=True):
 
 class CreatedNetwork(_Json, frozen=True):
     id: str
+
+
+class CreatedExec(_Json, frozen=True):
+    id: str
+
+
+class ExecState(_Json, frozen=True):
+    """A command in a container. `exit_code` None while it runs."""
+
+    running: bool = False
+    exit_code: int | None = None
 
 
 class _Actor(_Json, frozen=True):

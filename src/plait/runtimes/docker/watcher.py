@@ -32,7 +32,8 @@ FIRST_RETRY_S, LAST_RETRY_S = 0.1, 0.4
 DETAILS_S = 0.05
 """How long a report waits for inspections. They come with the next report otherwise."""
 _NETWORK_ACTIONS = frozenset({"create", "destroy", "remove"})
-_PROCESS_ACTIONS = frozenset({"start", "restart", "die"})
+_INSPECTED_ACTIONS = ("start", "restart", "die", "health_status")
+"""Beginnings of the actions after which an inspection is out of date."""
 
 
 class DockerWatcher:
@@ -98,7 +99,7 @@ class DockerWatcher:
             self._since = f"{event.time_nano // 10**9}.{event.time_nano % 10**9:09d}"
         if event.type == "network" and event.action in _NETWORK_ACTIONS:
             self._on_networks()
-        if event.type == "container" and event.action in _PROCESS_ACTIONS:
+        if event.type == "container" and event.action.startswith(_INSPECTED_ACTIONS):
             self._details.pop(event.actor.id, None)
             if (asking := self._asking.pop(event.actor.id, None)) is not None:
                 asking.cancel()
