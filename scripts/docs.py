@@ -44,7 +44,8 @@ def cli_reference() -> str:
         "",
         "Every command takes `-h` or `--help`. Exit status: 0 done, 1 refused or failed (one line `plait: …` on standard error),",
         "2 wrong usage; `run` and `exec` pass on that of the command they ran (127: not found, 126: cannot be executed, 128 + N: ended",
-        "by signal N). All but `init`, `join`, `agent`, `down`, `lab` and `version` ask the agent of this host on `/run/plait/plait.sock`.",
+        "by signal N). All but `init`, `join`, `agent`, `down`, `lab` and `version` ask the agent of this host on `/run/plait/plait.sock`;",
+        "`consul` asks over HTTP, of the agent that `CONSUL_HTTP_ADDR` or `-http-addr` names.",
     ]
     for command, context in _commands(cli, click.Context(cli, info_name="plait")):
         lines += _section(command, context)

@@ -180,6 +180,10 @@ class FakeConsul:
                 lambda node, *_: Found([x.raw for x in self.leases.values() if x.raw["Node"] == node], self.index),
             ),
             ("txn", "PUT", set(), self._txn),
+            ("snapshot", "GET", set(), lambda *_: Found(None, self.index, raw=json.dumps(self.kv).encode())),
+            ("snapshot", "PUT", set(), self._restore),
+            ("catalog/datacenters", "GET", set(), lambda *_: Found(["dc1"])),
+            ("catalog/node/", "GET", {"filter"}, self._of_node),
             ("event/fire/", "PUT", {"node", "service", "tag"}, self._fire),
             ("event/list", "GET", {"name"}, self._event_list),
         ]
@@ -423,6 +427,15 @@ class FakeConsul:
             self.kv, self.tombs, self.index = saved
             return Found({"Results": None, "Errors": errors}, status=409)
         return Found({"Results": results, "Errors": None})
+
+    def _restore(self, _: str, __: object, body: bytes) -> Found:
+        self.kv = json.loads(body)
+        return Found(None, raw=b"")
+
+    def _of_node(self, name: str, *_: object) -> Found:
+        if name != NODE:
+            return Found(None, self.index)
+        return Found({"Node": self._node(), "Services": {key: self._entry(key)["Service"] for key in self.services}}, self.index)
 
     # sessions and events
 

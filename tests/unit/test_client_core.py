@@ -134,6 +134,13 @@ def test_an_agent_that_answers_at_once_for_ever_is_not_hammered() -> None:
     assert [item for item in done if isinstance(item, float)] == [PACE_S, PACE_S]
 
 
+def test_after_an_index_that_went_back_the_watch_asks_without_one() -> None:
+    answers = [Answer(200, {"x-consul-index": index}, b'[{"Key":"a","ModifyIndex":%s}]' % index.encode()) for index in ("7", "3", "4")]
+    watch = Watch(kv.entries("a"))
+    asked = [done for answer in answers for done in drive(watch.step(), iter([answer]))[0] if isinstance(done, Request)]
+    assert [dict(request.params).get("index") for request in asked] == [None, "7", None]
+
+
 def test_without_an_index_there_is_a_poll() -> None:
     watch = Watch(kv.entries("a"))
     drive(watch.step(), iter([Answer(200, {}, b"[]")]))
@@ -301,6 +308,24 @@ def test_a_waiting_program_gets_a_released_lock_at_once(time: Timeline) -> None:
     time.do(first.release())
     time.finish("second")
     assert time.now - began < 1.0
+
+
+def test_a_waiting_program_does_not_try_in_vain(time: Timeline) -> None:
+    first, second = LockHold(LockSpec("a")), LockHold(LockSpec("a"))
+    time.do(first.acquire())
+    time.start("guard", first.guard())
+    tried = requests(time, "PUT", "kv/a")
+    time.start("second", second.acquire())
+    time.run(60)
+    assert requests(time, "PUT", "kv/a") == tried
+
+
+def test_two_who_saw_the_same_free_place_do_not_both_get_it(time: Timeline) -> None:
+    holds = [SemaphoreHold(LockSpec("sem"), 1) for _ in range(2)]
+    for hold in holds:
+        time.do(hold._keep())
+    found = time.do(kv.list_entries("sem/"))
+    assert [time.do(hold._take(found)) for hold in holds] == [True, False]
 
 
 def test_acquire_gives_up_in_time_and_one_attempt_is_one(time: Timeline) -> None:

@@ -35,6 +35,7 @@ COMMANDS: Mapping[str, str] = {
     "run": "plait.cli.sandbox",
     "exec": "plait.cli.sandbox",
     "rm": "plait.cli.sandbox",
+    "consul": "plait.cli.consul",
     "lab": "plait.cli.lab",
     "version": "plait.cli.listing",
 }

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands of `plait consul` share: the options of all of them, tables in Consul's format, failures.
+
+Data in: option texts, rows. Data out: a client, lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import click
+
+from plait.client.steps import Request, call, decoded
+from plait.client.sync import Client
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class GoCommand(click.Command):
+    """A command whose options may be written as Go's programs have it: -name or --name, with "=" before the value or not."""
+
+    def make_parser(self, ctx: click.Context) -> Any:
+        parser = super().make_parser(ctx)
+        for name, option in list(parser._long_opt.items()):
+            parser._long_opt.setdefault(f"-{name}", option)
+        for name, option in parser._short_opt.items():
+            parser._long_opt.setdefault(name, option)
+        return parser
+
+
+class GoGroup(click.Group):
+    """A group of such commands."""
+
+    command_class = GoCommand
+    group_class = type
+
+
+def with_client(command: Callable[Concatenate[Client, P], R]) -> Callable[P, R]:
+    """Give the command a client made of the options that all of Consul's commands have."""
+
+    @click.option("-http-addr", "http_addr", default=None, help="The agent: HOST:PORT, a URL or unix:///PATH (CONSUL_HTTP_ADDR).")
+    @click.option("-token", "token", default=None, help="The token of the requests (CONSUL_HTTP_TOKEN).")
+    @click.option("-datacenter", "datacenter", default="", help="Another datacentre than the agent's.")
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        address, token, datacenter = (kwargs.pop(name) for name in ("http_addr", "token", "datacenter"))
+        with Client(address, token=token, datacenter=datacenter) as client:  # type: ignore[arg-type]
+            return command(client, *args, **kwargs)
+
+    return wrapped
+
+
+def columns(rows: Sequence[Sequence[object]]) -> list[str]:
+    """Lines of Consul's tables: cells as wide as the widest, two blanks between them."""
+    widths = [max(len(str(row[place])) for row in rows) for place in range(len(rows[0]))]
+    return ["  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def show(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(line)
+
+
+def failed(text: str) -> int:
+    """Say it as Consul does, on standard error; the exit status."""
+    click.echo(text, err=True)
+    return 1
+
+
+def read(client: Client, path: str, *params: tuple[str, str]) -> Any:
+    """The JSON of a GET below /v1/, as the agent wrote it."""
+    request = Request("GET", path, params)
+    return decoded(request, client.run(call(request)))
