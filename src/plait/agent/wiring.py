@@ -9,7 +9,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from pathlib import Path
 
 from aiohttp import web
@@ -25,13 +25,16 @@ from plait.agent.health import Health
 from plait.agent.identity import Identity
 from plait.agent.journal import Journal, Write
 from plait.agent.kernelwork import KernelWork
-from plait.agent.keys import alive_key, node_key, own_prefixes
+from plait.agent.keys import alive_key, kind_of, node_key, own_prefixes
+from plait.agent.kv import KINDS as KV_KINDS
+from plait.agent.kv import Kv
 from plait.agent.networks import Networks
 from plait.agent.node import LEASE_TTL_S, NodeLoops, Parts
 from plait.agent.operations import AgentOperations
 from plait.agent.publisher import Publisher
 from plait.agent.reconciler import Reconciler
 from plait.agent.sandboxes import Sandboxes
+from plait.agent.sessions import SessionSteward
 from plait.agent.storehost import StoreHost
 from plait.agent.view import View
 from plait.checks.runners import Runners
@@ -45,6 +48,7 @@ from plait.runtimes.docker.runtime import DockerRuntime
 from plait.runtimes.docker.state import CachedState
 from plait.serve.admin import AdminServer
 from plait.serve.consul import ConsulApi
+from plait.serve.consul_kv import KvApi
 from plait.serve.dns_parent import DnsService
 from plait.services.views import SERVER_META
 from plait.store.api import Change, Delete, Store
@@ -145,7 +149,8 @@ class _Wiring:
         self.docker = self._docker(engine) if engine is not None else None
         self.checks = _Checks(config, self.view, journal, self.health, self.catalog, engine)
         self.view.subscribe(self._on_view)
-        self.replica.subscribe(self.view.change, self._on_store)
+        self.kv = Kv(self.view, store, self._contact_ms)
+        self.replica.subscribe(self._on_changes, self._on_store)
 
     def _docker(self, engine: DockerEngine) -> DockerRuntime:
         async def write(kind: str, key: str, body: bytes | None) -> None:
@@ -162,6 +167,12 @@ class _Wiring:
             lambda: self.replica.synced and self.replica.connected,
         )
 
+    def _on_changes(self, changes: Iterable[Change], revision: int) -> None:
+        """What the store says goes to who keeps that kind; keys and sessions are none of the view's business."""
+        told = list(changes)
+        self.kv.change(told, revision)
+        self.view.change((change for change in told if kind_of(change.item.key) not in KV_KINDS), revision)
+
     def _on_view(self, kinds: frozenset[str]) -> None:
         if kinds != {"checks"}:  # of which the plan knows nothing, and which change all the time
             self.reconciler.mark()
@@ -170,7 +181,8 @@ class _Wiring:
 
     async def run(self) -> None:
         admin = AdminServer(AgentAdmin(self._admin_parts()), self.paths.admin_socket)
-        http = ConsulApi(self.catalog, self.identity.name, self.config.datacenter).runner()
+        keys = KvApi(self.kv, self.identity.name)
+        http = ConsulApi(self.catalog, self.identity.name, self.config.datacenter, keys.routes).runner()
         await admin.start()
         try:
             if self.docker is not None:
@@ -193,13 +205,14 @@ class _Wiring:
     async def _run_loops(self) -> None:
         if self.replica.load():
             items = self.replica.items.values()
-            self.view.change((Change("put", item, item.mod_revision) for item in items), self.replica.revision)
+            self._on_changes((Change("put", item, item.mod_revision) for item in items), self.replica.revision)
         self.loops.refresh_node()  # without the disk copy the view would not even know this node
         await self.ops.recover()
         await self.sandboxes.recover()
         async with asyncio.TaskGroup() as group:
             if not self.identity.store:
                 self._serve_store(group)
+                group.create_task(SessionSteward(self.kv, self.view).run())
             else:
                 host, port = split_address(self.identity.store, STORE_PORT)
                 group.create_task(StoreHost(self.view, host, port, self._server_name, lambda: self.replica.connected).run())

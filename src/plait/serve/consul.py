@@ -8,12 +8,12 @@ percent-decoded before it is routed and bodies are read as JSON whatever their C
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Hashable, Mapping
-from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import replace
+from functools import partial
+from typing import Protocol
 from urllib.parse import unquote
 
 from aiohttp import web
@@ -21,7 +21,20 @@ from aiohttp import web
 from plait import __version__
 from plait.model.cluster import Instance, Snapshot
 from plait.model.errors import PlaitError
-from plait.serve.consul_http import Call, Missing, Unable, compress, encoded, json_answer, text_answer
+from plait.serve.consul_http import (
+    Call,
+    Handler,
+    Missing,
+    Route,
+    Unable,
+    compress,
+    encoded,
+    json_answer,
+    read_headers,
+    status_of,
+    text_answer,
+    until,
+)
 from plait.services.index import QueryIndex, content_hash
 from plait.services.requests import BadRequest, parse_service
 from plait.services.views import CONSUL_VERSION, SERVER_META, Views, container_address, narrowed, seed_answer
@@ -66,35 +79,17 @@ class CatalogBackend(Protocol):
 
 
 Read = Callable[[Call, Views], object]
-Handler = Callable[[Call], Awaitable[web.Response]]
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """The path below /v1/ with `<names>` for its variable part, what it is for, and who answers which method."""
-
-    path: str
-    about: str
-    methods: Mapping[str, Handler]
-
-    def match(self, path: str) -> tuple[str, ...] | None:
-        """The variable parts of `path`, which may hold "/" and may be empty; None if it is another path."""
-        fixed, name, _ = self.path.partition("<")
-        if not name:
-            return () if path == fixed else None
-        return (path.removeprefix(fixed),) if path.startswith(fixed) else None
 
 
 class ConsulApi:
-    """`runner()` is served by the agent; `backend` gives snapshots and takes registrations."""
+    """`runner()` is served by the agent; `backend` gives snapshots and takes registrations, `more` are the paths of other rooms."""
 
-    def __init__(self, backend: CatalogBackend, node: str, datacenter: str) -> None:
+    def __init__(self, backend: CatalogBackend, node: str, datacenter: str, more: Iterable[Route] = ()) -> None:
         self._backend, self._node, self._datacenter = backend, node, datacenter
         self._index = QueryIndex()
         self._answers: dict[Hashable, tuple[bytes, int]] = {}
         self._answered: Snapshot | None = None
-        self.routes = (*self._agent_routes(), *self._catalogue_routes())
+        self.routes = (*self._agent_routes(), *self._catalogue_routes(), *more)
         """The first that matches counts, so exact ones come before those with a variable part."""
         self.app = web.Application(client_max_size=MAX_BODY)
         self.app.router.add_route("*", "/{path:.*}", self._handle)
@@ -144,12 +139,8 @@ class ConsulApi:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         try:
             return compress(request, await self._route(request))
-        except (BadRequest, UnicodeError) as error:
-            return text_answer(400, str(error))
-        except Missing as error:
-            return text_answer(404, str(error))
-        except PlaitError as error:
-            return text_answer(500, str(error))
+        except (PlaitError, UnicodeError) as error:
+            return text_answer(status_of(error), str(error))
         except web.HTTPException as error:
             return text_answer(error.status, error.text or error.reason)
         except Exception as error:
@@ -198,15 +189,10 @@ class ConsulApi:
                 raise Unable("No cluster leader")
             body, index = self._answer(call, read)
             if after:
-                body, index = await self._until(call.wait_s(), lambda: self._answer(call, read), lambda found: found[1] > after)
+                look = partial(self._answer, call, read)
+                body, index = await until(call.wait_s(), look, lambda found: found[1] > after, self._backend.changed)
             contact = self._backend.last_contact_ms()
-            headers = {
-                "X-Consul-Index": str(index),
-                "X-Consul-KnownLeader": "true" if contact is not None else "false",
-                "X-Consul-LastContact": str(contact or 0),
-                "X-Consul-Effective-Consistency": consistency,
-                "X-Consul-Query-Backend": "blocking-query",
-            }
+            headers = read_headers(index, contact, consistency)
             if call.flag("cached"):
                 headers |= {"X-Cache": "HIT", "Age": str((contact or 0) // 1000)}
             return json_answer(body, headers)
@@ -224,16 +210,6 @@ class ConsulApi:
             result = encoded(read(call, self._views(call)), call.flag("pretty"))
             self._answers[query] = result, self._index.index_of(query, result, snapshot.revision)
         return self._answers[query]
-
-    async def _until(self, wait_s: float, look: Callable[[], T], enough: Callable[[T], bool]) -> T:
-        """What `look` returns as soon as that is `enough`, or after `wait_s` seconds whatever it is then."""
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + wait_s
-        found = look()
-        while not enough(found) and (left := deadline - clock()) > 0:
-            await self._backend.changed(left)
-            found = look()
-        return found
 
     def _views(self, call: Call) -> Views:
         return Views(narrowed(self._backend.snapshot(), call.every("node-meta")), self._datacenter)
@@ -283,7 +259,7 @@ class ConsulApi:
 
         body, digest = look()
         if known:
-            body, digest = await self._until(call.wait_s(), look, lambda found: found[1] != known)
+            body, digest = await until(call.wait_s(), look, lambda found: found[1] != known, self._backend.changed)
         return json_answer(encoded({**body, "ContentHash": digest}, call.flag("pretty")), {"X-Consul-ContentHash": digest})
 
     async def _seed_register(self, call: Call) -> web.Response:

@@ -7,16 +7,17 @@ words, because clients compare them.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from aiohttp import web
 
 from plait.model.errors import PlaitError
-from plait.services.requests import BadRequest, duration_s
+from plait.services.requests import BadRequest, Refusal, TooLarge, duration_s
 
 DEFAULT_WAIT_S, MAX_WAIT_S = 300.0, 600.0
 _MAX_INDEX = (1 << 64) - 1
@@ -25,6 +26,7 @@ _COMPRESS_FROM = 1024
 _COMMON = {"Vary": "Accept-Encoding", "X-Consul-Default-Acl-Policy": "allow"}
 
 Consistency = Literal["leader", "stale", "consistent"]
+T = TypeVar("T")
 
 
 class Missing(PlaitError):
@@ -119,6 +121,62 @@ class Call:
         for name in ("ns", "partition"):
             if self.one(name) not in ("", "default"):
                 raise BadRequest(f'Invalid query parameter: "{name}" - Namespaces are a Consul Enterprise feature')
+
+
+Handler = Callable[[Call], Awaitable[web.Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The path below /v1/ with `<names>` for its variable part, what it is for, and who answers which method."""
+
+    path: str
+    about: str
+    methods: Mapping[str, Handler]
+
+    def match(self, path: str) -> tuple[str, ...] | None:
+        """The variable parts of `path`, which may hold "/" and may be empty; None if it is another path."""
+        fixed, name, _ = self.path.partition("<")
+        if not name:
+            return () if path == fixed else None
+        return (path.removeprefix(fixed),) if path.startswith(fixed) else None
+
+
+async def until(wait_s: float, look: Callable[[], T], enough: Callable[[T], bool], changed: Callable[[float], Awaitable[None]]) -> T:
+    """What `look` returns as soon as that is `enough`, or after `wait_s` seconds whatever it is then. `changed(timeout)` returns when it is
+    worth another look."""
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + wait_s
+    found = look()
+    while not enough(found) and (left := deadline - clock()) > 0:
+        await changed(left)
+        found = look()
+    return found
+
+
+def read_headers(index: int, contact_ms: int | None, consistency: Consistency) -> dict[str, str]:
+    """What an answer from replicated state says of itself. `contact_ms`: since the store was last heard of, None = out of reach."""
+    return {
+        "X-Consul-Index": str(index),
+        "X-Consul-KnownLeader": "true" if contact_ms is not None else "false",
+        "X-Consul-LastContact": str(contact_ms or 0),
+        "X-Consul-Effective-Consistency": consistency,
+        "X-Consul-Query-Backend": "blocking-query",
+    }
+
+
+def status_of(error: Exception) -> int:
+    """The HTTP status that an error of a request is answered with; its text is the body."""
+    match error:
+        case TooLarge():
+            return 413
+        case Missing():
+            return 404
+        case Refusal():
+            return 500
+        case BadRequest() | UnicodeError():
+            return 400
+    return 500
 
 
 def text_answer(status: int, text: str, headers: Mapping[str, str] | None = None) -> web.Response:

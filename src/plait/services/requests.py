@@ -28,6 +28,14 @@ class BadRequest(PlaitError):
     """The request is wrong; answered with status 400 and this text."""
 
 
+class Refusal(BadRequest):
+    """The request is understood and cannot be carried out; Consul answers these with status 500."""
+
+
+class TooLarge(BadRequest):
+    """More than one request may hold; answered with status 413."""
+
+
 def duration_s(text: str) -> float:
     """A Go duration ("1m30s", "100ms", "0") in seconds (Go: time.ParseDuration). ValueError if it is none, or negative."""
     if text == "0":

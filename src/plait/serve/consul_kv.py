@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys, sessions and transactions of the Consul-compatible API.
+
+Data in: calls. Data out: answers with Consul's fields, statuses and texts. A read blocks with `?index=` until something that it shows
+has changed; who waits for one key is not woken by others. Beyond Consul: `?ttl=` on a PUT, after which the key goes by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from aiohttp import web
+
+from plait.model.cluster import Snapshot
+from plait.model.errors import NotFound
+from plait.model.kv import Session
+from plait.serve.consul_http import Call, Missing, Route, Unable, encoded, json_answer, read_headers, text_answer, until
+from plait.services.kv import MAX_FLAGS, MAX_VALUE, KvPut, Table, entry_json, keys_below
+from plait.services.requests import BadRequest, Refusal, TooLarge, duration_s
+from plait.services.sessions import missing, parse_session, session_json
+from plait.services.txn import Outcome, TxnOp, parse_ops
+
+_RAW_HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
+"""A value is somebody's bytes, not a page of this server."""
+
+
+class Event(Protocol):
+    def clear(self) -> None: ...
+
+    async def wait(self) -> object: ...
+
+
+class Waiting(Protocol):
+    def waiting(self, key: str, below: bool) -> AbstractContextManager[Event]: ...
+
+
+class KvBackend(Protocol):
+    """What this room needs of the agent; see `agent.kv.Kv`."""
+
+    @property
+    def table(self) -> Table: ...
+
+    @property
+    def sessions(self) -> Mapping[str, Session]: ...
+
+    @property
+    def sessions_index(self) -> int: ...
+
+    @property
+    def key_waiters(self) -> Waiting: ...
+
+    @property
+    def session_waiters(self) -> Waiting: ...
+
+    def last_contact_ms(self) -> int | None: ...
+
+    def snapshot(self) -> Snapshot: ...
+
+    async def current(self) -> None: ...
+
+    async def put(self, request: KvPut) -> bool: ...
+
+    async def delete(self, key: str, recurse: bool = False, cas: int | None = None) -> bool: ...
+
+    async def transact(self, ops: list[TxnOp]) -> Outcome: ...
+
+    async def create_session(self, session: Session) -> None: ...
+
+    async def renew_session(self, session_id: str) -> Session | None: ...
+
+    async def end_session(self, session_id: str, why: str) -> None: ...
+
+
+Look = Callable[[], tuple[object, int]]
+
+
+class KvApi:
+    """`routes` are hung into the API. `node`: this agent's name, where sessions belong unless they say otherwise."""
+
+    def __init__(self, backend: KvBackend, node: str) -> None:
+        self._backend, self._node = backend, node
+        keys = {"GET": self._get, "PUT": self._put, "DELETE": self._delete}
+        self.routes = (
+            Route("kv/<key>", "a key; `recurse`, `keys`, `separator`, `raw`; `cas`, `acquire`, `release`, `flags`, `ttl`", keys),
+            Route("txn", "up to 128 operations on keys, all or none", {"PUT": self._txn}),
+            Route("session/create", "make a session, which can hold locks", {"PUT": self._create}),
+            Route("session/destroy/<id>", "end it and its locks", {"PUT": self._destroy}),
+            Route("session/renew/<id>", "start its time to live anew", {"PUT": self._renew}),
+            Route("session/info/<id>", "one session", {"GET": self._info}),
+            Route("session/node/<node>", "the sessions of a node", {"GET": self._of_node}),
+            Route("session/list", "all sessions", {"GET": self._list}),
+        )
+
+    # --- keys
+
+    async def _get(self, call: Call) -> web.Response:
+        key = call.parts[0]
+        below = call.flag("recurse") or call.flag("keys")
+        if not key and not below:
+            raise BadRequest("Missing key name")
+        found, headers = await self._read(call, self._looker(call, key), self._backend.key_waiters, key, below)
+        if found is None:
+            return text_answer(404, "", headers)
+        if isinstance(found, bytes):
+            return web.Response(body=found, content_type="text/plain", headers=headers | _RAW_HEADERS)
+        return json_answer(encoded(found, call.flag("pretty")), headers)
+
+    def _looker(self, call: Call, key: str) -> Look:
+        table = self._backend.table
+
+        def keys() -> tuple[object, int]:
+            separator = call.one("separator") or call.one("seperator")
+            found = keys_below(table.below(key), key, separator)
+            return found if found or not key else None, table.index_below(key)
+
+        def tree() -> tuple[object, int]:
+            return [entry_json(entry) for entry in table.below(key)] or None, table.index_below(key)
+
+        def one() -> tuple[object, int]:
+            entry = table.get(key)
+            if entry is None:
+                return None, table.index_of(key)
+            return entry.value if call.flag("raw") else [entry_json(entry)], table.index_of(key)
+
+        return keys if call.flag("keys") else tree if call.flag("recurse") else one
+
+    async def _read(self, call: Call, look: Look, waiters: Waiting, key: str, below: bool) -> tuple[object, dict[str, str]]:
+        """What `look` says under the call's consistency and index, with the headers of the answer."""
+        consistency, after = call.consistency(), call.index()
+        if consistency == "consistent":
+            if self._backend.last_contact_ms() is None:
+                raise Unable("No cluster leader")
+            await self._backend.current()
+        found, index = look()
+        if after and index <= after:
+            with waiters.waiting(key, below) as event:
+
+                async def changed(timeout_s: float) -> None:
+                    await _set_within(event, timeout_s)
+
+                found, index = await until(call.wait_s(), look, lambda seen: seen[1] > after, changed)
+        return found, read_headers(index, self._backend.last_contact_ms(), consistency)
+
+    async def _put(self, call: Call) -> web.Response:
+        request = KvPut(
+            key=call.part("key name"),
+            value=call.body,
+            flags=_number(call, "flags") or 0,
+            cas=_number(call, "cas"),
+            acquire=_session_id(call, "acquire"),
+            release=_session_id(call, "release"),
+            ttl=_ttl(call),
+        )
+        _refuse_two(call, "cas", "acquire", "release")
+        if len(request.value) > MAX_VALUE:
+            raise TooLarge(f"Value for key {request.key!r} is too large ({len(request.value)} > {MAX_VALUE} bytes)")
+        try:
+            return _truth(await self._backend.put(request))
+        except NotFound as error:
+            raise Refusal(str(error)) from error
+
+    async def _delete(self, call: Call) -> web.Response:
+        _refuse_two(call, "cas", "recurse")
+        recurse = call.flag("recurse")
+        key = call.parts[0] if recurse else call.part("key name")
+        return _truth(await self._backend.delete(key, recurse, _number(call, "cas")))
+
+    async def _txn(self, call: Call) -> web.Response:
+        if len(call.body) > 2 * MAX_VALUE:
+            raise TooLarge(f"Request body is too large ({len(call.body)} bytes)")
+        outcome = await self._backend.transact(parse_ops(call.json()))
+        answer = json_answer(encoded(outcome.answer(), call.flag("pretty")))
+        if outcome.errors:
+            answer.set_status(409)
+        return answer
+
+    # --- sessions
+
+    async def _create(self, call: Call) -> web.Response:
+        session = parse_session(call.json(), self._node, str(uuid.uuid4()))
+        if why := missing(session, self._backend.snapshot()):
+            raise Refusal(why)
+        await self._backend.create_session(session)
+        return json_answer(encoded({"ID": session.id}, call.flag("pretty")))
+
+    async def _destroy(self, call: Call) -> web.Response:
+        await self._backend.end_session(call.part("session"), "destroyed")
+        return _truth(True)
+
+    async def _renew(self, call: Call) -> web.Response:
+        wanted = call.part("session")
+        session = await self._backend.renew_session(wanted)
+        if session is None:
+            raise Missing(f"Session id '{wanted}' not found")
+        return json_answer(encoded([session_json(session)], call.flag("pretty")))
+
+    async def _info(self, call: Call) -> web.Response:
+        wanted = call.part("session")
+        return await self._sessions(call, lambda session: session.id == wanted)
+
+    async def _of_node(self, call: Call) -> web.Response:
+        wanted = call.part("node name").lower()
+        return await self._sessions(call, lambda session: session.node.lower() == wanted)
+
+    async def _list(self, call: Call) -> web.Response:
+        return await self._sessions(call, lambda _: True)
+
+    async def _sessions(self, call: Call, fits: Callable[[Session], bool]) -> web.Response:
+        def look() -> tuple[object, int]:
+            found = sorted((s for s in self._backend.sessions.values() if fits(s)), key=lambda s: s.id)
+            return [session_json(session) for session in found], self._backend.sessions_index
+
+        found, headers = await self._read(call, look, self._backend.session_waiters, "", True)
+        return json_answer(encoded(found, call.flag("pretty")), headers)
+
+
+async def _set_within(event: Event, timeout_s: float) -> None:
+    """Until the event is set or the time is over; it is clear again afterwards."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        pass
+    event.clear()
+
+
+def _truth(value: bool) -> web.Response:
+    return json_answer(b"true" if value else b"false")
+
+
+def _number(call: Call, name: str) -> int | None:
+    """A parameter of 64 bits without sign; None if it is not there."""
+    if not call.flag(name):
+        return None
+    text = call.one(name)
+    if not (text.isascii() and text.isdecimal()) or int(text) > MAX_FLAGS:
+        raise BadRequest(f"Invalid {name} value {text!r}: it must be a number from 0 to {MAX_FLAGS}")
+    return int(text)
+
+
+def _session_id(call: Call, name: str) -> str:
+    if call.flag(name) and not call.one(name):
+        raise BadRequest(f"Missing session for ?{name}")
+    return call.one(name)
+
+
+def _ttl(call: Call) -> float:
+    if not call.flag("ttl"):
+        return 0.0
+    try:
+        seconds = duration_s(call.one("ttl"))
+    except ValueError as error:
+        raise BadRequest(f"Invalid ttl: {error}") from error
+    if not 0 < seconds <= 86_400:
+        raise BadRequest("Invalid ttl: it must be above 0 and at most 24h")
+    return seconds
+
+
+def _refuse_two(call: Call, *names: str) -> None:
+    given = [name for name in names if call.flag(name)]
+    if len(given) > 1:
+        raise BadRequest(f"Conflicting flags: {' and '.join(given)} exclude each other")
