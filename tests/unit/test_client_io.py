@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from tests.support.fake_consul import FakeConsul, Server, serve
 
 from plait.client import AsyncClient, Client, Closed, LockLost, NoInstances, NotAcquired, Service, Unreachable
@@ -210,6 +215,42 @@ def test_a_unix_socket(tmp_path: Path, server: Server) -> None:
     assert [answer.body for answer in both(f"unix://{path}", read)] == [b'"x"', b'"x"']
     thread.join()
     listener.close()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with a key and a certificate of its own for the name `agent.test`."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "agent.test")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("agent.test")]), False)
+        .sign(key, hashes.SHA256())
+    )
+    file = tmp_path_factory.mktemp("tls") / "agent.pem"
+    secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    file.write_bytes(secret + made.public_bytes(serialization.Encoding.PEM))
+    return file
+
+
+def test_tls_is_spoken_with_who_the_authority_vouches_for_and_nobody_else(
+    certificate: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    url = server.url.replace("http:", "https:")
+    for error in both(url, read, timeout_s=5):
+        assert isinstance(error, Unreachable) and not error.sent and "certificate verify failed" in str(error)
+    monkeypatch.setenv("CONSUL_CACERT", str(certificate))
+    for error in both(url, read, timeout_s=5):
+        assert isinstance(error, Unreachable) and "certificate is not valid for '127.0.0.1'" in str(error)
+    monkeypatch.setenv("CONSUL_TLS_SERVER_NAME", "agent.test")
+    assert [answer.status for answer in both(url, read, timeout_s=5)] == [200, 200]
+    monkeypatch.delenv("CONSUL_CACERT")
+    monkeypatch.setenv("CONSUL_HTTP_SSL_VERIFY", "false")
+    assert [answer.status for answer in both(url, read, timeout_s=5)] == [200, 200]
 
 
 def test_a_closed_client_refuses(server: Server) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,8 @@ def test_a_failure_says_what_on_whom_why_and_what_is_unknown() -> None:
         "PUT /v1/kv/a at http://127.0.0.1:8500 failed: Connection refused"
     )
     assert "no answer within 2 s; whether it was carried out is not known" in str(failure(write, place, TimeoutError(), True))
+    assert "no such name" in str(failure(write, place, socket.gaierror(-2, "no such name"), False))
+    assert "bad certificate" in str(failure(write, place, ssl.SSLError(1, "bad certificate"), False))
     assert "is not known" not in str(failure(Request("GET", "kv/a"), place, EOFError(), True))
 
 

@@ -8,6 +8,7 @@ and ConfigError for arguments that make no sense, before anything is sent.
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Self, TypeVar, Unpack
@@ -105,6 +106,7 @@ class Client:
         self.wait_s = wait_s
         self._transport = Transport(self.settings)
         self._parts: weakref.WeakSet[Closes] = weakref.WeakSet()
+        self._parts_lock = threading.Lock()
         self.kv, self.sessions, self.events, self.catalog = KeyValue(self), Sessions(self), Events(self), Catalog(self)
 
     register = method(discovery.register)
@@ -188,10 +190,13 @@ class Client:
 
     def adopt(self, part: Closes) -> None:
         """Close `part` with the client."""
-        self._parts.add(part)
+        with self._parts_lock:
+            self._parts.add(part)
 
     def close(self) -> None:
-        for part in tuple(self._parts):
+        with self._parts_lock:
+            parts = tuple(self._parts)
+        for part in parts:
             part.close()
         self._transport.close()
 

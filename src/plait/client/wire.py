@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from dataclasses import replace
+from ssl import SSLError
 
 from plait.client.errors import Unreachable
 from plait.client.settings import Settings
@@ -42,7 +43,7 @@ def failure(request: Request, settings: Settings, error: Exception, sent: bool) 
     if isinstance(error, TimeoutError):
         why = f"no answer within {request.limit(settings.timeout_s):g} s"
     else:
-        number = error.errno if isinstance(error, OSError) else None
+        number = error.errno if isinstance(error, OSError) and not isinstance(error, SSLError) else None
         why = os.strerror(number) if number and number > 0 else str(error) or type(error).__name__
     doubt = "; whether it was carried out is not known" if sent and not request.again else ""
     return Unreachable(f"{request.what} at {settings.where} failed: {why}{doubt}", sent)
