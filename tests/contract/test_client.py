@@ -21,9 +21,13 @@ from tests.support.cluster import nodes
 from tests.support.fake_consul import FakeConsul, serve
 
 from plait.agent.catalog import Catalog
+from plait.agent.kv import Kv
+from plait.agent.sessions import SessionSteward
 from plait.client import ApiError, AsyncClient, Client, LockLost, NotAcquired, Op, Service, TxnFailed
 from plait.serve.consul import ConsulApi
+from plait.serve.consul_kv import KvApi
 from plait.services.views import SERVER_META
+from plait.store.api import Change, Put
 from plait.store.memory import MemoryStore
 
 PROBES = {
@@ -42,13 +46,22 @@ async def agent(folder: Path) -> AsyncIterator[str]:
     async with nodes(store, folder, "A") as (node,):
         here = node.view.snapshot.nodes["A"]
         node.view.put(replace(here, meta={**here.meta, SERVER_META: "true"}))
+        await store.txn([], [Put("alive/A", b"1")])
+        await node.publisher.publish()
+        await node.until(lambda: "A" in node.view.snapshot.alive)
         catalog = Catalog(node.view, node.journal, node.publisher.publish, lambda: 0)
-        runner = ConsulApi(catalog, node.name, "dc1").runner()
+        kv = Kv(node.view, store, lambda: 0)
+        kv.change((Change("put", item, item.mod_revision) for item in node.replica.items.values()), node.replica.revision)
+        node.replica.subscribe(kv.change)
+        runner = ConsulApi(catalog, node.name, "dc1", KvApi(kv, node.name).routes).runner()
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
+        steward = asyncio.create_task(SessionSteward(kv, node.view).run())
         try:
             yield f"http://127.0.0.1:{runner.addresses[0][1]}"
         finally:
+            steward.cancel()
+            await asyncio.wait([steward])
             await runner.cleanup()
     await store.close()
 
