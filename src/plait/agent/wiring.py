@@ -20,6 +20,8 @@ from plait.agent.catalog import Catalog
 from plait.agent.checkup import CheckPolicy, Checkup
 from plait.agent.checkwatch import CheckWatch
 from plait.agent.config import Config, Paths
+from plait.agent.consulstate import KINDS as STATE_KINDS
+from plait.agent.consulstate import ConsulState
 from plait.agent.followed import Followed
 from plait.agent.health import Health
 from plait.agent.identity import Identity
@@ -48,7 +50,9 @@ from plait.runtimes.docker.runtime import DockerRuntime
 from plait.runtimes.docker.state import CachedState
 from plait.serve.admin import AdminServer
 from plait.serve.consul import ConsulApi
+from plait.serve.consul_event import EventApi
 from plait.serve.consul_kv import KvApi
+from plait.serve.consul_operator import OperatorApi
 from plait.serve.dns_parent import DnsService
 from plait.services.views import SERVER_META
 from plait.store.api import Change, Delete, Store
@@ -150,6 +154,7 @@ class _Wiring:
         self.checks = _Checks(config, self.view, journal, self.health, self.catalog, engine)
         self.view.subscribe(self._on_view)
         self.kv = Kv(self.view, store, self._contact_ms)
+        self.consul_state = ConsulState(self.view, store, self._contact_ms)
         self.replica.subscribe(self._on_changes, self._on_store)
 
     def _docker(self, engine: DockerEngine) -> DockerRuntime:
@@ -171,7 +176,8 @@ class _Wiring:
         """What the store says goes to who keeps that kind; keys and sessions are none of the view's business."""
         told = list(changes)
         self.kv.change(told, revision)
-        self.view.change((change for change in told if kind_of(change.item.key) not in KV_KINDS), revision)
+        self.consul_state.change(told)
+        self.view.change((change for change in told if kind_of(change.item.key) not in KV_KINDS | STATE_KINDS), revision)
 
     def _on_view(self, kinds: frozenset[str]) -> None:
         if kinds != {"checks"}:  # of which the plan knows nothing, and which change all the time
@@ -181,8 +187,10 @@ class _Wiring:
 
     async def run(self) -> None:
         admin = AdminServer(AgentAdmin(self._admin_parts()), self.paths.admin_socket)
-        keys = KvApi(self.kv, self.identity.name)
-        http = ConsulApi(self.catalog, self.identity.name, self.config.datacenter, keys.routes).runner()
+        datacenter = self.config.datacenter
+        parts = (KvApi(self.kv, self.identity.name), EventApi(self.consul_state), OperatorApi(self.consul_state, datacenter))
+        more = [route for part in parts for route in part.routes]
+        http = ConsulApi(self.catalog, self.identity.name, datacenter, more).runner()
         await admin.start()
         try:
             if self.docker is not None:

@@ -40,3 +40,15 @@ class Session:
     lease: int = 0
     create_index: int = 0
     modify_index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UserEvent:
+    """Something that a client told everybody (Consul: a user event). Filters are the sender's words, for receivers to judge."""
+
+    id: str
+    name: str
+    payload: bytes = b""
+    node_filter: str = ""
+    service_filter: str = ""
+    tag_filter: str = ""

@@ -164,7 +164,8 @@ class ConsulApi:
         if request.method not in route.methods:
             return text_answer(405, f"method {request.method} not allowed", allow)
         params = {key: tuple(request.query.getall(key)) for key in request.query}
-        call = Call(path, parts, params, await request.read())
+        sized = request.clone(client_max_size=route.max_body) if route.max_body else request
+        call = Call(path, parts, params, await sized.read())
         call.check_scope(self._datacenter)
         if call.one("filter"):
             raise BadRequest(_NO_FILTER)

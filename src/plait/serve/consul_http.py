@@ -8,6 +8,7 @@ words, because clients compare them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 from collections.abc import Awaitable, Callable, Mapping
@@ -56,6 +57,15 @@ class Call:
 
     def every(self, name: str) -> tuple[str, ...]:
         return self.params.get(name, ())
+
+    def number(self, name: str) -> int | None:
+        """A parameter of 64 bits without sign; None if it is not there. BadRequest for anything else."""
+        if not self.flag(name):
+            return None
+        text = self.one(name)
+        if not (text.isascii() and text.isdecimal() and len(text) <= 20) or int(text) > _MAX_INDEX:
+            raise BadRequest(f"Invalid {name} value {text!r}: it must be a number from 0 to {_MAX_INDEX}")
+        return int(text)
 
     def part(self, what: str) -> str:
         """The first variable part of the path. BadRequest with "Missing <what>" if it is empty."""
@@ -128,11 +138,13 @@ Handler = Callable[[Call], Awaitable[web.Response]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The path below /v1/ with `<names>` for its variable part, what it is for, and who answers which method."""
+    """The path below /v1/ with `<names>` for its variable part, what it is for, and who answers which method. `max_body`: bytes that a
+    request may hold if that is another number than for all."""
 
     path: str
     about: str
     methods: Mapping[str, Handler]
+    max_body: int = 0
 
     def match(self, path: str) -> tuple[str, ...] | None:
         """The variable parts of `path`, which may hold "/" and may be empty; None if it is another path."""
@@ -152,6 +164,14 @@ async def until(wait_s: float, look: Callable[[], T], enough: Callable[[T], bool
         await changed(left)
         found = look()
     return found
+
+
+async def set_within(event: asyncio.Event, timeout_s: float) -> None:
+    """Until the event is set or the time is over; it is clear again afterwards."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    event.clear()
 
 
 def read_headers(index: int, contact_ms: int | None, consistency: Consistency) -> dict[str, str]:

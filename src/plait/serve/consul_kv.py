@@ -18,8 +18,8 @@ from aiohttp import web
 from plait.model.cluster import Snapshot
 from plait.model.errors import NotFound
 from plait.model.kv import Session
-from plait.serve.consul_http import Call, Missing, Route, Unable, encoded, json_answer, read_headers, text_answer, until
-from plait.services.kv import MAX_FLAGS, MAX_VALUE, KvPut, Table, entry_json, keys_below
+from plait.serve.consul_http import Call, Missing, Route, Unable, encoded, json_answer, read_headers, set_within, text_answer, until
+from plait.services.kv import MAX_VALUE, KvPut, Table, entry_json, keys_below
 from plait.services.requests import BadRequest, Refusal, TooLarge, duration_s
 from plait.services.sessions import missing, parse_session, session_json
 from plait.services.txn import Outcome, TxnOp, parse_ops
@@ -28,14 +28,8 @@ _RAW_HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": 
 """A value is somebody's bytes, not a page of this server."""
 
 
-class Event(Protocol):
-    def clear(self) -> None: ...
-
-    async def wait(self) -> object: ...
-
-
 class Waiting(Protocol):
-    def waiting(self, key: str, below: bool) -> AbstractContextManager[Event]: ...
+    def waiting(self, key: str, below: bool) -> AbstractContextManager[asyncio.Event]: ...
 
 
 class KvBackend(Protocol):
@@ -140,7 +134,7 @@ class KvApi:
             with waiters.waiting(key, below) as event:
 
                 async def changed(timeout_s: float) -> None:
-                    await _set_within(event, timeout_s)
+                    await set_within(event, timeout_s)
 
                 found, index = await until(call.wait_s(), look, lambda seen: seen[1] > after, changed)
         return found, read_headers(index, self._backend.last_contact_ms(), consistency)
@@ -149,8 +143,8 @@ class KvApi:
         request = KvPut(
             key=call.part("key name"),
             value=call.body,
-            flags=_number(call, "flags") or 0,
-            cas=_number(call, "cas"),
+            flags=call.number("flags") or 0,
+            cas=call.number("cas"),
             acquire=_session_id(call, "acquire"),
             release=_session_id(call, "release"),
             ttl=_ttl(call),
@@ -167,7 +161,7 @@ class KvApi:
         _refuse_two(call, "cas", "recurse")
         recurse = call.flag("recurse")
         key = call.parts[0] if recurse else call.part("key name")
-        return _truth(await self._backend.delete(key, recurse, _number(call, "cas")))
+        return _truth(await self._backend.delete(key, recurse, call.number("cas")))
 
     async def _txn(self, call: Call) -> web.Response:
         if len(call.body) > 2 * MAX_VALUE:
@@ -218,28 +212,8 @@ class KvApi:
         return json_answer(encoded(found, call.flag("pretty")), headers)
 
 
-async def _set_within(event: Event, timeout_s: float) -> None:
-    """Until the event is set or the time is over; it is clear again afterwards."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        pass
-    event.clear()
-
-
 def _truth(value: bool) -> web.Response:
     return json_answer(b"true" if value else b"false")
-
-
-def _number(call: Call, name: str) -> int | None:
-    """A parameter of 64 bits without sign; None if it is not there."""
-    if not call.flag(name):
-        return None
-    text = call.one(name)
-    if not (text.isascii() and text.isdecimal()) or int(text) > MAX_FLAGS:
-        raise BadRequest(f"Invalid {name} value {text!r}: it must be a number from 0 to {MAX_FLAGS}")
-    return int(text)
 
 
 def _session_id(call: Call, name: str) -> str:
