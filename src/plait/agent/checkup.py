@@ -212,7 +212,8 @@ class Checkup:
             self._watch_critical(live, began)
         elif live.standing.output != live.check.output:
             self._pending[live.check.id] = None
-            self._show_outputs()
+            if self._tokens_now() > OUTPUT_BURST / 2:
+                self._show_outputs()
             if self._pending:
                 self._stirred.set()
         else:
@@ -228,11 +229,9 @@ class Checkup:
 
     def _show_outputs(self) -> None:
         """As many of the changed outputs as are allowed now, those that wait longest first."""
-        now = self._clock()
-        self._tokens = min(OUTPUT_BURST, self._tokens + (now - self._tokens_at) * OUTPUT_RATE)
-        self._tokens_at = now
-        if self._tokens < 1:
+        if self._tokens_now() < 1:
             return
+        now = self._clock()
         for key in list(self._pending):
             live = self._live[key]
             gap = OUTPUT_GAP_S if live.check.definition.kind in RUN_KINDS and live.check.output else 0.0
@@ -241,6 +240,14 @@ class Checkup:
                 self._show(live)
                 if self._tokens < 1:
                     return
+
+    def _tokens_now(self) -> float:
+        """How many changed outputs may be shown now. Once half of the burst is used up they are shown together, at `_settle`'s pace, so that
+        each costs no round of the publisher of its own."""
+        now = self._clock()
+        self._tokens = min(OUTPUT_BURST, self._tokens + (now - self._tokens_at) * OUTPUT_RATE)
+        self._tokens_at = now
+        return self._tokens
 
     # --- deadlines
 
