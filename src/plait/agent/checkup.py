@@ -20,7 +20,7 @@ from typing import Protocol
 
 from plait.agent.journal import Journal, Write
 from plait.agent.view import View
-from plait.checks.scheduler import Scheduler, Ticker
+from plait.checks.scheduler import SLOW, Scheduler, Ticker
 from plait.model.discovery import Check, CheckDefinition, Status
 from plait.model.errors import Conflict, NotFound, NotSupported, PlaitError
 from plait.services.health import COMMAND_KINDS, RUN_KINDS, Result, Standing, advanced, clipped_note, refusal, ttl_expired
@@ -46,7 +46,8 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CheckPolicy:
-    """What the operator allows. `parallel`: runs at once, of each kind of lane; commands get a sixteenth of it."""
+    """What the operator allows. `parallel`: runs at once, of commands a sixteenth; those that wait for silent targets have four times as
+    many places of their own, commands that hang as many again."""
 
     scripts: bool = False
     local_scripts: bool = False
@@ -85,8 +86,8 @@ class Checkup:
         self._reaped: asyncio.Queue[str] = asyncio.Queue()
         self._stirred = asyncio.Event()
         self._tokens, self._tokens_at = OUTPUT_BURST, clock()
-        lanes = {"network": policy.parallel, "command": max(4, policy.parallel // 16)}
-        lanes |= {f"{name}-slow": limit for name, limit in lanes.items()}
+        commands = max(4, policy.parallel // 16)
+        lanes = {"network": policy.parallel, f"network{SLOW}": 4 * policy.parallel, "command": commands, f"command{SLOW}": commands}
         self._scheduler: Scheduler[str] = Scheduler(self._run_one, self._lane, lanes, clock, chance)
         self._deadlines: Ticker[tuple[str, str]] = Ticker(self._due, clock)
         for key, body in journal.load(_KIND).items():
@@ -193,7 +194,7 @@ class Checkup:
     def _lane(self, key: str) -> str:
         live = self._live[key]
         name = "command" if live.check.definition.kind in (*COMMAND_KINDS, "os_service") else "network"
-        return f"{name}-slow" if live.slow else name
+        return name + SLOW if live.slow else name
 
     async def _run_one(self, key: str) -> None:
         live = self._live[key]
@@ -242,8 +243,8 @@ class Checkup:
                     return
 
     def _tokens_now(self) -> float:
-        """How many changed outputs may be shown now. Once half of the burst is used up they are shown together, at `_settle`'s pace, so that
-        each costs no round of the publisher of its own."""
+        """How many changed outputs may be shown now. Once half of the burst is used up they are shown together, at `_settle`'s pace, so
+        that each costs no round of the publisher of its own."""
         now = self._clock()
         self._tokens = min(OUTPUT_BURST, self._tokens + (now - self._tokens_at) * OUTPUT_RATE)
         self._tokens_at = now
