@@ -31,7 +31,8 @@ OUTPUT_GAP_S = 10.0
 """How long a check that is run keeps the output that was shown, if only the output changed."""
 OUTPUT_RATE, OUTPUT_BURST = 20.0, 40.0
 """Changes of outputs alone that are shown in a second, of all checks together, and how many may come at once after a rest."""
-_DRAIN_S, _FLUSH_S = 0.25, 0.25
+_SETTLE_S = 1.0
+"""How long what waits is collected: outputs that take turns, and what the journal does not hold yet."""
 _RETRY_S = 1.0
 _KIND = "check"
 
@@ -299,7 +300,7 @@ class Checkup:
         while True:
             await self._stirred.wait()
             self._stirred.clear()
-            await asyncio.sleep(max(_DRAIN_S, _FLUSH_S))
+            await asyncio.sleep(_SETTLE_S)
             self._show_outputs()
             await self.flush()
             if self._pending:
