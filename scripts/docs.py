@@ -114,10 +114,12 @@ def health_reference() -> str:
 
 def http_reference() -> str:
     """Every path of the Consul-compatible API."""
-    from plait.serve.consul import CatalogBackend, ConsulApi
-    from plait.services.views import CONSUL_VERSION
+    from plait.serve.consul import ConsulApi
+    from plait.serve.consul_backend import CatalogBackend, CheckOwner, Outside
+    from plait.services.directory import CONSUL_VERSION
 
-    routes = ConsulApi(cast(CatalogBackend, None), "", "").routes
+    nobody = object()
+    routes = ConsulApi(cast(CatalogBackend, nobody), "", "", checks=cast(CheckOwner, nobody), outside=cast(Outside, nobody)).routes
     rows = [f"| {' '.join(route.methods)} | `/v1/{route.path}` | {_cell(route.about)} |" for route in routes]
     head = [
         "# HTTP API",

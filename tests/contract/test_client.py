@@ -26,7 +26,7 @@ from plait.agent.sessions import SessionSteward
 from plait.client import ApiError, AsyncClient, Client, LockLost, NotAcquired, Op, Service, TxnFailed
 from plait.serve.consul import ConsulApi
 from plait.serve.consul_kv import KvApi
-from plait.services.views import SERVER_META
+from plait.services.directory import SERVER_META
 from plait.store.api import Change, Put
 from plait.store.memory import MemoryStore
 

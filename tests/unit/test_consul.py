@@ -269,7 +269,7 @@ async def test_agent_checks_are_those_of_this_nodes_services(client: Client, bac
     assert (await client.get("/v1/agent/checks")).text == "{}"
     backend.add(Instance("web", "web", "A", container="web"))
     backend.add(Instance("db", "db", "B", container="db"))
-    assert list((await client.get("/v1/agent/checks")).json) == ["service:web"]
+    assert list((await client.get("/v1/agent/checks")).json) == ["running:web"]
 
 
 # --- catalogue and health
@@ -346,7 +346,7 @@ async def test_passing_leaves_out_what_is_on_a_dead_node(client: Client, backend
 
 async def test_health_checks_of_a_service_are_without_the_nodes(client: Client, backend: Backend) -> None:
     backend.add(Instance("1", "web", "A", container="web"))
-    assert [check["CheckID"] for check in (await client.get("/v1/health/checks/web")).json] == ["service:1"]
+    assert [check["CheckID"] for check in (await client.get("/v1/health/checks/web")).json] == ["running:1"]
 
 
 # --- the frame of every answer

@@ -9,9 +9,10 @@ from ipaddress import IPv4Address
 import pytest
 
 from plait.model.cluster import Container, Endpoint, Instance, Node, Snapshot
+from plait.services.directory import Directory
 from plait.services.index import QueryIndex, content_hash
 from plait.services.requests import BadRequest, duration_s, parse_service
-from plait.services.views import Views, container_address, narrowed, seed_answer
+from plait.services.views import Views, container_address, seed_answer
 
 A = Node("A", "id-a", IPv4Address("192.0.2.1"), meta={"server": "1", "rack": "r1"})
 B = Node("B", "id-b", IPv4Address("192.0.2.2"), meta={"rack": "r2"})
@@ -24,7 +25,7 @@ SNAPSHOT = Snapshot(
     alive=frozenset({"A", "B"}),
     instances={("B", "web-b"): WEB_B, ("A", "web-a"): WEB_A, ("gone", "x"): Instance("x", "web", "gone")},
 )
-VIEWS = Views(SNAPSHOT, "dc1")
+VIEWS = Views(Directory.of(SNAPSHOT), "dc1")
 
 
 @pytest.mark.parametrize(
@@ -101,8 +102,6 @@ def test_what_is_absent_or_null_has_its_default() -> None:
         ({"Name": "web", "EnableTagOverride": "false"}, "must be true or false"),
         ({"Name": "web", "TaggedAddresses": {"lan": {"Address": "::"}}}, "Invalid service address"),
         ({"Name": "web", "TaggedAddresses": [1]}, "taggedaddresses must be a map"),
-        ({"Name": "web", "Check": {"TTL": "10s"}}, "health checks are not run by this version"),
-        ({"Name": "web", "Checks": [{"HTTP": "http://x"}]}, "health checks are not run by this version"),
     ],
 )
 def test_a_wrong_registration_is_refused_with_a_reason(body: object, words: str) -> None:
@@ -121,35 +120,35 @@ def test_instances_of_unknown_nodes_are_not_shown_and_names_match_in_any_case() 
     assert [i.id for i in VIEWS.instances("WEB")] == ["web-a", "web-b"]
     assert [i.id for i in VIEWS.instances("web", tags=["HTTP", "v2"])] == ["web-b"]
     assert VIEWS.instances("web", tags=["http", "v3"]) == []
-    assert [i.id for i in VIEWS.instances(node="A")] == ["consul", "web-a"]
+    assert [i.id for i in VIEWS.instances_on("A")] == ["consul", "web-a"]
 
 
 def test_a_dead_node_makes_its_instances_critical() -> None:
-    assert VIEWS.passing(WEB_A)
-    dead = Views(replace(SNAPSHOT, alive=frozenset({"B"})), "dc1")
-    assert not dead.passing(WEB_A)
-    assert dead.serf_check("A")["Status"] == "critical"
+    assert VIEWS.status(WEB_A) == "passing"
+    dead = Views(Directory.of(replace(SNAPSHOT, alive=frozenset({"B"}))), "dc1")
+    assert dead.status(WEB_A) == "critical"
+    assert [check["Status"] for check in dead.node_checks("A")] == ["critical"]
     assert [member["Status"] for member in dead.members()] == [4, 1]
 
 
 def test_a_container_that_does_not_run_makes_its_instance_critical() -> None:
-    assert not VIEWS.passing(WEB_B)
-    assert VIEWS.passing(replace(WEB_B, down=False))
-    assert [(c["CheckID"], c["Status"]) for c in VIEWS.instance_checks(WEB_B)] == [("serfHealth", "passing"), ("service:web-b", "critical")]
+    assert VIEWS.status(WEB_B) == "critical"
+    assert VIEWS.status(replace(WEB_B, down=False)) == "passing"
+    assert [(c["CheckID"], c["Status"]) for c in VIEWS.instance_checks(WEB_B)] == [("serfHealth", "passing"), ("running:web-b", "critical")]
 
 
 def test_checks_come_by_node_then_service() -> None:
     instances = {**SNAPSHOT.instances, ("A", "z"): Instance("z", "z", "A", container="z")}
-    views = Views(replace(SNAPSHOT, instances=instances), "dc1")
+    views = Views(Directory.of(replace(SNAPSHOT, instances=instances)), "dc1")
     assert [(c["Node"], c["CheckID"]) for c in views.checks()] == [
         ("A", "serfHealth"),
-        ("A", "service:z"),
+        ("A", "running:z"),
         ("B", "serfHealth"),
-        ("B", "service:web-b"),
+        ("B", "running:web-b"),
     ]
-    assert [c["CheckID"] for c in views.checks("critical")] == ["service:web-b"]
+    assert [c["CheckID"] for c in views.checks("critical")] == ["running:web-b"]
     assert views.checks("unheard-of") == []
-    assert [c["CheckID"] for c in views.node_checks("A")] == ["serfHealth", "service:z"]
+    assert [c["CheckID"] for c in views.node_checks("A")] == ["serfHealth", "running:z"]
 
 
 def test_tagged_addresses_of_a_service_have_address_and_port() -> None:
@@ -161,11 +160,13 @@ def test_tagged_addresses_of_a_service_have_address_and_port() -> None:
 
 
 def test_only_nodes_with_the_wanted_meta_remain() -> None:
-    assert list(narrowed(SNAPSHOT, ["rack:r2"]).nodes) == ["B"]
-    assert list(narrowed(SNAPSHOT, ["rack:r2", "consul-network-segment:"]).nodes) == ["B"]
-    assert list(narrowed(SNAPSHOT, ["rack:r2", "rack:r1"]).nodes) == []
-    assert list(narrowed(SNAPSHOT, ["server:1"]).nodes) == []
-    assert narrowed(SNAPSHOT, []) is SNAPSHOT
+    def kept(*wanted: str) -> list[object]:
+        return [node["Node"] for node in Views(Directory.of(SNAPSHOT), "dc1", wanted).nodes()]
+
+    assert kept("rack:r2") == ["B"]
+    assert kept("rack:r2", "consul-network-segment:") == ["B"]
+    assert kept("rack:r2", "rack:r1") == kept("server:1") == []
+    assert kept() == ["A", "B"]
 
 
 def test_the_seeds_answer_has_its_keys_in_its_order() -> None:

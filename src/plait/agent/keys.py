@@ -6,9 +6,9 @@ from __future__ import annotations
 from ipaddress import IPv4Network
 
 from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node
-from plait.model.discovery import Check
+from plait.model.discovery import CatalogNode, Check
 
-Record = Node | Network | Block | Endpoint | Container | Instance | Check
+Record = Node | Network | Block | Endpoint | Container | Instance | Check | CatalogNode
 
 TYPES: dict[str, type[Record]] = {
     "nodes": Node,
@@ -18,7 +18,11 @@ TYPES: dict[str, type[Record]] = {
     "containers": Container,
     "instances": Instance,
     "checks": Check,
+    "catalog/nodes": CatalogNode,
+    "catalog/instances": Instance,
+    "catalog/checks": Check,
 }
+"""What is stored below `<kind>/`. The kinds of `catalog/` hold what was put into the catalogue by others than the node's own agent."""
 NETWORK_GUARD = "guards/networks"
 """Rewritten by every transaction that makes or removes a network, so that two overlapping ones cannot both succeed."""
 
@@ -53,9 +57,15 @@ def record_key(record: Record) -> str:
         case Container():
             return f"containers/{record.node}/{record.id}"
         case Instance():
-            return f"instances/{record.node}/{record.id}"
+            return f"{_catalog(record)}instances/{record.node}/{record.id}"
         case Check():
-            return f"checks/{record.node}/{record.id}"
+            return f"{_catalog(record)}checks/{record.node}/{record.id}"
+        case CatalogNode():
+            return f"catalog/nodes/{record.name}"
+
+
+def _catalog(record: Instance | Check) -> str:
+    return "catalog/" if record.origin == "catalog" else ""
 
 
 def own_prefixes(node: str) -> tuple[str, ...]:
@@ -64,4 +74,6 @@ def own_prefixes(node: str) -> tuple[str, ...]:
 
 
 def kind_of(key: str) -> str:
-    return key.partition("/")[0]
+    """The part of a key that says what is stored there: its first segment, of `catalog/` the first two."""
+    kind, _, rest = key.partition("/")
+    return f"{kind}/{rest.partition('/')[0]}" if kind == "catalog" else kind

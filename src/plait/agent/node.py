@@ -36,7 +36,7 @@ from plait.plan import Local, network_mtu, plan_node
 from plait.runtimes.api import NetworkRequest
 from plait.runtimes.docker.options import docker_env
 from plait.serve.dns_parent import DnsService, DnsUnavailable
-from plait.services.views import SERVER_META
+from plait.services.directory import SERVER_META
 
 log = logging.getLogger("plait.node")
 LEASE_TTL_S = 6.0

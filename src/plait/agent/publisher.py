@@ -25,6 +25,7 @@ _BATCH, _BATCH_BYTES = 400, 1 << 20
 class Publisher:
     def __init__(self, view: View, store: Store, caught_up: Callable[[int], Awaitable[None]]) -> None:
         self._view, self._store, self._caught_up = view, store, caught_up
+        self._prefixes = own_prefixes(view.me)
         self._wake = asyncio.Event()
         self._lease = 0
         self._round = asyncio.Lock()
@@ -34,15 +35,17 @@ class Publisher:
 
     def difference(self) -> list[Put | Delete]:
         """What the store lacks of this node's records, and what it holds of them that is gone."""
-        own = self._view.own_records()
-        bodies = {key: encode(record) for key, record in own.items() if not isinstance(record, Block)}
         ops: list[Put | Delete] = []
-        for key, body in bodies.items():
-            item = self._view.item(key)
-            if item is None or item.value != body:
+        for key in sorted(self._view.unsettled()):
+            own, item = self._view.own(key), self._view.item(key)
+            body = None if own is None or isinstance(own, Block) else encode(own)
+            if body is not None and (item is None or item.value != body):
                 ops.append(Put(key, body))
-        for prefix in own_prefixes(self._view.me):
-            ops += [Delete(key) for key in self._view.stored(prefix) if key not in bodies and not self._awaited(key)]
+            elif body is None and item is not None and key.startswith(self._prefixes):
+                if not self._awaited(key):
+                    ops.append(Delete(key))
+            else:
+                self._view.settled(key)
         return ops
 
     def _awaited(self, key: str) -> bool:

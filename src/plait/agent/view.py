@@ -13,19 +13,17 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from ipaddress import IPv4Network
-from typing import TypeVar
 
-from plait.agent.keys import TYPES, Record, kind_of, record_key
-from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node, Snapshot
-from plait.model.discovery import Check
+from plait.agent.keys import TYPES, Record, kind_of, own_prefixes, record_key
+from plait.agent.merged import Merged
+from plait.model.cluster import Container, Endpoint, Instance, Snapshot
+from plait.model.discovery import CatalogNode, Check
 from plait.model.errors import PlaitError, StoreUnavailable
 from plait.store.api import Change, Item
 from plait.store.codec import decode
 
 log = logging.getLogger("plait.view")
 _CATCH_UP_S = 5.0
-Indexed = TypeVar("Indexed", Instance, Check)
 
 
 class View:
@@ -40,6 +38,9 @@ class View:
         self._own: dict[str, Record] = {}
         self._reported: set[str] = set()
         self._silent: frozenset[str] = frozenset()
+        self._merged = Merged(me)
+        self._prefixes = own_prefixes(me)
+        self._unsettled: set[str] = set()
         self._snapshot: Snapshot | None = None
         self._waiters: set[asyncio.Event] = set()
         self._listeners: list[Callable[[frozenset[str]], None]] = []
@@ -79,9 +80,9 @@ class View:
             self._waiters.discard(waiter)
 
     def _take(self, item: Item) -> None:
-        kind, _, rest = item.key.partition("/")
+        kind = kind_of(item.key)
         if kind == "alive":
-            self._alive.add(rest)
+            self._alive.add(item.key.partition("/")[2])
             return
         wanted = TYPES.get(kind)
         if wanted is None:
@@ -91,16 +92,18 @@ class View:
         except PlaitError as error:
             log.warning("record_unreadable", extra={"key": item.key, "error": str(error)})
             return
-        if isinstance(record, Instance | Check):
+        if isinstance(record, Instance | Check | CatalogNode):
             record = dataclasses.replace(record, create_index=item.create_revision, modify_index=item.mod_revision)
         self._stored[item.key] = record
         self._items[item.key] = item
+        self._settle(item.key)
 
     def _forget(self, key: str) -> None:
         if kind_of(key) == "alive":
             self._alive.discard(key.partition("/")[2])
         self._stored.pop(key, None)
         self._items.pop(key, None)
+        self._settle(key)
 
     def stored(self, prefix: str) -> Mapping[str, Item]:
         """Replicated items below `prefix` by key, as the store has them."""
@@ -130,11 +133,13 @@ class View:
         key = record_key(record)
         if self._own.get(key) != record:
             self._own[key] = record
+            self._settle(key)
             self._changed(frozenset({kind_of(key)}))
 
     def drop(self, record: Record) -> None:
         key = record_key(record)
         if self._own.pop(key, None) is not None:
+            self._settle(key)
             self._changed(frozenset({kind_of(key)}))
 
     def report(self, runtime: str, containers: Iterable[Container]) -> None:
@@ -147,11 +152,27 @@ class View:
         for key in stale:
             del self._own[key]
         self._own.update(fresh)
+        if first:  # what the store says of this runtime's containers counts no longer
+            changed += self.stored(f"containers/{self.me}/")
+        for key in (*stale, *changed):
+            self._settle(key)
         if stale or changed or first:
             self._changed(frozenset({"containers"}))
 
     def reported(self, runtime: str) -> bool:
         return runtime in self._reported
+
+    def unsettled(self) -> tuple[str, ...]:
+        """Keys of this node whose own record and stored item may differ: all that changed on either side since they were `settled`."""
+        return tuple(self._unsettled)
+
+    def settled(self, key: str) -> None:
+        """Own record and stored item are known to agree."""
+        self._unsettled.discard(key)
+
+    def own(self, key: str) -> Record | None:
+        """The own record of that key."""
+        return self._own.get(key)
 
     def own_records(self) -> Mapping[str, Record]:
         """What this node publishes, by key."""
@@ -177,49 +198,38 @@ class View:
     def _hidden(self, record: Record) -> bool:
         """Whether a replicated record is about this node and this node knows better."""
         match record:
-            case Endpoint() | Instance() | Check():
+            case Endpoint():
                 return record.node == self.me
+            case Instance() | Check():
+                return record.node == self.me and record.origin == "agent"
             case Container():
                 return record.node == self.me and record.runtime in self._reported
         return False
 
-    def _build(self) -> Snapshot:
-        merged = {key: record for key, record in self._stored.items() if not self._hidden(record)}
-        for key, record in self._own.items():
-            match record:
-                case Instance():
-                    merged[key] = self._indexed(key, record)
-                case Check():
-                    merged[key] = self._indexed(key, record)
-                case _:
-                    merged[key] = record
-        nodes: dict[str, Node] = {}
-        networks: dict[str, Network] = {}
-        blocks: dict[tuple[str, IPv4Network], Block] = {}
-        endpoints: dict[str, Endpoint] = {}
-        containers: dict[tuple[str, str], Container] = {}
-        instances: dict[tuple[str, str], Instance] = {}
-        checks: dict[tuple[str, str], Check] = {}
-        for record in merged.values():
-            match record:
-                case Node():
-                    nodes[record.name] = record
-                case Network():
-                    networks[record.name] = record
-                case Block():
-                    blocks[record.network, record.cidr] = record
-                case Endpoint():
-                    endpoints[record.id] = record
-                case Container():
-                    containers[record.node, record.id] = record
-                case Instance():
-                    instances[record.node, record.id] = record
-                case Check():
-                    checks[record.node, record.id] = record
-        alive = frozenset((self._alive - self._silent) | {self.me})
-        return Snapshot(self.me, self.revision, nodes, alive, networks, blocks, endpoints, containers, instances, checks)
+    def _settle(self, key: str) -> None:
+        """Take over what counts now under `key`: the own record, else the replicated one unless this node knows better."""
+        self._snapshot = None
+        own = self._own.get(key)
+        if own is not None or key.startswith(self._prefixes):
+            self._unsettled.add(key)
+        else:
+            self._unsettled.discard(key)
+        stored = self._stored.get(key)
+        if own is not None:
+            self._merged.put(key, self._indexed(key, own))
+        elif stored is not None and not self._hidden(stored):
+            self._merged.put(key, stored)
+        else:
+            self._merged.drop(key)
 
-    def _indexed(self, key: str, own: Indexed) -> Indexed:
+    def _build(self) -> Snapshot:
+        alive = frozenset((self._alive - self._silent) | {self.me})
+        return self._merged.snapshot(self.revision, alive)
+
+    def _indexed(self, key: str, own: Record) -> Record:
+        """With the indexes of the stored item, or those of the next revision as long as it is not there."""
+        if not isinstance(own, Instance | Check):
+            return own
         item = self._items.get(key)
         if item is None:
             return dataclasses.replace(own, create_index=self.revision + 1, modify_index=self.revision + 1)

@@ -33,6 +33,7 @@ from plait.agent.kv import Kv
 from plait.agent.networks import Networks
 from plait.agent.node import LEASE_TTL_S, NodeLoops, Parts
 from plait.agent.operations import AgentOperations
+from plait.agent.outside import OutsideCatalog
 from plait.agent.publisher import Publisher
 from plait.agent.reconciler import Reconciler
 from plait.agent.sandboxes import Sandboxes
@@ -54,7 +55,7 @@ from plait.serve.consul_event import EventApi
 from plait.serve.consul_kv import KvApi
 from plait.serve.consul_operator import OperatorApi
 from plait.serve.dns_parent import DnsService
-from plait.services.views import SERVER_META
+from plait.services.directory import SERVER_META
 from plait.store.api import Change, Delete, Store
 from plait.store.join import split_address
 from plait.store.joinserver import PORT as JOIN_PORT
@@ -182,6 +183,8 @@ class _Wiring:
     def _on_view(self, kinds: frozenset[str]) -> None:
         if kinds != {"checks"}:  # of which the plan knows nothing, and which change all the time
             self.reconciler.mark()
+        if self.view.unsettled():
+            self.publisher.wake()
         if self.docker is not None and "networks" in kinds:
             self.docker.networks_changed()
 
@@ -190,7 +193,8 @@ class _Wiring:
         datacenter = self.config.datacenter
         parts = (KvApi(self.kv, self.identity.name), EventApi(self.consul_state), OperatorApi(self.consul_state, datacenter))
         more = [route for part in parts for route in part.routes]
-        http = ConsulApi(self.catalog, self.identity.name, datacenter, more).runner()
+        outside = OutsideCatalog(self.view, self.store)
+        http = ConsulApi(self.catalog, self.identity.name, datacenter, more, self.checks.checkup, outside).runner()
         await admin.start()
         try:
             if self.docker is not None:
@@ -326,12 +330,18 @@ class _Checks:
     def __init__(self, config: Config, view: View, journal: Journal, health: Health, catalog: Catalog, engine: DockerEngine | None) -> None:
         policy = CheckPolicy(config.script_checks, config.local_script_checks, config.parallel_checks)
         self.runners = Runners(engine)
-        self.checkup = Checkup(view, journal, self.runners, policy, catalog.deregister, time.monotonic, random.random)
+        self.checkup = Checkup(view, journal, self.runners, policy, self._gone, time.monotonic, random.random)
+        self._catalog = catalog
         self.followed = Followed(view, self.checkup)
         self.watch = CheckWatch(view, self.checkup, health)
 
     def loops(self) -> list[Coroutine[None, None, None]]:
         return [self.checkup.run(), self.followed.run(), self.watch.run()]
+
+    async def _gone(self, service_id: str) -> None:
+        """A service that was critical for too long goes with its checks."""
+        await self._catalog.deregister(service_id)
+        await self.checkup.remove([check.id for check in self.checkup.of_service(service_id)])
 
     async def close(self) -> None:
         """The journal has the last of all checks afterwards."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
-from plait.model.discovery import Check
+from plait.model.discovery import CatalogNode, Check
 
 Protocol = Literal["tcp", "udp", "sctp"]
 
@@ -126,7 +126,7 @@ class Instance:
 
     `tagged_ports` holds the ports of those tagged addresses that have another than the service.
     `container` names the container of the same node that it was registered for without an address: its address follows that
-    container, and it is `down` while that container does not run.
+    container, and it is `down` while that container does not run. `origin` "catalog": put into the catalogue by whoever, owned by no agent.
     """
 
     id: str
@@ -143,13 +143,18 @@ class Instance:
     weight_warning: int = 1
     container: str = ""
     down: bool = False
+    origin: Literal["agent", "catalog"] = "agent"
     create_index: int = 0
     modify_index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The replicated cluster merged with this node's own, newer truth. Immutable; mappings keyed as noted."""
+    """The replicated cluster merged with this node's own, newer truth. Immutable; mappings keyed as noted.
+
+    `instances` and `checks` are keyed by (node, id) and hold those of the nodes' agents and what was put into the catalogue (whose node
+    may be one of `catalog_nodes`, by name); where both exist under one key, the agent's counts.
+    """
 
     me: str
     revision: int = 0
@@ -161,3 +166,4 @@ class Snapshot:
     containers: Mapping[tuple[str, str], Container] = field(default_factory=dict)
     instances: Mapping[tuple[str, str], Instance] = field(default_factory=dict)
     checks: Mapping[tuple[str, str], Check] = field(default_factory=dict)
+    catalog_nodes: Mapping[str, CatalogNode] = field(default_factory=dict)

@@ -74,3 +74,19 @@ class Check:
     origin: Literal["agent", "catalog"] = "agent"
     create_index: int = 0
     modify_index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogNode:
+    """A node that somebody put into the catalogue: it runs no agent, so nothing is known of it but what was written.
+
+    `address` is an IP address or a host name. `tagged_addresses` is keyed by kind (lan, wan, lan_ipv4, …).
+    """
+
+    name: str
+    address: str
+    id: str = ""
+    tagged_addresses: Mapping[str, str] = field(default_factory=dict)
+    meta: Mapping[str, str] = field(default_factory=dict)
+    create_index: int = 0
+    modify_index: int = 0

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
 from urllib.parse import unquote
 
 from aiohttp import web
@@ -21,6 +20,8 @@ from aiohttp import web
 from plait import __version__
 from plait.model.cluster import Instance, Snapshot
 from plait.model.errors import PlaitError
+from plait.serve.consul_backend import CatalogBackend, CheckOwner, Outside, Read
+from plait.serve.consul_checks import ChecksApi, add_checks
 from plait.serve.consul_http import (
     Call,
     Handler,
@@ -35,9 +36,13 @@ from plait.serve.consul_http import (
     text_answer,
     until,
 )
+from plait.serve.consul_outside import OutsideApi
+from plait.serve.consul_reads import reads
+from plait.services.checkrequests import service_checks
+from plait.services.directory import CONSUL_VERSION, SERVER_META, Directory
 from plait.services.index import QueryIndex, content_hash
 from plait.services.requests import BadRequest, parse_service
-from plait.services.views import CONSUL_VERSION, SERVER_META, Views, container_address, narrowed, seed_answer
+from plait.services.views import Views, container_address, seed_answer
 
 log = logging.getLogger("plait.consul")
 MAX_BODY = 512 * 1024
@@ -54,42 +59,29 @@ _NO_FILTER = "filter expressions are not evaluated by this version; select by ta
 _ACL = re.compile(r"acl/.*|agent/token/.*")
 
 
-class CatalogBackend(Protocol):
-    """What the API needs of the agent."""
-
-    def snapshot(self) -> Snapshot:
-        """The present one. The same object as before as long as nothing has changed."""
-        ...
-
-    async def register(self, instance: Instance) -> Instance:
-        """Durable on this node, then published; returns it with its indexes. Idempotent."""
-        ...
-
-    async def deregister(self, service_id: str) -> bool:
-        """False if this node has no such service."""
-        ...
-
-    async def changed(self, timeout_s: float) -> None:
-        """Return when the snapshot may have changed since the call, or after the timeout."""
-        ...
-
-    def last_contact_ms(self) -> int | None:
-        """Milliseconds since the store was last heard of; 0 on the node that carries it, None = it is out of reach."""
-        ...
-
-
-Read = Callable[[Call, Views], object]
-
-
 class ConsulApi:
     """`runner()` is served by the agent; `backend` gives snapshots and takes registrations, `more` are the paths of other rooms."""
 
-    def __init__(self, backend: CatalogBackend, node: str, datacenter: str, more: Iterable[Route] = ()) -> None:
+    def __init__(
+        self,
+        backend: CatalogBackend,
+        node: str,
+        datacenter: str,
+        more: Iterable[Route] = (),
+        checks: CheckOwner | None = None,
+        outside: Outside | None = None,
+    ) -> None:
+        """Without `checks` services are registered without them; without `outside` the catalogue holds only what agents own."""
         self._backend, self._node, self._datacenter = backend, node, datacenter
+        self._checks = checks
+        self._directory = Directory(Snapshot(node))
         self._index = QueryIndex()
         self._answers: dict[Hashable, tuple[bytes, int]] = {}
         self._answered: Snapshot | None = None
-        self.routes = (*self._agent_routes(), *self._catalogue_routes(), *more)
+        parts = [*ChecksApi(checks, self.directory, node, datacenter).routes] if checks is not None else []
+        if outside is not None:
+            parts += OutsideApi(outside, self.directory).routes
+        self.routes = (*parts, *self._agent_routes(), *self._catalogue_routes(), *more)
         """The first that matches counts, so exact ones come before those with a variable part."""
         self.app = web.Application(client_max_size=MAX_BODY)
         self.app.router.add_route("*", "/{path:.*}", self._handle)
@@ -112,26 +104,16 @@ class ConsulApi:
                 "this agent's services; PUT registers one, fills an empty address from the container of that name, and shows it",
                 {"GET": local(self._agent_services), "PUT": self._seed_register},
             ),
-            Route("agent/checks", "the checks of this agent's services", {"GET": local(self._agent_checks)}),
-            Route("agent/service/register", "register a service (without Check and Checks)", {"PUT": self._register}),
+            Route("agent/checks", "this agent's checks", {"GET": local(self._agent_checks)}),
+            Route("agent/service/register", "register a service with its checks; `replace-existing-checks`", {"PUT": self._register}),
             Route("agent/service/deregister/<id>", "remove a service", {"PUT": self._deregister}),
             Route("agent/service/<id>", "one service of this agent; blocks with `hash`", {"GET": self._agent_service}),
         ]
 
     def _catalogue_routes(self) -> list[Route]:
-        def read(path: str, about: str, result: Read) -> Route:
-            return Route(path, about, {"GET": self._catalogue(result)})
-
         return [
-            Route("catalog/datacenters", "the only one", {"GET": self._local(lambda _, __: [self._datacenter])}),
-            read("catalog/nodes", "all nodes", lambda _, views: views.nodes()),
-            read("catalog/services", "all services with their tags", lambda _, views: views.services()),
-            read("catalog/service/<name>", "instances of a service; `tag`", _catalog_service),
-            read("catalog/node/<name>", "a node and its services", _catalog_node),
-            read("health/service/<name>", "instances with their checks; `passing`, `tag`", _health_service),
-            read("health/node/<name>", "the checks on a node", _health_node),
-            read("health/checks/<name>", "the checks of a service", lambda call, views: views.service_checks(call.part("service name"))),
-            read("health/state/<state>", "checks by state, or `any`", lambda call, views: views.checks(call.part("check state"))),
+            Route(path, about, {"GET": (self._catalogue if blocks else self._local)(read)})
+            for path, about, blocks, read in reads(self._datacenter)
         ]
 
     # --- routing
@@ -165,7 +147,7 @@ class ConsulApi:
             return text_answer(405, f"method {request.method} not allowed", allow)
         params = {key: tuple(request.query.getall(key)) for key in request.query}
         sized = request.clone(client_max_size=route.max_body) if route.max_body else request
-        call = Call(path, parts, params, await sized.read())
+        call = Call(path, parts, params, await sized.read(), request.headers.get("Accept", ""))
         call.check_scope(self._datacenter)
         if call.one("filter"):
             raise BadRequest(_NO_FILTER)
@@ -213,7 +195,14 @@ class ConsulApi:
         return self._answers[query]
 
     def _views(self, call: Call) -> Views:
-        return Views(narrowed(self._backend.snapshot(), call.every("node-meta")), self._datacenter)
+        return Views(self.directory(), self._datacenter, call.every("node-meta"))
+
+    def directory(self) -> Directory:
+        """Of the present snapshot."""
+        snapshot = self._backend.snapshot()
+        if snapshot is not self._directory.snapshot:
+            self._directory, _ = self._directory.advance(snapshot)
+        return self._directory
 
     # --- this agent
 
@@ -222,7 +211,7 @@ class ConsulApi:
         return servers[0] if servers and self._backend.last_contact_ms() is not None else ""
 
     def _self(self, _: Call, views: Views) -> object:
-        node = views.find_node(self._node)
+        node = self._backend.snapshot().nodes.get(self._node)
         config = {
             "Datacenter": self._datacenter,
             "PrimaryDatacenter": self._datacenter,
@@ -242,10 +231,11 @@ class ConsulApi:
         }
 
     def _agent_services(self, _: Call, views: Views) -> object:
-        return {i.id: views.agent_service(i) for i in views.instances(node=self._node) if i.id != "consul"}
+        own = (i for i in views.instances_on(self._node) if i.id != "consul" and i.origin == "agent")
+        return {i.id: views.agent_service(i) for i in own}
 
     def _agent_checks(self, _: Call, views: Views) -> object:
-        return {check["CheckID"]: check for check in views.node_checks(self._node) if check["ServiceID"]}
+        return views.agent_checks(self._node)
 
     async def _agent_service(self, call: Call) -> web.Response:
         """One service of this agent; with `?hash=` blocks until it is another than the one that has this hash."""
@@ -271,9 +261,19 @@ class ConsulApi:
         return text_answer(200, "")
 
     async def _put(self, call: Call) -> Instance:
-        instance = parse_service(call.json(), self._node)
+        body = call.json()
+        instance = parse_service(body, self._node)
         if instance.id == "consul":
             raise BadRequest("Invalid service ID: consul is the registry itself; choose another")
+        checks = service_checks(body, instance)
+        if self._checks is None:
+            if checks:
+                raise BadRequest("Invalid check: this agent runs no health checks; register the service without Check and Checks")
+        else:  # before the service, which so is never without them
+            await add_checks(self._checks, list(checks))
+            if call.switch("replace-existing-checks"):
+                kept = {check.id for check in checks}
+                await self._checks.remove([check.id for check in self._checks.of_service(instance.id) if check.id not in kept])
         return await self._backend.register(instance if instance.address else self._from_container(instance))
 
     def _from_container(self, instance: Instance) -> Instance:
@@ -293,26 +293,6 @@ class ConsulApi:
         wanted = call.part("service ID")
         if not await self._backend.deregister(wanted):
             raise Missing(f'Unknown service ID "{wanted}". Ensure that the service ID is passed, not the service name.')
+        if self._checks is not None:
+            await self._checks.remove([check.id for check in self._checks.of_service(wanted)])
         return text_answer(200, "")
-
-
-def _catalog_service(call: Call, views: Views) -> object:
-    return [views.catalog_service(i) for i in views.instances(call.part("service name"), tags=call.every("tag"))]
-
-
-def _catalog_node(call: Call, views: Views) -> object:
-    node = views.find_node(call.part("node name"))
-    if node is None:
-        return None
-    return {"Node": views.node(node), "Services": {i.id: views.node_service(i) for i in views.instances(node=node.name)}}
-
-
-def _health_service(call: Call, views: Views) -> object:
-    passing = call.switch("passing")
-    found = views.instances(call.part("service name"), tags=call.every("tag"))
-    return [views.health_entry(i) for i in found if not passing or views.passing(i)]
-
-
-def _health_node(call: Call, views: Views) -> object:
-    node = views.find_node(call.part("node name"))
-    return views.node_checks(node.name) if node is not None else []

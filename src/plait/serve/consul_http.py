@@ -46,6 +46,8 @@ class Call:
     parts: tuple[str, ...]
     params: Mapping[str, tuple[str, ...]]
     body: bytes
+    accept: str = ""
+    """The Accept header."""
 
     def flag(self, name: str) -> bool:
         """Whether the parameter is there, with or without a value."""

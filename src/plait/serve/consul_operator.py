@@ -15,8 +15,8 @@ from aiohttp import web
 from plait.model.cluster import Node, Snapshot
 from plait.model.errors import ConfigError
 from plait.serve.consul_http import Call, Handler, Route, encoded, json_answer, read_headers, text_answer
+from plait.services.directory import CONSUL_VERSION, SERVER_META, SERVER_PORT
 from plait.services.requests import BadRequest, Refusal, fold
-from plait.services.views import CONSUL_VERSION, SERVER_META, SERVER_PORT
 
 AUTOPILOT: Mapping[str, object] = {
     "CleanupDeadServers": True,

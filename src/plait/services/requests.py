@@ -21,7 +21,6 @@ _HOST = re.compile(r"[A-Za-z0-9._-]{0,253}")
 _MAX_META, _MAX_META_VALUE, _MAX_WEIGHT = 64, 512, 65535
 _MAX_NAME = 512
 """Bytes of a service name or id: it must still fit into a key of the store, and into the path of a request that names it."""
-_CHECK_KEYS = ("check", "checks")
 
 
 class BadRequest(PlaitError):
@@ -60,32 +59,32 @@ def fold(body: object) -> dict[str, object]:
 
 
 def parse_service(body: object, node: str) -> Instance:
-    """A service definition as in `PUT /v1/agent/service/register`, on `node`. Unknown keys are ignored, as Consul does."""
+    """A service definition as in `PUT /v1/agent/service/register`, on `node`. Unknown keys are ignored, as Consul does; its checks are read
+    by `checkrequests`."""
     raw = fold(body)
-    name = _name(raw, "name")
+    name = name_of(raw, "name")
     if not name:
         raise BadRequest("Missing service name")
-    if any(raw.get(key) for key in _CHECK_KEYS):
-        raise BadRequest("Invalid check: health checks are not run by this version; register the service without Check and Checks")
-    tagged = _tagged(raw.get("taggedaddresses"))
-    passing, warning = _weights(raw.get("weights"))
+    tagged = tagged_of(raw.get("taggedaddresses"))
+    passing, warning = weights_of(raw.get("weights"))
     return Instance(
-        id=_name(raw, "id") or name,
+        id=name_of(raw, "id") or name,
         name=name,
         node=node,
-        address=_address(raw),
-        port=_port(raw.get("port")),
-        tags=_tags(raw.get("tags")),
-        meta=_meta(raw.get("meta")),
+        address=address_of(raw),
+        port=port_of(raw.get("port")),
+        tags=tags_of(raw.get("tags")),
+        meta=meta_of(raw.get("meta")),
         tagged_addresses={kind: address for kind, (address, _) in tagged.items()},
         tagged_ports={kind: port for kind, (_, port) in tagged.items() if port},
-        enable_tag_override=_flag(raw, "enabletagoverride"),
+        enable_tag_override=flag_of(raw, "enabletagoverride"),
         weight_passing=passing,
         weight_warning=warning,
     )
 
 
-def _text(raw: Mapping[str, object], key: str) -> str:
+def text_of(raw: Mapping[str, object], key: str) -> str:
+    """The text under a folded key, without blanks around it; "" if it is absent."""
     value = raw.get(key)
     if value is None:
         return ""
@@ -94,26 +93,26 @@ def _text(raw: Mapping[str, object], key: str) -> str:
     return value.strip()
 
 
-def _name(raw: Mapping[str, object], key: str) -> str:
+def name_of(raw: Mapping[str, object], key: str) -> str:
     """A name or id: one that could not be written in a path could never be deregistered."""
-    value = _text(raw, key)
+    value = text_of(raw, key)
     if not value.isprintable() or len(value.encode()) > _MAX_NAME:
         raise BadRequest(f"Invalid service {key}: it must be printable characters of at most {_MAX_NAME} bytes")
     return value
 
 
-def _flag(raw: Mapping[str, object], key: str) -> bool:
+def flag_of(raw: Mapping[str, object], key: str, default: bool = False) -> bool:
     value = raw.get(key)
     if value is None:
-        return False
+        return default
     if not isinstance(value, bool):
         raise BadRequest(f"Request decode failed: {key} must be true or false, got {value!r}")
     return value
 
 
-def _address(raw: Mapping[str, object]) -> str:
+def address_of(raw: Mapping[str, object]) -> str:
     """An IP address or a host name; "" if there is none. Addresses that mean "every address" are nobody's."""
-    address = _text(raw, "address")
+    address = text_of(raw, "address")
     if address in ("0.0.0.0", "::", "[::]"):
         raise BadRequest("Invalid service address")
     try:
@@ -124,7 +123,7 @@ def _address(raw: Mapping[str, object]) -> str:
     return address
 
 
-def _port(value: object) -> int:
+def port_of(value: object) -> int:
     if value is None:
         return 0
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65535:
@@ -132,7 +131,7 @@ def _port(value: object) -> int:
     return value
 
 
-def _tags(value: object) -> tuple[str, ...]:
+def tags_of(value: object) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(tag, str) for tag in value):
@@ -140,7 +139,7 @@ def _tags(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _meta(value: object) -> dict[str, str]:
+def meta_of(value: object) -> dict[str, str]:
     if value is None:
         return {}
     if not isinstance(value, Mapping) or not all(isinstance(entry, str) for entry in value.values()):
@@ -155,7 +154,7 @@ def _meta(value: object) -> dict[str, str]:
     return dict(value)
 
 
-def _tagged(value: object) -> dict[str, tuple[str, int]]:
+def tagged_of(value: object) -> dict[str, tuple[str, int]]:
     """Kind -> (address, port; 0 = the service's own). Consul's objects {Address, Port}, and plain texts as in the answer of the seed."""
     if value is None:
         return {}
@@ -164,11 +163,11 @@ def _tagged(value: object) -> dict[str, tuple[str, int]]:
     found: dict[str, tuple[str, int]] = {}
     for kind, entry in value.items():
         raw = {"address": entry} if isinstance(entry, str) else fold(entry)
-        found[str(kind)] = (_address(raw), _port(raw.get("port")))
+        found[str(kind)] = (address_of(raw), port_of(raw.get("port")))
     return found
 
 
-def _weights(value: object) -> tuple[int, int]:
+def weights_of(value: object) -> tuple[int, int]:
     if value is None:
         return 1, 1
     raw = fold(value)

@@ -1,61 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Consul's HTTP API says about a Snapshot: JSON-able values with Consul's field names, spelling and order.
+"""What Consul's HTTP API says about the catalogue: JSON-able values with Consul's field names, spelling and order.
 
-Data in: a Snapshot. Data out: dicts and lists. Source: the public HTTP API documentation of Consul and its clients' traffic. Order is
-deterministic: nodes, then service ids, ascending. Empty lists are [], empty maps {}, tags never null.
+Data in: a Directory. Data out: dicts and lists. Source: the public HTTP API documentation of Consul and its clients' traffic. Order is
+deterministic: nodes, then service ids, then check ids, ascending. Empty lists are [], empty maps {}, tags never null.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 
-from plait.model.cluster import Instance, Node, Snapshot
-
-Json = dict[str, object]
-SERVER_META = "server"
-"""Key of a node's meta that marks the node that carries the store; it also runs the pseudo-service `consul`."""
-SERVER_PORT = 8300
-CONSUL_VERSION = "1.22.0"
-"""The version of Consul whose API is answered; some clients compare it."""
+from plait.model.cluster import Instance, Snapshot
+from plait.model.discovery import SERF_CHECK, CatalogNode, Check
+from plait.services.checkviews import Json, health_check
+from plait.services.directory import SERVER_META, SERVER_PORT, Directory
+from plait.services.status import Aggregate
 
 
 class Views:
-    """Views of one snapshot. `datacenter` is the only one there is."""
+    """Views of one directory, narrowed to the nodes whose meta has every "key:value" of `node_meta`. `datacenter` is the only one."""
 
-    def __init__(self, snapshot: Snapshot, datacenter: str) -> None:
-        self._snapshot, self._datacenter = snapshot, datacenter
+    def __init__(self, directory: Directory, datacenter: str, node_meta: Sequence[str] = ()) -> None:
+        self.directory, self._datacenter = directory, datacenter
+        self._nodes = directory.nodes if not node_meta else _with_meta(directory.nodes, node_meta)
 
     # --- nodes
 
     def nodes(self) -> list[Json]:
-        return [self.node(node) for node in self._sorted_nodes()]
+        return [self.node(node) for node in self._nodes.values()]
 
-    def node(self, node: Node) -> Json:
-        address = str(node.address)
+    def node(self, node: CatalogNode) -> Json:
         return {
             "ID": node.id,
             "Node": node.name,
-            "Address": address,
+            "Address": node.address,
             "Datacenter": self._datacenter,
-            "TaggedAddresses": {"lan": address, "lan_ipv4": address, "wan": address, "wan_ipv4": address},
-            "Meta": _node_meta(node),
-            "CreateIndex": 1,
-            "ModifyIndex": 1,
+            "TaggedAddresses": dict(node.tagged_addresses),
+            "Meta": dict(node.meta),
+            "CreateIndex": node.create_index,
+            "ModifyIndex": node.modify_index,
         }
 
-    def find_node(self, name: str) -> Node | None:
+    def find_node(self, name: str) -> CatalogNode | None:
         """By name, in any case."""
-        return next((n for n in self._snapshot.nodes.values() if n.name.lower() == name.lower()), None)
+        found = self._nodes.get(name)
+        return found or next((node for node in self._nodes.values() if node.name.lower() == name.lower()), None)
 
     def members(self) -> list[Json]:
+        """Nodes with an agent."""
+        snapshot = self.directory.snapshot
         return [
             {
                 "Name": node.name,
                 "Addr": str(node.address),
                 "Port": 8301,
                 "Tags": {"role": "consul" if SERVER_META in node.meta else "node", "dc": self._datacenter, "id": node.id},
-                "Status": 1 if node.name in self._snapshot.alive else 4,
+                "Status": 1 if node.name in snapshot.alive else 4,
                 "ProtocolMin": 1,
                 "ProtocolMax": 5,
                 "ProtocolCur": 2,
@@ -63,74 +62,64 @@ class Views:
                 "DelegateMax": 5,
                 "DelegateCur": 4,
             }
-            for node in self._sorted_nodes()
+            for node in sorted(snapshot.nodes.values(), key=lambda n: n.name)
         ]
 
     def servers(self) -> list[str]:
-        return [f"{node.address}:{SERVER_PORT}" for node in self._sorted_nodes() if SERVER_META in node.meta]
+        nodes = sorted(self.directory.snapshot.nodes.values(), key=lambda n: n.name)
+        return [f"{node.address}:{SERVER_PORT}" for node in nodes if SERVER_META in node.meta]
 
-    def serf_check(self, node: str) -> Json:
-        alive = node in self._snapshot.alive
-        return {
-            "Node": node,
-            "CheckID": "serfHealth",
-            "Name": "Serf Health Status",
-            "Status": "passing" if alive else "critical",
-            "Notes": "",
-            "Output": "Agent alive and reachable" if alive else "Agent not live or unreachable",
-            "ServiceID": "",
-            "ServiceName": "",
-            "ServiceTags": [],
-            "Type": "",
-            "Interval": "",
-            "Timeout": "",
-            "ExposedPort": 0,
-            "Definition": {},
-            "CreateIndex": 1,
-            "ModifyIndex": 1,
-        }
+    # --- checks
 
     def checks(self, state: str = "any") -> list[Json]:
-        """All checks in that state ("any": all), by node, then service id: a node's own check comes before those of its services."""
-        found = [(node.name, "", self.serf_check(node.name)) for node in self._snapshot.nodes.values()]
-        found += [(i.node, i.id, self._container_check(i)) for i in self.instances() if i.container]
-        found.sort(key=lambda row: row[:2])
-        return [check for _, _, check in found if state in ("any", check["Status"])]
+        """All checks in that state ("any": all), by node, then service id: a node's own checks come before those of its services."""
+        found = (check for node in self._nodes for check in self._checks_on(node))
+        return [health_check(check) for check in found if state in ("any", check.status)]
 
     def service_checks(self, name: str) -> list[Json]:
         """The checks of a service's instances, without their nodes'."""
-        return [self._container_check(i) for i in self.instances(name) if i.container]
+        return [health_check(check) for i in self.instances(name) for check in self.directory.service_checks(i)]
 
     def node_checks(self, node: str) -> list[Json]:
         """All checks on one node."""
-        return [check for check in self.checks() if check["Node"] == node]
+        return [health_check(check) for check in self._checks_on(node)]
+
+    def agent_checks(self, node: str) -> dict[str, Json]:
+        """The checks that the node's agent owns, by id: all but what the catalogue knows by itself."""
+        shown = {check.id: check for check in self._checks_on(node) if check.origin == "agent" and check.id != SERF_CHECK}
+        return {id: health_check(shown[id]) for id in sorted(shown)}
+
+    def shown(self, checks: Iterable[Check]) -> list[Json]:
+        """Those checks in their order."""
+        return [health_check(check) for check in checks]
+
+    def _checks_on(self, node: str) -> Iterable[Check]:
+        yield from self.directory.node_checks(node)
+        for instance in self.directory.by_node.get(node, ()):
+            yield from self.directory.service_checks(instance)
 
     # --- services
 
     def services(self) -> dict[str, list[str]]:
         """Name -> union of the tags of all its instances, healthy or not."""
         found: dict[str, set[str]] = {}
-        for instance in self.instances():
-            found.setdefault(instance.name, set()).update(instance.tags)
+        for name in self.directory.by_service:
+            for instance in self.instances(name):
+                found.setdefault(instance.name, set()).update(instance.tags)
         return {name: sorted(found[name]) for name in sorted(found)}
 
-    def instances(self, name: str | None = None, node: str | None = None, tags: Sequence[str] = ()) -> list[Instance]:
-        """Instances on known nodes, the pseudo-service `consul` included; `tags` must all be present."""
-        servers = (_consul(n) for n in self._snapshot.nodes.values() if SERVER_META in n.meta)
-        every: Iterable[Instance] = (*self._snapshot.instances.values(), *servers)
+    def instances(self, name: str, tags: Sequence[str] = ()) -> list[Instance]:
+        """Instances of a service on known nodes, by node, then id; `tags` must all be present."""
         wanted = {tag.lower() for tag in tags}
-        found = [
-            i
-            for i in every
-            if i.node in self._snapshot.nodes
-            and (name is None or i.name.lower() == name.lower())
-            and (node is None or i.node == node)
-            and wanted <= {tag.lower() for tag in i.tags}
-        ]
-        return sorted(found, key=lambda i: (i.node, i.id))
+        found = self.directory.by_service.get(name.lower(), ())
+        return [i for i in found if i.node in self._nodes and (not wanted or wanted <= {tag.lower() for tag in i.tags})]
+
+    def instances_on(self, node: str) -> tuple[Instance, ...]:
+        """By id, the pseudo-service `consul` included."""
+        return self.directory.by_node.get(node, ()) if node in self._nodes else ()
 
     def catalog_service(self, instance: Instance) -> Json:
-        node = self.node(self._snapshot.nodes[instance.node])
+        node = self.node(self._nodes[instance.node])
         return {
             **{key: node[key] for key in ("ID", "Node", "Address", "Datacenter", "TaggedAddresses")},
             "NodeMeta": node["Meta"],
@@ -176,38 +165,18 @@ class Views:
 
     def health_entry(self, instance: Instance) -> Json:
         return {
-            "Node": self.node(self._snapshot.nodes[instance.node]),
+            "Node": self.node(self._nodes[instance.node]),
             "Service": self.node_service(instance),
             "Checks": self.instance_checks(instance),
         }
 
     def instance_checks(self, instance: Instance) -> list[Json]:
-        """The node's check and, for an instance bound to a container, whether that runs."""
-        checks = [self.serf_check(instance.node)]
-        if instance.container:
-            checks.append(self._container_check(instance))
-        return checks
+        """The checks of its node, then its own."""
+        return [health_check(check) for check in self.directory.instance_checks(instance)]
 
-    def _container_check(self, instance: Instance) -> Json:
-        state = "does not run" if instance.down else "runs"
-        return {
-            **self.serf_check(instance.node),
-            "CheckID": f"service:{instance.id}",
-            "Name": f"Service '{instance.name}' check",
-            "Status": "critical" if instance.down else "passing",
-            "Output": f"Container {instance.container} {state}",
-            "ServiceID": instance.id,
-            "ServiceName": instance.name,
-            "ServiceTags": list(instance.tags),
-            "Type": "container",
-        }
-
-    def passing(self, instance: Instance) -> bool:
-        """Whether all its checks, its node's included, are passing."""
-        return all(check["Status"] == "passing" for check in self.instance_checks(instance))
-
-    def _sorted_nodes(self) -> list[Node]:
-        return sorted(self._snapshot.nodes.values(), key=lambda n: n.name)
+    def status(self, instance: Instance) -> Aggregate:
+        """What its checks, its node's included, say together."""
+        return self.directory.status(instance)
 
 
 def seed_answer(instance: Instance) -> Json:
@@ -239,25 +208,10 @@ def container_address(snapshot: Snapshot, name: str, node: str = "") -> str:
     return min(found, key=lambda row: (row[0] != snapshot.me, row[0]))[1] if found else ""
 
 
-def narrowed(snapshot: Snapshot, node_meta: Sequence[str]) -> Snapshot:
-    """The snapshot with only those nodes whose meta has every "key:value" of `node_meta` (and so only with their services)."""
-    if not node_meta:
-        return snapshot
+def _with_meta(nodes: Mapping[str, CatalogNode], node_meta: Sequence[str]) -> dict[str, CatalogNode]:
+    """Only those nodes whose meta has every "key:value" of `node_meta`."""
     wanted = {(key, value) for key, _, value in (text.partition(":") for text in node_meta)}
-    return replace(snapshot, nodes={name: node for name, node in snapshot.nodes.items() if wanted <= _node_meta(node).items()})
-
-
-def _node_meta(node: Node) -> dict[str, str]:
-    """What Consul's clients see as the node's meta."""
-    return {
-        "consul-network-segment": "",
-        "consul-version": CONSUL_VERSION,
-        **{key: value for key, value in node.meta.items() if key != SERVER_META},
-    }
-
-
-def _consul(node: Node) -> Instance:
-    return Instance("consul", "consul", node.name, port=SERVER_PORT, create_index=1, modify_index=1)
+    return {name: node for name, node in nodes.items() if wanted <= node.meta.items()}
 
 
 def _tagged(instance: Instance) -> Json:

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records by key -> a Snapshot, at the cost of what changed: a map of the snapshot is copied only if one of its records did.
+
+Data in: records with the keys of the store. Data out: Snapshots that share unchanged maps, by identity, with the one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from plait.agent.keys import TYPES, Record, kind_of
+from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node, Snapshot
+from plait.model.discovery import CatalogNode, Check
+
+_LAYERED = {"instances": "catalog/instances", "checks": "catalog/checks"}
+"""Kinds below which another one lies: its records are seen where the upper kind has none under the same name."""
+
+
+class Merged:
+    """What counts, by kind. Not thread-safe."""
+
+    def __init__(self, me: str) -> None:
+        self._me = me
+        self._kinds: dict[str, dict[Hashable, Record]] = {kind: {} for kind in TYPES}
+        self._idents: dict[str, Hashable] = {}
+        self._frozen: dict[str, Mapping[Any, Any]] = {}
+
+    def put(self, key: str, record: Record) -> None:
+        kind, ident = kind_of(key), _ident(record)
+        self._idents[key] = ident
+        if self._kinds[kind].get(ident) != record:
+            self._kinds[kind][ident] = record
+            self._thaw(kind)
+
+    def drop(self, key: str) -> None:
+        """Absent ones are no matter."""
+        ident = self._idents.pop(key, None)
+        if ident is not None:
+            kind = kind_of(key)
+            del self._kinds[kind][ident]
+            self._thaw(kind)
+
+    def snapshot(self, revision: int, alive: frozenset[str]) -> Snapshot:
+        """The records as they are now."""
+        return Snapshot(
+            self._me,
+            revision,
+            self._map("nodes"),
+            alive,
+            self._map("networks"),
+            self._map("blocks"),
+            self._map("endpoints"),
+            self._map("containers"),
+            self._map("instances"),
+            self._map("checks"),
+            self._map("catalog/nodes"),
+        )
+
+    def _thaw(self, kind: str) -> None:
+        upper = next((upper for upper, lower in _LAYERED.items() if lower == kind), kind)
+        self._frozen.pop(upper, None)
+
+    def _map(self, kind: str) -> Mapping[Any, Any]:
+        found = self._frozen.get(kind)
+        if found is None:
+            lower = _LAYERED.get(kind)
+            found = {**self._kinds[lower], **self._kinds[kind]} if lower else dict(self._kinds[kind])
+            self._frozen[kind] = found
+        return found
+
+
+def _ident(record: Record) -> Hashable:
+    """What a record is known by in its map of the snapshot."""
+    match record:
+        case Block():
+            return record.network, record.cidr
+        case Endpoint():
+            return record.id
+        case Container() | Instance() | Check():
+            return record.node, record.id
+        case Node() | Network() | CatalogNode():
+            return record.name

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads of the catalogue and of health: which view answers which path. Data in: calls, views. Data out: JSON-able values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from plait.serve.consul_backend import Read
+from plait.serve.consul_http import Call
+from plait.services.views import Views
+
+
+def reads(datacenter: str) -> Iterator[tuple[str, str, bool, Read]]:
+    """(path, what it is for, whether it blocks, its answer)."""
+    yield "catalog/datacenters", "the only one", False, lambda _, __: [datacenter]
+    yield "catalog/nodes", "all nodes", True, lambda _, views: views.nodes()
+    yield "catalog/services", "all services with their tags", True, lambda _, views: views.services()
+    yield "catalog/service/<name>", "instances of a service; `tag`", True, _catalog_service
+    yield "catalog/node/<name>", "a node and its services", True, _catalog_node
+    yield "catalog/node-services/<name>", "the same, its services in a list", True, _node_services
+    yield "health/service/<name>", "instances with their checks; `passing`, `tag`", True, _health_service
+    yield "health/services", "all passing instances of all services by name; `passing=false`: all of them", True, _health_services
+    yield "health/node/<name>", "the checks on a node", True, _health_node
+    yield "health/checks/<name>", "the checks of a service", True, lambda call, views: views.service_checks(call.part("service name"))
+    yield "health/state/<state>", "checks by state, or `any`", True, lambda call, views: views.checks(call.part("check state"))
+
+
+def _catalog_service(call: Call, views: Views) -> object:
+    return [views.catalog_service(i) for i in views.instances(call.part("service name"), tags=call.every("tag"))]
+
+
+def _catalog_node(call: Call, views: Views) -> object:
+    node = views.find_node(call.part("node name"))
+    if node is None:
+        return None
+    return {"Node": views.node(node), "Services": {i.id: views.node_service(i) for i in views.instances_on(node.name)}}
+
+
+def _node_services(call: Call, views: Views) -> object:
+    node = views.find_node(call.part("node name"))
+    if node is None:
+        return {"Node": None, "Services": []}
+    return {"Node": views.node(node), "Services": [views.node_service(i) for i in views.instances_on(node.name)]}
+
+
+def _health_service(call: Call, views: Views) -> object:
+    passing = call.switch("passing")
+    found = views.instances(call.part("service name"), tags=call.every("tag"))
+    return [views.health_entry(i) for i in found if not passing or views.status(i) == "passing"]
+
+
+def _health_services(call: Call, views: Views) -> object:
+    passing = call.switch("passing") if call.flag("passing") else True
+    found = {
+        name: [views.health_entry(i) for i in views.instances(name) if not passing or views.status(i) == "passing"]
+        for name in views.directory.by_service
+    }
+    return {name: found[name] for name in sorted(found) if found[name]}
+
+
+def _health_node(call: Call, views: Views) -> object:
+    node = views.find_node(call.part("node name"))
+    return views.node_checks(node.name) if node is not None else []
