@@ -10,7 +10,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 from cryptography import x509
@@ -30,12 +30,26 @@ def free_port() -> int:
 async def serve(
     handler: Callable[[asyncio.StreamReader, asyncio.StreamWriter], object], context: ssl.SSLContext | None = None
 ) -> AsyncIterator[int]:
-    """A TCP server on loopback; its port."""
-    server = await asyncio.start_server(handler, "127.0.0.1", 0, ssl=context)
+    """A TCP server on loopback; its port. No connection outlives it, not even one that was only just accepted."""
+    open_ones: set[asyncio.StreamWriter] = set()
+
+    async def tracked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        open_ones.add(writer)
+        done = handler(reader, writer)
+        if isinstance(done, Awaitable):
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                await done
+
+    server = await asyncio.start_server(tracked, "127.0.0.1", 0, ssl=context)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
+        for _ in range(2):
+            await asyncio.sleep(0.01)
+            for writer in open_ones:
+                writer.transport.abort()
+        await asyncio.sleep(0.01)
 
 
 @contextlib.asynccontextmanager
@@ -48,28 +62,21 @@ async def serve_bytes(
     bytewise: bool = False,
 ) -> AsyncIterator[int]:
     """A server that reads until `wait_for`, writes `answer` and closes, unless it is to `hold` the connection."""
-    open_ones: set[asyncio.StreamWriter] = set()
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        open_ones.add(writer)
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            if wait_for:
-                got = await reader.readuntil(wait_for)
-                if seen is not None:
-                    seen.extend(got)
-            for part in [answer[i : i + 1] for i in range(len(answer))] if bytewise else [answer]:
-                writer.write(part)
-                await writer.drain()
-                await asyncio.sleep(0.001 if bytewise else 0)
-            if not hold:
-                writer.close()
+        if wait_for:
+            got = await reader.readuntil(wait_for)
+            if seen is not None:
+                seen.extend(got)
+        for part in [answer[i : i + 1] for i in range(len(answer))] if bytewise else [answer]:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0.001 if bytewise else 0)
+        if not hold:
+            writer.close()
 
     async with serve(handler, context) as port:
-        try:
-            yield port
-        finally:
-            for writer in open_ones:
-                writer.close()
+        yield port
 
 
 def certificate(folder: Path, name: str) -> Path:

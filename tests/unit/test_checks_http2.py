@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,9 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from hpack import Decoder as ReferenceDecoder
 from hpack import Encoder as ReferenceEncoder
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.checks import certificate, free_port, nginx, serve_bytes
+from tests.support.checks import certificate, free_port, nginx, serve, serve_bytes
 
 from plait.checks.hpack import Decoder, HpackError, encode
 from plait.checks.runners import Runners
@@ -150,6 +151,19 @@ async def test_frames_of_a_server_are_understood(frames: bytes, status: str, sai
     assert result.status == status and said in result.output
 
 
+async def test_a_servers_own_ping_is_answered_while_the_call_goes_on() -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"SM\r\n\r\n")
+        writer.write(SETTINGS + frame(6, 0, 0, b"12345678"))
+        await reader.readuntil(frame(6, 1, 0, b"12345678"))
+        writer.write(OK_HEAD + frame(0, 1, 1, b"\0\0\0\0\2\x08\x01"))
+        await reader.read()
+        writer.close()
+
+    async with serve(handler) as port:
+        assert (await once("grpc", f"127.0.0.1:{port}")).status == "passing"
+
+
 async def test_a_server_that_never_acknowledges_is_critical_at_the_timeout() -> None:
     async with serve_bytes(SETTINGS + frame(6, 0, 0, b"12345678"), wait_for=b"SM\r\n\r\n", hold=True) as port:
         result = await once("h2ping", f"127.0.0.1:{port}", timeout=0.2)
@@ -169,6 +183,7 @@ ascii_text = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_siz
 fields = st.lists(st.tuples(st.text(st.characters(min_codepoint=97, max_codepoint=122), min_size=1, max_size=20), ascii_text), max_size=8)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(fields, st.booleans()), min_size=1, max_size=5), st.sampled_from([4096, 100, 0]))
 def test_header_blocks_of_another_implementation_are_read(blocks: list[tuple[list[tuple[str, str]], bool]], table: int) -> None:
     """Names that stand in HTTP's static table are told as ""."""
@@ -181,18 +196,28 @@ def test_header_blocks_of_another_implementation_are_read(blocks: list[tuple[lis
             assert (read_name, read_value) == (name, value) or (name in known and read_name == "")
 
 
+@settings(deadline=None)
 @given(fields)
 def test_header_blocks_are_read_by_another_implementation(block: list[tuple[str, str]]) -> None:
     long = [*block, ("long", "x" * 3000)]
     assert [(name, value) for name, value in ReferenceDecoder().decode(encode(long))] == long
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_noise_is_refused_or_read_never_worse(raw: bytes) -> None:
     try:
         Decoder().decode(raw)
     except HpackError:
         pass
+
+
+def test_fields_to_remember_are_bounded() -> None:
+    decoder = Decoder()
+    for number in range(1000):
+        decoder.decode(b"\x40\x04name" + bytes([4]) + f"{number:04}".encode())
+    assert decoder._size <= 4096 and len(decoder._table) == 4096 // (4 + 4 + 32)
+    assert decoder.decode(b"\xbe") == [("name", "0999")]
 
 
 def test_statuses_of_the_static_table() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import ssl
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -274,10 +276,30 @@ async def test_a_refused_https_connection_says_so() -> None:
     assert result == Result("critical", f"HTTP GET https://127.0.0.1:{port}/: connection refused")
 
 
-async def test_no_run_leaves_a_socket_behind() -> None:
-    def count() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
+def count() -> int:
+    """Files that this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
 
+
+async def test_a_connection_that_is_never_answered_leaves_no_socket_behind() -> None:
+    """A listener whose queue is full: the kernel drops further attempts without a word."""
+    with socket.socket() as server, contextlib.ExitStack() as held:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(3):
+            sock = held.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(server.getsockname())
+        target = f"127.0.0.1:{server.getsockname()[1]}"
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for check in (tcp(target, timeout=0.2), http(f"http://{target}/", timeout=0.2)):
+                assert (await once(check)).timed_out
+            gc.collect()
+        assert [str(warning.message) for warning in caught if "unclosed" in str(warning.message)] == []
+
+
+async def test_no_run_leaves_a_socket_behind() -> None:
     async with serve(lambda _reader, writer: writer.close()) as port, runners() as made:
         await made.run(http(f"http://127.0.0.1:{port}/"))
         before = count()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from plait.checks.command import Commands, shell_args
+from plait.checks.process import _Output
 from plait.checks.runners import Runners
 from plait.model.discovery import CheckDefinition
 from plait.model.errors import EngineUnavailable, NotFound
@@ -101,6 +102,15 @@ async def test_a_script_that_never_stops_writing_leaves_the_loop_free() -> None:
         await asyncio.sleep(0.005)
         longest, last = max(longest, time.monotonic() - last), time.monotonic()
     assert (await check).timed_out and longest < 0.3
+
+
+@pytest.mark.timeout(10)
+async def test_what_never_runs_dry_is_read_in_portions() -> None:
+    source = os.open("/dev/zero", os.O_RDONLY)
+    output = _Output(source, 10)
+    output.read(asyncio.get_running_loop())
+    os.close(source)
+    assert output.tail == bytes(10) and 0 < output.total < 1 << 20
 
 
 async def test_many_scripts_leave_neither_files_nor_zombies() -> None:

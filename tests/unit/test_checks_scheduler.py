@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-from plait.checks.scheduler import Scheduler, Ticker
+from plait.checks.scheduler import SLOW, Scheduler, Ticker
 
 
 @contextlib.asynccontextmanager
@@ -78,6 +78,19 @@ async def test_a_run_longer_than_its_interval_is_never_beside_itself() -> None:
     assert most == 1 and 3 <= count <= 4
 
 
+async def test_after_a_run_that_took_too_long_the_phase_is_kept() -> None:
+    began, starts = time.monotonic(), list[float]()
+
+    async def work(key: str) -> None:
+        starts.append(time.monotonic() - began)
+        await asyncio.sleep(0.5)
+
+    async with scheduled(work) as scheduler:
+        scheduler.add("k", 0.4)
+        await asyncio.sleep(2.2)
+    assert 2 <= len(starts) <= 3 and all(abs(start - n * 0.8) < 0.15 for n, start in enumerate(starts))
+
+
 async def test_a_lane_that_is_full_holds_up_neither_the_others_nor_more_than_its_bound() -> None:
     running, most, quick = 0, 0, 0
 
@@ -98,6 +111,27 @@ async def test_a_lane_that_is_full_holds_up_neither_the_others_nor_more_than_its
         waiting, longest = scheduler.overdue()
     assert most == 3 and quick >= 8
     assert waiting == 17 and 0.4 < longest < 1.2
+
+
+async def test_long_runs_move_over_so_that_those_behind_them_get_their_turn() -> None:
+    ran = Counter[str]()
+
+    async def work(key: str) -> None:
+        ran[key] += 1
+        await asyncio.sleep(30 if key.startswith("hang") else 0)
+
+    async with scheduled(work, limits={"all": 2, f"all{SLOW}": 3}) as scheduler:
+        for number in range(4):
+            scheduler.add(f"hang{number}", 60)
+        scheduler.add("good", 0.2)
+        await asyncio.sleep(0.8)
+        assert ran["good"] == 0, "two hang in its lane"
+        await asyncio.sleep(0.8)
+        assert set(ran) == {"hang0", "hang1", "hang2", "hang3"}
+        await asyncio.sleep(1.5)
+        assert ran["good"] >= 3, "a third has moved; the lane for long ones is full now"
+        lanes = scheduler._lanes
+        assert (lanes["all"].running, lanes[f"all{SLOW}"].running) == (1, 3)
 
 
 async def test_what_waited_runs_as_places_become_free() -> None:

@@ -13,14 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.support.checks import serve_bytes
 from tests.support.cluster import FakeNode, nodes
 
 from plait.agent import checkup as module
-from plait.agent.checkup import CheckPolicy, Checkup
+from plait.agent.checkup import CheckPolicy, Checkup, Runner
 from plait.agent.checkwatch import CheckWatch
 from plait.agent.followed import Followed
 from plait.agent.health import Health
 from plait.agent.journal import Write
+from plait.checks.runners import Runners
 from plait.model.cluster import Container, Instance
 from plait.model.discovery import Check, CheckDefinition, Status
 from plait.model.errors import Conflict, NotFound, NotSupported, StoreUnavailable
@@ -44,6 +46,16 @@ class Script:
         return self.results.get(definition.target, Result("passing", "fine"))
 
 
+def noting(gone: list[str]) -> Callable[[str], Awaitable[object]]:
+    """Deregisters nothing and notes what was to be."""
+
+    async def deregister(service: str) -> object:
+        gone.append(service)
+        return True
+
+    return deregister
+
+
 async def nobody(service: str) -> object:
     raise AssertionError(f"{service} must stay")
 
@@ -51,7 +63,7 @@ async def nobody(service: str) -> object:
 @contextlib.asynccontextmanager
 async def checking(
     node: FakeNode,
-    runner: Script,
+    runner: Runner,
     policy: CheckPolicy | None = None,
     deregister: Callable[[str], Awaitable[object]] = nobody,
 ) -> AsyncIterator[Checkup]:
@@ -144,9 +156,12 @@ async def test_after_a_restart_nothing_turns_critical_before_it_was_run(node: Fa
     async with checking(node, runner) as checkup:
         await checkup.add([check(), check("never", slow), check("quiet", replace(slow, target="q"), status="passing")])
         await node.until(lambda: seen(node)[0] == "passing")
+        await asyncio.sleep(0.6)
+        runner.results["http://web/"] = Result("warning", "slow")
+        await node.until(lambda: seen(node)[0] == "warning")
     await restart(node)
     async with checking(node, runner):
-        assert seen(node) == ("passing", "fine") and seen(node, "quiet")[0] == "passing"
+        assert seen(node) == ("warning", "slow") and seen(node, "quiet")[0] == "passing"
         assert seen(node, "never") == ("critical", "")
 
 
@@ -284,16 +299,25 @@ async def test_a_check_that_recovers_in_time_saves_its_service(node: FakeNode) -
         await asyncio.sleep(0.5)
 
 
-async def test_registering_again_and_again_does_not_put_a_deregistration_off(node: FakeNode) -> None:
-    gone: list[str] = []
-
-    async def deregister(service: str) -> object:
-        gone.append(service)
-        return True
-
-    runner = Script()
+async def test_the_time_until_deregistration_begins_anew_after_a_recovery(node: FakeNode) -> None:
+    runner, gone = Script(), list[str]()
     runner.results["t"] = Result("critical")
-    async with checking(node, runner, deregister=deregister) as checkup:
+    async with checking(node, runner, deregister=noting(gone)) as checkup:
+        await checkup.add([check("a", replace(HTTP, target="t", deregister_after=1.0), service="web")])
+        await asyncio.sleep(0.5)
+        runner.results["t"] = Result("passing")
+        await node.until(lambda: seen(node, "a")[0] == "passing")
+        runner.results["t"] = Result("critical")
+        await node.until(lambda: seen(node, "a")[0] == "critical")
+        await asyncio.sleep(0.75)
+        assert gone == [], "critical for less than a second at a time"
+        await node.until(lambda: gone == ["web"])
+
+
+async def test_registering_again_and_again_does_not_put_a_deregistration_off(node: FakeNode) -> None:
+    runner, gone = Script(), list[str]()
+    runner.results["t"] = Result("critical")
+    async with checking(node, runner, deregister=noting(gone)) as checkup:
         for _ in range(20):
             await checkup.add([check("a", replace(HTTP, target="t", deregister_after=0.5), service="web")])
             await asyncio.sleep(0.05)
@@ -366,6 +390,24 @@ async def test_a_journal_that_fails_loses_nothing(node: FakeNode, monkeypatch: p
     await restart(node)
     async with checking(node, runner):
         assert seen(node) == ("passing", "fine")
+
+
+async def test_targets_that_hang_do_not_keep_the_others_from_running(node: FakeNode) -> None:
+    """Over real sockets: 60 targets accept and never answer, 8 places."""
+    runners, answer = Runners(None), b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+    async with (
+        serve_bytes(b"", wait_for=b"never") as silent,
+        serve_bytes(answer, wait_for=b"\r\n\r\n") as good,
+        checking(node, runners, CheckPolicy(parallel=8)) as checkup,
+    ):
+        hang = replace(HTTP, target=f"http://127.0.0.1:{silent}/", interval=1, timeout=1.5)
+        await checkup.add([check(f"hang{n}", hang, "passing") for n in range(60)])
+        await node.until(lambda: sum(seen(node, f"hang{n}")[0] == "critical" for n in range(60)) >= 55, 15)
+        await checkup.add([check("good", replace(HTTP, target=f"http://127.0.0.1:{good}/", interval=0.2))])
+        await node.until(lambda: seen(node, "good")[0] == "passing", 2)
+        waiting, longest = checkup.overdue()
+        assert waiting > 0 and longest < 5
+    await runners.close()
 
 
 # --- checks that follow

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.support.docker import Conditions, FakeEngine, until
 
@@ -18,8 +19,9 @@ from plait.model.cluster import PortMapping
 from plait.model.errors import Conflict, EngineUnavailable, NotFound, PlaitError
 from plait.runtimes.api import AttachRequest, NetworkRequest
 from plait.runtimes.docker.collector import Collector
-from plait.runtimes.docker.containers import seconds
+from plait.runtimes.docker.containers import health_output, seconds
 from plait.runtimes.docker.engine import DockerEngine
+from plait.runtimes.docker.enginetypes import ContainerDetails, ContainerRow
 from plait.runtimes.docker.networks import ORIGIN_LABEL, DockerNetworks
 from plait.runtimes.docker.state import NETWORKS, CachedState, memory_state
 from plait.runtimes.docker.watcher import DockerWatcher
@@ -159,6 +161,14 @@ async def test_the_health_of_a_container_is_told_with_what_its_check_wrote(s: Se
         state["Health"] = {"Status": "healthy", "Log": [{"Output": ""}]}
         s.fake.emit("container", "health_status: healthy", "web-id")
         await until(lambda: health()["web"] == ("healthy", ""))
+
+
+def test_an_inspection_of_before_does_not_speak_for_the_present_state() -> None:
+    row = ContainerRow("x", state="running", status="Up 9 seconds (unhealthy)")
+    for status, said in (("healthy", ""), ("unhealthy", "pong")):
+        details = msgspec.convert({"Id": "x", "State": {"Health": {"Status": status, "Log": [{"Output": "pong"}]}}}, ContainerDetails)
+        assert health_output(row, details) == said
+    assert health_output(row, None) == ""
 
 
 def test_times_of_the_engine() -> None:

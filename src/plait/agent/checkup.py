@@ -20,7 +20,7 @@ from typing import Protocol
 
 from plait.agent.journal import Journal, Write
 from plait.agent.view import View
-from plait.checks.scheduler import Scheduler, Ticker
+from plait.checks.scheduler import SLOW, Scheduler, Ticker
 from plait.model.discovery import Check, CheckDefinition, Status
 from plait.model.errors import Conflict, NotFound, NotSupported, PlaitError
 from plait.services.health import COMMAND_KINDS, RUN_KINDS, Result, Standing, advanced, clipped_note, refusal, ttl_expired
@@ -31,7 +31,8 @@ OUTPUT_GAP_S = 10.0
 """How long a check that is run keeps the output that was shown, if only the output changed."""
 OUTPUT_RATE, OUTPUT_BURST = 20.0, 40.0
 """Changes of outputs alone that are shown in a second, of all checks together, and how many may come at once after a rest."""
-_DRAIN_S, _FLUSH_S = 0.25, 0.25
+_SETTLE_S = 1.0
+"""How long what waits is collected: outputs that take turns, and what the journal does not hold yet."""
 _RETRY_S = 1.0
 _KIND = "check"
 
@@ -46,7 +47,8 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CheckPolicy:
-    """What the operator allows. `parallel`: runs at once, of each kind of lane; commands get a sixteenth of it."""
+    """What the operator allows. `parallel`: runs at once, of commands a sixteenth; those that wait for silent targets have four times as
+    many places of their own, commands that hang as many again."""
 
     scripts: bool = False
     local_scripts: bool = False
@@ -85,8 +87,8 @@ class Checkup:
         self._reaped: asyncio.Queue[str] = asyncio.Queue()
         self._stirred = asyncio.Event()
         self._tokens, self._tokens_at = OUTPUT_BURST, clock()
-        lanes = {"network": policy.parallel, "command": max(4, policy.parallel // 16)}
-        lanes |= {f"{name}-slow": limit for name, limit in lanes.items()}
+        commands = max(4, policy.parallel // 16)
+        lanes = {"network": policy.parallel, f"network{SLOW}": 4 * policy.parallel, "command": commands, f"command{SLOW}": commands}
         self._scheduler: Scheduler[str] = Scheduler(self._run_one, self._lane, lanes, clock, chance)
         self._deadlines: Ticker[tuple[str, str]] = Ticker(self._due, clock)
         for key, body in journal.load(_KIND).items():
@@ -193,7 +195,7 @@ class Checkup:
     def _lane(self, key: str) -> str:
         live = self._live[key]
         name = "command" if live.check.definition.kind in (*COMMAND_KINDS, "os_service") else "network"
-        return f"{name}-slow" if live.slow else name
+        return name + SLOW if live.slow else name
 
     async def _run_one(self, key: str) -> None:
         live = self._live[key]
@@ -212,7 +214,8 @@ class Checkup:
             self._watch_critical(live, began)
         elif live.standing.output != live.check.output:
             self._pending[live.check.id] = None
-            self._show_outputs()
+            if self._tokens_now() > OUTPUT_BURST / 2:
+                self._show_outputs()
             if self._pending:
                 self._stirred.set()
         else:
@@ -228,11 +231,9 @@ class Checkup:
 
     def _show_outputs(self) -> None:
         """As many of the changed outputs as are allowed now, those that wait longest first."""
-        now = self._clock()
-        self._tokens = min(OUTPUT_BURST, self._tokens + (now - self._tokens_at) * OUTPUT_RATE)
-        self._tokens_at = now
-        if self._tokens < 1:
+        if self._tokens_now() < 1:
             return
+        now = self._clock()
         for key in list(self._pending):
             live = self._live[key]
             gap = OUTPUT_GAP_S if live.check.definition.kind in RUN_KINDS and live.check.output else 0.0
@@ -241,6 +242,14 @@ class Checkup:
                 self._show(live)
                 if self._tokens < 1:
                     return
+
+    def _tokens_now(self) -> float:
+        """How many changed outputs may be shown now. Once half of the burst is used up they are shown together, at `_settle`'s pace, so
+        that each costs no round of the publisher of its own."""
+        now = self._clock()
+        self._tokens = min(OUTPUT_BURST, self._tokens + (now - self._tokens_at) * OUTPUT_RATE)
+        self._tokens_at = now
+        return self._tokens
 
     # --- deadlines
 
@@ -291,7 +300,7 @@ class Checkup:
         while True:
             await self._stirred.wait()
             self._stirred.clear()
-            await asyncio.sleep(max(_DRAIN_S, _FLUSH_S))
+            await asyncio.sleep(_SETTLE_S)
             self._show_outputs()
             await self.flush()
             if self._pending:

@@ -114,7 +114,12 @@ OPTIONS = (
         "false",
         "Run those that this host's own files define, and refuse those that come over the HTTP API.",
     ),
-    Option("checks.parallel", "1 to 10000", "512", "Health checks that run at once; of commands a sixteenth of it."),
+    Option(
+        "checks.parallel",
+        "1 to 10000",
+        "512",
+        "Health checks that run at once, of commands a sixteenth; those that wait for silent targets have four times as many places.",
+    ),
     Option("log.level", "debug, info, warning or error", "info", "Least level that is written."),
     Option("log.format", "text or json", "text", "Form of the log lines on standard error."),
 )

@@ -3,7 +3,8 @@
 
 A key runs first at a random point of its interval and then at that phase for good, never twice at the same time: what is missed because the
 run before took too long is left out. Keys belong to lanes, each with its own bound, so that those that wait for a silent target never
-keep the others from running. What is due while its lane is full waits in order, and `overdue` says so.
+keep the others from running: those that did so last time begin in a lane of their own, and a run that lasts moves over to it as long as
+there is room. What is due while its lane is full waits in order, and `overdue` says so.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from typing import Generic, TypeVar
 from plait.checks.wheel import Wheel
 
 K = TypeVar("K", bound=Hashable)
+SLOW = "-slow"
+"""Ends the name of the lane for long runs of the lane whose name is before it."""
+PATIENCE_S = 1.0
+"""A run that lasts longer is moved to the lane for long ones."""
+_LOOK_S = 0.25
 
 
 class Ticker(Generic[K]):
@@ -62,8 +68,21 @@ class _Lane(Generic[K]):
     running: int = 0
 
 
+@dataclass(slots=True)
+class _Run(Generic[K]):
+    """One run under way. `due` and `began` are moments of the clock."""
+
+    key: K
+    due: float
+    began: float
+    lane: _Lane[K]
+    slow: _Lane[K] | None
+    task: asyncio.Task[None]
+
+
 class Scheduler(Generic[K]):
-    """`work(key)` is one run, which must not raise; `lane(key)` says at each run which of the `limits` it counts against."""
+    """`work(key)` is one run, which must not raise; `lane(key)` says at each run which of the `limits` it counts against, by name;
+    a lane whose name with `SLOW` is one too moves its long runs there."""
 
     def __init__(
         self,
@@ -77,7 +96,8 @@ class Scheduler(Generic[K]):
         self._lanes = {name: _Lane[K](limit) for name, limit in limits.items()}
         self._interval: dict[K, float] = {}
         self._due: dict[K, float] = {}
-        self._tasks: dict[K, asyncio.Task[None]] = {}
+        self._slow = {id(lane): self._lanes.get(name + SLOW) for name, lane in self._lanes.items()}
+        self._runs: dict[K, _Run[K]] = {}
         self._ticker: Ticker[K] = Ticker(self._enqueue, clock)
         self._start = asyncio.Event()
 
@@ -99,9 +119,9 @@ class Scheduler(Generic[K]):
             return
         self._ticker.drop(key)
         self._due.pop(key, None)
-        task = self._tasks.pop(key, None)
-        if task is not None:
-            task.cancel()
+        under_way = self._runs.pop(key, None)
+        if under_way is not None:
+            under_way.task.cancel()
 
     def overdue(self) -> tuple[int, float]:
         """How many wait for a place in their lane, and for how many seconds the one that waits longest."""
@@ -113,13 +133,14 @@ class Scheduler(Generic[K]):
         """Never returns. All runs end with it."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._ticker.run())
+            group.create_task(self._move_long_runs())
             while True:
                 await self._start.wait()
                 self._start.clear()
                 for lane in self._lanes.values():
                     while lane.waiting and lane.running < lane.limit:
                         key, due = lane.waiting.popleft()
-                        if self._due.get(key) == due and key not in self._tasks:
+                        if self._due.get(key) == due and key not in self._runs:
                             self._begin(key, due, lane, group.create_task(self._run_one(key)))
 
     def _set(self, key: K, due: float) -> None:
@@ -135,15 +156,26 @@ class Scheduler(Generic[K]):
 
     def _begin(self, key: K, due: float, lane: _Lane[K], task: asyncio.Task[None]) -> None:
         lane.running += 1
-        self._tasks[key] = task
-        task.add_done_callback(lambda _: self._end(key, due, lane, task))
+        begun = self._runs[key] = _Run(key, due, self._clock(), lane, self._slow[id(lane)], task)
+        task.add_done_callback(lambda _: self._end(begun))
 
-    def _end(self, key: K, due: float, lane: _Lane[K], task: asyncio.Task[None]) -> None:
-        lane.running -= 1
-        if lane.waiting:
+    def _end(self, ended: _Run[K]) -> None:
+        ended.lane.running -= 1
+        if ended.lane.waiting:
             self._start.set()
-        if self._tasks.get(key) is task:
-            del self._tasks[key]
-            interval = self._interval[key]
-            missed = math.floor((self._clock() - due) / interval)
-            self._set(key, due + (missed + 1) * interval)
+        if self._runs.get(ended.key) is ended:
+            del self._runs[ended.key]
+            interval = self._interval[ended.key]
+            missed = math.floor((self._clock() - ended.due) / interval)
+            self._set(ended.key, ended.due + (missed + 1) * interval)
+
+    async def _move_long_runs(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            until = self._clock() - PATIENCE_S
+            for begun in self._runs.values():
+                if begun.began < until and begun.slow is not None and begun.slow.running < begun.slow.limit:
+                    begun.lane.running -= 1
+                    begun.slow.running += 1
+                    begun.lane, begun.slow = begun.slow, None
+                    self._start.set()
