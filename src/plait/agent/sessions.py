@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 
 from plait.agent.kv import Contended, Kv
 from plait.agent.view import View
@@ -22,8 +23,10 @@ _ROUND_S = 5.0
 
 
 class SessionSteward:
-    def __init__(self, kv: Kv, view: View) -> None:
-        self._kv = kv
+    """`drop_unbound` removes what else was bound to sessions that are no more, and says how many it were."""
+
+    def __init__(self, kv: Kv, view: View, drop_unbound: Callable[[], Awaitable[int]] | None = None) -> None:
+        self._kv, self._drop_unbound = kv, drop_unbound
         self._changed: asyncio.Event | None = None
         view.subscribe(self._on_view)
 
@@ -54,4 +57,6 @@ class SessionSteward:
                 ended.append((session.id, why))
         for session_id, why in ended:
             await self._kv.end_session(session_id, why)
+        if self._drop_unbound is not None:
+            await self._drop_unbound()
         return len(ended)

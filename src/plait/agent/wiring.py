@@ -35,6 +35,8 @@ from plait.agent.node import LEASE_TTL_S, NodeLoops, Parts
 from plait.agent.operations import AgentOperations
 from plait.agent.outside import OutsideCatalog
 from plait.agent.publisher import Publisher
+from plait.agent.queries import KINDS as QUERY_KINDS
+from plait.agent.queries import Queries
 from plait.agent.reconciler import Reconciler
 from plait.agent.sandboxes import Sandboxes
 from plait.agent.sessions import SessionSteward
@@ -54,8 +56,11 @@ from plait.serve.consul import ConsulApi
 from plait.serve.consul_event import EventApi
 from plait.serve.consul_kv import KvApi
 from plait.serve.consul_operator import OperatorApi
+from plait.serve.consul_query import QueryApi
 from plait.serve.dns_parent import DnsService
+from plait.services.checkviews import Json
 from plait.services.directory import SERVER_META
+from plait.services.views import Views
 from plait.store.api import Change, Delete, Store
 from plait.store.join import split_address
 from plait.store.joinserver import PORT as JOIN_PORT
@@ -70,6 +75,8 @@ from plait.store.token import create_token
 
 log = logging.getLogger("plait.node")
 DEFAULT_NETWORK = "default"
+_NOT_VIEWED = KV_KINDS | STATE_KINDS | QUERY_KINDS
+"""Kinds of records of which the snapshot, and so the plan, knows nothing."""
 
 
 async def run_node(config: Config, identity: Identity, paths: Paths) -> None:
@@ -156,6 +163,8 @@ class _Wiring:
         self.view.subscribe(self._on_view)
         self.kv = Kv(self.view, store, self._contact_ms)
         self.consul_state = ConsulState(self.view, store, self._contact_ms)
+        self.queries = Queries(self.view, store, self.kv)
+        self.api: ConsulApi | None = None
         self.replica.subscribe(self._on_changes, self._on_store)
 
     def _docker(self, engine: DockerEngine) -> DockerRuntime:
@@ -178,7 +187,8 @@ class _Wiring:
         told = list(changes)
         self.kv.change(told, revision)
         self.consul_state.change(told)
-        self.view.change((change for change in told if kind_of(change.item.key) not in KV_KINDS | STATE_KINDS), revision)
+        self.queries.change(told)
+        self.view.change((change for change in told if kind_of(change.item.key) not in _NOT_VIEWED), revision)
 
     def _on_view(self, kinds: frozenset[str]) -> None:
         if kinds != {"checks"}:  # of which the plan knows nothing, and which change all the time
@@ -191,10 +201,16 @@ class _Wiring:
     async def run(self) -> None:
         admin = AdminServer(AgentAdmin(self._admin_parts()), self.paths.admin_socket)
         datacenter = self.config.datacenter
-        parts = (KvApi(self.kv, self.identity.name), EventApi(self.consul_state), OperatorApi(self.consul_state, datacenter))
+        parts = (
+            KvApi(self.kv, self.identity.name),
+            EventApi(self.consul_state),
+            OperatorApi(self.consul_state, datacenter),
+            QueryApi(self.queries, self.identity.name, datacenter, self._entries, self._contact_ms),
+        )
         more = [route for part in parts for route in part.routes]
         outside = OutsideCatalog(self.view, self.store)
-        http = ConsulApi(self.catalog, self.identity.name, datacenter, more, self.checks.checkup, outside).runner()
+        self.api = ConsulApi(self.catalog, self.identity.name, datacenter, more, self.checks.checkup, outside)
+        http = self.api.runner()
         await admin.start()
         try:
             if self.docker is not None:
@@ -214,6 +230,12 @@ class _Wiring:
                 await self.docker.close()
             self.work.close()
 
+    def _entries(self, service: str) -> list[Json]:
+        """The instances of a service as `/v1/health/service` shows them."""
+        assert self.api is not None, "queries are answered by the API"
+        views = Views(self.api.directory(), self.config.datacenter)
+        return [views.health_entry(instance) for instance in views.instances(service)]
+
     async def _run_loops(self) -> None:
         if self.replica.load():
             items = self.replica.items.values()
@@ -224,7 +246,7 @@ class _Wiring:
         async with asyncio.TaskGroup() as group:
             if not self.identity.store:
                 self._serve_store(group)
-                group.create_task(SessionSteward(self.kv, self.view).run())
+                group.create_task(SessionSteward(self.kv, self.view, self.queries.drop_unbound).run())
             else:
                 host, port = split_address(self.identity.store, STORE_PORT)
                 group.create_task(StoreHost(self.view, host, port, self._server_name, lambda: self.replica.connected).run())

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prepared queries of the Consul-compatible API: kept, shown, carried out.
+
+There is one datacentre, so a query's failover to others finds none: it is kept and shown, and `Failovers` is always 0.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from aiohttp import web
+
+from plait.model.query import PreparedQuery
+from plait.serve.consul_http import Call, Missing, Route, encoded, json_answer, read_headers, text_answer
+from plait.services.queries import Json, choose, find_query, parse_query, query_json
+
+_MISSING = "Query not found"
+
+
+class QueryBackend(Protocol):
+    """What this room needs of the agent; see `agent.queries.Queries`."""
+
+    def all(self) -> Sequence[PreparedQuery]: ...
+
+    def get(self, query_id: str) -> PreparedQuery | None: ...
+
+    async def put(self, query: PreparedQuery, new: bool) -> bool: ...
+
+    async def delete(self, query_id: str) -> bool: ...
+
+
+class QueryApi:
+    """`entries`: those of a service as `/v1/health/service` shows them; `contact_ms`: since the store was last heard of."""
+
+    def __init__(
+        self,
+        backend: QueryBackend,
+        node: str,
+        datacenter: str,
+        entries: Callable[[str], list[Json]],
+        contact_ms: Callable[[], int | None],
+    ) -> None:
+        self._backend, self._node, self._datacenter = backend, node, datacenter
+        self._entries, self._contact_ms = entries, contact_ms
+        one = {"GET": self._get, "PUT": self._update, "DELETE": self._delete}
+        self.routes = (
+            Route("query", "all prepared queries; POST makes one", {"GET": self._list, "POST": self._create}),
+            Route("query/<id>", "one query; `<id or name>/execute` (`near`, `limit`) and `<id or name>/explain`", one),
+        )
+
+    async def _list(self, call: Call) -> web.Response:
+        return self._read(call, [query_json(query) for query in self._backend.all()])
+
+    async def _create(self, call: Call) -> web.Response:
+        query = parse_query(call.json(), str(uuid.uuid4()))
+        await self._backend.put(query, new=True)
+        return json_answer(encoded({"ID": query.id}, call.flag("pretty")))
+
+    async def _get(self, call: Call) -> web.Response:
+        wanted, _, action = call.part("query ID").rpartition("/")
+        if wanted and action == "execute":
+            return self._execute(call, wanted)
+        if wanted and action == "explain":
+            return self._read(call, {"Query": query_json(self._found(wanted))})
+        query = self._backend.get(call.parts[0])
+        if query is None:
+            raise Missing(_MISSING)
+        return self._read(call, [query_json(query)])
+
+    async def _update(self, call: Call) -> web.Response:
+        if not await self._backend.put(parse_query(call.json(), call.part("query ID")), new=False):
+            raise Missing(_MISSING)
+        return text_answer(200, "")
+
+    async def _delete(self, call: Call) -> web.Response:
+        if not await self._backend.delete(call.part("query ID")):
+            raise Missing(_MISSING)
+        return text_answer(200, "")
+
+    def _found(self, wanted: str) -> PreparedQuery:
+        query = find_query(self._backend.all(), wanted)
+        if query is None:
+            raise Missing(_MISSING)
+        return query
+
+    def _execute(self, call: Call, wanted: str) -> web.Response:
+        query, limit = self._found(wanted), call.number("limit")
+        near = call.one("near") or query.selection.near
+        near = self._node if near == "_agent" else near
+        nodes = choose(query.selection, self._entries(query.selection.service), near, random.shuffle)
+        result: Json = {
+            "Service": query.selection.service,
+            "Nodes": nodes[:limit] if limit else nodes,
+            "DNS": {"TTL": query.ttl},
+            "Datacenter": self._datacenter,
+            "Failovers": 0,
+        }
+        return self._read(call, result)
+
+    def _read(self, call: Call, result: object) -> web.Response:
+        index = max((query.modify_index for query in self._backend.all()), default=1)
+        return json_answer(encoded(result, call.flag("pretty")), read_headers(index, self._contact_ms(), call.consistency()))

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Consul's prepared queries as pure rules: reading one, finding the one that a name means, filling in a template, choosing instances.
+
+Data in: decoded JSON, names, entries as `/v1/health/service` shows them. Data out: queries, entries in their order, JSON-able values.
+Source: the public HTTP API documentation of Consul.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import cast
+
+from plait.model.query import PreparedQuery, Selection
+from plait.services.patterns import BadPattern, compile_bounded
+from plait.services.requests import BadRequest, duration_s, fold
+
+Json = dict[str, object]
+TEMPLATE = "name_prefix_match"
+_VARIABLE = re.compile(r"\$\{\s*(?:name\.(full|prefix|suffix)|match\((\d{1,2})\)|(agent\.segment))\s*\}")
+
+
+def parse_query(body: object, query_id: str) -> PreparedQuery:
+    """A body of `POST /v1/query`. BadRequest says which field is wrong."""
+    raw = fold(body)
+    template = _object(raw, "template")
+    query = PreparedQuery(
+        id=query_id,
+        selection=_selection(_object(raw, "service")),
+        name=_text(raw, "name"),
+        token=_text(raw, "token"),
+        session=_text(raw, "session"),
+        ttl=_text(_object(raw, "dns"), "ttl"),
+        template=_text(template, "type"),
+        regexp=_text(template, "regexp"),
+        remove_empty_tags=_flag(template, "removeemptytags"),
+    )
+    _check(query)
+    return query
+
+
+def _check(query: PreparedQuery) -> None:
+    if not query.selection.service:
+        raise BadRequest("Must provide a Service name to query")
+    if query.template not in ("", TEMPLATE):
+        raise BadRequest(f"Bad Template.Type {query.template!r}: only {TEMPLATE!r} is supported")
+    if query.regexp and not query.template:
+        raise BadRequest("Template.Regexp needs Template.Type")
+    try:
+        compile_bounded(query.regexp)
+    except BadPattern as error:
+        raise BadRequest(f"Bad Template.Regexp {query.regexp!r}: {error}") from error
+    try:
+        if query.ttl:
+            duration_s(query.ttl)
+    except ValueError as error:
+        raise BadRequest(f"Bad DNS TTL {query.ttl!r}: {error}") from error
+
+
+def _selection(raw: Mapping[str, object]) -> Selection:
+    failover = _object(raw, "failover")
+    nearest = failover.get("nearestn") or 0
+    if type(nearest) is not int or nearest < 0:
+        raise BadRequest(f"Bad NearestN {nearest!r}: it must be a number, 0 or more")
+    targets = [] if failover.get("targets") is None else failover["targets"]
+    if not isinstance(targets, list):
+        raise BadRequest("Request decode failed: Failover.Targets must be a list")
+    return Selection(
+        service=_text(raw, "service"),
+        tags=_texts(raw, "tags"),
+        node_meta=_pairs(raw.get("nodemeta"), "NodeMeta"),
+        service_meta=_pairs(raw.get("servicemeta"), "ServiceMeta"),
+        ignored_checks=_texts(raw, "ignorecheckids"),
+        only_passing=_flag(raw, "onlypassing"),
+        connect=_flag(raw, "connect"),
+        near=_text(raw, "near"),
+        nearest=nearest,
+        datacenters=_texts(failover, "datacenters"),
+        targets=tuple(_pairs(target, "Failover.Targets") for target in targets),
+    )
+
+
+def _object(raw: Mapping[str, object], key: str) -> dict[str, object]:
+    return fold(raw[key]) if raw.get(key) is not None else {}
+
+
+def _text(raw: Mapping[str, object], key: str) -> str:
+    value = "" if raw.get(key) is None else raw[key]
+    if not isinstance(value, str):
+        raise BadRequest(f"Request decode failed: {key} must be a text, got {type(value).__name__}")
+    return value
+
+
+def _flag(raw: Mapping[str, object], key: str) -> bool:
+    value = False if raw.get(key) is None else raw[key]
+    if not isinstance(value, bool):
+        raise BadRequest(f"Request decode failed: {key} must be true or false, got {value!r}")
+    return value
+
+
+def _texts(raw: Mapping[str, object], key: str) -> tuple[str, ...]:
+    value = [] if raw.get(key) is None else raw[key]
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise BadRequest(f"Request decode failed: {key} must be a list of texts")
+    return tuple(value)
+
+
+def _pairs(value: object, key: str) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(item, str) for item in value.values()):
+        raise BadRequest(f"Request decode failed: {key} must be an object of texts")
+    return dict(value)
+
+
+def query_json(query: PreparedQuery) -> Json:
+    """The query as Consul's API shows it; a token is not shown."""
+    chosen = query.selection
+    targets = [dict(target) for target in chosen.targets]
+    return {
+        "ID": query.id,
+        "Name": query.name,
+        "Session": query.session,
+        "Token": "<hidden>" if query.token else "",
+        "Template": {"Type": query.template, "Regexp": query.regexp, "RemoveEmptyTags": query.remove_empty_tags},
+        "Service": {
+            "Service": chosen.service,
+            "Failover": {"NearestN": chosen.nearest, "Datacenters": list(chosen.datacenters), "Targets": targets},
+            "OnlyPassing": chosen.only_passing,
+            "IgnoreCheckIDs": list(chosen.ignored_checks),
+            "Near": chosen.near,
+            "Tags": list(chosen.tags),
+            "NodeMeta": dict(chosen.node_meta),
+            "ServiceMeta": dict(chosen.service_meta),
+            "Connect": chosen.connect,
+        },
+        "DNS": {"TTL": query.ttl},
+        "CreateIndex": query.create_index,
+        "ModifyIndex": query.modify_index,
+    }
+
+
+# --- from a name to a query
+
+
+def find_query(queries: Iterable[PreparedQuery], wanted: str) -> PreparedQuery | None:
+    """The query with that id, else with that name in any case, else the template whose name is the longest beginning of it, filled in."""
+    known, lowered = list(queries), wanted.lower()
+    exact = next((query for query in known if query.id == wanted), None)
+    exact = exact or next((query for query in known if query.name and not query.template and query.name.lower() == lowered), None)
+    if exact is not None:
+        return exact
+    templates = [query for query in known if query.template and lowered.startswith(query.name.lower())]
+    return filled(max(templates, key=lambda query: len(query.name)), wanted) if templates else None
+
+
+def filled(query: PreparedQuery, name: str) -> PreparedQuery:
+    """The query that the template stands for under `name`: `${name.full|prefix|suffix}` and `${match(n)}` replaced everywhere.
+    A group that does not exist, or all of them if the expression does not match, is empty."""
+    match = compile_bounded(query.regexp).search(name) if query.regexp else None
+    groups = (match.group(0), *match.groups(default="")) if match else ()
+    parts = {"full": name, "prefix": name[: len(query.name)], "suffix": name[len(query.name) :]}
+
+    def text(template: str) -> str:
+        return _VARIABLE.sub(lambda found: _value(found, parts, groups), template)
+
+    def pairs(template: Mapping[str, str]) -> dict[str, str]:
+        return {key: text(value) for key, value in template.items()}
+
+    chosen = query.selection
+    tags = tuple(text(tag) for tag in chosen.tags)
+    selection = replace(
+        chosen,
+        service=text(chosen.service),
+        tags=tuple(tag for tag in tags if tag.strip("!")) if query.remove_empty_tags else tags,
+        node_meta=pairs(chosen.node_meta),
+        service_meta=pairs(chosen.service_meta),
+        ignored_checks=tuple(text(check) for check in chosen.ignored_checks),
+        near=text(chosen.near),
+        datacenters=tuple(text(datacenter) for datacenter in chosen.datacenters),
+        targets=tuple(pairs(target) for target in chosen.targets),
+    )
+    return replace(query, selection=selection)
+
+
+def _value(found: re.Match[str], parts: Mapping[str, str], groups: Sequence[str]) -> str:
+    if found[1]:
+        return parts[found[1]]
+    if found[2]:
+        return groups[int(found[2])] if int(found[2]) < len(groups) else ""
+    return ""
+
+
+# --- from a query to instances
+
+
+def choose(selection: Selection, entries: Iterable[Json], near: str, shuffle: Callable[[list[Json]], None]) -> list[Json]:
+    """Those of the service's entries (as `/v1/health/service` shows them) that the query gives: in random order, those on node `near`
+    first."""
+    if selection.connect:
+        return []
+    chosen = [entry for entry in entries if _fits(selection, entry)]
+    shuffle(chosen)
+    return sorted(chosen, key=lambda entry: cast(Json, entry["Node"])["Node"] != near) if near else chosen
+
+
+def _fits(selection: Selection, entry: Json) -> bool:
+    node, service = cast(Json, entry["Node"]), cast(Json, entry["Service"])
+    bad = {"critical", "warning"} if selection.only_passing else {"critical"}
+    for check in cast(list[Json], entry["Checks"]):
+        if check["Status"] in bad and check["CheckID"] not in selection.ignored_checks:
+            return False
+    tags = {tag.lower() for tag in cast(list[str], service["Tags"])}
+    if any((tag.removeprefix("!").lower() in tags) == tag.startswith("!") for tag in selection.tags):
+        return False
+    node_meta, service_meta = cast(Json, node["Meta"]), cast(Json, service["Meta"])
+    return selection.node_meta.items() <= node_meta.items() and selection.service_meta.items() <= service_meta.items()

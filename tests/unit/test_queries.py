@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prepared queries: the rules, and the API over real HTTP on nodes that share a store in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession, web
+from tests.support.cluster import FakeNode, nodes
+
+from plait.agent.catalog import Catalog
+from plait.agent.kv import Kv
+from plait.agent.queries import Queries
+from plait.agent.sessions import SessionSteward
+from plait.serve.consul import ConsulApi
+from plait.serve.consul_kv import KvApi
+from plait.serve.consul_query import QueryApi
+from plait.services.patterns import BadPattern, compile_bounded
+from plait.services.queries import Json, choose, find_query, parse_query
+from plait.services.requests import BadRequest
+from plait.store.api import Change, Put
+from plait.store.memory import MemoryStore
+
+
+def entry(node: str, id: str, *statuses: str, tags: tuple[str, ...] = (), meta: dict[str, str] | None = None) -> Json:
+    checks = [{"CheckID": f"c{number}", "Status": status} for number, status in enumerate(statuses)]
+    return {"Node": {"Node": node, "Meta": {"os": node}}, "Service": {"ID": id, "Tags": list(tags), "Meta": meta or {}}, "Checks": checks}
+
+
+def chosen(service: dict[str, Any], entries: list[Json], near: str = "") -> list[str]:
+    query = parse_query({"Service": {"Service": "web", **service}}, "q")
+    found: list[Any] = choose(query.selection, entries, near, lambda rows: rows.reverse())
+    return [str(row["Service"]["ID"]) for row in found]
+
+
+ENTRIES = [
+    entry("A", "1", "passing", tags=("v1", "Blue")),
+    entry("B", "2", "passing", "warning", tags=("v2",), meta={"zone": "x"}),
+    entry("C", "3", "critical", tags=("v1",)),
+]
+
+
+@pytest.mark.parametrize(
+    ("service", "ids"),
+    [
+        ({}, ["2", "1"]),
+        ({"OnlyPassing": True}, ["1"]),
+        ({"IgnoreCheckIDs": ["c0"]}, ["3", "2", "1"]),
+        ({"OnlyPassing": True, "IgnoreCheckIDs": ["c1"]}, ["2", "1"]),
+        ({"Tags": ["v1", "blue"]}, ["1"]),
+        ({"Tags": ["!V1"]}, ["2"]),
+        ({"Tags": ["v1", "!blue"]}, []),
+        ({"NodeMeta": {"os": "B"}}, ["2"]),
+        ({"ServiceMeta": {"zone": "x"}}, ["2"]),
+        ({"ServiceMeta": {"zone": "y"}}, []),
+        ({"Connect": True}, []),
+    ],
+)
+def test_a_query_gives_what_it_asks_for(service: dict[str, Any], ids: list[str]) -> None:
+    assert chosen(service, ENTRIES) == ids
+
+
+def test_instances_on_the_near_node_come_first() -> None:
+    assert chosen({}, ENTRIES, "A") == ["1", "2"]
+    assert chosen({}, ENTRIES, "nobody") == ["2", "1"]
+
+
+def test_a_name_means_the_query_of_that_id_then_name_then_the_longest_template() -> None:
+    def query(id: str, name: str, template: bool = False) -> Any:
+        return parse_query({"Name": name, "Service": {"Service": "s"}, "Template": {"Type": "name_prefix_match"} if template else None}, id)
+
+    known = [query("i1", "geo-db"), query("i2", "", True), query("i3", "geo-", True), query("i4", "i1")]
+
+    def meant(name: str) -> str:
+        found = find_query(known, name)
+        return found.id if found else ""
+
+    assert [meant(name) for name in ("i1", "GEO-DB", "geo-db-x", "geo", "")] == ["i1", "i1", "i3", "i2", "i2"]
+    assert find_query(known[:1], "geo") is None
+
+
+def test_a_template_is_filled_in_everywhere() -> None:
+    template = parse_query(
+        {
+            "Name": "geo-",
+            "Template": {"Type": "name_prefix_match", "Regexp": "^geo-(.+)-([^-]+)$", "RemoveEmptyTags": True},
+            "Service": {
+                "Service": "${match(1)}",
+                "Tags": ["${match(2)}", "${match(7)}", "!${agent.segment}", "!${name.suffix}"],
+                "NodeMeta": {"k": "${name.full}|${name.prefix}"},
+                "Failover": {"Datacenters": ["dc-${match(2)}"], "Targets": [{"Peer": "${match(0)}"}]},
+            },
+        },
+        "q",
+    )
+    found = find_query([template], "geo-a-db-v1")
+    assert found is not None
+    selection = found.selection
+    assert (selection.service, selection.tags) == ("a-db", ("v1", "!a-db-v1"))
+    assert selection.node_meta == {"k": "geo-a-db-v1|geo-"}
+    assert (selection.datacenters, selection.targets) == (("dc-v1",), ({"Peer": "geo-a-db-v1"},))
+    unmatched = find_query([template], "geo-x")
+    assert unmatched is not None and unmatched.selection.service == ""
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        (None, "JSON object"),
+        ({}, "Must provide a Service"),
+        ({"Service": {"Service": "x", "Tags": "v1"}}, "tags"),
+        ({"Service": {"Service": "x", "NodeMeta": {"a": 1}}}, "NodeMeta"),
+        ({"Service": {"Service": "x", "OnlyPassing": "yes"}}, "onlypassing"),
+        ({"Service": {"Service": "x", "Failover": {"NearestN": -1}}}, "NearestN"),
+        ({"Service": {"Service": "x", "Failover": {"Targets": {}}}}, "Targets"),
+        ({"Service": {"Service": 3}}, "service"),
+        ({"Service": {"Service": "x"}, "DNS": {"TTL": "soon"}}, "DNS TTL"),
+        ({"Service": {"Service": "x"}, "Template": {"Type": "magic"}}, "Template.Type"),
+        ({"Service": {"Service": "x"}, "Template": {"Regexp": "a"}}, "Template.Regexp"),
+        ({"Service": {"Service": "x"}, "Template": {"Type": "name_prefix_match", "Regexp": "("}}, "Template.Regexp"),
+    ],
+)
+def test_a_wrong_query_is_refused_with_its_field(body: object, word: str) -> None:
+    with pytest.raises(BadRequest, match=word):
+        parse_query(body, "q")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(a+)+$", "(a|a)*b", "((a?){20}){20}", r"(a)\1", "(?=a)b", "a*a*a*a*b", "a" * 300, "(", "(x{1,9}){1,9}"]
+)
+def test_an_expression_that_could_take_very_long_is_refused(pattern: str) -> None:
+    with pytest.raises(BadPattern):
+        compile_bounded(pattern)
+
+
+@pytest.mark.parametrize("pattern", ["", "^geo-db-(.*?)-([^\\-]+?)$", "(?P<x>a|b)[0-9]+", "(ab)*c?", "(?i)web-.*"])
+def test_an_ordinary_expression_is_taken_and_quick(pattern: str) -> None:
+    began = time.monotonic()
+    compile_bounded(pattern).search("a" * 512)
+    assert time.monotonic() - began < 5
+
+
+# --- over HTTP
+
+
+class Client:
+    def __init__(self, session: ClientSession, port: int, kv: Kv, queries: Queries) -> None:
+        self._session, self._url, self.kv, self.queries = session, f"http://127.0.0.1:{port}/v1/", kv, queries
+
+    async def call(self, method: str, path: str, body: object = None) -> tuple[int, str]:
+        data = b"" if body is None else json.dumps(body).encode()
+        async with self._session.request(method, self._url + path, data=data) as answer:
+            return answer.status, await answer.text()
+
+    async def ok(self, method: str, path: str, body: object = None) -> Any:
+        status, text = await self.call(method, path, body)
+        assert status == 200, text
+        return json.loads(text) if text else None
+
+    async def make(self, **body: object) -> str:
+        return str((await self.ok("POST", "query", {"Service": {"Service": "web"}, **body}))["ID"])
+
+
+@contextlib.asynccontextmanager
+async def client(node: FakeNode) -> AsyncIterator[Client]:
+    kv = Kv(node.view, node.store, lambda: 0)
+    queries = Queries(node.view, node.store, kv)
+
+    def told(changes: Any, revision: int) -> None:
+        rows = list(changes)
+        kv.change(rows, revision)
+        queries.change(rows)
+
+    told([Change("put", item, item.mod_revision) for item in node.replica.items.values()], node.replica.revision)
+    node.replica.subscribe(told)
+    catalog = Catalog(node.view, node.journal, node.publisher.publish, lambda: 0)
+    api = QueryApi(queries, node.name, "dc1", lambda name: list(ENTRIES) if name == "web" else [], lambda: 0)
+    runner = ConsulApi(catalog, node.name, "dc1", [*KvApi(kv, node.name).routes, *api.routes]).runner()
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        async with ClientSession() as session:
+            yield Client(session, runner.addresses[0][1], kv, queries)
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[tuple[Client, Client, FakeNode]]:
+    store = MemoryStore()
+    async with nodes(store, tmp_path, "A", "B") as (a, b), client(a) as first, client(b) as second:
+        await store.txn([], [Put("alive/A", b"1")])
+        yield first, second, a
+    await store.close()
+
+
+Pair = tuple[Client, Client, FakeNode]
+
+
+async def test_a_query_is_made_shown_carried_out_changed_and_removed(pair: Pair) -> None:
+    one = pair[0]
+    assert await one.ok("GET", "query") == []
+    made = await one.make(name="fooquery", dns={"ttl": "10s"}, token="secret")
+    [shown] = await one.ok("GET", f"query/{made}")
+    assert shown["ID"] == made and shown["Name"] == "fooquery" and shown["DNS"] == {"TTL": "10s"}
+    assert shown["Token"] == "<hidden>" and shown["CreateIndex"] == shown["ModifyIndex"] > 0
+    assert await one.ok("GET", "query") == [shown]
+    assert (await one.ok("GET", "query/fooquery/explain"))["Query"] == shown
+    result = await one.ok("GET", f"query/{made}/execute?near=_agent")
+    assert [row["Service"]["ID"] for row in result["Nodes"]] == ["1", "2"]
+    assert {key: result[key] for key in ("Service", "DNS", "Datacenter", "Failovers")} == {
+        "Service": "web",
+        "DNS": {"TTL": "10s"},
+        "Datacenter": "dc1",
+        "Failovers": 0,
+    }
+    assert len((await one.ok("GET", "query/FooQuery/execute?limit=1"))["Nodes"]) == 1
+    assert await one.call("PUT", f"query/{made}", {"Name": "fooquery", "Service": {"Service": "db"}}) == (200, "")
+    [changed] = await one.ok("GET", f"query/{made}")
+    assert changed["Service"]["Service"] == "db" and changed["CreateIndex"] == shown["CreateIndex"] < changed["ModifyIndex"]
+    assert (await one.ok("GET", f"query/{made}/execute"))["Nodes"] == []
+    assert await one.call("DELETE", f"query/{made}") == (200, "")
+    assert await one.ok("GET", "query") == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "query/x"), ("PUT", "query/x"), ("DELETE", "query/x"), ("GET", "query/x/execute"), ("GET", "query/x/explain")],
+)
+async def test_a_query_that_is_none_is_not_found(pair: Pair, method: str, path: str) -> None:
+    body = {"Service": {"Service": "web"}} if method == "PUT" else None
+    assert await pair[0].call(method, path, body) == (404, "Query not found")
+
+
+async def test_a_name_is_given_once_whichever_node_is_asked(pair: Pair) -> None:
+    one, two, _ = pair
+    body = {"Name": "web", "Service": {"Service": "web"}}
+    answers = await asyncio.gather(*(agent.call("POST", "query", body) for agent in (one, two) * 4))
+    assert sorted(status for status, _ in answers) == [200] + [500] * 7
+    assert all("another query" in text for status, text in answers if status == 500)
+    assert await one.make() != await one.make()  # without a name there may be many
+
+
+async def test_a_query_ends_with_its_session(pair: Pair) -> None:
+    one, two, node = pair
+    steward = asyncio.create_task(SessionSteward(one.kv, node.view, one.queries.drop_unbound).run())
+    session = (await one.ok("PUT", "session/create"))["ID"]
+    bound, free = await two.make(session=session), await two.make()
+    assert (await two.call("POST", "query", {"Service": {"Service": "x"}, "Session": "none"}))[0] == 500
+    await one.ok("PUT", f"session/destroy/{session}")
+    async with asyncio.timeout(10):
+        while two.queries.get(bound) is not None:  # noqa: ASYNC110 (what it asks tells of no changes)
+            await asyncio.sleep(0.005)
+    assert two.queries.get(free) is not None
+    steward.cancel()
