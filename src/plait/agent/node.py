@@ -62,6 +62,12 @@ class Parts:
     fast_path: bool
 
 
+_NAMED = frozenset({"nodes", "alive", "networks", "blocks", "endpoints", "containers", "instances", "checks"}) | {
+    f"catalog/{kind}" for kind in ("nodes", "instances", "checks")
+}
+"""Kinds of records that names are made of."""
+
+
 class NodeLoops:
     """What a node does by itself. `default_network` is the cluster's first network."""
 
@@ -76,7 +82,19 @@ class NodeLoops:
         parts.view.subscribe(self._on_view)
 
     def _on_view(self, kinds: frozenset[str]) -> None:
-        if kinds & {"nodes", "alive", "networks", "blocks", "endpoints", "containers", "instances"}:
+        if kinds & {
+            "nodes",
+            "alive",
+            "networks",
+            "blocks",
+            "endpoints",
+            "containers",
+            "instances",
+            "checks",
+            "catalog/nodes",
+            "catalog/instances",
+            "catalog/checks",
+        }:
             self.names_changed()
         if kinds & {"networks", "blocks", "endpoints"}:
             self._blocks_dirty.set()

@@ -3,9 +3,9 @@
 
 | name | records |
 |---|---|
-| `NAME.service.<domain>`, `TAG.NAME.service.<domain>` | A, AAAA or CNAME and SRV of the instances on living nodes |
+| `NAME.service.<domain>`, `TAG.NAME.service.<domain>` | A, AAAA or CNAME, SRV of instances on living nodes without a critical check |
 | `consul.service.<domain>` | A and SRV (port 8300) of every living node that carries the store |
-| `NODE.node.<domain>` | A, TXT (its meta) of a living node |
+| `NODE.node.<domain>` | A, TXT (its meta) of a living node, or of one that was put into the catalogue |
 | `WEB`, `WEB.<search>`, `WEB.<network>`, `WEB.<network>.<search>` and the same for aliases | A of the running containers |
 | `….in-addr.arpa` | PTR to node, container or service |
 | each zone | NS: up to three living nodes |
@@ -25,6 +25,7 @@ from plait.dns.grammar import KEYWORDS
 from plait.dns.table import Records, Table
 from plait.model.addr import IPAddress
 from plait.model.cluster import Instance, Node, Snapshot
+from plait.model.discovery import CatalogNode
 
 SERVER_META, SERVER_PORT = "server", 8300
 """Key of a node's meta that marks the node that carries the store, and the port that the service `consul` has there; a
@@ -49,6 +50,10 @@ class _Build:
     def __init__(self, snapshot: Snapshot, domain: bytes, datacenter: bytes, search: bytes) -> None:
         self.snapshot, self.domain, self.datacenter, self.search = snapshot, domain, datacenter, search
         self.nodes = {name: node for name, node in sorted(snapshot.nodes.items()) if name in snapshot.alive or name == snapshot.me}
+        self.addresses = {name: str(node.address) for name, node in self.nodes.items()}
+        self.addresses |= {name: node.address for name, node in snapshot.catalog_nodes.items() if name not in snapshot.nodes}
+        self.critical = {(c.node, c.service_id) for c in snapshot.checks.values() if c.status == "critical"}
+        self.warned = {(c.node, c.service_id) for c in snapshot.checks.values() if c.status == "warning"}
         self.names: _Names = defaultdict(set)
         self.reverse: dict[IPAddress, bytes] = {}
 
@@ -77,15 +82,17 @@ class _Build:
         return dotted(name) + b".node." + self.datacenter + b"." + self.domain
 
     def _nodes(self) -> None:
+        for name, address_text in self.addresses.items():
+            known: Node | CatalogNode = self.nodes.get(name) or self.snapshot.catalog_nodes[name]
+            texts = [f"{key}={value}".encode()[:255] for key, value in sorted(known.meta.items())]
+            records, _ = _located(address_text)
+            self._add(dotted(name) + b".node." + self.domain, *records, *((m.TXT, bytes((len(text),)) + text) for text in texts))
         for name, node in self.nodes.items():
-            texts = [f"{key}={value}".encode()[:255] for key, value in sorted(node.meta.items())]
-            key = dotted(name) + b".node." + self.domain
-            self._add(key, address_record(node.address), *((m.TXT, bytes((len(text),)) + text) for text in texts))
             for address in (node.address, node.tunnel):
                 if address is not None:
                     self._points_back(address, self._node_target(name))
             if SERVER_META in node.meta:
-                self._instance(Instance(id="consul", name="consul", node=name, port=SERVER_PORT), node)
+                self._instance(Instance(id="consul", name="consul", node=name, port=SERVER_PORT))
 
     def _containers(self) -> None:
         for name, network, address in sorted(self._attached()):
@@ -114,19 +121,24 @@ class _Build:
 
     def _services(self) -> None:
         for _, instance in sorted(self.snapshot.instances.items()):
-            node = self.nodes.get(instance.node)
-            if node is not None and not instance.down:
-                self._instance(instance, node)
+            failed = {(instance.node, ""), (instance.node, instance.id)} & self.critical
+            if instance.node in self.addresses and not instance.down and not failed:
+                self._instance(instance)
 
-    def _instance(self, instance: Instance, node: Node) -> None:
+    def _weight(self, instance: Instance) -> int:
+        """The weight of its SRV record: by what its checks and those of its node say."""
+        warned = {(instance.node, ""), (instance.node, instance.id)} & self.warned
+        return min(max(instance.weight_warning if warned else instance.weight_passing, 0), 65535)
+
+    def _instance(self, instance: Instance) -> None:
         """Add one instance's address and SRV under its name and each of its tags."""
         service = dotted(instance.name)
         if b"." in service:  # the grammar would read all but its last label as a tag of another service
             return
-        records, target = self._location(instance, node)
+        records, target = self._location(instance)
         if not is_name(target):
             return
-        numbers = (1, min(max(instance.weight_passing, 0), 65535), instance.port & 0xFFFF)
+        numbers = (1, self._weight(instance), instance.port & 0xFFFF)
         srv = (m.SRV, b"".join(number.to_bytes(2, "big") for number in numbers) + m.wire_name(target))
         for prefix in (b"", *(dotted(tag) + b"." for tag in instance.tags)):
             self._add(prefix + service + b".service." + self.domain, *records, srv)
@@ -134,16 +146,14 @@ class _Build:
             if rtype in (m.A, m.AAAA):
                 self._points_back(ip_address(rdata), service + b".service." + self.datacenter + b"." + self.domain)
 
-    def _location(self, instance: Instance, node: Node) -> tuple[list[m.Record], bytes]:
+    def _location(self, instance: Instance) -> tuple[list[m.Record], bytes]:
         """The address record of an instance and the target of its SRV: the node, the address as a name, or its own host name."""
         if not instance.address:
-            return [address_record(node.address)], self._node_target(node.name)
-        try:
-            address = ip_address(instance.address)
-        except ValueError:
-            host = dotted(instance.address)
-            return ([(m.CNAME, m.wire_name(host))], host) if is_name(host) else ([], b"")
-        return [address_record(address)], address.packed.hex().encode() + b".addr." + self.datacenter + b"." + self.domain
+            return _located(self.addresses[instance.node])[0], self._node_target(instance.node)
+        records, address = _located(instance.address)
+        if address is None:
+            return records, dotted(instance.address) if records else b""
+        return records, address.packed.hex().encode() + b".addr." + self.datacenter + b"." + self.domain
 
     def _apexes(self, zones: Iterable[bytes]) -> None:
         """Name servers of every zone (this node first, then others by name), and `ns.<domain>`, which SOA records name."""
@@ -166,6 +176,16 @@ class _Build:
             depth = next((index for index, parent in enumerate(parents) if parent in zones), 0)
             for parent in parents[:depth]:
                 self._add(parent)
+
+
+def _located(text: str) -> tuple[list[m.Record], IPAddress | None]:
+    """The record that leads to an address or host name, and the address; no record if it is neither."""
+    try:
+        address = ip_address(text)
+    except ValueError:
+        host = dotted(text)
+        return [(m.CNAME, m.wire_name(host))] if is_name(host) else [], None
+    return [address_record(address)], address
 
 
 def _parents(name: bytes) -> Iterator[bytes]:
