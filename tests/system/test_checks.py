@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Health checks that need a real Docker Engine: commands in containers."""
+"""Health checks that need a real Docker Engine: commands in containers, and the engine's own health checks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from plait.lab import process
 from plait.lab.lab import Lab
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
@@ -72,3 +73,20 @@ def test_a_command_that_hangs_costs_the_container_one_process(one: Lab) -> None:
     assert [status for status, _ in results] == ["critical"] * 3 + ["passing"]
     assert "no answer within 1 s" in results[0][1] and "still runs in container web" in results[1][1]
     assert one.run("A", "docker", "top", "web").stdout.count("sleep 7777") == 1
+
+
+def test_the_engines_own_health_check_is_seen(one: Lab) -> None:
+    options = ("--health-cmd", "cat /tmp/state && ! grep -q bad /tmp/state", "--health-interval", "1s", "--health-retries", "1")
+    one.run("A", "docker", "run", "-d", "--name", "judged", *options, "nginx", timeout_s=60)
+    one.run("A", "docker", "exec", "judged", "sh", "-c", "echo good > /tmp/state")
+    one.run("A", "curl", "-sS", "-X", "PUT", "-d", '{"Name": "judged", "Port": 80}', "http://127.0.0.1:8500/v1/agent/services")
+
+    def health() -> tuple[str, str]:
+        found = json.loads(one.run("A", "curl", "-sS", "http://127.0.0.1:8500/v1/health/checks/judged").stdout)
+        return next(((row["Status"], row["Output"].strip()) for row in found if row["CheckID"] == "container:judged"), ("", ""))
+
+    process.until("it is healthy", lambda: health() == ("passing", "Container judged is healthy: good"), 15)
+    one.run("A", "docker", "exec", "judged", "sh", "-c", "echo bad > /tmp/state")
+    process.until("it is unhealthy", lambda: health() == ("critical", "Container judged is unhealthy: bad"), 15)
+    one.run("A", "docker", "stop", "-t", "0", "judged")
+    process.until("the check went with its container", lambda: health() == ("", ""), 10)
