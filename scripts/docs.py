@@ -128,7 +128,7 @@ def http_reference() -> str:
         f"What the agent answers on `127.0.0.1:8500`, as Consul {CONSUL_VERSION} does; any other path below `/v1/` is answered with 404.",
         "Reads of `catalog/` and `health/` (without `catalog/datacenters`) block with `index` and `wait` until their own result changes,",
         "and take `stale`, `consistent`, `cached`, `max_stale` and `node-meta`; `dc` and `ns` are checked everywhere, `pretty` indents the",
-        "answer, `near` has no effect, `filter` is refused.",
+        "answer, `near` has no effect. Lists of nodes, services and checks take `filter`, without its operator `matches`.",
         "",
         "| method | path | |",
         "|---|---|---|",

@@ -156,7 +156,9 @@ WORDS = st.sampled_from(
         "ÿ",
     ]
 )
-PARAMS = st.sampled_from(["passing", "tag", "index", "stale", "consistent", "dc", "ns", "near", "node-meta", "max_stale", "pretty", "hash"])
+PARAMS = st.sampled_from(
+    ["passing", "tag", "index", "stale", "consistent", "dc", "ns", "near", "node-meta", "max_stale", "pretty", "hash", "filter"]
+)
 HTTP = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from aiohttp import ClientSession, web
@@ -330,6 +331,35 @@ async def test_tags_all_count_and_order_is_by_node_then_id(client: Client, backe
     assert [e["Service"]["ID"] for e in (await client.get("/v1/health/service/web?node-meta=rack:r2")).json] == ["1"]
 
 
+@pytest.mark.parametrize(
+    ("path", "expression", "kept"),
+    [
+        ("catalog/nodes", "Node == B", ["B"]),
+        ("catalog/service/web", "y in ServiceTags", ["2"]),
+        ("health/service/web", "Node.Meta.rack == r2", ["1"]),
+        ("health/node/A", "Status == critical", []),
+        ("agent/services", "Service == web", ["2"]),
+        ("catalog/node/A", "Service == db", ["db"]),
+        ("catalog/node-services/A", "Service == db", ["db"]),
+        ("health/services", "Service.Service == db", ["db"]),
+        ("catalog/node/nobody", "Service == db", []),
+    ],
+)
+async def test_a_filter_keeps_what_fits(client: Client, backend: Backend, path: str, expression: str, kept: list[str]) -> None:
+    for instance in (Instance("1", "web", "B"), Instance("2", "web", "A", tags=("y",)), Instance("db", "db", "A")):
+        backend.add(instance)
+    found = (await client.get(f"/v1/{path}?filter={quote(expression)}")).json
+    if path.startswith("catalog/node") and isinstance(found, dict):
+        found = found["Services"]
+    names = list(found or []) if isinstance(found, dict) else [ident(row) for row in found or []]
+    assert names == kept
+
+
+def ident(row: dict[str, Any]) -> Any:
+    """The id of a row's service, else its node."""
+    return row.get("ServiceID") or row.get("ID", "").removeprefix("id-b") or row.get("Service", {}).get("ID") or row["Node"]
+
+
 async def test_passing_leaves_out_what_is_on_a_dead_node(client: Client, backend: Backend) -> None:
     backend.add(Instance("1", "web", "A"))
     backend.add(Instance("2", "web", "B"))
@@ -401,7 +431,8 @@ async def test_a_consistent_read_needs_the_store_and_a_stale_one_does_not(client
         ("GET", "/v1/catalog/nodes?max_stale=x", 400, 'Invalid max_stale value "x"'),
         ("GET", "/v1/catalog/nodes?dc=elsewhere", 500, "No path to datacenter"),
         ("GET", "/v1/catalog/nodes?ns=team", 400, 'Invalid query parameter: "ns" - Namespaces are a Consul Enterprise feature'),
-        ("GET", "/v1/catalog/nodes?filter=Node==A", 400, consul._NO_FILTER),
+        ("GET", "/v1/catalog/services?filter=a==b", 400, "filter does not apply to /v1/catalog/services"),
+        ("GET", "/v1/catalog/nodes?filter=no==A", 400, 'Failed to create boolean expression evaluator: Selector "no" is not valid'),
     ],
 )
 async def test_what_is_wrong_is_said_in_consuls_words(client: Client, method: str, path: str, status: int, text: str) -> None:

@@ -37,7 +37,7 @@ from plait.serve.consul_http import (
     until,
 )
 from plait.serve.consul_outside import OutsideApi
-from plait.serve.consul_reads import reads
+from plait.serve.consul_reads import FILTERED, reads, selected
 from plait.services.checkrequests import service_checks
 from plait.services.directory import CONSUL_VERSION, SERVER_META, Directory
 from plait.services.index import QueryIndex, content_hash
@@ -55,7 +55,6 @@ _UI_OFF = "Consul Agent: UI disabled. This is plait: see `plait status` and `pla
 _BAD_PATH = "Invalid URL path: if attempting to use the HTTP API, ensure the path starts with '/v1/'"
 _BAD_API_PATH = "Invalid URL path: not a recognized HTTP API endpoint"
 _UNPRINTABLE = "Invalid URL path: it holds characters that cannot be printed"
-_NO_FILTER = "filter expressions are not evaluated by this version; select by tag, node-meta or passing, or filter the answer"
 _ACL = re.compile(r"acl/.*|agent/token/.*")
 
 
@@ -149,8 +148,8 @@ class ConsulApi:
         sized = request.clone(client_max_size=route.max_body) if route.max_body else request
         call = Call(path, parts, params, await sized.read(), request.headers.get("Accept", ""))
         call.check_scope(self._datacenter)
-        if call.one("filter"):
-            raise BadRequest(_NO_FILTER)
+        if call.one("filter") and not route.path.startswith(FILTERED):
+            raise BadRequest(f"filter does not apply to /v1/{route.path}")
         return await route.methods[request.method](call)
 
     # --- reads
@@ -159,7 +158,7 @@ class ConsulApi:
         """A read of what this agent knows by itself: answered at once, without the headers of the catalogue."""
 
         async def answer(call: Call) -> web.Response:
-            return json_answer(encoded(read(call, self._views(call)), call.flag("pretty")))
+            return json_answer(encoded(selected(read, call, self._views(call)), call.flag("pretty")))
 
         return answer
 
@@ -190,7 +189,7 @@ class ConsulApi:
             self._answers.clear()
         query = (call.path, tuple(sorted((key, values) for key, values in call.params.items() if key not in ("index", "wait"))))
         if query not in self._answers:
-            result = encoded(read(call, self._views(call)), call.flag("pretty"))
+            result = encoded(selected(read, call, self._views(call)), call.flag("pretty"))
             self._answers[query] = result, self._index.index_of(query, result, snapshot.revision)
         return self._answers[query]
 

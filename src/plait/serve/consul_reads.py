@@ -7,7 +7,39 @@ from collections.abc import Iterator
 
 from plait.serve.consul_backend import Read
 from plait.serve.consul_http import Call
+from plait.services.bexpr import compile_filter, filtered
 from plait.services.views import Views
+
+FILTERED = (
+    "agent/services",
+    "agent/checks",
+    "agent/members",
+    "catalog/nodes",
+    "catalog/service/",
+    "catalog/node/",
+    "catalog/node-services/",
+    "health/node/",
+    "health/checks/",
+    "health/service/",
+    "health/services",
+    "health/state/",
+)
+"""Beginnings of the paths that take `filter`."""
+
+
+def selected(read: Read, call: Call, views: Views) -> object:
+    """What `read` answers, without what the call's `filter` does not let through: elements of a list, values of a map; of a node its
+    services, of `health/services` the instances of each."""
+    answer = read(call, views)
+    if not call.one("filter"):
+        return answer
+    predicate = compile_filter(call.one("filter"))
+    if call.path == "health/services" and isinstance(answer, dict):
+        kept = {name: filtered(entries, predicate) for name, entries in answer.items()}
+        return {name: entries for name, entries in kept.items() if entries}
+    if call.path.startswith(("catalog/node/", "catalog/node-services/")):
+        return {**answer, "Services": filtered(answer["Services"], predicate)} if isinstance(answer, dict) else answer
+    return filtered(answer, predicate)
 
 
 def reads(datacenter: str) -> Iterator[tuple[str, str, bool, Read]]:
