@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -49,7 +49,8 @@ class SandboxRequest:
 
 
 class Sandboxes:
-    """Create, watch and remove sandboxes. `make_netns` and `remove_netns` work on a path and are idempotent."""
+    """Create, watch and remove sandboxes. `make_netns` and `remove_netns` work on a path and are idempotent; `names_settled`
+    waits until this host's DNS answers what the view says (TimeoutError if that takes too long)."""
 
     def __init__(
         self,
@@ -60,9 +61,11 @@ class Sandboxes:
         make_netns: Callable[[Path], None],
         remove_netns: Callable[[Path], None],
         netns_exists: Callable[[Path], bool],
+        names_settled: Callable[[], Awaitable[None]],
     ) -> None:
         self._node, self._ops, self._journal, self._dir = node, ops, journal, run_dir / "netns"
         self._make_netns, self._remove_netns, self._netns_exists = make_netns, remove_netns, netns_exists
+        self._names_settled = names_settled
         self._sandboxes = {key: decode(Sandbox, body, key) for key, body in journal.load(RUNTIME).items()}
         self._watched: dict[str, int] = {}
         self._ended: asyncio.Queue[str] = asyncio.Queue()
@@ -120,10 +123,15 @@ class Sandboxes:
         self._watch(sandbox)
 
     async def remove(self, name: str) -> None:
-        """Detach and delete the namespace; the processes in it must have been stopped by the caller."""
+        """Detach, delete the namespace and wait until this host's DNS has forgotten the name; the processes in it must have been
+        stopped by the caller. Slow DNS fails nothing: the sandbox is gone by then, and the name follows."""
         self.get(name)
         await self._erase(name)
         await self.report()
+        try:
+            await self._names_settled()
+        except TimeoutError:
+            log.warning("names_late", extra={"container": name})
 
     async def report(self) -> None:
         """Tell the agent what runs."""

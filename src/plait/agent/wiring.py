@@ -155,7 +155,7 @@ class _Wiring:
         self.ops = AgentOperations(
             self.view, journal, self.work, self.addresses, self.networks, self.loops.names_settled, self.reconciler.once, fast_path
         )
-        self.sandboxes = Sandboxes(identity.name, self.ops, journal, paths.run, create_netns, delete_netns, netns_exists)
+        self.sandboxes = self._sandboxes()
         self.catalog = Catalog(self.view, journal, self.publisher.publish, self._contact_ms)
         engine = DockerEngine(Path(config.docker_socket)) if config.docker_enabled else None
         self.docker = self._docker(engine) if engine is not None else None
@@ -166,6 +166,10 @@ class _Wiring:
         self.queries = Queries(self.view, store, self.kv)
         self.api: ConsulApi | None = None
         self.replica.subscribe(self._on_changes, self._on_store)
+
+    def _sandboxes(self) -> Sandboxes:
+        name, run_dir, settled = self.identity.name, self.paths.run, self.loops.names_settled
+        return Sandboxes(name, self.ops, self.journal, run_dir, create_netns, delete_netns, netns_exists, settled)
 
     def _docker(self, engine: DockerEngine) -> DockerRuntime:
         async def write(kind: str, key: str, body: bytes | None) -> None:
