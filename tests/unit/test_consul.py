@@ -248,6 +248,7 @@ async def test_one_agent_service_blocks_on_its_hash(client: Client, backend: Bac
 
 async def test_agent_self_and_members(client: Client, backend: Backend) -> None:
     me = (await client.get("/v1/agent/self")).json
+    assert me["Stats"]["consul"]["leader_addr"] == (await client.get("/v1/status/leader")).json
     assert me["Config"]["NodeName"] == "A" and me["Config"]["Datacenter"] == "dc1" and me["Config"]["Server"] is True
     assert me["Config"]["Version"].startswith("1.22.") and me["DebugConfig"]["SessionTTLMin"] == 10**10
     assert me["Member"]["Name"] == "A" and set(me["Stats"]) == {"agent", "consul", "raft", "serf_lan", "runtime"}

@@ -209,7 +209,7 @@ class ConsulApi:
         servers = views.servers()
         return servers[0] if servers and self._backend.last_contact_ms() is not None else ""
 
-    def _self(self, _: Call, views: Views) -> object:
+    def _self(self, call: Call, views: Views) -> object:
         node = self._backend.snapshot().nodes.get(self._node)
         config = {
             "Datacenter": self._datacenter,
@@ -225,7 +225,7 @@ class ConsulApi:
             "Config": config,
             "DebugConfig": {"SessionTTLMin": _SESSION_TTL_MIN_NS},
             "Member": next((member for member in views.members() if member["Name"] == self._node), {}),
-            "Stats": {"agent": {}, "consul": {}, "raft": {}, "serf_lan": {}, "runtime": {}},
+            "Stats": {"agent": {}, "consul": {"leader_addr": self._leader(call, views)}, "raft": {}, "serf_lan": {}, "runtime": {}},
             "Meta": {"plait-version": __version__},
         }
 
