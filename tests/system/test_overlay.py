@@ -227,7 +227,8 @@ def test_a_foreign_chain_that_drops_is_named_with_the_way_out_and_left_alone(lab
     chain = "nft 'add table ip other; add chain ip other forward { type filter hook forward priority 0; policy drop; }'"
     lab.run("A", "sh", "-c", chain)
     try:
-        assert not pings(lab, "A", "a", target)
+        within(2, lambda: not pings(lab, "A", "a", target))
+        assert lab.run("A", "nft", "list", "tables").stdout.count("netdev plait") == 0, "nothing goes round rules of others"
         within(6, lambda: lab.run("A", "plait", "status", check=False).returncode == 1)
         said = lab.run("A", "plait", "status", check=False).stdout
         assert "ip other forward" in said and 'oifname "pl-*" accept' in said
@@ -237,6 +238,19 @@ def test_a_foreign_chain_that_drops_is_named_with_the_way_out_and_left_alone(lab
         within(6, lambda: lab.run("A", "plait", "status", check=False).returncode == 0)
     finally:
         lab.run("A", "nft", "delete", "table", "ip", "other")
+    within(2, lambda: "netdev plait" in lab.run("A", "nft", "list", "tables").stdout)
+
+
+def test_a_rule_of_the_administrator_holds_for_traffic_inside_a_network(lab: Lab) -> None:
+    source, target = run(lab, "A", "a"), run(lab, "B", "b")
+    assert pings(lab, "A", "a", target)
+    lab.run("B", "nft", "add table inet admin; add chain inet admin fw { type filter hook forward priority 0; }")
+    lab.run("B", "nft", f"add rule inet admin fw ip saddr {source} drop")
+    try:
+        within(2, lambda: not pings(lab, "A", "a", target))
+    finally:
+        lab.run("B", "nft", "delete", "table", "inet", "admin")
+    within(2, lambda: pings(lab, "A", "a", target))
 
 
 def test_a_killed_agent_loses_no_packet_of_running_sandboxes(lab: Lab) -> None:

@@ -8,7 +8,9 @@ kernel keeps forwarding meanwhile); errors of the store, the engine and the kern
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -62,6 +64,8 @@ class Parts:
     fast_path: bool
 
 
+_FIREWALL_APART_S = 0.2
+"""Least time between two looks at the rules of others: many attaches change our own table in a moment."""
 _NAMED = frozenset({"nodes", "alive", "networks", "blocks", "endpoints", "containers", "instances", "checks"}) | {
     f"catalog/{kind}" for kind in ("nodes", "instances", "checks")
 }
@@ -79,6 +83,8 @@ class NodeLoops:
         self._names_generation = 0
         self._names_shown = -1
         self._blocks_dirty = asyncio.Event()
+        self._firewall_dirty = asyncio.Event()
+        self._guards: frozenset[str] | None = None
         parts.view.subscribe(self._on_view)
 
     def _on_view(self, kinds: frozenset[str]) -> None:
@@ -110,7 +116,7 @@ class NodeLoops:
             gateway=self._gateway,
             netns=netns_of_containers(self._p.view, own),
             docker_bridge=self._p.config.docker_bridge,
-            fast_path=self._p.fast_path,
+            fast_path=self.fast_path,
         )
         return plan_node(snapshot, local)
 
@@ -235,11 +241,33 @@ class NodeLoops:
             self._p.health.replace("dns-bind", {f"{e.address}:{e.port}/{e.protocol}": str(e) for e in refused})
             await asyncio.sleep(1)
 
-    async def watch_firewall(self) -> None:
-        """Name foreign chains that stop what is forwarded. Never returns."""
+    @property
+    def fast_path(self) -> bool:
+        """Whether traffic inside a network may go round the host's IP stack: only while nobody else's rules would have to see it there."""
+        return self._p.fast_path and self._guards == frozenset()
+
+    def firewall_changed(self) -> None:
+        """Somebody, perhaps this agent, changed an nft table."""
+        self._firewall_dirty.set()
+
+    async def look_at_firewall(self) -> bool:
+        """Learn whose rules forwarded traffic must meet; True if that has changed."""
+        before, self._guards = self._guards, await asyncio.to_thread(self._p.kernel.foreign_guards)
+        if before is not None and before != self._guards:
+            log.info("fast_path", extra={"on": self.fast_path, "guards": ", ".join(sorted(self._guards))})
+        return before != self._guards
+
+    async def watch_firewall(self, changed: Callable[[], None]) -> None:
+        """Name foreign chains that stop what is forwarded, and obey them: `changed` is called when the plan is another. Never returns."""
         while True:
+            self._firewall_dirty.clear()
+            if await self.look_at_firewall():
+                changed()
             self._p.health.replace("firewall-drops", await asyncio.to_thread(self._p.kernel.foreign_drops))
-            await asyncio.sleep(5)
+            await asyncio.sleep(_FIREWALL_APART_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(5):
+                    await self._firewall_dirty.wait()
 
     async def watch_capabilities(self) -> None:
         """Name what the kernel lacks for the networks that there are. Never returns."""

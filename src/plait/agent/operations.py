@@ -37,7 +37,7 @@ log = logging.getLogger("plait.operations")
 
 class AgentOperations:
     """Implements `runtimes.api.Operations`. `names_settled` waits until this host's DNS answers what the view
-    says, `full_pass` makes the kernel what the view says, `fast_path`: the plan has the table of `plan/fastpath.py`."""
+    says, `full_pass` makes the kernel what the view says, `fast_path`: whether the plan has the table of `plan/fastpath.py`."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class AgentOperations:
         networks: Networks,
         names_settled: Callable[[], Awaitable[None]],
         full_pass: Callable[[], Awaitable[object]],
-        fast_path: bool = False,
+        fast_path: Callable[[], bool] = lambda: False,
     ) -> None:
         self._view, self._journal, self._kernel = view, journal, kernel
         self._addresses, self._networks, self._names_settled = addresses, networks, names_settled
@@ -205,7 +205,7 @@ class AgentOperations:
 
     async def _quicken(self, endpoints: Sequence[Endpoint], elements: Sequence[NftElement]) -> None:
         """Let what these endpoints send, and what is meant for `elements`, take the fast path, if this kernel has it."""
-        if not self._fast_path or not endpoints:
+        if not self._fast_path() or not endpoints:
             return
         try:
             await self._kernel.put([*elements, *(fast_chain(e, self._network(e.network)) for e in endpoints)])

@@ -36,9 +36,10 @@ class Reconciler:
         may_delete: Callable[[], bool],
         health: Health,
         on_link: Callable[[], None],
+        on_nft: Callable[[], None],
     ) -> None:
         self._kernel, self._work, self._plan = kernel, work, plan
-        self._may_delete, self._health, self._on_link = may_delete, health, on_link
+        self._may_delete, self._health, self._on_link, self._on_nft = may_delete, health, on_link, on_nft
         self._dirty = asyncio.Event()
         self._first = asyncio.Event()
 
@@ -81,4 +82,6 @@ class Reconciler:
             log.debug("kernel_event", extra={"kind": word, "at": round(time.monotonic(), 3)})
             if word in ("link", "addr", "overrun"):
                 self._on_link()
+            if word in ("nft", "overrun"):
+                self._on_nft()
             self._dirty.set()

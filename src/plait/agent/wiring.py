@@ -150,10 +150,23 @@ class _Wiring:
             DEFAULT_NETWORK,
         )
         self.reconciler = Reconciler(
-            self.kernel, self.work, self.loops.plan, lambda: self.replica.synced, self.health, self.loops.refresh_node
+            self.kernel,
+            self.work,
+            self.loops.plan,
+            lambda: self.replica.synced,
+            self.health,
+            self.loops.refresh_node,
+            self.loops.firewall_changed,
         )
         self.ops = AgentOperations(
-            self.view, journal, self.work, self.addresses, self.networks, self.loops.names_settled, self.reconciler.once, fast_path
+            self.view,
+            journal,
+            self.work,
+            self.addresses,
+            self.networks,
+            self.loops.names_settled,
+            self.reconciler.once,
+            lambda: self.loops.fast_path,
         )
         self.sandboxes = self._sandboxes()
         self.catalog = Catalog(self.view, journal, self.publisher.publish, self._contact_ms)
@@ -245,6 +258,7 @@ class _Wiring:
             items = self.replica.items.values()
             self._on_changes((Change("put", item, item.mod_revision) for item in items), self.replica.revision)
         self.loops.refresh_node()  # without the disk copy the view would not even know this node
+        await self.loops.look_at_firewall()
         await self.ops.recover()
         await self.sandboxes.recover()
         async with asyncio.TaskGroup() as group:
@@ -265,7 +279,7 @@ class _Wiring:
                 self.loops.serve_names(),
                 self.loops.watch_conditions(),
                 self.loops.watch_capabilities(),
-                self.loops.watch_firewall(),
+                self.loops.watch_firewall(self.reconciler.mark),
                 self.reconciler.watch(),
                 self.reconciler.run(),
                 self.sandboxes.run(),

@@ -17,7 +17,7 @@ from plait.kernel.api import Result, changeable
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux import route as routes
-from plait.kernel.linux.foreign import foreign_drops
+from plait.kernel.linux.foreign import foreign_drops, foreign_guards
 from plait.kernel.linux.netns import inside
 from plait.kernel.linux.nft import Ruleset, open_nft
 from plait.kernel.linux.probe import probe_capabilities
@@ -90,6 +90,10 @@ class LinuxKernel:
     def foreign_drops(self) -> dict[str, str]:
         """What stops our traffic though it is not ours, by chain (see `foreign`). May be called from any thread."""
         return foreign_drops(open_nft())
+
+    def foreign_guards(self) -> frozenset[str]:
+        """Tables of others whose rules forwarded traffic must meet (see `foreign`). May be called from any thread."""
+        return foreign_guards(open_nft())
 
     def underlay(self, address: IPv4Address) -> tuple[str, int]:
         """Name and MTU of the link that carries `address`. OSError if no link does. May be called from any thread."""
