@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -332,3 +334,30 @@ def test_what_others_did_during_a_commit_is_noticed() -> None:
         assert ruleset.owned([])[chain.key] == replace(chain, rules=())
 
     with_ruleset(body, Meddler)
+
+
+class Watched:
+    """libnftables, where it is counted how many threads are in it at once."""
+
+    def __init__(self, lib: object) -> None:
+        self._lib, self.within, self.most = lib, 0, 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._lib, name)
+
+    def nft_run_cmd_from_filename(self, context: int, path: bytes) -> int:
+        self.within += 1
+        self.most = max(self.most, self.within)
+        time.sleep(0.02)
+        self.within -= 1
+        return 0
+
+
+def test_threads_enter_the_library_one_at_a_time() -> None:
+    """It keeps state outside its contexts: with two of them in it, agents ended by a segmentation fault under 50 attaches at once."""
+    one, other = LibNft(), LibNft()
+    watched = Watched(one._lib)
+    one._lib = other._lib = watched  # type: ignore[assignment]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda nft: nft.run(""), (one, other) * 4))
+    assert watched.most == 1

@@ -15,17 +15,20 @@ import os
 import re
 import struct
 import subprocess
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux.nftscript import FAMILIES, family_of, parse_table, redeclared, script_of, table_of, with_dependents
 from plait.model.errors import NotSupported, PlaitError
-from plait.model.objects import HOOK_COMMENT, NFT_FAST_FAMILY, HookRule, KernelObject, Key, NftElement, NftSet, Op
+from plait.model.objects import HOOK_COMMENT, NFT_FAST_FAMILY, HookRule, KernelObject, Key, NftChain, NftElement, NftSet, Op
 
 _NFT_CTX_OUTPUT_HANDLE, _NFT_CTX_OUTPUT_STATELESS = 1 << 3, 1 << 2
 _NFNL_SUBSYS_NFTABLES, _NFT_MSG_GETGEN, _NFT_MSG_NEWGEN, _NFTA_GEN_ID = 10, 16, 15, 1
 _PROGRAM_TIMEOUT_S = 10.0
+_ONE_AT_A_TIME = threading.Lock()
+"""The library keeps state of its own outside its contexts: two threads in it at once end the process (seen as a segmentation fault)."""
 _HOOKS = (("ip", "filter", "DOCKER-USER"),)
 """Chains of other programs that are documented as places for local rules, and in which plait may keep rules."""
 
@@ -65,6 +68,10 @@ class LibNft:
 
     def run(self, script: str, handles: bool = False) -> str:
         """The script goes by way of a file in memory: of a plain text libnftables quotes the wrong line when it refuses one."""
+        with _ONE_AT_A_TIME:
+            return self._run(script, handles)
+
+    def _run(self, script: str, handles: bool) -> str:
         descriptor = os.memfd_create("nft")
         context = self._lib.nft_ctx_new(0)
         try:
@@ -108,26 +115,27 @@ def open_nft() -> Nft:
 
 class Ruleset:
     """Reads and writes our tables. Listing is skipped while the kernel's ruleset generation is the one of our own last look, or the one
-    after it if that is our own commit: a table of 5,000 ports takes 0.1 s to list. `devices` (any value that is another when links came
-    or went) is compared too: a chain goes with its device, and an element that names one changes, without a new generation."""
+    after it if that is our own commit: a table of 5,000 ports takes 0.1 s to list. The indexes of our links (`devices`: index -> name) are
+    compared too: a chain may go with its device, and an element that names one changes, without a new generation."""
 
     def __init__(self, nft: Nft) -> None:
         self._nft = nft
-        self._seen: tuple[int, object, dict[Key, KernelObject]] | None = None
+        self._seen: tuple[int, dict[str, int], dict[Key, KernelObject]] | None = None
 
-    def owned(self, probe: Iterable[Key], devices: object = None) -> dict[Key, KernelObject]:
+    def owned(self, probe: Iterable[Key], devices: Mapping[int, str] | None = None) -> dict[Key, KernelObject]:
         """Chains, sets and maps of the tables, our rules in others' hooks; a probed hook whose chain does not exist counts as held,
         for there is nothing to be done about it."""
         generation = _generation()
+        indexes = {name: index for index, name in (devices or {}).items()}
         found = self._seen[2] if self._seen is not None and self._seen[0] == generation else None
         if found is None:
             found = self._listed(FAMILIES)
             for hook in _HOOKS:
                 found.update({rule.key: rule for rule in self._hook_rules(hook)})
-        elif self._seen is not None and self._seen[1] != devices:
+        elif self._seen is not None and _replaced(found, self._seen[1], indexes):
             others = {key: obj for key, obj in found.items() if isinstance(obj, HookRule) or family_of(obj) != NFT_FAST_FAMILY}
             found = others | self._listed([NFT_FAST_FAMILY])
-        self._seen = (generation, devices, found)
+        self._seen = (generation, indexes, found)
         held = dict(found)
         for key in probe:
             if key[0] == "hook" and key not in held and not self._chain_exists(key[1:4]):
@@ -235,6 +243,12 @@ def _of_set(op: Op, held: Mapping[Key, KernelObject]) -> Op:
     if not isinstance(whole, NftSet):
         raise NftError(f"there is no {subject.of.kind} {subject.of.name} in the table {table_of(subject.of.family)}")
     return Op("put", whole.with_element(subject.element), whole)
+
+
+def _replaced(held: Mapping[Key, KernelObject], before: Mapping[str, int], now: Mapping[str, int]) -> bool:
+    """Whether a device that has a chain (named like it) is gone or another one than when the tables were last looked at."""
+    names = [obj.name for obj in held.values() if isinstance(obj, NftChain) and obj.family == NFT_FAST_FAMILY]
+    return any(now.get(name) != before.get(name, now.get(name)) for name in names)
 
 
 def _predictable(ops: Sequence[Op], held: Mapping[Key, KernelObject]) -> bool:
