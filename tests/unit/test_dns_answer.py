@@ -10,7 +10,7 @@ import pytest
 
 from plait.dns import message as m
 from plait.dns import zone
-from plait.dns.answer import Forward, answer, shuffle
+from plait.dns.answer import Forward, answer, arrange, shuffle
 from plait.dns.table import apply_changes, diff_tables
 from plait.dns.zone import build_table, reverse_zones
 from plait.model.cluster import Container, Endpoint, Instance, Network, Node, Snapshot
@@ -282,3 +282,41 @@ def test_a_dotted_container_name_takes_nothing_else_of_the_outside() -> None:
     table = build_table(snapshot(endpoints={"e": endpoint}))
     assert data(resolve("a.example.org", table=table)) == {"10.29.0.5"}
     assert resolve("example.org", table=table).header.rcode == m.REFUSED
+
+
+def srv(weight: int, port: int) -> m.Record:
+    return m.SRV, b"".join(number.to_bytes(2, "big") for number in (1, weight, port)) + m.wire_name(b"a.node.consul")
+
+
+def test_weights_decide_how_often_an_srv_record_comes_first() -> None:
+    chooser, first = random.Random(5).randrange, {1: 0, 2: 0, 3: 0}
+    for _ in range(4000):
+        records = [srv(0, 1), srv(1, 2), srv(3, 3)]
+        arrange(records, chooser)
+        first[int.from_bytes(records[0][1][4:6], "big")] += 1
+        assert records[-1] == srv(0, 1)
+    assert first[1] == 0
+    assert 2850 < first[3] < 3150
+
+
+def test_equal_weights_leave_every_order_equally_likely() -> None:
+    chooser, same = random.Random(5).randrange, random.Random(5).randrange
+    records, shuffled = [srv(2, port) for port in range(9)], [srv(2, port) for port in range(9)]
+    arrange(records, chooser)
+    shuffle(shuffled, same)
+    assert records == shuffled
+
+
+def test_an_answer_follows_the_weights() -> None:
+    table = build_table(
+        snapshot(
+            instances={("A", f"w{n}"): Instance(f"w{n}", "weighed", "A", port=n, weight_passing=weight) for n, weight in ((1, 1), (2, 99))}
+        )
+    )
+    query = bytes(dnslib.DNSRecord.question("weighed.service.consul", "SRV").pack())
+    chooser, heavy = random.Random(5).randrange, 0
+    for _ in range(200):
+        response = answer(table, query, 4096, chooser)
+        assert isinstance(response, bytes)
+        heavy += dnslib.DNSRecord.parse(response).rr[0].rdata.port == 2
+    assert heavy > 180

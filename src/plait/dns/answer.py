@@ -8,6 +8,7 @@ label is a container name, so unknown ones are NXDOMAIN too; all else is forward
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from plait.dns import message as m
@@ -19,6 +20,7 @@ Chooser = Callable[[int], int]
 
 _ABOUT_TOP_LEVEL = frozenset((m.NS, m.SOA, m.DS, m.DNSKEY))
 """Asked for a single label, these are about a top-level domain (a validating forwarder does it), not about a container."""
+_DRAWS = 1 << 30
 _REFRESH = (3600).to_bytes(4, "big") + (600).to_bytes(4, "big") + (86400).to_bytes(4, "big") + (0).to_bytes(4, "big")
 
 
@@ -38,7 +40,7 @@ def answer(
 
     `max_size`: most bytes of a response over UDP whatever the client claims to take. `stream`: it came over TCP, where
     only the length prefix limits. `recursion`: upstreams are configured (sets RA, allows Forward). Records of one answer
-    come in an order drawn by `chooser`. TTLs are 0.
+    come in an order drawn by `chooser` (see `arrange`). TTLs are 0.
     """
     try:
         query = m.parse_query(data)
@@ -83,7 +85,7 @@ def _resolve(table: Table, query: m.Query, limit: int, chooser: Chooser, ra: int
         wanted = _wanted(records, query.qtype)
         if query.key in table.zones and query.qtype in (m.SOA, m.ANY):
             wanted.append((m.SOA, _soa(table)))
-        shuffle(wanted, chooser)
+        arrange(wanted, chooser)
         groups = [((query.wire, *record), _additional(table, record)) for record in wanted]
         authority = [] if groups else [(query.wire if zone is None else m.wire_name(zone), m.SOA, _soa(table))]
         return m.respond(query, m.AA | ra, m.NOERROR, limit, groups, authority)
@@ -119,6 +121,21 @@ def shuffle(records: list[m.Record], chooser: Chooser) -> None:
     for last in range(len(records) - 1, 0, -1):
         other = chooser(last + 1)
         records[last], records[other] = records[other], records[last]
+
+
+def arrange(records: list[m.Record], chooser: Chooser) -> None:
+    """Put `records` into an order drawn by `chooser`: SRV records of higher weight tend to come first, in each place with
+    the chance that RFC 2782 gives them among those left; weight 0 comes last. Without differing weights, as `shuffle`."""
+    shuffle(records, chooser)
+    if len({_weight(record) for record in records}) > 1:
+        # Exponential waiting times at the rate of each weight end in that order (Efraimidis and Spirakis 2006).
+        records.sort(key=lambda record: -math.log((chooser(_DRAWS) + 1) / _DRAWS) / weight if (weight := _weight(record)) else math.inf)
+
+
+def _weight(record: m.Record) -> int:
+    """The weight in SRV data, 1 for a record of another type."""
+    rtype, rdata = record
+    return int.from_bytes(rdata[2:4], "big") if rtype == m.SRV else 1
 
 
 def _zone_of(table: Table, key: bytes) -> bytes | None:
