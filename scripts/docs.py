@@ -13,7 +13,8 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast, get_args, is_typeddict
+from types import SimpleNamespace
+from typing import Any, cast, get_args, is_typeddict
 
 import click
 
@@ -116,10 +117,16 @@ def http_reference() -> str:
     """Every path of the Consul-compatible API."""
     from plait.serve.consul import ConsulApi
     from plait.serve.consul_backend import CatalogBackend, CheckOwner, Outside
+    from plait.serve.consul_event import EventApi
+    from plait.serve.consul_kv import KvApi
+    from plait.serve.consul_operator import OperatorApi
+    from plait.serve.consul_query import QueryApi
     from plait.services.directory import CONSUL_VERSION
 
-    nobody = object()
-    routes = ConsulApi(cast(CatalogBackend, nobody), "", "", checks=cast(CheckOwner, nobody), outside=cast(Outside, nobody)).routes
+    nobody: Any = SimpleNamespace(table=None)
+    parts = (KvApi(nobody, ""), EventApi(nobody), OperatorApi(nobody, ""), QueryApi(nobody, "", "", nobody, nobody))
+    more = [route for part in parts for route in part.routes]
+    routes = ConsulApi(cast(CatalogBackend, nobody), "", "", more, cast(CheckOwner, nobody), cast(Outside, nobody)).routes
     rows = [f"| {' '.join(route.methods)} | `/v1/{route.path}` | {_cell(route.about)} |" for route in routes]
     head = [
         "# HTTP API",
