@@ -45,7 +45,7 @@ async def test_first_runs_spread_over_the_interval_and_then_keep_their_phase() -
     assert len(firsts) == 200 and all(3 <= len(moments) <= 4 for moments in runs.values())
     thirds = Counter(int(moment / 0.17) for moment in firsts if moment < 0.51)
     assert all(thirds[n] >= 30 for n in range(3)), f"not spread: {thirds}"
-    assert sum(abs((m[1] - m[0]) - 0.5) < 0.15 for m in runs.values()) >= 190
+    assert sum(abs((m[1] - m[0]) - 0.5) < 0.25 for m in runs.values()) >= 190
 
 
 async def test_an_initial_delay_comes_before_the_first_interval() -> None:
