@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/guide.md, followed word by word: the commands below its marks `<!-- step: … -->`, and nothing else, on three hosts with engines.
-
-The hosts of the lab have no systemd. Its part is played by `Systemd`, which reads the unit files that the guide installed and does what
-they say: it opens the plug-in socket and passes it, runs ExecStart and ExecStartPost, and restarts the engine with the agent's options.
-"""
+"""docs/guide.md, followed word by word: the commands below its marks `<!-- step: … -->`, and nothing else, on three hosts that run
+Debian's own systemd and docker.service (`tests/support/booted.py`)."""
 
 from __future__ import annotations
 
@@ -15,30 +12,18 @@ import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tests.support.booted import ROOT, SOURCE, Booted
 
-from plait.lab import inside
-from plait.lab.agents import log_of
 from plait.lab.lab import Lab
 from plait.lab.process import until
 
-pytestmark = [pytest.mark.system, pytest.mark.root, pytest.mark.timeout(240)]
-ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.system, pytest.mark.root, pytest.mark.timeout(900)]
+HOSTS = "ABC"
 UNITS = "/etc/systemd/system"
-ACTIVATE = """
-import os, socket, sys
-path = sys.argv[1]
-os.makedirs(os.path.dirname(path), exist_ok=True)
-sock = socket.socket(socket.AF_UNIX)
-sock.bind(path)
-sock.listen()
-os.dup2(sock.fileno(), 3)
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
-os.execvp(sys.argv[2], sys.argv[2:])
-"""
-"""What systemd does for a socket unit and its service: sd_listen_fds(3)."""
 
 
 def step(name: str) -> list[str]:
@@ -49,70 +34,26 @@ def step(name: str) -> list[str]:
     return str(found[0]).splitlines()
 
 
-def unit(text: str) -> configparser.ConfigParser:
-    parser = configparser.ConfigParser(delimiters="=", comment_prefixes="#", interpolation=None, strict=False)
-    parser.optionxform = str  # type: ignore[method-assign,assignment]
-    parser.read_string(text)
-    return parser
-
-
-class Systemd:
-    """systemctl on one host, as far as the guide uses it."""
-
-    def __init__(self, lab: Lab, host: str) -> None:
-        self._lab, self._host = lab, host
-
-    def __call__(self, words: list[str]) -> None:
-        match words:
-            case ["daemon-reload"]:
-                pass
-            case ["enable", "--now", "plait-docker.socket", "plait"]:
-                self._start()
-            case ["disable", "--now", "plait", "plait-docker.socket"]:
-                assert not agent_runs(self._lab, self._host), "`plait down` has stopped it"
-            case ["restart", "docker"]:
-                self._lab.stop_engine(self._host)
-                self._lab.start_engine(self._host)
-            case _:
-                raise AssertionError(f"the guide says systemctl {shlex.join(words)}: teach this test what that does")
-
-    def _unit(self, name: str) -> configparser.ConfigParser:
-        return unit(self._lab.path(self._host, f"{UNITS}/{name}").read_text())
-
-    def _start(self) -> None:
-        service, socket = self._unit("plait.service"), self._unit("plait-docker.socket")
-        assert self._lab.path(self._host, service["Unit"]["ConditionPathExists"]).exists()
-        command = [word.removeprefix("/usr/bin/") for word in shlex.split(service["Service"]["ExecStart"])]
-        activated = ["python3", "-c", ACTIVATE, socket["Socket"]["ListenStream"], *command]
-        state = self._lab.state
-        inside.start_daemon(self._host, state.holder(self._host), "agent", activated, log_of(state, self._host))
-        after = shlex.split(service["Service"]["ExecStartPost"].removeprefix("-"))
-        self._lab.run(self._host, after[0].removeprefix("/usr/bin/"), *after[1:], timeout_s=70)
-
-
-def follow(lab: Lab, host: str, name: str, **words: str) -> list[str]:
+def follow(hosts: Booted, host: str, name: str, **words: str) -> list[str]:
     """Run one step of the guide on `host`, with what it says to fill in; returns what each command printed."""
     said = []
     for line in step(name):
-        command = shlex.split(line)
-        command = [words.get(word, word) for word in command]
-        if command[0] == "systemctl":
-            Systemd(lab, host)(command[1:])
-            said.append("")
-        else:
-            said.append(lab.run(host, "sh", "-c", f'cd {shlex.quote(str(ROOT))} && exec "$@"', "sh", *command, timeout_s=60).stdout)
+        for word, meant in words.items():
+            line = line.replace(word, meant)
+        said.append(hosts.run(host, "sh", "-c", f"cd {SOURCE} && {line}", timeout_s=120).stdout)
     return said
 
 
-def agent_runs(lab: Lab, host: str) -> bool:
-    return inside.daemon_pid(lab.state.holder(host), "agent") is not None
+def everywhere(hosts: Booted, name: str) -> None:
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda host: follow(hosts, host, name), HOSTS))
 
 
-def traces(lab: Lab, host: str) -> dict[str, str]:
+def traces(hosts: Booted, host: str) -> dict[str, str]:
     """What there is of plait on a host, by kind; "" where nothing is."""
 
     def ask(command: str) -> str:
-        return lab.run(host, "sh", "-c", command, check=False).stdout.strip()
+        return hosts.run(host, "sh", "-c", command, check=False).stdout.strip()
 
     return {
         "links": ask("ip -o link | grep -o ' pl-[^:@]*'"),
@@ -120,6 +61,7 @@ def traces(lab: Lab, host: str) -> dict[str, str]:
         "rules": ask("ip rule | grep -i plait"),
         "nft": ask("nft list tables | grep plait"),
         "files": ask("find /etc/plait /var/lib/plait /run/plait /run/docker/plugins -mindepth 1"),
+        "programs": ask("find /opt /usr/bin /usr/local -name '*plait*'"),
         "units": ask(f"find {UNITS} -name '*plait*'"),
         "processes": ask("ps -eo args | grep -E '[p]lait (agent|dns)|[p]lait[./]serve'"),
         "docker networks": ask("docker network ls --filter driver=plait -q"),
@@ -128,28 +70,32 @@ def traces(lab: Lab, host: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def bare(make_lab) -> Lab:
+def bare(make_lab) -> Booted:
     """Three hosts with engines and no agent; as real ones they have a default route, by which each knows its address."""
-    lab = make_lab(hosts=3, agents=False, engines=True)
-    for host in "ABC":
+    lab = make_lab(hosts=3, agents=False)
+    hosts = Booted(lab)
+    for host in HOSTS:
         lab.run(host, "ip", "route", "add", "default", "dev", "eth0")
-    return lab
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(hosts.boot, HOSTS))
+    return hosts
 
 
-def test_the_guide_word_by_word(bare: Lab) -> None:
+def test_the_guide_word_by_word(bare: Booted) -> None:
     """One test, because the guide has an order: install, three commands, look, use, and the way out."""
     form(bare)
     check_that_all_is_well(bare)
     check_the_use(bare)
     check_the_engines_options(bare)
+    check_a_power_cut(bare)
     check_the_way_out(bare)
 
 
-def form(bare: Lab) -> None:
-    before = {host: traces(bare, host) for host in "ABC"}
+def form(bare: Booted) -> None:
+    before = {host: traces(bare, host) for host in HOSTS}
     assert {text for found in before.values() for text in found.values()} == {""}, "the hosts are bare"
-    for host in "ABC":
-        follow(bare, host, "install")
+    everywhere(bare, "prepare")
+    everywhere(bare, "install")
     follow(bare, "A", "first")
     follow(bare, "A", "start")
     for host in "BC":
@@ -158,48 +104,64 @@ def form(bare: Lab) -> None:
         follow(bare, host, "start")
 
 
-def check_that_all_is_well(cluster: Lab) -> None:
-    for host in "ABC":
-        status, nodes, _ = follow(cluster, host, "look")
+def check_that_all_is_well(hosts: Booted) -> None:
+    for host in HOSTS:
+        status, nodes, _ = follow(hosts, host, "look")
         assert status.startswith(f"{host}: all is well")
         assert [line.split()[:2] for line in nodes.splitlines()[1:]] == [
-            [f"{name}{'*' if name == host else ''}", "alive"] for name in "ABC"
+            [f"{name}{'*' if name == host else ''}", "alive"] for name in HOSTS
         ]
+        assert hosts.run(host, "systemctl", "--failed", "--no-legend").stdout == ""
 
 
-def check_the_use(cluster: Lab) -> None:
-    _, service, _ = follow(cluster, "A", "run")
-    answered = json.loads(service)
-    assert "10.28.0.2" in json.dumps(answered)
-    until("mesh reaches the engine of B", lambda: "mesh" in cluster.run("B", "docker", "network", "ls").stdout, 10)
-    address, page, networks, _ = follow(cluster, "B", "use")
+def check_the_use(hosts: Booted) -> None:
+    _, service, _ = follow(hosts, "A", "run")
+    assert "10.28.0.2" in json.dumps(json.loads(service))
+    until("mesh reaches the engine of B", lambda: "mesh" in hosts.run("B", "docker", "network", "ls").stdout, 10)
+    address, page, networks, _ = follow(hosts, "B", "use")
     assert address == "10.28.0.2\n"
     assert "Welcome to nginx!" in page
     assert re.search(r"\bmesh +plait\b", networks)
-    assert "shop" in cluster.run("C", "plait", "ps").stdout
+    assert "shop" in hosts.run("C", "plait", "ps").stdout
     for name in ("web", "web.default"):
-        assert cluster.run("C", "dig", "+short", "@localhost", name).stdout == "10.28.0.2\n"
+        assert hosts.run("C", "dig", "+short", "@localhost", name).stdout == "10.28.0.2\n"
 
 
-def check_the_engines_options(cluster: Lab) -> None:
-    """The engine got them as its drop-in would have given them."""
-    drop_in = (ROOT / "packaging" / "docker.service.d-plait.conf").read_text()
-    file = re.search(r"^EnvironmentFile=-(.+)$", drop_in, re.MULTILINE)
-    assert file is not None and "PLAIT_DOCKER_OPTS=" in cluster.path("A", file[1]).read_text()
-    assert unit(drop_in)["Service"]["ExecStart"].split()[-2:] == ["$DOCKER_OPTS", "$PLAIT_DOCKER_OPTS"]
+def check_the_engines_options(hosts: Booted) -> None:
+    """dockerd runs with what the agent wrote for it, and was started after the agent was ready."""
+    options = re.search(r'PLAIT_DOCKER_OPTS="?(.+?)"?$', hosts.path("A", "/run/plait/docker.env").read_text())
+    assert options is not None
+    pid = hosts.run("A", "systemctl", "show", "-P", "MainPID", "docker").stdout.strip()
+    running = hosts.path("A", f"/proc/{pid}/cmdline").read_text().split("\0")
+    assert set(shlex.split(options[1])) <= set(running)
 
 
-def check_the_way_out(cluster: Lab) -> None:
+def check_a_power_cut(hosts: Booted) -> None:
+    """What was on when the host lost its power is on again when it has booted, in an order that lets Docker find its networks."""
+    hosts.run("B", "docker", "update", "--restart", "always", "shop")
+    before = hosts.run("B", "docker", "inspect", "-f", "{{json .NetworkSettings.Networks.mesh.IPAddress}}", "shop").stdout
+    hosts.power_cycle("B")
+    assert hosts.run("B", "systemctl", "is-system-running").stdout == "running\n"
+    assert hosts.run("B", "systemctl", "is-active", "plait", "docker").stdout == "active\nactive\n"
+    after = hosts.run("B", "docker", "inspect", "-f", "{{json .NetworkSettings.Networks.mesh.IPAddress}}", "shop").stdout
+    assert after == before
+    until("B finds all well", lambda: hosts.run("B", "plait", "status", check=False).returncode == 0, 10)
+
+
+def check_the_way_out(hosts: Booted) -> None:
     for host, name in (("A", "web"), ("B", "shop")):
-        cluster.run(host, "docker", "rm", "-f", name)
-    assert {kind for kind, text in traces(cluster, "A").items() if not text} <= {"rules", "names"}, "the search finds what is there"
-    follow(cluster, "C", "networks")
-    for host in "ABC":
-        until(f"mesh leaves the engine of {host}", lambda at=host: "mesh" not in cluster.run(at, "docker", "network", "ls").stdout, 10)
+        hosts.run(host, "docker", "rm", "-f", name)
+    assert {kind for kind, text in traces(hosts, "A").items() if not text} <= {"rules", "names"}, "the search finds what is there"
+    follow(hosts, "C", "networks")
+    for host in HOSTS:
+        until(f"mesh leaves the engine of {host}", lambda at=host: "mesh" not in hosts.run(at, "docker", "network", "ls").stdout, 10)
     for host in "CBA":
-        follow(cluster, host, "out")
-        assert {kind: text for kind, text in traces(cluster, host).items() if text} == {}
-        assert cluster.run(host, "docker", "network", "inspect", "bridge", "--format", "{{json .IPAM}}").stdout.count("10.28.") == 0
+        follow(hosts, host, "out")
+        follow(hosts, host, "bridge")
+        hosts.run(host, "systemctl", "restart", "docker")
+        assert hosts.run(host, "systemctl", "is-active", "docker").stdout == "active\n"
+        assert {kind: text for kind, text in traces(hosts, host).items() if text} == {}
+        assert hosts.run(host, "docker", "network", "inspect", "bridge", "--format", "{{json .IPAM}}").stdout.count("10.28.") == 0
 
 
 def test_a_host_without_a_default_route_is_told_what_to_give(make_lab) -> None:
@@ -239,7 +201,10 @@ def test_the_front_page_is_tried_without_the_demo() -> None:
 
 
 def packaged(name: str) -> configparser.ConfigParser:
-    return unit((ROOT / "packaging" / name).read_text())
+    parser = configparser.ConfigParser(delimiters="=", comment_prefixes="#", interpolation=None, strict=False)
+    parser.optionxform = str  # type: ignore[method-assign,assignment]
+    parser.read_string((ROOT / "packaging" / name).read_text())
+    return parser
 
 
 def test_docker_waits_for_a_ready_agent() -> None:
