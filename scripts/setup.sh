@@ -17,6 +17,7 @@ PACKAGES=(
   debootstrap                                                   # images are made here
   nginx-light mariadb-client-core                               # real parts of the four-host case, on host D
   curl bind9-dnsutils iputils-ping tcpdump iperf3               # real clients
+  libfaketime                                                   # clocks that jump
   python3 python3-venv git
 )
 
