@@ -25,6 +25,7 @@ from plait.model.objects import (
     Fdb,
     HookRule,
     KernelObject,
+    Key,
     Neigh,
     NftChain,
     NftElement,
@@ -371,6 +372,34 @@ def test_one_element_takes_the_place_of_the_one_with_its_key_and_leaves_the_othe
             assert not kernel.apply([Op("put", NftElement(replace(here, elements=frozenset()), element))]).failed
         wanted = replace(here, elements=frozenset({'10.28.1.2 : "pl-e2"', '10.28.1.3 : "pl-e1"', '10.28.1.4 : "pl-e2"'}))
         assert kernel.owned()[here.key] == wanted
+
+    run(body)
+
+
+def test_what_names_a_link_that_went_reads_back_different(run: Run) -> None:
+    """The ingress chain of that link itself is gone or waits for the next one, as the kernel's version has it."""
+    hook = 'type filter hook ingress device "{}" priority filter; policy accept;'
+    links = [EndpointLink(f"pl-e{n}", 1450, peer=f"pl-p{n}", mac=f"02:00:00:00:00:1{n}") for n in (1, 2)]
+    here = NftSet("here", "ipv4_addr : iface_index", frozenset({'10.28.1.2 : "pl-e1"', '10.28.1.3 : "pl-e2"'}), kind="map", family="netdev")
+    to_tunnel = 'ip daddr 10.28.2.0/24 fwd ip to 10.28.2.0 device "pl-x1"'
+    senders = [NftChain(f"pl-e{n}", (to_tunnel,), hook.format(f"pl-e{n}"), "netdev") for n in (1, 2)]
+    own = NftChain("pl-x1", ("fwd ip to ip daddr device ip daddr map @here",), hook.format("pl-x1"), "netdev")
+    wanted: Plan = {obj.key: obj for obj in (VXLAN, *links, here, *senders, own)}
+    other = {**wanted, VXLAN.key: replace(VXLAN, vni=8)}
+
+    def lost(kernel: Kernel) -> set[Key]:
+        held = kernel.owned()
+        return {key for key, obj in other.items() if held.get(key) != obj}
+
+    def body(kernel: Kernel) -> None:
+        assert converge(kernel, wanted) == len(wanted)
+        assert converge(kernel, other) == 1
+        assert lost(kernel) - {own.key} == {chain.key for chain in senders}
+        converge(kernel, other)
+        kernel.apply([Op("del", None, links[0])])
+        assert lost(kernel) - {senders[0].key} == {links[0].key, here.key}
+        converge(kernel, other)
+        assert converge(kernel, other) == 0
 
     run(body)
 

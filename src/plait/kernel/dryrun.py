@@ -39,8 +39,7 @@ class DryRunKernel:
     """See `kernel.api.Kernel`. What it holds is what `kernel` holds at the moment it is asked, with the recorded operations done.
 
     `kernel` is only ever read, and stays its owner's to close. With `bare` it is taken to hold nothing of plait's yet. What only the real
-    kernel can know (a set's type that it lacks, a sandbox that is gone, rules that name
-    a replaced device by its old index) is not seen here.
+    kernel can know (a set's type that it lacks, a sandbox that is gone) is not seen here.
     """
 
     def __init__(self, kernel: Kernel, *, bare: bool = False) -> None:

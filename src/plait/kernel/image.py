@@ -3,13 +3,16 @@
 
 It models: parents (an address on one of plait's links that is missing is ENODEV, a sysctl of one ENOENT, everything on a link goes with
 it, also when a device must be replaced; its neighbours when its MAC changes), idempotent puts and deletions, each nft table written as one
-transaction. Links without plait's prefix are taken to be there.
+transaction, nft's memory of a device by its index (what names a link that has gone names nothing that is there). An ingress chain waits
+for the next link of its name, as since Linux 6.16; before, it went with its link, and a pass makes it anew. Links without plait's prefix
+are taken to be there.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from plait.kernel.api import Result, changeable
 from plait.model.errors import KernelError
@@ -31,6 +34,9 @@ from plait.model.objects import (
     Sysctl,
     VxlanLink,
 )
+
+_GONE = "gone"
+"""Where the real kernel shows the index that the device had."""
 
 
 class KernelImage:
@@ -83,6 +89,7 @@ class KernelImage:
         if obj is not None and key[0] == "link":
             for other in [k for k, o in self.objects.items() if parent_of(o) == key]:
                 del self.objects[other]
+            self.objects |= {k: stale for k, o in self.objects.items() if (stale := _without_device(o, key[1])) is not None}
 
     def _transact(self, ops: Sequence[Op], failed: dict[Key, KernelError]) -> None:
         """All of `ops` or none of them."""
@@ -117,4 +124,14 @@ def parent_of(obj: KernelObject) -> Key | None:
             return ("link", dev)
         case Sysctl(path=path) if f"/{PREFIX}" in path:
             return ("link", path.split("/")[2])
+    return None
+
+
+def _without_device(obj: KernelObject, name: str) -> KernelObject | None:
+    """How `obj` reads once the device that it names has gone, None if it names another or none."""
+    match obj:
+        case NftChain(rules=rules) if any(f' device "{name}"' in rule for rule in rules):
+            return replace(obj, rules=tuple(rule.replace(f' device "{name}"', f" device {_GONE}") for rule in rules))
+        case NftSet(elements=elements) if any(element.endswith(f': "{name}"') for element in elements):
+            return replace(obj, elements=frozenset(e.replace(f': "{name}"', f": {_GONE}") for e in elements))
     return None
