@@ -113,6 +113,35 @@ async def test_without_the_store_it_is_answered_kept_and_published_later(store: 
             await b.until(lambda: len(ids(b)) == 8)
 
 
+async def test_a_service_is_bound_to_a_container_that_comes_after_it(store: Cuttable, tmp_path: Path) -> None:
+    """`docker run` returns before anybody has told the agent of the container."""
+    async with nodes(store, tmp_path, "A") as (a,):
+        async with consul(a) as here:
+            await here.put("agent/service/register", {"Name": "web", "Port": 80})
+            await here.put("agent/service/register", {"Name": "web", "ID": "fixed", "Address": "192.0.2.7"})
+            await here.put("agent/service/register", {"Name": "host", "Port": 22})
+            address = str(await a.attach("web"))
+            bound = {i.id: (i.address, i.container) for i in a.view.snapshot.instances.values()}
+            assert bound == {"web": (address, "web"), "fixed": ("192.0.2.7", ""), "host": ("", "")}
+            await here.put("agent/service/register", {"Name": "late", "ID": "gone"})
+            leaving = asyncio.create_task(here.put("agent/service/deregister/gone"))
+            await a.attach("late")
+            await leaving
+        await a.stop()
+        await a.start()
+        async with consul(a):
+            assert ids(a) == ["fixed", "host", "web"]
+            assert a.view.snapshot.instances["A", "web"].container == "web", "it is known after a restart too"
+
+
+async def test_the_seeds_form_waits_a_moment_for_the_container(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A") as (a,), consul(a) as here:
+        asking = asyncio.create_task(here.put("agent/services", {"Name": "web", "Port": 80}))
+        await asyncio.sleep(0.05)
+        address = str(await a.attach("web"))
+        assert json.loads(await asking)["Address"] == address
+
+
 async def test_a_service_follows_its_container(store: Cuttable, tmp_path: Path) -> None:
     async with nodes(store, tmp_path, "A") as (a,), consul(a) as here:
         address = str(await a.attach("web"))

@@ -50,8 +50,12 @@ class Catalog:
         known = self._view.snapshot.instances.get((self._view.me, service_id))
         if known is None:
             return False
-        await self._journal.write([Write("instance", service_id, None)])
         self._view.drop(known)
+        try:
+            await self._journal.write([Write("instance", service_id, None)])
+        except BaseException:
+            self._view.put(known)
+            raise
         with contextlib.suppress(StoreUnavailable, TimeoutError):
             async with asyncio.timeout(_PUBLISH_S):
                 await self._publish()
@@ -76,13 +80,19 @@ class Catalog:
             event.set()
 
     def _follow_containers(self) -> None:
-        """Instances that were registered for a container have its present address, and are down while it does not run."""
+        """Instances that were registered for a container have its present address, and are down while it does not run. One that was
+        registered without an address before its container was known is bound to it now."""
         snapshot = self._view.snapshot
         for own in list(self._view.own_records().values()):
-            if not isinstance(own, Instance) or not own.container:
+            if not isinstance(own, Instance) or (own.address and not own.container):
                 continue
-            address = container_address(snapshot, own.container, self._view.me)
-            fresh = replace(own, address=address or own.address, down=not address)
-            if fresh != own:
-                log.info("service_followed", extra={"service": own.name, "id": own.id, "address": fresh.address, "down": fresh.down})
-                self._view.put(fresh)
+            address = container_address(snapshot, own.container or own.name, self._view.me)
+            if not own.container and not address:
+                continue
+            fresh = replace(own, address=address or own.address, down=not address, container=own.container or own.name)
+            if fresh == own:
+                continue
+            log.info("service_followed", extra={"service": own.name, "id": own.id, "address": fresh.address, "down": fresh.down})
+            if not own.container:
+                self._journal.queue([Write("instance", own.id, encode(fresh))])
+            self._view.put(fresh)

@@ -34,7 +34,11 @@ class Journal:
 
     async def write(self, writes: Sequence[Write]) -> None:
         if writes:
-            await asyncio.get_running_loop().run_in_executor(self._thread, _apply, self._db, tuple(writes))
+            await self.queue(writes)
+
+    def queue(self, writes: Sequence[Write]) -> asyncio.Future[None]:
+        """Put in line at once, before whatever is written later; done when the disk has it."""
+        return asyncio.get_running_loop().run_in_executor(self._thread, _apply, self._db, tuple(writes))
 
     def load(self, kind: str) -> dict[str, bytes]:
         """All documents of a kind; used at start, before the loop has other work."""

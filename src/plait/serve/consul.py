@@ -50,6 +50,8 @@ SHUTDOWN_S = 1.0
 """How long a stop waits for requests; blocking queries would otherwise hold it for minutes."""
 _MAX_ANSWERS = 1024
 """Different queries whose answers are kept while the snapshot stays the same."""
+_APPEARANCE_S = 1.0
+"""How long the seed's form of a registration, which answers with the address, waits for a container that was started a moment ago."""
 _SESSION_TTL_MIN_NS = 10_000_000_000
 _UI_OFF = "Consul Agent: UI disabled. This is plait: see `plait status` and `plait ps`."
 _BAD_PATH = "Invalid URL path: if attempting to use the HTTP API, ensure the path starts with '/v1/'"
@@ -253,13 +255,14 @@ class ConsulApi:
         return json_answer(encoded({**body, "ContentHash": digest}, call.flag("pretty")), {"X-Consul-ContentHash": digest})
 
     async def _seed_register(self, call: Call) -> web.Response:
-        return json_answer(encoded(seed_answer(await self._put(call)), call.flag("pretty")))
+        return json_answer(encoded(seed_answer(await self._put(call, _APPEARANCE_S)), call.flag("pretty")))
 
     async def _register(self, call: Call) -> web.Response:
         await self._put(call)
         return text_answer(200, "")
 
-    async def _put(self, call: Call) -> Instance:
+    async def _put(self, call: Call, wait_s: float = 0.0) -> Instance:
+        """Register what `call` describes. If it has no address, wait so long for the container of its name."""
         body = call.json()
         instance = parse_service(body, self._node)
         if instance.id == "consul":
@@ -273,7 +276,10 @@ class ConsulApi:
             if call.switch("replace-existing-checks"):
                 kept = {check.id for check in checks}
                 await self._checks.remove([check.id for check in self._checks.of_service(instance.id) if check.id not in kept])
-        return await self._backend.register(instance if instance.address else self._from_container(instance))
+        if not instance.address:
+            look = partial(self._from_container, instance)
+            instance = await until(wait_s, look, lambda found: bool(found.address), self._backend.changed)
+        return await self._backend.register(instance)
 
     def _from_container(self, instance: Instance) -> Instance:
         """Fill an empty address from the container of that name. One on this node is followed from then on, and stays the one that
