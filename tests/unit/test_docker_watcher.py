@@ -467,3 +467,57 @@ async def test_documents_survive_and_unchanged_ones_are_not_written() -> None:
     again = CachedState(load, write)
     assert again.all("k") == {"a": {"name": "x"}}
     assert again.get("k", "b") is None
+
+
+# --- what containers say of their services, and the end of those whose engine is away
+
+
+async def test_variables_that_describe_services_and_exposed_ports_are_read_and_no_others(s: Setup) -> None:
+    s.fake.add_container("web", "running", HostConfig={"NetworkMode": "host"})
+    env = ["SERVICE_NAME=shop", "SERVICE_80_TAGS=a=b", "PASSWORD=secret", "SERVICE_EMPTY="]
+    s.fake.details["web-id"] = {"Config": {"Env": env, "ExposedPorts": {"443/tcp": {}, "53/udp": {}, "8000-8010/tcp": {}, "1/x": {}}}}
+    async with s.watching():
+        await until(lambda: bool(s.ops.reports) and s.ops.reports[-1][0].known)
+        (container,) = s.ops.reports[-1]
+        assert container.env == {"SERVICE_80_TAGS": "a=b", "SERVICE_EMPTY": "", "SERVICE_NAME": "shop"}
+        assert container.exposed == ((53, "udp"), (443, "tcp")) and container.host_network
+
+
+@pytest.mark.parametrize(("action", "before", "after"), [("pause", "running", "paused"), ("unpause", "paused", "running")])
+async def test_a_state_that_the_list_shows_after_its_event_is_seen(s: Setup, action: str, before: str, after: str) -> None:
+    row = s.fake.add_container("web", before)
+    async with s.watching():
+        await until(lambda: s.last == {"web": before})
+        s.fake.emit("container", action, "web-id", 1)
+        await asyncio.sleep(0.05)
+        row["State"] = after
+        await until(lambda: s.last == {"web": after})
+
+
+async def test_a_container_whose_inspection_is_held_back_is_not_known_until_it_comes(s: Setup) -> None:
+    s.fake.add_container("web", "running")
+    s.fake.locked = {"web-id"}
+    async with s.watching():
+        await until(lambda: s.last == {"web": "running"})
+        assert not s.ops.reports[-1][0].known
+
+
+async def test_a_container_that_ends_while_its_engine_is_away_is_reported(s: Setup) -> None:
+    first, second = [await asyncio.create_subprocess_exec("sleep", "60") for _ in range(2)]
+    try:
+        for name, process in (("web", first), ("db", second)):
+            s.fake.add_container(name, "running")
+            s.fake.details[f"{name}-id"] = {"State": {"Pid": process.pid, "Running": True}}
+        async with s.watching() as watcher:
+            await until(lambda: len(s.ops.reports[-1:]) == 1 and all(c.pid for c in s.ops.reports[-1]))
+            await s.fake.stop()
+            await until(lambda: not watcher.state["reachable"])
+            assert s.last == {"web": "running", "db": "running"}, "silence means nothing"
+            first.kill()
+            await until(lambda: s.last == {"web": "exited", "db": "running"})
+            assert [c.pid for c in s.ops.reports[-1]] == [0, second.pid]
+    finally:
+        for process in (first, second):
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()

@@ -23,9 +23,16 @@ _PUBLISH_S = 2.0
 
 class Catalog:
     def __init__(
-        self, view: View, journal: Journal, publish: Callable[[], Awaitable[object]], contact_ms: Callable[[], int | None]
+        self,
+        view: View,
+        journal: Journal,
+        publish: Callable[[], Awaitable[object]],
+        contact_ms: Callable[[], int | None],
+        dismiss: Callable[[Instance], Awaitable[None]] | None = None,
     ) -> None:
+        """`dismiss` is told of the services that are taken away although their containers name them."""
         self._view, self._journal, self._publish, self._contact_ms = view, journal, publish, contact_ms
+        self._dismiss = dismiss
         self._waiters: set[asyncio.Event] = set()
         for key, body in journal.load("instance").items():
             view.put(decode(Instance, body, key))
@@ -50,17 +57,23 @@ class Catalog:
         known = self._view.snapshot.instances.get((self._view.me, service_id))
         if known is None:
             return False
-        self._view.drop(known)
-        try:
-            await self._journal.write([Write("instance", service_id, None)])
-        except BaseException:
-            self._view.put(known)
-            raise
+        if known.runtime and self._dismiss is not None:
+            await self._dismiss(known)
+        else:
+            await self._forget(known)
         with contextlib.suppress(StoreUnavailable, TimeoutError):
             async with asyncio.timeout(_PUBLISH_S):
                 await self._publish()
         log.info("service_deregistered", extra={"service": known.name, "id": service_id})
         return True
+
+    async def _forget(self, known: Instance) -> None:
+        self._view.drop(known)
+        try:
+            await self._journal.write([Write("instance", known.id, None)])
+        except BaseException:
+            self._view.put(known)
+            raise
 
     async def changed(self, timeout_s: float) -> None:
         event = asyncio.Event()
@@ -84,7 +97,7 @@ class Catalog:
         registered without an address before its container was known is bound to it now."""
         snapshot = self._view.snapshot
         for own in list(self._view.own_records().values()):
-            if not isinstance(own, Instance) or (own.address and not own.container):
+            if not isinstance(own, Instance) or own.runtime or (own.address and not own.container):
                 continue
             address = container_address(snapshot, own.container or own.name, self._view.me)
             if not own.container and not address:

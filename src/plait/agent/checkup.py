@@ -93,7 +93,7 @@ class Checkup:
         self._deadlines: Ticker[tuple[str, str]] = Ticker(self._due, clock)
         for key, body in journal.load(_KIND).items():
             check = decode(Check, body, key)
-            if why := self._refusal(check.definition, remote=True):
+            if why := self._refusal(check.definition, remote=not check.runtime):
                 check = replace(check, status="critical", output=why)
             self._adopt(check, Standing(check.status, check.output), runs=not why)
 
@@ -108,6 +108,10 @@ class Checkup:
         """The checks of a service of this node, "" those of the node itself, by id."""
         return sorted((live.check for live in self._live.values() if live.check.service_id == service_id), key=lambda check: check.id)
 
+    def automatic(self) -> list[Check]:
+        """The checks of services that come and go with their containers."""
+        return [live.check for live in self._live.values() if live.check.runtime]
+
     def overdue(self) -> tuple[int, float]:
         """How many wait for their turn although they are due, and for how many seconds the one that waits longest."""
         return self._scheduler.overdue()
@@ -115,7 +119,7 @@ class Checkup:
     # --- what clients want
 
     async def add(self, checks: Sequence[Check], remote: bool = True) -> None:
-        """Take over checks, all or none; durable when it returns. Definitions are complete (`services.health`).
+        """Take over checks, all or none (of none: nothing); durable when it returns. Definitions are complete (`services.health`).
 
         A check that is there already keeps its standing if it is still run the same way, unless `status` says better than critical. Raises
         NotSupported for commands that the operator does not allow."""

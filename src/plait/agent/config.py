@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import TypeVar
 
 from plait.model.errors import ConfigError
+from plait.services.registrator import Where, Which
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class Config:
     dns_upstreams: tuple[str, ...]
     script_checks: bool
     local_script_checks: bool
+    register_services: Which
+    register_address: Where
     parallel_checks: int
     log_level: str
     log_format: str
@@ -120,10 +124,25 @@ OPTIONS = (
         "512",
         "Health checks that run at once, of commands a sixteenth; those that wait for silent targets have four times as many places.",
     ),
+    Option(
+        "services.register",
+        "off, named or published",
+        "named",
+        "Which containers are registered by themselves: none, those that name a service (`SERVICE_NAME`, `plait.service`), "
+        "or every published port too.",
+    ),
+    Option(
+        "services.address",
+        "container or host",
+        "container",
+        "What these services get: the container's own address and port, or the host's with the published port.",
+    ),
     Option("log.level", "debug, info, warning or error", "info", "Least level that is written."),
     Option("log.format", "text or json", "text", "Form of the log lines on standard error."),
 )
 _KNOWN = {option.path for option in OPTIONS}
+_SECTIONS = " ".join(dict.fromkeys(f"[{option.path.partition('.')[0]}]" for option in OPTIONS))
+Word = TypeVar("Word", bound=str)
 
 
 def load_config(path: Path) -> Config:
@@ -142,7 +161,7 @@ def parse_config(raw: Mapping[str, object], where: str) -> Config:
     flat: dict[str, object] = {}
     for section, body in raw.items():
         if not isinstance(body, Mapping):
-            raise ConfigError(f"{where}: {section}", body, "stands outside a section", "sections are [node] [docker] [http] [dns] [log]")
+            raise ConfigError(f"{where}: {section}", body, "stands outside a section", f"sections are {_SECTIONS}")
         for key, value in body.items():
             name = f"{section}.{key}"
             if name not in _KNOWN:
@@ -166,6 +185,8 @@ def parse_config(raw: Mapping[str, object], where: str) -> Config:
         script_checks=get.flag("checks.enable_script_checks", lambda: False),
         local_script_checks=get.flag("checks.enable_local_script_checks", lambda: False),
         parallel_checks=get.count("checks.parallel", 512, 10000),
+        register_services=get.choice("services.register", ("off", "named", "published"), "named"),
+        register_address=get.choice("services.address", ("container", "host"), "container"),
         log_level=get.choice("log.level", ("debug", "info", "warning", "error"), "info"),
         log_format=get.choice("log.format", ("text", "json"), "text"),
     )
@@ -206,11 +227,12 @@ class _Getter:
             raise self._fail(key, f"must be a whole number from 1 to {most}")
         return value
 
-    def choice(self, key: str, allowed: tuple[str, ...], default: str) -> str:
+    def choice(self, key: str, allowed: tuple[Word, ...], default: Word) -> Word:
         value = self.text(key, default)
-        if value not in allowed:
-            raise self._fail(key, "is not possible", f"use one of {', '.join(allowed)}")
-        return value
+        for word in allowed:
+            if value == word:
+                return word
+        raise self._fail(key, "is not possible", f"use one of {', '.join(allowed)}")
 
     def address(self, key: str) -> IPv4Address | None:
         if key not in self._flat:

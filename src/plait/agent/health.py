@@ -82,6 +82,12 @@ REGISTRY: dict[str, Condition] = {
             "If nobody needs it, PUT /v1/catalog/deregister takes it away; else register it with this agent. plait erases neither.",
         ),
         Condition(
+            "service-refused",
+            "warning",
+            "A container names a service that cannot be registered",
+            "Correct its labels or environment as the text says (docs/registration.md) and make it again.",
+        ),
+        Condition(
             "dns-bind",
             "error",
             "DNS cannot listen on an address",

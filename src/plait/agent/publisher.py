@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 from plait.agent.keys import alive_key, own_prefixes
 from plait.agent.view import View
-from plait.model.cluster import Block, Container
+from plait.model.cluster import Block, Container, Instance
 from plait.model.errors import StoreUnavailable
 from plait.store.api import Compare, Delete, Put, Store
 from plait.store.codec import encode
@@ -49,9 +49,9 @@ class Publisher:
         return ops
 
     def _awaited(self, key: str) -> bool:
-        """A stored container whose runtime has not reported since the agent started may still be there."""
+        """A stored container whose runtime has not reported since the agent started may still be there, and so may what it registered."""
         record = self._view.record(key)
-        return isinstance(record, Container) and not self._view.reported(record.runtime)
+        return isinstance(record, Container | Instance) and bool(record.runtime) and not self._view.reported(record.runtime)
 
     async def publish(self) -> int:
         """One round; returns the number of operations written. Raises StoreUnavailable."""

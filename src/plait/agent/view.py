@@ -152,12 +152,12 @@ class View:
         for key in stale:
             del self._own[key]
         self._own.update(fresh)
-        if first:  # what the store says of this runtime's containers counts no longer
-            changed += self.stored(f"containers/{self.me}/")
+        if first:  # what the store says of this runtime's containers and their services counts no longer
+            changed += [*self.stored(f"containers/{self.me}/"), *self.stored(f"instances/{self.me}/")]
         for key in (*stale, *changed):
             self._settle(key)
         if stale or changed or first:
-            self._changed(frozenset({"containers"}))
+            self._changed(frozenset({"containers", "instances"} if first else {"containers"}))
 
     def reported(self, runtime: str) -> bool:
         return runtime in self._reported
@@ -200,6 +200,8 @@ class View:
         match record:
             case Endpoint():
                 return record.node == self.me
+            case Instance(runtime=runtime) if runtime:
+                return record.node == self.me and runtime in self._reported
             case Instance() | Check():
                 return record.node == self.me and record.origin == "agent"
             case Container():

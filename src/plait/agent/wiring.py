@@ -16,6 +16,7 @@ from aiohttp import web
 
 from plait.agent.addresses import Addresses
 from plait.agent.admin import AdminParts, AgentAdmin
+from plait.agent.autoregister import AutoRegister
 from plait.agent.catalog import Catalog
 from plait.agent.checkup import CheckPolicy, Checkup
 from plait.agent.checkwatch import CheckWatch
@@ -169,7 +170,9 @@ class _Wiring:
             lambda: self.loops.fast_path,
         )
         self.sandboxes = self._sandboxes()
-        self.catalog = Catalog(self.view, journal, self.publisher.publish, self._contact_ms)
+        which, where = config.register_services, config.register_address
+        self.automatic = AutoRegister(self.view, journal, self.health, str(identity.address), which, where)
+        self.catalog = Catalog(self.view, journal, self.publisher.publish, self._contact_ms, self.automatic.dismiss)
         engine = DockerEngine(Path(config.docker_socket)) if config.docker_enabled else None
         self.docker = self._docker(engine) if engine is not None else None
         self.checks = _Checks(config, self.view, journal, self.health, self.catalog, engine)
@@ -284,6 +287,7 @@ class _Wiring:
                 self.reconciler.run(),
                 self.sandboxes.run(),
                 *self.checks.loops(),
+                self.automatic.run(self.checks.checkup),
             ):
                 group.create_task(loop)
 

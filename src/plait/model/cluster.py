@@ -103,7 +103,11 @@ class Endpoint:
 @dataclass(frozen=True, slots=True)
 class Container:
     """A container as its engine tells it; `addresses` keyed by network name ("bridge" becomes "default"). `health` is what the engine's
-    own health check of it finds (starting, healthy, unhealthy; "" if it has none), `health_output` what that wrote last."""
+    own health check of it finds (starting, healthy, unhealthy; "" if it has none), `health_output` what that wrote last.
+
+    `env` holds only those of its variables that describe services (SERVICE_…), `exposed` the ports (number, protocol) that it says to
+    listen on. `host_network`: it has no network of its own. `known` False: only its labels are known yet, not its env and ports.
+    """
 
     id: str
     name: str
@@ -118,6 +122,10 @@ class Container:
     started: float = 0.0
     health: str = ""
     health_output: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
+    exposed: tuple[tuple[int, Protocol], ...] = ()
+    host_network: bool = False
+    known: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +134,8 @@ class Instance:
 
     `tagged_ports` holds the ports of those tagged addresses that have another than the service.
     `container` names the container of the same node that it was registered for without an address: its address follows that
-    container, and it is `down` while that container does not run. `origin` "catalog": put into the catalogue by whoever, owned by no agent.
+    container, and it is `down` while that container does not run. `runtime`: that of the container which names this service itself, and
+    which it comes and goes with; "" if a client registered it. `origin` "catalog": put into the catalogue by whoever, owned by no agent.
     """
 
     id: str
@@ -142,6 +151,7 @@ class Instance:
     weight_passing: int = 1
     weight_warning: int = 1
     container: str = ""
+    runtime: str = ""
     down: bool = False
     origin: Literal["agent", "catalog"] = "agent"
     create_index: int = 0

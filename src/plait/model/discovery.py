@@ -58,6 +58,7 @@ class Check:
     """One check of a node (`service_id` "") or of one of its instances, with what its last run said.
 
     `origin` "agent": the node's own agent runs and owns it; "catalog": somebody put it into the catalogue, nobody runs it.
+    `runtime` is that of its instance (`cluster.Instance`).
     """
 
     id: str
@@ -71,6 +72,7 @@ class Check:
     service_tags: tuple[str, ...] = ()
     exposed_port: int = 0
     definition: CheckDefinition = field(default_factory=CheckDefinition)
+    runtime: str = ""
     origin: Literal["agent", "catalog"] = "agent"
     create_index: int = 0
     modify_index: int = 0

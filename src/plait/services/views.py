@@ -204,7 +204,10 @@ def container_address(snapshot: Snapshot, name: str, node: str = "") -> str:
         if container.name == name and container.state == "running" and node in ("", container.node)
         for _, address in sorted(container.addresses.items(), key=lambda item: (item[0] != "default", item[0]))
     ]
-    found += [(e.node, str(e.address)) for e in snapshot.endpoints.values() if e.name == name and node in ("", e.node)]
+    resting = {c.node for c in snapshot.containers.values() if c.name == name and c.state != "running"}
+    found += [
+        (e.node, str(e.address)) for e in snapshot.endpoints.values() if e.name == name and node in ("", e.node) and e.node not in resting
+    ]
     return min(found, key=lambda row: (row[0] != snapshot.me, row[0]))[1] if found else ""
 
 

@@ -12,19 +12,26 @@ from ipaddress import IPv4Address
 
 from plait.model.cluster import Container, Endpoint, PortMapping, Protocol
 from plait.model.discovery import OUTPUT_MAX
-from plait.runtimes.docker.enginetypes import ContainerDetails, ContainerRow, ListedPort
+from plait.runtimes.docker.enginetypes import ContainerConfig, ContainerDetails, ContainerRow, ListedPort
 
 RUNTIME = "docker"
 BRIDGE = "bridge"
+SERVICE_PREFIX = "SERVICE_"
 ALIVE = frozenset({"running", "paused"})
 _PROTOCOLS: Mapping[str, Protocol] = {"tcp": "tcp", "udp": "udp", "sctp": "sctp"}
 
 
 def container_of(
-    row: ContainerRow, details: ContainerDetails | None, node: str, bridge: str, endpoints: Mapping[str, Endpoint]
+    row: ContainerRow,
+    details: ContainerDetails | None,
+    node: str,
+    bridge: str,
+    endpoints: Mapping[str, Endpoint],
+    config: ContainerConfig | None = None,
 ) -> Container:
     """The container as the cluster sees it. Addresses: of the engine's default bridge under the name `bridge`, and of `endpoints` (by
-    EndpointID) under their networks; networks that are only this host's are left out. `started` is 0 while nobody knows it."""
+    EndpointID) under their networks; networks that are only this host's are left out. `started` is 0 while nobody knows it; `config` None:
+    it has not been inspected yet."""
     alive = row.state in ALIVE
     joined = [endpoints[s.endpoint_id] for s in row.networks.values() if s.endpoint_id in endpoints]
     addresses = {endpoint.network: endpoint.address for endpoint in joined}
@@ -46,7 +53,24 @@ def container_of(
         started=seconds(details.state.started_at) if details is not None else 0.0,
         health=row.health,
         health_output=health_output(row, details),
+        env=service_env(config.env or []) if config is not None else {},
+        exposed=exposed_ports(config.exposed_ports or {}) if config is not None else (),
+        host_network=row.host_config.network_mode == "host",
+        known=config is not None and (details is not None or not alive),
     )
+
+
+def service_env(lines: Iterable[str]) -> dict[str, str]:
+    """Those variables that describe services. The others may be secrets, and nobody else's business."""
+    pairs = (line.partition("=") for line in lines if line.startswith(SERVICE_PREFIX))
+    return {key: value for key, _, value in sorted(pairs)}
+
+
+def exposed_ports(keys: Iterable[str]) -> tuple[tuple[int, Protocol], ...]:
+    """`80/tcp` -> (80, "tcp"), sorted; ranges of ports and unknown protocols are left out."""
+    parts = (key.partition("/") for key in keys)
+    found = {(int(port), _PROTOCOLS[proto or "tcp"]) for port, _, proto in parts if port.isdecimal() and (proto or "tcp") in _PROTOCOLS}
+    return tuple(sorted(found))
 
 
 def health_output(row: ContainerRow, details: ContainerDetails | None) -> str:

@@ -48,6 +48,10 @@ class ListedPort(_Json, frozen=True):
     ip: str = field(name="IP", default="")
 
 
+class _HostConfig(_Json, frozen=True):
+    network_mode: str = ""
+
+
 class ContainerRow(_Json, frozen=True):
     """One line of `GET /containers/json`. `created` in seconds of the epoch."""
 
@@ -60,6 +64,7 @@ class ContainerRow(_Json, frozen=True):
     labels: dict[str, str] | None = None
     ports: list[ListedPort] | None = None
     network_settings: _Networks | None = None
+    host_config: _HostConfig = field(default_factory=_HostConfig)
 
     @property
     def name(self) -> str:
@@ -97,8 +102,12 @@ class _State(_Json, frozen=True):
     health: _Health | None = None
 
 
-class _Config(_Json, frozen=True):
+class ContainerConfig(_Json, frozen=True):
+    """What a container was made with; it never changes. `env` as "KEY=value", `exposed_ports` by "80/tcp"."""
+
     mac_address: str = ""
+    env: list[str] | None = None
+    exposed_ports: dict[str, Any] | None = None
 
 
 class ContainerDetails(_Json, frozen=True):
@@ -107,7 +116,7 @@ class ContainerDetails(_Json, frozen=True):
     id: str
     state: _State = field(default_factory=_State)
     network_settings: _Networks | None = None
-    config: _Config = field(default_factory=_Config)
+    config: ContainerConfig = field(default_factory=ContainerConfig)
 
     @property
     def mac(self) -> str:

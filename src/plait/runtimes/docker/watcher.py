@@ -2,7 +2,8 @@
 """What runs in the engine -> the agent: events say that something changed, a full list says what.
 
 Data in: the engine's event stream and `GET /containers/json`. Data out: `Operations.report` with the full present list, and `on_list` with
-the same list for the collector. Nothing is concluded from silence: while the engine is away the last list stands, and a condition says so.
+the same list for the collector. Nothing is concluded from silence: while the engine is away the last list stands, and a condition says so;
+only a container whose process has ended meanwhile is reported as ended.
 
 The stream is opened before the list is asked for, and resumed from the last event after an interruption, so that nothing falls between.
 Inspections (pid, time of start) are asked for when a container is first seen running and after its events; a report waits for
@@ -16,14 +17,17 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from msgspec import structs
+
 from plait.model.cluster import Container
 from plait.model.errors import NotFound, PlaitError
 from plait.model.report import EngineState
 from plait.runtimes.api import Operations
 from plait.runtimes.docker.containers import ALIVE, RUNTIME, container_of
 from plait.runtimes.docker.engine import DockerEngine
-from plait.runtimes.docker.enginetypes import ContainerDetails, ContainerRow, EngineEvent
+from plait.runtimes.docker.enginetypes import ContainerConfig, ContainerDetails, ContainerRow, EngineEvent
 from plait.runtimes.docker.networks import Health
+from plait.runtimes.docker.processes import birth_of
 
 log = logging.getLogger("plait.docker")
 HEALTH_ENGINE = "engine-unreachable"
@@ -34,6 +38,9 @@ DETAILS_S = 0.05
 _NETWORK_ACTIONS = frozenset({"create", "destroy", "remove"})
 _INSPECTED_ACTIONS = ("start", "restart", "die", "health_status")
 """Beginnings of the actions after which an inspection is out of date."""
+_EARLY_ACTIONS = ("pause", "unpause")
+"""Docker 20.10 tells of these before its list shows them, and never again."""
+LATER_S = 0.1
 
 
 class DockerWatcher:
@@ -55,6 +62,9 @@ class DockerWatcher:
         self._dirty = asyncio.Event()
         self._since = ""
         self._details: dict[str, ContainerDetails] = {}
+        self._configs: dict[str, ContainerConfig] = {}
+        self._rows: Sequence[ContainerRow] = ()
+        self._births: dict[str, tuple[int, int]] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._state: EngineState = {"runtime": RUNTIME, "reachable": False, "version": "", "containers": 0, "error": "not asked yet"}
 
@@ -77,6 +87,7 @@ class DockerWatcher:
                 self._state = {**self._state, "reachable": False, "error": str(error)}
                 self._health.set(HEALTH_ENGINE, RUNTIME, str(error))
             self._asking.clear()
+            await self._report_the_dead()
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, LAST_RETRY_S)
 
@@ -103,6 +114,8 @@ class DockerWatcher:
             self._details.pop(event.actor.id, None)
             if (asking := self._asking.pop(event.actor.id, None)) is not None:
                 asking.cancel()
+        if event.action in _EARLY_ACTIONS:
+            asyncio.get_running_loop().call_later(LATER_S, self._dirty.set)
         self._dirty.set()
 
     async def _keep_synced(self, group: asyncio.TaskGroup) -> None:
@@ -115,9 +128,11 @@ class DockerWatcher:
 
     async def _sync(self, group: asyncio.TaskGroup) -> None:
         """One full list -> the agent."""
-        rows = await self._engine.containers()
+        self._rows = rows = await self._engine.containers()
         running = {row.id for row in rows if row.state in ALIVE}
         self._details = {key: details for key, details in self._details.items() if key in running}
+        self._births = {key: birth for key, birth in self._births.items() if key in running}
+        self._configs = {row.id: self._configs[row.id] for row in rows if row.id in self._configs}
         for key in running - self._details.keys() - self._asking.keys():
             self._asking[key] = group.create_task(self._inspect(key))
         if self._asking:
@@ -130,11 +145,26 @@ class DockerWatcher:
 
     def _containers(self, rows: Sequence[ContainerRow]) -> list[Container]:
         endpoints = self._ops.endpoints(RUNTIME)
-        return [container_of(row, self._details.get(row.id), self._node, self._bridge, endpoints) for row in rows]
+        return [
+            container_of(row, self._details.get(row.id), self._node, self._bridge, endpoints, self._configs.get(row.id)) for row in rows
+        ]
+
+    async def _report_the_dead(self) -> None:
+        """Containers whose process ended since they were inspected; each is told once."""
+        dead = {key for key, (pid, birth) in self._births.items() if birth_of(pid) != birth}
+        if not dead:
+            return
+        for key in dead:
+            del self._births[key]
+        self._rows = [structs.replace(row, state="exited", status="") if row.id in dead else row for row in self._rows]
+        await self._ops.report(RUNTIME, self._containers(self._rows))
 
     async def _inspect(self, key: str) -> None:
         try:
-            self._details[key] = await self._engine.container(key)
+            self._details[key] = details = await self._engine.container(key)
+            self._configs[key] = details.config
+            if (birth := birth_of(details.state.pid)) is not None:
+                self._births[key] = details.state.pid, birth
         except NotFound:
             pass
         except PlaitError as error:
