@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bench.core import Row
 
-NAMES = ("plumbing", "network", "lab", "agent", "dns", "docker", "checks")
+NAMES = ("plumbing", "network", "lab", "agent", "dns", "names", "docker", "checks")
 TOOLS = {"sockperf": "sockperf", "wrk": "wrk", "nginx": "nginx-light", "dnsmasq": "dnsmasq-base", "unbound": "unbound"}
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 

@@ -25,13 +25,20 @@ class Merged:
         self._kinds: dict[str, dict[Hashable, Record]] = {kind: {} for kind in TYPES}
         self._idents: dict[str, Hashable] = {}
         self._frozen: dict[str, Mapping[Any, Any]] = {}
+        self._followers: list[set[tuple[str, Hashable]]] = []
+
+    def follow(self) -> set[tuple[str, Hashable]]:
+        """A set that gets (kind, key in the snapshot) of every record that changes from now on; whoever asked for it empties it."""
+        touched: set[tuple[str, Hashable]] = set()
+        self._followers.append(touched)
+        return touched
 
     def put(self, key: str, record: Record) -> None:
         kind, ident = kind_of(key), _ident(record)
         self._idents[key] = ident
         if self._kinds[kind].get(ident) != record:
             self._kinds[kind][ident] = record
-            self._thaw(kind)
+            self._thaw(kind, ident)
 
     def drop(self, key: str) -> None:
         """Absent ones are no matter."""
@@ -39,7 +46,7 @@ class Merged:
         if ident is not None:
             kind = kind_of(key)
             del self._kinds[kind][ident]
-            self._thaw(kind)
+            self._thaw(kind, ident)
 
     def snapshot(self, revision: int, alive: frozenset[str]) -> Snapshot:
         """The records as they are now."""
@@ -57,9 +64,11 @@ class Merged:
             self._map("catalog/nodes"),
         )
 
-    def _thaw(self, kind: str) -> None:
+    def _thaw(self, kind: str, ident: Hashable) -> None:
         upper = next((upper for upper, lower in _LAYERED.items() if lower == kind), kind)
         self._frozen.pop(upper, None)
+        for touched in self._followers:
+            touched.add((upper, ident))
 
     def _map(self, kind: str) -> Mapping[Any, Any]:
         found = self._frozen.get(kind)

@@ -28,7 +28,7 @@ from plait.agent.reconciler import Reconciler
 from plait.agent.reports import GATEWAY_META, merged_meta
 from plait.agent.view import View
 from plait.backends import BACKENDS
-from plait.dns.zone import build_table
+from plait.dns.zone import Zone
 from plait.kernel.linux import LinuxKernel
 from plait.model.addr import mac_from_digest
 from plait.model.cluster import Node
@@ -78,6 +78,8 @@ class NodeLoops:
     def __init__(self, parts: Parts, default_network: str) -> None:
         self._p, self._default = parts, default_network
         self._gateway = bool(parts.journal.load("setting").get("gateway"))
+        self._zone: Zone | None = None
+        self._touched = parts.view.follow()
         self._names_dirty = asyncio.Event()
         self._names_done = asyncio.Condition()
         self._names_generation = 0
@@ -88,19 +90,7 @@ class NodeLoops:
         parts.view.subscribe(self._on_view)
 
     def _on_view(self, kinds: frozenset[str]) -> None:
-        if kinds & {
-            "nodes",
-            "alive",
-            "networks",
-            "blocks",
-            "endpoints",
-            "containers",
-            "instances",
-            "checks",
-            "catalog/nodes",
-            "catalog/instances",
-            "catalog/checks",
-        }:
+        if kinds & _NAMED:
             self.names_changed()
         if kinds & {"networks", "blocks", "endpoints"}:
             self._blocks_dirty.set()
@@ -206,9 +196,16 @@ class NodeLoops:
             await self._names_dirty.wait()
 
     async def _show_names(self) -> None:
-        config = self._p.config
-        table = build_table(self._p.view.snapshot, config.dns_domain, config.datacenter, config.search_domain)
-        await self._p.dns.set_table(table)
+        """Tell the DNS child what changed since the last time; everything at the first."""
+        config, snapshot = self._p.config, self._p.view.snapshot
+        if self._zone is None:
+            self._zone = Zone(snapshot, config.dns_domain, config.datacenter, config.search_domain)
+            self._touched.clear()
+            await self._p.dns.set_table(self._zone.table)
+        else:
+            touched = tuple(self._touched)
+            self._touched.clear()
+            await self._p.dns.change_table(self._zone.table, self._zone.advance(snapshot, touched))
         await self._p.dns.set_listen(self._listen_addresses())
 
     def names_changed(self) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 
 from plait.agent.keys import TYPES, Record, kind_of, own_prefixes, record_key
 from plait.agent.merged import Merged
@@ -185,6 +185,10 @@ class View:
         if self._snapshot is None:
             self._snapshot = self._build()
         return self._snapshot
+
+    def follow(self) -> set[tuple[str, Hashable]]:
+        """A set that gets (kind, key in the snapshot) of every record that changes from now on; whoever asked for it empties it."""
+        return self._merged.follow()
 
     def subscribe(self, listener: Callable[[frozenset[str]], None]) -> None:
         """Call `listener(kinds)` after each change, in the loop; it must not block."""

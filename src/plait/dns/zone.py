@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshot of the cluster -> Table of every name that resolves now. Pure and deterministic.
+"""Snapshots of the cluster, one after another -> Table of every name that resolves now, and what changed of it. Pure and deterministic.
 
 | name | records |
 |---|---|
@@ -12,126 +12,205 @@
 
 Other spellings of these names are brought to them by `grammar`. Names that cannot be asked for (an empty label, one over 63
 bytes) are left out. A service registered without address has that of its node.
+
+A change of instances, checks, endpoints or containers costs what it touches; one of nodes or networks is rare and costs a look at all.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Iterator
+from ipaddress import ip_address
+from typing import cast
 
 from plait.dns import message as m
 from plait.dns.grammar import KEYWORDS
-from plait.dns.table import Records, Table
+from plait.dns.names import CONTAINER_POINTER, NODE_POINTER, SERVICE_POINTER, Entry, Names
+from plait.dns.records import address_record, dotted, is_name, located, reverse_zones
+from plait.dns.table import Changes, Table, diff_tables
 from plait.model.addr import IPAddress
-from plait.model.cluster import Instance, Node, Snapshot
-from plait.model.discovery import CatalogNode
+from plait.model.cluster import Container, Endpoint, Instance, Node, Snapshot
+from plait.model.discovery import CatalogNode, Check
 
 SERVER_META, SERVER_PORT = "server", 8300
 """Key of a node's meta that marks the node that carries the store, and the port that the service `consul` has there; a
 test keeps both equal to those of `services`."""
 _NAME_SERVERS = 3
-_Names = defaultdict[bytes, set[m.Record]]
+Touched = tuple[str, Hashable]
+"""Kind of a record (the name of its map in Snapshot), and its key there."""
+_Key = tuple[str, str]
 
 
 def build_table(snapshot: Snapshot, domain: str = "consul", datacenter: str = "dc1", search: str = "plait") -> Table:
     """Every name of the cluster as this node sees it. `domain` holds services and nodes, `search` containers; both lower case."""
-    return _Build(snapshot, dotted(domain), dotted(datacenter), dotted(search)).table()
+    return Zone(snapshot, domain, datacenter, search).table
 
 
-def dotted(name: str) -> bytes:
-    """The table's shape of a name as people write it: lower case, UTF-8, no final dot."""
-    return name.encode().lower().removesuffix(b".")
+class Zone:
+    """What each record of the snapshot says in DNS, and the table of it all."""
 
+    def __init__(self, snapshot: Snapshot, domain: str = "consul", datacenter: str = "dc1", search: str = "plait") -> None:
+        self.domain, self.datacenter, self.search = dotted(domain), dotted(datacenter), dotted(search)
+        self._begin(snapshot)
 
-class _Build:
-    """One run of `build_table`: collects records in `names`, a set per name so that equal ones fall together."""
+    def _begin(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._names = Names((self.domain, self.datacenter), self._zones(), snapshot.revision, self._fixed())
+        self._look_at_all()
+        self._names.change((), (entry for entries in self._said.values() for entry in entries), snapshot.revision)
 
-    def __init__(self, snapshot: Snapshot, domain: bytes, datacenter: bytes, search: bytes) -> None:
-        self.snapshot, self.domain, self.datacenter, self.search = snapshot, domain, datacenter, search
-        self.nodes = {name: node for name, node in sorted(snapshot.nodes.items()) if name in snapshot.alive or name == snapshot.me}
-        self.addresses = {name: str(node.address) for name, node in self.nodes.items()}
-        self.addresses |= {name: node.address for name, node in snapshot.catalog_nodes.items() if name not in snapshot.nodes}
-        self.critical = {(c.node, c.service_id) for c in snapshot.checks.values() if c.status == "critical"}
-        self.warned = {(c.node, c.service_id) for c in snapshot.checks.values() if c.status == "warning"}
-        self.names: _Names = defaultdict(set)
-        self.reverse: dict[IPAddress, bytes] = {}
-
+    @property
     def table(self) -> Table:
-        zones = {self.domain, self.search, *(zone for network in self.snapshot.networks.values() for zone in reverse_zones(network.subnet))}
-        self._nodes()
-        self._containers()
-        self._services()
-        for address, target in self.reverse.items():
-            self._add(address.reverse_pointer.encode(), (m.PTR, m.wire_name(target)))
-        self._apexes(zones)
-        self._empty_names(zones)
-        names: dict[bytes, Records] = {name: tuple(sorted(self.names[name])) for name in sorted(self.names)}
-        return Table((self.domain, self.datacenter), frozenset(zones), self.snapshot.revision, names)
+        """The table now; it changes with each `advance`."""
+        return self._names.table
 
-    def _add(self, name: bytes, *records: m.Record) -> None:
-        if is_name(name):
-            self.names[name].update(records)
+    def advance(self, snapshot: Snapshot, touched: Iterable[Touched]) -> Changes | None:
+        """Take a later snapshot, of which `touched` names every instance, check, endpoint and container that may differ. Returns what
+        changed of the table, None if no answer did."""
+        before, self._snapshot = self._snapshot, snapshot
+        if before.networks is not snapshot.networks and self._zones() != self.table.zones:
+            old = self.table
+            self._begin(snapshot)
+            return diff_tables(old, self.table)
+        same = before.nodes is snapshot.nodes and before.catalog_nodes is snapshot.catalog_nodes and before.networks is snapshot.networks
+        if same and before.alive == snapshot.alive:
+            return self._look_at(self._concerned(touched))
+        said = self._said
+        self._look_at_all()
+        gone = [entry for key, entries in said.items() if self._said.get(key) != entries for entry in entries]
+        come = [entry for key, entries in self._said.items() if said.get(key) != entries for entry in entries]
+        return self._names.change(gone, come, snapshot.revision)
 
-    def _points_back(self, address: IPAddress, target: bytes) -> None:
-        """Make `target` the PTR of `address` unless an earlier caller has named it."""
-        if is_name(target):
-            self.reverse.setdefault(address, target)
+    # --- which records are to be looked at
+
+    def _look_at(self, sources: Iterable[Touched]) -> Changes | None:
+        """Have the sources say what they say now."""
+        gone: list[Entry] = []
+        come: list[Entry] = []
+        for source in sources:
+            before, now = self._said.pop(source, ()), tuple(self._entries(source))
+            if now:
+                self._said[source] = now
+            if before != now:
+                gone += before
+                come += now
+        return self._names.change(gone, come, self._snapshot.revision)
+
+    def _look_at_all(self) -> None:
+        """Learn everything of the snapshot anew."""
+        snapshot = self._snapshot
+        self._nodes = {name: node for name, node in sorted(snapshot.nodes.items()) if name in snapshot.alive or name == snapshot.me}
+        self._addresses = {name: str(node.address) for name, node in self._nodes.items()}
+        self._addresses |= {name: node.address for name, node in snapshot.catalog_nodes.items() if name not in snapshot.nodes}
+        self._bad: dict[_Key, Check] = {key: check for key, check in snapshot.checks.items() if check.status != "passing"}
+        self._count = Counter(map(_about, self._bad.values()))
+        self._instances_of: defaultdict[str, set[_Key]] = defaultdict(set)
+        for key in snapshot.instances:
+            self._instances_of[key[0]].add(key)
+        sources: list[Touched] = [("nodes", name) for name in self._addresses]
+        sources += [("endpoints", ident) for ident in snapshot.endpoints]
+        sources += [("containers", key) for key in snapshot.containers]
+        sources += [("instances", key) for key in snapshot.instances]
+        self._said: dict[Touched, tuple[Entry, ...]] = {source: said for source in sources if (said := tuple(self._entries(source)))}
+        self._said["zones", ""] = tuple(self._apexes())
+
+    def _concerned(self, touched: Iterable[Touched]) -> Iterator[Touched]:
+        """The sources that may say something else because of what was touched: a check lets its instance, or all of its node, speak."""
+        found: dict[Touched, None] = {}
+        for kind, key in touched:
+            if kind == "checks":
+                found.update(dict.fromkeys(self._judged(cast(_Key, key))))
+            elif kind in ("instances", "endpoints", "containers"):
+                found[kind, key] = None
+            if kind == "instances":
+                self._note(cast(_Key, key))
+        return iter(found)
+
+    def _note(self, key: _Key) -> None:
+        """Remember on which node the instance is, or no longer is."""
+        if key in self._snapshot.instances:
+            self._instances_of[key[0]].add(key)
+        else:
+            self._instances_of[key[0]].discard(key)
+
+    def _judged(self, key: _Key) -> Iterator[Touched]:
+        """The instances of which a changed check says something else than before; none if only its output changed."""
+        before, now = self._bad.pop(key, None), self._snapshot.checks.get(key)
+        if now is not None and now.status != "passing":
+            self._bad[key] = now
+        else:
+            now = None
+        abouts = {_about(check) for check in (before, now) if check is not None}
+        if before is not None and now is not None and len(abouts) == 1:
+            return
+        for sign, check in ((-1, before), (1, now)):
+            if check is not None:
+                self._count[_about(check)] += sign
+        for about in abouts:
+            if not self._count[about]:
+                del self._count[about]
+            node, service, _ = about
+            yield from (("instances", k) for k in ([(node, service)] if service else sorted(self._instances_of[node])))
+
+    # --- what each of them says
+
+    def _entries(self, source: Touched) -> Iterator[Entry]:
+        kind, key = source
+        snapshot = self._snapshot
+        if kind == "nodes":
+            yield from self._node(cast(str, key))
+        elif kind == "endpoints" and (endpoint := snapshot.endpoints.get(cast(str, key))) is not None:
+            yield from self._endpoint(endpoint)
+        elif kind == "containers" and (container := snapshot.containers.get(cast(_Key, key))) is not None:
+            yield from self._container(container)
+        elif kind == "instances" and (instance := snapshot.instances.get(cast(_Key, key))) is not None:
+            critical = any((instance.node, about, "critical") in self._count for about in ("", instance.id))
+            if instance.node in self._addresses and not instance.down and not critical:
+                yield from self._instance(instance)
 
     def _node_target(self, name: str) -> bytes:
         return dotted(name) + b".node." + self.datacenter + b"." + self.domain
 
-    def _nodes(self) -> None:
-        for name, address_text in self.addresses.items():
-            known: Node | CatalogNode = self.nodes.get(name) or self.snapshot.catalog_nodes[name]
-            texts = [f"{key}={value}".encode()[:255] for key, value in sorted(known.meta.items())]
-            records, _ = _located(address_text)
-            self._add(dotted(name) + b".node." + self.domain, *records, *((m.TXT, bytes((len(text),)) + text) for text in texts))
-        for name, node in self.nodes.items():
-            for address in (node.address, node.tunnel):
-                if address is not None:
-                    self._points_back(address, self._node_target(name))
-            if SERVER_META in node.meta:
-                self._instance(Instance(id="consul", name="consul", node=name, port=SERVER_PORT))
+    def _node(self, name: str) -> Iterator[Entry]:
+        agent = self._nodes.get(name)
+        known: Node | CatalogNode = agent or self._snapshot.catalog_nodes[name]
+        texts = [f"{key}={value}".encode()[:255] for key, value in sorted(known.meta.items())]
+        owner = dotted(name) + b".node." + self.domain
+        for record in (*located(self._addresses[name])[0], *((m.TXT, bytes((len(text),)) + text) for text in texts)):
+            yield owner, record
+        if agent is None:
+            return
+        for address in (agent.address, agent.tunnel):
+            if address is not None:
+                yield from _pointer(address, NODE_POINTER, self._node_target(name))
+        if SERVER_META in agent.meta:
+            yield from self._instance(Instance(id="consul", name="consul", node=name, port=SERVER_PORT))
 
-    def _containers(self) -> None:
-        for name, network, address in sorted(self._attached()):
-            self._points_back(address, name + b"." + self.search)
-            for key in (name, name + b"." + network):
-                self._add(key, address_record(address))
-                self._add(key + b"." + self.search, address_record(address))
+    def _endpoint(self, endpoint: Endpoint) -> Iterator[Entry]:
+        """An endpoint counts from its attachment to its end, whatever its container's state: it exists before the engine reports the
+        container as running, and the attach must find its name."""
+        if endpoint.node in self._nodes:
+            for name in sorted({endpoint.name, *endpoint.aliases} - {""}):
+                yield from self._attached(dotted(name), dotted(endpoint.network), endpoint.address)
 
-    def _attached(self) -> Iterator[tuple[bytes, bytes, IPv4Address]]:
-        """(name or alias, network, address) of what is attached to a network of the cluster on a living node.
+    def _container(self, container: Container) -> Iterator[Entry]:
+        """A container without an endpoint of ours (on the engine's own bridge) counts while it runs."""
+        if container.node not in self._nodes or container.state != "running":
+            return
+        for name, address in container.addresses.items():
+            network = self._snapshot.networks.get(name)
+            if network is not None and address in network.subnet:
+                yield from self._attached(dotted(container.name), dotted(name), address)
 
-        An endpoint counts from its attachment to its end, whatever its container's state: it exists before the engine
-        reports the container as running, and the attach must find its name. A container without an endpoint of ours (on
-        the engine's own bridge) counts while it runs.
-        """
-        for endpoint in self.snapshot.endpoints.values():
-            if endpoint.node in self.nodes:
-                for name in {endpoint.name, *endpoint.aliases} - {""}:
-                    yield dotted(name), dotted(endpoint.network), endpoint.address
-        for container in self.snapshot.containers.values():
-            if container.node in self.nodes and container.state == "running":
-                for name, address in container.addresses.items():
-                    network = self.snapshot.networks.get(name)
-                    if network is not None and address in network.subnet:
-                        yield dotted(container.name), dotted(name), address
+    def _attached(self, name: bytes, network: bytes, address: IPAddress) -> Iterator[Entry]:
+        """What a name or alias of something on a network of the cluster says."""
+        yield from _pointer(address, CONTAINER_POINTER, name + b"." + self.search)
+        for key in (name, name + b"." + network):
+            yield key, address_record(address)
+            yield key + b"." + self.search, address_record(address)
 
-    def _services(self) -> None:
-        for _, instance in sorted(self.snapshot.instances.items()):
-            failed = {(instance.node, ""), (instance.node, instance.id)} & self.critical
-            if instance.node in self.addresses and not instance.down and not failed:
-                self._instance(instance)
-
-    def _weight(self, instance: Instance) -> int:
-        """The weight of its SRV record: by what its checks and those of its node say."""
-        warned = {(instance.node, ""), (instance.node, instance.id)} & self.warned
-        return min(max(instance.weight_warning if warned else instance.weight_passing, 0), 65535)
-
-    def _instance(self, instance: Instance) -> None:
-        """Add one instance's address and SRV under its name and each of its tags."""
+    def _instance(self, instance: Instance) -> Iterator[Entry]:
+        """One instance's address and SRV under its name and each of its tags."""
         service = dotted(instance.name)
         if b"." in service:  # the grammar would read all but its last label as a tag of another service
             return
@@ -141,74 +220,54 @@ class _Build:
         numbers = (1, self._weight(instance), instance.port & 0xFFFF)
         srv = (m.SRV, b"".join(number.to_bytes(2, "big") for number in numbers) + m.wire_name(target))
         for prefix in (b"", *(dotted(tag) + b"." for tag in instance.tags)):
-            self._add(prefix + service + b".service." + self.domain, *records, srv)
+            owner = prefix + service + b".service." + self.domain
+            yield from ((owner, record) for record in (*records, srv))
         for rtype, rdata in records:
             if rtype in (m.A, m.AAAA):
-                self._points_back(ip_address(rdata), service + b".service." + self.datacenter + b"." + self.domain)
+                yield from _pointer(ip_address(rdata), SERVICE_POINTER, service + b".service." + self.datacenter + b"." + self.domain)
+
+    def _weight(self, instance: Instance) -> int:
+        """The weight of its SRV record: by what its checks and those of its node say."""
+        warned = any((instance.node, about, "warning") in self._count for about in ("", instance.id))
+        return min(max(instance.weight_warning if warned else instance.weight_passing, 0), 65535)
 
     def _location(self, instance: Instance) -> tuple[list[m.Record], bytes]:
         """The address record of an instance and the target of its SRV: the node, the address as a name, or its own host name."""
         if not instance.address:
-            return _located(self.addresses[instance.node])[0], self._node_target(instance.node)
-        records, address = _located(instance.address)
+            return located(self._addresses[instance.node])[0], self._node_target(instance.node)
+        records, address = located(instance.address)
         if address is None:
             return records, dotted(instance.address) if records else b""
         return records, address.packed.hex().encode() + b".addr." + self.datacenter + b"." + self.domain
 
-    def _apexes(self, zones: Iterable[bytes]) -> None:
-        """Name servers of every zone (this node first, then others by name), and `ns.<domain>`, which SOA records name."""
-        order = sorted(self.nodes, key=lambda name: (name != self.snapshot.me, name))[:_NAME_SERVERS]
-        for zone in zones:
-            self._add(zone, *((m.NS, m.wire_name(self._node_target(name))) for name in order if is_name(self._node_target(name))))
-        for name in order[:1]:
-            self._add(b"ns." + self.domain, address_record(self.nodes[name].address))
+    # --- zones
 
-    def _empty_names(self, zones: set[bytes]) -> None:
-        """Names that exist only because others lie below them (RFC 8020): NODATA, else a resolver that walks down from the
-        zone takes everything below for absent."""
+    def _zones(self) -> frozenset[bytes]:
+        reverse = (zone for network in self._snapshot.networks.values() for zone in reverse_zones(network.subnet))
+        return frozenset((self.domain, self.search, *reverse))
+
+    def _fixed(self) -> Iterator[bytes]:
+        """Names that exist without any below them."""
         for word in (*KEYWORDS, b"_tcp", b"_tcp.service"):
-            self._add(word + b"." + self.domain)
-        self._add(self.datacenter + b"." + self.domain)
+            yield word + b"." + self.domain
+        yield self.datacenter + b"." + self.domain
         for word in KEYWORDS:
-            self._add(word + b"." + self.datacenter + b"." + self.domain)
-        for name in list(self.names):
-            parents = list(_parents(name))
-            depth = next((index for index, parent in enumerate(parents) if parent in zones), 0)
-            for parent in parents[:depth]:
-                self._add(parent)
+            yield word + b"." + self.datacenter + b"." + self.domain
+
+    def _apexes(self) -> Iterator[Entry]:
+        """Name servers of every zone (this node first, then others by name), and `ns.<domain>`, which SOA records name."""
+        order = sorted(self._nodes, key=lambda name: (name != self._snapshot.me, name))[:_NAME_SERVERS]
+        for zone in self._zones():
+            yield from ((zone, (m.NS, m.wire_name(self._node_target(name)))) for name in order if is_name(self._node_target(name)))
+        for name in order[:1]:
+            yield b"ns." + self.domain, address_record(self._nodes[name].address)
 
 
-def _located(text: str) -> tuple[list[m.Record], IPAddress | None]:
-    """The record that leads to an address or host name, and the address; no record if it is neither."""
-    try:
-        address = ip_address(text)
-    except ValueError:
-        host = dotted(text)
-        return [(m.CNAME, m.wire_name(host))] if is_name(host) else [], None
-    return [address_record(address)], address
+def _about(check: Check) -> tuple[str, str, str]:
+    return check.node, check.service_id, check.status
 
 
-def _parents(name: bytes) -> Iterator[bytes]:
-    """The names above `name`, nearest first."""
-    while name := name.partition(b".")[2]:
-        yield name
-
-
-def is_name(name: bytes) -> bool:
-    """Whether `name` can be asked for and written: labels of 1 to 63 bytes, 255 in all. The root is none."""
-    try:
-        return bool(name) and bool(m.wire_name(name))
-    except ValueError:
-        return False
-
-
-def address_record(address: IPAddress) -> m.Record:
-    return (m.AAAA if isinstance(address, IPv6Address) else m.A, address.packed)
-
-
-def reverse_zones(subnet: IPv4Network) -> Iterator[bytes]:
-    """The in-addr.arpa names that cover exactly `subnet`: one if its prefix ends at a byte, else up to 128."""
-    octets = -(-subnet.prefixlen // 8)
-    for part in subnet.subnets(new_prefix=octets * 8):
-        labels = str(part.network_address).split(".")[:octets]
-        yield ".".join((*reversed(labels), "in-addr.arpa")).encode()
+def _pointer(address: IPAddress, kind: int, target: bytes) -> Iterator[Entry]:
+    """That `address` is `target`."""
+    if is_name(target):
+        yield address.reverse_pointer.encode(), (kind, m.wire_name(target))

@@ -66,7 +66,10 @@ class Child:
     def _do(self, verb: str, arguments: list[Any]) -> object:
         """Carry out one request of the parent; the table of verbs is in `dns_link`."""
         if verb == "changes":
-            self._core.responder.set_table(apply_changes(self._core.responder.table, Changes(*arguments[0])))
+            table = self._core.responder.table
+            for parts in arguments[0]:
+                apply_changes(table, Changes(*parts))
+            self._core.responder.set_table(table)
         elif verb == "table":
             self._core.responder.set_table(Table(*arguments[0]))
         elif verb == "listen":

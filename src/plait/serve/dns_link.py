@@ -9,7 +9,7 @@ table is its acknowledgement and the number its generation. Before anything else
 | `listen` | list of (address, port): all that shall be listened on | list of (protocol, address, port, errno) that failed |
 | `upstreams` | list of (address, port), in order of preference | None |
 | `table` | `Table.parts()` | None |
-| `changes` | `Changes.parts()` | None |
+| `changes` | list of `Changes.parts()`, in order | None |
 | `stats` | | {counter: number} |
 
 `marshal` writes them: both ends run the same interpreter, trust each other, and need no further module for it.

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from plait.dns.table import EMPTY, Table, diff_tables
+from plait.dns.table import EMPTY, Changes, Table, diff_tables
 from plait.model.errors import ConfigError, PlaitError
 from plait.serve.dns_holder import holder
 from plait.serve.dns_link import Address, Frames, frame
@@ -80,6 +80,7 @@ class DnsService:
         self._on_crash, self._python = on_crash, python
         self._wanted, self._version = _State(), 0
         self._applied = 0
+        self._whole, self._changes = False, list[Changes]()
         self._bind_errors: tuple[BindError, ...] = ()
         self._changed = asyncio.Event()
         self._progress = asyncio.Condition()
@@ -108,6 +109,18 @@ class DnsService:
 
     async def set_table(self, table: Table) -> None:
         """Answer from `table`: every query that comes after the return is. Raises DnsUnavailable if no child takes it in time."""
+        before = self._wanted.table
+        if table.head != before.head:
+            self._whole = True
+        elif table is not before:
+            await self.change_table(table, diff_tables(before, table))
+            return
+        await self._want(_State(self._wanted.listen, self._wanted.upstreams, table))
+
+    async def change_table(self, table: Table, changes: Changes | None) -> None:
+        """As `set_table`, of a table that is that of the last call with `changes` made (the same one, or another), at their cost."""
+        if changes is not None:
+            self._changes.append(changes)
         await self._want(_State(self._wanted.listen, self._wanted.upstreams, table))
 
     async def set_listen(self, addresses: Iterable[Address]) -> tuple[BindError, ...]:
@@ -208,11 +221,12 @@ class DnsService:
 
     async def _push(self, child: _Child, held: _State, wanted: _State) -> None:
         """Send what differs, the table first, so that nothing is answered from an older one."""
-        if wanted.table is not held.table:
-            if wanted.table.head != held.table.head or held.table is EMPTY:
-                await child.call("table", wanted.table.parts())
-            elif (changes := diff_tables(held.table, wanted.table)) is not None:
-                await child.call("changes", changes.parts())
+        whole, changes = self._whole or held.table is EMPTY, self._changes
+        self._whole, self._changes = False, []
+        if whole:
+            await child.call("table", wanted.table.parts())
+        elif changes:
+            await child.call("changes", [part.parts() for part in changes])
         if wanted.upstreams != held.upstreams:
             await child.call("upstreams", list(wanted.upstreams))
         if wanted.listen != held.listen or self._bind_errors:
