@@ -19,7 +19,7 @@ from plait.model.cluster import Snapshot
 from plait.model.errors import NotFound
 from plait.model.kv import Session
 from plait.serve.consul_http import Call, Missing, Route, Unable, encoded, json_answer, read_headers, set_within, text_answer, until
-from plait.services.kv import MAX_VALUE, KvPut, Table, entry_json, keys_below
+from plait.services.kv import MAX_VALUE, KvPut, Table, entry_json
 from plait.services.requests import BadRequest, Refusal, TooLarge, duration_s
 from plait.services.sessions import missing, parse_session, session_json
 from plait.services.txn import Outcome, TxnOp, parse_ops
@@ -69,7 +69,8 @@ class KvBackend(Protocol):
     async def end_session(self, session_id: str, why: str) -> None: ...
 
 
-Look = Callable[[], tuple[object, int]]
+Look = Callable[[], tuple[Callable[[], object], int]]
+"""(what makes the result, index) now: the result of a query that goes on waiting is never made."""
 
 
 class KvApi:
@@ -106,21 +107,23 @@ class KvApi:
     def _looker(self, call: Call, key: str) -> Look:
         table = self._backend.table
 
-        def keys() -> tuple[object, int]:
-            separator = call.one("separator") or call.one("seperator")
-            found = keys_below(table.below(key), key, separator)
-            return found if found or not key else None, table.index_below(key)
+        def keys() -> object:
+            found = table.keys_below(key, call.one("separator") or call.one("seperator"))
+            return found if found or not key else None
 
-        def tree() -> tuple[object, int]:
-            return [entry_json(entry) for entry in table.below(key)] or None, table.index_below(key)
+        def tree() -> object:
+            return [entry_json(entry) for entry in table.below(key)] or None
 
-        def one() -> tuple[object, int]:
+        def one() -> object:
             entry = table.get(key)
             if entry is None:
-                return None, table.index_of(key)
-            return entry.value if call.flag("raw") else [entry_json(entry)], table.index_of(key)
+                return None
+            return entry.value if call.flag("raw") else [entry_json(entry)]
 
-        return keys if call.flag("keys") else tree if call.flag("recurse") else one
+        if call.flag("keys") or call.flag("recurse"):
+            make = keys if call.flag("keys") else tree
+            return lambda: (make, table.index_below(key))
+        return lambda: (one, table.index_of(key))
 
     async def _read(self, call: Call, look: Look, waiters: Waiting, key: str, below: bool) -> tuple[object, dict[str, str]]:
         """What `look` says under the call's consistency and index, with the headers of the answer."""
@@ -129,15 +132,15 @@ class KvApi:
             if self._backend.last_contact_ms() is None:
                 raise Unable("No cluster leader")
             await self._backend.current()
-        found, index = look()
+        make, index = look()
         if after and index <= after:
             with waiters.waiting(key, below) as event:
 
                 async def changed(timeout_s: float) -> None:
                     await set_within(event, timeout_s)
 
-                found, index = await until(call.wait_s(), look, lambda seen: seen[1] > after, changed)
-        return found, read_headers(index, self._backend.last_contact_ms(), consistency)
+                make, index = await until(call.wait_s(), look, lambda seen: seen[1] > after, changed)
+        return make(), read_headers(index, self._backend.last_contact_ms(), consistency)
 
     async def _put(self, call: Call) -> web.Response:
         request = KvPut(
@@ -204,11 +207,11 @@ class KvApi:
         return await self._sessions(call, lambda _: True)
 
     async def _sessions(self, call: Call, fits: Callable[[Session], bool]) -> web.Response:
-        def look() -> tuple[object, int]:
+        def make() -> object:
             found = sorted((s for s in self._backend.sessions.values() if fits(s)), key=lambda s: s.id)
-            return [session_json(session) for session in found], self._backend.sessions_index
+            return [session_json(session) for session in found]
 
-        found, headers = await self._read(call, look, self._backend.session_waiters, "", True)
+        found, headers = await self._read(call, lambda: (make, self._backend.sessions_index), self._backend.session_waiters, "", True)
         return json_answer(encoded(found, call.flag("pretty")), headers)
 
 

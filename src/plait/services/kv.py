@@ -8,12 +8,12 @@ entry that a write leaves. The index of a query rises exactly with what concerns
 from __future__ import annotations
 
 import base64
-from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from plait.model.kv import Entry
+from plait.services.keyorder import KeyOrder, end_of
 
 MAX_VALUE = 512 * 1024
 """Bytes of one value."""
@@ -27,8 +27,9 @@ class Table:
 
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
-        self._order: list[bytes] = []
-        self._deleted: OrderedDict[str, int] = OrderedDict()
+        self._order = KeyOrder()
+        self._deleted = KeyOrder()
+        self._oldest: OrderedDict[str, None] = OrderedDict()
         self._floor = 1
 
     def start_at(self, revision: int) -> None:
@@ -36,51 +37,53 @@ class Table:
         self._floor = max(self._floor, revision)
 
     def set(self, entry: Entry) -> None:
-        if entry.key not in self._entries:
-            insort(self._order, entry.key.encode())
         self._entries[entry.key] = entry
-        self._deleted.pop(entry.key, None)
+        self._order.set(entry.key, entry.modify_index)
+        if self._oldest and entry.key in self._oldest:
+            del self._oldest[entry.key]
+            self._deleted.drop(entry.key)
 
     def drop(self, key: str, revision: int) -> None:
         """`key` was deleted with that revision."""
         if self._entries.pop(key, None) is not None:
-            raw = key.encode()
-            del self._order[bisect_left(self._order, raw)]
-        self._deleted[key] = revision
-        self._deleted.move_to_end(key)
-        while len(self._deleted) > _TOMBSTONES:
-            self._floor = max(self._floor, self._deleted.popitem(last=False)[1])
+            self._order.drop(key)
+        self._deleted.set(key, revision)
+        self._oldest[key] = None
+        self._oldest.move_to_end(key)
+        while len(self._oldest) > _TOMBSTONES:
+            forgotten, _ = self._oldest.popitem(last=False)
+            self._floor = max(self._floor, self._deleted.get(forgotten))
+            self._deleted.drop(forgotten)
 
     def get(self, key: str) -> Entry | None:
         return self._entries.get(key)
 
     def below(self, prefix: str) -> Iterator[Entry]:
         """Entries whose key starts with `prefix`, in byte order of key."""
-        raw = prefix.encode()
-        for at in range(bisect_left(self._order, raw), len(self._order)):
-            if not self._order[at].startswith(raw):
-                return
-            yield self._entries[self._order[at].decode()]
+        return map(self._entries.__getitem__, self._order.below(prefix))
+
+    def keys_below(self, prefix: str, separator: str) -> list[str]:
+        """The keys that start with `prefix`, each cut after the first `separator` behind it ("" = not cut), without repetition. What is
+        cut costs one look, however many keys it stands for."""
+        if not separator:
+            return list(self._order.below(prefix))
+        found: list[str] = []
+        key = self._order.at_or_after(prefix)
+        while key is not None and key.startswith(prefix):
+            at = key.find(separator, len(prefix))
+            found.append(key if at < 0 else key[: at + len(separator)])
+            after = found[-1] + "\0" if at < 0 else end_of(found[-1])
+            key = self._order.at_or_after(after) if after is not None else None
+        return found
 
     def index_of(self, key: str) -> int:
         """The index of a query for one key: the entry's own while there is one (clients use it for check-and-set), else that of its end."""
         entry = self._entries.get(key)
-        return entry.modify_index if entry is not None else self._deleted.get(key, self._floor)
+        return entry.modify_index if entry is not None else self._deleted.get(key) or self._floor
 
     def index_below(self, prefix: str) -> int:
         """The index of a query for all keys that start with `prefix`."""
-        living = (entry.modify_index for entry in self.below(prefix))
-        ended = (revision for key, revision in self._deleted.items() if key.startswith(prefix))
-        return max(self._floor, max(living, default=0), max(ended, default=0))
-
-
-def keys_below(entries: Iterable[Entry], prefix: str, separator: str) -> list[str]:
-    """The keys of `entries`, each cut after the first `separator` behind `prefix` ("" = not cut), without repetition."""
-    found: dict[str, None] = {}
-    for entry in entries:
-        at = entry.key.find(separator, len(prefix)) if separator else -1
-        found[entry.key if at < 0 else entry.key[: at + len(separator)]] = None
-    return list(found)
+        return max(self._floor, self._order.newest(prefix), self._deleted.newest(prefix))
 
 
 @dataclass(frozen=True, slots=True)
