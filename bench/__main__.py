@@ -18,8 +18,15 @@ from pathlib import Path
 
 from bench.core import Row
 
-NAMES = ("plumbing", "network", "lab", "agent", "dns", "names", "docker", "checks")
-TOOLS = {"sockperf": "sockperf", "wrk": "wrk", "nginx": "nginx-light", "dnsmasq": "dnsmasq-base", "unbound": "unbound"}
+NAMES = ("plumbing", "network", "lab", "agent", "dns", "names", "docker", "checks", "kv")
+TOOLS = {
+    "sockperf": "sockperf",
+    "wrk": "wrk",
+    "nginx": "nginx-light",
+    "dnsmasq": "dnsmasq-base",
+    "unbound": "unbound",
+    "etcd": "etcd-server",
+}
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 
 

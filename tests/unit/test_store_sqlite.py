@@ -10,14 +10,14 @@ import signal
 import sqlite3
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 
 from plait.model.errors import Compacted, Conflict, StoreUnavailable
-from plait.store.api import Compare, Put
+from plait.store.api import Change, Compare, Delete, Put
 from plait.store.database import Database
 from plait.store.sqlite import SqliteStore
 from plait.store.state import Commit
@@ -180,3 +180,37 @@ async def test_a_write_of_unknown_fate_is_read_back(tmp_path: Path, monkeypatch:
     assert await store.get("a") is not None
     assert (await store.txn([], [Put("b", b"1")])).revision == 3
     await store.close()
+
+
+async def test_what_was_written_in_one_batch_is_read_back_as_it_was(tmp_path: Path) -> None:
+    """Hundreds of commits at once, which put, delete and put the same keys again and grant and end leases in between."""
+    path, chance = tmp_path / "store.db", random.Random(3)
+    store = await SqliteStore.open(path)
+    leases = await asyncio.gather(*(store.grant(60) for _ in range(40)))
+    kept = leases[20:]
+
+    def op(number: int) -> Put | Delete:
+        key = f"k/{chance.randrange(300)}"
+        return Delete(key) if chance.random() < 0.3 else Put(key, str(number).encode(), chance.choice((0, *kept)))
+
+    writes = [store.txn([], [op(number), op(-number)]) for number in range(700)]
+    await asyncio.gather(*writes, *(store.revoke(lease) for lease in leases[:20]), *(store.grant(60) for _ in range(5)))
+    before, history = await store.list(""), [change async for change in _all_changes(store)]
+    held = set(store._durable.leases)
+    await store.close()
+    store = await SqliteStore.open(path)
+    assert await store.list("") == before
+    assert [change async for change in _all_changes(store)] == history
+    assert set(store._durable.leases) == held == {*kept, *held} and len(held) == 25
+    await store.close()
+
+
+async def _all_changes(store: SqliteStore) -> AsyncIterator[Change]:
+    """What a watcher is told that starts at the beginning."""
+    head = (await store.list("none")).revision
+    async with aclosing(store.watch("", 1)) as batches:  # type: ignore[type-var]
+        async for changes in batches:
+            for change in changes:
+                yield change
+            if changes[-1].revision == head:
+                return

@@ -42,7 +42,7 @@ class View:
         self._prefixes = own_prefixes(me)
         self._unsettled: set[str] = set()
         self._snapshot: Snapshot | None = None
-        self._waiters: set[asyncio.Event] = set()
+        self._waiters: dict[asyncio.Future[bool], int] = {}
         self._listeners: list[Callable[[frozenset[str]], None]] = []
 
     # --- what the store says
@@ -58,26 +58,27 @@ class View:
                 self._forget(change.item.key)
         self.revision = revision
         self._snapshot = None
-        for waiter in self._waiters:
-            waiter.set()
+        for waiter in [waiter for waiter, wanted in self._waiters.items() if wanted <= revision]:
+            del self._waiters[waiter]
+            _set(waiter, True)
         if kinds:
             self._changed(frozenset(kinds))
 
     async def caught_up(self, revision: int) -> None:
         """Wait until the replica has `revision`. StoreUnavailable after five seconds."""
-        waiter = asyncio.Event()
-        self._waiters.add(waiter)
+        if self.revision >= revision:
+            return
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[bool] = loop.create_future()
+        self._waiters[waiter] = revision
+        timer = loop.call_later(_CATCH_UP_S, _set, waiter, False)
         try:
-            async with asyncio.timeout(_CATCH_UP_S):
-                while self.revision < revision:
-                    waiter.clear()
-                    await waiter.wait()
-        except TimeoutError as error:
-            raise StoreUnavailable(
-                f"the replica is at revision {self.revision} and did not reach {revision} in {_CATCH_UP_S:.0f} s"
-            ) from error
+            reached = await waiter
         finally:
-            self._waiters.discard(waiter)
+            timer.cancel()
+            self._waiters.pop(waiter, None)
+        if not reached:
+            raise StoreUnavailable(f"the replica is at revision {self.revision} and did not reach {revision} in {_CATCH_UP_S:.0f} s")
 
     def _take(self, item: Item) -> None:
         kind = kind_of(item.key)
@@ -240,3 +241,8 @@ class View:
         if item is None:
             return dataclasses.replace(own, create_index=self.revision + 1, modify_index=self.revision + 1)
         return dataclasses.replace(own, create_index=item.create_revision, modify_index=item.mod_revision)
+
+
+def _set(waiter: asyncio.Future[bool], reached: bool) -> None:
+    if not waiter.done():
+        waiter.set_result(reached)

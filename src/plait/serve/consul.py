@@ -84,6 +84,10 @@ class ConsulApi:
             parts += OutsideApi(outside, self.directory).routes
         self.routes = (*parts, *self._agent_routes(), *self._catalogue_routes(), *more)
         """The first that matches counts, so exact ones come before those with a variable part."""
+        self._routes: dict[str, list[Route]] = {}
+        """By the first segment of their path."""
+        for route in self.routes:
+            self._routes.setdefault(route.path.partition("/")[0], []).append(route)
         self.app = web.Application(client_max_size=MAX_BODY)
         self.app.router.add_route("*", "/{path:.*}", self._handle)
 
@@ -137,7 +141,8 @@ class ConsulApi:
         if not path.startswith("/v1/"):
             return text_answer(200, _UI_OFF) if path == "/" else text_answer(404, _BAD_PATH)
         path = path.removeprefix("/v1/")
-        found = next(((parts, route) for route in self.routes if (parts := route.match(path)) is not None), None)
+        candidates = self._routes.get(path.partition("/")[0], ())
+        found = next(((parts, route) for route in candidates if (parts := route.match(path)) is not None), None)
         if found is None:
             return text_answer(401, "ACL support disabled") if _ACL.fullmatch(path) else text_answer(404, _BAD_API_PATH)
         parts, route = found

@@ -115,7 +115,7 @@ def put(known: Entry | None, request: KvPut) -> Entry | bool:
         if session != request.release:
             return False
         session = ""
-    written = replace(base, value=request.value, flags=request.flags, session=session, lock_index=lock_index)
+    written = Entry(request.key, request.value, request.flags, session, lock_index, base.create_index, base.modify_index)
     return True if written == known and not request.ttl else written
 
 

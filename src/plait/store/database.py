@@ -13,6 +13,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -29,6 +30,9 @@ CREATE TABLE log (revision INTEGER PRIMARY KEY, changes BLOB NOT NULL);
 CREATE TABLE leases (id INTEGER PRIMARY KEY, ttl REAL NOT NULL);
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
+_PART_ROWS = (256, 64, 16, 4, 1)
+"""Rows of one statement. SQLite takes 32,766 values in one."""
+T = TypeVar("T")
 _changes = msgspec.msgpack.Decoder(tuple[Change, ...])
 
 
@@ -113,18 +117,30 @@ class Database:
             raise self._failed("write", error) from error
 
     def _write(self, commits: Sequence[Commit], floor: int) -> None:
-        run = self._db.execute
+        """Few statements for many rows: after each the thread has to win the interpreter back from a busy event loop."""
         encode = msgspec.msgpack.encode
+        items: dict[str, Change] = {}
+        leases: dict[int, float | None] = {}
         for commit in commits:
-            for row in _rows(commit):
-                run("REPLACE INTO items VALUES (?, ?, ?, ?, ?)", row)
-            self._db.executemany("DELETE FROM items WHERE key=?", [(c.item.key,) for c in commit.changes if c.kind == "delete"])
-            if commit.changes:
-                run("INSERT INTO log VALUES (?, ?)", (commit.revision, encode(commit.changes)))
-            self._db.executemany("REPLACE INTO leases VALUES (?, ?)", commit.granted)
-            self._db.executemany("DELETE FROM leases WHERE id=?", [(lease,) for lease in commit.ended])
-        run("REPLACE INTO meta VALUES ('revision', ?)", (commits[-1].revision,))
-        run("DELETE FROM log WHERE revision<=?", (floor,))
+            items.update((change.item.key, change) for change in commit.changes)
+            leases.update(commit.granted)
+            leases.update((lease, None) for lease in commit.ended)
+        self._put("REPLACE INTO items VALUES", [_row(change.item) for change in items.values() if change.kind == "put"])
+        self._delete("items", "key", [key for key, change in items.items() if change.kind == "delete"])
+        self._put("INSERT INTO log VALUES", [(commit.revision, encode(commit.changes)) for commit in commits if commit.changes])
+        self._put("REPLACE INTO leases VALUES", [(lease, ttl) for lease, ttl in leases.items() if ttl is not None])
+        self._delete("leases", "id", [lease for lease, ttl in leases.items() if ttl is None])
+        self._db.execute("REPLACE INTO meta VALUES ('revision', ?)", (commits[-1].revision,))
+        self._db.execute("DELETE FROM log WHERE revision<=?", (floor,))
+
+    def _put(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+        for part in _parts(rows):
+            row = f"({', '.join('?' * len(part[0]))})"
+            self._db.execute(f"{statement} {', '.join([row] * len(part))}", [value for row in part for value in row])
+
+    def _delete(self, table: str, column: str, values: Sequence[object]) -> None:
+        for part in _parts(values):
+            self._db.execute(f"DELETE FROM {table} WHERE {column} IN ({', '.join('?' * len(part))})", part)
 
     def close(self) -> None:
         """Checkpoint and close. Idempotent."""
@@ -140,8 +156,14 @@ class Database:
         )
 
 
-def _rows(commit: Commit) -> Iterator[tuple[str, bytes, int, int, int]]:
-    for change in commit.changes:
-        if change.kind == "put":
-            item = change.item
-            yield item.key, item.value, item.create_revision, item.mod_revision, item.lease
+def _row(item: Item) -> tuple[object, ...]:
+    return item.key, item.value, item.create_revision, item.mod_revision, item.lease
+
+
+def _parts(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    """`rows` in parts of few different lengths, so that few different statements are compiled and kept."""
+    at = 0
+    while at < len(rows):
+        length = next(length for length in _PART_ROWS if length <= len(rows) - at)
+        yield rows[at : at + length]
+        at += length
