@@ -36,11 +36,15 @@ http.web.service.consul A 10.28.0.2
 http.web.service.consul SRV 1 1 80 0a1c0002.addr.dc1.consul
 node.consul -
 node.dc1.consul -
+label.consul -
+label.dc1.consul -
 ns.consul A 192.0.2.1
 plait NS a.node.dc1.consul
 plait NS b.node.dc1.consul
 service.consul -
 service.dc1.consul -
+virtual.consul -
+virtual.dc1.consul -
 web A 10.28.0.2
 web.default A 10.28.0.2
 web.default.plait A 10.28.0.2

@@ -90,7 +90,11 @@ def data(record: dnslib.DNSRecord) -> set[str]:
         ("b.node.consul", "A", {"192.0.2.2"}),
         ("b.node.dc1.consul", "TXT", {'"rack=7"'}),
         ("ns.consul", "A", {"192.0.2.1"}),
+        ("web.virtual.consul", "A", {"10.28.0.2", "192.0.2.2"}),
+        ("web.virtual.dc1.consul", "A", {"10.28.0.2", "192.0.2.2"}),
         ("web", "A", {"10.28.0.2"}),
+        ("six", "AAAA", {"2001:db8::1"}),
+        ("six", "SRV", {"1 1 1 20010db8000000000000000000000001.addr.dc1.consul."}),
         ("web.plait", "A", {"10.28.0.2"}),
         ("web.default", "A", {"10.28.0.2"}),
         ("web.default.plait", "A", {"10.28.0.2"}),
@@ -162,7 +166,7 @@ def test_foreign_names_are_forwarded_or_refused() -> None:
     assert resolve("example.org").header.rcode == m.REFUSED
     assert resolve("example.org").header.aa == 0
     assert resolve("example.org", recursion=True, rd=0).header.rcode == m.REFUSED
-    for name, qtype in (("example.org", "A"), ("com", "DS"), ("1.0.0.127.in-addr.arpa", "PTR"), (".", "NS")):
+    for name, qtype in (("example.org", "A"), ("com", "DS"), ("six", "DS"), ("six", "NS"), ("1.0.0.127.in-addr.arpa", "PTR"), (".", "NS")):
         query = bytes(dnslib.DNSRecord.question(name, qtype).pack())
         assert isinstance(answer(TABLE, query, 1232, lambda n: 0, recursion=True), Forward)
 

@@ -3,9 +3,9 @@
 
 import pytest
 
-from plait.model.cluster import Container, Instance
+from plait.model.cluster import Container, Instance, labels_of
 from plait.services.requests import BadRequest
-from plait.services.selector import labels_of, parse_selector, select
+from plait.services.selector import parse_selector, select
 
 WEB = {"app": "web", "tier": "prod", "com.example/rev": "1.2", "empty": ""}
 

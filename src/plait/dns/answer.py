@@ -3,7 +3,7 @@
 
 In order: what is no query is dropped or gets FORMERR; other opcodes and zone transfers NOTIMP; a name of the table is
 answered (NODATA when it has no record of the type); a name of our zones that is not in the table is NXDOMAIN; a single
-label is a container name, so unknown ones are NXDOMAIN too; all else is forwarded, or REFUSED without upstreams.
+label is a container's name, else a service's, so unknown ones are NXDOMAIN too; all else is forwarded, or REFUSED without upstreams.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from plait.dns import message as m
-from plait.dns.grammar import address_in_name, canonical
+from plait.dns.grammar import address_in_name, canonical, labels_in_name
 from plait.dns.table import Records, Table
 
 Chooser = Callable[[int], int]
@@ -20,6 +20,7 @@ Chooser = Callable[[int], int]
 
 _ABOUT_TOP_LEVEL = frozenset((m.NS, m.SOA, m.DS, m.DNSKEY))
 """Asked for a single label, these are about a top-level domain (a validating forwarder does it), not about a container."""
+_ADDRESSES = frozenset((m.A, m.AAAA, m.CNAME))
 _DRAWS = 1 << 30
 _REFRESH = (3600).to_bytes(4, "big") + (600).to_bytes(4, "big") + (86400).to_bytes(4, "big") + (0).to_bytes(4, "big")
 
@@ -80,7 +81,10 @@ def _refusal(query: m.Query, data: bytes) -> int | None:
 
 def _resolve(table: Table, query: m.Query, limit: int, chooser: Chooser, ra: int) -> bytes | Forward:
     zone = _zone_of(table, query.key)
+    alone = query.key and b"." not in query.key and query.qtype not in _ABOUT_TOP_LEVEL
     records = lookup(table, query.key)
+    if records is None and alone:
+        records = table.names.get(query.key + b".service." + table.domain)
     if records is not None:
         wanted = _wanted(records, query.qtype)
         if query.key in table.zones and query.qtype in (m.SOA, m.ANY):
@@ -88,10 +92,11 @@ def _resolve(table: Table, query: m.Query, limit: int, chooser: Chooser, ra: int
         arrange(wanted, chooser)
         groups = [((query.wire, *record), _additional(table, record)) for record in wanted]
         authority = [] if groups else [(query.wire if zone is None else m.wire_name(zone), m.SOA, _soa(table))]
-        return m.respond(query, m.AA | ra, m.NOERROR, limit, groups, authority)
+        spelled = [] if groups else [(query.wire, *record) for record in records if _spells_address(table, query.key)]
+        return m.respond(query, m.AA | ra, m.NOERROR, limit, groups, authority, spelled)
     if zone is not None:
         return m.respond(query, m.AA | ra, m.NXDOMAIN, limit, (), [(m.wire_name(zone), m.SOA, _soa(table))])
-    if query.key and b"." not in query.key and query.qtype not in _ABOUT_TOP_LEVEL:
+    if alone:
         return m.respond(query, m.AA | ra, m.NXDOMAIN, limit)
     if ra and query.recursion_desired:
         return Forward(query)
@@ -107,13 +112,40 @@ def _wanted(records: Records, qtype: int) -> list[m.Record]:
 def lookup(table: Table, key: bytes) -> Records | None:
     """All records of a dotted name, in the table's order; () if it exists without any, None if it does not exist."""
     found = table.names.get(key)
-    if found is not None or not key.endswith(b"." + table.domain):
+    if not key.endswith(b"." + table.domain):
         return found
     name = canonical(key, table.domain, table.datacenter)
+    selected = labels_in_name(name, table.domain)
+    return _labelled(table, *selected) if selected is not None else _named(table, name)
+
+
+def _named(table: Table, name: bytes) -> Records | None:
+    """The records of a canonical name that is no choice by label."""
     address = address_in_name(name, table.domain)
     if address is not None:
         return ((m.A if len(address) == 4 else m.AAAA, address),)
     return table.names.get(name)
+
+
+def _spells_address(table: Table, key: bytes) -> bool:
+    """Whether the name is that of an address, which is given even to those who asked for another type."""
+    return address_in_name(canonical(key, table.domain, table.datacenter), table.domain) is not None
+
+
+def _labelled(table: Table, wanted: list[list[bytes]], unwanted: list[list[bytes]]) -> Records | None:
+    """SRV of the instances that fit (see `labels_in_name`), and the addresses of their targets."""
+
+    def having(names: list[bytes]) -> set[m.Record]:
+        return {record for name in names for record in table.names.get(name, ())}
+
+    found = set.intersection(*map(having, wanted)).difference(*map(having, unwanted))
+    records = set(found)
+    for _, rdata in found:
+        target = rdata[6:]
+        # Not `lookup`: somebody may have registered a choice by label as a host name.
+        host = _named(table, canonical(m.dotted(target), table.domain, table.datacenter))
+        records.update([(m.CNAME, target)] if host is None else [(kind, data) for kind, data in host if kind in _ADDRESSES])
+    return tuple(sorted(records)) or None
 
 
 def shuffle(records: list[m.Record], chooser: Chooser) -> None:

@@ -11,11 +11,13 @@ With domain `consul` and datacentre `dc1`:
 | `_web._http.service…`: any other protocol is a tag | `http.web.service.consul` |
 | `b.node.dc1.consul` | `b.node.consul` |
 | `0a1c0002.addr.consul`, 8 or 32 hex digits | no record: the address is in the name |
+| `web.virtual.consul` | `web.service.consul`: services have no virtual addresses yet |
+| `app--web.not--tier--test.label.consul` | none: see `labels_in_name` |
 """
 
 from __future__ import annotations
 
-KEYWORDS = frozenset((b"service", b"node", b"addr"))
+KEYWORDS = frozenset((b"service", b"node", b"addr", b"virtual", b"label"))
 
 
 def canonical(name: bytes, domain: bytes, datacenter: bytes) -> bytes:
@@ -28,6 +30,8 @@ def canonical(name: bytes, domain: bytes, datacenter: bytes) -> bytes:
     if len(labels) == 3 and labels[2] == b"service" and labels[0][:1] == b"_" == labels[1][:1]:
         service, tag = labels[0][1:], labels[1][1:]
         labels = [service, b"service"] if tag == b"tcp" else [tag, service, b"service"]
+    if len(labels) == 2 and labels[1] == b"virtual":
+        labels[1] = b"service"
     return b".".join((*labels, domain))
 
 
@@ -46,3 +50,23 @@ def address_in_name(name: bytes, domain: bytes) -> bytes | None:
     if rest != b"addr." + domain or len(digits) not in (8, 32) or digits.strip(b"0123456789abcdef"):
         return None
     return bytes.fromhex(digits.decode())
+
+
+def labels_in_name(name: bytes, domain: bytes) -> tuple[list[list[bytes]], list[list[bytes]]] | None:
+    """What canonical `<requirement>….label.<domain>` asks of an instance's labels, None for any other name: requirements that must hold,
+    and such that must not. Each is a list of names in the table, of which the instance must have one.
+
+    A requirement is one DNS label: `key` (there is such a label), `key--value`, `key--one--other` (one of the values), and `not--` before
+    any of these. At least one must be without `not`. How keys and values are spelled: `records.label_word`.
+    """
+    left = name.removesuffix(b".label." + domain)
+    if left == name:
+        return None
+    wanted: list[list[bytes]] = []
+    unwanted: list[list[bytes]] = []
+    for part in left.split(b"."):
+        spelled = part.removeprefix(b"not--")
+        key, *values = spelled.split(b"--")
+        words = [key + b"--" + value for value in values] or [key]
+        (wanted if spelled == part else unwanted).append([word + b".label." + domain for word in words])
+    return (wanted, unwanted) if wanted else None

@@ -238,11 +238,12 @@ def respond(
     limit: int,
     answers: Sequence[Group] = (),
     authority: Sequence[Owned] = (),
+    additional: Sequence[Owned] = (),
 ) -> bytes:
     """The response to `query` in at most `limit` bytes: the question in the client's spelling, `flags` (AA, RA) added to
     QR, opcode and RD, and OPT if the client sent one. As many `answers` from the front as fit, each with its additional
-    records; TC is set whenever something was left out."""
-    response, fits = _encode(query, flags, rcode, answers, authority), len(answers)
+    records; `additional` if all does; TC is set whenever something was left out."""
+    response, fits = _encode(query, flags, rcode, answers, authority, additional), len(answers)
     if len(response) > limit:
         fits = _last_true(lambda count: len(_encode(query, flags, rcode, answers[:count], ())) <= limit, len(answers))
         response = _encode(query, flags | TC, rcode, answers[:fits], ())
@@ -258,9 +259,11 @@ def _last_true(fits: Callable[[int], bool], count: int) -> int:
     return low
 
 
-def _encode(query: Query, flags: int, rcode: int, answers: Sequence[Group], authority: Sequence[Owned]) -> bytes:
+def _encode(
+    query: Query, flags: int, rcode: int, answers: Sequence[Group], authority: Sequence[Owned], more: Sequence[Owned] = ()
+) -> bytes:
     writer = _Writer(query)
-    additional: dict[Owned, None] = {}
+    additional: dict[Owned, None] = dict.fromkeys(more)
     for answer, extra in answers:
         writer.record(*answer)
         additional.update(dict.fromkeys(extra))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Address, ip_address
 
@@ -43,3 +44,17 @@ def reverse_zones(subnet: IPv4Network) -> Iterator[bytes]:
     for part in subnet.subnets(new_prefix=octets * 8):
         labels = str(part.network_address).split(".")[:octets]
         yield ".".join((*reversed(labels), "in-addr.arpa")).encode()
+
+
+def label_word(text: str) -> bytes:
+    """How the key or the value of a container's label is spelled in a DNS label: lower case, `_` for whatever is not a letter of ASCII, a
+    digit or a single `-` between such. Different ones may be spelled alike."""
+    return re.sub(r"[^a-z0-9-]|--+|^-|-$", lambda found: "_" * len(found[0]), text.lower()).encode()
+
+
+def text_record(key: str, value: str) -> m.Record:
+    """One pair of a node's meta as TXT, `key=value` (RFC 1464: in the key a backquote before `=`, a backquote and outer blanks); of a key
+    `rfc1035-…` the value alone. At most 255 bytes."""
+    quoted = re.sub(r"[=`]|^[ \t]+|[ \t]+$", lambda found: "".join("`" + sign for sign in found[0]), key)
+    text = (value if key.startswith("rfc1035-") else f"{quoted}={value}").encode()[:255]
+    return m.TXT, bytes((len(text),)) + text

@@ -5,6 +5,7 @@
 |---|---|
 | `NAME.service.<domain>`, `TAG.NAME.service.<domain>` | A, AAAA or CNAME, SRV of instances on living nodes without a critical check |
 | `consul.service.<domain>` | A and SRV (port 8300) of every living node that carries the store |
+| `KEY--VALUE.label.<domain>`, `KEY.label.<domain>` | SRV of such instances with that label, in their metadata or on their container |
 | `NODE.node.<domain>` | A, TXT (its meta) of a living node, or of one that was put into the catalogue |
 | `WEB`, `WEB.<search>`, `WEB.<network>`, `WEB.<network>.<search>` and the same for aliases | A of the running containers |
 | `….in-addr.arpa` | PTR to node, container or service |
@@ -26,10 +27,10 @@ from typing import cast
 from plait.dns import message as m
 from plait.dns.grammar import KEYWORDS
 from plait.dns.names import CONTAINER_POINTER, NODE_POINTER, SERVICE_POINTER, Entry, Names
-from plait.dns.records import address_record, dotted, is_name, located, reverse_zones
+from plait.dns.records import address_record, dotted, is_name, label_word, located, reverse_zones, text_record
 from plait.dns.table import Changes, Table, diff_tables
 from plait.model.addr import IPAddress
-from plait.model.cluster import Container, Endpoint, Instance, Node, Snapshot
+from plait.model.cluster import Container, Endpoint, Instance, Node, Snapshot, labels_of
 from plait.model.discovery import CatalogNode, Check
 
 SERVER_META, SERVER_PORT = "server", 8300
@@ -124,6 +125,8 @@ class Zone:
                 found[kind, key] = None
             if kind == "instances":
                 self._note(cast(_Key, key))
+            elif kind == "containers":
+                found.update(dict.fromkeys(self._bound(cast(_Key, key))))
         return iter(found)
 
     def _note(self, key: _Key) -> None:
@@ -132,6 +135,12 @@ class Zone:
             self._instances_of[key[0]].add(key)
         else:
             self._instances_of[key[0]].discard(key)
+
+    def _bound(self, key: _Key) -> Iterator[Touched]:
+        """The instances that the container lends its labels."""
+        for other in sorted(self._instances_of[key[0]]):
+            if (instance := self._snapshot.instances.get(other)) is not None and instance.container == key[1]:
+                yield "instances", other
 
     def _judged(self, key: _Key) -> Iterator[Touched]:
         """The instances of which a changed check says something else than before; none if only its output changed."""
@@ -174,9 +183,9 @@ class Zone:
     def _node(self, name: str) -> Iterator[Entry]:
         agent = self._nodes.get(name)
         known: Node | CatalogNode = agent or self._snapshot.catalog_nodes[name]
-        texts = [f"{key}={value}".encode()[:255] for key, value in sorted(known.meta.items())]
+        texts = [text_record(key, value) for key, value in sorted(known.meta.items())]
         owner = dotted(name) + b".node." + self.domain
-        for record in (*located(self._addresses[name])[0], *((m.TXT, bytes((len(text),)) + text) for text in texts)):
+        for record in (*located(self._addresses[name])[0], *texts):
             yield owner, record
         if agent is None:
             return
@@ -222,6 +231,10 @@ class Zone:
         for prefix in (b"", *(dotted(tag) + b"." for tag in instance.tags)):
             owner = prefix + service + b".service." + self.domain
             yield from ((owner, record) for record in (*records, srv))
+        for key, value in labels_of(instance, self._snapshot.containers).items():
+            word = label_word(key)
+            for owner in (word, word + b"--" + label_word(value)):
+                yield owner + b".label." + self.domain, srv
         for rtype, rdata in records:
             if rtype in (m.A, m.AAAA):
                 yield from _pointer(ip_address(rdata), SERVICE_POINTER, service + b".service." + self.datacenter + b"." + self.domain)

@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from plait.model.cluster import Container, Instance
+from plait.model.cluster import Container, Instance, labels_of
 from plait.services.requests import BadRequest
 
 _MAX_LENGTH = 4096
@@ -85,12 +85,6 @@ def _requirement(match: re.Match[str]) -> Requirement:
     if match["sign"]:
         return Requirement(key, frozenset((match["value"],)), match["sign"] != "!=")
     return Requirement(key, None, True)
-
-
-def labels_of(instance: Instance, containers: Mapping[tuple[str, str], Container]) -> Mapping[str, str]:
-    """The labels of an instance: those of its container (`containers` is keyed as in a Snapshot), and its own metadata, which wins."""
-    container = containers.get((instance.node, instance.container)) if instance.container else None
-    return {**container.labels, **instance.meta} if container is not None and container.labels else instance.meta
 
 
 def select(selector: Selector, instances: Iterable[Instance], containers: Mapping[tuple[str, str], Container]) -> list[Instance]:
