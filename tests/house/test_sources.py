@@ -76,7 +76,9 @@ def modules() -> Iterator[tuple[str, int]]:
 )
 def test_size_budgets(sizes: object, budget: int, stop: int, excused: frozenset[str]) -> None:
     assert callable(sizes)
-    measured = dict(sizes())
+    measured: dict[str, int] = {}
+    for name, lines in sizes():  # a module may have several functions of one name
+        measured[name] = max(lines, measured.get(name, 0))
     over = {name: lines for name, lines in measured.items() if lines > budget}
     assert {name: lines for name, lines in over.items() if name not in excused} == {}, f"split these: over {budget} lines"
     assert {name: lines for name, lines in over.items() if lines > stop} == {}, f"nothing may have more than {stop} lines"

@@ -7,43 +7,29 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from aiohttp import web
 
 from plait.agent.addresses import Addresses
 from plait.agent.admin import AdminParts, AgentAdmin
-from plait.agent.autoregister import AutoRegister
-from plait.agent.catalog import Catalog
-from plait.agent.checkup import CheckPolicy, Checkup
-from plait.agent.checkwatch import CheckWatch
 from plait.agent.config import Config, Paths
-from plait.agent.consulstate import KINDS as STATE_KINDS
-from plait.agent.consulstate import ConsulState
-from plait.agent.followed import Followed
+from plait.agent.discovery import Discovery, DiscoveryParts
 from plait.agent.health import Health
 from plait.agent.identity import Identity
 from plait.agent.journal import Journal, Write
 from plait.agent.kernelwork import KernelWork
-from plait.agent.keys import alive_key, kind_of, node_key, own_prefixes
-from plait.agent.kv import KINDS as KV_KINDS
-from plait.agent.kv import Kv
+from plait.agent.keys import alive_key, node_key, own_prefixes
 from plait.agent.networks import Networks
 from plait.agent.node import LEASE_TTL_S, NodeLoops, Parts
 from plait.agent.operations import AgentOperations
-from plait.agent.outside import OutsideCatalog
 from plait.agent.publisher import Publisher
-from plait.agent.queries import KINDS as QUERY_KINDS
-from plait.agent.queries import Queries
 from plait.agent.reconciler import Reconciler
 from plait.agent.sandboxes import Sandboxes
-from plait.agent.sessions import SessionSteward
 from plait.agent.storehost import StoreHost
 from plait.agent.view import View
-from plait.checks.runners import Runners
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_exists
 from plait.model.errors import PlaitError
 from plait.model.report import StoreState, TokenView
@@ -53,15 +39,8 @@ from plait.runtimes.docker.plugin import inherited_socket
 from plait.runtimes.docker.runtime import DockerRuntime
 from plait.runtimes.docker.state import CachedState
 from plait.serve.admin import AdminServer
-from plait.serve.consul import ConsulApi
-from plait.serve.consul_event import EventApi
-from plait.serve.consul_kv import KvApi
-from plait.serve.consul_operator import OperatorApi
-from plait.serve.consul_query import QueryApi
 from plait.serve.dns_parent import DnsService
-from plait.services.checkviews import Json
 from plait.services.directory import SERVER_META
-from plait.services.views import Views
 from plait.store.api import Change, Delete, Store
 from plait.store.join import split_address
 from plait.store.joinserver import PORT as JOIN_PORT
@@ -76,8 +55,6 @@ from plait.store.token import create_token
 
 log = logging.getLogger("plait.node")
 DEFAULT_NETWORK = "default"
-_NOT_VIEWED = KV_KINDS | STATE_KINDS | QUERY_KINDS
-"""Kinds of records of which the snapshot, and so the plan, knows nothing."""
 
 
 async def run_node(config: Config, identity: Identity, paths: Paths) -> None:
@@ -127,29 +104,12 @@ class _Wiring:
         self.health = Health(time.time)
         self.kernel = LinuxKernel()
         self.work = KernelWork(self.kernel)
-        fast_path = config.fast_path and CAPABILITY in self.kernel.capabilities()
         self.replica = Replica(store, paths.lib / "replica.bin")
         self.networks = Networks(self.view, store, DEFAULT_NETWORK, self.view.caught_up)
         self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge)
         self.publisher = Publisher(self.view, store, self.view.caught_up)
         self.dns = DnsService(on_crash=self._on_dns_crash)
-        self.loops = NodeLoops(
-            Parts(
-                config=config,
-                identity=identity,
-                paths=paths,
-                view=self.view,
-                journal=journal,
-                kernel=self.kernel,
-                health=self.health,
-                networks=self.networks,
-                addresses=self.addresses,
-                publisher=self.publisher,
-                dns=self.dns,
-                fast_path=fast_path,
-            ),
-            DEFAULT_NETWORK,
-        )
+        self.loops = NodeLoops(self._parts(), DEFAULT_NETWORK)
         self.reconciler = Reconciler(
             self.kernel,
             self.work,
@@ -170,18 +130,29 @@ class _Wiring:
             lambda: self.loops.fast_path,
         )
         self.sandboxes = self._sandboxes()
-        which, where = config.register_services, config.register_address
-        self.automatic = AutoRegister(self.view, journal, self.health, str(identity.address), which, where)
-        self.catalog = Catalog(self.view, journal, self.publisher.publish, self._contact_ms, self.automatic.dismiss)
         engine = DockerEngine(Path(config.docker_socket)) if config.docker_enabled else None
         self.docker = self._docker(engine) if engine is not None else None
-        self.checks = _Checks(config, self.view, journal, self.health, self.catalog, engine)
+        self.discovery = Discovery(
+            DiscoveryParts(config, identity, journal, store, self.view, self.health, self.publisher, self._contact_ms, engine)
+        )
         self.view.subscribe(self._on_view)
-        self.kv = Kv(self.view, store, self._contact_ms)
-        self.consul_state = ConsulState(self.view, store, self._contact_ms)
-        self.queries = Queries(self.view, store, self.kv)
-        self.api: ConsulApi | None = None
-        self.replica.subscribe(self._on_changes, self._on_store)
+        self.replica.subscribe(self.discovery.change, self._on_store)
+
+    def _parts(self) -> Parts:
+        return Parts(
+            config=self.config,
+            identity=self.identity,
+            paths=self.paths,
+            view=self.view,
+            journal=self.journal,
+            kernel=self.kernel,
+            health=self.health,
+            networks=self.networks,
+            addresses=self.addresses,
+            publisher=self.publisher,
+            dns=self.dns,
+            fast_path=self.config.fast_path and CAPABILITY in self.kernel.capabilities(),
+        )
 
     def _sandboxes(self) -> Sandboxes:
         name, run_dir, settled = self.identity.name, self.paths.run, self.loops.names_settled
@@ -202,14 +173,6 @@ class _Wiring:
             lambda: self.replica.synced and self.replica.connected,
         )
 
-    def _on_changes(self, changes: Iterable[Change], revision: int) -> None:
-        """What the store says goes to who keeps that kind; keys and sessions are none of the view's business."""
-        told = list(changes)
-        self.kv.change(told, revision)
-        self.consul_state.change(told)
-        self.queries.change(told)
-        self.view.change((change for change in told if kind_of(change.item.key) not in _NOT_VIEWED), revision)
-
     def _on_view(self, kinds: frozenset[str]) -> None:
         if kinds != {"checks"}:  # of which the plan knows nothing, and which change all the time
             self.reconciler.mark()
@@ -220,17 +183,7 @@ class _Wiring:
 
     async def run(self) -> None:
         admin = AdminServer(AgentAdmin(self._admin_parts()), self.paths.admin_socket)
-        datacenter = self.config.datacenter
-        parts = (
-            KvApi(self.kv, self.identity.name),
-            EventApi(self.consul_state),
-            OperatorApi(self.consul_state, datacenter),
-            QueryApi(self.queries, self.identity.name, datacenter, self._entries, self._contact_ms),
-        )
-        more = [route for part in parts for route in part.routes]
-        outside = OutsideCatalog(self.view, self.store)
-        self.api = ConsulApi(self.catalog, self.identity.name, datacenter, more, self.checks.checkup, outside)
-        http = self.api.runner()
+        http = self.discovery.api.runner()
         await admin.start()
         try:
             if self.docker is not None:
@@ -242,7 +195,7 @@ class _Wiring:
             await self.dns.start()
             await self._run_loops()
         finally:
-            await self.checks.close()
+            await self.discovery.close()
             await admin.stop()
             await http.cleanup()
             await self.dns.close()
@@ -250,16 +203,10 @@ class _Wiring:
                 await self.docker.close()
             self.work.close()
 
-    def _entries(self, service: str) -> list[Json]:
-        """The instances of a service as `/v1/health/service` shows them."""
-        assert self.api is not None, "queries are answered by the API"
-        views = Views(self.api.directory(), self.config.datacenter)
-        return [views.health_entry(instance) for instance in views.instances(service)]
-
     async def _run_loops(self) -> None:
         if self.replica.load():
             items = self.replica.items.values()
-            self._on_changes((Change("put", item, item.mod_revision) for item in items), self.replica.revision)
+            self.discovery.change((Change("put", item, item.mod_revision) for item in items), self.replica.revision)
         self.loops.refresh_node()  # without the disk copy the view would not even know this node
         await self.loops.look_at_firewall()
         await self.ops.recover()
@@ -267,7 +214,6 @@ class _Wiring:
         async with asyncio.TaskGroup() as group:
             if not self.identity.store:
                 self._serve_store(group)
-                group.create_task(SessionSteward(self.kv, self.view, self.queries.drop_unbound).run())
             else:
                 host, port = split_address(self.identity.store, STORE_PORT)
                 group.create_task(StoreHost(self.view, host, port, self._server_name, lambda: self.replica.connected).run())
@@ -286,8 +232,7 @@ class _Wiring:
                 self.reconciler.watch(),
                 self.reconciler.run(),
                 self.sandboxes.run(),
-                *self.checks.loops(),
-                self.automatic.run(self.checks.checkup),
+                *self.discovery.loops(),
             ):
                 group.create_task(loop)
 
@@ -366,31 +311,6 @@ class _Wiring:
         token = await create_token(self.store, cluster_pin(self.paths.lib / "pki"), ttl_s, now)
         address = self.identity.store.partition(":")[0] or str(self.identity.address)
         return {"token": token, "address": address, "expires": now + ttl_s}
-
-
-class _Checks:
-    """This node's health checks with all that they need."""
-
-    def __init__(self, config: Config, view: View, journal: Journal, health: Health, catalog: Catalog, engine: DockerEngine | None) -> None:
-        policy = CheckPolicy(config.script_checks, config.local_script_checks, config.parallel_checks)
-        self.runners = Runners(engine)
-        self.checkup = Checkup(view, journal, self.runners, policy, self._gone, time.monotonic, random.random)
-        self._catalog = catalog
-        self.followed = Followed(view, self.checkup)
-        self.watch = CheckWatch(view, self.checkup, health)
-
-    def loops(self) -> list[Coroutine[None, None, None]]:
-        return [self.checkup.run(), self.followed.run(), self.watch.run()]
-
-    async def _gone(self, service_id: str) -> None:
-        """A service that was critical for too long goes with its checks."""
-        await self._catalog.deregister(service_id)
-        await self.checkup.remove([check.id for check in self.checkup.of_service(service_id)])
-
-    async def close(self) -> None:
-        """The journal has the last of all checks afterwards."""
-        await self.checkup.flush()
-        await self.runners.close()
 
 
 def _upstreams(config: Config) -> list[tuple[str, int]]:

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""This node's share of the directory: services, health checks, keys, sessions, queries, and the HTTP API over them.
+
+Data in: the view, the store, changes of the replica. Data out: an API to be served and loops to be run. It needs nothing of the network
+that plait steers, so that an agent without one (`solo`) is made of the same parts.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+
+from plait.agent.autoregister import AutoRegister
+from plait.agent.catalog import Catalog
+from plait.agent.checkup import CheckPolicy, Checkup
+from plait.agent.checkwatch import CheckWatch
+from plait.agent.config import Config
+from plait.agent.consulstate import KINDS as STATE_KINDS
+from plait.agent.consulstate import ConsulState
+from plait.agent.followed import Followed
+from plait.agent.health import Health
+from plait.agent.identity import Identity
+from plait.agent.journal import Journal
+from plait.agent.keys import kind_of
+from plait.agent.kv import KINDS as KV_KINDS
+from plait.agent.kv import Kv
+from plait.agent.outside import OutsideCatalog
+from plait.agent.publisher import Publisher
+from plait.agent.queries import KINDS as QUERY_KINDS
+from plait.agent.queries import Queries
+from plait.agent.sessions import SessionSteward
+from plait.agent.view import View
+from plait.checks.runners import Runners
+from plait.runtimes.docker.engine import DockerEngine
+from plait.serve.consul import ConsulApi
+from plait.serve.consul_event import EventApi
+from plait.serve.consul_kv import KvApi
+from plait.serve.consul_operator import OperatorApi
+from plait.serve.consul_query import QueryApi
+from plait.services.checkviews import Json
+from plait.services.views import Views
+from plait.store.api import Change, Store
+
+_NOT_VIEWED = KV_KINDS | STATE_KINDS | QUERY_KINDS
+"""Kinds of records of which the snapshot, and so the plan, knows nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoveryParts:
+    """What it is made of. `contact_ms` as `Catalog` has it; `engine` runs the checks inside containers, None: there is none."""
+
+    config: Config
+    identity: Identity
+    journal: Journal
+    store: Store
+    view: View
+    health: Health
+    publisher: Publisher
+    contact_ms: Callable[[], int | None]
+    engine: DockerEngine | None = None
+
+
+class Discovery:
+    def __init__(self, parts: DiscoveryParts) -> None:
+        self._p = parts
+        config, view, journal = parts.config, parts.view, parts.journal
+        which, where = config.register_services, config.register_address
+        self.automatic = AutoRegister(view, journal, parts.health, str(parts.identity.address), which, where)
+        self.catalog = Catalog(view, journal, parts.publisher.publish, parts.contact_ms, self.automatic.dismiss)
+        policy = CheckPolicy(config.script_checks, config.local_script_checks, config.parallel_checks)
+        self.runners = Runners(parts.engine)
+        self.checkup = Checkup(view, journal, self.runners, policy, self._gone, time.monotonic, random.random)
+        self.kv = Kv(view, parts.store, parts.contact_ms)
+        self.consul_state = ConsulState(view, parts.store, parts.contact_ms)
+        self.queries = Queries(view, parts.store, self.kv)
+        self.api = self._api()
+
+    def _api(self) -> ConsulApi:
+        name, datacenter = self._p.identity.name, self._p.config.datacenter
+        parts = (
+            KvApi(self.kv, name),
+            EventApi(self.consul_state),
+            OperatorApi(self.consul_state, datacenter),
+            QueryApi(self.queries, name, datacenter, self._entries, self._p.contact_ms),
+        )
+        more = [route for part in parts for route in part.routes]
+        return ConsulApi(self.catalog, name, datacenter, more, self.checkup, OutsideCatalog(self._p.view, self._p.store))
+
+    def change(self, changes: Iterable[Change], revision: int) -> None:
+        """What the store says goes to who keeps that kind; keys and sessions are none of the view's business."""
+        told = list(changes)
+        self.kv.change(told, revision)
+        self.consul_state.change(told)
+        self.queries.change(told)
+        self._p.view.change((change for change in told if kind_of(change.item.key) not in _NOT_VIEWED), revision)
+
+    def loops(self) -> list[Coroutine[None, None, None]]:
+        """What runs as long as the agent; on the node that carries the store also who ends sessions."""
+        view = self._p.view
+        followed, watch = Followed(view, self.checkup), CheckWatch(view, self.checkup, self._p.health)
+        found = [self.checkup.run(), followed.run(), watch.run(), self.automatic.run(self.checkup)]
+        if not self._p.identity.store:
+            found.append(SessionSteward(self.kv, view, self.queries.drop_unbound).run())
+        return found
+
+    async def close(self) -> None:
+        """The journal has the last of all checks afterwards."""
+        await self.checkup.flush()
+        await self.runners.close()
+
+    async def _gone(self, service_id: str) -> None:
+        """A service that was critical for too long goes with its checks."""
+        await self.catalog.deregister(service_id)
+        await self.checkup.remove([check.id for check in self.checkup.of_service(service_id)])
+
+    def _entries(self, service: str) -> list[Json]:
+        """The instances of a service as `/v1/health/service` shows them."""
+        views = Views(self.api.directory(), self._p.config.datacenter)
+        return [views.health_entry(instance) for instance in views.instances(service)]
