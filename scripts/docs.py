@@ -117,15 +117,19 @@ def http_reference() -> str:
     """Every path of the Consul-compatible API."""
     from plait.serve.consul import ConsulApi
     from plait.serve.consul_backend import CatalogBackend, CheckOwner, Outside
+    from plait.serve.consul_control import ControlApi
+    from plait.serve.consul_coordinate import CoordinateApi
     from plait.serve.consul_event import EventApi
     from plait.serve.consul_kv import KvApi
     from plait.serve.consul_operator import OperatorApi
     from plait.serve.consul_query import QueryApi
+    from plait.serve.consul_runtime import RuntimeApi
     from plait.services.directory import CONSUL_VERSION
 
     nobody: Any = SimpleNamespace(table=None)
-    parts = (KvApi(nobody, ""), EventApi(nobody), OperatorApi(nobody, ""), QueryApi(nobody, "", "", nobody, nobody))
-    more = [route for part in parts for route in part.routes]
+    served = (KvApi(nobody, ""), EventApi(nobody), OperatorApi(nobody, ""), QueryApi(nobody, "", "", nobody, nobody))
+    own = (CoordinateApi(nobody, ""), RuntimeApi(nobody), ControlApi(nobody, ""))
+    more = [route for part in (*served, *own) for route in part.routes]
     routes = ConsulApi(cast(CatalogBackend, nobody), "", "", more, cast(CheckOwner, nobody), cast(Outside, nobody)).routes
     rows = [f"| {' '.join(route.methods)} | `/v1/{route.path}` | {_cell(route.about)} |" for route in routes]
     head = [
@@ -135,7 +139,8 @@ def http_reference() -> str:
         f"What the agent answers on `127.0.0.1:8500`, as Consul {CONSUL_VERSION} does; any other path below `/v1/` is answered with 404.",
         "Reads of `catalog/` and `health/` (without `catalog/datacenters`) block with `index` and `wait` until their own result changes,",
         "and take `stale`, `consistent`, `cached`, `max_stale` and `node-meta`; `dc` and `ns` are checked everywhere, `pretty` indents the",
-        "answer, `near` has no effect. Lists of nodes, services and checks take `filter`, without its operator `matches`.",
+        "answer, `near` sorts lists by the distance that coordinates tell. Lists",
+        "of nodes, services and checks take `filter`, without its operator `matches`.",
         "",
         "| method | path | |",
         "|---|---|---|",

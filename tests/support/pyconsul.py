@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""py-consul's own tests, run unmodified but for the fixture that gives them a server: ours gives them the agent of a lab host.
+"""py-consul's own tests, run unmodified but for the fixture that gives them a server: ours gives each an agent of its own in a lab host.
 
 The sdist and what it needs are downloaded once, with pinned hashes, into a cache that a change of the lock file makes anew.
 """
@@ -50,7 +50,13 @@ def fetched() -> Path:
     return ready
 
 
-def run(lab: Lab, host: str, files: Iterable[str], excluded: Iterable[str] = (), timeout_s: float = 300) -> tuple[dict[str, str], str]:
+def files() -> list[str]:
+    """Its files of tests, sorted."""
+    folder = fetched() / "tests"
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("test_*.py"))
+
+
+def run(lab: Lab, host: str, files: Iterable[str], excluded: Iterable[str] = (), timeout_s: float = 500) -> tuple[dict[str, str], str]:
     """(test -> "PASSED", "FAILED", …, pytest's whole output) of those files of py-consul's tests, in `host`.
     `excluded`: tests ("file.py::class::test") that are not run."""
     folder = fetched()

@@ -203,7 +203,7 @@ async def test_the_registry_itself_cannot_be_registered(client: Client) -> None:
 async def test_agent_services_are_those_of_this_node(client: Client, backend: Backend) -> None:
     assert (await client.get("/v1/agent/services")).text == "{}"
     backend.add(Instance("x", "x", "B"))
-    made = backend.add(Instance("web", "web", "A", "10.28.0.2", 80, ("http",), {"k": "v"}, weight_warning=0))
+    backend.add(Instance("web", "web", "A", "10.28.0.2", 80, ("http",), {"k": "v"}, weight_warning=0))
     answer = await client.get("/v1/agent/services")
     assert "X-Consul-Index" not in answer.headers
     assert answer.json == {
@@ -214,11 +214,8 @@ async def test_agent_services_are_those_of_this_node(client: Client, backend: Ba
             "Meta": {"k": "v"},
             "Port": 80,
             "Address": "10.28.0.2",
-            "TaggedAddresses": {},
             "Weights": {"Passing": 1, "Warning": 0},
             "EnableTagOverride": False,
-            "CreateIndex": made.create_index,
-            "ModifyIndex": made.modify_index,
             "Datacenter": "dc1",
         }
     }
@@ -432,7 +429,7 @@ async def test_a_consistent_read_needs_the_store_and_a_stale_one_does_not(client
         ("GET", "/v1/catalog/nodes?max_stale=x", 400, 'Invalid max_stale value "x"'),
         ("GET", "/v1/catalog/nodes?dc=elsewhere", 500, "No path to datacenter"),
         ("GET", "/v1/catalog/nodes?ns=team", 400, 'Invalid query parameter: "ns" - Namespaces are a Consul Enterprise feature'),
-        ("GET", "/v1/catalog/services?filter=a==b", 400, "filter does not apply to /v1/catalog/services"),
+        ("GET", "/v1/catalog/datacenters?filter=a==b", 400, "filter does not apply to /v1/catalog/datacenters"),
         ("GET", "/v1/catalog/nodes?filter=no==A", 400, 'Failed to create boolean expression evaluator: Selector "no" is not valid'),
     ],
 )
@@ -610,3 +607,17 @@ async def test_a_stop_does_not_wait_for_blocking_queries(client: Client, backend
     await settled(backend)
     await asyncio.wait_for(runner.cleanup(), consul.SHUTDOWN_S + 4)
     await asyncio.gather(waiter, return_exceptions=True)
+
+
+async def test_services_are_filtered_by_their_instances(client: Client, backend: Backend) -> None:
+    backend.add(Instance("1", "web", "A", tags=("prod", "x")))
+    backend.add(Instance("2", "web", "A", tags=("test",)))
+    assert (await client.get("/v1/catalog/services?filter=prod+in+ServiceTags")).json == {"web": ["prod", "x"]}
+    assert (await client.get("/v1/catalog/services?filter=nobody+in+ServiceTags")).json == {}
+
+
+async def test_nothing_comes_from_a_peer(client: Client, backend: Backend) -> None:
+    backend.add(Instance("1", "web", "A"))
+    for path in ("catalog/service/web", "health/service/web"):
+        assert len((await client.get(f"/v1/{path}")).json) == 1
+        assert (await client.get(f"/v1/{path}?peer=other")).json == []

@@ -24,7 +24,7 @@ from plait.model.cluster import Container, Instance, Network, Node, Snapshot
 from plait.model.errors import ConfigError
 from plait.serve.dns_core import Core
 from plait.serve.dns_holder import holder
-from plait.serve.dns_parent import DnsService, DnsUnavailable
+from plait.serve.dns_parent import DnsService, DnsUnavailable, _Child
 from plait.serve.dns_tcp import TcpServer
 
 HOST = "127.0.0.1"
@@ -521,3 +521,17 @@ def test_idle_connections_are_closed_in_time() -> None:
         assert later is not None and later > deadline
         server.sweep(later)
         assert server.next_deadline() is None
+
+
+async def test_an_answer_that_comes_with_the_cancellation_does_not_swallow_it() -> None:
+    """asyncio.wait_for does so before Python 3.12, and the supervisor of the child would go on for ever."""
+    child = object.__new__(_Child)
+    child._listener = asyncio.create_task(asyncio.sleep(60))  # type: ignore[arg-type]
+    child._answers = {}
+    asking = asyncio.create_task(child._answer_to(1))
+    await asyncio.sleep(0)
+    child._answers[1].set_result("late")
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    child._listener.cancel()

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What of Consul's cluster-wide state is neither services nor keys: user events, the archive of everything, a few settings.
 
-Implements `serve.consul_event.EventBackend` and `serve.consul_operator.OperatorBackend`. Store keys: `events/<id>`, `settings/autopilot`.
+Implements `serve.consul_event.EventBackend` and `serve.consul_operator.OperatorBackend`. Store keys:
+`events/<id>`, `settings/autopilot`, `coordinates/<node>`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import gzip
 import json
 import logging
@@ -16,12 +19,12 @@ from plait.agent.documents import Documents
 from plait.agent.view import View
 from plait.model.cluster import Snapshot
 from plait.model.errors import ConfigError
-from plait.model.kv import UserEvent
+from plait.model.kv import Coordinate, UserEvent
 from plait.store.api import Change, Compare, Delete, Put, Store
 from plait.store.codec import encode
 
 log = logging.getLogger("plait.consulstate")
-KINDS = frozenset({"events", "settings"})
+KINDS = frozenset({"events", "settings", "coordinates"})
 MAX_EVENTS = 256
 _ARCHIVED = ("kv/", "queries/", "catalog/", "settings/")
 """What a snapshot holds: what clients wrote. What nodes say of themselves they say again; sessions are bound to what lives now."""
@@ -35,11 +38,13 @@ class ConsulState:
     def __init__(self, view: View, store: Store, contact_ms: Callable[[], int | None]) -> None:
         self._view, self._store, self._contact_ms = view, store, contact_ms
         self.events = Documents("events", UserEvent)
+        self.coordinates = Documents("coordinates", Coordinate)
         self._autopilot: tuple[dict[str, object], int] = ({}, 0)
 
     def change(self, changes: Iterable[Change]) -> None:
         told = list(changes)
         self.events.change(told)
+        self.coordinates.change(told)
         for change in told:
             if change.item.key == _AUTOPILOT:
                 put = change.kind == "put"
@@ -50,6 +55,19 @@ class ConsulState:
 
     def snapshot(self) -> Snapshot:
         return self._view.snapshot
+
+    # --- coordinates
+
+    def coordinate(self, node: str) -> tuple[Coordinate, int]:
+        return self.coordinates.get(node) or (Coordinate(node), 1)
+
+    async def set_coordinate(self, coordinate: Coordinate) -> None:
+        await self._commit([], [Put(f"coordinates/{coordinate.node}", encode(coordinate))])
+
+    async def coordinates_changed(self, timeout_s: float) -> None:
+        with self.coordinates.waiting() as event, contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await event.wait()
 
     # --- events
 

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from plait.agent.autoregister import AutoRegister
 from plait.agent.catalog import Catalog
@@ -35,10 +36,12 @@ from plait.agent.view import View
 from plait.checks.runners import Runners
 from plait.runtimes.docker.engine import DockerEngine
 from plait.serve.consul import ConsulApi
+from plait.serve.consul_coordinate import CoordinateApi, coord_json, near
 from plait.serve.consul_event import EventApi
 from plait.serve.consul_kv import KvApi
 from plait.serve.consul_operator import OperatorApi
 from plait.serve.consul_query import QueryApi
+from plait.serve.consul_runtime import RuntimeApi
 from plait.services.checkviews import Json
 from plait.services.views import Views
 from plait.store.api import Change, Store
@@ -83,10 +86,25 @@ class Discovery:
             KvApi(self.kv, name),
             EventApi(self.consul_state),
             OperatorApi(self.consul_state, datacenter),
+            CoordinateApi(self.consul_state, datacenter),
+            RuntimeApi(self._gauges),
             QueryApi(self.queries, name, datacenter, self._entries, self._p.contact_ms),
         )
         more = [route for part in parts for route in part.routes]
-        return ConsulApi(self.catalog, name, datacenter, more, self.checkup, OutsideCatalog(self._p.view, self._p.store))
+        api = ConsulApi(self.catalog, name, datacenter, more, self.checkup, OutsideCatalog(self._p.view, self._p.store))
+        api.set_coordinates(lambda: coord_json(self.consul_state.coordinate(name)[0]), partial(near, self.consul_state))
+        return api
+
+    def _gauges(self) -> dict[str, float]:
+        snapshot = self._p.view.snapshot
+        own = [instance for instance in snapshot.instances.values() if instance.node == snapshot.me]
+        return {
+            "consul.state.nodes": float(len(snapshot.nodes) + len(snapshot.catalog_nodes)),
+            "consul.state.service_instances": float(len(snapshot.instances)),
+            "consul.catalog.services.local": float(len(own)),
+            "consul.state.checks": float(len(snapshot.checks)),
+            "plait.store.revision": float(snapshot.revision),
+        }
 
     def change(self, changes: Iterable[Change], revision: int) -> None:
         """What the store says goes to who keeps that kind; keys and sessions are none of the view's business."""

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from plait.agent.addresses import Addresses
 from plait.agent.admin import AdminParts, AgentAdmin
-from plait.agent.config import Config, Paths
+from plait.agent.config import Config, Paths, load_config
 from plait.agent.discovery import Discovery, DiscoveryParts
 from plait.agent.health import Health
 from plait.agent.identity import Identity
@@ -31,7 +31,7 @@ from plait.agent.sandboxes import Sandboxes
 from plait.agent.storehost import StoreHost
 from plait.agent.view import View
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_exists
-from plait.model.errors import PlaitError
+from plait.model.errors import NotSupported, PlaitError
 from plait.model.report import StoreState, TokenView
 from plait.plan.fastpath import CAPABILITY
 from plait.runtimes.docker.engine import DockerEngine
@@ -39,6 +39,7 @@ from plait.runtimes.docker.plugin import inherited_socket
 from plait.runtimes.docker.runtime import DockerRuntime
 from plait.runtimes.docker.state import CachedState
 from plait.serve.admin import AdminServer
+from plait.serve.consul_control import ControlApi
 from plait.serve.dns_parent import DnsService
 from plait.services.directory import SERVER_META
 from plait.store.api import Change, Delete, Store
@@ -135,6 +136,7 @@ class _Wiring:
         self.discovery = Discovery(
             DiscoveryParts(config, identity, journal, store, self.view, self.health, self.publisher, self._contact_ms, engine)
         )
+        self.discovery.api.add(ControlApi(self, identity.name).routes)
         self.view.subscribe(self._on_view)
         self.replica.subscribe(self.discovery.change, self._on_store)
 
@@ -291,6 +293,20 @@ class _Wiring:
         await asyncio.sleep(3)
         if not self.replica.connected:
             self._on_store(False)
+
+    # --- what clients of the HTTP API may ask of the agent
+
+    async def leave(self) -> None:
+        raise NotSupported("this agent also steers the host's network; `plait down` ends it, `plait down --purge` leaves the cluster")
+
+    async def reload(self) -> None:
+        """The configuration file again: the upstreams of DNS and the level of the log. The rest needs a restart."""
+        config = load_config(self.paths.config)
+        await self.dns.set_upstreams(_upstreams(config))
+        logging.getLogger("plait").setLevel(config.log_level.upper())
+
+    def members(self) -> frozenset[str]:
+        return frozenset(self.view.snapshot.nodes)
 
     def _on_store(self, connected: bool) -> None:
         if connected:

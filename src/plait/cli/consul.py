@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from plait import __version__
+from plait.cli.consul_agent import agent
 from plait.cli.consul_common import GoGroup, columns, failed, read, show, with_client
 from plait.cli.consul_kv import kv
 from plait.cli.consul_run import run_locked, run_watch
@@ -204,3 +205,4 @@ def _pairs(raw: Mapping[str, str] | None) -> str:
 
 
 consul.add_command(kv)
+consul.add_command(agent)

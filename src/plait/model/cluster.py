@@ -132,6 +132,7 @@ class Container:
 class Instance:
     """One instance of a service as registered at its node's agent (Consul: a service with an id).
 
+    `extra` holds what plait itself makes nothing of but shows as it was given: Kind, Proxy, Locality, SocketPath.
     `tagged_ports` holds the ports of those tagged addresses that have another than the service.
     `container` names the container of the same node that it was registered for without an address: its address follows that
     container, and it is `down` while that container does not run. `runtime`: that of the container which names this service itself, and
@@ -148,6 +149,7 @@ class Instance:
     tagged_addresses: Mapping[str, str] = field(default_factory=dict)
     tagged_ports: Mapping[str, int] = field(default_factory=dict)
     enable_tag_override: bool = False
+    extra: Mapping[str, object] = field(default_factory=dict)
     weight_passing: int = 1
     weight_warning: int = 1
     container: str = ""

@@ -52,3 +52,15 @@ class UserEvent:
     node_filter: str = ""
     service_filter: str = ""
     tag_filter: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinate:
+    """Where a node is in the space of round trips, in seconds; the default is the origin, of which nothing is known."""
+
+    node: str
+    segment: str = ""
+    vec: tuple[float, ...] = (0.0,) * 8
+    error: float = 1.5
+    adjustment: float = 0.0
+    height: float = 1e-05

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 from functools import partial
 from urllib.parse import unquote
@@ -27,6 +27,7 @@ from plait.serve.consul_http import (
     Handler,
     Missing,
     Route,
+    StreamAnswer,
     Unable,
     compress,
     encoded,
@@ -37,7 +38,7 @@ from plait.serve.consul_http import (
     until,
 )
 from plait.serve.consul_outside import OutsideApi
-from plait.serve.consul_reads import FILTERED, reads, selected
+from plait.serve.consul_reads import FILTERED, node_of, reads, selected
 from plait.services.checkrequests import service_checks
 from plait.services.directory import CONSUL_VERSION, SERVER_META, Directory
 from plait.services.index import QueryIndex, content_hash
@@ -75,21 +76,36 @@ class ConsulApi:
         """Without `checks` services are registered without them; without `outside` the catalogue holds only what agents own."""
         self._backend, self._node, self._datacenter = backend, node, datacenter
         self._checks = checks
+        self._coord: Callable[[], object] = dict
+        self._near: Callable[[str], Callable[[str], float] | None] = lambda _: None
         self._directory = Directory(Snapshot(node))
         self._index = QueryIndex()
         self._answers: dict[Hashable, tuple[bytes, int]] = {}
         self._answered: Snapshot | None = None
         parts = [*ChecksApi(checks, self.directory, node, datacenter).routes] if checks is not None else []
         if outside is not None:
-            parts += OutsideApi(outside, self.directory).routes
+            parts += OutsideApi(outside, self.directory, datacenter).routes
         self.routes = (*parts, *self._agent_routes(), *self._catalogue_routes(), *more)
         """The first that matches counts, so exact ones come before those with a variable part."""
         self._routes: dict[str, list[Route]] = {}
         """By the first segment of their path."""
-        for route in self.routes:
-            self._routes.setdefault(route.path.partition("/")[0], []).append(route)
+        self._sort_routes()
         self.app = web.Application(client_max_size=MAX_BODY)
         self.app.router.add_route("*", "/{path:.*}", self._handle)
+
+    def add(self, routes: Iterable[Route]) -> None:
+        """More paths, of a room that is made after this one."""
+        self.routes = (*routes, *self.routes)
+        self._sort_routes()
+
+    def _sort_routes(self) -> None:
+        self._routes = {}
+        for route in self.routes:
+            self._routes.setdefault(route.path.partition("/")[0], []).append(route)
+
+    def set_coordinates(self, own: Callable[[], object], near: Callable[[str], Callable[[str], float] | None]) -> None:
+        """`own` is this node's coordinate as JSON; `near(node)` tells how far others are from it, None if it knows no such node."""
+        self._coord, self._near = own, near
 
     def runner(self) -> web.AppRunner:
         """Serves `app` so that a client that hangs up ends its blocking query, and a stop does not wait for those that do not."""
@@ -102,7 +118,7 @@ class ConsulApi:
             Route("status/leader", "the node that carries the store", {"GET": local(self._leader)}),
             Route("status/peers", "the same in a list", {"GET": local(lambda _, views: views.servers())}),
             Route("agent/self", "this agent", {"GET": local(self._self)}),
-            Route("agent/members", "all nodes and whether they live", {"GET": local(lambda _, views: views.members())}),
+            Route("agent/members", "all nodes and whether they live", {"GET": local(self._members)}),
             Route("agent/version", "the version whose API is answered", {"GET": local(lambda _, __: version)}),
             Route(
                 "agent/services",
@@ -125,7 +141,8 @@ class ConsulApi:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         try:
-            return compress(request, await self._route(request))
+            answer = await self._route(request)
+            return await answer.send(request) if isinstance(answer, StreamAnswer) else compress(request, answer)
         except (PlaitError, UnicodeError) as error:
             return text_answer(status_of(error), str(error))
         except web.HTTPException as error:
@@ -196,9 +213,15 @@ class ConsulApi:
             self._answers.clear()
         query = (call.path, tuple(sorted((key, values) for key, values in call.params.items() if key not in ("index", "wait"))))
         if query not in self._answers:
-            result = encoded(selected(read, call, self._views(call)), call.flag("pretty"))
+            result = encoded(self._ordered(call, selected(read, call, self._views(call))), call.flag("pretty"))
             self._answers[query] = result, self._index.index_of(query, result, snapshot.revision)
         return self._answers[query]
+
+    def _ordered(self, call: Call, found: object) -> object:
+        """A list by the distance of its nodes from the one that `near` names; as it is if that is unknown."""
+        name = self._node if call.one("near") == "_agent" else call.one("near")
+        far = self._near(name) if name else None
+        return sorted(found, key=lambda row: far(node_of(row))) if far is not None and isinstance(found, list) else found
 
     def _views(self, call: Call) -> Views:
         return Views(self.directory(), self._datacenter, call.every("node-meta"))
@@ -215,6 +238,9 @@ class ConsulApi:
     def _leader(self, _: Call, views: Views) -> object:
         servers = views.servers()
         return servers[0] if servers and self._backend.last_contact_ms() is not None else ""
+
+    def _members(self, call: Call, views: Views) -> object:
+        return views.members(f".{self._datacenter}" if call.flag("wan") else "")
 
     def _self(self, call: Call, views: Views) -> object:
         node = self._backend.snapshot().nodes.get(self._node)
@@ -233,7 +259,9 @@ class ConsulApi:
             "DebugConfig": {"SessionTTLMin": _SESSION_TTL_MIN_NS},
             "Member": next((member for member in views.members() if member["Name"] == self._node), {}),
             "Stats": {"agent": {}, "consul": {"leader_addr": self._leader(call, views)}, "raft": {}, "serf_lan": {}, "runtime": {}},
+            "Coord": self._coord(),
             "Meta": {"plait-version": __version__},
+            "xDS": {"SupportedProxies": {}, "Port": -1, "Ports": {"Plaintext": -1, "TLS": -1}},
         }
 
     def _agent_services(self, _: Call, views: Views) -> object:

@@ -11,14 +11,15 @@ import asyncio
 import contextlib
 import json
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from aiohttp import web
 
 from plait.model.errors import PlaitError
-from plait.services.requests import BadRequest, Refusal, TooLarge, duration_s
+from plait.services.requests import BadRequest, Refusal, TooLarge, duration_s, fold
 
 DEFAULT_WAIT_S, MAX_WAIT_S = 300.0, 600.0
 _MAX_INDEX = (1 << 64) - 1
@@ -126,6 +127,11 @@ class Call:
                 raise BadRequest(f'Invalid max_stale value "{self.one("max_stale")}"') from error
         return "consistent" if consistent else "stale" if self.flag("stale") or self.flag("max_stale") else "leader"
 
+    def check_body_scope(self, datacenter: str) -> None:
+        """A body that names another datacentre is refused as a parameter would be."""
+        if str(fold(self.json()).get("datacenter") or "").lower() not in ("", datacenter.lower()):
+            raise Unable("No path to datacenter")
+
     def check_scope(self, datacenter: str) -> None:
         """The only datacentre and the only namespace are this cluster's: anything else is refused as Consul does it."""
         if self.one("dc").lower() not in ("", datacenter.lower()):
@@ -154,6 +160,23 @@ class Route:
         if not name:
             return () if path == fixed else None
         return (path.removeprefix(fixed),) if path.startswith(fixed) else None
+
+
+class StreamAnswer(web.Response):
+    """An answer that goes on until the client goes or `chunks` end."""
+
+    def __init__(self, chunks: AsyncGenerator[bytes], content_type: str = "text/plain") -> None:
+        super().__init__(content_type=content_type, headers=_COMMON)
+        self.chunks = chunks
+
+    async def send(self, request: web.Request) -> web.StreamResponse:
+        """Send it whole."""
+        sent = web.StreamResponse(headers=self.headers)
+        await sent.prepare(request)
+        async with aclosing(self.chunks) as chunks:
+            async for chunk in chunks:
+                await sent.write(chunk)
+        return sent
 
 
 async def until(wait_s: float, look: Callable[[], T], enough: Callable[[T], bool], changed: Callable[[float], Awaitable[None]]) -> T:

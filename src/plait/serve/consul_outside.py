@@ -23,8 +23,8 @@ from plait.services.requests import BadRequest
 class OutsideApi:
     """`routes` are hung into the API; `directory` gives the present one."""
 
-    def __init__(self, outside: Outside, directory: Callable[[], Directory]) -> None:
-        self._outside, self._directory = outside, directory
+    def __init__(self, outside: Outside, directory: Callable[[], Directory], datacenter: str) -> None:
+        self._outside, self._directory, self._datacenter = outside, directory, datacenter
 
     @property
     def routes(self) -> list[Route]:
@@ -34,6 +34,7 @@ class OutsideApi:
         ]
 
     async def _register(self, call: Call) -> web.Response:
+        call.check_body_scope(self._datacenter)
         wanted = parse_registration(call.json())
         directory = self._directory()
         if wanted.node is None and wanted.name not in directory.nodes:
@@ -52,6 +53,7 @@ class OutsideApi:
         return json_answer(b"true")
 
     async def _deregister(self, call: Call) -> web.Response:
+        call.check_body_scope(self._datacenter)
         wanted = parse_removal(call.json())
         await self._outside.drop(wanted.node, wanted.service_id, wanted.check_id)
         return json_answer(b"true")

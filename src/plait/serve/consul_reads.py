@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from plait.serve.consul_backend import Read
 from plait.serve.consul_http import Call
@@ -15,6 +16,10 @@ FILTERED = (
     "agent/checks",
     "agent/members",
     "catalog/nodes",
+    "catalog/services",
+    "catalog/connect/",
+    "health/connect/",
+    "health/ingress/",
     "catalog/service/",
     "catalog/node/",
     "catalog/node-services/",
@@ -34,12 +39,29 @@ def selected(read: Read, call: Call, views: Views) -> object:
     if not call.one("filter"):
         return answer
     predicate = compile_filter(call.one("filter"))
+    if call.path == "catalog/services":
+        kept = filtered([views.catalog_service(i) for name in views.directory.by_service for i in views.instances(name)], predicate)
+        return _tags_by_name(kept)
     if call.path == "health/services" and isinstance(answer, dict):
         kept = {name: filtered(entries, predicate) for name, entries in answer.items()}
         return {name: entries for name, entries in kept.items() if entries}
     if call.path.startswith(("catalog/node/", "catalog/node-services/")):
         return {**answer, "Services": filtered(answer["Services"], predicate)} if isinstance(answer, dict) else answer
     return filtered(answer, predicate)
+
+
+def _tags_by_name(rows: object) -> dict[str, list[str]]:
+    """Rows of catalog/service -> their names, each with all tags of its rows."""
+    found: dict[str, set[str]] = {}
+    for row in rows if isinstance(rows, list) else ():
+        found.setdefault(row["ServiceName"], set()).update(row["ServiceTags"])
+    return {name: sorted(found[name]) for name in sorted(found)}
+
+
+def node_of(row: Any) -> str:
+    """The name of the node that a row of a list is about."""
+    node = row["Node"]
+    return str(node["Node"] if isinstance(node, dict) else node)
 
 
 def reads(datacenter: str) -> Iterator[tuple[str, str, bool, Read]]:
@@ -58,6 +80,8 @@ def reads(datacenter: str) -> Iterator[tuple[str, str, bool, Read]]:
 
 
 def _catalog_service(call: Call, views: Views) -> object:
+    if call.one("peer"):  # there is none
+        return []
     return [views.catalog_service(i) for i in views.instances(call.part("service name"), tags=call.every("tag"))]
 
 
@@ -76,6 +100,8 @@ def _node_services(call: Call, views: Views) -> object:
 
 
 def _health_service(call: Call, views: Views) -> object:
+    if call.one("peer"):
+        return []
     passing = call.switch("passing")
     found = views.instances(call.part("service name"), tags=call.every("tag"))
     return [views.health_entry(i) for i in found if not passing or views.status(i) == "passing"]

@@ -285,7 +285,8 @@ class _Child:
     async def verdict(self) -> str:
         """Why the process is gone, once its link is."""
         try:
-            code = await asyncio.wait_for(self._process.wait(), 1.0)
+            async with asyncio.timeout(1.0):
+                code = await self._process.wait()
         except TimeoutError:
             return "it closed its link to the agent"
         return f"killed by signal {-code}" if code < 0 else f"exit status {code}, its last words are above"
@@ -296,7 +297,8 @@ class _Child:
         self._writer.close()
         await asyncio.gather(self._listener, return_exceptions=True)
         try:
-            await asyncio.wait_for(self._process.wait(), 1.0)
+            async with asyncio.timeout(1.0):
+                await self._process.wait()
         except TimeoutError:
             self._process.kill()
             await self._process.wait()
@@ -306,7 +308,8 @@ class _Child:
             self._listener.result()
         future = self._answers.setdefault(number, asyncio.get_running_loop().create_future())
         try:
-            return await asyncio.wait_for(future, CALL_TIMEOUT)
+            async with asyncio.timeout(CALL_TIMEOUT):
+                return await future
         finally:
             self._answers.pop(number, None)
 
@@ -329,7 +332,8 @@ class _Child:
 async def _explain(protocol: str, address: str, port: int, errno: int) -> BindError:
     """The child's failure with the name of who is in the way."""
     try:
-        found = await asyncio.wait_for(asyncio.to_thread(holder, protocol, address, port), CALL_TIMEOUT)
+        async with asyncio.timeout(CALL_TIMEOUT):
+            found = await asyncio.to_thread(holder, protocol, address, port)
     except TimeoutError:
         found = ""
     return BindError(protocol, address, port, errno, found)

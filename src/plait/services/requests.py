@@ -58,6 +58,10 @@ def fold(body: object) -> dict[str, object]:
     return {str(key).lower().replace("_", ""): value for key, value in body.items()}
 
 
+_KEPT = ("Kind", "Proxy", "Locality", "SocketPath")
+"""Keys of a service that are kept and shown as they are."""
+
+
 def parse_service(body: object, node: str) -> Instance:
     """A service definition as in `PUT /v1/agent/service/register`, on `node`. Unknown keys are ignored, as Consul does; its checks are read
     by `checkrequests`."""
@@ -78,6 +82,7 @@ def parse_service(body: object, node: str) -> Instance:
         tagged_addresses={kind: address for kind, (address, _) in tagged.items()},
         tagged_ports={kind: port for kind, (_, port) in tagged.items() if port},
         enable_tag_override=flag_of(raw, "enabletagoverride"),
+        extra={key: raw[key.lower()] for key in _KEPT if raw.get(key.lower())},
         weight_passing=passing,
         weight_warning=warning,
     )

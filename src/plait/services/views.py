@@ -45,12 +45,12 @@ class Views:
         found = self._nodes.get(name)
         return found or next((node for node in self._nodes.values() if node.name.lower() == name.lower()), None)
 
-    def members(self) -> list[Json]:
-        """Nodes with an agent."""
+    def members(self, suffix: str = "") -> list[Json]:
+        """Nodes with an agent, `suffix` behind their names."""
         snapshot = self.directory.snapshot
         return [
             {
-                "Name": node.name,
+                "Name": node.name + suffix,
                 "Addr": str(node.address),
                 "Port": 8301,
                 "Tags": {"role": "consul" if SERVER_META in node.meta else "node", "dc": self._datacenter, "id": node.id},
@@ -155,12 +155,16 @@ class Views:
             "Proxy": {},
             "Connect": {},
             "PeerName": "",
+            **instance.extra,
             "CreateIndex": instance.create_index,
             "ModifyIndex": instance.modify_index,
         }
 
     def agent_service(self, instance: Instance) -> Json:
-        body = {key: value for key, value in self.node_service(instance).items() if key not in ("Proxy", "Connect", "PeerName")}
+        """As its own agent shows it, which knows no index of the catalogue."""
+        hidden = {"Proxy", "Connect", "PeerName", "CreateIndex", "ModifyIndex"} - instance.extra.keys()
+        empty = {"TaggedAddresses"} if not instance.tagged_addresses else set()
+        body = {key: value for key, value in self.node_service(instance).items() if key not in hidden | empty}
         return {**body, "Datacenter": self._datacenter}
 
     def health_entry(self, instance: Instance) -> Json:

@@ -131,7 +131,8 @@ async def sign_in_child(ca_directory: Path, csr: bytes, node_name: str, node_id:
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
-        out, err = await asyncio.wait_for(process.communicate(csr), _SIGN_TIMEOUT)
+        async with asyncio.timeout(_SIGN_TIMEOUT):
+            out, err = await process.communicate(csr)
     except TimeoutError as error:
         raise StoreUnavailable(f"sign the certificate of {node_name}: no answer within {_SIGN_TIMEOUT:.0f} s; try again") from error
     finally:

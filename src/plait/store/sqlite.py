@@ -145,7 +145,8 @@ class SqliteStore(LocalStore):
             await super().close()
             self._writer.queue.put(None)
         try:
-            await asyncio.wait_for(asyncio.shield(self._writer.closed), _CLOSE_WAIT)
+            async with asyncio.timeout(_CLOSE_WAIT):
+                await asyncio.shield(self._writer.closed)
         except TimeoutError:
             log.warning("store_close_slow", extra={"waited_s": _CLOSE_WAIT})
 

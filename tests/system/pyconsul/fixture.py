@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes the place of py-consul's own conftest.py: its tests get this host's agent, empty, instead of a new container for each.
+"""Takes the place of py-consul's own conftest.py: where that starts a container with Consul for each test, this starts
+`plait consul agent` on Consul's own port, which some tests check.
 
 Copied beside py-consul's tests and run there, in a lab host, with nothing of this project on the path.
 """
@@ -8,9 +9,14 @@ from __future__ import annotations
 
 import collections
 import json
+import os
+import subprocess
+import tempfile
+import time
 from collections.abc import Iterator
-from typing import Any
-from urllib.request import Request, urlopen
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pytest
 
@@ -18,31 +24,31 @@ PORT = 8500
 ConsulInstance = collections.namedtuple("ConsulInstance", ["container", "port", "version"])
 
 
-def ask(method: str, path: str) -> Any:
-    with urlopen(Request(f"http://127.0.0.1:{PORT}/v1/{path}", method=method), timeout=10) as answer:
-        body = answer.read()
-    return json.loads(body) if body else None
-
-
-def clear() -> None:
-    """Remove what a test may have written; events cannot be removed, and no test counts them all."""
-    ask("DELETE", "kv/?recurse")
-    for session in ask("GET", "session/list"):
-        ask("PUT", f"session/destroy/{session['ID']}")
-    for query in ask("GET", "query"):
-        ask("DELETE", f"query/{query['ID']}")
-    ask("PUT", "agent/maintenance?enable=false")
-    for service in ask("GET", "agent/services"):
-        ask("PUT", f"agent/service/deregister/{service}")
-    for check in ask("GET", "agent/checks"):
-        ask("PUT", f"agent/check/deregister/{check}")
-
-
 @pytest.fixture
 def consul_instance() -> Iterator[ConsulInstance]:
-    clear()
-    yield ConsulInstance(None, PORT, ask("GET", "agent/self")["Config"]["Version"])
-    clear()
+    config = {"enable_script_checks": True, "performance": {"raft_multiplier": 1}, "bootstrap": True}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps(config))
+        command = ["plait", "consul", "agent", "-dev", "-bind=127.0.0.1", f"-config-dir={folder}"]
+        agent = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ)
+        try:
+            yield ConsulInstance(None, PORT, version_of(PORT))
+        finally:
+            agent.terminate()
+            assert agent.wait(10) == 0
+
+
+def version_of(port: int) -> str:
+    end = time.monotonic() + 20
+    while True:
+        try:
+            with urlopen(f"http://127.0.0.1:{port}/v1/agent/self", timeout=5) as answer:
+                return str(json.load(answer)["Config"]["Version"])
+        except URLError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
 
 
 @pytest.fixture

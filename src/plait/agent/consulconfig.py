@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`consul agent`: its options and configuration files -> what an agent without a network of its own needs (`solo`).
+
+Data in: option values, JSON files and directories in the order in which they were given. Data out: `SoloSettings`, and a warning for every
+key that is unknown. Later files win, options win over all; lists and maps are merged. What belongs to parts of Consul that plait does not
+have (gossip, Raft, Connect, the web page, telemetry) is accepted without effect, so that files written for Consul do. Source: Consul's
+public reference of agent options.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+from plait.model.errors import ConfigError
+
+Raw = dict[str, Any]
+_LOCAL = IPv4Address("127.0.0.1")
+_LEVELS = {"trace": "debug", "debug": "debug", "info": "info", "notice": "info", "warn": "warning", "err": "error", "error": "error"}
+_LISTED = ("service", "check")
+"""Keys whose plural holds a list of the same."""
+_EFFECTIVE_WORDS = """
+node_name node_id node_meta datacenter domain bind_addr advertise_addr client_addr ports addresses data_dir recursors log_level log_json
+enable_script_checks enable_local_script_checks services checks service check pid_file dev
+"""
+_EFFECTIVE = frozenset(_EFFECTIVE_WORDS.split())
+_WITHOUT_EFFECT_WORDS = """
+acl addresses advertise_addr_ipv4 advertise_addr_ipv6 advertise_addr_wan advertise_reconnect_timeout alt_domain audit auto_config
+auto_encrypt autopilot bootstrap bootstrap_expect ca_file ca_path cache cert_file check_output_max_size check_update_interval
+client_addr config_entries connect default_query_time disable_anonymous_signature disable_host_node_id
+disable_http_unprintable_char_filter disable_keyring_file disable_remote_exec disable_update_check discard_check_output
+discovery_max_stale dns_config enable_acl_replication enable_agent_tls_for_checks enable_central_service_config
+enable_debug enable_syslog encrypt encrypt_verify_incoming encrypt_verify_outgoing experiments gossip_lan gossip_wan http_config
+key_file leave_on_terminate license_path
+limits log_file log_rotate_bytes log_rotate_duration log_rotate_max_files max_query_time partition peering performance
+primary_datacenter protocol raft_boltdb raft_logstore raft_protocol raft_snapshot_interval raft_snapshot_threshold raft_trailing_logs
+read_replica reconnect_timeout reconnect_timeout_wan rejoin_after_leave reporting retry_interval retry_interval_wan retry_join
+retry_join_wan retry_max retry_max_wan rpc segment segments serf_lan serf_lan_allowed_cidrs serf_wan serf_wan_allowed_cidrs server
+server_name server_rejoin_age_max session_ttl_min skip_leave_on_interrupt start_join start_join_wan syslog_facility telemetry tls
+tls_cipher_suites tls_min_version tls_prefer_server_cipher_suites translate_wan_addrs ui ui_config ui_content_path ui_dir unix_sockets
+use_streaming_backend verify_incoming verify_incoming_https verify_incoming_rpc verify_outgoing verify_server_hostname watches xds
+"""
+WITHOUT_EFFECT = frozenset(_WITHOUT_EFFECT_WORDS.split())
+
+
+@dataclass(frozen=True, slots=True)
+class SoloSettings:
+    """`data_dir` None: everything is in memory and gone at the end. Ports 0 = not served. `services` and `checks` are bodies as a client
+    would send them."""
+
+    node_name: str
+    node_id: str = ""
+    node_meta: Mapping[str, str] = field(default_factory=dict)
+    datacenter: str = "dc1"
+    domain: str = "consul"
+    address: IPv4Address = _LOCAL
+    http_address: IPv4Address = _LOCAL
+    http_port: int = 8500
+    dns_address: IPv4Address = _LOCAL
+    dns_port: int = 8600
+    data_dir: Path | None = None
+    recursors: tuple[str, ...] = ()
+    script_checks: bool = False
+    local_script_checks: bool = False
+    log_level: str = "info"
+    log_form: str = "text"
+    pid_file: Path | None = None
+    services: tuple[object, ...] = ()
+    checks: tuple[object, ...] = ()
+
+
+def read_files(paths: Iterable[Path]) -> Raw:
+    """The files, and those below directories that end in .json, in their order, merged. ConfigError names the file."""
+    merged: Raw = {}
+    for path in paths:
+        found = sorted(entry for entry in path.iterdir() if entry.suffix in (".json", ".hcl")) if path.is_dir() else [path]
+        for file in found:
+            merged = _merged(merged, _read(file))
+    return merged
+
+
+def _read(path: Path) -> Raw:
+    try:
+        raw = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError("-config-file", str(path), f"cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError("-config-file", str(path), f"is not JSON: {error}", "HCL is not read; write it as JSON") from error
+    if not isinstance(raw, dict):
+        raise ConfigError("-config-file", str(path), "must hold a JSON object")
+    return _plural(raw)
+
+
+def _plural(raw: Raw) -> Raw:
+    """`service` and `check` as one more of `services` and `checks`."""
+    found = dict(raw)
+    for one in _LISTED:
+        if one in found:
+            found[f"{one}s"] = [*(found.get(f"{one}s") or []), found.pop(one)]
+    return found
+
+
+def _merged(first: Raw, second: Raw) -> Raw:
+    found = dict(first)
+    for key, value in second.items():
+        known = found.get(key)
+        if isinstance(known, dict) and isinstance(value, dict):
+            found[key] = _merged(known, value)
+        elif isinstance(known, list) and isinstance(value, list):
+            found[key] = [*known, *value]
+        else:
+            found[key] = value
+    return found
+
+
+def settings_of(files: Raw, options: Raw, host: str) -> tuple[SoloSettings, list[str]]:
+    """(settings, warnings). `host` is the host name. ConfigError names the key."""
+    raw = _merged(files, options)
+    warnings = [f"unknown key {key!r} has no effect" for key in sorted(raw.keys() - _EFFECTIVE - WITHOUT_EFFECT)]
+    if isinstance(raw.get("acl"), dict) and raw["acl"].get("enabled"):
+        warnings.append("acl.enabled has no effect: there are no access control lists, every token is accepted")
+    ports, client = raw.get("ports") or {}, _address(raw, "client_addr", _LOCAL)
+    if not isinstance(ports, dict):
+        raise ConfigError("ports", ports, "must be a map of port numbers")
+    own = _address(raw, "advertise_addr", _address(raw, "bind_addr", _LOCAL))
+    level = str(raw.get("log_level", "info")).lower()
+    if level not in _LEVELS:
+        raise ConfigError("log_level", level, "is not possible", f"use one of {', '.join(_LEVELS)}")
+    addresses = raw.get("addresses") or {}
+    settings = SoloSettings(
+        node_name=str(raw.get("node_name") or host),
+        node_id=str(raw.get("node_id") or ""),
+        node_meta={str(key): str(value) for key, value in (raw.get("node_meta") or {}).items()},
+        datacenter=str(raw.get("datacenter") or "dc1").lower(),
+        domain=str(raw.get("domain") or "consul").strip(".").lower(),
+        address=own if int(own) else _LOCAL,
+        http_address=_address(addresses, "http", client),
+        http_port=_port(ports, "http", 8500),
+        dns_address=_address(addresses, "dns", client),
+        dns_port=_port(ports, "dns", 8600),
+        data_dir=Path(raw["data_dir"]) if raw.get("data_dir") and not raw.get("dev") else None,
+        recursors=tuple(str(entry) for entry in raw.get("recursors") or ()),
+        script_checks=bool(raw.get("enable_script_checks")),
+        local_script_checks=bool(raw.get("enable_local_script_checks")),
+        log_level=_LEVELS[level],
+        log_form="json" if raw.get("log_json") else "text",
+        pid_file=Path(raw["pid_file"]) if raw.get("pid_file") else None,
+        services=tuple(raw.get("services") or ()),
+        checks=tuple(raw.get("checks") or ()),
+    )
+    if settings.data_dir is None and not raw.get("dev"):
+        raise ConfigError("data_dir", "", "cannot be empty", "give -data-dir, or -dev for an agent that keeps nothing")
+    return settings, warnings
+
+
+def _address(raw: Mapping[str, Any], key: str, default: IPv4Address) -> IPv4Address:
+    """An IPv4 address; the first of several, and a template of go-sockaddr is the default."""
+    text = str(raw.get(key) or "").split()[:1]
+    if not text or text[0].startswith("{{"):
+        return default
+    if text[0] == "localhost":
+        return _LOCAL
+    try:
+        return IPv4Address(text[0])
+    except ValueError as error:
+        raise ConfigError(key, text[0], "is not an IPv4 address") from error
+
+
+def _port(ports: Mapping[str, Any], key: str, default: int) -> int:
+    """-1 and 0 switch it off."""
+    value = ports.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not -1 <= value < 1 << 16:
+        raise ConfigError(f"ports.{key}", value, "must be a port number, or -1 for none")
+    return max(value, 0)

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An agent of the directory alone: the HTTP API, health checks and DNS on one host, without a network, a kernel or a cluster.
+
+It is what `plait consul agent` runs, made of the same parts as the whole agent, for test suites and for people who only want the
+directory. It needs no root, listens on loopback unless told otherwise, and touches nothing of the host but its data directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+from plait import __version__
+from plait.agent.config import Config, parse_config
+from plait.agent.consulconfig import SoloSettings
+from plait.agent.discovery import Discovery, DiscoveryParts
+from plait.agent.health import Health
+from plait.agent.identity import Identity, new_id
+from plait.agent.journal import Journal, Write
+from plait.agent.node import LEASE_TTL_S
+from plait.agent.publisher import Publisher
+from plait.agent.view import View
+from plait.dns.table import Table
+from plait.dns.zone import build_table
+from plait.model.cluster import Node
+from plait.model.errors import PlaitError
+from plait.serve.consul_control import AgentControl, ControlApi
+from plait.serve.dns_parent import DnsService
+from plait.services.checkrequests import of_service, parse_check, service_checks
+from plait.services.directory import SERVER_META
+from plait.services.requests import parse_service
+from plait.store.api import Store
+from plait.store.memory import MemoryStore
+from plait.store.replica import Replica
+from plait.store.sqlite import SqliteStore
+
+log = logging.getLogger("plait.solo")
+_START_S = 20.0
+Read = Callable[[], SoloSettings]
+"""Reads the configuration again, for a reload."""
+
+
+async def run_solo(settings: SoloSettings, read: Read, ready: Callable[[Identity], None]) -> None:
+    """Serve until SIGTERM, SIGINT or `PUT /v1/agent/leave`; SIGHUP reads the services and checks of the files again. `ready` is called
+    when everything answers. PlaitError if a port is taken."""
+    with tempfile.TemporaryDirectory(prefix="plait-consul-") as scratch:
+        folder = settings.data_dir or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        journal = Journal(folder / "journal.db")
+        try:
+            async with _open_store(settings, folder) as store:
+                await _Solo(settings, folder, journal, store, read).run(ready)
+        finally:
+            journal.close()
+
+
+@contextlib.asynccontextmanager
+async def _open_store(settings: SoloSettings, folder: Path) -> AsyncIterator[Store]:
+    store: Store = MemoryStore() if settings.data_dir is None else await SqliteStore.open(folder / "store.db")
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def _config(settings: SoloSettings) -> Config:
+    raw: dict[str, dict[str, object]] = {
+        "docker": {"enabled": False},
+        "dns": {"domain": settings.domain, "datacenter": settings.datacenter},
+        "checks": {"enable_script_checks": settings.script_checks, "enable_local_script_checks": settings.local_script_checks},
+    }
+    return parse_config(raw, "configuration")
+
+
+@dataclass(frozen=True, slots=True)
+class _Defined:
+    """Ids of what the configuration files define."""
+
+    services: frozenset[str] = frozenset()
+    checks: frozenset[str] = frozenset()
+
+
+class _Solo(AgentControl):
+    def __init__(self, settings: SoloSettings, folder: Path, journal: Journal, store: Store, read: Read) -> None:
+        self.settings, self._read, self._journal = settings, read, journal
+        kept = journal.load("setting").get("node_id", b"").decode()
+        self.identity = Identity(settings.node_name, settings.node_id or kept or new_id(), settings.address)
+        self.view = View(settings.node_name)
+        self.replica = Replica(store, folder / "replica.bin")
+        self.publisher = Publisher(self.view, store, self.view.caught_up)
+        config = _config(settings)
+        self.discovery = Discovery(
+            DiscoveryParts(config, self.identity, journal, store, self.view, Health(time.time), self.publisher, lambda: 0)
+        )
+        self.discovery.api.add(ControlApi(self, settings.node_name).routes)
+        self._listed = asyncio.Event()
+        self.replica.subscribe(self.discovery.change, self._on_store)
+        self.view.subscribe(self._on_view)
+        self.dns = DnsService(on_crash=log.warning)
+        self._names = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._defined = _Defined()
+
+    # --- what clients may ask of the agent itself
+
+    async def leave(self) -> None:
+        self._ended.set()
+
+    async def reload(self) -> None:
+        self.settings = self._read()
+        await self._define()
+
+    def members(self) -> frozenset[str]:
+        return frozenset(self.view.snapshot.nodes)
+
+    # --- the run
+
+    async def run(self, ready: Callable[[Identity], None]) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._ended.set)
+        async with asyncio.TaskGroup() as group:
+            reloads = asyncio.Event()
+            loop.add_signal_handler(signal.SIGHUP, reloads.set)
+            http = self.discovery.api.runner()
+            await http.setup()
+            loops = [self.replica.run(), self.publisher.run(), self.publisher.stay_alive(LEASE_TTL_S), *self.discovery.loops()]
+            tasks = [group.create_task(work) for work in (*loops, self._reload_on(reloads))]
+            try:
+                await self._begin()
+                await self._listen(http)
+                if self.settings.dns_port:
+                    tasks.append(group.create_task(self._serve_names()))
+                ready(self.identity)
+                await self._ended.wait()
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await http.cleanup()
+                await self.dns.close()
+                await self.discovery.close()
+
+    async def _begin(self) -> None:
+        """The node's own record, and what the files define; all of it is published when this returns."""
+        await self._journal.write([_setting("node_id", self.identity.id)])
+        async with asyncio.timeout(_START_S):
+            await self._listed.wait()
+        meta = {**self.settings.node_meta, SERVER_META: "yes"}
+        self.view.put(Node(self.identity.name, self.identity.id, self.identity.address, version=__version__, meta=meta))
+        await self._define()
+        await self.publisher.publish()
+
+    async def _listen(self, http: web.AppRunner) -> None:
+        """DNS first: whoever is answered by HTTP may ask it."""
+        settings = self.settings
+        if settings.dns_port:
+            await self.dns.set_table(self._table())
+            await self.dns.start()
+            await self.dns.set_upstreams([_place(entry) for entry in settings.recursors])
+            for failed in await self.dns.set_listen([(str(settings.dns_address), settings.dns_port)]):
+                raise PlaitError(str(failed))
+        if settings.http_port:
+            try:
+                await web.TCPSite(http, str(settings.http_address), settings.http_port).start()
+            except OSError as error:
+                where = f"{settings.http_address}:{settings.http_port}"
+                raise PlaitError(f"listening for HTTP on {where}: {error.strerror}; choose another -http-port") from error
+
+    async def _define(self) -> None:
+        """Register what the files define, and take away what they defined before and do no more."""
+        node, now = self.identity.name, self.settings
+        services = [(parse_service(body, node), body) for body in now.services]
+        checks = [parse_check(body, node) for body in now.checks]
+        for instance, body in services:
+            checks += service_checks(body, instance)
+        by_id = {instance.id: instance for instance, _ in services}
+        await self.discovery.checkup.add([of_service(c, by_id[c.service_id]) if c.service_id in by_id else c for c in checks], remote=False)
+        for instance, _ in services:
+            await self.discovery.catalog.register(instance)
+        defined = _Defined(frozenset(by_id), frozenset(check.id for check in checks))
+        for gone in self._defined.services - defined.services:
+            await self.discovery.catalog.deregister(gone)
+        await self.discovery.checkup.remove(self._defined.checks - defined.checks)
+        self._defined = defined
+
+    async def _reload_on(self, asked: asyncio.Event) -> None:
+        while True:
+            await asked.wait()
+            asked.clear()
+            try:
+                await self.reload()
+            except PlaitError as error:
+                log.warning("reload_failed", extra={"error": str(error)})
+
+    # --- names
+
+    def _on_store(self, connected: bool) -> None:
+        if connected:
+            self._listed.set()
+            self.publisher.wake()
+
+    def _on_view(self, kinds: frozenset[str]) -> None:
+        self._names.set()
+        if self.view.unsettled():
+            self.publisher.wake()
+
+    def _table(self) -> Table:
+        return build_table(self.view.snapshot, self.settings.domain, self.settings.datacenter)
+
+    async def _serve_names(self) -> None:
+        while True:
+            self._names.clear()
+            await self.dns.set_table(self._table())
+            await self._names.wait()
+            await asyncio.sleep(0.005)
+
+
+def _setting(key: str, value: str) -> Write:
+    return Write("setting", key, value.encode())
+
+
+def _place(recursor: str) -> tuple[str, int]:
+    host, _, port = recursor.partition(":")
+    return host, int(port or 53)

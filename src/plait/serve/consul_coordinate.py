@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Network coordinates of the Consul-compatible API, and the order that `near` asks for.
+
+plait measures none itself: they are what clients write (`coordinate/update`); a node of which nobody wrote one is at the origin. Distance
+as in Dabek et al., "Vivaldi", with heights and adjustments (Ledlie et al.): seconds of round trip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from aiohttp import web
+
+from plait.model.cluster import Snapshot
+from plait.model.kv import Coordinate
+from plait.serve.consul_http import Call, Missing, Route, encoded, json_answer, read_headers, until
+from plait.services.requests import BadRequest, fold, name_of, text_of
+
+Json = dict[str, object]
+DIMENSIONS = 8
+
+
+class CoordinateBackend(Protocol):
+    def snapshot(self) -> Snapshot: ...
+
+    def last_contact_ms(self) -> int | None: ...
+
+    def coordinate(self, node: str) -> tuple[Coordinate, int]:
+        """Of that node, with the index of its last change; the origin and 1 if nobody wrote one."""
+        ...
+
+    async def set_coordinate(self, coordinate: Coordinate) -> None:
+        """Durable and seen here when it returns. StoreUnavailable."""
+        ...
+
+    async def coordinates_changed(self, timeout_s: float) -> None: ...
+
+
+def distance(one: Coordinate, other: Coordinate) -> float:
+    """Round trip in seconds, as the two estimate it."""
+    plain = math.dist(one.vec, other.vec) + one.height + other.height
+    adjusted = plain + one.adjustment + other.adjustment
+    return adjusted if adjusted > 0 else plain
+
+
+def near(backend: CoordinateBackend, node: str) -> Callable[[str], float] | None:
+    """How far a node of that name is from `node`; None if there is no such node, and so no order."""
+    if node not in backend.snapshot().nodes:
+        return None
+    origin = backend.coordinate(node)[0]
+    return lambda name: distance(origin, backend.coordinate(name)[0])
+
+
+class CoordinateApi:
+    def __init__(self, backend: CoordinateBackend, datacenter: str) -> None:
+        self._backend, self._datacenter = backend, datacenter
+        self.routes = (
+            Route("coordinate/datacenters", "the coordinates of the servers", {"GET": self._datacenters}),
+            Route("coordinate/nodes", "those of all nodes", {"GET": self._nodes}),
+            Route("coordinate/node/<name>", "that of one node", {"GET": self._node}),
+            Route("coordinate/update", "write that of one node", {"PUT": self._update}),
+        )
+
+    async def _datacenters(self, call: Call) -> web.Response:
+        found = [{"Node": row["Node"], "Segment": "", "Coord": row["Coord"]} for row in self._rows(self._names())[0]]
+        body = [{"Datacenter": self._datacenter, "AreaID": "wan", "Coordinates": found}]
+        return json_answer(encoded(body, call.flag("pretty")))
+
+    async def _nodes(self, call: Call) -> web.Response:
+        return await self._shown(call, self._names)
+
+    async def _node(self, call: Call) -> web.Response:
+        name = call.part("node name")
+        if name not in self._backend.snapshot().nodes:
+            raise Missing("")
+        return await self._shown(call, lambda: [name])
+
+    async def _shown(self, call: Call, names: Callable[[], Iterable[str]]) -> web.Response:
+        after = call.index()
+        rows, index = self._rows(names())
+        if after:
+            look = lambda: self._rows(names())  # noqa: E731
+            rows, index = await until(call.wait_s(), look, lambda found: found[1] > after, self._backend.coordinates_changed)
+        headers = read_headers(index, self._backend.last_contact_ms(), call.consistency())
+        return json_answer(encoded(rows, call.flag("pretty")), headers)
+
+    def _names(self) -> list[str]:
+        return sorted(self._backend.snapshot().nodes)
+
+    def _rows(self, names: Iterable[str]) -> tuple[list[Json], int]:
+        found = [self._backend.coordinate(name) for name in names]
+        return [_row(coordinate) for coordinate, _ in found], max((index for _, index in found), default=1)
+
+    async def _update(self, call: Call) -> web.Response:
+        coordinate = parse_coordinate(call.json())
+        if coordinate.node not in self._backend.snapshot().nodes:
+            raise BadRequest(f"there is no node {coordinate.node!r}")
+        await self._backend.set_coordinate(coordinate)
+        return json_answer(b"true")
+
+
+def parse_coordinate(body: object) -> Coordinate:
+    """`{"Node", "Segment", "Coord": {"Vec", "Error", "Adjustment", "Height"}}`. BadRequest for anything else."""
+    raw = fold(body)
+    node = name_of(raw, "node")
+    coord = fold(raw.get("coord") or {})
+    vec = coord.get("vec")
+    if not node:
+        raise BadRequest("Must provide node")
+    if not isinstance(vec, list) or len(vec) != DIMENSIONS:
+        raise BadRequest(f"Request decode failed: Coord.Vec must be a list of {DIMENSIONS} numbers")
+    numbers = [_number(entry, "Vec") for entry in vec]
+    parts = [_number(coord.get(key, 0), key) for key in ("error", "adjustment", "height")]
+    return Coordinate(node, text_of(raw, "segment"), tuple(numbers), *parts)
+
+
+def _number(value: object, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadRequest(f"Request decode failed: Coord.{key} must be a finite number, got {value!r}")
+    return float(value)
+
+
+def _row(coordinate: Coordinate) -> Json:
+    return {"Node": coordinate.node, "Segment": coordinate.segment, "Coord": coord_json(coordinate)}
+
+
+def coord_json(coordinate: Coordinate) -> Json:
+    """`Coord` as Consul writes it."""
+    return {
+        "Vec": list(coordinate.vec),
+        "Error": coordinate.error,
+        "Adjustment": coordinate.adjustment,
+        "Height": coordinate.height,
+    }

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent says of its own process: metrics, log lines as they occur, the machine it runs on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+import resource
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+
+from aiohttp import web
+
+from plait.serve.consul_http import Call, Route, StreamAnswer, encoded, json_answer, text_answer
+from plait.services.requests import BadRequest
+
+log = logging.getLogger("plait.monitor")
+_LEVELS: Mapping[str, int] = {
+    "trace": logging.DEBUG,
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "warning": logging.WARNING,
+    "err": logging.ERROR,
+    "error": logging.ERROR,
+}
+_WAITING_LINES = 512
+"""Lines that a slow reader may lag behind; further ones are lost to it."""
+Gauges = Callable[[], Mapping[str, float]]
+
+
+class RuntimeApi:
+    """`gauges` gives names (Consul's spelling, with dots) and values."""
+
+    def __init__(self, gauges: Gauges) -> None:
+        self._gauges = gauges
+        self.routes = (
+            Route("agent/metrics", "figures of this agent; `format=prometheus`", {"GET": self._metrics}),
+            Route("agent/monitor", "log lines as they occur, until the client goes; `loglevel`, `logjson`", {"GET": self._monitor}),
+            Route("agent/host", "the machine", {"GET": self._host}),
+        )
+
+    async def _metrics(self, call: Call) -> web.Response:
+        found = {**self._gauges(), **process_gauges()}
+        if call.one("format") == "prometheus" or "openmetrics" in call.accept or "text/plain" in call.accept:
+            return text_answer(200, prometheus_text(found), {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        rows = [{"Name": name, "Value": value, "Labels": {}} for name, value in sorted(found.items())]
+        now = time.strftime("%Y-%m-%d %H:%M:%S +0000 UTC", time.gmtime())
+        return json_answer(encoded({"Timestamp": now, "Gauges": rows, "Points": [], "Counters": [], "Samples": []}, call.flag("pretty")))
+
+    async def _monitor(self, call: Call) -> web.Response:
+        level = _LEVELS.get((call.one("loglevel") or "info").lower())
+        if level is None:
+            raise BadRequest(f"Unknown log level: {call.one('loglevel')}")
+        return StreamAnswer(_lines(level))
+
+    async def _host(self, call: Call) -> web.Response:
+        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+        free = os.sysconf("SC_AVPHYS_PAGES") * size
+        kernel = platform.uname()
+        body = {
+            "Memory": {"total": pages * size, "available": free, "used": pages * size - free},
+            "CPU": [{"cpu": number, "modelName": platform.processor()} for number in range(os.cpu_count() or 1)],
+            "Host": {"hostname": kernel.node, "os": kernel.system.lower(), "kernelVersion": kernel.release, "kernelArch": kernel.machine},
+            "Disk": {},
+            "CollectionTime": time.time_ns(),
+            "Errors": None,
+        }
+        return json_answer(encoded(body, call.flag("pretty")))
+
+
+def process_gauges() -> dict[str, float]:
+    """Of this process: memory, tasks, CPU time."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "consul.runtime.sys_bytes": used.ru_maxrss * 1024.0,
+        "consul.runtime.num_goroutines": float(len(asyncio.all_tasks())),
+        "plait.process.cpu_seconds": used.ru_utime + used.ru_stime,
+    }
+
+
+def prometheus_text(gauges: Mapping[str, float]) -> str:
+    """The text format 0.0.4, sorted by name."""
+    lines = []
+    for name, value in sorted(gauges.items()):
+        key = name.replace(".", "_").replace("-", "_")
+        lines += [f"# HELP {key} {key}", f"# TYPE {key} gauge", f"{key} {value:g}"]
+    return "\n".join(lines) + "\n"
+
+
+async def _lines(level: int) -> AsyncGenerator[bytes]:
+    queue: asyncio.Queue[bytes] = asyncio.Queue(_WAITING_LINES)
+    root = log.parent or log
+    handler = _Tap(queue, asyncio.get_running_loop(), level)
+    if root.handlers:
+        handler.setFormatter(root.handlers[0].formatter)
+    root.addHandler(handler)
+    try:
+        while True:
+            yield await queue.get()
+    finally:
+        root.removeHandler(handler)
+
+
+class _Tap(logging.Handler):
+    """Puts lines into a queue of the loop, from whatever thread they come."""
+
+    def __init__(self, queue: asyncio.Queue[bytes], loop: asyncio.AbstractEventLoop, level: int) -> None:
+        super().__init__(level)
+        self._queue, self._loop = queue, loop
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._loop.call_soon_threadsafe(self._offer, self.format(record).encode() + b"\n")
+
+    def _offer(self, line: bytes) -> None:
+        if not self._queue.full():
+            self._queue.put_nowait(line)

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`plait consul agent`: configuration, and the program itself on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+import dnslib
+import pytest
+
+from plait.agent.consulconfig import WITHOUT_EFFECT, SoloSettings, read_files, settings_of
+from plait.model.errors import ConfigError
+
+PROGRAM = [sys.executable, "-m", "plait.cli.main", "consul", "agent"]
+
+
+def settings(**raw: object) -> SoloSettings:
+    return settings_of({}, {"dev": True, **raw}, "host")[0]
+
+
+def test_files_are_merged_in_their_order_and_options_win(tmp_path: Path) -> None:
+    (tmp_path / "1.json").write_text('{"node_name": "a", "ports": {"http": 1}, "service": {"name": "x"}, "recursors": ["192.0.2.1"]}')
+    (tmp_path / "2.json").write_text('{"node_name": "b", "ports": {"dns": 2}, "services": [{"name": "y"}], "log_level": "WARN"}')
+    (tmp_path / "skipped.txt").write_text("?")
+    found, warnings = settings_of(read_files([tmp_path]), {"dev": True, "datacenter": "EU"}, "host")
+    assert (found.node_name, found.http_port, found.dns_port, found.log_level, found.datacenter) == ("b", 1, 2, "warning", "eu")
+    assert [body["name"] for body in found.services] == ["x", "y"]  # type: ignore[index]
+    assert found.recursors == ("192.0.2.1",) and warnings == []
+
+
+def test_unknown_keys_are_warnings_and_keys_of_other_parts_are_none() -> None:
+    _, warnings = settings_of({"frobnicate": 1, "acl": {"enabled": True}, **dict.fromkeys(WITHOUT_EFFECT - {"acl"})}, {"dev": True}, "h")
+    assert len(warnings) == 2 and "'frobnicate'" in warnings[0] and "acl.enabled" in warnings[1]
+
+
+def test_ports_and_addresses() -> None:
+    assert (settings(ports={"http": -1}).http_port, settings(ports={"dns": 0}).dns_port) == (0, 0)
+    assert str(settings(client_addr="0.0.0.0").http_address) == "0.0.0.0"
+    assert str(settings(bind_addr="0.0.0.0").address) == "127.0.0.1"
+    assert str(settings(bind_addr="{{ GetPrivateIP }}", advertise_addr="192.0.2.9").address) == "192.0.2.9"
+    assert settings().data_dir is None and settings(data_dir="/x").data_dir is None
+
+
+@pytest.mark.parametrize(
+    ("raw", "key"),
+    [
+        ({"log_level": "loud"}, "log_level"),
+        ({"ports": {"http": 70000}}, "ports.http"),
+        ({"ports": {"dns": True}}, "ports.dns"),
+        ({"ports": 1}, "ports"),
+        ({"client_addr": "nowhere"}, "client_addr"),
+    ],
+)
+def test_bad_values_name_their_key(raw: dict[str, object], key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        settings(**raw)
+
+
+def test_without_dev_a_data_directory_is_needed() -> None:
+    with pytest.raises(ConfigError, match="data_dir"):
+        settings_of({}, {}, "host")
+
+
+@pytest.mark.parametrize(("text", "why"), [("{", "is not JSON"), ("[]", "JSON object"), (None, "cannot be read")])
+def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, text: str | None, why: str) -> None:
+    if text is not None:
+        (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ConfigError, match=why):
+        read_files([tmp_path / "a.json"])
+
+
+# --- the program
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]
+
+
+class Running:
+    def __init__(self, *options: str) -> None:
+        self.http, self.dns = free_ports(2)
+        command = [*PROGRAM, "-http-port", str(self.http), f"-dns-port={self.dns}", *options]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        end = time.monotonic() + 30
+        while True:
+            try:
+                self.ask("GET", "status/leader")
+                return
+            except HTTPError:
+                raise
+            except URLError:
+                assert self.process.poll() is None and time.monotonic() < end, self.process.communicate(timeout=5)[0]
+                time.sleep(0.02)
+
+    def ask(self, method: str, path: str, body: object = None) -> Any:
+        data = json.dumps(body).encode() if body is not None else None
+        with urlopen(Request(f"http://127.0.0.1:{self.http}/v1/{path}", data, method=method), timeout=10) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+    def resolves(self, name: str, address: str) -> bool:
+        """Whether DNS answers so within five seconds."""
+        query, end = dnslib.DNSRecord.question(name), time.monotonic() + 5
+        while time.monotonic() < end:
+            answer = dnslib.DNSRecord.parse(query.send("127.0.0.1", self.dns, timeout=5))
+            if [str(rr.rdata) for rr in answer.rr] == [address]:
+                return True
+            time.sleep(0.01)
+        return False
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        self.process.send_signal(number)
+        return self.finish()
+
+    def finish(self) -> tuple[int, str]:
+        said = self.process.communicate(timeout=15)[0]
+        return self.process.returncode, said
+
+
+@contextlib.contextmanager
+def agent(*options: str) -> Iterator[Running]:
+    running = Running(*options)
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.process.kill()
+            running.process.communicate()
+
+
+def test_it_serves_the_directory_and_ends_when_asked(tmp_path: Path) -> None:
+    (tmp_path / "web.json").write_text(json.dumps({"service": {"name": "web", "port": 80, "check": {"ttl": "60s", "status": "passing"}}}))
+    with agent("-dev", "-node=n1", f"-config-dir={tmp_path}") as it:
+        assert it.ask("GET", "catalog/services") == {"consul": [], "web": []}
+        assert [node["Node"] for node in it.ask("GET", "catalog/nodes")] == ["n1"]
+        assert it.resolves("web.service.consul", "127.0.0.1")
+        it.ask("PUT", "agent/service/register", {"Name": "db", "Address": "192.0.2.5"})
+        assert it.resolves("db.service.consul", "192.0.2.5")
+        assert it.ask("PUT", "kv/a/b", 1) is True
+        (tmp_path / "web.json").write_text(json.dumps({"services": [{"name": "api"}, {"name": "web2"}]}))
+        it.ask("PUT", "agent/reload")
+        assert sorted(it.ask("GET", "agent/services")) == ["api", "db", "web2"]
+        it.ask("PUT", "agent/leave")
+        status, said = it.finish()
+    assert status == 0 and "==> Consul agent running!" in said and "Node name: 'n1'" in said
+
+
+def test_what_it_keeps_is_there_again(tmp_path: Path) -> None:
+    options = (f"-data-dir={tmp_path}/data", "-node", "n1")
+    with agent(*options) as it:
+        identity = it.ask("GET", "agent/self")["Config"]["NodeID"]
+        it.ask("PUT", "agent/service/register", {"Name": "db", "Address": "192.0.2.5"})
+        it.ask("PUT", "kv/a", 1)
+        index = it.ask("GET", "kv/a")[0]["ModifyIndex"]
+        assert it.end(signal.SIGINT)[0] == 0
+    with agent(*options) as it:
+        assert it.ask("GET", "agent/self")["Config"]["NodeID"] == identity
+        assert sorted(it.ask("GET", "agent/services")) == ["db"]
+        assert it.ask("GET", "kv/a")[0]["ModifyIndex"] == index
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with agent("-dev") as it:
+        done = subprocess.run([*PROGRAM, "-dev", "-http-port", str(it.http), "-dns-port=-1"], capture_output=True, text=True, timeout=30)
+        assert done.returncode == 1 and f"listening for HTTP on 127.0.0.1:{it.http}" in done.stderr
+
+
+def test_metrics_coordinates_and_log_lines() -> None:
+    with agent("-dev", "-node=n1") as it:
+        names = {row["Name"] for row in it.ask("GET", "agent/metrics")["Gauges"]}
+        assert {"consul.state.nodes", "consul.runtime.sys_bytes"} <= names
+        assert it.ask("GET", "agent/host")["Host"]["os"] == "linux"
+        (row,) = it.ask("GET", "coordinate/node/n1")
+        assert row["Coord"]["Vec"] == [0.0] * 8
+        moved = {"Vec": [0.1] * 8, "Error": 0.5, "Adjustment": 0, "Height": 0.001}
+        assert it.ask("PUT", "coordinate/update", {"Node": "n1", "Coord": moved}) is True
+        assert it.ask("GET", "coordinate/nodes")[0]["Coord"] == moved
+        with urlopen(f"http://127.0.0.1:{it.http}/v1/agent/monitor?loglevel=info", timeout=10) as lines:
+            it.ask("PUT", "agent/service/register", {"Name": "db"})
+            assert b"service_registered" in lines.readline()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("coordinate/update", {"Node": "n1"}, 400),
+        ("coordinate/update", {"Node": "n1", "Coord": {"Vec": [1e400] * 8}}, 400),
+        ("coordinate/update", {"Node": "nobody", "Coord": {"Vec": [0] * 8}}, 400),
+        ("agent/force-leave/nobody", None, 500),
+        ("agent/join/192.0.2.1", None, 500),
+        ("catalog/register", {"Datacenter": "dc2", "Node": "x", "Address": "192.0.2.1"}, 500),
+    ],
+)
+def test_what_is_refused(shared: Running, path: str, body: object, status: int) -> None:
+    with pytest.raises(HTTPError) as caught:
+        shared.ask("PUT", path, body)
+    with caught.value as answer:
+        assert (answer.code, answer.read() != b"") == (status, True)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Running]:
+    with agent("-dev", "-node=n1") as running:
+        yield running
