@@ -6,11 +6,14 @@ somebody sets the time."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -90,24 +93,41 @@ def test_clocks_that_jump_by_a_day_change_nothing(lab: Lab) -> None:
     assert [before[host]["status"] for host in HOSTS] == [0, 0, 0]
     ping = f"echo $$ >/run/lab/ping.pid; exec ping -q -i 0.05 -w 60 {address}"
     pinging = ("plait", "exec", "asker", "--", "sh", "-c", ping)
-    with lab.popen("B", *pinging, stdout=subprocess.PIPE, text=True) as running:
+    with beating(lab, session), lab.popen("B", *pinging, stdout=subprocess.PIPE, text=True) as running:
         for far in (DAY_S, -DAY_S, 0):
             jump(lab, "A", far)
             jump(lab, "B", -far)
             assert abs(agents_clock(lab, "A") - time.time() - far) < 30, "the agent's clock did jump"
-            watch(lab, session, before, seconds=SESSION_TTL_S / 3)
+            watch(lab, before, seconds=SESSION_TTL_S / 3)
             check_what_comes_later(lab, before)
         lab.run("B", "sh", "-c", "kill -INT $(cat /run/lab/ping.pid)")
         said = running.communicate(timeout=10)[0]
     assert re.search(r" 0% packet loss", said), said
 
 
-def watch(lab: Lab, session: str, before: dict[str, dict[str, object]], seconds: float) -> None:
-    """For `seconds`, with heartbeats by the real clock, every host says what it said before."""
+@contextlib.contextmanager
+def beating(lab: Lab, session: str) -> Iterator[None]:
+    """Heartbeats by the real clock for the session and the check, until the block ends."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(0.5):
+            consul(lab, "A", "PUT", f"session/renew/{session}")
+            consul(lab, "A", "PUT", "agent/check/pass/service:web")
+
+    with ThreadPoolExecutor(1) as pool:
+        beats = pool.submit(beat)
+        try:
+            yield
+        finally:
+            ended.set()
+            beats.result()
+
+
+def watch(lab: Lab, before: dict[str, dict[str, object]], seconds: float) -> None:
+    """For `seconds` every host says what it said before."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        consul(lab, "B", "PUT", f"session/renew/{session}")
-        consul(lab, "A", "PUT", "agent/check/pass/service:web")
         assert {host: picture(lab, host) for host in HOSTS} == before
         time.sleep(0.2)
 
