@@ -26,7 +26,8 @@ class FakeEngine:
     `refuse`: status and text of an answer, by path. `on_delete` is awaited with the id of a network that is being removed, as dockerd
     asks its driver; `on_create` with that of a new one, which is there already, before the request to make it is answered.
     `commands` were to be run in containers; each writes `command_output` (framed as the API does) and ends with `command_code`, None: not.
-    `asked` has method and path of every request, without the version, `since` that of every event stream."""
+    `started` has the ids of the containers that were started. `asked` has method and path of every request, without the version, `since`
+    that of every event stream."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,6 +43,7 @@ class FakeEngine:
         self.asked: list[str] = []
         self.since: list[str] = []
         self.refuse: dict[str, tuple[int, str]] = {}
+        self.started: list[str] = []
         self.commands: list[list[str]] = []
         self.command_output = b""
         self.command_code: int | None = 0
@@ -138,6 +140,11 @@ class FakeEngine:
                 made = self.add_network(body["Name"], config["Subnet"], Options=body["Options"], config=config)
                 await self.on_create(made["Id"])
                 return web.json_response({"Id": made["Id"]}, status=201)
+            case ["POST", "containers", key, "start"]:
+                self.started.append(key)
+                for row in self.containers:
+                    row["State"] = "running" if row["Id"] == key else row["State"]
+                return web.Response(status=204)
             case ["POST", "containers", key, "exec"] if any(row["Id"] == key for row in self.containers):
                 self.commands.append((await request.json())["Cmd"])
                 return web.json_response({"Id": f"e{len(self.commands)}"}, status=201)

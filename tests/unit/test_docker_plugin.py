@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.docker import Conditions, Dockerd, FakeEngine, dockerd
+from tests.support.docker import Conditions, Dockerd, FakeEngine, dockerd, until
 
 from plait.model.cluster import PortMapping
 from plait.model.errors import KernelError, PlaitError, StoreUnavailable
 from plait.plan.desired import device_name, peer_name
 from plait.runtimes.api import AttachRequest, NetworkRequest
+from plait.runtimes.docker.deferred import DeferredStarts
 from plait.runtimes.docker.engine import DockerEngine
 from plait.runtimes.docker.known import KnownContainers
 from plait.runtimes.docker.mounts import rootfs_places
+from plait.runtimes.docker.names import WHY_DEFERRED
 from plait.runtimes.docker.networks import ORIGIN_LABEL, DockerNetworks
 from plait.runtimes.docker.plugin import CONTENT_TYPE, DockerPlugin, inherited_socket, listen
 from plait.runtimes.docker.state import memory_state
@@ -474,19 +476,112 @@ async def test_and_over_removal_and_a_new_container_of_the_same_name(s: Setup) -
     assert await s.endpoint("web", "02:00:00:00:00:04") == first
 
 
-async def test_while_dockerd_starts_the_last_names_come_back(s: Setup) -> None:
-    gone = await s.endpoint("gone", "02:00:00:00:00:01")
-    first = await s.endpoint("web", "02:00:00:00:00:02")
-    await s.end("gone", "02:00:00:00:00:01", gone)
-    await s.end("web", "02:00:00:00:00:02", first)
+async def restarted(s: Setup, *names: str, mounted: tuple[str, ...] | None) -> dict[str, str]:
+    """Containers `names` ran, their engine ended, and one that answers nothing is starting them, with the root file systems of `mounted`
+    mounted (None: its storage driver mounts nothing); their addresses."""
+    macs = {name: f"02:00:00:00:00:0{n}" for n, name in enumerate(names)}
+    first = {name: await s.endpoint(name, mac) for name, mac in macs.items()}
+    await s.known.learn(await s.plugin.driver._engine.containers(), {})
+    for name, mac in macs.items():
+        await s.end(name, mac, first[name])
+    mount(s, mounted)
+    s.engine.silent, s.plugin.names.answered = True, 1
+    return first
+
+
+def mount(s: Setup, names: tuple[str, ...] | None) -> None:
+    ids = [f"{name}-id" for name in names or ()]
+    s.plugin.names.places = lambda pid, asked: None if names is None else {key: n for n, key in enumerate(ids) if key in asked}
+
+
+async def ask(s: Setup, number: int) -> dict[str, Any]:
+    return await s.docker.call("IpamDriver.RequestAddress", PoolID=MESH, Address="", Options={MAC: f"02:00:00:00:01:0{number}"})
+
+
+async def test_an_engine_that_starts_is_given_what_is_certain(s: Setup) -> None:
+    first = await restarted(s, "aa", "bb", "cc", mounted=("bb",))
+    assert (await ask(s, 0))["Address"] == first["bb"]
+    mount(s, ("aa", "bb"))
+    assert (await ask(s, 1))["Address"] == first["aa"], "bb has asked already"
+    face = {"Address": first["bb"], "AddressIPv6": "", "MacAddress": "02:00:00:00:01:00"}
+    await s.create("new", face)
+    await s.docker.call("NetworkDriver.Join", NetworkID="mesh-id", EndpointID="new", SandboxKey="/x")
+    assert s.ops.endpoints("docker")["new"].name == "bb", "what is certain is a name in DNS at once"
+
+
+async def test_and_refused_what_is_not(s: Setup) -> None:
+    first = await restarted(s, "aa", "bb", "cc", mounted=("aa", "bb"))
+    s.plugin.names.deferred = False
+    for n in range(2):
+        assert WHY_DEFERRED in (await ask(s, n))["Error"]
+    assert s.plugin.names.deferred and s.ops.held("") == {}
+    mount(s, ("cc",))
+    assert (await ask(s, 2))["Address"] == first["cc"]
+
+
+async def test_without_mounts_only_one_that_is_left_is_certain(s: Setup) -> None:
+    first = await restarted(s, "aa", "bb", mounted=None)
+    assert WHY_DEFERRED in (await ask(s, 0))["Error"]
+    s.engine.silent = False
+    await s.known.learn((await s.plugin.driver._engine.containers())[:1], {})
     s.engine.silent = True
-    got = await s.docker.call("IpamDriver.RequestAddress", PoolID=MESH, Address="", Options={MAC: "02:00:00:00:00:03"})
-    assert got["Address"] == first
+    assert (await ask(s, 1))["Address"] == first["aa"]
+
+
+async def test_a_new_engine_is_not_asked_for_what_the_old_one_began(s: Setup) -> None:
+    first = await restarted(s, "aa", "bb", mounted=("aa",))
+    assert (await ask(s, 0))["Address"] == first["aa"]
+    s.plugin.names.called_by(1)
+    await s.docker.call("IpamDriver.ReleaseAddress", PoolID=MESH, Address=first["aa"].partition("/")[0])
+    assert (await ask(s, 1))["Address"] == first["aa"]
+
+
+async def test_an_engine_that_answers_late_refuses_nobody(s: Setup) -> None:
+    await restarted(s, "aa", "bb", mounted=("aa", "bb"))
+    s.plugin.names.answered = os.getpid()
+    assert "Address" in await ask(s, 0)
+
+
+async def test_deferred_containers_are_started_one_after_another(s: Setup) -> None:
+    names = ("aa", "bb", "cc", "dd")
+    rows = [s.engine.add_container(name, "exited") for name in names]
+    for name in ("aa", "cc", "dd"):
+        s.engine.details[f"{name}-id"] = {"State": {"Error": f"IpamDriver.RequestAddress: plait: Docker is starting 3; {WHY_DEFERRED}"}}
+    s.engine.refuse["/containers/aa-id/start"] = (409, "port is already allocated")
+    engine = s.plugin.driver._engine
+    starts = DeferredStarts(engine, s.plugin.names)
+    task = asyncio.create_task(starts.run())
+    starts.listed(await engine.containers())
+    await until(lambda: s.engine.started == ["cc-id", "dd-id"])
+    assert [row["State"] for row in rows] == ["exited", "exited", "running", "running"]
+    starts.listed(await engine.containers())
+    s.plugin.names.deferred = True
+    starts.listed(await engine.containers())
+    await until(lambda: s.engine.asked.count("POST /containers/aa-id/start") == 2)
+    assert s.engine.started == ["cc-id", "dd-id"], "what runs is not started again"
+    task.cancel()
+
+
+async def test_an_engine_that_ends_meanwhile_is_looked_through_again(s: Setup) -> None:
+    s.engine.add_container("aa", "exited")
+    s.engine.details["aa-id"] = {"State": {"Error": WHY_DEFERRED}}
+    engine = DockerEngine(s.engine.path, timeout_s=0.2)
+    starts = DeferredStarts(engine, s.plugin.names)
+    task = asyncio.create_task(starts.run())
+    rows = await engine.containers()
+    s.engine.silent = True
+    starts.listed(rows)
+    await until(lambda: s.plugin.names.deferred)
+    s.engine.silent = False
+    starts.listed(await engine.containers())
+    await until(lambda: s.engine.started == ["aa-id"])
+    task.cancel()
+    await engine.close()
 
 
 @pytest.mark.parametrize("silent", [True, False])
 async def test_what_starts_together_is_told_apart_by_its_mounts(s: Setup, silent: bool) -> None:
-    """The engine asks in the order in which it mounted the root file systems; while it starts it answers nothing."""
+    """The engine asks in the order in which it mounted the root file systems."""
     macs = {name: f"02:00:00:00:00:0{n}" for n, name in enumerate(("aa", "bb", "cc"))}
     first = {name: await s.endpoint(name, mac) for name, mac in macs.items()}
     await s.known.learn(await s.plugin.driver._engine.containers(), {})

@@ -132,7 +132,7 @@ class NetworkDriver:
                 network=network.name,
                 runtime=RUNTIME,
                 container=row.id if row is not None else "",
-                name=attached.name if attached is not None else "",
+                name=attached.name if attached is not None else self._names.certain(network.name, created.mac),
                 address=created.address,
                 mac=created.mac,
                 labels=(row.labels or {}) if row is not None else {},
@@ -176,8 +176,6 @@ class NetworkDriver:
         known = self._ops.endpoints(RUNTIME).get(endpoint_id)
         if known is not None:
             self._ipam.ended(known.network, known.address)
-            if known.name:
-                self._names.left(known.network, known.name)
         await self._ops.detach(endpoint_id)
         return {}
 

@@ -99,6 +99,10 @@ class DockerEngine:
         """NotFound if there is none, Conflict while containers are attached."""
         await self._call("DELETE", f"/networks/{key}")
 
+    async def start_container(self, key: str) -> None:
+        """Start a container by id; one that runs stays as it is. Returns when its process runs."""
+        await self._call("POST", f"/containers/{key}/start")
+
     # --- commands in containers (`checks.command.Commands`)
 
     async def exec_start(self, container: str, args: Sequence[str]) -> str:

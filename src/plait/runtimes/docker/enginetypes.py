@@ -99,6 +99,7 @@ class _State(_Json, frozen=True):
     pid: int = 0
     running: bool = False
     started_at: str = ""
+    error: str = ""
     health: _Health | None = None
 
 

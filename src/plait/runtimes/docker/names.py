@@ -7,17 +7,19 @@ the container for certain.
 
 Certain are: a MAC that somebody chose for a container; that the one that asks does not run yet, is on the network and has its root file
 system mounted. Where that leaves several, they are being started at the same moment, and Docker 20.10 shows nothing that tells them apart
-until the address is given: it asks for one after another, and is taken to ask in the order in which it mounted them. That is mostly so; two
-that follow each other closely may change places and so swap their addresses. `--ip` or `--mac-address` pins one.
+until the address is given. Then it matters who waits for the answer:
 
-Where the storage driver mounts nothing, the engine's own lock helps (it holds back the inspection of a container that it is starting), and
-of an engine that starts, and so answers nothing, the names that were given up last come back first.
+- An engine that starts answers nothing and starts its containers for nobody. A start that is not certain is refused (`Deferred`), the
+  engine notes that at the container, and `deferred.py` starts it again as soon as the engine answers, one after another: certain.
+- Behind a start that somebody asked for stands a user. The engine asks for one container after another, and is taken to ask in the order in
+  which it mounted them. That is mostly so; two that follow each other closely may change places and so swap their addresses. `--ip` or
+  `--mac-address` pins one. Where the storage driver mounts nothing, the engine's own lock helps: it holds back the inspection of a
+  container that it is starting.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 from plait.model.cluster import Endpoint
@@ -32,23 +34,29 @@ MOST_CANDIDATES = 32
 DECIDE_S = 0.1
 SETTLE_S = 0.01
 CLAIM_S = 5.0
-REMEMBER_S = 120.0
+WHY_DEFERRED = "plait starts this container again as soon as Docker has started"
+"""In the error that the engine keeps of a start that was refused; by it the container is found again."""
+
+
+class Deferred(PlaitError):
+    """Several containers of an engine that starts may be the one that asks."""
 
 
 class StartingNames:
-    """Guesses names. Remembers who left lately and who was named a moment ago. `engine_pid`: the engine's process, 0 if unknown."""
+    """Guesses names. Remembers who was named a moment ago. `places` is `mounts.rootfs_places`. `answered`: the engine's process when it
+    last answered a question, 0: never. `deferred`: a start may have been refused and is to be looked for, as when the agent starts."""
 
     def __init__(self, engine: DockerEngine, known: KnownContainers, places: Places = rootfs_places) -> None:
         self._engine, self._known, self.places = engine, known, places
-        self.engine_pid = 0
-        self._left: dict[str, deque[tuple[str, float]]] = {}
+        self._pid = self.answered = 0
+        self.deferred = True
         self._claimed: dict[tuple[str, str], tuple[float, str]] = {}
 
-    def left(self, network: str, name: str) -> None:
-        """The container `name` gave up its address of `network` just now."""
-        now = asyncio.get_running_loop().time()
-        queue = self._left.setdefault(network, deque(maxlen=1024))
-        queue.append((name, now))
+    def called_by(self, pid: int) -> None:
+        """The engine's process, which is calling; 0 if it cannot be seen. With a new one nothing of before is under way."""
+        if pid != self._pid:
+            self._pid = pid
+            self._claimed.clear()
 
     def joined(self, network: str, name: str, mac: str) -> None:
         """The container `name` ("": not known yet) has the address of `network` that was asked for with `mac`. Whoever was guessed to
@@ -57,9 +65,16 @@ class StartingNames:
         if name:
             self._claimed = {key: claim for key, claim in self._claimed.items() if claim[1] != mac}
 
+    def certain(self, network: str, mac: str) -> str:
+        """Who asked with `mac` for an address of `network`, if the engine starts, so that the answer was certain; else ""."""
+        if self._pid == self.answered:
+            return ""
+        return next((name for (where, name), (_, asked) in self._claimed.items() if where == network and asked == mac), "")
+
     async def guess(self, network: str, keys: Iterable[str], live: Mapping[str, Endpoint], mac: str) -> str:
         """The name for the next address of `network`, which containers list under one of `keys` (names or ids) and which was asked for
-        with `mac`; `live` are the endpoints that there are already. At most about 1 s."""
+        with `mac`; `live` are the endpoints that there are already. At most about 1 s.
+        Deferred if the engine starts and it is not certain."""
         taken = {e.name for e in live.values() if e.network == network}
         wanted = frozenset(keys) | {network}
         known = self._known.on(wanted)
@@ -72,25 +87,23 @@ class StartingNames:
             return self._unanswered(network, mac, taken, known)
         except PlaitError:
             return ""
+        self.answered = self._pid
         candidates = [row for row in rows if row.state in STARTABLE and _is_on(row, wanted) and row.name not in taken]
         return self._claim(network, mac, await self._starting(candidates))
 
     def _unanswered(self, network: str, mac: str, taken: set[str], known: Iterable[Known]) -> str:
-        """The engine is starting: what is remembered must do."""
+        """The engine does not answer, mostly because it starts: what is remembered must do."""
         absent = {k.id: k.name for k in known if k.name not in taken}
         places = self._places(absent)
-        if places is None:
-            return self._from_memory(network, taken)
-        return self._claim(network, mac, [absent[key] for key in sorted(places, key=places.__getitem__)])
-
-    def _from_memory(self, network: str, taken: set[str]) -> str:
-        oldest = asyncio.get_running_loop().time() - REMEMBER_S
-        queue = self._left.get(network, deque())
-        while queue:
-            name, when = queue.pop()
-            if when >= oldest and name not in taken:
-                return name
-        return ""
+        mounted = [absent[key] for key in sorted(places or (), key=(places or {}).__getitem__)]
+        if self._pid == self.answered:
+            return self._claim(network, mac, mounted)
+        names = absent.values() if places is None else mounted
+        unnamed = [name for name in names if not self._is_claimed(network, name)]
+        if len(unnamed) > 1:
+            self.deferred = True
+            raise Deferred(f"Docker is starting {len(unnamed)} containers and does not say for which of them it asks; {WHY_DEFERRED}")
+        return self._claim(network, mac, unnamed)
 
     async def _starting(self, rows: list[ContainerRow]) -> list[str]:
         """Names of those of `rows` that are being started, the likeliest first."""
@@ -102,7 +115,10 @@ class StartingNames:
         return [row.name for row in (await self._locked(rows) if len(rows) > 1 else rows)]
 
     def _places(self, containers: Iterable[str]) -> dict[str, int] | None:
-        return self.places(self.engine_pid, containers) if self.engine_pid else None
+        return self.places(self._pid, containers) if self._pid else None
+
+    def _is_claimed(self, network: str, name: str) -> bool:
+        return self._claimed.get((network, name), (0.0, ""))[0] > asyncio.get_running_loop().time()
 
     def _claim(self, network: str, mac: str, names: Sequence[str]) -> str:
         """The first of `names` that was not named a moment ago, else the first; "" of none."""
@@ -110,7 +126,7 @@ class StartingNames:
             return ""
         now = asyncio.get_running_loop().time()
         self._claimed = {key: claim for key, claim in self._claimed.items() if claim[0] > now}
-        name = next((name for name in names if (network, name) not in self._claimed), names[0])
+        name = next((name for name in names if not self._is_claimed(network, name)), names[0])
         self._claimed[network, name] = (now + CLAIM_S, mac)
         return name
 

@@ -97,7 +97,7 @@ class DockerPlugin:
         if request.method != "POST":
             return _answer({call.error_key: f"{name} is to be called by POST"}, 405)
         began = time.monotonic()
-        self.names.engine_pid = _peer(request)
+        self.names.called_by(_peer(request))
         try:
             raw = await request.read()
             if not raw and call.body is not wire.Nothing:

@@ -14,6 +14,7 @@ from pathlib import Path
 from plait.model.report import EngineState
 from plait.runtimes.api import Operations
 from plait.runtimes.docker.collector import Collector
+from plait.runtimes.docker.deferred import DeferredStarts
 from plait.runtimes.docker.engine import DockerEngine
 from plait.runtimes.docker.enginetypes import ContainerDetails, ContainerRow
 from plait.runtimes.docker.known import KnownContainers
@@ -40,11 +41,13 @@ class DockerRuntime:
         self.networks = DockerNetworks(ops, state, engine, health, default_network, ready)
         self._known = KnownContainers(state)
         self.plugin = DockerPlugin(ops, engine, self.networks, self._known)
+        self._deferred = DeferredStarts(engine, self.plugin.names)
         self._collector = Collector(ops, engine, self.plugin.driver.age, self.plugin.ipam.age)
         self.watcher = DockerWatcher(node, ops, engine, health, default_network, self._listed, self.networks.mark)
 
     async def _listed(self, rows: Sequence[ContainerRow], details: Mapping[str, ContainerDetails]) -> None:
         await self._known.learn(rows, details)
+        self._deferred.listed(rows)
         await self._collector.collect(rows, details)
 
     async def start(self, path: Path, inherited: socket.socket | None = None) -> None:
@@ -52,10 +55,11 @@ class DockerRuntime:
         await self.plugin.start(path, inherited)
 
     async def run(self) -> None:
-        """Watch the engine and keep the networks equal until cancelled."""
+        """Watch the engine, keep the networks equal and start what was deferred until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.watcher.run())
             group.create_task(self.networks.run())
+            group.create_task(self._deferred.run())
 
     async def close(self) -> None:
         await self.plugin.close()
