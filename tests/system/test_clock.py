@@ -62,6 +62,11 @@ def consul(lab: Lab, host: str, method: str, path: str, body: object = None) -> 
     return json.loads(text) if text else None
 
 
+def asked(lab: Lab, host: str, name: str) -> str:
+    """The addresses that `name` has for `host`, "" if none."""
+    return lab.run(host, "dig", "+short", "@127.0.0.1", name).stdout.strip()
+
+
 def agents_clock(lab: Lab, host: str) -> float:
     """The wall clock of the agent of `host`, by the end of life it gives a token, seconds since 1970."""
     return float(AdminClient(lab.path(host, SOCKET)).create_token(60)["expires"]) - 60
@@ -76,13 +81,14 @@ def picture(lab: Lab, host: str) -> dict[str, object]:
         "checks": [(check["Node"], check["CheckID"], check["Status"]) for check in checks],
         "instances": [entry["Service"]["ID"] for entry in consul(lab, host, "GET", "health/service/web?passing")],
         "lock": [(entry["LockIndex"], entry.get("Session")) for entry in consul(lab, host, "GET", "kv/leader")],
-        "name": lab.run(host, "dig", "+short", "@127.0.0.1", "web.service.consul").stdout,
+        "name": asked(lab, host, "web.service.consul"),
     }
 
 
 def test_clocks_that_jump_by_a_day_change_nothing(lab: Lab) -> None:
     lab.run("A", "plait", "run", "--name", "web")
-    address = lab.run("C", "dig", "+short", "@127.0.0.1", "web").stdout.strip()
+    until("C resolves it", lambda: asked(lab, "C", "web") != "", 5)
+    address = asked(lab, "C", "web")
     check = {"Name": "alive", "TTL": "8s", "Status": "passing"}
     consul(lab, "A", "PUT", "agent/service/register", {"Name": "web", "Address": address, "Port": 80, "Check": check})
     session = consul(lab, "B", "PUT", "session/create", {"TTL": f"{SESSION_TTL_S}s", "Checks": []})["ID"]
@@ -135,7 +141,7 @@ def watch(lab: Lab, before: dict[str, dict[str, object]], seconds: float) -> Non
 def check_what_comes_later(lab: Lab, before: dict[str, dict[str, object]]) -> None:
     """New containers come and go, and agents whose clocks are two days apart find each other again."""
     lab.run("B", "plait", "run", "--name", "later")
-    until("C resolves the new one", lambda: lab.run("C", "dig", "+short", "@127.0.0.1", "later").stdout != "", 5)
+    until("C resolves the new one", lambda: asked(lab, "C", "later") != "", 5)
     lab.run("B", "plait", "rm", "later")
     until("C forgets it", lambda: "NXDOMAIN" in lab.run("C", "dig", "@127.0.0.1", "later").stdout, 5)
     lab.kill_agent("B")
