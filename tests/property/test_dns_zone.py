@@ -35,14 +35,14 @@ def record(kind: str, pick: random.Random) -> object:
     ident, node, name = pick.choice(IDS), pick.choice(NODES), pick.choice(NAMES)
     if kind == "instances":
         tags = tuple(pick.choices(("t", "v1.2", "T", "b"), k=pick.randrange(3)))
-        return Instance(ident, name, node, pick.choice(HOSTS), 80, tags, down=pick.random() < 0.1, container=ident, meta={"k": name[:3]})
+        return Instance(ident, name, node, pick.choice(HOSTS), 80, tags, down=pick.random() < 0.1, container=name, meta={"k": name[:3]})
     if kind == "checks":
         return Check(ident, node, "c", pick.choice(STATES), pick.choice(("", "more")), service_id=pick.choice(("", "1", "2")))
     if kind == "endpoints":
         return Endpoint(ident, pick.choice(list(NETWORKS)), node, pick.choice(ADDRESSES), "", "", "", name=name, aliases=("sql",))
     if kind == "containers":
-        state = pick.choice(("running", "exited"))
-        return Container(ident, name, node, "docker", state, labels={"c": name[:3]}, addresses={"default": pick.choice(ADDRESSES)})
+        state, labels = pick.choice(("running", "exited")), {"c": pick.choice("xyz")}
+        return Container(ident, name, node, "docker", state, labels=labels, addresses={"default": pick.choice(ADDRESSES)})
     if kind == "alive":
         return frozenset(pick.choice(("A", "B", "AB")))
     return pick.choice(({"default": NETWORKS["default"]}, NETWORKS, {}))

@@ -621,3 +621,56 @@ async def test_nothing_comes_from_a_peer(client: Client, backend: Backend) -> No
     for path in ("catalog/service/web", "health/service/web"):
         assert len((await client.get(f"/v1/{path}")).json) == 1
         assert (await client.get(f"/v1/{path}?peer=other")).json == []
+
+
+# --- instances by label
+
+
+def labelled(backend: Backend) -> None:
+    for node, ident, meta in (("B", "b1", {"app": "web"}), ("A", "a2", {"app": "web", "tier": "test"}), ("A", "a1", {"app": "db"})):
+        backend.add(Instance(ident, ident[0], node, "10.28.0.9", 80, ("x",) if ident == "a2" else (), meta=meta))
+
+
+async def chosen(client: Client, query: str) -> list[str]:
+    answer = await client.get(f"/v1/plait/instances?{query}")
+    assert answer.status == 200, answer.text
+    return [row["Service"]["ID"] for row in answer.json]
+
+
+async def test_instances_by_selector(client: Client, backend: Backend) -> None:
+    labelled(backend)
+    assert await chosen(client, "") == ["a1", "a2", "consul", "b1"]
+    assert await chosen(client, "selector=app%3Dweb") == ["a2", "b1"]
+    assert await chosen(client, "selector=app=web,tier!=test") == ["b1"]
+    assert await chosen(client, "selector=app+in+(db,web)&service=A") == ["a1", "a2"]
+    assert await chosen(client, "selector=app&tag=X") == ["a2"]
+    assert await chosen(client, "selector=app&node-meta=rack:r2") == ["b1"]
+    assert await chosen(client, "selector=app&filter=" + quote('Node.Node == "A" and Service.Meta.app == "db"')) == ["a1"]
+    backend.change(alive=frozenset("A"))
+    assert await chosen(client, "selector=app&passing") == ["a1", "a2"]
+    row = (await client.get("/v1/plait/instances?selector=app=db")).json[0]
+    assert row["Labels"] == {"app": "db"} and row["Node"]["Node"] == "A" and row["Checks"][0]["CheckID"] == "serfHealth"
+    assert row.keys() == {"Node", "Service", "Checks", "Labels"}
+
+
+@pytest.mark.parametrize(("selector", "why"), [("app%3D%3D%3Dx", "'app===x'"), ("app,", "last comma"), ("%21", "'!'")])
+async def test_a_bad_selector_is_refused_with_the_reason(client: Client, selector: str, why: str) -> None:
+    answer = await client.get(f"/v1/plait/instances?selector={selector}")
+    assert answer.status == 400 and answer.text.startswith("Invalid selector: ") and why in answer.text
+
+
+async def test_a_selector_blocks_until_its_own_instances_change(client: Client, backend: Backend) -> None:
+    labelled(backend)
+    backend.run(Container("3f0", "box", "A", "docker", labels={"team": "x"}))
+    backend.add(Instance("boxed", "boxed", "A", "10.28.0.8", 80, container="box"))
+    path = "/v1/plait/instances?selector=team"
+    first = await client.get(path)
+    assert [row["Labels"] for row in first.json] == [{"team": "x"}]
+    waiting = asyncio.create_task(client.get(f"{path}&index={first.index}&wait=20s"))
+    await asyncio.sleep(0.1)
+    backend.add(Instance("b1", "b", "B", "10.28.0.7", 80, meta={"app": "web"}))
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    backend.run(Container("3f0", "box", "A", "docker", labels={"other": "x"}))
+    answer = await waiting
+    assert (answer.json, answer.index > first.index) == ([], True)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plait.model.cluster import Instance, Node, Snapshot
+from plait.model.cluster import Container, Instance, Node, Snapshot
 from plait.model.discovery import CatalogNode, Check, Status
 from plait.services.directory import Directory, Topic
 from plait.services.status import aggregated, weight
@@ -45,6 +45,19 @@ def test_an_instance_touches_its_service_and_its_node_alone() -> None:
 def test_a_check_touches_what_it_is_about() -> None:
     assert touched(checks={("A", "c"): check("A", "c", "web")}) == {Topic("service", "web"), Topic("node", "A"), Topic("checks")}
     assert touched(checks={("B", "c"): check("B", "c")}) == {Topic("service", "db"), Topic("node", "B"), Topic("checks")}
+
+
+def test_other_labels_of_a_container_touch_the_instances_that_are_bound_to_it() -> None:
+    box = Container("3f0", "box", "A", "docker", labels={"app": "web"})
+    bound = replace(START, instances={("A", "web"): replace(WEB, container="box"), ("B", "db"): DB})
+    about = {Topic("service", "web"), Topic("node", "A"), Topic("checks")}
+    known, touched = Directory.of(bound).advance(replace(bound, containers={("A", "3f0"): box}))
+    assert touched == about and known.labels(bound.instances["A", "web"]) == {"app": "web"}
+    for other, topics in ((replace(box, pid=7), set()), (replace(box, labels={"app": "db"}), about), (replace(box, name="b"), about)):
+        after, touched = known.advance(replace(known.snapshot, containers={("A", "3f0"): other}))
+        assert touched == topics
+        assert after.labels(bound.instances["A", "web"]) == (other.labels if other.name == "box" else {})
+    assert known.advance(bound)[1] == about
 
 
 def test_a_nodes_death_touches_its_services() -> None:

@@ -25,7 +25,7 @@ SNAPSHOT = Snapshot(
         ("A", "2"): Instance("2", "web", "A", "10.28.0.2", 80, meta={"app": "web", "tier": "test"}),
         ("A", "3"): Instance("3", "db", "A", "10.28.0.3", 80, meta={"app": "db"}),
         ("A", "4"): Instance("4", "db", "A", "10.28.0.3", 90, meta={"app": "sql"}),
-        ("A", "5"): Instance("5", "box", "A", "10.28.0.5", 80, container="c", meta={"app": "box"}),
+        ("A", "5"): Instance("5", "box", "A", "10.28.0.5", 80, container="box", meta={"app": "box"}),
         ("A", "6"): Instance("6", "out", "A", "db.example.org", 5432, meta={"where": "outside"}),
         ("A", "7"): Instance("7", "loop", "A", "where--loop.label.consul", 1, meta={"where": "loop"}),
         ("A", "8"): Instance("8", "down", "A", "10.28.0.8", 80, down=True, meta={"app": "web", "only": "down"}),

@@ -30,8 +30,9 @@ from plait.dns.names import CONTAINER_POINTER, NODE_POINTER, SERVICE_POINTER, En
 from plait.dns.records import address_record, dotted, is_name, label_word, located, reverse_zones, text_record
 from plait.dns.table import Changes, Table, diff_tables
 from plait.model.addr import IPAddress
-from plait.model.cluster import Container, Endpoint, Instance, Node, Snapshot, labels_of
+from plait.model.cluster import Container, Endpoint, Instance, Node, Snapshot
 from plait.model.discovery import CatalogNode, Check
+from plait.model.labels import Labels
 
 SERVER_META, SERVER_PORT = "server", 8300
 """Key of a node's meta that marks the node that carries the store, and the port that the service `consul` has there; a
@@ -105,6 +106,7 @@ class Zone:
         self._addresses |= {name: node.address for name, node in snapshot.catalog_nodes.items() if name not in snapshot.nodes}
         self._bad: dict[_Key, Check] = {key: check for key, check in snapshot.checks.items() if check.status != "passing"}
         self._count = Counter(map(_about, self._bad.values()))
+        self._labels = Labels(snapshot.containers)
         self._instances_of: defaultdict[str, set[_Key]] = defaultdict(set)
         for key in snapshot.instances:
             self._instances_of[key[0]].add(key)
@@ -137,9 +139,10 @@ class Zone:
             self._instances_of[key[0]].discard(key)
 
     def _bound(self, key: _Key) -> Iterator[Touched]:
-        """The instances that the container lends its labels."""
+        """The instances that the container lends its labels, or no longer does."""
+        names = self._labels.note(key, self._snapshot.containers.get(key))
         for other in sorted(self._instances_of[key[0]]):
-            if (instance := self._snapshot.instances.get(other)) is not None and instance.container == key[1]:
+            if (instance := self._snapshot.instances.get(other)) is not None and (instance.node, instance.container) in names:
                 yield "instances", other
 
     def _judged(self, key: _Key) -> Iterator[Touched]:
@@ -231,7 +234,7 @@ class Zone:
         for prefix in (b"", *(dotted(tag) + b"." for tag in instance.tags)):
             owner = prefix + service + b".service." + self.domain
             yield from ((owner, record) for record in (*records, srv))
-        for key, value in labels_of(instance, self._snapshot.containers).items():
+        for key, value in self._labels.of(instance).items():
             word = label_word(key)
             for owner in (word, word + b"--" + label_word(value)):
                 yield owner + b".label." + self.domain, srv

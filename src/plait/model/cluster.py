@@ -179,9 +179,3 @@ class Snapshot:
     instances: Mapping[tuple[str, str], Instance] = field(default_factory=dict)
     checks: Mapping[tuple[str, str], Check] = field(default_factory=dict)
     catalog_nodes: Mapping[str, CatalogNode] = field(default_factory=dict)
-
-
-def labels_of(instance: Instance, containers: Mapping[tuple[str, str], Container]) -> Mapping[str, str]:
-    """The labels of an instance: those of its container (`containers` is keyed as in a Snapshot), and its own metadata, which wins."""
-    container = containers.get((instance.node, instance.container)) if instance.container else None
-    return {**container.labels, **instance.meta} if container is not None and container.labels else instance.meta

@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from plait.model.cluster import Instance
 from plait.serve.consul_backend import Read
 from plait.serve.consul_http import Call
 from plait.services.bexpr import compile_filter, filtered
+from plait.services.selector import parse_selector
 from plait.services.views import Views
 
 FILTERED = (
@@ -28,6 +30,7 @@ FILTERED = (
     "health/service/",
     "health/services",
     "health/state/",
+    "plait/instances",
 )
 """Beginnings of the paths that take `filter`."""
 
@@ -77,6 +80,7 @@ def reads(datacenter: str) -> Iterator[tuple[str, str, bool, Read]]:
     yield "health/node/<name>", "the checks on a node", True, _health_node
     yield "health/checks/<name>", "the checks of a service", True, lambda call, views: views.service_checks(call.part("service name"))
     yield "health/state/<state>", "checks by state, or `any`", True, lambda call, views: views.checks(call.part("check state"))
+    yield "plait/instances", "instances by label: `selector=app=web,tier!=test`; `service`, `tag`, `passing`", True, _instances
 
 
 def _catalog_service(call: Call, views: Views) -> object:
@@ -119,3 +123,18 @@ def _health_services(call: Call, views: Views) -> object:
 def _health_node(call: Call, views: Views) -> object:
     node = views.find_node(call.part("node name"))
     return views.node_checks(node.name) if node is not None else []
+
+
+def chosen(call: Call, views: Views) -> Iterator[Instance]:
+    """By node, then id: the instances that fit the call's `selector`, `service`, `tag` and `passing`."""
+    selector, passing = parse_selector(call.one("selector")), call.switch("passing")
+    service, tags = call.one("service").lower(), frozenset(tag.lower() for tag in call.every("tag"))
+    for instance in views.all_instances():
+        if service not in ("", instance.name.lower()) or not tags <= {tag.lower() for tag in instance.tags}:
+            continue
+        if selector.matches(views.labels(instance)) and (not passing or views.status(instance) == "passing"):
+            yield instance
+
+
+def _instances(call: Call, views: Views) -> object:
+    return [{**views.health_entry(instance), "Labels": dict(views.labels(instance))} for instance in chosen(call, views)]

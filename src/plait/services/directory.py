@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 
 from plait.model.cluster import Instance, Node, Snapshot
 from plait.model.discovery import CatalogNode, Check
+from plait.model.labels import Labels
 from plait.services.status import Aggregate, aggregated, container_check, serf_check
 
 SERVER_META = "server"
@@ -49,6 +50,7 @@ class Directory:
         """By (node, service id; "" = the node itself), as registered, by id."""
         self._instances: Mapping[Key, Instance] = {}
         self._alive: frozenset[str] = frozenset()
+        self._labels: Labels | None = None
 
     @staticmethod
     def of(snapshot: Snapshot) -> Directory:
@@ -73,7 +75,9 @@ class Directory:
             made.by_node = _regrouped(self.by_node, instances, lambda i: i.node)
         checks = list(_changes(before.checks, snapshot.checks))
         made.checks = _regrouped(self.checks, checks, lambda c: (c.node, c.service_id))
-        return made, frozenset(self._touched(made, nodes, instances, checks))
+        if before.containers is snapshot.containers:
+            made._labels = self._labels
+        return made, frozenset((*self._touched(made, nodes, instances, checks), *self._relabelled(made)))
 
     def _touched(
         self,
@@ -102,7 +106,24 @@ class Directory:
                 for instance in concerned:
                     yield Topic("service", instance.name.lower())
 
+    def _relabelled(self, after: Directory) -> Iterable[Topic]:
+        """Of instances whose containers carry other labels now."""
+        for (node, _), *both in _changes(self.snapshot.containers, after.snapshot.containers):
+            old, new = both
+            if old is not None and new is not None and (old.name, old.labels, old.state) == (new.name, new.labels, new.state):
+                continue
+            names = {container.name for container in both if container is not None}
+            for instance in after.by_node.get(node, ()):
+                if instance.container in names:
+                    yield from (Topic("service", instance.name.lower()), Topic("node", node), Topic("checks"))
+
     # --- what it says
+
+    def labels(self, instance: Instance) -> Mapping[str, str]:
+        """Those of its container and its own metadata, which wins."""
+        if self._labels is None:
+            self._labels = Labels(self.snapshot.containers)
+        return self._labels.of(instance)
 
     def instance(self, node: str, service_id: str) -> Instance | None:
         return self._instances.get((node, service_id))

@@ -16,10 +16,9 @@ label selectors. Keys and values are compared as they are written; a value may b
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from plait.model.cluster import Container, Instance, labels_of
 from plait.services.requests import BadRequest
 
 _MAX_LENGTH = 4096
@@ -85,8 +84,3 @@ def _requirement(match: re.Match[str]) -> Requirement:
     if match["sign"]:
         return Requirement(key, frozenset((match["value"],)), match["sign"] != "!=")
     return Requirement(key, None, True)
-
-
-def select(selector: Selector, instances: Iterable[Instance], containers: Mapping[tuple[str, str], Container]) -> list[Instance]:
-    """Those of `instances` that `selector` fits, in their order."""
-    return [instance for instance in instances if selector.matches(labels_of(instance, containers))]

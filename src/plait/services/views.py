@@ -7,7 +7,7 @@ deterministic: nodes, then service ids, then check ids, ascending. Empty lists a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from plait.model.cluster import Instance, Snapshot
 from plait.model.discovery import SERF_CHECK, CatalogNode, Check
@@ -117,6 +117,15 @@ class Views:
     def instances_on(self, node: str) -> tuple[Instance, ...]:
         """By id, the pseudo-service `consul` included."""
         return self.directory.by_node.get(node, ()) if node in self._nodes else ()
+
+    def all_instances(self) -> Iterator[Instance]:
+        """On known nodes, by node, then id."""
+        for node in self._nodes:
+            yield from self.directory.by_node.get(node, ())
+
+    def labels(self, instance: Instance) -> Mapping[str, str]:
+        """Those of its container and its own metadata, which wins."""
+        return self.directory.labels(instance)
 
     def catalog_service(self, instance: Instance) -> Json:
         node = self.node(self._nodes[instance.node])

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the HTTP API has beyond Consul's, with real engines: containers run on B, A looks and carries the store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from tests.support.mesh import two_on_mesh
+
+from plait.lab.lab import Lab
+from plait.lab.process import until
+
+pytestmark = [pytest.mark.system, pytest.mark.root, pytest.mark.timeout(240)]
+BASE = "http://127.0.0.1:8500/v1"
+
+
+@pytest.fixture(scope="module")
+def two(make_lab: Callable[..., Lab]) -> Lab:
+    return two_on_mesh(make_lab)
+
+
+@pytest.fixture(autouse=True)
+def clean(two: Lab) -> Iterator[None]:
+    yield
+    if found := docker(two, "ps", "-aq").split():
+        docker(two, "rm", "-f", *found)
+
+
+def docker(lab: Lab, *words: str) -> str:
+    return lab.run("B", "docker", *words, timeout_s=60).stdout.strip()
+
+
+def asked(lab: Lab, path: str, host: str = "A") -> Any:
+    return json.loads(lab.run(host, "curl", "-sS", "-m", "10", f"{BASE}/{path}").stdout)
+
+
+def put(lab: Lab, host: str, path: str, body: object) -> str:
+    return lab.run(host, "curl", "-sS", "-f", "-X", "PUT", "-d", json.dumps(body), f"{BASE}/{path}").stdout
+
+
+def run(lab: Lab, name: str, *options: str) -> str:
+    """A container of the network `mesh` on B; its address."""
+    docker(lab, "run", "-d", "--name", name, "--network", "mesh", *options, "nginx")
+    return docker(lab, "inspect", "-f", "{{.NetworkSettings.Networks.mesh.IPAddress}}", name)
+
+
+def test_http_and_dns_find_the_same_instances_by_the_labels_of_real_containers(two: Lab) -> None:
+    first = run(two, "one", "-e", "SERVICE_NAME=shop", "--label", "app=web", "--label", "tier=prod")
+    second = run(two, "two", "-e", "SERVICE_NAME=shop", "--label", "app=web", "--label", "tier=test")
+    third = run(two, "three", "--label", "app=web")
+    put(two, "B", "agent/services", {"Name": "three", "Port": 80})
+
+    def found() -> tuple[set[str], set[str]]:
+        rows = asked(two, "plait/instances?selector=app=web,tier!=test&passing")
+        names = two.run("A", "dig", "+short", "@127.0.0.1", "app--web.not--tier--test.label.consul").stdout.split()
+        return {row["Service"]["Address"] for row in rows}, set(names)
+
+    def both(*wanted: str) -> bool:
+        return found() == (set(wanted), set(wanted))
+
+    until("those without the label tier=test are found", lambda: both(first, third), 10)
+    assert {row["Service"]["Address"] for row in asked(two, "plait/instances?selector=tier+in+(test)")} == {second}
+    docker(two, "stop", "-t", "0", "three")
+    until("what does not run is not found", lambda: both(first), 10)
+    put(two, "B", "agent/service/deregister/three", None)
