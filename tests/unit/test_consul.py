@@ -116,8 +116,13 @@ def backend() -> Backend:
 
 
 @pytest.fixture
-async def runner(backend: Backend) -> AsyncIterator[web.AppRunner]:
-    runner = ConsulApi(backend, "A", "dc1").runner()
+def api(backend: Backend) -> ConsulApi:
+    return ConsulApi(backend, "A", "dc1")
+
+
+@pytest.fixture
+async def runner(api: ConsulApi) -> AsyncIterator[web.AppRunner]:
+    runner = api.runner()
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     yield runner
@@ -518,6 +523,11 @@ MOVES = [
     ("health/service/absent", lambda b: b.add(Instance("n", "absent", "B"))),
     ("catalog/service/web", lambda b: b.add(Instance("1", "web", "A", tags=("new",)))),
     ("catalog/services", lambda b: b.add(Instance("n", "new", "B"))),
+    ("catalog/services?node-meta=zone:z", lambda b: b.change(nodes={"A": replace(b.now.nodes["A"], meta={"server": "1", "zone": "z"})})),
+    (
+        "catalog/services?filter=NodeMeta.zone==z",
+        lambda b: b.change(nodes={"A": replace(b.now.nodes["A"], meta={"server": "1", "zone": "z"})}),
+    ),
     ("catalog/nodes", lambda b: b.change(nodes={"A": b.now.nodes["A"]})),
     ("catalog/node/A", lambda b: b.add(Instance("n", "new", "A"))),
     ("health/node/B", lambda b: b.change(alive=frozenset({"A"}))),
@@ -563,6 +573,14 @@ async def test_an_unrelated_change_wakes_nobody(client: Client, backend: Backend
     assert (await client.get(f"/v1/{path}")).index == before.index
 
 
+async def test_near_follows_distances_that_change_while_the_catalogue_does_not(client: Client, api: ConsulApi, backend: Backend) -> None:
+    backend.add(Instance("1", "web", "A"))
+    backend.add(Instance("2", "web", "B"))
+    for far, first in (("B", "A"), ("A", "B")):
+        api.set_coordinates(dict, lambda _, far=far: lambda node: float(node == far))
+        assert (await client.get("/v1/catalog/service/web?near=_agent")).json[0]["Node"] == first
+
+
 async def test_index_is_never_zero_and_a_late_client_is_answered_at_once(client: Client, backend: Backend) -> None:
     backend.now = replace(backend.now, revision=0)
     first = await client.get("/v1/health/service/web")
@@ -583,22 +601,34 @@ async def test_after_the_wait_the_same_result_comes_with_the_same_index(client: 
     assert ahead.index == before.index
 
 
-async def test_a_hundred_that_wait_for_the_same_all_get_it_at_once(client: Client, backend: Backend) -> None:
+async def test_a_hundred_that_wait_for_the_same_all_get_it_at_once(client: Client, api: ConsulApi, backend: Backend) -> None:
     before = await client.get("/v1/health/service/web")
     waiters = [asyncio.create_task(client.get(f"/v1/health/service/web?index={before.index}")) for _ in range(100)]
-    await until(lambda: len(backend.waiting) == 100)
+    await until(lambda: api.answers.waiters() == 100)
     backend.add(Instance("1", "web", "A"))
     answers = await asyncio.wait_for(asyncio.gather(*waiters), 10)
     assert {answer.index for answer in answers} == {before.index + 1}
-    assert backend.waiting == set()
+    await until(lambda: not api.answers.waiters() and not backend.waiting)
 
 
-async def test_a_client_that_hangs_up_frees_its_waiter(client: Client, backend: Backend) -> None:
+async def test_a_client_that_hangs_up_frees_its_waiter(client: Client, api: ConsulApi, backend: Backend) -> None:
     before = await client.get("/v1/catalog/nodes")
-    waiter = asyncio.create_task(client.get(f"/v1/catalog/nodes?index={before.index}&wait=60s"))
+    waiters = [asyncio.create_task(client.get(f"/v1/catalog/nodes?index={before.index}&wait=60s")) for _ in range(2)]
+    await until(lambda: api.answers.waiters() == 2)
+    waiters[0].cancel()
+    await until(lambda: api.answers.waiters() == 1)
+    backend.change(alive=frozenset("A"))  # touches the other one, which still follows
     await settled(backend)
-    waiter.cancel()
-    await until(lambda: not backend.waiting)
+    waiters[1].cancel()
+    await until(lambda: not api.answers.waiters() and not backend.waiting)
+
+
+async def test_a_fault_while_changes_are_followed_is_an_answer_to_those_who_wait(client: Client, backend: Backend) -> None:
+    before = await client.get("/v1/health/service/web")
+    waiter = asyncio.create_task(client.get(f"/v1/health/service/web?index={before.index}&wait=60s"))
+    await settled(backend)
+    backend.change(nodes=None)
+    assert (await asyncio.wait_for(waiter, 5)).status == 500
 
 
 async def test_a_stop_does_not_wait_for_blocking_queries(client: Client, backend: Backend, runner: web.AppRunner) -> None:

@@ -36,15 +36,15 @@ def test_nothing_is_touched_by_what_is_no_part_of_the_catalogue() -> None:
 
 def test_an_instance_touches_its_service_and_its_node_alone() -> None:
     moved = {**START.instances, ("A", "web"): replace(WEB, port=81)}
-    assert touched(instances=moved) == {Topic("service", "web"), Topic("node", "A"), Topic("services"), Topic("checks")}
+    assert touched(instances=moved) == {Topic("service", "web"), Topic("node", "a"), Topic("services"), Topic("checks")}
     renamed = {**START.instances, ("A", "web"): replace(WEB, name="www")}
     assert {Topic("service", "web"), Topic("service", "www")} <= touched(instances=renamed)
     assert Topic("service", "db") in touched(instances={("A", "web"): WEB})
 
 
 def test_a_check_touches_what_it_is_about() -> None:
-    assert touched(checks={("A", "c"): check("A", "c", "web")}) == {Topic("service", "web"), Topic("node", "A"), Topic("checks")}
-    assert touched(checks={("B", "c"): check("B", "c")}) == {Topic("service", "db"), Topic("node", "B"), Topic("checks")}
+    assert touched(checks={("A", "c"): check("A", "c", "web")}) == {Topic("service", "web"), Topic("node", "a"), Topic("checks")}
+    assert touched(checks={("B", "c"): check("B", "c")}) == {Topic("service", "db"), Topic("node", "b"), Topic("checks")}
 
 
 def test_other_labels_of_a_container_touch_the_instances_that_are_bound_to_it() -> None:
@@ -61,12 +61,12 @@ def test_other_labels_of_a_container_touch_the_instances_that_are_bound_to_it() 
 
 
 def test_a_nodes_death_touches_its_services() -> None:
-    assert touched(alive=frozenset("A")) == {Topic("service", "db"), Topic("node", "B"), Topic("nodes"), Topic("checks")}
+    assert touched(alive=frozenset("A")) == {Topic("service", "db"), Topic("node", "b"), Topic("nodes"), Topic("checks")}
 
 
 def test_a_node_that_leaves_takes_its_services_along() -> None:
     gone = touched(nodes={"A": NODES["A"]})
-    assert {Topic("service", "db"), Topic("node", "B"), Topic("nodes"), Topic("services")} <= gone
+    assert {Topic("service", "db"), Topic("node", "b"), Topic("nodes"), Topic("services")} <= gone
     assert Topic("service", "web") not in gone
 
 

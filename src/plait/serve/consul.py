@@ -3,14 +3,14 @@
 
 Data in: HTTP requests, snapshots of the cluster. Data out: JSON of `services.views`, registrations to the agent. Every path is
 percent-decoded before it is routed and bodies are read as JSON whatever their Content-Type says. Reads of the catalogue block with
-`?index=` until their own result changes (see `services.index`); what belongs to later versions is refused, not pretended.
+`?index=` until their own result changes (`services.index`, `serve.http_answers`); what belongs to later versions is refused, not pretended.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from urllib.parse import unquote
@@ -18,7 +18,7 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from plait import __version__
-from plait.model.cluster import Instance, Snapshot
+from plait.model.cluster import Instance
 from plait.model.errors import PlaitError
 from plait.serve.consul_backend import CatalogBackend, CheckOwner, Outside, Read
 from plait.serve.consul_checks import ChecksApi, add_checks
@@ -33,15 +33,17 @@ from plait.serve.consul_http import (
     encoded,
     json_answer,
     read_headers,
+    set_within,
     status_of,
     text_answer,
     until,
 )
 from plait.serve.consul_outside import OutsideApi
-from plait.serve.consul_reads import FILTERED, node_of, reads, selected
+from plait.serve.consul_reads import FILTERED, node_of, reads, selected, topics_of
+from plait.serve.http_answers import Answers
 from plait.services.checkrequests import service_checks
-from plait.services.directory import CONSUL_VERSION, SERVER_META, Directory
-from plait.services.index import QueryIndex, content_hash
+from plait.services.directory import CONSUL_VERSION, SERVER_META
+from plait.services.index import content_hash
 from plait.services.requests import BadRequest, parse_service
 from plait.services.views import Views, container_address, seed_answer
 
@@ -49,8 +51,6 @@ log = logging.getLogger("plait.consul")
 MAX_BODY = 512 * 1024
 SHUTDOWN_S = 1.0
 """How long a stop waits for requests; blocking queries would otherwise hold it for minutes."""
-_MAX_ANSWERS = 1024
-"""Different queries whose answers are kept while the snapshot stays the same."""
 _APPEARANCE_S = 1.0
 """How long the seed's form of a registration, which answers with the address, waits for a container that was started a moment ago."""
 _SESSION_TTL_MIN_NS = 10_000_000_000
@@ -78,10 +78,8 @@ class ConsulApi:
         self._checks = checks
         self._coord: Callable[[], object] = dict
         self._near: Callable[[str], Callable[[str], float] | None] = lambda _: None
-        self._directory = Directory(Snapshot(node))
-        self._index = QueryIndex()
-        self._answers: dict[Hashable, tuple[bytes, int]] = {}
-        self._answered: Snapshot | None = None
+        self.answers = Answers(backend, node)
+        self.directory = self.answers.directory
         parts = [*ChecksApi(checks, self.directory, node, datacenter).routes] if checks is not None else []
         if outside is not None:
             parts += OutsideApi(outside, self.directory, datacenter).routes
@@ -193,10 +191,14 @@ class ConsulApi:
             consistency, after = call.consistency(), call.index()
             if consistency == "consistent" and self._backend.last_contact_ms() is None:
                 raise Unable("No cluster leader")
-            body, index = self._answer(call, read)
-            if after:
-                look = partial(self._answer, call, read)
-                body, index = await until(call.wait_s(), look, lambda found: found[1] > after, self._backend.changed)
+            topics = topics_of(call)
+            query = (call.path, tuple(sorted((key, values) for key, values in call.params.items() if key not in ("index", "wait"))))
+            look = partial(self.answers.get, query, topics, partial(self._result, call, read), not call.one("near"))
+            body, index = look()
+            wait_s = call.wait_s() if after else 0.0
+            if index <= after:
+                with self.answers.waiting(topics) as event:
+                    body, index = await until(wait_s, look, lambda found: found[1] > after, partial(set_within, event))
             contact = self._backend.last_contact_ms()
             headers = read_headers(index, contact, consistency)
             if call.flag("cached"):
@@ -205,17 +207,8 @@ class ConsulApi:
 
         return answer
 
-    def _answer(self, call: Call, read: Read) -> tuple[bytes, int]:
-        """(encoded result, index) now. Computed once per snapshot for all that ask the same."""
-        snapshot = self._backend.snapshot()
-        if snapshot is not self._answered or len(self._answers) >= _MAX_ANSWERS:
-            self._answered = snapshot
-            self._answers.clear()
-        query = (call.path, tuple(sorted((key, values) for key, values in call.params.items() if key not in ("index", "wait"))))
-        if query not in self._answers:
-            result = encoded(self._ordered(call, selected(read, call, self._views(call))), call.flag("pretty"))
-            self._answers[query] = result, self._index.index_of(query, result, snapshot.revision)
-        return self._answers[query]
+    def _result(self, call: Call, read: Read) -> bytes:
+        return encoded(self._ordered(call, selected(read, call, self._views(call))), call.flag("pretty"))
 
     def _ordered(self, call: Call, found: object) -> object:
         """A list by the distance of its nodes from the one that `near` names; as it is if that is unknown."""
@@ -225,13 +218,6 @@ class ConsulApi:
 
     def _views(self, call: Call) -> Views:
         return Views(self.directory(), self._datacenter, call.every("node-meta"))
-
-    def directory(self) -> Directory:
-        """Of the present snapshot."""
-        snapshot = self._backend.snapshot()
-        if snapshot is not self._directory.snapshot:
-            self._directory, _ = self._directory.advance(snapshot)
-        return self._directory
 
     # --- this agent
 

@@ -10,6 +10,7 @@ from plait.model.cluster import Instance
 from plait.serve.consul_backend import Read
 from plait.serve.consul_http import Call
 from plait.services.bexpr import compile_filter, filtered
+from plait.services.directory import Topic
 from plait.services.selector import parse_selector
 from plait.services.views import Views
 
@@ -65,6 +66,22 @@ def node_of(row: Any) -> str:
     """The name of the node that a row of a list is about."""
     node = row["Node"]
     return str(node["Node"] if isinstance(node, dict) else node)
+
+
+def topics_of(call: Call) -> frozenset[Topic]:
+    """All that the answer of a blocking read depends on, but for the distances of `near`. What is selected by `node-meta` or `filter`
+    may depend on what nodes say of themselves."""
+    name = "".join(call.parts)
+    match call.path.removesuffix(name):
+        case "catalog/service/" | "health/service/" | "health/checks/":
+            topics = {Topic("service", name.lower())}
+        case "catalog/node/" | "catalog/node-services/" | "health/node/":
+            topics = {Topic("node", name.lower())}
+        case "catalog/nodes" | "catalog/services" as path:
+            topics = {Topic(path.removeprefix("catalog/"))}
+        case _:
+            topics = {Topic("checks")}
+    return frozenset(topics | ({Topic("nodes")} if call.flag("node-meta") or call.one("filter") else set()))
 
 
 def reads(datacenter: str) -> Iterator[tuple[str, str, bool, Read]]:

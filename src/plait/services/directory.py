@@ -30,8 +30,8 @@ R = TypeVar("R", Instance, Check)
 
 
 class Topic(NamedTuple):
-    """Something that queries are about. `kind`: service (of that name, lower case), node (of that name), or nodes, services, checks: any
-    of them."""
+    """Something that queries are about. `kind`: service or node (of that name, in lower case), or nodes, services, checks: any of them.
+    Whatever touches a node or an instance touches checks."""
 
     kind: str
     name: str = ""
@@ -65,6 +65,8 @@ class Directory:
         nodes = {name for name, _, _ in _changes(self.nodes, made.nodes)}
         made._alive = snapshot.alive
         nodes |= snapshot.alive ^ self._alive
+        if not same_nodes:  # a node may say the same of itself with and without an agent
+            nodes |= before.nodes.keys() ^ snapshot.nodes.keys()
         if same_nodes and before.instances is snapshot.instances:
             made._instances, made.by_service, made.by_node = self._instances, self.by_service, self.by_node
             instances: list[tuple[Key, Instance | None, Instance | None]] = []
@@ -96,7 +98,7 @@ class Directory:
         about += [(c.node, c.service_id) for _, *both in checks for c in both if c is not None]
         about += [(name, "") for name in nodes]
         for node, service in about:
-            yield Topic("node", node)
+            yield Topic("node", node.lower())
             for directory in (self, after):
                 if service:
                     found = directory._instances.get((node, service))
