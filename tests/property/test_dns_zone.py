@@ -15,7 +15,7 @@ import pytest
 
 from plait.dns.table import Table, apply_changes
 from plait.dns.zone import Touched, Zone, build_table
-from plait.model.cluster import Container, Endpoint, Instance, Network, Node, Snapshot
+from plait.model.cluster import Container, Endpoint, Instance, NamedPort, Network, Node, Snapshot
 from plait.model.discovery import CatalogNode, Check
 
 IP = IPv4Address
@@ -35,7 +35,9 @@ def record(kind: str, pick: random.Random) -> object:
     ident, node, name = pick.choice(IDS), pick.choice(NODES), pick.choice(NAMES)
     if kind == "instances":
         tags = tuple(pick.choices(("t", "v1.2", "T", "b"), k=pick.randrange(3)))
-        return Instance(ident, name, node, pick.choice(HOSTS), 80, tags, down=pick.random() < 0.1, container=name, meta={"k": name[:3]})
+        ports = pick.choice(((), (NamedPort("http", 81), NamedPort(tags[0] if tags else "x", 53, protocol="udp"))))
+        more = {"down": pick.random() < 0.1, "container": name, "meta": {"k": name[:3]}, "ports": ports}
+        return Instance(ident, name, node, pick.choice(HOSTS), 80, tags, **more)
     if kind == "checks":
         return Check(ident, node, "c", pick.choice(STATES), pick.choice(("", "more")), service_id=pick.choice(("", "1", "2")))
     if kind == "endpoints":

@@ -66,3 +66,23 @@ def test_http_and_dns_find_the_same_instances_by_the_labels_of_real_containers(t
     docker(two, "stop", "-t", "0", "three")
     until("what does not run is not found", lambda: both(first), 10)
     put(two, "B", "agent/service/deregister/three", None)
+
+
+def test_named_ports_reach_another_host_over_http_and_dns(two: Lab) -> None:
+    address = run(two, "api")
+    ports = [{"Name": "http", "Port": 80, "Default": True}, {"Name": "metrics", "Port": 9100}]
+    put(two, "B", "agent/service/register", {"Name": "api", "ID": "api-1", "Address": address, "Ports": ports})
+    until("A knows the service", lambda: asked(two, "health/service/api?passing") != [], 10)
+    shown = [{"Default": False, **port} for port in ports]
+    assert asked(two, "health/service/api")[0]["Service"]["Ports"] == shown
+    assert asked(two, "health/services")["api"][0]["Service"]["Ports"] == shown
+    assert asked(two, "catalog/service/api")[0]["ServicePorts"] == shown
+    assert (asked(two, "agent/service/api-1", "B")["Ports"], asked(two, "agent/services", "B")["api-1"]["Port"]) == (shown, 80)
+    for name, port in (
+        ("metrics.port.api.service.consul", "9100"),
+        ("_metrics._tcp.api.service.consul", "9100"),
+        ("api.service.consul", "80"),
+    ):
+        assert [line.split()[2] for line in two.run("A", "dig", "+short", "@127.0.0.1", name, "SRV").stdout.splitlines()] == [port]
+        assert two.run("A", "dig", "+short", "@127.0.0.1", name).stdout.split() == [address]
+    put(two, "B", "agent/service/deregister/api-1", None)

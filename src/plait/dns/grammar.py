@@ -9,6 +9,7 @@ With domain `consul` and datacentre `dc1`:
 | `http.web.service…` (everything left of the service is one tag) | `http.web.service.consul` |
 | `_web._tcp.service…`, `_web._tcp.consul` (RFC 2782) | `web.service.consul` |
 | `_web._http.service…`: any other protocol is a tag | `http.web.service.consul` |
+| `http.port.web.service…`, `_http._tcp.web.service…` (a port by its name) | the same with `service.consul` |
 | `b.node.dc1.consul` | `b.node.consul` |
 | `0a1c0002.addr.consul`, 8 or 32 hex digits | no record: the address is in the name |
 | `web.virtual.consul` | `web.service.consul`: services have no virtual addresses yet |

@@ -4,6 +4,7 @@
 | name | records |
 |---|---|
 | `NAME.service.<domain>`, `TAG.NAME.service.<domain>` | A, AAAA or CNAME, SRV of instances on living nodes without a critical check |
+| `PORT.port.NAME.service.<domain>`, `_PORT._PROTOCOL.NAME.service.<domain>` | the same, SRV with the port of that name |
 | `consul.service.<domain>` | A and SRV (port 8300) of every living node that carries the store |
 | `KEY--VALUE.label.<domain>`, `KEY.label.<domain>` | SRV of such instances with that label, in their metadata or on their container |
 | `NODE.node.<domain>` | A, TXT (its meta) of a living node, or of one that was put into the catalogue |
@@ -229,11 +230,15 @@ class Zone:
         records, target = self._location(instance)
         if not is_name(target):
             return
-        numbers = (1, self._weight(instance), instance.port & 0xFFFF)
-        srv = (m.SRV, b"".join(number.to_bytes(2, "big") for number in numbers) + m.wire_name(target))
+        srv = self._srv(instance, instance.port, target)
         for prefix in (b"", *(dotted(tag) + b"." for tag in instance.tags)):
             owner = prefix + service + b".service." + self.domain
             yield from ((owner, record) for record in (*records, srv))
+        for port in instance.ports:
+            name, named = dotted(port.name), self._srv(instance, port.port, target)
+            for prefix in (name + b".port.", b"_" + name + b"._" + port.protocol.encode() + b"."):
+                owner = prefix + service + b".service." + self.domain
+                yield from ((owner, record) for record in (*records, named))
         for key, value in self._labels.of(instance).items():
             word = label_word(key)
             for owner in (word, word + b"--" + label_word(value)):
@@ -241,6 +246,10 @@ class Zone:
         for rtype, rdata in records:
             if rtype in (m.A, m.AAAA):
                 yield from _pointer(ip_address(rdata), SERVICE_POINTER, service + b".service." + self.datacenter + b"." + self.domain)
+
+    def _srv(self, instance: Instance, port: int, target: bytes) -> m.Record:
+        numbers = (1, self._weight(instance), port & 0xFFFF)
+        return m.SRV, b"".join(number.to_bytes(2, "big") for number in numbers) + m.wire_name(target)
 
     def _weight(self, instance: Instance) -> int:
         """The weight of its SRV record: by what its checks and those of its node say."""

@@ -129,6 +129,16 @@ class Container:
 
 
 @dataclass(frozen=True, slots=True)
+class NamedPort:
+    """One of several ports of an instance. `name` is one label of DNS, in whatever case. `default`: it is the instance's `port`."""
+
+    name: str
+    port: int
+    default: bool = False
+    protocol: Protocol = "tcp"
+
+
+@dataclass(frozen=True, slots=True)
 class Instance:
     """One instance of a service as registered at its node's agent (Consul: a service with an id).
 
@@ -158,6 +168,7 @@ class Instance:
     origin: Literal["agent", "catalog"] = "agent"
     create_index: int = 0
     modify_index: int = 0
+    ports: tuple[NamedPort, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

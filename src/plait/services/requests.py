@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from ipaddress import ip_address
 
-from plait.model.cluster import Instance
+from plait.model.cluster import Instance, NamedPort, Protocol
 from plait.model.errors import PlaitError
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 _META_KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _HOST = re.compile(r"[A-Za-z0-9._-]{0,253}")
-_MAX_META, _MAX_META_VALUE, _MAX_WEIGHT = 64, 512, 65535
+_PORT_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]{0,60}[A-Za-z0-9])?")
+"""One label of DNS, with room for the underscore that RFC 2782 puts before it."""
+_PROTOCOLS: Mapping[str, Protocol] = {"tcp": "tcp", "udp": "udp", "sctp": "sctp"}
+_MAX_META, _MAX_META_VALUE, _MAX_WEIGHT, _MAX_PORTS = 64, 512, 65535, 64
 _MAX_NAME = 512
 """Bytes of a service name or id: it must still fit into a key of the store, and into the path of a request that names it."""
 
@@ -71,12 +75,14 @@ def parse_service(body: object, node: str) -> Instance:
         raise BadRequest("Missing service name")
     tagged = tagged_of(raw.get("taggedaddresses"))
     passing, warning = weights_of(raw.get("weights"))
+    ports = ports_of(raw.get("ports"), port_of(raw.get("port")))
     return Instance(
         id=name_of(raw, "id") or name,
         name=name,
         node=node,
         address=address_of(raw),
-        port=port_of(raw.get("port")),
+        port=next((port.port for port in ports if port.default), port_of(raw.get("port"))),
+        ports=ports,
         tags=tags_of(raw.get("tags")),
         meta=meta_of(raw.get("meta")),
         tagged_addresses={kind: address for kind, (address, _) in tagged.items()},
@@ -134,6 +140,37 @@ def port_of(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65535:
         raise BadRequest(f"Request decode failed: port must be a number from 0 to 65535, got {value!r}")
     return value
+
+
+def ports_of(value: object, own: int) -> tuple[NamedPort, ...]:
+    """A service's `Ports`: objects {Name, Port, Default?, Protocol?}. One of them is the default and so the port of the service itself: the
+    one that says so, else the one that has the port `own`, else (there is no `own`) the first."""
+    if not value:
+        return ()
+    if not isinstance(value, list) or len(value) > _MAX_PORTS:
+        raise BadRequest(f"Invalid Ports: must be a list of at most {_MAX_PORTS} objects with Name and Port")
+    found = [_named_port(entry) for entry in value]
+    if len({port.name.lower() for port in found}) < len(found):
+        raise BadRequest("Invalid Ports: each needs a name of its own, in whatever case")
+    chosen = [port for port in found if port.default]
+    if len(chosen) > 1:
+        raise BadRequest("Invalid Ports: only one can be the default")
+    if chosen and own not in (0, chosen[0].port):
+        raise BadRequest(f"Invalid Ports: Port is {own}, but the default port {chosen[0].name!r} is {chosen[0].port}; give one of them")
+    default = next(iter(chosen or [port for port in found if own in (0, port.port)]), None)
+    return tuple(replace(port, default=port is default) for port in found)
+
+
+def _named_port(value: object) -> NamedPort:
+    raw = fold(value)
+    name, port, protocol = text_of(raw, "name"), port_of(raw.get("port")), text_of(raw, "protocol").lower() or "tcp"
+    if not _PORT_NAME.fullmatch(name):
+        raise BadRequest(f"Invalid Ports: {name!r} is no name of a port: letters, digits, - and _ inside, at most 62 characters")
+    if not port:
+        raise BadRequest(f"Invalid Ports: {name!r} needs a port from 1 to 65535")
+    if protocol not in _PROTOCOLS:
+        raise BadRequest(f"Invalid Ports: the protocol of {name!r} must be one of {', '.join(_PROTOCOLS)}, got {protocol!r}")
+    return NamedPort(name, port, flag_of(raw, "default"), _PROTOCOLS[protocol])
 
 
 def tags_of(value: object) -> tuple[str, ...]:

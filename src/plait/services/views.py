@@ -141,6 +141,7 @@ class Views:
             "ServiceWeights": _weights(instance),
             "ServiceMeta": dict(instance.meta),
             "ServicePort": instance.port,
+            **_ports("ServicePorts", instance),
             "ServiceSocketPath": "",
             "ServiceEnableTagOverride": instance.enable_tag_override,
             "ServiceProxy": {},
@@ -159,6 +160,7 @@ class Views:
             "TaggedAddresses": _tagged(instance),
             "Meta": dict(instance.meta),
             "Port": instance.port,
+            **_ports("Ports", instance),
             "Weights": _weights(instance),
             "EnableTagOverride": instance.enable_tag_override,
             "Proxy": {},
@@ -233,6 +235,15 @@ def _with_meta(nodes: Mapping[str, CatalogNode], node_meta: Sequence[str]) -> di
 def _tagged(instance: Instance) -> Json:
     ports = instance.tagged_ports
     return {kind: {"Address": address, "Port": ports.get(kind, instance.port)} for kind, address in instance.tagged_addresses.items()}
+
+
+def _ports(key: str, instance: Instance) -> Json:
+    """Those that have names, under `key`; nothing if there are none. TCP is not said."""
+    shown = [
+        {"Name": p.name, "Port": p.port, "Default": p.default} | ({"Protocol": p.protocol} if p.protocol != "tcp" else {})
+        for p in instance.ports
+    ]
+    return {key: shown} if shown else {}
 
 
 def _weights(instance: Instance) -> Json:
