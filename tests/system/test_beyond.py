@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -86,3 +87,33 @@ def test_named_ports_reach_another_host_over_http_and_dns(two: Lab) -> None:
         assert [line.split()[2] for line in two.run("A", "dig", "+short", "@127.0.0.1", name, "SRV").stdout.splitlines()] == [port]
         assert two.run("A", "dig", "+short", "@127.0.0.1", name).stdout.split() == [address]
     put(two, "B", "agent/service/deregister/api-1", None)
+
+
+def test_events_of_another_host_arrive_and_a_client_resumes_where_it_was(two: Lab) -> None:
+    """A watches one service while a container on B comes and goes, with a break in which something happens."""
+
+    def watch(file: str, *options: str) -> Callable[[], list[tuple[str, str]]]:
+        """(event, change) of all that has come."""
+        command = f"timeout 60 curl -sN {' '.join(options)} '{BASE}/plait/events?service=shop' > {file} 2>&1 < /dev/null & echo $!"
+        watched.append(two.run("A", "sh", "-c", command).stdout.strip())
+        return lambda: [
+            (block.partition("event: ")[2].partition("\n")[0], block.partition('"Change":"')[2].partition('"')[0])
+            for block in two.run("A", "cat", file).stdout.split("\n\n")
+            if "event: " in block
+        ]
+
+    watched: list[str] = []
+    seen = watch("/tmp/events-1")
+    until("the stream begins", lambda: seen() == [("reset", "")], 10)
+    run(two, "shop", "-e", "SERVICE_NAME=shop")
+    until("the instance is told", lambda: ("instance", "added") in seen() and ("check", "added") in seen(), 10)
+    until("it has settled", lambda: seen() == (time.sleep(1.0), seen())[1], 10)
+    two.run("A", "kill", watched[0])
+    last = [line for line in two.run("A", "cat", "/tmp/events-1").stdout.splitlines() if line.startswith("id: ")][-1]
+    docker(two, "pause", "shop")
+    until("the catalogue has it", lambda: asked(two, "health/service/shop?passing") == [], 10)
+    again = watch("/tmp/events-2", f"-H 'Last-Event-ID: {last.removeprefix('id: ')}'")
+    until("what was missed is told", lambda: sorted(again()) == [("check", "changed"), ("instance", "changed")], 10)
+    docker(two, "rm", "-f", "shop")
+    until("it goes", lambda: {("instance", "removed"), ("service", "removed")} <= set(again()), 10)
+    two.run("A", "kill", watched[1])

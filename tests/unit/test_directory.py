@@ -50,7 +50,7 @@ def test_a_check_touches_what_it_is_about() -> None:
 def test_other_labels_of_a_container_touch_the_instances_that_are_bound_to_it() -> None:
     box = Container("3f0", "box", "A", "docker", labels={"app": "web"})
     bound = replace(START, instances={("A", "web"): replace(WEB, container="box"), ("B", "db"): DB})
-    about = {Topic("service", "web"), Topic("node", "A"), Topic("checks")}
+    about = {Topic("checks")}
     known, touched = Directory.of(bound).advance(replace(bound, containers={("A", "3f0"): box}))
     assert touched == about and known.labels(bound.instances["A", "web"]) == {"app": "web"}
     for other, topics in ((replace(box, pid=7), set()), (replace(box, labels={"app": "db"}), about), (replace(box, name="b"), about)):

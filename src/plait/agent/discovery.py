@@ -42,6 +42,8 @@ from plait.serve.consul_kv import KvApi
 from plait.serve.consul_operator import OperatorApi
 from plait.serve.consul_query import QueryApi
 from plait.serve.consul_runtime import RuntimeApi
+from plait.serve.event_hub import EventHub
+from plait.serve.plait_events import PlaitEventsApi
 from plait.services.checkviews import Json
 from plait.services.views import Views
 from plait.store.api import Change, Store
@@ -93,6 +95,8 @@ class Discovery:
         more = [route for part in parts for route in part.routes]
         api = ConsulApi(self.catalog, name, datacenter, more, self.checkup, OutsideCatalog(self._p.view, self._p.store))
         api.set_coordinates(lambda: coord_json(self.consul_state.coordinate(name)[0]), partial(near, self.consul_state))
+        self.events = EventHub(self.catalog, lambda: api.directory(), datacenter)
+        api.add(PlaitEventsApi(self.events).routes)
         return api
 
     def _gauges(self) -> dict[str, float]:

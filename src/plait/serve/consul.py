@@ -168,7 +168,8 @@ class ConsulApi:
             return text_answer(405, f"method {request.method} not allowed", allow)
         params = {key: tuple(request.query.getall(key)) for key in request.query}
         sized = request.clone(client_max_size=route.max_body) if route.max_body else request
-        call = Call(path, parts, params, await sized.read(), request.headers.get("Accept", ""))
+        head = request.headers
+        call = Call(path, parts, params, await sized.read(), head.get("Accept", ""), head.get("Last-Event-ID", ""))
         call.check_scope(self._datacenter)
         if call.one("filter") and not route.path.startswith(FILTERED):
             raise BadRequest(f"filter does not apply to /v1/{route.path}")

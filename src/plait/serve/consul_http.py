@@ -22,6 +22,8 @@ from plait.model.errors import PlaitError
 from plait.services.requests import BadRequest, Refusal, TooLarge, duration_s, fold
 
 DEFAULT_WAIT_S, MAX_WAIT_S = 300.0, 600.0
+STALL_S = 10.0
+"""How long one part of a stream may wait to be taken."""
 _MAX_INDEX = (1 << 64) - 1
 _COMPRESS_FROM = 1024
 """Bytes of a body from which compressing it pays."""
@@ -49,6 +51,8 @@ class Call:
     body: bytes
     accept: str = ""
     """The Accept header."""
+    last_event_id: str = ""
+    """The Last-Event-ID header."""
 
     def flag(self, name: str) -> bool:
         """Whether the parameter is there, with or without a value."""
@@ -170,12 +174,18 @@ class StreamAnswer(web.Response):
         self.chunks = chunks
 
     async def send(self, request: web.Request) -> web.StreamResponse:
-        """Send it whole."""
+        """Send it whole. A client that takes nothing of what waits for `STALL_S` is cut off."""
         sent = web.StreamResponse(headers=self.headers)
         await sent.prepare(request)
         async with aclosing(self.chunks) as chunks:
             async for chunk in chunks:
-                await sent.write(chunk)
+                try:
+                    async with asyncio.timeout(STALL_S):
+                        await sent.write(chunk)
+                except TimeoutError:
+                    if request.transport is not None:
+                        request.transport.abort()
+                    break
         return sent
 
 

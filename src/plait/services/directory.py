@@ -62,7 +62,7 @@ class Directory:
         before = self.snapshot
         same_nodes = before.nodes is snapshot.nodes and before.catalog_nodes is snapshot.catalog_nodes
         made.nodes = self.nodes if same_nodes else _all_nodes(snapshot)
-        nodes = {name for name, _, _ in _changes(self.nodes, made.nodes)}
+        nodes = {name for name, _, _ in changes(self.nodes, made.nodes)}
         made._alive = snapshot.alive
         nodes |= snapshot.alive ^ self._alive
         if not same_nodes:  # a node may say the same of itself with and without an agent
@@ -72,10 +72,10 @@ class Directory:
             instances: list[tuple[Key, Instance | None, Instance | None]] = []
         else:
             made._instances = _known_instances(snapshot, made.nodes)
-            instances = list(_changes(self._instances, made._instances))
+            instances = list(changes(self._instances, made._instances))
             made.by_service = _regrouped(self.by_service, instances, lambda i: i.name.lower())
             made.by_node = _regrouped(self.by_node, instances, lambda i: i.node)
-        checks = list(_changes(before.checks, snapshot.checks))
+        checks = list(changes(before.checks, snapshot.checks))
         made.checks = _regrouped(self.checks, checks, lambda c: (c.node, c.service_id))
         if before.containers is snapshot.containers:
             made._labels = self._labels
@@ -109,17 +109,15 @@ class Directory:
                     yield Topic("service", instance.name.lower())
 
     def _relabelled(self, after: Directory) -> Iterable[Topic]:
-        """Of instances whose containers carry other labels now."""
-        for (node, _), *both in _changes(self.snapshot.containers, after.snapshot.containers):
-            old, new = both
-            if old is not None and new is not None and (old.name, old.labels, old.state) == (new.name, new.labels, new.state):
-                continue
-            names = {container.name for container in both if container is not None}
-            for instance in after.by_node.get(node, ()):
-                if instance.container in names:
-                    yield from (Topic("service", instance.name.lower()), Topic("node", node), Topic("checks"))
+        """Of instances whose containers carry other labels now, which no answer about one service or node shows."""
+        yield from (Topic("checks") for _ in relabelled(self, after))
 
     # --- what it says
+
+    @property
+    def instances(self) -> Mapping[Key, Instance]:
+        """By (node, id)."""
+        return self._instances
 
     def labels(self, instance: Instance) -> Mapping[str, str]:
         """Those of its container and its own metadata, which wins."""
@@ -154,6 +152,15 @@ class Directory:
         return aggregated(self.instance_checks(instance))
 
 
+def relabelled(before: Directory, after: Directory) -> Iterable[Instance]:
+    """Instances of `after` whose containers may have given them other labels before."""
+    for (node, _), old, new in changes(before.snapshot.containers, after.snapshot.containers):
+        if old is not None and new is not None and (old.name, old.labels, old.state) == (new.name, new.labels, new.state):
+            continue
+        names = {container.name for container in (old, new) if container is not None}
+        yield from (instance for instance in after.by_node.get(node, ()) if instance.container in names)
+
+
 def _all_nodes(snapshot: Snapshot) -> dict[str, CatalogNode]:
     """By name; one with an agent is what that says of it."""
     found = dict(snapshot.catalog_nodes)
@@ -184,7 +191,7 @@ def _known_instances(snapshot: Snapshot, nodes: Mapping[str, CatalogNode]) -> di
     return found
 
 
-def _changes(before: Mapping[K, V], after: Mapping[K, V]) -> Iterable[tuple[K, V | None, V | None]]:
+def changes(before: Mapping[K, V], after: Mapping[K, V]) -> Iterable[tuple[K, V | None, V | None]]:
     """(key, before, after) of what differs. Maps share most of their values, which are told apart by identity first."""
     if before is after:
         return

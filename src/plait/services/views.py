@@ -20,7 +20,7 @@ class Views:
     """Views of one directory, narrowed to the nodes whose meta has every "key:value" of `node_meta`. `datacenter` is the only one."""
 
     def __init__(self, directory: Directory, datacenter: str, node_meta: Sequence[str] = ()) -> None:
-        self.directory, self._datacenter = directory, datacenter
+        self.directory, self.datacenter = directory, datacenter
         self._nodes = directory.nodes if not node_meta else _with_meta(directory.nodes, node_meta)
 
     # --- nodes
@@ -33,7 +33,7 @@ class Views:
             "ID": node.id,
             "Node": node.name,
             "Address": node.address,
-            "Datacenter": self._datacenter,
+            "Datacenter": self.datacenter,
             "TaggedAddresses": dict(node.tagged_addresses),
             "Meta": dict(node.meta),
             "CreateIndex": node.create_index,
@@ -53,7 +53,7 @@ class Views:
                 "Name": node.name + suffix,
                 "Addr": str(node.address),
                 "Port": 8301,
-                "Tags": {"role": "consul" if SERVER_META in node.meta else "node", "dc": self._datacenter, "id": node.id},
+                "Tags": {"role": "consul" if SERVER_META in node.meta else "node", "dc": self.datacenter, "id": node.id},
                 "Status": 1 if node.name in snapshot.alive else 4,
                 "ProtocolMin": 1,
                 "ProtocolMax": 5,
@@ -176,7 +176,7 @@ class Views:
         hidden = {"Proxy", "Connect", "PeerName", "CreateIndex", "ModifyIndex"} - instance.extra.keys()
         empty = {"TaggedAddresses"} if not instance.tagged_addresses else set()
         body = {key: value for key, value in self.node_service(instance).items() if key not in hidden | empty}
-        return {**body, "Datacenter": self._datacenter}
+        return {**body, "Datacenter": self.datacenter}
 
     def health_entry(self, instance: Instance) -> Json:
         return {
