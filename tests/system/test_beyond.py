@@ -117,3 +117,54 @@ def test_events_of_another_host_arrive_and_a_client_resumes_where_it_was(two: La
     docker(two, "rm", "-f", "shop")
     until("it goes", lambda: {("instance", "removed"), ("service", "removed")} <= set(again()), 10)
     two.run("A", "kill", watched[1])
+
+
+PROMETHEUS = f"""
+global: {{scrape_interval: 1s, scrape_timeout: 1s}}
+scrape_configs:
+- job_name: plait
+  http_sd_configs:
+  - url: "{BASE}/plait/http_sd?selector=scrape%3Dyes"
+    refresh_interval: 1s
+  relabel_configs:
+  - {{source_labels: [__meta_plait_service], target_label: service}}
+  - {{source_labels: [__meta_plait_node], target_label: node}}
+  - {{source_labels: [__meta_plait_label_tier], target_label: tier}}
+"""
+
+
+def test_prometheus_discovers_and_scrapes_what_is_labelled(two: Lab) -> None:
+    """Debian's Prometheus on A: a target comes and goes with its container on B."""
+    two.run("A", "mkdir", "-p", "/tmp/prometheus")
+    two.run("A", "tee", "/tmp/prometheus/config.yml", text=PROMETHEUS)
+    options = "--config.file=/tmp/prometheus/config.yml --storage.tsdb.path=/tmp/prometheus/data --web.listen-address=127.0.0.1:9090"
+    pid = two.run("A", "sh", "-c", f"prometheus {options} > /tmp/prometheus/log 2>&1 < /dev/null & echo $!").stdout.strip()
+
+    def told(query: str) -> Any:
+        got = two.run("A", "curl", "-sS", "-m", "5", f"http://127.0.0.1:9090/api/v1/{query}", check=False).stdout
+        return json.loads(got)["data"] if got.startswith("{") else {}
+
+    def scraped(*addresses: str) -> bool:
+        """Whether the targets are these and healthy, and what each serves is in the database."""
+        wanted = [{"instance": f"{a}:80", "job": "plait", "service": "shop", "node": "B", "tier": "prod"} for a in addresses]
+        targets = told("targets?state=active").get("activeTargets", ())
+        found = {target["labels"]["instance"]: target["labels"] for target in targets if target["health"] == "up"}
+        rows = [row["metric"] for row in told("query?query=orders_total==7").get("result", ())]
+        stored = all(any(row.items() >= labels.items() for row in rows) for labels in wanted)
+        return stored and len(targets) == len(wanted) and found == {labels["instance"]: labels for labels in wanted}
+
+    def shop(name: str) -> str:
+        address = run(two, name, "-e", "SERVICE_NAME=shop", "--label", "scrape=yes", "--label", "tier=prod")
+        docker(two, "exec", name, "sh", "-c", "echo 'orders_total 7' > /usr/share/nginx/html/metrics")
+        return address
+
+    try:
+        run(two, "other", "-e", "SERVICE_NAME=other")
+        first = shop("one")
+        until("it scrapes the container", lambda: scraped(first), 30)
+        second = shop("two")
+        until("it scrapes the new one too", lambda: scraped(first, second), 30)
+        docker(two, "rm", "-f", "one")
+        until("the target goes with its container", lambda: scraped(second), 15)
+    finally:
+        two.run("A", "kill", pid)

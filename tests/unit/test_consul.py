@@ -704,3 +704,20 @@ async def test_a_selector_blocks_until_its_own_instances_change(client: Client, 
     backend.run(Container("3f0", "box", "A", "docker", labels={"other": "x"}))
     answer = await waiting
     assert (answer.json, answer.index > first.index) == ([], True)
+
+
+# --- Prometheus
+
+
+async def test_the_answer_is_what_prometheus_takes(client: Client, backend: Backend) -> None:
+    backend.add(Instance("w1", "Web", "B", "10.28.0.2", 80, meta={"app": "web"}))
+    backend.add(Instance("db", "db", "A", "10.28.0.3", 5432, meta={"app": "db"}))
+    answer = await client.get("/v1/plait/http_sd")
+    assert answer.status == 200 and answer.headers["Content-Type"] == "application/json"
+    assert [group["targets"] for group in answer.json] == [["10.28.0.3:5432"], ["10.28.0.2:80"]], "consul itself is not scraped"
+    assert [group["targets"] for group in (await client.get("/v1/plait/http_sd?selector=app=web&service=WEB")).json] == [["10.28.0.2:80"]]
+    backend.change(alive=frozenset("A"))
+    assert {g["labels"]["__meta_plait_health"] for g in (await client.get("/v1/plait/http_sd?service=web")).json} == {"critical"}
+    assert [g["targets"] for g in (await client.get("/v1/plait/http_sd?passing")).json] == [["10.28.0.3:5432"]]
+    assert (await client.get("/v1/plait/http_sd?service=nobody")).json == []
+    assert (await client.get("/v1/plait/http_sd?selector=%3D")).status == 400

@@ -11,6 +11,7 @@ from plait.serve.consul_backend import Read
 from plait.serve.consul_http import Call
 from plait.services.bexpr import compile_filter, filtered
 from plait.services.directory import Topic
+from plait.services.prometheus import target_groups
 from plait.services.selector import parse_selector
 from plait.services.views import Views
 
@@ -98,6 +99,12 @@ def reads(datacenter: str) -> Iterator[tuple[str, str, bool, Read]]:
     yield "health/checks/<name>", "the checks of a service", True, lambda call, views: views.service_checks(call.part("service name"))
     yield "health/state/<state>", "checks by state, or `any`", True, lambda call, views: views.checks(call.part("check state"))
     yield "plait/instances", "instances by label: `selector=app=web,tier!=test`; `service`, `tag`, `passing`", True, _instances
+    yield (
+        "plait/http_sd",
+        "[what Prometheus scrapes](prometheus.md); `selector`, `service`, `tag`, `passing`, `port`",
+        False,
+        _http_sd,
+    )
 
 
 def _catalog_service(call: Call, views: Views) -> object:
@@ -155,3 +162,7 @@ def chosen(call: Call, views: Views) -> Iterator[Instance]:
 
 def _instances(call: Call, views: Views) -> object:
     return [{**views.health_entry(instance), "Labels": dict(views.labels(instance))} for instance in chosen(call, views)]
+
+
+def _http_sd(call: Call, views: Views) -> object:
+    return list(target_groups(views, chosen(call, views), call.one("port")))
