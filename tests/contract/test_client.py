@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 from tests.support.cluster import nodes
 from tests.support.fake_consul import FakeConsul, serve
 
@@ -53,16 +52,15 @@ async def agent(folder: Path) -> AsyncIterator[str]:
         kv = Kv(node.view, store, lambda: 0)
         kv.change((Change("put", item, item.mod_revision) for item in node.replica.items.values()), node.replica.revision)
         node.replica.subscribe(kv.change)
-        runner = ConsulApi(catalog, node.name, "dc1", KvApi(kv, node.name).routes).runner()
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        server = ConsulApi(catalog, node.name, "dc1", KvApi(kv, node.name).routes).server()
+        await server.start("127.0.0.1", 0)
         steward = asyncio.create_task(SessionSteward(kv, node.view).run())
         try:
-            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+            yield f"http://127.0.0.1:{server.port}"
         finally:
             steward.cancel()
             await asyncio.wait([steward])
-            await runner.cleanup()
+            await server.stop()
     await store.close()
 
 

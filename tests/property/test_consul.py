@@ -12,7 +12,6 @@ from ipaddress import IPv4Address
 from urllib.parse import quote
 
 import pytest
-from aiohttp import web
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -82,13 +81,12 @@ class Backend:
 
 
 async def serve(ready: threading.Event, stop: asyncio.Event, port: list[int]) -> None:
-    runner = ConsulApi(Backend(), "A", "dc1").runner()
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    port.append(runner.addresses[0][1])
+    server = ConsulApi(Backend(), "A", "dc1").server()
+    await server.start("127.0.0.1", 0)
+    port.append(server.port)
     ready.set()
     await stop.wait()
-    await runner.cleanup()
+    await server.stop()
 
 
 @pytest.fixture(scope="module")

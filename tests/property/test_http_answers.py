@@ -108,8 +108,8 @@ def test_a_wait_ends_with_each_change_of_its_answer(steps: list[dict[str, object
         directory = answers.directory()
         for fields in steps:
             before = {number: said(call, path, directory) for number, (call, path) in enumerate(QUERIES)}
-            waits = [answers.waiting(topics_of(call)) for call, _ in QUERIES]
-            events = [wait.__enter__() for wait in waits]
+            events = [asyncio.Event() for _ in QUERIES]
+            leaves = [answers.join(topics_of(call), event.set) for (call, _), event in zip(QUERIES, events, strict=True)]
             await asyncio.sleep(0)
             cluster.now = replace(cluster.now, revision=cluster.now.revision + 1, **fields)  # type: ignore[arg-type]
             cluster.event.set()
@@ -118,8 +118,8 @@ def test_a_wait_ends_with_each_change_of_its_answer(steps: list[dict[str, object
             directory = Directory.of(cluster.now)
             for number, (call, path) in enumerate(QUERIES):
                 assert events[number].is_set() or said(call, path, directory) == before[number], call
-            for wait in waits:
-                wait.__exit__(None, None, None)
+            for leave in leaves:
+                leave()
             assert answers.waiters() == 0
 
     asyncio.run(run())
@@ -135,13 +135,16 @@ def test_a_change_wakes_and_recomputes_nothing_else() -> None:
             answers.get(name, frozenset({Topic("service", name)}), lambda: (made.append(name), name.encode())[1])
 
         ask("web"), ask("db")
-        with answers.waiting(frozenset({Topic("service", "web")})) as web, answers.waiting(frozenset({Topic("service", "db")})) as db:
+        web, db = asyncio.Event(), asyncio.Event()
+        leaves = [answers.join(frozenset({Topic("service", name)}), event.set) for name, event in (("web", web), ("db", db))]
+        await asyncio.sleep(0)
+        cluster.now = replace(cluster.now, instances={("A", "1"): Instance("1", "web", "A")})
+        cluster.event.set()
+        for _ in range(5):
             await asyncio.sleep(0)
-            cluster.now = replace(cluster.now, instances={("A", "1"): Instance("1", "web", "A")})
-            cluster.event.set()
-            for _ in range(5):
-                await asyncio.sleep(0)
-            assert web.is_set() and not db.is_set()
+        assert web.is_set() and not db.is_set()
+        for leave in leaves:
+            leave()
         ask("web"), ask("db")
         assert made == ["web", "db", "web"]
 

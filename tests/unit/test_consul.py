@@ -12,12 +12,13 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from aiohttp import ClientSession, web
+from aiohttp import ClientSession
 from yarl import URL
 
 from plait.model.cluster import Container, Instance, Node, Snapshot
-from plait.serve import consul
+from plait.serve import consul_router, http_server
 from plait.serve.consul import ConsulApi
+from plait.serve.http_server import HttpServer
 
 SEED = b'{"ID": "web", "Name": "web", "Tags": ["http"], "Address": "", "Port": 80}'
 
@@ -121,19 +122,18 @@ def api(backend: Backend) -> ConsulApi:
 
 
 @pytest.fixture
-async def runner(api: ConsulApi) -> AsyncIterator[web.AppRunner]:
-    runner = api.runner()
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield runner
-    await runner.cleanup()
+async def server(api: ConsulApi) -> AsyncIterator[HttpServer]:
+    server = api.server()
+    await server.start("127.0.0.1", 0)
+    yield server
+    await server.stop()
 
 
 @pytest.fixture
-async def client(runner: web.AppRunner) -> AsyncIterator[Client]:
+async def client(server: HttpServer) -> AsyncIterator[Client]:
     async with ClientSession(auto_decompress=False) as session:
         session.headers["Accept-Encoding"] = "identity"
-        yield Client(session, runner.addresses[0][1])
+        yield Client(session, server.port)
 
 
 def web_box(node: str, address: str, network: str = "default") -> Container:
@@ -465,7 +465,7 @@ async def test_a_wrong_body_is_refused_and_nothing_is_registered(client: Client,
 
 
 async def test_a_body_that_is_too_large_is_refused(client: Client) -> None:
-    assert (await client.put("/v1/agent/service/register", b" " * (consul.MAX_BODY + 1))).status == 413
+    assert (await client.put("/v1/agent/service/register", b" " * (consul_router.MAX_BODY + 1))).status == 413
 
 
 async def test_own_names_of_scope_are_accepted(client: Client) -> None:
@@ -631,11 +631,11 @@ async def test_a_fault_while_changes_are_followed_is_an_answer_to_those_who_wait
     assert (await asyncio.wait_for(waiter, 5)).status == 500
 
 
-async def test_a_stop_does_not_wait_for_blocking_queries(client: Client, backend: Backend, runner: web.AppRunner) -> None:
+async def test_a_stop_does_not_wait_for_blocking_queries(client: Client, backend: Backend, server: HttpServer) -> None:
     before = await client.get("/v1/catalog/nodes")
     waiter = asyncio.create_task(client.get(f"/v1/catalog/nodes?index={before.index}&wait=60s"))
     await settled(backend)
-    await asyncio.wait_for(runner.cleanup(), consul.SHUTDOWN_S + 4)
+    await asyncio.wait_for(server.stop(), http_server.STOP_S + 4)
     await asyncio.gather(waiter, return_exceptions=True)
 
 

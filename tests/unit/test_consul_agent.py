@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession, web
+from aiohttp import ClientSession
 from tests.support.cluster import FakeNode, nodes
 
 from plait.agent.catalog import Catalog
@@ -59,14 +59,13 @@ class Consul:
 @contextlib.asynccontextmanager
 async def consul(node: FakeNode) -> AsyncIterator[Consul]:
     catalog = Catalog(node.view, node.journal, node.publisher.publish, lambda: 0)
-    runner = ConsulApi(catalog, node.name, "dc1").runner()
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    server = ConsulApi(catalog, node.name, "dc1").server()
+    await server.start("127.0.0.1", 0)
     try:
         async with ClientSession() as session:
-            yield Consul(session, runner.addresses[0][1])
+            yield Consul(session, server.port)
     finally:
-        await runner.cleanup()
+        await server.stop()
 
 
 def ids(node: FakeNode) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession, web
+from aiohttp import ClientSession
 from tests.support.cluster import FakeNode, nodes
 
 from plait.agent.catalog import Catalog
@@ -55,14 +55,13 @@ async def served(node: FakeNode, scripts: bool = False) -> AsyncIterator[Api]:
     catalog = Catalog(node.view, node.journal, node.publisher.publish, lambda: 0)
     checkup = Checkup(node.view, node.journal, Never(), CheckPolicy(scripts), catalog.deregister, time.monotonic, lambda: 0.9)
     api = ConsulApi(catalog, node.name, "dc1", checks=checkup, outside=OutsideCatalog(node.view, node.store))
-    runner = api.runner()
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    server = api.server()
+    await server.start("127.0.0.1", 0)
     try:
         async with ClientSession() as session:
-            yield Api(session, runner.addresses[0][1])
+            yield Api(session, server.port)
     finally:
-        await runner.cleanup()
+        await server.stop()
         await checkup.flush()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession, web
+from aiohttp import ClientSession
 from tests.support.cluster import FakeNode, nodes
 
 from plait.agent.catalog import Catalog
@@ -51,14 +51,13 @@ async def client(node: FakeNode) -> AsyncIterator[Client]:
         node.replica.subscribe(told)
     catalog = Catalog(node.view, node.journal, node.publisher.publish, lambda: 0)
     more = [*KvApi(kv, node.name).routes, *EventApi(state).routes, *OperatorApi(state, "dc1").routes]
-    runner = ConsulApi(catalog, node.name, "dc1", more).runner()
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    server = ConsulApi(catalog, node.name, "dc1", more).server()
+    await server.start("127.0.0.1", 0)
     try:
         async with ClientSession() as session:
-            yield Client(session, runner.addresses[0][1], state)
+            yield Client(session, server.port, state)
     finally:
-        await runner.cleanup()
+        await server.stop()
 
 
 @pytest.fixture

@@ -13,16 +13,16 @@ from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
-from aiohttp import ClientResponse, ClientSession, web
+from aiohttp import ClientResponse, ClientSession
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.test_consul import Backend
 
 from plait.model.cluster import Container, Instance, Node, Snapshot
 from plait.model.discovery import CatalogNode, Check
-from plait.serve import consul_http
 from plait.serve.consul import ConsulApi
 from plait.serve.event_hub import EventHub
+from plait.serve.http_server import Limits
 from plait.serve.plait_events import PlaitEventsApi
 from plait.services.changes import Wanted, differences
 from plait.services.directory import Directory
@@ -200,12 +200,11 @@ async def served() -> AsyncIterator[Served]:
     api = ConsulApi(backend, "A", "dc1")
     hub = EventHub(backend, lambda: api.directory(), "dc1")
     api.add(PlaitEventsApi(hub).routes)
-    runner = api.runner()
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    server = api.server(Limits(stall_s=0.3))
+    await server.start("127.0.0.1", 0)
     async with ClientSession() as session:
-        yield Served(backend, hub, runner.addresses[0][1], session)
-    await runner.cleanup()
+        yield Served(backend, hub, server.port, session)
+    await server.stop()
 
 
 async def block(answer: ClientResponse) -> dict[str, Any]:
@@ -318,8 +317,7 @@ async def test_a_client_that_goes_away_frees_its_watcher(served: Served) -> None
     await served.become(lambda: not served.hub.watchers and not served.backend.waiting)
 
 
-async def test_a_client_that_does_not_read_is_cut_off_and_others_are_not(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(consul_http, "STALL_S", 0.3)
+async def test_a_client_that_does_not_read_is_cut_off_and_others_are_not(served: Served) -> None:
     served.hub.queue_bytes = 1 << 16
     loop = asyncio.get_running_loop()
     with socket.socket() as slow:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession, web
+from aiohttp import ClientSession
 from tests.support.cluster import FakeNode, nodes
 from yarl import URL
 
@@ -76,14 +76,13 @@ async def client(node: FakeNode) -> AsyncIterator[Client]:
     kv.change((Change("put", item, item.mod_revision) for item in node.replica.items.values()), node.replica.revision)
     node.replica.subscribe(kv.change)
     catalog = Catalog(node.view, node.journal, node.publisher.publish, lambda: 0)
-    runner = ConsulApi(catalog, node.name, "dc1", KvApi(kv, node.name).routes).runner()
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    server = ConsulApi(catalog, node.name, "dc1", KvApi(kv, node.name).routes).server()
+    await server.start("127.0.0.1", 0)
     try:
         async with ClientSession() as session:
-            yield Client(session, runner.addresses[0][1], kv)
+            yield Client(session, server.port, kv)
     finally:
-        await runner.cleanup()
+        await server.stop()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession, web
+from aiohttp import ClientSession
 from tests.support.cluster import FakeNode, nodes
 
 from plait.agent.catalog import Catalog
@@ -182,14 +182,13 @@ async def client(node: FakeNode) -> AsyncIterator[Client]:
     node.replica.subscribe(told)
     catalog = Catalog(node.view, node.journal, node.publisher.publish, lambda: 0)
     api = QueryApi(queries, node.name, "dc1", lambda name: list(ENTRIES) if name == "web" else [], lambda: 0)
-    runner = ConsulApi(catalog, node.name, "dc1", [*KvApi(kv, node.name).routes, *api.routes]).runner()
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    server = ConsulApi(catalog, node.name, "dc1", [*KvApi(kv, node.name).routes, *api.routes]).server()
+    await server.start("127.0.0.1", 0)
     try:
         async with ClientSession() as session:
-            yield Client(session, runner.addresses[0][1], kv, queries)
+            yield Client(session, server.port, kv, queries)
     finally:
-        await runner.cleanup()
+        await server.stop()
 
 
 @pytest.fixture

@@ -17,8 +17,6 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from aiohttp import web
-
 from plait import __version__
 from plait.agent.config import Config, parse_config
 from plait.agent.consulconfig import SoloSettings
@@ -35,6 +33,7 @@ from plait.model.cluster import Node
 from plait.model.errors import PlaitError
 from plait.serve.consul_control import AgentControl, ControlApi
 from plait.serve.dns_parent import DnsService
+from plait.serve.http_server import HttpServer
 from plait.services.checkrequests import of_service, parse_check, service_checks
 from plait.services.directory import SERVER_META
 from plait.services.requests import parse_service
@@ -131,8 +130,7 @@ class _Solo(AgentControl):
         async with asyncio.TaskGroup() as group:
             reloads = asyncio.Event()
             loop.add_signal_handler(signal.SIGHUP, reloads.set)
-            http = self.discovery.api.runner()
-            await http.setup()
+            http = self.discovery.api.server()
             loops = [self.replica.run(), self.publisher.run(), self.publisher.stay_alive(LEASE_TTL_S), *self.discovery.loops()]
             tasks = [group.create_task(work) for work in (*loops, self._reload_on(reloads))]
             try:
@@ -145,7 +143,7 @@ class _Solo(AgentControl):
             finally:
                 for task in tasks:
                     task.cancel()
-                await http.cleanup()
+                await http.stop()
                 await self.dns.close()
                 await self.discovery.close()
 
@@ -159,7 +157,7 @@ class _Solo(AgentControl):
         await self._define()
         await self.publisher.publish()
 
-    async def _listen(self, http: web.AppRunner) -> None:
+    async def _listen(self, http: HttpServer) -> None:
         """DNS first: whoever is answered by HTTP may ask it."""
         settings = self.settings
         if settings.dns_port:
@@ -170,7 +168,7 @@ class _Solo(AgentControl):
                 raise PlaitError(str(failed))
         if settings.http_port:
             try:
-                await web.TCPSite(http, str(settings.http_address), settings.http_port).start()
+                await http.start(str(settings.http_address), settings.http_port)
             except OSError as error:
                 where = f"{settings.http_address}:{settings.http_port}"
                 raise PlaitError(f"listening for HTTP on {where}: {error.strerror}; choose another -http-port") from error

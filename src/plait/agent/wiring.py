@@ -11,8 +11,6 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from aiohttp import web
-
 from plait.agent.addresses import Addresses
 from plait.agent.admin import AdminParts, AgentAdmin
 from plait.agent.config import Config, Paths, load_config
@@ -185,21 +183,20 @@ class _Wiring:
 
     async def run(self) -> None:
         admin = AdminServer(AgentAdmin(self._admin_parts()), self.paths.admin_socket)
-        http = self.discovery.api.runner()
+        http = self.discovery.api.server()
         await admin.start()
         try:
             if self.docker is not None:
                 path = self.paths.docker_plugin
                 await self.docker.start(path, inherited_socket(path, os.environ, os.getpid()))
-            await http.setup()
-            await web.TCPSite(http, str(self.config.http_address), self.config.http_port).start()
+            await http.start(str(self.config.http_address), self.config.http_port)
             await self.dns.set_upstreams(_upstreams(self.config))
             await self.dns.start()
             await self._run_loops()
         finally:
             await self.discovery.close()
             await admin.stop()
-            await http.cleanup()
+            await http.stop()
             await self.dns.close()
             if self.docker is not None:
                 await self.docker.close()

@@ -1,25 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Consul-compatible HTTP API: catalogue, health and this agent's services.
 
-Data in: HTTP requests, snapshots of the cluster. Data out: JSON of `services.views`, registrations to the agent. Every path is
-percent-decoded before it is routed and bodies are read as JSON whatever their Content-Type says. Reads of the catalogue block with
-`?index=` until their own result changes (`services.index`, `serve.http_answers`); what belongs to later versions is refused, not pretended.
+Data in: HTTP requests, snapshots of the cluster. Data out: JSON of `services.views`, registrations to the agent. Bodies are read as JSON
+whatever their Content-Type says. Reads of the catalogue block with `?index=` until their own result changes (`services.index`,
+`serve.http_answers`); what belongs to later versions is refused, not pretended.
 """
 
 from __future__ import annotations
 
-import logging
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from urllib.parse import unquote
-
-from aiohttp import web
 
 from plait import __version__
 from plait.model.cluster import Instance
-from plait.model.errors import PlaitError
 from plait.serve.consul_backend import CatalogBackend, CheckOwner, Outside, Read
 from plait.serve.consul_checks import ChecksApi, add_checks
 from plait.serve.consul_http import (
@@ -27,42 +21,32 @@ from plait.serve.consul_http import (
     Handler,
     Missing,
     Route,
-    StreamAnswer,
     Unable,
-    compress,
     encoded,
     json_answer,
     read_headers,
-    set_within,
-    status_of,
     text_answer,
     until,
 )
 from plait.serve.consul_outside import OutsideApi
-from plait.serve.consul_reads import FILTERED, node_of, reads, selected, topics_of
+from plait.serve.consul_reads import node_of, reads, selected, topics_of
+from plait.serve.consul_router import Router
 from plait.serve.http_answers import Answers
+from plait.serve.http_message import Answer, Parked
+from plait.serve.http_server import HttpServer, Limits
 from plait.services.checkrequests import service_checks
 from plait.services.directory import CONSUL_VERSION, SERVER_META
 from plait.services.index import content_hash
 from plait.services.requests import BadRequest, parse_service
 from plait.services.views import Views, container_address, seed_answer
 
-log = logging.getLogger("plait.consul")
-MAX_BODY = 512 * 1024
-SHUTDOWN_S = 1.0
-"""How long a stop waits for requests; blocking queries would otherwise hold it for minutes."""
 _APPEARANCE_S = 1.0
 """How long the seed's form of a registration, which answers with the address, waits for a container that was started a moment ago."""
 _SESSION_TTL_MIN_NS = 10_000_000_000
-_UI_OFF = "Consul Agent: UI disabled. This is plait: see `plait status` and `plait ps`."
-_BAD_PATH = "Invalid URL path: if attempting to use the HTTP API, ensure the path starts with '/v1/'"
-_BAD_API_PATH = "Invalid URL path: not a recognized HTTP API endpoint"
-_UNPRINTABLE = "Invalid URL path: it holds characters that cannot be printed"
-_ACL = re.compile(r"acl/.*|agent/token/.*")
 
 
 class ConsulApi:
-    """`runner()` is served by the agent; `backend` gives snapshots and takes registrations, `more` are the paths of other rooms."""
+    """`server()` is started by the agent; `backend` gives snapshots and takes registrations, `more` are the paths of other rooms."""
 
     def __init__(
         self,
@@ -83,31 +67,25 @@ class ConsulApi:
         parts = [*ChecksApi(checks, self.directory, node, datacenter).routes] if checks is not None else []
         if outside is not None:
             parts += OutsideApi(outside, self.directory, datacenter).routes
-        self.routes = (*parts, *self._agent_routes(), *self._catalogue_routes(), *more)
+        self.router = Router(datacenter)
+        self.router.add((*parts, *self._agent_routes(), *self._catalogue_routes(), *more))
         """The first that matches counts, so exact ones come before those with a variable part."""
-        self._routes: dict[str, list[Route]] = {}
-        """By the first segment of their path."""
-        self._sort_routes()
-        self.app = web.Application(client_max_size=MAX_BODY)
-        self.app.router.add_route("*", "/{path:.*}", self._handle)
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        return self.router.routes
 
     def add(self, routes: Iterable[Route]) -> None:
-        """More paths, of a room that is made after this one."""
-        self.routes = (*routes, *self.routes)
-        self._sort_routes()
-
-    def _sort_routes(self) -> None:
-        self._routes = {}
-        for route in self.routes:
-            self._routes.setdefault(route.path.partition("/")[0], []).append(route)
+        """More paths, of a room that is made after this one. They count before those that are there."""
+        self.router.add(routes)
 
     def set_coordinates(self, own: Callable[[], object], near: Callable[[str], Callable[[str], float] | None]) -> None:
         """`own` is this node's coordinate as JSON; `near(node)` tells how far others are from it, None if it knows no such node."""
         self._coord, self._near = own, near
 
-    def runner(self) -> web.AppRunner:
-        """Serves `app` so that a client that hangs up ends its blocking query, and a stop does not wait for those that do not."""
-        return web.AppRunner(self.app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S)
+    def server(self, limits: Limits | None = None) -> HttpServer:
+        """A server of all this, to be started."""
+        return HttpServer(self.router, limits)
 
     def _agent_routes(self) -> list[Route]:
         local = self._local
@@ -135,52 +113,12 @@ class ConsulApi:
             for path, about, blocks, read in reads(self._datacenter)
         ]
 
-    # --- routing
-
-    async def _handle(self, request: web.Request) -> web.StreamResponse:
-        try:
-            answer = await self._route(request)
-            return await answer.send(request) if isinstance(answer, StreamAnswer) else compress(request, answer)
-        except (PlaitError, UnicodeError) as error:
-            return text_answer(status_of(error), str(error))
-        except web.HTTPException as error:
-            return text_answer(error.status, error.text or error.reason)
-        except Exception as error:
-            log.exception("request_failed", extra={"op": f"{request.method} {request.path}"})
-            return text_answer(500, f"error inside the agent ({error!r}); its log says more")
-
-    async def _route(self, request: web.Request) -> web.Response:
-        path = unquote(request.rel_url.raw_path)
-        if not path.isprintable():
-            return text_answer(400, _UNPRINTABLE)
-        if not path.startswith("/v1/"):
-            return text_answer(200, _UI_OFF) if path == "/" else text_answer(404, _BAD_PATH)
-        path = path.removeprefix("/v1/")
-        candidates = self._routes.get(path.partition("/")[0], ())
-        found = next(((parts, route) for route in candidates if (parts := route.match(path)) is not None), None)
-        if found is None:
-            return text_answer(401, "ACL support disabled") if _ACL.fullmatch(path) else text_answer(404, _BAD_API_PATH)
-        parts, route = found
-        allow = {"Allow": ",".join(["OPTIONS", *route.methods])}
-        if request.method == "OPTIONS":
-            return text_answer(200, "", allow)
-        if request.method not in route.methods:
-            return text_answer(405, f"method {request.method} not allowed", allow)
-        params = {key: tuple(request.query.getall(key)) for key in request.query}
-        sized = request.clone(client_max_size=route.max_body) if route.max_body else request
-        head = request.headers
-        call = Call(path, parts, params, await sized.read(), head.get("Accept", ""), head.get("Last-Event-ID", ""))
-        call.check_scope(self._datacenter)
-        if call.one("filter") and not route.path.startswith(FILTERED):
-            raise BadRequest(f"filter does not apply to /v1/{route.path}")
-        return await route.methods[request.method](call)
-
     # --- reads
 
     def _local(self, read: Read) -> Handler:
         """A read of what this agent knows by itself: answered at once, without the headers of the catalogue."""
 
-        async def answer(call: Call) -> web.Response:
+        def answer(call: Call) -> Answer:
             return json_answer(encoded(selected(read, call, self._views(call)), call.flag("pretty")))
 
         return answer
@@ -188,23 +126,26 @@ class ConsulApi:
     def _catalogue(self, read: Read) -> Handler:
         """A read of the replicated catalogue: blocks if it is asked to, and tells index and age of what it answers."""
 
-        async def answer(call: Call) -> web.Response:
+        def answer(call: Call) -> Answer | Parked:
             consistency, after = call.consistency(), call.index()
             if consistency == "consistent" and self._backend.last_contact_ms() is None:
                 raise Unable("No cluster leader")
             topics = topics_of(call)
             query = (call.path, tuple(sorted((key, values) for key, values in call.params.items() if key not in ("index", "wait"))))
-            look = partial(self.answers.get, query, topics, partial(self._result, call, read), not call.one("near"))
-            body, index = look()
+            make, keep = partial(self._result, call, read), not call.one("near")
+
+            def look(over: bool) -> Answer | None:
+                body, index = self.answers.get(query, topics, make, keep)
+                if index <= after and not over:
+                    return None
+                contact = self._backend.last_contact_ms()
+                headers = read_headers(index, contact, consistency)
+                if call.flag("cached"):
+                    headers |= {"X-Cache": "HIT", "Age": str((contact or 0) // 1000)}
+                return json_answer(body, headers)
+
             wait_s = call.wait_s() if after else 0.0
-            if index <= after:
-                with self.answers.waiting(topics) as event:
-                    body, index = await until(wait_s, look, lambda found: found[1] > after, partial(set_within, event))
-            contact = self._backend.last_contact_ms()
-            headers = read_headers(index, contact, consistency)
-            if call.flag("cached"):
-                headers |= {"X-Cache": "HIT", "Age": str((contact or 0) // 1000)}
-            return json_answer(body, headers)
+            return look(not after) or Parked(wait_s, look, partial(self.answers.join, topics))
 
         return answer
 
@@ -258,7 +199,7 @@ class ConsulApi:
     def _agent_checks(self, _: Call, views: Views) -> object:
         return views.agent_checks(self._node)
 
-    async def _agent_service(self, call: Call) -> web.Response:
+    async def _agent_service(self, call: Call) -> Answer:
         """One service of this agent; with `?hash=` blocks until it is another than the one that has this hash."""
         wanted, known = call.part("service ID"), call.one("hash")
 
@@ -274,10 +215,10 @@ class ConsulApi:
             body, digest = await until(call.wait_s(), look, lambda found: found[1] != known, self._backend.changed)
         return json_answer(encoded({**body, "ContentHash": digest}, call.flag("pretty")), {"X-Consul-ContentHash": digest})
 
-    async def _seed_register(self, call: Call) -> web.Response:
+    async def _seed_register(self, call: Call) -> Answer:
         return json_answer(encoded(seed_answer(await self._put(call, _APPEARANCE_S)), call.flag("pretty")))
 
-    async def _register(self, call: Call) -> web.Response:
+    async def _register(self, call: Call) -> Answer:
         await self._put(call)
         return text_answer(200, "")
 
@@ -314,7 +255,7 @@ class ConsulApi:
             return replace(instance, address=known.address, container=known.container, down=known.down)
         return instance
 
-    async def _deregister(self, call: Call) -> web.Response:
+    async def _deregister(self, call: Call) -> Answer:
         wanted = call.part("service ID")
         if not await self._backend.deregister(wanted):
             raise Missing(f'Unknown service ID "{wanted}". Ensure that the service ID is passed, not the service name.')

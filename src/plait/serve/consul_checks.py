@@ -6,13 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from aiohttp import web
-
 from plait.model.cluster import Instance
 from plait.model.discovery import NODE_MAINTENANCE, SERVICE_MAINTENANCE, Check, Status
 from plait.model.errors import NotFound, NotSupported
 from plait.serve.consul_backend import CheckOwner
 from plait.serve.consul_http import Call, Missing, Route, encoded, json_answer, text_answer
+from plait.serve.http_message import Answer
 from plait.services.checkrequests import STATUSES, maintenance_check, of_service, parse_check
 from plait.services.directory import Directory
 from plait.services.requests import BadRequest, fold, text_of
@@ -48,7 +47,7 @@ class ChecksApi:
 
     # --- checks
 
-    async def _register(self, call: Call) -> web.Response:
+    async def _register(self, call: Call) -> Answer:
         check = parse_check(call.json(), self._node)
         if check.service_id:
             instance = self._directory().instance(self._node, check.service_id)
@@ -58,17 +57,17 @@ class ChecksApi:
         await add_checks(self._checks, [check])
         return text_answer(200, "")
 
-    async def _deregister(self, call: Call) -> web.Response:
+    async def _deregister(self, call: Call) -> Answer:
         wanted = call.part("check ID")
         if self._checks.own(wanted) is None:
             raise Missing(f'Unknown check ID "{wanted}". Ensure that the check ID is passed, not the check name.')
         await self._checks.remove([wanted])
         return text_answer(200, "")
 
-    async def _say(self, status: Status, call: Call) -> web.Response:
+    async def _say(self, status: Status, call: Call) -> Answer:
         return self._told(call, status, call.one("note"))
 
-    async def _update(self, call: Call) -> web.Response:
+    async def _update(self, call: Call) -> Answer:
         raw = fold(call.json())
         said = text_of(raw, "status")
         for status in STATUSES:
@@ -76,7 +75,7 @@ class ChecksApi:
                 return self._told(call, status, text_of(raw, "output"))
         raise BadRequest(f"Invalid check status: '{said}'")
 
-    def _told(self, call: Call, status: Status, output: str) -> web.Response:
+    def _told(self, call: Call, status: Status, output: str) -> Answer:
         try:
             self._checks.update(call.part("check ID"), status, output)
         except NotFound as error:
@@ -85,10 +84,10 @@ class ChecksApi:
 
     # --- maintenance
 
-    async def _node_maintenance(self, call: Call) -> web.Response:
+    async def _node_maintenance(self, call: Call) -> Answer:
         return await self._maintain(call, NODE_MAINTENANCE, None)
 
-    async def _service_maintenance(self, call: Call) -> web.Response:
+    async def _service_maintenance(self, call: Call) -> Answer:
         wanted = call.part("service ID")
         enable = _enable(call)
         instance = self._directory().instance(self._node, wanted)
@@ -96,7 +95,7 @@ class ChecksApi:
             raise Missing(f'Unknown service ID "{wanted}". Ensure that the service ID is passed, not the service name.')
         return await self._maintain(call, f"{SERVICE_MAINTENANCE}{wanted}", instance, enable)
 
-    async def _maintain(self, call: Call, check_id: str, instance: Instance | None, enable: bool | None = None) -> web.Response:
+    async def _maintain(self, call: Call, check_id: str, instance: Instance | None, enable: bool | None = None) -> Answer:
         if _enable(call) if enable is None else enable:
             await add_checks(self._checks, [maintenance_check(self._node, instance, call.one("reason"))])
         else:
@@ -105,7 +104,7 @@ class ChecksApi:
 
     # --- what they say together
 
-    async def _by_name(self, call: Call) -> web.Response:
+    async def _by_name(self, call: Call) -> Answer:
         name = call.part("service Name")
         directory = self._directory()
         found = [i for i in directory.by_service.get(name.lower(), ()) if i.node == self._node]
@@ -114,7 +113,7 @@ class ChecksApi:
         status = aggregated(check for i in found for check in self._of(directory, i))
         return _health_answer(call, _STATUS_CODE[status], status, status, [self._entry(directory, i) for i in found])
 
-    async def _by_id(self, call: Call) -> web.Response:
+    async def _by_id(self, call: Call) -> Answer:
         wanted = call.part("serviceID")
         directory = self._directory()
         instance = directory.instance(self._node, wanted)
@@ -154,10 +153,10 @@ def _enable(call: Call) -> bool:
     return value in ("1", "t", "true")
 
 
-def _health_answer(call: Call, code: int, status: Aggregate, text: str, body: object) -> web.Response:
+def _health_answer(call: Call, code: int, status: Aggregate, text: str, body: object) -> Answer:
     headers = {"X-Consul-Reason": status}
     if call.one("format") == "text" or "text/plain" in call.accept:
         return text_answer(code, text, headers)
     answer = json_answer(encoded(body, call.flag("pretty")), headers)
-    answer.set_status(code)
+    answer.status = code
     return answer

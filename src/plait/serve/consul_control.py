@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from aiohttp import web
-
 from plait.serve.consul_http import Call, Route, text_answer
+from plait.serve.http_message import Answer
 from plait.services.requests import BadRequest, Refusal
 
 
@@ -35,18 +34,18 @@ class ControlApi:
             Route("agent/force-leave/<node>", "no effect (see `plait node rm`); an unknown node is an error", {"PUT": self._force}),
         )
 
-    async def _leave(self, _: Call) -> web.Response:
+    async def _leave(self, _: Call) -> Answer:
         await self._control.leave()
         return text_answer(200, "")
 
-    async def _reload(self, _: Call) -> web.Response:
+    async def _reload(self, _: Call) -> Answer:
         await self._control.reload()
         return text_answer(200, "")
 
-    async def _join(self, call: Call) -> web.Response:
+    async def _join(self, call: Call) -> Answer:
         raise Refusal(f"error joining {call.part('address')!r}: a host becomes a member by `plait join ADDRESS --token TOKEN`")
 
-    async def _force(self, call: Call) -> web.Response:
+    async def _force(self, call: Call) -> Answer:
         name = call.part("node name").partition(".")[0]
         if name not in self._control.members():
             raise Refusal(f"agent: No node found with name '{name}'")

@@ -11,11 +11,10 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from aiohttp import web
-
 from plait.model.cluster import Snapshot
 from plait.model.kv import Coordinate
 from plait.serve.consul_http import Call, Missing, Route, encoded, json_answer, read_headers, until
+from plait.serve.http_message import Answer
 from plait.services.requests import BadRequest, fold, name_of, text_of
 
 Json = dict[str, object]
@@ -63,21 +62,21 @@ class CoordinateApi:
             Route("coordinate/update", "write that of one node", {"PUT": self._update}),
         )
 
-    async def _datacenters(self, call: Call) -> web.Response:
+    async def _datacenters(self, call: Call) -> Answer:
         found = [{"Node": row["Node"], "Segment": "", "Coord": row["Coord"]} for row in self._rows(self._names())[0]]
         body = [{"Datacenter": self._datacenter, "AreaID": "wan", "Coordinates": found}]
         return json_answer(encoded(body, call.flag("pretty")))
 
-    async def _nodes(self, call: Call) -> web.Response:
+    async def _nodes(self, call: Call) -> Answer:
         return await self._shown(call, self._names)
 
-    async def _node(self, call: Call) -> web.Response:
+    async def _node(self, call: Call) -> Answer:
         name = call.part("node name")
         if name not in self._backend.snapshot().nodes:
             raise Missing("")
         return await self._shown(call, lambda: [name])
 
-    async def _shown(self, call: Call, names: Callable[[], Iterable[str]]) -> web.Response:
+    async def _shown(self, call: Call, names: Callable[[], Iterable[str]]) -> Answer:
         after = call.index()
         rows, index = self._rows(names())
         if after:
@@ -93,7 +92,7 @@ class CoordinateApi:
         found = [self._backend.coordinate(name) for name in names]
         return [_row(coordinate) for coordinate, _ in found], max((index for _, index in found), default=1)
 
-    async def _update(self, call: Call) -> web.Response:
+    async def _update(self, call: Call) -> Answer:
         coordinate = parse_coordinate(call.json())
         if coordinate.node not in self._backend.snapshot().nodes:
             raise BadRequest(f"there is no node {coordinate.node!r}")

@@ -13,10 +13,9 @@ import uuid
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from aiohttp import web
-
 from plait.model.kv import UserEvent
 from plait.serve.consul_http import MAX_WAIT_S, Call, Route, encoded, json_answer, read_headers, set_within, until
+from plait.serve.http_message import Answer
 from plait.services.requests import TooLarge
 
 MAX_PAYLOAD = 64 * 1024
@@ -46,7 +45,7 @@ class EventApi:
             Route("event/list", "the last 256 events; `name`", {"GET": self._list}),
         )
 
-    async def _fire(self, call: Call) -> web.Response:
+    async def _fire(self, call: Call) -> Answer:
         if len(call.body) > MAX_PAYLOAD:
             raise TooLarge(f"The event's payload is too large ({len(call.body)} > {MAX_PAYLOAD} bytes)")
         name = call.part("name")
@@ -54,7 +53,7 @@ class EventApi:
         await self._backend.fire(event)
         return json_answer(encoded(event_json(event, 0), call.flag("pretty")))
 
-    async def _list(self, call: Call) -> web.Response:
+    async def _list(self, call: Call) -> Answer:
         after, wanted = call.index(), call.one("name")
 
         def look() -> tuple[list[Row], int]:

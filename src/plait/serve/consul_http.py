@@ -12,21 +12,16 @@ import contextlib
 import json
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from aiohttp import web
-
 from plait.model.errors import PlaitError
+from plait.serve.http_message import Answer, Parked
+from plait.serve.http_message import StreamAnswer as HttpStream
 from plait.services.requests import BadRequest, Refusal, TooLarge, duration_s, fold
 
 DEFAULT_WAIT_S, MAX_WAIT_S = 300.0, 600.0
-STALL_S = 10.0
-"""How long one part of a stream may wait to be taken."""
 _MAX_INDEX = (1 << 64) - 1
-_COMPRESS_FROM = 1024
-"""Bytes of a body from which compressing it pays."""
 _COMMON = {"Vary": "Accept-Encoding", "X-Consul-Default-Acl-Policy": "allow"}
 
 Consistency = Literal["leader", "stale", "consistent"]
@@ -145,7 +140,7 @@ class Call:
                 raise BadRequest(f'Invalid query parameter: "{name}" - Namespaces are a Consul Enterprise feature')
 
 
-Handler = Callable[[Call], Awaitable[web.Response]]
+Handler = Callable[[Call], Answer | Parked | Awaitable[Answer | Parked]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,27 +161,13 @@ class Route:
         return (path.removeprefix(fixed),) if path.startswith(fixed) else None
 
 
-class StreamAnswer(web.Response):
+class StreamAnswer(HttpStream):
     """An answer that goes on until the client goes or `chunks` end."""
 
-    def __init__(self, chunks: AsyncGenerator[bytes], content_type: str = "text/plain") -> None:
-        super().__init__(content_type=content_type, headers=_COMMON)
-        self.chunks = chunks
+    __slots__ = ()
 
-    async def send(self, request: web.Request) -> web.StreamResponse:
-        """Send it whole. A client that takes nothing of what waits for `STALL_S` is cut off."""
-        sent = web.StreamResponse(headers=self.headers)
-        await sent.prepare(request)
-        async with aclosing(self.chunks) as chunks:
-            async for chunk in chunks:
-                try:
-                    async with asyncio.timeout(STALL_S):
-                        await sent.write(chunk)
-                except TimeoutError:
-                    if request.transport is not None:
-                        request.transport.abort()
-                    break
-        return sent
+    def __init__(self, chunks: AsyncGenerator[bytes], content_type: str = "text/plain") -> None:
+        super().__init__(chunks, content_type, _COMMON)
 
 
 async def until(wait_s: float, look: Callable[[], T], enough: Callable[[T], bool], changed: Callable[[float], Awaitable[None]]) -> T:
@@ -234,22 +215,15 @@ def status_of(error: Exception) -> int:
     return 500
 
 
-def text_answer(status: int, text: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    return web.Response(status=status, text=text, headers={**_COMMON, **(headers or {})})
+def text_answer(status: int, text: str, headers: Mapping[str, str] | None = None) -> Answer:
+    return Answer(status, text.encode(errors="replace"), "text/plain; charset=utf-8", {**_COMMON, **(headers or {})})
 
 
-def json_answer(body: bytes, headers: Mapping[str, str] | None = None) -> web.Response:
+def json_answer(body: bytes, headers: Mapping[str, str] | None = None) -> Answer:
     """An answer whose body is JSON already."""
-    return web.Response(body=body, content_type="application/json", headers={**_COMMON, **(headers or {})})
+    return Answer(200, body, "application/json", {**_COMMON, **headers} if headers else _COMMON)
 
 
 def encoded(value: object, pretty: bool) -> bytes:
     """JSON in the order of the value's keys; `pretty`: indented by four blanks, with a line feed at its end."""
     return (json.dumps(value, indent=4) + "\n" if pretty else json.dumps(value, separators=(",", ":"))).encode()
-
-
-def compress(request: web.Request, answer: web.Response) -> web.Response:
-    """Let the answer be sent with gzip if it is large and the client said that it takes that."""
-    if len(answer.body or b"") >= _COMPRESS_FROM and "gzip" in request.headers.get("Accept-Encoding", ""):  # type: ignore[arg-type]
-        answer.enable_compression(web.ContentCoding.gzip)
-    return answer

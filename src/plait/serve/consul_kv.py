@@ -13,12 +13,11 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from aiohttp import web
-
 from plait.model.cluster import Snapshot
 from plait.model.errors import NotFound
 from plait.model.kv import Session
 from plait.serve.consul_http import Call, Missing, Route, Unable, encoded, json_answer, read_headers, set_within, text_answer, until
+from plait.serve.http_message import Answer
 from plait.services.kv import MAX_VALUE, KvPut, Table, entry_json
 from plait.services.requests import BadRequest, Refusal, TooLarge, duration_s
 from plait.services.sessions import missing, parse_session, session_json
@@ -92,7 +91,7 @@ class KvApi:
 
     # --- keys
 
-    async def _get(self, call: Call) -> web.Response:
+    async def _get(self, call: Call) -> Answer:
         key = call.parts[0]
         below = call.flag("recurse") or call.flag("keys")
         if not key and not below:
@@ -101,7 +100,7 @@ class KvApi:
         if found is None:
             return text_answer(404, "", headers)
         if isinstance(found, bytes):
-            return web.Response(body=found, content_type="text/plain", headers=headers | _RAW_HEADERS)
+            return Answer(200, found, "text/plain", headers | _RAW_HEADERS)
         return json_answer(encoded(found, call.flag("pretty")), headers)
 
     def _looker(self, call: Call, key: str) -> Look:
@@ -142,7 +141,7 @@ class KvApi:
                 make, index = await until(call.wait_s(), look, lambda seen: seen[1] > after, changed)
         return make(), read_headers(index, self._backend.last_contact_ms(), consistency)
 
-    async def _put(self, call: Call) -> web.Response:
+    async def _put(self, call: Call) -> Answer:
         request = KvPut(
             key=call.part("key name"),
             value=call.body,
@@ -160,53 +159,53 @@ class KvApi:
         except NotFound as error:
             raise Refusal(str(error)) from error
 
-    async def _delete(self, call: Call) -> web.Response:
+    async def _delete(self, call: Call) -> Answer:
         _refuse_two(call, "cas", "recurse")
         recurse = call.flag("recurse")
         key = call.parts[0] if recurse else call.part("key name")
         return _truth(await self._backend.delete(key, recurse, call.number("cas")))
 
-    async def _txn(self, call: Call) -> web.Response:
+    async def _txn(self, call: Call) -> Answer:
         if len(call.body) > 2 * MAX_VALUE:
             raise TooLarge(f"Request body is too large ({len(call.body)} bytes)")
         outcome = await self._backend.transact(parse_ops(call.json()))
         answer = json_answer(encoded(outcome.answer(), call.flag("pretty")))
         if outcome.errors:
-            answer.set_status(409)
+            answer.status = 409
         return answer
 
     # --- sessions
 
-    async def _create(self, call: Call) -> web.Response:
+    async def _create(self, call: Call) -> Answer:
         session = parse_session(call.json(), self._node, str(uuid.uuid4()))
         if why := missing(session, self._backend.snapshot()):
             raise Refusal(why)
         await self._backend.create_session(session)
         return json_answer(encoded({"ID": session.id}, call.flag("pretty")))
 
-    async def _destroy(self, call: Call) -> web.Response:
+    async def _destroy(self, call: Call) -> Answer:
         await self._backend.end_session(call.part("session"), "destroyed")
         return _truth(True)
 
-    async def _renew(self, call: Call) -> web.Response:
+    async def _renew(self, call: Call) -> Answer:
         wanted = call.part("session")
         session = await self._backend.renew_session(wanted)
         if session is None:
             raise Missing(f"Session id '{wanted}' not found")
         return json_answer(encoded([session_json(session)], call.flag("pretty")))
 
-    async def _info(self, call: Call) -> web.Response:
+    async def _info(self, call: Call) -> Answer:
         wanted = call.part("session")
         return await self._sessions(call, lambda session: session.id == wanted)
 
-    async def _of_node(self, call: Call) -> web.Response:
+    async def _of_node(self, call: Call) -> Answer:
         wanted = call.part("node name").lower()
         return await self._sessions(call, lambda session: session.node.lower() == wanted)
 
-    async def _list(self, call: Call) -> web.Response:
+    async def _list(self, call: Call) -> Answer:
         return await self._sessions(call, lambda _: True)
 
-    async def _sessions(self, call: Call, fits: Callable[[Session], bool]) -> web.Response:
+    async def _sessions(self, call: Call, fits: Callable[[Session], bool]) -> Answer:
         def make() -> object:
             found = sorted((s for s in self._backend.sessions.values() if fits(s)), key=lambda s: s.id)
             return [session_json(session) for session in found]
@@ -215,7 +214,7 @@ class KvApi:
         return json_answer(encoded(found, call.flag("pretty")), headers)
 
 
-def _truth(value: bool) -> web.Response:
+def _truth(value: bool) -> Answer:
     return json_answer(b"true" if value else b"false")
 
 

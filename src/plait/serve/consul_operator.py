@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from aiohttp import web
-
 from plait.model.cluster import Node, Snapshot
 from plait.model.errors import ConfigError
 from plait.serve.consul_http import Call, Handler, Route, encoded, json_answer, read_headers, text_answer
+from plait.serve.http_message import Answer
 from plait.services.directory import CONSUL_VERSION, SERVER_META, SERVER_PORT
 from plait.services.requests import BadRequest, Refusal, fold
 
@@ -86,12 +85,12 @@ class OperatorApi:
 
     # --- snapshot
 
-    async def _save(self, call: Call) -> web.Response:
+    async def _save(self, call: Call) -> Answer:
         archive, index = await self._backend.archive()
         headers = read_headers(index, self._backend.last_contact_ms(), call.consistency())
-        return web.Response(body=archive, content_type="application/x-gzip", headers=headers)
+        return Answer(200, archive, "application/x-gzip", headers)
 
-    async def _restore(self, call: Call) -> web.Response:
+    async def _restore(self, call: Call) -> Answer:
         try:
             await self._backend.restore(call.body)
         except ConfigError as error:
@@ -104,7 +103,7 @@ class OperatorApi:
         nodes = self._backend.snapshot().nodes.values()
         return sorted((node for node in nodes if SERVER_META in node.meta), key=lambda node: node.name)
 
-    async def _raft(self, call: Call) -> web.Response:
+    async def _raft(self, call: Call) -> Answer:
         servers = [
             {
                 "ID": node.id,
@@ -119,7 +118,7 @@ class OperatorApi:
         ]
         return _shown(call, {"Servers": servers, "Index": 0})
 
-    async def _remove_peer(self, call: Call) -> web.Response:
+    async def _remove_peer(self, call: Call) -> Answer:
         wanted = call.one("id") or call.one("address")
         if not wanted:
             raise BadRequest("Must specify either ?id with the server's ID or ?address with IP:port of peer to remove")
@@ -145,15 +144,15 @@ class OperatorApi:
             "StableSince": "1970-01-01T00:00:00Z",
         }
 
-    async def _health(self, call: Call) -> web.Response:
+    async def _health(self, call: Call) -> Answer:
         servers = self._servers()
         healthy = bool(servers) and all(self._healthy(node) for node in servers)
         answer = _shown(call, {"Healthy": healthy, "FailureTolerance": 0, "Servers": [self._server(node) for node in servers]})
         if not healthy:
-            answer.set_status(429)
+            answer.status = 429
         return answer
 
-    async def _state(self, call: Call) -> web.Response:
+    async def _state(self, call: Call) -> Answer:
         servers = {node.id: {**self._server(node), "Status": "leader", "NodeStatus": "alive"} for node in self._servers()}
         leader = next(iter(servers), "")
         healthy = bool(servers) and all(self._healthy(node) for node in self._servers())
@@ -162,11 +161,11 @@ class OperatorApi:
 
     # --- autopilot's settings
 
-    async def _autopilot(self, call: Call) -> web.Response:
+    async def _autopilot(self, call: Call) -> Answer:
         settings, index = self._backend.autopilot()
         return _shown(call, {**AUTOPILOT, **settings, "CreateIndex": max(index, 1), "ModifyIndex": max(index, 1)})
 
-    async def _set_autopilot(self, call: Call) -> web.Response:
+    async def _set_autopilot(self, call: Call) -> Answer:
         known = {key.lower(): key for key in AUTOPILOT}
         given = {known[key]: value for key, value in fold(call.json()).items() if key in known}
         for key, value in given.items():
@@ -178,7 +177,7 @@ class OperatorApi:
         done = await self._backend.set_autopilot(given, cas)
         return json_answer(b"true" if done else b"false")
 
-    async def _usage(self, call: Call) -> web.Response:
+    async def _usage(self, call: Call) -> Answer:
         snapshot = self._backend.snapshot()
         counts = {
             "Nodes": len(snapshot.nodes),
@@ -193,16 +192,16 @@ class OperatorApi:
         return json_answer(encoded(body, call.flag("pretty")), headers)
 
 
-def _shown(call: Call, value: object) -> web.Response:
+def _shown(call: Call, value: object) -> Answer:
     return json_answer(encoded(value, call.flag("pretty")))
 
 
 def _refuse(why: str) -> Handler:
-    async def refuse(_: Call) -> web.Response:
+    async def refuse(_: Call) -> Answer:
         raise Refusal(why)
 
     return refuse
 
 
-async def _empty(call: Call) -> web.Response:
+async def _empty(call: Call) -> Answer:
     return json_answer(b"[]", read_headers(1, 0, call.consistency()))

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from aiohttp import web
-
 from plait.model.cluster import Instance
 from plait.model.discovery import CatalogNode, Check
 from plait.serve.consul_backend import Outside
 from plait.serve.consul_http import Call, Route, json_answer
+from plait.serve.http_message import Answer
 from plait.services.catalogrequests import parse_registration, parse_removal
 from plait.services.directory import Directory
 from plait.services.requests import BadRequest
@@ -33,7 +32,7 @@ class OutsideApi:
             Route("catalog/deregister", "remove them", {"PUT": self._deregister}),
         ]
 
-    async def _register(self, call: Call) -> web.Response:
+    async def _register(self, call: Call) -> Answer:
         call.check_body_scope(self._datacenter)
         wanted = parse_registration(call.json())
         directory = self._directory()
@@ -52,7 +51,7 @@ class OutsideApi:
         await self._outside.put(records)
         return json_answer(b"true")
 
-    async def _deregister(self, call: Call) -> web.Response:
+    async def _deregister(self, call: Call) -> Answer:
         call.check_body_scope(self._datacenter)
         wanted = parse_removal(call.json())
         await self._outside.drop(wanted.node, wanted.service_id, wanted.check_id)

@@ -11,10 +11,9 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from aiohttp import web
-
 from plait.model.query import PreparedQuery
 from plait.serve.consul_http import Call, Missing, Route, encoded, json_answer, read_headers, text_answer
+from plait.serve.http_message import Answer
 from plait.services.queries import Json, choose, find_query, parse_query, query_json
 
 _MISSING = "Query not found"
@@ -51,15 +50,15 @@ class QueryApi:
             Route("query/<id>", "one query; `<id or name>/execute` (`near`, `limit`) and `<id or name>/explain`", one),
         )
 
-    async def _list(self, call: Call) -> web.Response:
+    async def _list(self, call: Call) -> Answer:
         return self._read(call, [query_json(query) for query in self._backend.all()])
 
-    async def _create(self, call: Call) -> web.Response:
+    async def _create(self, call: Call) -> Answer:
         query = parse_query(call.json(), str(uuid.uuid4()))
         await self._backend.put(query, new=True)
         return json_answer(encoded({"ID": query.id}, call.flag("pretty")))
 
-    async def _get(self, call: Call) -> web.Response:
+    async def _get(self, call: Call) -> Answer:
         wanted, _, action = call.part("query ID").rpartition("/")
         if wanted and action == "execute":
             return self._execute(call, wanted)
@@ -70,12 +69,12 @@ class QueryApi:
             raise Missing(_MISSING)
         return self._read(call, [query_json(query)])
 
-    async def _update(self, call: Call) -> web.Response:
+    async def _update(self, call: Call) -> Answer:
         if not await self._backend.put(parse_query(call.json(), call.part("query ID")), new=False):
             raise Missing(_MISSING)
         return text_answer(200, "")
 
-    async def _delete(self, call: Call) -> web.Response:
+    async def _delete(self, call: Call) -> Answer:
         if not await self._backend.delete(call.part("query ID")):
             raise Missing(_MISSING)
         return text_answer(200, "")
@@ -86,7 +85,7 @@ class QueryApi:
             raise Missing(_MISSING)
         return query
 
-    def _execute(self, call: Call, wanted: str) -> web.Response:
+    def _execute(self, call: Call, wanted: str) -> Answer:
         query, limit = self._found(wanted), call.number("limit")
         near = call.one("near") or query.selection.near
         near = self._node if near == "_agent" else near
@@ -100,6 +99,6 @@ class QueryApi:
         }
         return self._read(call, result)
 
-    def _read(self, call: Call, result: object) -> web.Response:
+    def _read(self, call: Call, result: object) -> Answer:
         index = max((query.modify_index for query in self._backend.all()), default=1)
         return json_answer(encoded(result, call.flag("pretty")), read_headers(index, self._contact_ms(), call.consistency()))

@@ -11,9 +11,8 @@ import resource
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 
-from aiohttp import web
-
 from plait.serve.consul_http import Call, Route, StreamAnswer, encoded, json_answer, text_answer
+from plait.serve.http_message import Answer
 from plait.services.requests import BadRequest
 
 log = logging.getLogger("plait.monitor")
@@ -42,7 +41,7 @@ class RuntimeApi:
             Route("agent/host", "the machine", {"GET": self._host}),
         )
 
-    async def _metrics(self, call: Call) -> web.Response:
+    async def _metrics(self, call: Call) -> Answer:
         found = {**self._gauges(), **process_gauges()}
         if call.one("format") == "prometheus" or "openmetrics" in call.accept or "text/plain" in call.accept:
             return text_answer(200, prometheus_text(found), {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
@@ -50,13 +49,13 @@ class RuntimeApi:
         now = time.strftime("%Y-%m-%d %H:%M:%S +0000 UTC", time.gmtime())
         return json_answer(encoded({"Timestamp": now, "Gauges": rows, "Points": [], "Counters": [], "Samples": []}, call.flag("pretty")))
 
-    async def _monitor(self, call: Call) -> web.Response:
+    async def _monitor(self, call: Call) -> Answer:
         level = _LEVELS.get((call.one("loglevel") or "info").lower())
         if level is None:
             raise BadRequest(f"Unknown log level: {call.one('loglevel')}")
         return StreamAnswer(_lines(level))
 
-    async def _host(self, call: Call) -> web.Response:
+    async def _host(self, call: Call) -> Answer:
         pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
         free = os.sysconf("SC_AVPHYS_PAGES") * size
         kernel = platform.uname()

@@ -8,9 +8,9 @@ step of the directory and a new answer for each query about a touched topic that
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
+from functools import partial
 
 from plait.model.cluster import Snapshot
 from plait.serve.consul_backend import CatalogBackend
@@ -36,7 +36,7 @@ class Answers:
         self._kept: OrderedDict[Hashable, tuple[Found, frozenset[Topic]]] = OrderedDict()
         self._about: dict[Topic, set[Hashable]] = {}
         self._bytes = 0
-        self._waiting: dict[Topic, set[asyncio.Event]] = {}
+        self._waiting: dict[Topic, set[Callable[[], None]]] = {}
         self._follower: asyncio.Task[None] | None = None
 
     def directory(self) -> Directory:
@@ -47,8 +47,8 @@ class Answers:
             for topic in touched:
                 for query in list(self._about.get(topic, ())):
                     self._drop(query)
-                for event in self._waiting.get(topic, ()):
-                    event.set()
+                for wake in self._waiting.get(topic, ()):
+                    wake()
         return self._directory
 
     def get(self, query: Hashable, topics: frozenset[Topic], make: Callable[[], bytes], keep: bool = True) -> Found:
@@ -79,23 +79,22 @@ class Answers:
             if not self._about[topic]:
                 del self._about[topic]
 
-    @contextlib.contextmanager
-    def waiting(self, topics: frozenset[Topic]) -> Iterator[asyncio.Event]:
-        """An event that is set by each change of one of `topics` from now on."""
-        event = asyncio.Event()
+    def join(self, topics: frozenset[Topic], wake: Callable[[], None]) -> Callable[[], None]:
+        """Have `wake` called at each change of one of `topics` from now on, until what this returns is called. It must not look at
+        answers itself."""
         for topic in topics:
-            self._waiting.setdefault(topic, set()).add(event)
+            self._waiting.setdefault(topic, set()).add(wake)
         if self._follower is None or self._follower.done():
             self._follower = asyncio.create_task(self._follow())
-        try:
-            yield event
-        finally:
-            for topic in topics:
-                self._waiting[topic].discard(event)
-                if not self._waiting[topic]:
-                    del self._waiting[topic]
-            if not self._waiting:
-                self._follower.cancel()
+        return partial(self._leave, topics, wake)
+
+    def _leave(self, topics: frozenset[Topic], wake: Callable[[], None]) -> None:
+        for topic in topics:
+            self._waiting[topic].discard(wake)
+            if not self._waiting[topic]:
+                del self._waiting[topic]
+        if not self._waiting and self._follower is not None:
+            self._follower.cancel()
 
     async def _follow(self) -> None:
         """Take over each change as long as somebody waits. A fault wakes all, who then meet and answer it themselves."""
@@ -104,9 +103,9 @@ class Answers:
                 self.directory()  # first: a change may have come before this task ran
                 await self._backend.changed(_FOLLOW_S)
         finally:
-            for event in {event for events in self._waiting.values() for event in events}:
-                event.set()
+            for wake in {wake for waiting in self._waiting.values() for wake in waiting}:
+                wake()
 
     def waiters(self) -> int:
         """How many topics are waited for, each as often as it is."""
-        return sum(len(events) for events in self._waiting.values())
+        return sum(len(waiting) for waiting in self._waiting.values())

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from aiohttp import web
-
 from plait.serve.consul_http import Call, Route, StreamAnswer
 from plait.serve.event_hub import EventHub
+from plait.serve.http_message import Answer
 from plait.services.changes import Wanted
 from plait.services.selector import parse_selector
 
@@ -22,7 +21,7 @@ class PlaitEventsApi:
         )
         self.routes = (Route("plait/events", about, {"GET": self._events}),)
 
-    async def _events(self, call: Call) -> web.Response:
+    async def _events(self, call: Call) -> Answer:
         wanted = Wanted(call.one("service").lower(), parse_selector(call.one("selector")))
         answer = StreamAnswer(self._hub.stream(wanted, call.last_event_id), "text/event-stream")
         answer.headers["Cache-Control"] = "no-cache"

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which room answers a request of the Consul API: the `App` of its HTTP server.
+
+Data in: requests, routes. Data out: what their handlers say, errors in Consul's words. Every path is percent-decoded before it is routed.
+Which handler a target means, and with what parameters, is kept: clients ask the same again and again.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Awaitable, Iterable, Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, unquote
+
+from plait.model.errors import PlaitError
+from plait.serve.consul_http import Call, Handler, Route, status_of, text_answer
+from plait.serve.consul_reads import FILTERED
+from plait.serve.http_message import Answer, Parked, Request
+from plait.services.requests import BadRequest
+
+log = logging.getLogger("plait.consul")
+MAX_BODY = 512 * 1024
+_UI_OFF = "Consul Agent: UI disabled. This is plait: see `plait status` and `plait ps`."
+_BAD_PATH = "Invalid URL path: if attempting to use the HTTP API, ensure the path starts with '/v1/'"
+_BAD_API_PATH = "Invalid URL path: not a recognized HTTP API endpoint"
+_UNPRINTABLE = "Invalid URL path: it holds characters that cannot be printed"
+_ACL = re.compile(r"acl/.*|agent/token/.*")
+_KEPT, _KEPT_BYTES = 1024, 512
+"""How many targets are kept, and how long they may be."""
+_PARAMS = 1000
+
+
+@dataclass(slots=True)
+class _Found:
+    """What a method and a target mean. `call`: the last one that had no body."""
+
+    handler: Handler
+    path: str
+    parts: tuple[str, ...]
+    params: Mapping[str, tuple[str, ...]]
+    call: Call | None = None
+
+
+class Router:
+    """Of all routes that were added the first that matches counts, the last ones added before the others."""
+
+    def __init__(self, datacenter: str) -> None:
+        self._datacenter = datacenter
+        self.routes: tuple[Route, ...] = ()
+        self._by_segment: dict[str, list[Route]] = {}
+        """By the first segment of their path."""
+        self._kept: dict[tuple[str, bytes], _Found] = {}
+
+    def add(self, routes: Iterable[Route]) -> None:
+        self.routes = (*routes, *self.routes)
+        self._by_segment = {}
+        for route in self.routes:
+            self._by_segment.setdefault(route.path.partition("/")[0], []).append(route)
+        self._kept = {}
+
+    def respond(self, request: Request) -> Answer | Parked | Awaitable[Answer | Parked]:
+        """PlaitError and whatever the handler raises."""
+        found = self._kept.get((request.method, request.target)) or self._find(request)
+        if isinstance(found, Answer):
+            return found
+        accept, last_id, call = request.header(b"accept"), request.header(b"last-event-id"), found.call
+        if call is None or request.body or call.accept != accept or call.last_event_id != last_id:
+            call = Call(found.path, found.parts, found.params, request.body, accept, last_id)
+            found.call = found.call if request.body else call
+        return found.handler(call)
+
+    def refused(self, error: Exception, request: Request) -> Answer:
+        """Consul's words for an error of the request; anything else is a fault of the agent, which is logged."""
+        if isinstance(error, PlaitError | UnicodeError):
+            return text_answer(status_of(error), str(error))
+        log.error("request_failed", extra={"op": f"{request.method} {_path(request.target)}"}, exc_info=error)
+        return text_answer(500, f"error inside the agent ({error!r}); its log says more")
+
+    def max_body(self, target: bytes) -> int:
+        found = self._match(_path(target).removeprefix("/v1/"))
+        return found[1].max_body or MAX_BODY if found is not None else MAX_BODY
+
+    def _match(self, path: str) -> tuple[tuple[str, ...], Route] | None:
+        candidates = self._by_segment.get(path.partition("/")[0], ())
+        return next(((parts, route) for route in candidates if (parts := route.match(path)) is not None), None)
+
+    def _find(self, request: Request) -> _Found | Answer:
+        path = _path(request.target)
+        if not path.isprintable():
+            return text_answer(400, _UNPRINTABLE)
+        if not path.startswith("/v1/"):
+            return text_answer(200, _UI_OFF) if path == "/" else text_answer(404, _BAD_PATH)
+        path = path.removeprefix("/v1/")
+        matched = self._match(path)
+        if matched is None:
+            return text_answer(401, "ACL support disabled") if _ACL.fullmatch(path) else text_answer(404, _BAD_API_PATH)
+        parts, route = matched
+        allow = {"Allow": ",".join(["OPTIONS", *route.methods])}
+        if request.method == "OPTIONS":
+            return text_answer(200, "", allow)
+        if request.method not in route.methods:
+            return text_answer(405, f"method {request.method} not allowed", allow)
+        call = Call(path, parts, _params(request.target), b"")
+        call.check_scope(self._datacenter)
+        if call.one("filter") and not route.path.startswith(FILTERED):
+            raise BadRequest(f"filter does not apply to /v1/{route.path}")
+        found = _Found(route.methods[request.method], path, parts, call.params)
+        if len(request.target) <= _KEPT_BYTES:
+            if len(self._kept) >= _KEPT:
+                self._kept.clear()
+            self._kept[request.method, request.target] = found
+        return found
+
+
+def _path(target: bytes) -> str:
+    """The decoded path of a target in origin or absolute form (RFC 9112, section 3.2). What is no UTF-8 becomes U+FFFD."""
+    text = target.decode(errors="replace").partition("?")[0]
+    if not text.startswith("/") and "://" in text:
+        text = "/" + text.partition("://")[2].partition("/")[2]
+    return unquote(text)
+
+
+def _params(target: bytes) -> Mapping[str, tuple[str, ...]]:
+    """By name, in the order in which they were sent. BadRequest if there are too many."""
+    found: dict[str, tuple[str, ...]] = {}
+    try:
+        pairs = parse_qsl(target.decode(errors="replace").partition("?")[2], keep_blank_values=True, max_num_fields=_PARAMS)
+    except ValueError as error:
+        raise BadRequest(f"Invalid query: {error}") from error
+    for name, value in pairs:
+        found[name] = (*found.get(name, ()), value)
+    return found

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One connection of the HTTP server: HTTP/1.1 (RFC 9112), one answer after the other in the order of requests.
+
+Data in: bytes as they come. Data out: requests to the `App`, answers to the client. While a request is answered nothing is parsed; bytes
+that come meanwhile are kept up to a limit, then not read. What a client may not do is answered with the reason, and the connection ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from plait.serve.http_message import COMPRESS_APART, Answer, Parked, Request, StreamAnswer, compressed, compressible, head_bytes, plain
+from plait.serve.http_reader import RequestReader
+
+if TYPE_CHECKING:
+    from plait.serve.http_server import HttpServer
+
+log = logging.getLogger("plait.http")
+_SLICE = 16 * 1024
+"""Bytes that are parsed at once, which bounds how many requests wait."""
+_AHEAD = 64 * 1024
+"""Bytes that may come while a request is answered."""
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_NEVER = math.inf
+_BROKEN = Request("", b"", {})
+"""Stands for one that could not be read."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """The connection's deadline is looked at by the server. `_busy`: a request is being answered; `_ending`: nothing more is parsed."""
+
+    __slots__ = (
+        "_blocked", "_busy", "_current", "_drained", "_due", "_ending", "_leave", "_lingers", "_lost", "_parked", "_queue", "_reader",
+        "_rest", "_server", "_task", "_timer", "_transport", "deadline",
+    )  # fmt: skip
+
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+        self.deadline = _NEVER
+        self._transport: asyncio.Transport
+        self._queue: deque[Request | Answer] = deque()
+        self._reader: RequestReader | None = None
+        self._rest = b""
+        self._busy = self._due = self._ending = self._lingers = self._blocked = self._lost = False
+        self._current = _BROKEN
+        self._task: asyncio.Task[None] | None = None
+        self._parked: Parked | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._leave: Callable[[], None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+
+    # --- the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        full = self._server.stopping or not self._server.admit()
+        self._server.connections[self] = None
+        self.deadline = self._server.now + self._server.limits.idle_s
+        if full:
+            self._ending = True
+            self._finish(plain(503, "the agent has as many connections as it takes; close some, or try again later"))
+            self._close()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._server.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._ending:
+            return
+        data = bytes(self._server.buffer[:nbytes])
+        if self._busy or self._blocked or nbytes > _SLICE:
+            self._rest += data
+            if self._busy or self._blocked:
+                if len(self._rest) > _AHEAD:
+                    self._transport.pause_reading()
+                return
+        else:
+            self._parse(data)
+        self._go_on()
+
+    def eof_received(self) -> bool:
+        """Whoever only ends its side may still get the answers to its writes; nothing waits for a client that may be gone."""
+        self._ending, self._rest = True, b""
+        waits = self._parked is not None or (self._task is not None and self._current.method == "GET")
+        return (self._busy or self._blocked) and not (self._lingers or waits)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lost = self._ending = True
+        self._rest = b""
+        self._queue.clear()
+        self._unpark()
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        if self._task is None:
+            self._server.connections.pop(self, None)
+        elif self._current.method == "GET":  # a write that has begun goes on to its end
+            self._task.cancel()
+        self.deadline = _NEVER
+
+    def pause_writing(self) -> None:
+        self._blocked = True
+        self.deadline = self._server.now + self._server.limits.stall_s
+
+    def resume_writing(self) -> None:
+        self._blocked = False
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        self.deadline = _NEVER
+        self._go_on()
+
+    # --- the server
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is between two requests."""
+        return not (self._busy or self._blocked or self._ending or self._begun)
+
+    @property
+    def _begun(self) -> bool:
+        """Whether a part of a request is there."""
+        return self._reader is not None and self._reader.phase != "between"
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        if self._lingers or self._blocked or self._ending or not self._begun:
+            self.abort()
+        else:
+            self._queue.append(plain(408, "the request did not come in time"))
+            self._ending, self._rest = True, b""
+            self._go_on()
+
+    def stop(self) -> asyncio.Task[None] | None:
+        """Take no more requests. What answers the present one if that is worth waiting for; else the connection ends."""
+        self._ending, self._rest = True, b""
+        self._queue.clear()
+        if self._task is None:
+            self._close()
+        return self._task
+
+    def abort(self) -> None:
+        """Cut it off."""
+        self._ending = True
+        if not self._lost:
+            self._transport.abort()
+
+    def look(self, over: bool) -> None:
+        """A parked request: answer if there is something to say now."""
+        self._due = False
+        if self._parked is None:
+            return
+        try:
+            answer = self._parked.look(over)
+        except Exception as error:
+            answer = self._server.app.refused(error, self._current)
+        if answer is not None:
+            self._unpark()
+            self._finish(answer)
+            self._busy = False
+            self._go_on()
+
+    def wake(self) -> None:
+        """Have a parked request look again soon."""
+        if not self._due:
+            self._due = True
+            self._server.look_soon(self)
+
+    # --- answering
+
+    def _parse(self, data: bytes) -> None:
+        """Queue the requests that end in `data`."""
+        server = self._server
+        if self._reader is None:
+            self._reader = RequestReader(server.allowed, self._queue)
+        reader = self._reader
+        before = reader.count, reader.phase
+        self._rest = reader.feed(data) + self._rest
+        if reader.ended:
+            self._ending, self._rest = True, b""
+        elif (reader.count, reader.phase) != before:
+            if reader.phase == "head":
+                self.deadline = server.now + server.limits.head_s
+            elif reader.phase == "body":
+                self.deadline = server.now + server.limits.body_s + reader.length / server.limits.body_rate
+
+    def _go_on(self) -> None:
+        """Answer what waits, parse what came; else wait for more, or end."""
+        while not (self._busy or self._blocked or self._lost):
+            if self._queue:
+                self._answer(self._queue.popleft())
+            elif self._ending:
+                return self._end()
+            elif self._rest:
+                data, self._rest = self._rest[:_SLICE], self._rest[_SLICE:]
+                self._parse(data)
+            else:
+                return self._wait()
+        return None
+
+    def _wait(self) -> None:
+        """For bytes."""
+        limits, now, reader = self._server.limits, self._server.now, self._reader
+        if reader is None or reader.phase == "between":
+            self.deadline = now + limits.idle_s
+        else:
+            if self.deadline == _NEVER:  # it began while another request was answered
+                self.deadline = now + limits.body_s
+            if reader.expects:
+                reader.expects = False
+                self._transport.write(_CONTINUE)
+        self._transport.resume_reading()
+
+    def _answer(self, request: Request | Answer) -> None:
+        if isinstance(request, Answer):
+            self._current, self._lingers = _BROKEN, True
+            return self._finish(request)
+        self._current, self._busy, self.deadline = request, True, _NEVER
+        app = self._server.app
+        try:
+            made = app.respond(request)
+        except Exception as error:
+            made = app.refused(error, request)
+        if type(made) is Answer and len(made.body) < COMPRESS_APART:
+            self._finish(made)
+            self._busy = False
+        elif isinstance(made, Parked):
+            self._park(made)
+        else:
+            self._task = asyncio.get_running_loop().create_task(self._work(made))
+        return None
+
+    async def _work(self, made: Answer | Awaitable[Answer | Parked]) -> None:
+        """Answer the present request with what is not there at once, or not in one piece."""
+        answer: Answer | Parked | None = None
+        try:
+            try:
+                answer = made if isinstance(made, Answer) else await made
+            except Exception as error:
+                answer = self._server.app.refused(error, self._current)
+            if isinstance(answer, StreamAnswer):
+                await self._stream(answer)
+            elif isinstance(answer, Answer):
+                large = len(answer.body) >= COMPRESS_APART and compressible(answer, self._current)
+                self._finish(answer, await asyncio.to_thread(compressed, answer.body) if large else None)
+        finally:
+            self._task = None
+            if self._lost:
+                self._server.connections.pop(self, None)
+            elif isinstance(answer, Parked) and not self._ending:
+                self._park(answer)
+            else:
+                self._busy = False
+                self._go_on()
+
+    def _finish(self, answer: Answer, small: bytes | None = None) -> None:
+        """Send an answer; `small`: its compressed body, if that was made already."""
+        if self._lost:
+            return None
+        request, body = self._current, answer.body
+        if small is None and compressible(answer, request):
+            small = compressed(body)
+        if small is not None:
+            body, answer.headers["Content-Encoding"] = small, "gzip"
+        keep = self._keeps()
+        try:
+            head = head_bytes(answer, request, len(body), keep, self._server.date)
+        except ValueError as error:
+            return self._finish(self._server.app.refused(error, request))
+        self._transport.write(head if request.method == "HEAD" else head + body)
+        return None
+
+    def _keeps(self) -> bool:
+        """Whether something may follow the present answer; if not, nothing will."""
+        keep = self._current.keep and (bool(self._queue) or not self._ending)
+        if not keep:
+            self._ending, self._rest = True, b""
+            self._queue.clear()
+        return keep
+
+    async def _stream(self, answer: StreamAnswer) -> None:
+        """Send it part by part, no faster than the client takes it. The generator is closed whatever happens."""
+        request = self._current
+        try:
+            async with aclosing(answer.chunks) as chunks:
+                request.keep = request.keep and not request.old
+                self._transport.write(head_bytes(answer, request, None, self._keeps(), self._server.date))
+                if request.method == "HEAD":
+                    return None
+                async for chunk in chunks:
+                    if chunk and not self._lost:
+                        self._transport.write(chunk if request.old else b"%x\r\n%b\r\n" % (len(chunk), chunk))
+                    await self._drain()
+                    if self._lost:
+                        return None
+        except Exception as error:
+            self._server.app.refused(error, request)  # it is too late to send that, but not to log it
+            return self.abort()
+        if not request.old:
+            self._transport.write(b"0\r\n\r\n")
+        return None
+
+    async def _drain(self) -> None:
+        if self._blocked and not self._lost:
+            self._drained = asyncio.get_running_loop().create_future()
+            await self._drained
+            self._drained = None
+
+    # --- waiting, ending
+
+    def _park(self, parked: Parked) -> None:
+        if not self._begun:
+            self._reader = None  # of the memory that ten thousand of these need, a good part
+        self._parked = parked
+        self._timer = asyncio.get_running_loop().call_later(parked.wait_s, self.look, True)
+        self._leave = parked.join(self.wake)
+
+    def _unpark(self) -> None:
+        self._parked = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._leave is not None:
+            leave, self._leave = self._leave, None
+            leave()
+
+    def _end(self) -> None:
+        """All is answered. A client that was refused may still be sending; it would not see why if the connection were reset."""
+        if self._lingers and self._transport.can_write_eof() and not self._transport.is_closing():
+            self._transport.write_eof()
+            self._transport.resume_reading()
+            self.deadline = self._server.now + self._server.limits.linger_s
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        """Send what is left, then end."""
+        self._transport.close()
+        self.deadline = self._server.now + self._server.limits.stall_s

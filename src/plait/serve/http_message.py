@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes through the HTTP server: requests, and the answers that they get now, later, or part by part.
+
+Data in: what a handler says. Data out: the bytes of a response (RFC 9112). No sockets.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Protocol
+
+COMPRESS_FROM = 1024
+"""Bytes of a body from which compressing it pays."""
+COMPRESS_APART = 256 * 1024
+"""Bytes of a body from which it is compressed in a thread of its own."""
+_LEVEL = 5
+_KEPT_BYTES = 64 * 1024
+"""Of a body, up to which its compressed form is kept."""
+_TEXTS = ("application/json", "text/")
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
+WANTED = frozenset({b"accept", b"accept-encoding", b"content-length", b"expect", b"last-event-id"})
+"""The header fields that are kept; all others are read and let go."""
+
+
+@dataclass(slots=True)
+class Request:
+    """One request. `target` is the request target without a fragment as it was sent (origin form), `headers` holds `WANTED` only, by
+    lower-case name, repeated ones joined by commas. `keep`: whether its connection may go on. `old`: HTTP/1.0."""
+
+    method: str
+    target: bytes
+    headers: Mapping[bytes, bytes]
+    body: bytes = b""
+    keep: bool = False
+    old: bool = False
+
+    def header(self, name: bytes) -> str:
+        """By lower-case name, "" if it was not sent."""
+        found = self.headers.get(name)
+        return found.decode("latin-1") if found else ""
+
+    def takes_gzip(self) -> bool:
+        """RFC 9110, section 12.5.3; a weight of 0 is a no."""
+        for coding in self.header(b"accept-encoding").split(","):
+            name, _, weight = coding.partition(";")
+            if name.strip().lower() in ("gzip", "x-gzip"):
+                return weight.replace(" ", "").rstrip("0.") != "q="
+        return False
+
+
+class Answer:
+    """A whole answer. `headers` may be changed until it is sent."""
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, body: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:
+        self.status, self.body = status, body
+        self.headers = {"Content-Type": content_type, **(headers or {})}
+
+
+def plain(status: int, text: str) -> Answer:
+    return Answer(status, text.encode(), "text/plain; charset=utf-8")
+
+
+class StreamAnswer(Answer):
+    """An answer that goes on until the client goes or `chunks` end. A client that takes nothing for a while is cut off."""
+
+    __slots__ = ("chunks",)
+
+    def __init__(self, chunks: AsyncGenerator[bytes], content_type: str = "text/plain", headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(200, b"", content_type, headers)
+        self.chunks = chunks
+
+
+class Parked:
+    """An answer that waits for a change, without a task. `look(over)` says what is answered now, None = go on waiting, which it must not
+    say if the time is `over`; `join(wake)` has `wake` called when another look is worth it, and returns how to end that. `wake` may be
+    called too often; it does not look by itself."""
+
+    __slots__ = ("join", "look", "wait_s")
+
+    def __init__(
+        self, wait_s: float, look: Callable[[bool], Answer | None], join: Callable[[Callable[[], None]], Callable[[], None]]
+    ) -> None:
+        self.wait_s, self.look, self.join = wait_s, look, join
+
+
+class App(Protocol):
+    """Who answers. Everything is called in the loop."""
+
+    def respond(self, request: Request) -> Answer | Parked | Awaitable[Answer | Parked]:
+        """May raise, as may what it returns."""
+        ...
+
+    def refused(self, error: Exception, request: Request) -> Answer:
+        """The answer for an error of `respond`; logs those that are faults."""
+        ...
+
+    def max_body(self, target: bytes) -> int:
+        """Bytes that a request for `target` may hold."""
+        ...
+
+
+def head_bytes(answer: Answer, request: Request, length: int | None, keep: bool, date: str) -> bytes:
+    """Status line and header section. `length` of the body in bytes; None = it is sent in chunks (HTTP/1.0: until the connection ends).
+    ValueError if a field would break out of its line."""
+    lines = [f"HTTP/1.1 {answer.status} {_REASONS.get(answer.status, '')}", f"Date: {date}"]
+    lines += [f"{name}: {value}" for name, value in answer.headers.items()]
+    if length is not None:
+        lines.append(f"Content-Length: {length}")
+    elif not request.old:
+        lines.append("Transfer-Encoding: chunked")
+    if not keep:
+        lines.append("Connection: close")
+    elif request.old:
+        lines.append("Connection: keep-alive")
+    head = "\r\n".join(lines)
+    if not head.count("\r") == head.count("\n") == len(lines) - 1:
+        raise ValueError(f"a header field of the answer holds a line break: {answer.headers}")
+    return head.encode("latin-1", "replace") + b"\r\n\r\n"
+
+
+def compressible(answer: Answer, request: Request) -> bool:
+    """Whether it is large enough, text, and the client takes gzip."""
+    return len(answer.body) >= COMPRESS_FROM and answer.headers["Content-Type"].startswith(_TEXTS) and request.takes_gzip()
+
+
+def compressed(body: bytes) -> bytes:
+    """gzip (RFC 1952). Small ones that are asked for again and again cost nothing."""
+    return _kept(body) if len(body) <= _KEPT_BYTES else gzip.compress(body, _LEVEL, mtime=0)
+
+
+@lru_cache(maxsize=32)
+def _kept(body: bytes) -> bytes:
+    return gzip.compress(body, _LEVEL, mtime=0)

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP server of the Consul API: the listening socket, all connections, and what is shared among them.
+
+Data in: an `App`, limits. Data out: answered connections. One timer looks at the deadlines of all connections, so that a request sets no
+timer of its own; those that a change wakes are answered in portions, between which everything else goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+from dataclasses import dataclass
+from email.utils import formatdate
+
+from plait.serve.http_connection import Connection
+from plait.serve.http_message import App
+from plait.serve.http_reader import Allowed
+
+log = logging.getLogger("plait.http")
+BUFFER_BYTES = 64 * 1024
+STOP_S = 1.0
+"""How long a stop waits for answers under way, and again for what it cancelled. Blocking queries end at once."""
+_PORTION = 100
+_BACKLOG = 1024
+_RESERVE = 512
+"""File descriptors that the rest of the agent needs."""
+_LEAST = 64
+_COMPLAIN_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one server, in bytes and seconds. Times hold to within `sweep_s`."""
+
+    connections: int = 16_384
+    """At most; fewer if the process may not open as many files."""
+    head: int = 32 * 1024
+    """Of request line and header fields."""
+    bodies: int = 64 << 20
+    """Of all unfinished requests together; a single one may be larger."""
+    head_s: float = 10.0
+    """From the first byte of a request until its header section is there."""
+    body_s: float = 60.0
+    """From there until the body is, and a second more for each `body_rate` bytes that are announced."""
+    body_rate: int = 256 * 1024
+    idle_s: float = 300.0
+    """Between two requests."""
+    stall_s: float = 10.0
+    """For which a client may take nothing of what is sent to it."""
+    linger_s: float = 2.0
+    """For which a refused client may go on sending, so that it sees why."""
+    sweep_s: float = 1.0
+    """Between two looks at all connections."""
+
+
+class HttpServer:
+    """`await start(host, port)`, then `port`; `stop` ends it. Used from the loop only."""
+
+    def __init__(self, app: App, limits: Limits | None = None) -> None:
+        self.app, self.limits = app, limits or Limits()
+        self.connections: dict[Connection, None] = {}
+        """All that are open, the oldest first, and those that are gone but whose request is not done."""
+        self.buffer = memoryview(bytearray(BUFFER_BYTES))
+        """What comes in, of whichever connection it is, until that has taken it: before anything else runs."""
+        self.held = 0
+        """Bytes of the bodies of unfinished requests."""
+        self.allowed = Allowed(self.limits.head, app.max_body, self._hold)
+        self.now = 0.0
+        """The loop's time at the last sweep."""
+        self.date = ""
+        """For the Date field (RFC 9110, section 6.6.1)."""
+        self.port = 0
+        self._max = self.limits.connections
+        self._woken: list[Connection] = []
+        self._server: asyncio.Server | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._no_idle_before = self._quiet_until = 0.0
+        self.stopping = False
+
+    async def start(self, host: str, port: int) -> None:
+        """Listen there; port 0 chooses a free one. OSError if that is taken. The process may open as many files as the system lets it
+        from then on."""
+        loop = asyncio.get_running_loop()
+        _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+        self._max = min(self.limits.connections, max(_LEAST, files - _RESERVE))
+        self._server = await loop.create_server(lambda: Connection(self), host, port, backlog=_BACKLOG)
+        self.port = self._server.sockets[0].getsockname()[1]
+        self._sweep()
+
+    async def stop(self) -> None:
+        """Listen no more, let what is under way end for a moment, then cut it off. Idempotent, and no matter if it was never started."""
+        self.stopping = True
+        if self._server is None:
+            return
+        self._server.close()
+        tasks = [task for connection in list(self.connections) if (task := connection.stop()) is not None]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=STOP_S)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=STOP_S)
+        for connection in list(self.connections):
+            connection.abort()
+        await asyncio.sleep(0)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def admit(self) -> bool:
+        """Whether there is room for one more connection. The oldest idle one makes room if need be."""
+        if len(self.connections) < self._max:
+            return True
+        if self.now >= self._no_idle_before:
+            for connection in self.connections:
+                if connection.idle:
+                    connection.abort()
+                    return True
+            self._no_idle_before = self.now + self.limits.sweep_s
+        if self.now >= self._quiet_until:
+            self._quiet_until = self.now + _COMPLAIN_S
+            log.warning("http_full", extra={"connections": len(self.connections)})
+        return False
+
+    def _hold(self, has: int, more: int) -> bool:
+        if more > 0 and self.held > has and self.held + more > self.limits.bodies:
+            return False
+        self.held += more
+        return True
+
+    def look_soon(self, connection: Connection) -> None:
+        """Have a parked connection look again."""
+        if not self._woken:
+            asyncio.get_running_loop().call_soon(self._look)
+        self._woken.append(connection)
+
+    def _look(self) -> None:
+        """At the first portion of them. The rest comes after what else is ready in the loop."""
+        portion, self._woken = self._woken[:_PORTION], self._woken[_PORTION:]
+        if self._woken:
+            asyncio.get_running_loop().call_soon(self._look)
+        for connection in portion:
+            connection.look(False)
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.now, self.date = loop.time(), formatdate(usegmt=True)
+        for connection in [connection for connection in self.connections if connection.deadline <= self.now]:
+            connection.expire()
+        self._timer = loop.call_later(self.limits.sweep_s, self._sweep)
