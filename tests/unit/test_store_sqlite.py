@@ -214,3 +214,27 @@ async def _all_changes(store: SqliteStore) -> AsyncIterator[Change]:
                 yield change
             if changes[-1].revision == head:
                 return
+
+
+async def test_what_is_written_in_one_round_of_the_loop_is_one_transaction_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    write = Database.write
+
+    def counted(self: Database, commits: Sequence[Commit], floor: int) -> None:
+        sizes.append(len(commits))
+        write(self, commits, floor)
+
+    monkeypatch.setattr(Database, "write", counted)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # the writer runs as soon as it is woken
+    store = await SqliteStore.open(tmp_path / "store.db")
+    for wanted in (50, 1, 50):
+        for _ in range(1000):
+            await asyncio.sleep(0.001)
+            if store._writer._sleeps:
+                break
+        sizes.clear()
+        await asyncio.gather(*(store.txn([], [Put(f"k{number}", b"v")]) for number in range(wanted)))
+        assert sizes == [wanted]
+    await store.close()
+    sys.setswitchinterval(interval)

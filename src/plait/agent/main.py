@@ -62,8 +62,10 @@ def run(paths: Paths | None = None) -> None:
     identity = load_identity(paths.identity)
     set_up(config.log_level, config.log_format)
     with _only_agent(paths.run):
+        from plait.agent.process import tune
         from plait.agent.wiring import run_node
 
+        tune()
         asyncio.run(_until_signal(run_node(config, identity, paths)))
 
 

@@ -74,6 +74,7 @@ def agent(files: tuple[Path, ...], folders: tuple[Path, ...], recursors: tuple[s
     from plait.agent.consulconfig import SoloSettings, read_files, settings_of
     from plait.agent.identity import Identity
     from plait.agent.logs import set_up
+    from plait.agent.process import tune
     from plait.agent.solo import run_solo
 
     options = _options(given, recursors, node_meta)
@@ -91,6 +92,7 @@ def agent(files: tuple[Path, ...], folders: tuple[Path, ...], recursors: tuple[s
         click.echo(f"==> WARNING: {warning}", err=True)
     set_up(settings.log_level, settings.log_form)
     click.echo("==> Starting Consul agent...")
+    tune()
     try:
         asyncio.run(run_solo(settings, lambda: read()[0], ready))
     except* PlaitError as caught:

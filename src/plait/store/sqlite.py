@@ -50,42 +50,61 @@ class _Failure:
 
 
 class _Writer(Thread):
-    """Owns the open database. Calls `report(count, failure)` in the loop, in the order of entries, each when its fate is known."""
+    """Owns the open database. Calls `report(count, failure)` in the loop, in the order of entries, each when its fate is known.
+
+    Whoever adds an entry does not wake this thread, which would take the interpreter from the loop each time: `ring` does, once for all
+    that were added in a round of the loop, and only if it sleeps. It takes all that wait whenever it is done with a batch.
+    """
 
     def __init__(self, database: Database, report: Callable[[int, _Failure | None], None]) -> None:
         super().__init__(name="plait-store-writer", daemon=True)
         self._database, self._report, self._loop = database, report, asyncio.get_running_loop()
-        self.queue: SimpleQueue[_Entry | None] = SimpleQueue()
+        self._entries: deque[_Entry] = deque()
+        self._bell: SimpleQueue[None] = SimpleQueue()
+        self._sleeps = self._rings = self._closing = False
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self._failed: tuple[int, _Failure] | None = None
-        self._held: _Entry | None = None
+
+    def add(self, entry: _Entry) -> None:
+        """Have it written. From the loop."""
+        self._entries.append(entry)
+        if not self._rings:
+            self._rings = True
+            self._loop.call_soon(self._ring)
+
+    def end(self) -> None:
+        """Write what waits, then close the database. From the loop."""
+        self._closing = True
+        self._bell.put(None)
+
+    def _ring(self) -> None:
+        self._rings = False
+        if self._sleeps:
+            self._sleeps = False
+            self._bell.put(None)
 
     def run(self) -> None:
-        more = True
-        while more:
-            batch, more = self._next_batch()
-            if batch:
-                self._post(self._report, len(batch), self._write(batch))
+        while batch := self._next_batch():
+            self._post(self._report, len(batch), self._write(batch))
         try:
             self._database.close()
         except StoreUnavailable:
             log.exception("store_close_failed")
         self._post(self.closed.set_result, None)
 
-    def _next_batch(self) -> tuple[list[_Entry], bool]:
-        """All entries that wait, of one generation: at least one; False once the store is closing."""
-        batch: list[_Entry] = []
-        while True:
-            entry = self._held or self.queue.get()
-            self._held = None
-            if entry is None:
-                return batch, False
-            if batch and entry.generation != batch[0].generation:
-                self._held = entry
-                return batch, True
-            batch.append(entry)
-            if self.queue.empty() or len(batch) == _BATCH:
-                return batch, True
+    def _next_batch(self) -> list[_Entry]:
+        """All entries that wait, of one generation; none once the store is closing."""
+        while not self._entries:
+            self._sleeps = True  # before the second look: whoever adds after that sees it
+            if not self._entries:
+                if self._closing:
+                    return []
+                self._bell.get()
+            self._sleeps = False
+        batch = [self._entries.popleft()]
+        while self._entries and len(batch) < _BATCH and self._entries[0].generation == batch[0].generation:
+            batch.append(self._entries.popleft())
+        return batch
 
     def _write(self, batch: list[_Entry]) -> _Failure | None:
         generation = batch[0].generation
@@ -143,7 +162,7 @@ class SqliteStore(LocalStore):
         """Write what waits, then close the file. Idempotent."""
         if not self._closed:
             await super().close()
-            self._writer.queue.put(None)
+            self._writer.end()
         try:
             async with asyncio.timeout(_CLOSE_WAIT):
                 await asyncio.shield(self._writer.closed)
@@ -160,7 +179,7 @@ class SqliteStore(LocalStore):
             done.set_result(None)
             return done
         self._pending.append((self._generation, commit, done))
-        self._writer.queue.put(_Entry(self._generation, commit, self._history.floor))
+        self._writer.add(_Entry(self._generation, commit, self._history.floor))
         return done
 
     def _written(self, count: int, failure: _Failure | None) -> None:
