@@ -10,7 +10,8 @@ import pytest
 
 from plait.dns import message as m
 from plait.dns import zone
-from plait.dns.answer import Forward, answer, arrange, shuffle
+from plait.dns.answer import Forward, answer
+from plait.dns.order import arrange, shuffle
 from plait.dns.records import reverse_zones
 from plait.dns.table import apply_changes, diff_tables
 from plait.dns.zone import build_table

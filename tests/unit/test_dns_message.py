@@ -79,8 +79,8 @@ def test_longest_name_is_written() -> None:
 def test_names_are_compressed_except_the_target_of_srv() -> None:
     query = m.parse_query(ask("web.service.consul", "SRV"))
     target = m.wire_name(b"b.node.consul")
-    answers = [((query.wire, m.SRV, b"\0\1\0\1\0\x50" + target), [(target, m.A, b"\x0a\x1c\0\2")])]
-    response = m.respond(query, 0, m.NOERROR, 512, answers, [(m.wire_name(b"consul"), m.NS, target)])
+    answers = [((query.wire, m.SRV, 0, b"\0\1\0\1\0\x50" + target), [(target, m.A, 0, b"\x0a\x1c\0\2")])]
+    response = m.respond(query, 0, m.NOERROR, 512, answers, [(m.wire_name(b"consul"), m.NS, 0, target)])
     assert response.count(b"\6consul") == 2, "once in the question, once in the target of SRV"
     record = dnslib.DNSRecord.parse(response)
     assert str(record.rr[0].rdata) == "1 1 80 b.node.consul."
@@ -91,7 +91,7 @@ def test_names_are_compressed_except_the_target_of_srv() -> None:
 def test_what_does_not_fit_is_cut_with_tc_and_pairs_stay_together() -> None:
     query = m.parse_query(ask("web.service.consul", "SRV"))
     targets = [m.wire_name(f"{n:08x}.addr.dc1.consul".encode()) for n in range(50)]
-    answers = [((query.wire, m.SRV, b"\0\1\0\1\0\x50" + target), [(target, m.A, bytes(4))]) for target in targets]
+    answers = [((query.wire, m.SRV, 0, b"\0\1\0\1\0\x50" + target), [(target, m.A, 0, bytes(4))]) for target in targets]
     for limit in (512, 513, 1232, 2900):
         response = m.respond(query, 0, m.NOERROR, limit, answers)
         record = dnslib.DNSRecord.parse(response)
@@ -101,8 +101,8 @@ def test_what_does_not_fit_is_cut_with_tc_and_pairs_stay_together() -> None:
     assert len(whole.rr) == len(whole.ar) == 50 and whole.header.tc == 0
 
 
-def test_opt_is_echoed_with_scope_zero() -> None:
+def test_opt_says_what_we_take_and_echoes_the_subnet_with_scope_zero() -> None:
     query = m.parse_query(with_opt(ask(), opt(300, 0, 0x8000, b"\0\x08\0\7\0\1\x18\x09\xc0\0\2")))
     response = m.respond(query, 0, m.BADVERS, 512)
-    assert response.endswith(b"\0\0\x29\x02\0\1\0\x80\0\0\x0b\0\x08\0\7\0\1\x18\0\xc0\0\2")
+    assert response.endswith(b"\0\0\x29\x04\xd0\1\0\x80\0\0\x0b\0\x08\0\7\0\1\x18\0\xc0\0\2")
     assert response[3] & 0xF == 0, "the upper bits of BADVERS are in OPT"

@@ -24,6 +24,7 @@ from plait.model.cluster import Container, Instance, Network, Node, Snapshot
 from plait.model.errors import ConfigError
 from plait.serve.dns_core import Core
 from plait.serve.dns_holder import holder
+from plait.serve.dns_link import Upstreams
 from plait.serve.dns_parent import DnsService, DnsUnavailable, _Child
 from plait.serve.dns_tcp import TcpServer
 
@@ -319,8 +320,8 @@ async def test_junk_is_survived(service: DnsService, where: Pair) -> None:
 
 async def test_no_upstream_is_ourselves(service: DnsService, where: Pair) -> None:
     with pytest.raises(ConfigError, match="itself answers DNS"):
-        await service.set_upstreams([("127.0.0.9", 53), where])
-    await service.set_upstreams([("127.0.0.9", 53)])
+        await service.set_upstreams(Upstreams([("127.0.0.9", 53), where]))
+    await service.set_upstreams(Upstreams([("127.0.0.9", 53)]))
     with pytest.raises(ConfigError, match="itself answers DNS"):
         await service.set_listen({where, ("127.0.0.9", 53)})
 
@@ -364,32 +365,32 @@ async def upstream(rcode: int = 0, answers: int = 1) -> AsyncIterator[tuple[Pair
 
 async def test_foreign_names_go_upstream_over_the_clients_transport(service: DnsService, where: Pair) -> None:
     async with upstream(answers=100) as (address, asked):
-        await service.set_upstreams([address])
+        await service.set_upstreams(Upstreams([address]))
         answer = await dig(where, "+tcp", "big.example.org")
         assert answer.count("198.51.0.") == 100 and "ra" in answer.split("flags:")[1].split(";")[0]
         assert (await ask("small.example.org", where)).header.rcode == m.NOERROR
         assert (await ask("c1", where)).header.ra == 1
         assert [str(query.q.qname) for query in asked] == ["big.example.org.", "small.example.org."]
-        await service.set_upstreams([])
+        await service.set_upstreams(Upstreams([]))
         assert (await ask("small.example.org", where)).header.rcode == m.REFUSED
 
 
 async def test_the_next_upstream_answers_for_one_that_refuses_or_is_absent(service: DnsService, where: Pair) -> None:
     async with upstream(rcode=m.SERVFAIL) as (broken, broken_asked), upstream() as (good, _):
         absent = (HOST, free_port())
-        await service.set_upstreams([absent, broken, good])
+        await service.set_upstreams(Upstreams([absent, broken, good]))
         assert (await ask("one.example.org", where)).rr
         assert (await ask("two.example.org", where)).rr
         assert "198.51.0.0" in await dig(where, "+tcp", "three.example.org")
         assert len(broken_asked) == 1, "the one that answered is asked first from then on"
-        await service.set_upstreams([absent])
+        await service.set_upstreams(Upstreams([absent]))
         assert (await ask("one.example.org", where)).header.rcode == m.SERVFAIL
 
 
 async def test_a_silent_upstream_holds_up_nobody_and_is_bounded(service: DnsService, where: Pair) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         silent.bind((HOST, 0))
-        await service.set_upstreams([silent.getsockname()])
+        await service.set_upstreams(Upstreams([silent.getsockname()]))
         client.connect(where)
         client.settimeout(4)
         for number in range(300):
@@ -409,7 +410,7 @@ async def test_forged_responses_are_ignored(service: DnsService, where: Pair) ->
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind((HOST, 0))
         server.settimeout(3)
-        await service.set_upstreams([server.getsockname()])
+        await service.set_upstreams(Upstreams([server.getsockname()]))
         waiting = asyncio.create_task(ask("x.example.org", where))
         data, client = await asyncio.to_thread(server.recvfrom, 512)
         reply = dnslib.DNSRecord.parse(data).reply()
@@ -452,7 +453,7 @@ async def _send_in_pieces(writer: asyncio.StreamWriter, stream: bytes) -> None:
 
 
 async def test_pipelined_queries_that_fail_at_once_do_not_pile_up(service: DnsService, where: Pair) -> None:
-    await service.set_upstreams([(HOST, 1)])
+    await service.set_upstreams(Upstreams([(HOST, 1)]))
     query = bytes(dnslib.DNSRecord.question("x.example.org").pack())
     reader, writer = await asyncio.open_connection(*where)
     writer.write((len(query).to_bytes(2, "big") + query) * 2000)

@@ -36,7 +36,7 @@ def test_files_are_merged_in_their_order_and_options_win(tmp_path: Path) -> None
     found, warnings = settings_of(read_files([tmp_path]), {"dev": True, "datacenter": "EU"}, "host")
     assert (found.node_name, found.http_port, found.dns_port, found.log_level, found.datacenter) == ("b", 1, 2, "warning", "eu")
     assert [body["name"] for body in found.services] == ["x", "y"]  # type: ignore[index]
-    assert found.recursors == ("192.0.2.1",) and warnings == []
+    assert found.dns.upstreams.places == (("192.0.2.1", 53),) and warnings == []
 
 
 def test_unknown_keys_are_warnings_and_keys_of_other_parts_are_none() -> None:

@@ -14,6 +14,8 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TypeVar
 
+from plait.agent.dnssettings import KEYS as DNS_KEYS
+from plait.agent.dnssettings import DnsSettings, read_dns
 from plait.model.errors import ConfigError
 from plait.services.registrator import Where, Which
 
@@ -53,7 +55,7 @@ class Config:
     dns_domain: str
     datacenter: str
     search_domain: str
-    dns_upstreams: tuple[str, ...]
+    dns: DnsSettings
     script_checks: bool
     local_script_checks: bool
     register_services: Which
@@ -105,7 +107,43 @@ OPTIONS = (
     Option("dns.domain", "name", "consul", "Domain of the service names (`web.service.<domain>`)."),
     Option("dns.datacenter", "name", "dc1", "Name of the datacentre in the API and in DNS names."),
     Option("dns.search", "name", "plait", "Domain under which container names answer, besides the bare name."),
-    Option("dns.upstreams", "list of address[:port]", "none", "Resolvers that names outside plait are forwarded to, in order."),
+    Option("dns.alt_domain", "name", "none", "A second name of `dns.domain`, answered alike."),
+    Option("dns.node_ttl", "duration", "0s", "How long resolvers may keep answers about nodes and addresses; a number is seconds."),
+    Option(
+        "dns.service_ttl",
+        "map of durations",
+        "0s for all",
+        "The same by service: its name, a beginning like `web-*`, or `*` for all others.",
+    ),
+    Option(
+        "dns.soa",
+        "map",
+        "3600, 600, 86400, 0",
+        "`refresh`, `retry`, `expire` and `min_ttl` of SOA records; the last is how long an absence is kept.",
+    ),
+    Option("dns.only_passing", "true or false", "false", "Name only instances of which all checks pass, none with a warning."),
+    Option("dns.a_record_limit", "0 to 65536", "0", "Most records of an answer to A, AAAA or ANY, chosen anew each time; 0 = all."),
+    Option("dns.udp_answer_limit", "0 to 65536", "0", "Most records of an answer over UDP without EDNS, never over 8; 0 = what fits."),
+    Option("dns.enable_truncate", "true or false", "true", "Mark what did not fit, so that clients ask again over TCP."),
+    Option(
+        "dns.upstreams",
+        "list of addresses",
+        "none",
+        "Resolvers that names outside plait are forwarded to: `192.0.2.53`, `192.0.2.53:5353`, `[2001:db8::53]:53`.",
+    ),
+    Option(
+        "dns.upstream_strategy",
+        "sequential or random",
+        "sequential",
+        "In order, beginning with the last that answered; or drawn for each query.",
+    ),
+    Option("dns.upstream_timeout", "duration", "2s", "How long one of them has before the next is asked."),
+    Option(
+        "dns.upstream_limit",
+        "1 to 10000",
+        "256",
+        "Most queries on their way to them; one more is answered SERVFAIL at once.",
+    ),
     Option(
         "checks.enable_script_checks",
         "true or false",
@@ -181,7 +219,7 @@ def parse_config(raw: Mapping[str, object], where: str) -> Config:
         dns_domain=get.text("dns.domain", "consul").strip(".").lower(),
         datacenter=get.text("dns.datacenter", "dc1").lower(),
         search_domain=get.text("dns.search", "plait").strip(".").lower(),
-        dns_upstreams=get.addresses("dns.upstreams"),
+        dns=read_dns(get.section("dns", DNS_KEYS), {key: f"{where}: dns.{key}" for key in DNS_KEYS}),
         script_checks=get.flag("checks.enable_script_checks", lambda: False),
         local_script_checks=get.flag("checks.enable_local_script_checks", lambda: False),
         parallel_checks=get.count("checks.parallel", 512, 10000),
@@ -242,19 +280,9 @@ class _Getter:
         except ValueError as error:
             raise self._fail(key, "must be an IPv4 address") from error
 
-    def addresses(self, key: str) -> tuple[str, ...]:
-        value = self._flat.get(key, [])
-        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
-            raise self._fail(key, 'must be a list of addresses like ["192.0.2.53", "192.0.2.54:5353"]')
-        for entry in value:
-            host, _, port = entry.partition(":")
-            try:
-                IPv4Address(host)
-            except ValueError as error:
-                raise self._fail(key, f"holds {entry!r}, which is not address[:port]") from error
-            if port and not (port.isdigit() and 0 < int(port) < 65536):
-                raise self._fail(key, f"holds {entry!r}, whose port is not a number from 1 to 65535")
-        return tuple(value)
+    def section(self, name: str, keys: frozenset[str]) -> dict[str, object]:
+        """Those of `keys` that the section sets."""
+        return {key: self._flat[f"{name}.{key}"] for key in sorted(keys) if f"{name}.{key}" in self._flat}
 
 
 def check_node_name(name: str) -> str:

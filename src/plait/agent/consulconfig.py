@@ -16,6 +16,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
+from plait.agent.dnssettings import DnsSettings, read_dns
 from plait.model.errors import ConfigError
 
 Raw = dict[str, Any]
@@ -25,15 +26,15 @@ _LISTED = ("service", "check")
 """Keys whose plural holds a list of the same."""
 _EFFECTIVE_WORDS = """
 node_name node_id node_meta datacenter domain bind_addr advertise_addr client_addr ports addresses data_dir recursors log_level log_json
-enable_script_checks enable_local_script_checks services checks service check pid_file dev
+enable_script_checks enable_local_script_checks services checks service check pid_file dev alt_domain dns_config
 """
 _EFFECTIVE = frozenset(_EFFECTIVE_WORDS.split())
 _WITHOUT_EFFECT_WORDS = """
-acl addresses advertise_addr_ipv4 advertise_addr_ipv6 advertise_addr_wan advertise_reconnect_timeout alt_domain audit auto_config
+acl addresses advertise_addr_ipv4 advertise_addr_ipv6 advertise_addr_wan advertise_reconnect_timeout audit auto_config
 auto_encrypt autopilot bootstrap bootstrap_expect ca_file ca_path cache cert_file check_output_max_size check_update_interval
 client_addr config_entries connect default_query_time disable_anonymous_signature disable_host_node_id
 disable_http_unprintable_char_filter disable_keyring_file disable_remote_exec disable_update_check discard_check_output
-discovery_max_stale dns_config enable_acl_replication enable_agent_tls_for_checks enable_central_service_config
+discovery_max_stale enable_acl_replication enable_agent_tls_for_checks enable_central_service_config
 enable_debug enable_syslog encrypt encrypt_verify_incoming encrypt_verify_outgoing experiments gossip_lan gossip_wan http_config
 key_file leave_on_terminate license_path
 limits log_file log_rotate_bytes log_rotate_duration log_rotate_max_files max_query_time partition peering performance
@@ -45,6 +46,13 @@ tls_cipher_suites tls_min_version tls_prefer_server_cipher_suites translate_wan_
 use_streaming_backend verify_incoming verify_incoming_https verify_incoming_rpc verify_outgoing verify_server_hostname watches xds
 """
 WITHOUT_EFFECT = frozenset(_WITHOUT_EFFECT_WORDS.split())
+
+_DNS_CONFIG = {
+    "recursor_strategy": "upstream_strategy",
+    "recursor_timeout": "upstream_timeout",
+    **{key: key for key in ("node_ttl", "service_ttl", "only_passing", "soa", "a_record_limit", "udp_answer_limit", "enable_truncate")},
+}
+_DNS_KEYS = {"recursors": "upstreams", "alt_domain": "alt_domain"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +71,7 @@ class SoloSettings:
     dns_address: IPv4Address = _LOCAL
     dns_port: int = 8600
     data_dir: Path | None = None
-    recursors: tuple[str, ...] = ()
+    dns: DnsSettings = field(default_factory=lambda: read_dns({}, {}))
     script_checks: bool = False
     local_script_checks: bool = False
     log_level: str = "info"
@@ -143,7 +151,7 @@ def settings_of(files: Raw, options: Raw, host: str) -> tuple[SoloSettings, list
         dns_address=_address(addresses, "dns", client),
         dns_port=_port(ports, "dns", 8600),
         data_dir=Path(raw["data_dir"]) if raw.get("data_dir") and not raw.get("dev") else None,
-        recursors=tuple(str(entry) for entry in raw.get("recursors") or ()),
+        dns=_dns(raw),
         script_checks=bool(raw.get("enable_script_checks")),
         local_script_checks=bool(raw.get("enable_local_script_checks")),
         log_level=_LEVELS[level],
@@ -155,6 +163,19 @@ def settings_of(files: Raw, options: Raw, host: str) -> tuple[SoloSettings, list
     if settings.data_dir is None and not raw.get("dev"):
         raise ConfigError("data_dir", "", "cannot be empty", "give -data-dir, or -dev for an agent that keeps nothing")
     return settings, warnings
+
+
+def _dns(raw: Mapping[str, Any]) -> DnsSettings:
+    """`dns_config`, `recursors` and `alt_domain`. What of the first is about Consul's own caches and replicas is without effect: answers
+    always are what the directory holds."""
+    asked = raw.get("dns_config") or {}
+    if not isinstance(asked, dict):
+        raise ConfigError("dns_config", asked, "must be a map")
+    found = {key: asked[name] for name, key in _DNS_CONFIG.items() if asked.get(name) is not None}
+    found |= {key: raw[name] for name, key in _DNS_KEYS.items() if raw.get(name) is not None}
+    return read_dns(
+        found, {key: f"dns_config.{name}" for name, key in _DNS_CONFIG.items()} | {key: name for name, key in _DNS_KEYS.items()}
+    )
 
 
 def _address(raw: Mapping[str, Any], key: str, default: IPv4Address) -> IPv4Address:

@@ -199,7 +199,8 @@ class NodeLoops:
         """Tell the DNS child what changed since the last time; everything at the first."""
         config, snapshot = self._p.config, self._p.view.snapshot
         if self._zone is None:
-            self._zone = Zone(snapshot, config.dns_domain, config.datacenter, config.search_domain)
+            only_passing = config.dns.only_passing
+            self._zone = Zone(snapshot, config.dns_domain, config.datacenter, config.search_domain, only_passing=only_passing)
             self._touched.clear()
             await self._p.dns.set_table(self._zone.table)
         else:

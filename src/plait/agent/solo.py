@@ -28,7 +28,7 @@ from plait.agent.node import LEASE_TTL_S
 from plait.agent.publisher import Publisher
 from plait.agent.view import View
 from plait.dns.table import Table
-from plait.dns.zone import build_table
+from plait.dns.zone import Zone
 from plait.model.cluster import Node
 from plait.model.errors import PlaitError
 from plait.serve.consul_control import AgentControl, ControlApi
@@ -117,6 +117,9 @@ class _Solo(AgentControl):
     async def reload(self) -> None:
         self.settings = self._read()
         await self._define()
+        if self.settings.dns_port:
+            await self._set_dns()
+            self._names.set()
 
     def members(self) -> frozenset[str]:
         return frozenset(self.view.snapshot.nodes)
@@ -163,7 +166,7 @@ class _Solo(AgentControl):
         if settings.dns_port:
             await self.dns.set_table(self._table())
             await self.dns.start()
-            await self.dns.set_upstreams([_place(entry) for entry in settings.recursors])
+            await self._set_dns()
             for failed in await self.dns.set_listen([(str(settings.dns_address), settings.dns_port)]):
                 raise PlaitError(str(failed))
         if settings.http_port:
@@ -172,6 +175,10 @@ class _Solo(AgentControl):
             except OSError as error:
                 where = f"{settings.http_address}:{settings.http_port}"
                 raise PlaitError(f"listening for HTTP on {where}: {error.strerror}; choose another -http-port") from error
+
+    async def _set_dns(self) -> None:
+        await self.dns.set_upstreams(self.settings.dns.upstreams)
+        await self.dns.set_options(self.settings.dns.options)
 
     async def _define(self) -> None:
         """Register what the files define, and take away what they defined before and do no more."""
@@ -212,7 +219,8 @@ class _Solo(AgentControl):
             self.publisher.wake()
 
     def _table(self) -> Table:
-        return build_table(self.view.snapshot, self.settings.domain, self.settings.datacenter)
+        settings = self.settings
+        return Zone(self.view.snapshot, settings.domain, settings.datacenter, only_passing=settings.dns.only_passing).table
 
     async def _serve_names(self) -> None:
         while True:
@@ -224,8 +232,3 @@ class _Solo(AgentControl):
 
 def _setting(key: str, value: str) -> Write:
     return Write("setting", key, value.encode())
-
-
-def _place(recursor: str) -> tuple[str, int]:
-    host, _, port = recursor.partition(":")
-    return host, int(port or 53)

@@ -190,7 +190,7 @@ class _Wiring:
                 path = self.paths.docker_plugin
                 await self.docker.start(path, inherited_socket(path, os.environ, os.getpid()))
             await http.start(str(self.config.http_address), self.config.http_port)
-            await self.dns.set_upstreams(_upstreams(self.config))
+            await self._set_dns(self.config)
             await self.dns.start()
             await self._run_loops()
         finally:
@@ -297,10 +297,14 @@ class _Wiring:
         raise NotSupported("this agent also steers the host's network; `plait down` ends it, `plait down --purge` leaves the cluster")
 
     async def reload(self) -> None:
-        """The configuration file again: the upstreams of DNS and the level of the log. The rest needs a restart."""
+        """The configuration file again: the upstreams of DNS, its TTLs and limits, and the level of the log. The rest needs a restart."""
         config = load_config(self.paths.config)
-        await self.dns.set_upstreams(_upstreams(config))
+        await self._set_dns(config)
         logging.getLogger("plait").setLevel(config.log_level.upper())
+
+    async def _set_dns(self, config: Config) -> None:
+        await self.dns.set_upstreams(config.dns.upstreams)
+        await self.dns.set_options(config.dns.options)
 
     def members(self) -> frozenset[str]:
         return frozenset(self.view.snapshot.nodes)
@@ -324,8 +328,3 @@ class _Wiring:
         token = await create_token(self.store, cluster_pin(self.paths.lib / "pki"), ttl_s, now)
         address = self.identity.store.partition(":")[0] or str(self.identity.address)
         return {"token": token, "address": address, "expires": now + ttl_s}
-
-
-def _upstreams(config: Config) -> list[tuple[str, int]]:
-    """The configured resolvers as (address, port)."""
-    return [(host, int(port or 53)) for host, _, port in (entry.partition(":") for entry in config.dns_upstreams)]

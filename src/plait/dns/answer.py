@@ -8,21 +8,21 @@ label is a container's name, else a service's, so unknown ones are NXDOMAIN too;
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 
 from plait.dns import message as m
 from plait.dns.grammar import address_in_name, canonical, labels_in_name
+from plait.dns.options import DEFAULTS, MOST_PLAIN, Options
+from plait.dns.order import Chooser, arrange
 from plait.dns.table import Records, Table
-
-Chooser = Callable[[int], int]
-"""`chooser(n)` picks a number from 0 to n - 1."""
 
 _ABOUT_TOP_LEVEL = frozenset((m.NS, m.SOA, m.DS, m.DNSKEY))
 """Asked for a single label, these are about a top-level domain (a validating forwarder does it), not about a container."""
 _ADDRESSES = frozenset((m.A, m.AAAA, m.CNAME))
-_DRAWS = 1 << 30
-_REFRESH = (3600).to_bytes(4, "big") + (600).to_bytes(4, "big") + (86400).to_bytes(4, "big") + (0).to_bytes(4, "big")
+_CAPPED = frozenset((m.A, m.AAAA, m.ANY))
+_NAMING = frozenset((m.NS, m.CNAME, m.PTR, m.SRV))
+_LEAST_RECORD = 16
+"""Bytes that an answer takes at the least: a pointer, ten bytes, an IPv4 address."""
 
 
 class Forward:
@@ -34,14 +34,42 @@ class Forward:
         self.query = query
 
 
+class _Asked:
+    """A query and what it is answered from. `key`: its name below our domain, also where it was asked by the other name of that."""
+
+    __slots__ = ("alias", "chooser", "key", "limit", "options", "plain", "query", "ra", "table")
+
+    def __init__(self, table: Table, query: m.Query, limit: int, chooser: Chooser, ra: int, options: Options, plain: bool) -> None:
+        self.table, self.query, self.limit, self.chooser, self.ra, self.options = table, query, limit, chooser, ra, options
+        self.plain, self.key, self.alias = plain, query.key, False
+        alt = options.alt_domain
+        if alt and (query.key == alt or query.key.endswith(b"." + alt)):
+            self.key, self.alias = query.key[: -len(alt)] + table.domain, True
+
+    def spelled(self, wire: bytes) -> bytes:
+        """A name of ours in the domain that was asked for."""
+        domain = m.wire_name(self.table.domain)
+        if not self.alias or not wire.lower().endswith(domain):
+            return wire
+        renamed = wire[: -len(domain)] + m.wire_name(self.options.alt_domain)
+        return renamed if len(renamed) <= m.NAME_SIZE else wire
+
+
 def answer(
-    table: Table, data: bytes, max_size: int, chooser: Chooser, *, stream: bool = False, recursion: bool = False
+    table: Table,
+    data: bytes,
+    max_size: int,
+    chooser: Chooser,
+    *,
+    stream: bool = False,
+    recursion: bool = False,
+    options: Options = DEFAULTS,
 ) -> bytes | Forward | None:
     """The response to `data`, Forward, or None when it deserves no response (too short, or itself a response).
 
     `max_size`: most bytes of a response over UDP whatever the client claims to take. `stream`: it came over TCP, where
     only the length prefix limits. `recursion`: upstreams are configured (sets RA, allows Forward). Records of one answer
-    come in an order drawn by `chooser` (see `arrange`). TTLs are 0.
+    come in an order drawn by `chooser` (see `arrange`).
     """
     try:
         query = m.parse_query(data)
@@ -54,7 +82,7 @@ def answer(
     refusal = _refusal(query, data)
     if refusal is not None:
         return m.respond(query, ra, refusal, limit)
-    return _resolve(table, query, limit, chooser, ra)
+    return _resolve(_Asked(table, query, limit, chooser, ra, options, not stream and query.edns is None))
 
 
 def failure(query: m.Query, max_size: int) -> bytes:
@@ -79,28 +107,60 @@ def _refusal(query: m.Query, data: bytes) -> int | None:
     return m.REFUSED if query.qclass not in (m.IN, m.ANY) else None
 
 
-def _resolve(table: Table, query: m.Query, limit: int, chooser: Chooser, ra: int) -> bytes | Forward:
-    zone = _zone_of(table, query.key)
-    alone = query.key and b"." not in query.key and query.qtype not in _ABOUT_TOP_LEVEL
-    records = lookup(table, query.key)
+def _resolve(asked: _Asked) -> bytes | Forward:
+    table, query, key = asked.table, asked.query, asked.key
+    zone = _zone_of(table, key)
+    alone = key and b"." not in key and query.qtype not in _ABOUT_TOP_LEVEL
+    records = lookup(table, key)
     if records is None and alone:
-        records = table.names.get(query.key + b".service." + table.domain)
+        key += b".service." + table.domain
+        records = table.names.get(key)
     if records is not None:
-        wanted = _wanted(records, query.qtype)
-        if query.key in table.zones and query.qtype in (m.SOA, m.ANY):
-            wanted.append((m.SOA, _soa(table)))
-        arrange(wanted, chooser)
-        groups = [((query.wire, *record), _additional(table, record)) for record in wanted]
-        authority = [] if groups else [(query.wire if zone is None else m.wire_name(zone), m.SOA, _soa(table))]
-        spelled = [] if groups else [(query.wire, *record) for record in records if _spells_address(table, query.key)]
-        return m.respond(query, m.AA | ra, m.NOERROR, limit, groups, authority, spelled)
+        return _found(asked, key, records, zone)
     if zone is not None:
-        return m.respond(query, m.AA | ra, m.NXDOMAIN, limit, (), [(m.wire_name(zone), m.SOA, _soa(table))])
+        return m.respond(query, m.AA | asked.ra, m.NXDOMAIN, asked.limit, (), [_soa(asked, zone)])
     if alone:
-        return m.respond(query, m.AA | ra, m.NXDOMAIN, limit)
-    if ra and query.recursion_desired:
+        return m.respond(query, m.AA | asked.ra, m.NXDOMAIN, asked.limit)
+    if asked.ra and query.recursion_desired:
         return Forward(query)
-    return m.respond(query, ra, m.REFUSED, limit)
+    return m.respond(query, asked.ra, m.REFUSED, asked.limit)
+
+
+def _found(asked: _Asked, key: bytes, records: Records, zone: bytes | None) -> bytes:
+    """The response about a name that exists, with `records`."""
+    query, options, table = asked.query, asked.options, asked.table
+    ttl, flags = _ttl(asked, key), m.AA | asked.ra
+    if key in table.zones and query.qtype == m.SOA:
+        return _about_zone(asked, key, records)
+    wanted = _wanted(records, query.qtype)
+    if key in table.zones and query.qtype == m.ANY:
+        wanted.append((m.SOA, _soa(asked, key)[3]))
+    if not wanted:
+        spelled = [(query.wire, rtype, ttl, rdata) for rtype, rdata in records if _spells_address(table, key)]
+        return m.respond(query, flags, m.NOERROR, asked.limit, (), [_soa(asked, zone)], spelled)
+    capped = options.a_record_limit if query.qtype in _CAPPED else 0
+    most = min(options.udp_answer_limit, MOST_PLAIN) if asked.plain else 0
+    arrange(wanted, asked.chooser, capped or most or asked.limit // _LEAST_RECORD + 1)
+    groups = _groups(asked, wanted[:capped] if capped else wanted, ttl)
+    return m.respond(query, flags, m.NOERROR, asked.limit, groups, most=most, mark=options.truncate)
+
+
+def _groups(asked: _Asked, records: list[m.Record], ttl: int) -> Iterator[m.Group]:
+    """The records as answers, each with the addresses of the host that it names."""
+    for record in records:
+        yield (asked.query.wire, record[0], ttl, _renamed(asked, record)), _additional(asked, record, ttl)
+
+
+def _ttl(asked: _Asked, key: bytes) -> int:
+    """Seconds that what is said of the name may be kept: by what stands before its keyword; 0 for all names but those of services, nodes
+    and addresses."""
+    table, options = asked.table, asked.options
+    if not key.endswith(b"." + table.domain):
+        return 0
+    labels = canonical(key, table.domain, table.datacenter)[: -len(table.domain) - 1].rsplit(b".", 2)
+    if labels[-1] == b"service" and len(labels) > 1:
+        return options.ttl_of_service(labels[-2])
+    return options.node_ttl if labels[-1] in (b"node", b"addr") else 0
 
 
 def _wanted(records: Records, qtype: int) -> list[m.Record]:
@@ -148,28 +208,6 @@ def _labelled(table: Table, wanted: list[list[bytes]], unwanted: list[list[bytes
     return tuple(sorted(records)) or None
 
 
-def shuffle(records: list[m.Record], chooser: Chooser) -> None:
-    """Put `records` into an order drawn by `chooser`, each order equally likely (Fisher and Yates)."""
-    for last in range(len(records) - 1, 0, -1):
-        other = chooser(last + 1)
-        records[last], records[other] = records[other], records[last]
-
-
-def arrange(records: list[m.Record], chooser: Chooser) -> None:
-    """Put `records` into an order drawn by `chooser`: SRV records of higher weight tend to come first, in each place with
-    the chance that RFC 2782 gives them among those left; weight 0 comes last. Without differing weights, as `shuffle`."""
-    shuffle(records, chooser)
-    if len({_weight(record) for record in records}) > 1:
-        # Exponential waiting times at the rate of each weight end in that order (Efraimidis and Spirakis 2006).
-        records.sort(key=lambda record: -math.log((chooser(_DRAWS) + 1) / _DRAWS) / weight if (weight := _weight(record)) else math.inf)
-
-
-def _weight(record: m.Record) -> int:
-    """The weight in SRV data, 1 for a record of another type."""
-    rtype, rdata = record
-    return int.from_bytes(rdata[2:4], "big") if rtype == m.SRV else 1
-
-
 def _zone_of(table: Table, key: bytes) -> bytes | None:
     """The longest of our zones that `key` is or lies below."""
     while key and key not in table.zones:
@@ -177,17 +215,39 @@ def _zone_of(table: Table, key: bytes) -> bytes | None:
     return key or None
 
 
-def _additional(table: Table, record: m.Record) -> Sequence[m.Owned]:
+def _additional(asked: _Asked, record: m.Record, ttl: int) -> list[m.Owned]:
     """The addresses of the host that an SRV or NS record names."""
     rtype, rdata = record
     if rtype not in (m.SRV, m.NS):
-        return ()
+        return []
     target = rdata[6:] if rtype == m.SRV else rdata
-    found = lookup(table, m.dotted(target)) or ()
-    return [(target, kind, address) for kind, address in found if kind in (m.A, m.AAAA)]
+    found = lookup(asked.table, m.dotted(target)) or ()
+    return [(asked.spelled(target), kind, ttl, address) for kind, address in found if kind in (m.A, m.AAAA)]
 
 
-def _soa(table: Table) -> bytes:
-    """SOA data as Consul has it: ns.<domain> hostmaster.<domain> serial 3600 600 86400 0."""
-    names = m.wire_name(b"ns." + table.domain) + m.wire_name(b"hostmaster." + table.domain)
-    return names + (table.serial & 0xFFFFFFFF).to_bytes(4, "big") + _REFRESH
+def _renamed(asked: _Asked, record: m.Record) -> bytes:
+    """The data of a record, a name in it as `spelled`."""
+    rtype, rdata = record
+    if not asked.alias or rtype not in _NAMING:
+        return rdata
+    at = 6 if rtype == m.SRV else 0
+    return rdata[:at] + asked.spelled(rdata[at:])
+
+
+def _soa(asked: _Asked, zone: bytes | None) -> m.Owned:
+    """The SOA record of a zone, of the name asked for if it has none: ns.<domain> hostmaster.<domain> serial and four times. Its TTL is
+    the last of them, so that an absence is kept as long in whichever way a resolver reads RFC 2308."""
+    table, soa = asked.table, asked.options.soa
+    owner = asked.query.wire if zone is None else asked.spelled(m.wire_name(zone))
+    names = asked.spelled(m.wire_name(b"ns." + table.domain)) + asked.spelled(m.wire_name(b"hostmaster." + table.domain))
+    numbers = (table.serial & 0xFFFFFFFF, *soa)
+    return owner, m.SOA, soa[3], names + b"".join(number.to_bytes(4, "big") for number in numbers)
+
+
+def _about_zone(asked: _Asked, zone: bytes, records: Records) -> bytes:
+    """SOA of a zone as the answer, its name servers beside it."""
+    soa = _soa(asked, zone)
+    servers = [record for record in records if record[0] == m.NS]
+    authority = [(soa[0], m.NS, 0, _renamed(asked, record)) for record in servers]
+    glue = [owned for record in servers for owned in _additional(asked, record, 0)]
+    return m.respond(asked.query, m.AA | asked.ra, m.NOERROR, asked.limit, [(soa, ())], authority, glue)

@@ -11,7 +11,7 @@ The DNS child imports this module and must stay small, so the classes here are p
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 
 from plait.model.errors import PlaitError
 
@@ -21,12 +21,17 @@ NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, BADVERS = 0, 1, 2, 3, 4, 
 QR, AA, TC, RD, RA = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080
 OPCODE = 0x7800
 HEADER = 12
+NAME_SIZE = 255
+"""Most bytes of a name in wire shape."""
 PLAIN_SIZE = 512
 """Most bytes of a UDP message for a client without EDNS (RFC 1035 section 4.2.1)."""
+ADVERTISED_SIZE = 1232
+"""Bytes of a UDP message that is never fragmented on the way to us, whatever the link (DNS flag day 2020): said in each OPT of ours."""
 STREAM_SIZE = 65535
 """Most bytes of a message over TCP, whose length prefix has 16 bits."""
 
 _ECS = 8
+_ECS_SIZE = 20  # family, two prefix lengths, an IPv6 address
 _HEADER = struct.Struct("!6H")
 _QUESTION = struct.Struct("!2H")
 _FIXED = struct.Struct("!2HIH")
@@ -35,8 +40,8 @@ _NAME_OFFSET = {NS: 0, CNAME: 0, PTR: 0, SOA: 0, SRV: 6}
 
 Record = tuple[int, bytes]
 """Type and data; names inside the data are in wire shape, uncompressed."""
-Owned = tuple[bytes, int, bytes]
-"""Owner name in wire shape, type, data."""
+Owned = tuple[bytes, int, int, bytes]
+"""Owner name in wire shape, type, TTL in seconds, data."""
 Group = tuple[Owned, Sequence[Owned]]
 """An answer and the additional records that make sense only with it."""
 
@@ -176,7 +181,7 @@ def _client_subnet(options: bytes) -> bytes:
             raise Malformed("an EDNS option is cut off")
         code, length = _QUESTION.unpack_from(options, at)
         at += 4
-        if at + length > len(options) or (code == _ECS and length < 4):
+        if at + length > len(options) or (code == _ECS and not 4 <= length <= _ECS_SIZE):
             raise Malformed("the data of an EDNS option is cut off")
         if code == _ECS:
             found = options[at : at + length]
@@ -211,10 +216,11 @@ class _Writer:
             at = step
         self.data.append(0)
 
-    def record(self, owner: bytes, rtype: int, rdata: bytes) -> None:
-        """Append a record with TTL 0: tables change at any time and every resolver asks its own host."""
+    def record(self, owned: Owned) -> None:
+        """Append a record."""
+        owner, rtype, ttl, rdata = owned
         self.name(owner)
-        self.data += _FIXED.pack(rtype, IN, 0, 0)
+        self.data += _FIXED.pack(rtype, IN, ttl, 0)
         start = len(self.data)
         at = _NAME_OFFSET.get(rtype)
         if at is None:
@@ -230,62 +236,86 @@ class _Writer:
             self.name(rdata[at:], compress=rtype != SRV)  # RFC 2782: the target of SRV is never compressed
         self.data[start - 2 : start] = (len(self.data) - start).to_bytes(2, "big")
 
+    def size(self, owned: Owned) -> int:
+        """Most bytes that the record would take if it came next, or later."""
+        owner, _, _, rdata = owned
+        at, lower = 0, owner.lower()
+        while owner[at] and lower[at:] not in self.offsets:
+            at += 1 + owner[at]
+        return at + (2 if owner[at] else 1) + _FIXED.size + len(rdata)
+
+    def undo(self, size: int) -> None:
+        """Take back all behind the first `size` bytes."""
+        del self.data[size:]
+        self.offsets = {name: at for name, at in self.offsets.items() if at < size}
+
 
 def respond(
     query: Query,
     flags: int,
     rcode: int,
     limit: int,
-    answers: Sequence[Group] = (),
+    answers: Iterable[Group] = (),
     authority: Sequence[Owned] = (),
     additional: Sequence[Owned] = (),
+    *,
+    most: int = 0,
+    mark: bool = True,
 ) -> bytes:
     """The response to `query` in at most `limit` bytes: the question in the client's spelling, `flags` (AA, RA) added to
-    QR, opcode and RD, and OPT if the client sent one. As many `answers` from the front as fit, each with its additional
-    records; `additional` if all does; TC is set whenever something was left out."""
-    response, fits = _encode(query, flags, rcode, answers, authority, additional), len(answers)
-    if len(response) > limit:
-        fits = _last_true(lambda count: len(_encode(query, flags, rcode, answers[:count], ())) <= limit, len(answers))
-        response = _encode(query, flags | TC, rcode, answers[:fits], ())
-    return response
-
-
-def _last_true(fits: Callable[[int], bool], count: int) -> int:
-    """The greatest n in 0..`count` for which `fits` holds, 0 if none; `fits` holds up to some n and not beyond."""
-    low, high = 0, count
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
-
-
-def _encode(
-    query: Query, flags: int, rcode: int, answers: Sequence[Group], authority: Sequence[Owned], more: Sequence[Owned] = ()
-) -> bytes:
-    writer = _Writer(query)
-    additional: dict[Owned, None] = dict.fromkeys(more)
-    for answer, extra in answers:
-        writer.record(*answer)
-        additional.update(dict.fromkeys(extra))
-    for owned in authority:
-        writer.record(*owned)
-    for owned in additional:
-        writer.record(*owned)
-    if query.edns is not None:
-        writer.data += _opt(query.edns, rcode)
-    head = QR | query.flags & (OPCODE | RD) | flags | rcode & 0xF
-    records = len(additional) + (query.edns is not None)
-    _HEADER.pack_into(writer.data, 0, query.id, head, 1, len(answers), len(authority), records)
+    QR, opcode and RD, and OPT if the client sent one. As many `answers` from the front as fit (at most `most`, 0 = any number),
+    each with its additional records; `authority` and `additional` if all of them do. TC is set whenever something was left out,
+    unless `mark` is False. Takes no more of `answers` than it must to know."""
+    writer, opt = _Writer(query), _opt(query.edns, rcode) if query.edns is not None else b""
+    room = limit - len(opt)
+    count, extra, whole = _write_answers(writer, answers, room, most)
+    reserved = sum(map(writer.size, extra))
+    above = _write_all(writer, authority, room - reserved) if whole else 0
+    for owned in extra:
+        writer.record(owned)
+    beside = _write_all(writer, additional, room) if whole else 0
+    whole = whole and above == len(authority) and beside == len(additional)
+    writer.data += opt
+    head = QR | query.flags & (OPCODE | RD) | flags | rcode & 0xF | (0 if whole or not mark else TC)
+    _HEADER.pack_into(writer.data, 0, query.id, head, 1, count, above, len(extra) + beside + bool(opt))
     return bytes(writer.data)
 
 
+def _write_answers(writer: _Writer, answers: Iterable[Group], room: int, most: int) -> tuple[int, dict[Owned, None], bool]:
+    """Write answers as long as they, and the additional records that belong to them, fit into `room` bytes. Returns how many
+    were written, their additional records, and whether that was all."""
+    count, reserved, extra = 0, 0, dict[Owned, None]()
+    for answer, more in answers:
+        before = len(writer.data)
+        if count < most or not most:
+            writer.record(answer)
+            fresh = dict.fromkeys(owned for owned in more if owned not in extra)
+            wanted = sum(map(writer.size, fresh)) if fresh else 0
+        if (most and count >= most) or len(writer.data) + reserved + wanted > room:
+            writer.undo(before)
+            return count, extra, False
+        count, reserved = count + 1, reserved + wanted
+        extra.update(fresh)
+    return count, extra, True
+
+
+def _write_all(writer: _Writer, records: Sequence[Owned], room: int) -> int:
+    """Write all `records` if they fit into `room` bytes, else none; returns how many."""
+    before = len(writer.data)
+    for owned in records:
+        writer.record(owned)
+    if len(writer.data) <= room:
+        return len(records)
+    writer.undo(before)
+    return 0
+
+
 def _opt(edns: Edns, rcode: int) -> bytes:
-    """OPT of a response: the client's size and DO bit, version 0, its subnet echoed with scope 0 (RFC 7871 section 7.2.1)."""
+    """OPT of a response: the size that we take, the client's DO bit, version 0, its subnet echoed with scope 0 (RFC 7871 section 7.2.1)."""
     option = b""
     if edns.ecs:
         option = _QUESTION.pack(_ECS, len(edns.ecs)) + edns.ecs[:3] + b"\0" + edns.ecs[4:]
-    size = max(PLAIN_SIZE, edns.size)
-    return b"\0" + _FIXED.pack(OPT, size, rcode >> 4 << 24 | edns.flags & 0x8000, len(option)) + option
+    return b"\0" + _FIXED.pack(OPT, ADVERTISED_SIZE, rcode >> 4 << 24 | edns.flags & 0x8000, len(option)) + option
 
 
 def bare_response(data: bytes, rcode: int) -> bytes:

@@ -50,10 +50,13 @@ def build_table(snapshot: Snapshot, domain: str = "consul", datacenter: str = "d
 
 
 class Zone:
-    """What each record of the snapshot says in DNS, and the table of it all."""
+    """What each record of the snapshot says in DNS, and the table of it all. `only_passing`: an instance with a warning says nothing."""
 
-    def __init__(self, snapshot: Snapshot, domain: str = "consul", datacenter: str = "dc1", search: str = "plait") -> None:
+    def __init__(
+        self, snapshot: Snapshot, domain: str = "consul", datacenter: str = "dc1", search: str = "plait", *, only_passing: bool = False
+    ) -> None:
         self.domain, self.datacenter, self.search = dotted(domain), dotted(datacenter), dotted(search)
+        self._silencing = ("critical", "warning") if only_passing else ("critical",)
         self._begin(snapshot)
 
     def _begin(self, snapshot: Snapshot) -> None:
@@ -177,8 +180,8 @@ class Zone:
         elif kind == "containers" and (container := snapshot.containers.get(cast(_Key, key))) is not None:
             yield from self._container(container)
         elif kind == "instances" and (instance := snapshot.instances.get(cast(_Key, key))) is not None:
-            critical = any((instance.node, about, "critical") in self._count for about in ("", instance.id))
-            if instance.node in self._addresses and not instance.down and not critical:
+            silenced = any((instance.node, about, bad) in self._count for about in ("", instance.id) for bad in self._silencing)
+            if instance.node in self._addresses and not instance.down and not silenced:
                 yield from self._instance(instance)
 
     def _node_target(self, name: str) -> bytes:

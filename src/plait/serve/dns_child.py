@@ -15,9 +15,10 @@ import sys
 import time
 from typing import Any
 
+from plait.dns.options import Options
 from plait.dns.table import Changes, Table, apply_changes
 from plait.serve.dns_core import Core
-from plait.serve.dns_link import Frames, frame
+from plait.serve.dns_link import Frames, Upstreams, frame
 from plait.serve.dns_listen import Listeners
 from plait.serve.dns_reactor import GONE, READ, WRITE
 from plait.serve.dns_tcp import TcpServer
@@ -75,8 +76,11 @@ class Child:
         elif verb == "listen":
             return self._listeners.set(arguments[0])
         elif verb == "upstreams":
-            self._core.forwarder.set_upstreams(arguments[0])
-            self._core.responder.set_recursion(bool(arguments[0]))
+            upstreams = Upstreams(*arguments[0])
+            self._core.forwarder.set_upstreams(upstreams)
+            self._core.responder.set_recursion(bool(upstreams.places))
+        elif verb == "options":
+            self._core.responder.set_options(Options(*arguments[0]))
         elif verb == "stats":
             return self._core.counters.as_dict()
         else:

@@ -2,8 +2,8 @@
 """Upstream side of the DNS child: queries for names that are not ours -> responses of an upstream resolver, or SERVFAIL.
 
 Each attempt has a socket of its own (a random source port) and a random id, against forged responses. Upstreams are tried
-in turn, beginning with the last one that answered; the next one's turn comes on an error, on a response code other than
-NOERROR and NXDOMAIN, or after 2 s. Nothing here blocks.
+in turn, beginning with the last one that answered, or one drawn for each query; the next one's turn comes on an error, on a
+response code other than NOERROR and NXDOMAIN, or after the timeout. Nothing here blocks.
 """
 
 from __future__ import annotations
@@ -15,14 +15,9 @@ from collections.abc import Callable, Sequence
 
 from plait.dns import message as m
 from plait.dns.answer import failure
-from plait.serve.dns_link import Address
+from plait.serve.dns_link import Address, Upstreams
 from plait.serve.dns_reactor import READ, WRITE, Reactor
-from plait.serve.dns_responder import UDP_SIZE, Counters
-
-TIMEOUT = 2.0
-"""Seconds that one upstream has."""
-OUTSTANDING = 256
-"""Most queries in flight; a further one is answered SERVFAIL at once and counted."""
+from plait.serve.dns_responder import UDP_SIZE, Counters, choose
 
 Done = Callable[[bytes], None]
 
@@ -43,23 +38,24 @@ class _Task:
 class Forwarder:
     """Asks upstreams. `submit` calls back exactly once for each query, unless `close` comes first."""
 
-    def __init__(self, reactor: Reactor, counters: Counters, *, timeout: float = TIMEOUT, outstanding: int = OUTSTANDING) -> None:
-        self._reactor, self._counters, self._timeout, self._outstanding = reactor, counters, timeout, outstanding
-        self._upstreams: list[Address] = []
+    def __init__(self, reactor: Reactor, counters: Counters) -> None:
+        self._reactor, self._counters, self._settings = reactor, counters, Upstreams()
+        self._order: list[Address] = []
         self._tasks: dict[int, _Task] = {}  # by descriptor; in the order of their deadlines, since all wait equally long
 
-    def set_upstreams(self, upstreams: Sequence[Address]) -> None:
-        """Use `upstreams`, in this order of preference, for queries submitted from now on."""
-        self._upstreams = list(upstreams)
+    def set_upstreams(self, upstreams: Upstreams) -> None:
+        """Use `upstreams` for queries submitted from now on."""
+        self._settings, self._order = upstreams, list(upstreams.places)
 
     def submit(self, query: m.Query, data: bytes, done: Done, *, stream: bool = False) -> None:
-        """Have `data` answered and call `done` with the response. `stream`: over TCP, for a client that asked so."""
-        if len(self._tasks) >= self._outstanding:
+        """Have `data` answered and call `done` with the response. `stream`: over TCP, for a client that asked so. A query beyond those
+        that may be on their way is answered SERVFAIL at once and counted."""
+        if len(self._tasks) >= self._settings.outstanding:
             self._counters.forward_rejected += 1
             done(failure(query, UDP_SIZE))
             return
         self._counters.forwarded += 1
-        self._try_next(_Task(query, data, done, stream, self._upstreams))
+        self._try_next(_Task(query, data, done, stream, self._turns()))
 
     def next_deadline(self) -> float | None:
         """When `sweep` has something to do (time.monotonic), None while nothing is in flight."""
@@ -85,7 +81,7 @@ class Forwarder:
     def _start(self, task: _Task) -> None:
         family = socket.AF_INET6 if ":" in task.upstream[0] else socket.AF_INET
         kind = socket.SOCK_STREAM if task.stream else socket.SOCK_DGRAM
-        task.ident, task.deadline, task.received = os.urandom(2), time.monotonic() + self._timeout, bytearray()
+        task.ident, task.deadline, task.received = os.urandom(2), time.monotonic() + self._settings.timeout, bytearray()
         task.sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             task.sock.connect(task.upstream)
@@ -144,9 +140,18 @@ class Forwarder:
 
     def _prefer(self, upstream: Address) -> None:
         """Begin with `upstream` from now on, the others following in their order."""
-        if upstream in self._upstreams[1:]:
-            at = self._upstreams.index(upstream)
-            self._upstreams = self._upstreams[at:] + self._upstreams[:at]
+        if upstream in self._order[1:]:
+            at = self._order.index(upstream)
+            self._order = self._order[at:] + self._order[:at]
+
+    def _turns(self) -> list[Address]:
+        """The upstreams in the order in which one query tries them."""
+        if not self._settings.random:
+            return self._order
+        left, turns = list(self._settings.places), list[Address]()
+        while left:
+            turns.append(left.pop(choose(len(left))))
+        return turns
 
 
 def _belongs(response: bytes, task: _Task) -> bool:

@@ -7,7 +7,8 @@ table is its acknowledgement and the number its generation. Before anything else
 | verb | arguments | result |
 |---|---|---|
 | `listen` | list of (address, port): all that shall be listened on | list of (protocol, address, port, errno) that failed |
-| `upstreams` | list of (address, port), in order of preference | None |
+| `upstreams` | `Upstreams.parts()` | None |
+| `options` | `Options.parts()` | None |
 | `table` | `Table.parts()` | None |
 | `changes` | list of `Changes.parts()`, in order | None |
 | `stats` | | {counter: number} |
@@ -18,6 +19,7 @@ table is its acknowledgement and the number its generation. Before anything else
 from __future__ import annotations
 
 import marshal
+from collections.abc import Iterable
 from typing import Any
 
 Message = tuple[Any, ...]
@@ -25,6 +27,20 @@ Address = tuple[str, int]
 """IP address as text, port."""
 
 _PREFIX = 4
+
+
+class Upstreams:
+    """Resolvers for names that are not ours: `places` in order of preference, or each query beginning with one at `random`; one has
+    `timeout` seconds; at most `outstanding` queries are on their way."""
+
+    __slots__ = ("outstanding", "places", "random", "timeout")
+
+    def __init__(self, places: Iterable[Address] = (), random: bool = False, timeout: float = 2.0, outstanding: int = 256) -> None:
+        self.places, self.random, self.timeout, self.outstanding = tuple(places), random, timeout, outstanding
+
+    def parts(self) -> tuple[tuple[Address, ...], bool, float, int]:
+        """As plain values, `Upstreams(*parts)` again on the other side."""
+        return self.places, self.random, self.timeout, self.outstanding
 
 
 def frame(message: Message) -> bytes:

@@ -13,12 +13,13 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from plait.dns.options import DEFAULTS, Options
 from plait.dns.table import EMPTY, Changes, Table, diff_tables
 from plait.model.errors import ConfigError, PlaitError
 from plait.serve.dns_holder import holder
-from plait.serve.dns_link import Address, Frames, frame
+from plait.serve.dns_link import Address, Frames, Upstreams, frame
 
 CALL_TIMEOUT = 5.0
 """Seconds a child has to acknowledge; then it is taken for hung and replaced."""
@@ -28,6 +29,7 @@ BACKOFF = 0.1, 5.0
 """Seconds before the second restart in a row and at most; the first is immediate."""
 STEADY = 10.0
 """Seconds a child must have lived for its end to count as the first in a row."""
+NO_UPSTREAMS = Upstreams()
 _CHUNK = 65536
 
 
@@ -65,7 +67,8 @@ class _State:
     """What a child shall hold, or holds."""
 
     listen: frozenset[Address] = frozenset()
-    upstreams: tuple[Address, ...] = ()
+    upstreams: Upstreams = NO_UPSTREAMS
+    options: Options = DEFAULTS
     table: Table = field(default=EMPTY)
 
 
@@ -115,27 +118,30 @@ class DnsService:
         elif table is not before:
             await self.change_table(table, diff_tables(before, table))
             return
-        await self._want(_State(self._wanted.listen, self._wanted.upstreams, table))
+        await self._want(replace(self._wanted, table=table))
 
     async def change_table(self, table: Table, changes: Changes | None) -> None:
         """As `set_table`, of a table that is that of the last call with `changes` made (the same one, or another), at their cost."""
         if changes is not None:
             self._changes.append(changes)
-        await self._want(_State(self._wanted.listen, self._wanted.upstreams, table))
+        await self._want(replace(self._wanted, table=table))
 
     async def set_listen(self, addresses: Iterable[Address]) -> tuple[BindError, ...]:
         """Listen on exactly these (address, port), UDP and TCP; sockets that stay wanted are not touched. Returns what
         could not be opened. Raises ConfigError if an upstream is among them, DnsUnavailable as `set_table`."""
         listen = frozenset(addresses)
         _check_loop(listen, self._wanted.upstreams)
-        await self._want(_State(listen, self._wanted.upstreams, self._wanted.table))
+        await self._want(replace(self._wanted, listen=listen))
         return self._bind_errors
 
-    async def set_upstreams(self, upstreams: Iterable[Address]) -> None:
-        """Forward names that are not ours to these, in order of preference; none: refuse them. Raises as `set_listen`."""
-        wanted = tuple(upstreams)
-        _check_loop(self._wanted.listen, wanted)
-        await self._want(_State(self._wanted.listen, wanted, self._wanted.table))
+    async def set_upstreams(self, upstreams: Upstreams) -> None:
+        """Forward names that are not ours to these; none: refuse them. Raises as `set_listen`."""
+        _check_loop(self._wanted.listen, upstreams)
+        await self._want(replace(self._wanted, upstreams=upstreams))
+
+    async def set_options(self, options: Options) -> None:
+        """Cut answers to size and give them TTLs like this. Raises DnsUnavailable as `set_table`."""
+        await self._want(replace(self._wanted, options=options))
 
     async def stats(self) -> Stats:
         """Counters of the present child. Raises DnsUnavailable while there is none."""
@@ -227,8 +233,10 @@ class DnsService:
             await child.call("table", wanted.table.parts())
         elif changes:
             await child.call("changes", [part.parts() for part in changes])
-        if wanted.upstreams != held.upstreams:
-            await child.call("upstreams", list(wanted.upstreams))
+        if wanted.options is not held.options:
+            await child.call("options", wanted.options.parts())
+        if wanted.upstreams is not held.upstreams:
+            await child.call("upstreams", wanted.upstreams.parts())
         if wanted.listen != held.listen or self._bind_errors:
             failures = await child.call("listen", sorted(wanted.listen))
             assert isinstance(failures, list)
@@ -339,9 +347,9 @@ async def _explain(protocol: str, address: str, port: int, errno: int) -> BindEr
     return BindError(protocol, address, port, errno, found)
 
 
-def _check_loop(listen: frozenset[Address], upstreams: tuple[Address, ...]) -> None:
+def _check_loop(listen: frozenset[Address], upstreams: Upstreams) -> None:
     """Raises ConfigError if a query could be forwarded to ourselves."""
-    for address in upstreams:
+    for address in upstreams.places:
         if address in listen:
             where = f"{address[0]}:{address[1]}"
             raise ConfigError("dns.upstreams", where, "is where plait itself answers DNS", "name the resolver that stands behind it")

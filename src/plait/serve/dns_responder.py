@@ -10,12 +10,15 @@ from __future__ import annotations
 import os
 
 from plait.dns.answer import Forward, answer
+from plait.dns.options import DEFAULTS, Options
 from plait.dns.table import EMPTY, Table
 
 UDP_SIZE = 8192
 """Most bytes over UDP, whatever the client takes: all listeners are local to the host, so a fragmented packet gets through."""
 CACHE_BYTES = 2 << 20
 """Of keys and responses together; past it the cache is dropped whole."""
+LARGE = 4096
+"""Bytes of a response beyond which a deck holds one order alone."""
 ORDERS, DEALS = 8, 16
 """A deck holds `ORDERS` shuffled responses, each `DEALS` times."""
 
@@ -53,7 +56,9 @@ class Responder:
         self._counters = counters
         self._table = EMPTY
         self._recursion = False
+        self._options = DEFAULTS
         self._cache: dict[bytes, bytes | list[bytes]] = {}
+        self._stream_cache: dict[bytes, bytes | list[bytes]] = {}
         self._cached = 0
 
     @property
@@ -69,11 +74,15 @@ class Responder:
         self._recursion = recursion
         self._flush()
 
+    def set_options(self, options: Options) -> None:
+        self._options = options
+        self._flush()
+
     def reply(self, data: bytes) -> bytes | Forward | None:
         """The response to a query that came over UDP; None: none is due."""
         body = self._cache.get(data[2:])
         if body is None:
-            return self._make(data)
+            return self._make(self._cache, data)
         if type(body) is bytes:
             return data[:2] + body
         assert type(body) is list
@@ -84,31 +93,44 @@ class Responder:
 
     def reply_stream(self, data: bytes) -> bytes | Forward | None:
         """The response to a query that came over TCP; None: none is due."""
-        return answer(self._table, data, UDP_SIZE, choose, stream=True, recursion=self._recursion)
+        body = self._stream_cache.get(data[2:])
+        if body is None:
+            return self._make(self._stream_cache, data)
+        if type(body) is bytes:
+            return data[:2] + body
+        assert type(body) is list
+        response = body.pop()
+        if not body:
+            del self._stream_cache[data[2:]]
+        return data[:2] + response
 
-    def _make(self, data: bytes) -> bytes | Forward | None:
+    def _answer(self, data: bytes, stream: bool) -> bytes | Forward | None:
+        return answer(self._table, data, UDP_SIZE, choose, stream=stream, recursion=self._recursion, options=self._options)
+
+    def _make(self, cache: dict[bytes, bytes | list[bytes]], data: bytes) -> bytes | Forward | None:
         self._counters.cache_misses += 1
-        response = answer(self._table, data, UDP_SIZE, choose, recursion=self._recursion)
+        response = self._answer(data, cache is self._stream_cache)
         if isinstance(response, bytes):
-            self._keep(data, response)
+            self._keep(cache, data, response)
         return response
 
-    def _keep(self, data: bytes, response: bytes) -> None:
-        """Remember what to answer to further copies of `data`."""
+    def _keep(self, cache: dict[bytes, bytes | list[bytes]], data: bytes, response: bytes) -> None:
+        """Remember what to answer to further copies of `data`. Of a large response one order must do: it costs more to make."""
         if self._cached > CACHE_BYTES:
             self._flush()
         self._cached += len(data) + len(response)
         if response[6:8] <= b"\0\1":
-            self._cache[data[2:]] = response[2:]
+            cache[data[2:]] = response[2:]
             return
         orders = [response[2:]]
-        while len(orders) < ORDERS:
-            another = answer(self._table, data, UDP_SIZE, choose, recursion=self._recursion)
+        while len(orders) < ORDERS and len(response) <= LARGE:
+            another = self._answer(data, cache is self._stream_cache)
             assert isinstance(another, bytes)
             orders.append(another[2:])
-        self._cached += len(response) * (ORDERS - 1)
-        self._cache[data[2:]] = orders * DEALS
+        self._cached += len(response) * (len(orders) - 1)
+        cache[data[2:]] = orders * DEALS
 
     def _flush(self) -> None:
         self._cache.clear()
+        self._stream_cache.clear()
         self._cached = 0
