@@ -19,6 +19,7 @@ from yarl import URL
 from plait.agent.catalog import Catalog
 from plait.agent.kv import Kv
 from plait.agent.sessions import SessionSteward
+from plait.model.errors import PlaitError
 from plait.serve.consul import ConsulApi
 from plait.serve.consul_kv import KvApi
 from plait.store.api import Change, Delete, Put
@@ -411,6 +412,41 @@ async def test_after_the_end_of_a_session_its_keys_refuse_locks_for_a_while(one:
     clock.turn(store, 11)
     await one.kv.current()
     assert await one.ok("PUT", f"kv/k?acquire={second}", b"4") is True
+
+
+async def test_a_lock_delay_that_is_over_at_once_delays_nobody(
+    one: Client, store: MemoryStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Patroni asks for one of a millisecond. The lease of the delay had ended then, and with it ended the agent."""
+    grant = one.kv._store.grant
+
+    async def late(ttl_s: float) -> int:
+        lease = await grant(ttl_s)
+        clock.now += 0.01
+        store._expire()
+        return lease
+
+    monkeypatch.setattr(one.kv._store, "grant", late)
+    first, second = await one.session(LockDelay="1ms"), await one.session(LockDelay="1ms")
+    assert await one.ok("PUT", f"kv/lead?acquire={first}", b"1") is True
+    assert await one.ok("PUT", f"session/destroy/{first}") is True
+    assert await one.ok("PUT", f"kv/lead?acquire={second}", b"2") is True
+
+
+async def test_a_round_that_fails_does_not_end_the_steward(one: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    end, failures = one.kv.end_session, [PlaitError("on purpose")]
+
+    async def failing(session_id: str, why: str) -> None:
+        if failures:
+            raise failures.pop()
+        await end(session_id, why)
+
+    monkeypatch.setattr(one.kv, "end_session", failing)
+    gone = await one.session(Node="A", TTL="10s", LockDelay=0)
+    await one.kv._store.txn([], [Delete(f"sessionlife/{gone}")])
+    await eventually(lambda: asyncio.sleep(0, len(failures)), 0)
+    await one.session()  # begins the next round
+    await eventually(lambda: one.ok("GET", f"session/info/{gone}"), [])
 
 
 async def test_a_session_that_nobody_renews_ends(one: Client, store: MemoryStore, clock: Clock) -> None:

@@ -270,10 +270,13 @@ class Kv:
         if not batch:
             return
         ops: list[Put | Delete] = [Delete(KV + entry.key) if left is None else Put(KV + entry.key, _encoded(left)) for entry, left in batch]
+        conditions = [Compare(KV + entry.key, entry.modify_index) for entry, _ in batch]
         if session.lock_delay:
             lease = await self._store.grant(session.lock_delay)
-            ops += [Put(DELAY + entry.key, b"1", lease) for entry, _ in batch]
-        await self._commit([Compare(KV + entry.key, entry.modify_index) for entry, _ in batch], ops)
+            with contextlib.suppress(NotFound):  # the lease of a delay of milliseconds may have ended, and with it the delay
+                await self._commit(conditions, [*ops, *(Put(DELAY + entry.key, b"1", lease) for entry, _ in batch)])
+                return
+        await self._commit(conditions, ops)
 
 
 def _note(known: dict[str, int], name: str, change: Change) -> None:

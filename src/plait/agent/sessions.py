@@ -12,9 +12,9 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
-from plait.agent.kv import Contended, Kv
+from plait.agent.kv import Kv
 from plait.agent.view import View
-from plait.model.errors import StoreUnavailable
+from plait.model.errors import PlaitError
 from plait.services.sessions import missing
 
 log = logging.getLogger("plait.sessions")
@@ -35,13 +35,13 @@ class SessionSteward:
             self._changed.set()
 
     async def run(self) -> None:
-        """Never returns. What the store refuses is tried again with the next round."""
+        """Never returns. What fails is tried again with the next round."""
         with self._kv.session_waiters.waiting("", below=True) as self._changed:
             while True:
                 self._changed.clear()
                 try:
                     await self.once()
-                except (StoreUnavailable, Contended) as error:
+                except PlaitError as error:
                     log.warning("sessions_unended", extra={"error": str(error)})
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_ROUND_S):
