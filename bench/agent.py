@@ -18,7 +18,7 @@ def run() -> list[Row]:
         for number in range(20):
             lab.run("A", "plait", "run", "--name", f"c{number}")
         time.sleep(2)
-        resident = _resident_mb(lab)
+        resident = resident_mb(lab)
         ready = []
         for _ in range(5):
             lab.kill_agent("B")
@@ -56,7 +56,7 @@ def run() -> list[Row]:
     ]
 
 
-def _resident_mb(lab: Lab) -> float:
+def resident_mb(lab: Lab) -> float:
     """Proportional set size of the agent and its children, MB: shared pages count once."""
     script = "p=$(cat /run/plait/agent.lock); for c in $p $(cat /proc/$p/task/*/children); do cat /proc/$c/smaps_rollup; done"
     lines = lab.run("A", "sh", "-c", script).stdout.splitlines()

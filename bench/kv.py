@@ -104,7 +104,7 @@ def _rate(lab: Lab, server: str, counts: dict[str, int]) -> float:
 
 
 @contextlib.contextmanager
-def _etcd(lab: Lab) -> Iterator[None]:
+def etcd(lab: Lab) -> Iterator[None]:
     """A single etcd with its data beside plait's, on loopback of the lab host."""
     peer = "http://127.0.0.1:12380"
     command = ["etcd", "--data-dir", f"{FOLDER}/etcd", "--listen-client-urls", ETCD, "--advertise-client-urls", ETCD]
@@ -128,7 +128,7 @@ def run() -> list[Row]:
         folder.mkdir()
         for server in ("plait", "etcd"):
             (folder / f"{server}.lua").write_text(_script(server))
-        with _etcd(lab):
+        with etcd(lab):
             for server in ("plait", "etcd"):
                 _lease(lab, server)
             seen: dict[str, int] = {}

@@ -109,7 +109,9 @@ def test_a_wait_ends_with_each_change_of_its_answer(steps: list[dict[str, object
         for fields in steps:
             before = {number: said(call, path, directory) for number, (call, path) in enumerate(QUERIES)}
             events = [asyncio.Event() for _ in QUERIES]
-            leaves = [answers.join(topics_of(call), event.set) for (call, _), event in zip(QUERIES, events, strict=True)]
+            wakes = [event.set for event in events]
+            for (call, _), wake in zip(QUERIES, wakes, strict=True):
+                answers.join(topics_of(call), wake)
             await asyncio.sleep(0)
             cluster.now = replace(cluster.now, revision=cluster.now.revision + 1, **fields)  # type: ignore[arg-type]
             cluster.event.set()
@@ -118,8 +120,8 @@ def test_a_wait_ends_with_each_change_of_its_answer(steps: list[dict[str, object
             directory = Directory.of(cluster.now)
             for number, (call, path) in enumerate(QUERIES):
                 assert events[number].is_set() or said(call, path, directory) == before[number], call
-            for leave in leaves:
-                leave()
+            for (call, _), wake in zip(QUERIES, wakes, strict=True):
+                answers.leave(topics_of(call), wake)
             assert answers.waiters() == 0
 
     asyncio.run(run())
@@ -136,15 +138,17 @@ def test_a_change_wakes_and_recomputes_nothing_else() -> None:
 
         ask("web"), ask("db")
         web, db = asyncio.Event(), asyncio.Event()
-        leaves = [answers.join(frozenset({Topic("service", name)}), event.set) for name, event in (("web", web), ("db", db))]
+        joined = [(frozenset({Topic("service", name)}), event.set) for name, event in (("web", web), ("db", db))]
+        for topics, wake in joined:
+            answers.join(topics, wake)
         await asyncio.sleep(0)
         cluster.now = replace(cluster.now, instances={("A", "1"): Instance("1", "web", "A")})
         cluster.event.set()
         for _ in range(5):
             await asyncio.sleep(0)
         assert web.is_set() and not db.is_set()
-        for leave in leaves:
-            leave()
+        for topics, wake in joined:
+            answers.leave(topics, wake)
         ask("web"), ask("db")
         assert made == ["web", "db", "web"]
 

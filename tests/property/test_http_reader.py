@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from itertools import pairwise
 
 from hypothesis import example, given
@@ -19,7 +18,7 @@ class Reading:
     """A reader, what it found, and how many bytes it holds."""
 
     def __init__(self) -> None:
-        self.found: deque[Request | Answer] = deque()
+        self.found: list[Request | Answer] = []
         self.held = 0
         self.reader = RequestReader(Allowed(HEAD, lambda _: BODY, self._hold), self.found)
 

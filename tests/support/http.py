@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 from plait.serve.http_message import Answer, Parked, Request, StreamAnswer, plain
@@ -33,9 +35,16 @@ class Parts:
             case b"/later":
                 return self._later()
             case b"/parked":
-                return Parked(30.0, lambda over: plain(200, self.value.decode()) if self.value or over else None, self._join)
+                return Parked(
+                    lambda: 30.0,
+                    lambda over: plain(200, self.value.decode()) if self.value or over else None,
+                    self.wakes.add,
+                    self.wakes.discard,
+                )
+            case b"/swept":
+                return self._parked(0.4)
             case b"/soon":
-                return Parked(0.05, lambda over: plain(200, "over") if over else None, self._join)
+                return Parked(lambda: 0.05, lambda over: plain(200, "over") if over else None, self.wakes.add, self.wakes.discard)
             case b"/later-parked":
                 return self._later_parked()
             case b"/stream":
@@ -63,10 +72,6 @@ class Parts:
         for wake in list(self.wakes):
             wake()
 
-    def _join(self, wake: Callable[[], None]) -> Callable[[], None]:
-        self.wakes.add(wake)
-        return lambda: self.wakes.discard(wake)
-
     async def _later(self) -> Answer:
         await self.gate.wait()
         self.done += 1
@@ -74,7 +79,15 @@ class Parts:
 
     async def _later_parked(self) -> Parked:
         await asyncio.sleep(0)
-        return Parked(30.0, lambda _: plain(200, self.value.decode()) if self.value else None, self._join)
+        return self._parked(30.0)
+
+    def _parked(self, wait_s: float) -> Parked:
+        """Waits for a value."""
+
+        def look(over: bool) -> Answer | None:
+            return plain(200, self.value.decode() or "over") if self.value or over else None
+
+        return Parked(lambda: wait_s, look, self.wakes.add, self.wakes.discard)
 
     async def _stream(self) -> AsyncGenerator[bytes]:
         self.streams += 1
@@ -99,6 +112,11 @@ class Peer:
         self.writer.write(data)
         with contextlib.suppress(ConnectionError):
             await self.writer.drain()
+
+    def reset(self) -> None:
+        """End the connection by a reset (RST)."""
+        self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
 
     async def answer(self) -> tuple[int, dict[str, str], bytes]:
         """The next whole answer. asyncio.IncompleteReadError if the server ends the connection instead."""

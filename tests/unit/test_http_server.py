@@ -162,6 +162,27 @@ async def test_a_parked_request_is_answered_when_it_is_woken_for_something(path:
         assert not found.app.wakes and (await peer.get("/echo"))[0] == 200
 
 
+async def test_a_long_wait_ends_on_time() -> None:
+    async with served(Limits(sweep_s=0.05)) as found:
+        peer, clock = await found.peer(), asyncio.get_running_loop().time
+        began = clock()
+        assert (await peer.get("/swept"))[2] == b"over"
+        assert 0.4 <= clock() - began < 5 and not found.app.wakes
+
+
+async def test_the_same_bytes_mean_the_same_only_between_two_requests() -> None:
+    async with served() as found:
+        peer, request = await found.peer(), GET % b"/echo"
+        for _ in range(3):
+            await peer.send(request)
+            assert (await peer.answer())[2] == b""
+        assert len(found.server.known) == 1
+        await peer.send(b"PUT /echo HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(request))
+        await become(lambda: any(connection._begun for connection in found.server.connections))
+        await peer.send(request)
+        assert (await peer.answer())[2] == request
+
+
 async def test_many_that_are_parked_are_answered_and_others_meanwhile() -> None:
     async with served() as found:
         peers = [await found.peer() for _ in range(450)]
@@ -184,7 +205,7 @@ async def test_whoever_goes_away_waits_no_longer(path: bytes, how: str) -> None:
         if how == "half":
             peer.writer.write_eof()
         elif how == "reset":
-            peer.writer.transport.abort()
+            peer.reset()
         else:
             peer.writer.close()
         await become(lambda: not found.app.wakes and not found.app.streams and not found.server.connections)
@@ -196,8 +217,9 @@ async def test_a_write_goes_on_when_its_client_goes_and_is_answered_to_half_a_co
         await gone.send(put(b"/later", b""))
         await half.send(put(b"/later", b""))
         await become(lambda: len(found.app.seen) == 2)
-        gone.writer.transport.abort()
+        gone.reset()
         half.writer.write_eof()
+        await become(lambda: any(connection._lost for connection in found.server.connections))
         await asyncio.sleep(0.02)
         assert len(found.server.connections) == 2
         found.app.gate.set()

@@ -8,7 +8,7 @@ whatever their Content-Type says. Reads of the catalogue block with `?index=` un
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -20,6 +20,7 @@ from plait.serve.consul_http import (
     Call,
     Handler,
     Missing,
+    Repeated,
     Route,
     Unable,
     encoded,
@@ -31,7 +32,7 @@ from plait.serve.consul_http import (
 from plait.serve.consul_outside import OutsideApi
 from plait.serve.consul_reads import node_of, reads, selected, topics_of
 from plait.serve.consul_router import Router
-from plait.serve.http_answers import Answers
+from plait.serve.http_answers import Answers, Found
 from plait.serve.http_message import Answer, Parked
 from plait.serve.http_server import HttpServer, Limits
 from plait.services.checkrequests import service_checks
@@ -42,6 +43,8 @@ from plait.services.views import Views, container_address, seed_answer
 
 _APPEARANCE_S = 1.0
 """How long the seed's form of a registration, which answers with the address, waits for a container that was started a moment ago."""
+_RECENT, _RECENT_BYTES = 64, 32 * 1024
+"""How many answers are kept as they are sent, and how large they may be."""
 _SESSION_TTL_MIN_NS = 10_000_000_000
 
 
@@ -64,6 +67,7 @@ class ConsulApi:
         self._near: Callable[[str], Callable[[str], float] | None] = lambda _: None
         self.answers = Answers(backend, node)
         self.directory = self.answers.directory
+        self._recent: dict[Hashable, tuple[bytes, int, int | None, Answer]] = {}
         parts = [*ChecksApi(checks, self.directory, node, datacenter).routes] if checks is not None else []
         if outside is not None:
             parts += OutsideApi(outside, self.directory, datacenter).routes
@@ -126,27 +130,42 @@ class ConsulApi:
     def _catalogue(self, read: Read) -> Handler:
         """A read of the replicated catalogue: blocks if it is asked to, and tells index and age of what it answers."""
 
-        def answer(call: Call) -> Answer | Parked:
-            consistency, after = call.consistency(), call.index()
-            if consistency == "consistent" and self._backend.last_contact_ms() is None:
-                raise Unable("No cluster leader")
-            topics = topics_of(call)
+        def prepare(call: Call) -> Callable[[], Answer | Parked]:
+            consistency, after, topics = call.consistency(), call.index(), topics_of(call)
             query = (call.path, tuple(sorted((key, values) for key, values in call.params.items() if key not in ("index", "wait"))))
             make, keep = partial(self._result, call, read), not call.one("near")
+            if after:
+                call.wait_s()  # which refuses a wrong one
 
             def look(over: bool) -> Answer | None:
-                body, index = self.answers.get(query, topics, make, keep)
-                if index <= after and not over:
-                    return None
-                contact = self._backend.last_contact_ms()
-                headers = read_headers(index, contact, consistency)
-                if call.flag("cached"):
-                    headers |= {"X-Cache": "HIT", "Age": str((contact or 0) // 1000)}
-                return json_answer(body, headers)
+                found = self.answers.get(query, topics, make, keep)
+                return self._said(query, call, found) if found[1] > after or over else None
 
-            wait_s = call.wait_s() if after else 0.0
-            return look(not after) or Parked(wait_s, look, partial(self.answers.join, topics))
+            parked = Parked(call.wait_s, look, partial(self.answers.join, topics), partial(self.answers.leave, topics))
 
+            def answer() -> Answer | Parked:
+                if consistency == "consistent" and self._backend.last_contact_ms() is None:
+                    raise Unable("No cluster leader")
+                return look(not after) or parked
+
+            return answer
+
+        return Repeated(prepare)
+
+    def _said(self, query: Hashable, call: Call, found: Found) -> Answer:
+        """The answer that holds what was found; the same as before if it is the same."""
+        (body, index), contact = found, self._backend.last_contact_ms()
+        known = self._recent.get(query)
+        if known is not None and known[0] is body and known[1:3] == (index, contact):
+            return known[3]
+        headers = read_headers(index, contact, call.consistency())
+        if call.flag("cached"):
+            headers |= {"X-Cache": "HIT", "Age": str((contact or 0) // 1000)}
+        answer = json_answer(body, headers)
+        if len(body) <= _RECENT_BYTES:
+            if len(self._recent) >= _RECENT:
+                self._recent.clear()
+            self._recent[query] = body, index, contact, answer
         return answer
 
     def _result(self, call: Call, read: Read) -> bytes:

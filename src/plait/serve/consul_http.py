@@ -143,6 +143,16 @@ class Call:
 Handler = Callable[[Call], Answer | Parked | Awaitable[Answer | Parked]]
 
 
+class Repeated:
+    """A handler of calls without a body that come again and again: `prepare(call)` gives what answers each that is equal to it."""
+
+    def __init__(self, prepare: Callable[[Call], Callable[[], Answer | Parked]]) -> None:
+        self.prepare = prepare
+
+    def __call__(self, call: Call) -> Answer | Parked:
+        return self.prepare(call)()
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """The path below /v1/ with `<names>` for its variable part, what it is for, and who answers which method. `max_body`: bytes that a

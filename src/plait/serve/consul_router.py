@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote
 
 from plait.model.errors import PlaitError
-from plait.serve.consul_http import Call, Handler, Route, status_of, text_answer
+from plait.serve.consul_http import Call, Handler, Repeated, Route, status_of, text_answer
 from plait.serve.consul_reads import FILTERED
 from plait.serve.http_message import Answer, Parked, Request
 from plait.services.requests import BadRequest
@@ -40,6 +40,8 @@ class _Found:
     parts: tuple[str, ...]
     params: Mapping[str, tuple[str, ...]]
     call: Call | None = None
+    again: Callable[[], Answer | Parked] | None = None
+    """Answers that call."""
 
 
 class Router:
@@ -65,10 +67,14 @@ class Router:
         if isinstance(found, Answer):
             return found
         accept, last_id, call = request.header(b"accept"), request.header(b"last-event-id"), found.call
-        if call is None or request.body or call.accept != accept or call.last_event_id != last_id:
-            call = Call(found.path, found.parts, found.params, request.body, accept, last_id)
-            found.call = found.call if request.body else call
-        return found.handler(call)
+        if call is not None and not request.body and call.accept == accept and call.last_event_id == last_id:
+            return found.handler(call) if found.again is None else found.again()
+        call = Call(found.path, found.parts, found.params, request.body, accept, last_id)
+        if request.body or not isinstance(found.handler, Repeated):
+            found.call, found.again = None if request.body else call, None
+            return found.handler(call)
+        found.call, found.again = call, found.handler.prepare(call)
+        return found.again()
 
     def refused(self, error: Exception, request: Request) -> Answer:
         """Consul's words for an error of the request; anything else is a fault of the agent, which is logged."""

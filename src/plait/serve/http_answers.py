@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from functools import partial
 
 from plait.model.cluster import Snapshot
 from plait.serve.consul_backend import CatalogBackend
@@ -79,16 +78,14 @@ class Answers:
             if not self._about[topic]:
                 del self._about[topic]
 
-    def join(self, topics: frozenset[Topic], wake: Callable[[], None]) -> Callable[[], None]:
-        """Have `wake` called at each change of one of `topics` from now on, until what this returns is called. It must not look at
-        answers itself."""
+    def join(self, topics: frozenset[Topic], wake: Callable[[], None]) -> None:
+        """Have `wake` called at each change of one of `topics` from now on. It must not look at answers itself."""
         for topic in topics:
             self._waiting.setdefault(topic, set()).add(wake)
         if self._follower is None or self._follower.done():
             self._follower = asyncio.create_task(self._follow())
-        return partial(self._leave, topics, wake)
 
-    def _leave(self, topics: frozenset[Topic], wake: Callable[[], None]) -> None:
+    def leave(self, topics: frozenset[Topic], wake: Callable[[], None]) -> None:
         for topic in topics:
             self._waiting[topic].discard(wake)
             if not self._waiting[topic]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import deque
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Awaitable
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,7 @@ class Connection(asyncio.BufferedProtocol):
     """The connection's deadline is looked at by the server. `_busy`: a request is being answered; `_ending`: nothing more is parsed."""
 
     __slots__ = (
-        "_blocked", "_busy", "_current", "_drained", "_due", "_ending", "_leave", "_lingers", "_lost", "_parked", "_queue", "_reader",
+        "_blocked", "_busy", "_current", "_drained", "_due", "_ending", "_lingers", "_lost", "_parked", "_queue", "_reader",
         "_rest", "_server", "_task", "_timer", "_transport", "deadline",
     )  # fmt: skip
 
@@ -44,7 +44,7 @@ class Connection(asyncio.BufferedProtocol):
         self._server = server
         self.deadline = _NEVER
         self._transport: asyncio.Transport
-        self._queue: deque[Request | Answer] = deque()
+        self._queue: list[Request | Answer] = []
         self._reader: RequestReader | None = None
         self._rest = b""
         self._busy = self._due = self._ending = self._lingers = self._blocked = self._lost = False
@@ -52,7 +52,6 @@ class Connection(asyncio.BufferedProtocol):
         self._task: asyncio.Task[None] | None = None
         self._parked: Parked | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._leave: Callable[[], None] | None = None
         self._drained: asyncio.Future[None] | None = None
 
     # --- the transport
@@ -60,6 +59,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         full = self._server.stopping or not self._server.admit()
         self._server.connections[self] = None
         self.deadline = self._server.now + self._server.limits.idle_s
@@ -75,14 +75,19 @@ class Connection(asyncio.BufferedProtocol):
         if self._ending:
             return
         data = bytes(self._server.buffer[:nbytes])
-        if self._busy or self._blocked or nbytes > _SLICE:
+        if self._busy or self._blocked:
             self._rest += data
-            if self._busy or self._blocked:
-                if len(self._rest) > _AHEAD:
-                    self._transport.pause_reading()
-                return
+            if len(self._rest) > _AHEAD:
+                self._transport.pause_reading()
+            return
+        if nbytes > _SLICE or self._begun:
+            self._rest += data
+        elif (known := self._server.known.get(data)) is not None:
+            self._answer(known)
         else:
             self._parse(data)
+            if len(self._queue) == 1 and not (self._ending or self._begun or self._rest):
+                self._server.remember(data, self._queue[0])
         self._go_on()
 
     def eof_received(self) -> bool:
@@ -132,7 +137,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def expire(self) -> None:
         """The deadline has passed."""
-        if self._lingers or self._blocked or self._ending or not self._begun:
+        if self._parked is not None:
+            self._look_after(self.deadline + 2 * self._server.limits.sweep_s - _time())
+            self.deadline = _NEVER
+        elif self._lingers or self._blocked or self._ending or not self._begun:
             self.abort()
         else:
             self._queue.append(plain(408, "the request did not come in time"))
@@ -168,8 +176,8 @@ class Connection(asyncio.BufferedProtocol):
             self._busy = False
             self._go_on()
 
-    def wake(self) -> None:
-        """Have a parked request look again soon."""
+    def __call__(self) -> None:
+        """Wake it: have a parked request look again soon."""
         if not self._due:
             self._due = True
             self._server.look_soon(self)
@@ -196,7 +204,7 @@ class Connection(asyncio.BufferedProtocol):
         """Answer what waits, parse what came; else wait for more, or end."""
         while not (self._busy or self._blocked or self._lost):
             if self._queue:
-                self._answer(self._queue.popleft())
+                self._answer(self._queue.pop(0))
             elif self._ending:
                 return self._end()
             elif self._rest:
@@ -265,22 +273,17 @@ class Connection(asyncio.BufferedProtocol):
         """Send an answer; `small`: its compressed body, if that was made already."""
         if self._lost:
             return None
-        request, body = self._current, answer.body
-        if small is None and compressible(answer, request):
-            small = compressed(body)
-        if small is not None:
-            body, answer.headers["Content-Encoding"] = small, "gzip"
-        keep = self._keeps()
+        keep = self._keeps(self._current.keep)
         try:
-            head = head_bytes(answer, request, len(body), keep, self._server.date)
+            data = answer.wire(self._current, keep, self._server.date, small)
         except ValueError as error:
-            return self._finish(self._server.app.refused(error, request))
-        self._transport.write(head if request.method == "HEAD" else head + body)
+            return self._finish(self._server.app.refused(error, self._current))
+        self._transport.write(data)
         return None
 
-    def _keeps(self) -> bool:
+    def _keeps(self, may: bool) -> bool:
         """Whether something may follow the present answer; if not, nothing will."""
-        keep = self._current.keep and (bool(self._queue) or not self._ending)
+        keep = may and (bool(self._queue) or not self._ending)
         if not keep:
             self._ending, self._rest = True, b""
             self._queue.clear()
@@ -291,8 +294,8 @@ class Connection(asyncio.BufferedProtocol):
         request = self._current
         try:
             async with aclosing(answer.chunks) as chunks:
-                request.keep = request.keep and not request.old
-                self._transport.write(head_bytes(answer, request, None, self._keeps(), self._server.date))
+                keep = self._keeps(request.keep and not request.old)
+                self._transport.write(head_bytes(answer, request, None, keep, self._server.date))
                 if request.method == "HEAD":
                     return None
                 async for chunk in chunks:
@@ -320,17 +323,23 @@ class Connection(asyncio.BufferedProtocol):
         if not self._begun:
             self._reader = None  # of the memory that ten thousand of these need, a good part
         self._parked = parked
-        self._timer = asyncio.get_running_loop().call_later(parked.wait_s, self.look, True)
-        self._leave = parked.join(self.wake)
+        wait_s, sweep_s = parked.wait_s(), self._server.limits.sweep_s
+        if wait_s < 4 * sweep_s:
+            self._look_after(wait_s)
+        else:  # a timer is not worth its memory before the end is near
+            self.deadline = _time() + wait_s - 2 * sweep_s
+        parked.join(self)
+
+    def _look_after(self, wait_s: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(wait_s, self.look, True)
 
     def _unpark(self) -> None:
-        self._parked = None
+        parked, self._parked = self._parked, None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._leave is not None:
-            leave, self._leave = self._leave, None
-            leave()
+        if parked is not None:
+            parked.leave(self)
 
     def _end(self) -> None:
         """All is answered. A client that was refused may still be sending; it would not see why if the connection were reset."""
@@ -345,3 +354,7 @@ class Connection(asyncio.BufferedProtocol):
         """Send what is left, then end."""
         self._transport.close()
         self.deadline = self._server.now + self._server.limits.stall_s
+
+
+def _time() -> float:
+    return asyncio.get_running_loop().time()

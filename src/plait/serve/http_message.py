@@ -26,7 +26,7 @@ WANTED = frozenset({b"accept", b"accept-encoding", b"content-length", b"expect",
 """The header fields that are kept; all others are read and let go."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Request:
     """One request. `target` is the request target without a fragment as it was sent (origin form), `headers` holds `WANTED` only, by
     lower-case name, repeated ones joined by commas. `keep`: whether its connection may go on. `old`: HTTP/1.0."""
@@ -45,6 +45,8 @@ class Request:
 
     def takes_gzip(self) -> bool:
         """RFC 9110, section 12.5.3; a weight of 0 is a no."""
+        if b"accept-encoding" not in self.headers:
+            return False
         for coding in self.header(b"accept-encoding").split(","):
             name, _, weight = coding.partition(";")
             if name.strip().lower() in ("gzip", "x-gzip"):
@@ -53,13 +55,25 @@ class Request:
 
 
 class Answer:
-    """A whole answer. `headers` may be changed until it is sent."""
+    """A whole answer. `headers` may be changed until it is sent for the first time; the same one may be sent again and again."""
 
-    __slots__ = ("body", "headers", "status")
+    __slots__ = ("_wire", "body", "headers", "status")
 
     def __init__(self, status: int, body: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:
         self.status, self.body = status, body
         self.headers = {"Content-Type": content_type, **(headers or {})}
+        self._wire: tuple[object, bytes] = None, b""
+
+    def wire(self, request: Request, keep: bool, date: str, small: bytes | None = None) -> bytes:
+        """The whole response. `keep`: the connection goes on; `small`: the compressed body, if that was made already."""
+        seen = (request.method, request.old, request.headers.get(b"accept-encoding"), keep, date)
+        if self._wire[0] != seen:
+            if small is None and compressible(self, request):
+                small = compressed(self.body)
+            body = self.body if small is None else small
+            head = head_bytes(self, request, len(body), keep, date, "" if small is None else "gzip")
+            self._wire = seen, head if request.method == "HEAD" else head + body
+        return self._wire[1]
 
 
 def plain(status: int, text: str) -> Answer:
@@ -77,16 +91,20 @@ class StreamAnswer(Answer):
 
 
 class Parked:
-    """An answer that waits for a change, without a task. `look(over)` says what is answered now, None = go on waiting, which it must not
-    say if the time is `over`; `join(wake)` has `wake` called when another look is worth it, and returns how to end that. `wake` may be
-    called too often; it does not look by itself."""
+    """An answer that waits for a change, without a task; one of these may serve many connections. `wait_s()` seconds at most;
+    `look(over)` says what is answered now, None = go on waiting, which it must not say if the time is `over`; `join(wake)` has `wake`
+    called when another look is worth it, `leave(wake)` ends that. `wake` may be called too often; it does not look by itself."""
 
-    __slots__ = ("join", "look", "wait_s")
+    __slots__ = ("join", "leave", "look", "wait_s")
 
     def __init__(
-        self, wait_s: float, look: Callable[[bool], Answer | None], join: Callable[[Callable[[], None]], Callable[[], None]]
+        self,
+        wait_s: Callable[[], float],
+        look: Callable[[bool], Answer | None],
+        join: Callable[[Callable[[], None]], object],
+        leave: Callable[[Callable[[], None]], object],
     ) -> None:
-        self.wait_s, self.look, self.join = wait_s, look, join
+        self.wait_s, self.look, self.join, self.leave = wait_s, look, join, leave
 
 
 class App(Protocol):
@@ -105,11 +123,13 @@ class App(Protocol):
         ...
 
 
-def head_bytes(answer: Answer, request: Request, length: int | None, keep: bool, date: str) -> bytes:
-    """Status line and header section. `length` of the body in bytes; None = it is sent in chunks (HTTP/1.0: until the connection ends).
-    ValueError if a field would break out of its line."""
+def head_bytes(answer: Answer, request: Request, length: int | None, keep: bool, date: str, coding: str = "") -> bytes:
+    """Status line and header section. `coding`: how the body is encoded; `length` of it in bytes, None = it is sent in chunks (HTTP/1.0:
+    until the connection ends). ValueError if a field would break out of its line."""
     lines = [f"HTTP/1.1 {answer.status} {_REASONS.get(answer.status, '')}", f"Date: {date}"]
     lines += [f"{name}: {value}" for name, value in answer.headers.items()]
+    if coding:
+        lines.append(f"Content-Encoding: {coding}")
     if length is not None:
         lines.append(f"Content-Length: {length}")
     elif not request.old:

@@ -6,7 +6,6 @@ Data in: bytes, cut anywhere. Data out: requests in their order; what is malform
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -35,7 +34,7 @@ class RequestReader:
         "count", "ended", "expects", "length", "phase",
     )  # fmt: skip
 
-    def __init__(self, allowed: Allowed, queue: deque[Request | Answer]) -> None:
+    def __init__(self, allowed: Allowed, queue: list[Request | Answer]) -> None:
         """`queue` gets what is found."""
         self._allowed, self._queue = allowed, queue
         self._parser: httptools.HttpRequestParser | None = None

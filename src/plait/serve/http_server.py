@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 
 from plait.serve.http_connection import Connection
-from plait.serve.http_message import App
+from plait.serve.http_message import Answer, App, Request
 from plait.serve.http_reader import Allowed
 
 log = logging.getLogger("plait.http")
@@ -27,6 +27,7 @@ _RESERVE = 512
 """File descriptors that the rest of the agent needs."""
 _LEAST = 64
 _COMPLAIN_S = 60.0
+_KNOWN, _KNOWN_BYTES = 1024, 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ class HttpServer:
         """All that are open, the oldest first, and those that are gone but whose request is not done."""
         self.buffer = memoryview(bytearray(BUFFER_BYTES))
         """What comes in, of whichever connection it is, until that has taken it: before anything else runs."""
+        self.known: dict[bytes, Request] = {}
+        """What bytes that were one whole request, without a body, mean: clients send the same again and again."""
         self.held = 0
         """Bytes of the bodies of unfinished requests."""
         self.allowed = Allowed(self.limits.head, app.max_body, self._hold)
@@ -128,6 +131,13 @@ class HttpServer:
             return False
         self.held += more
         return True
+
+    def remember(self, data: bytes, request: Request | Answer) -> None:
+        """`data` between two requests means `request`."""
+        if len(data) <= _KNOWN_BYTES and isinstance(request, Request) and request.keep and not request.body:
+            if len(self.known) >= _KNOWN:
+                self.known.clear()
+            self.known[data] = request
 
     def look_soon(self, connection: Connection) -> None:
         """Have a parked connection look again."""
