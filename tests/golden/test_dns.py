@@ -41,6 +41,8 @@ label.dc1.consul -
 ns.consul A 192.0.2.1
 plait NS a.node.dc1.consul
 plait NS b.node.dc1.consul
+query.consul -
+query.dc1.consul -
 service.consul -
 service.dc1.consul -
 virtual.consul -

@@ -18,6 +18,7 @@ import dnslib
 import pytest
 
 from plait.dns import message as m
+from plait.dns.options import Options
 from plait.dns.table import Table
 from plait.dns.zone import build_table
 from plait.model.cluster import Container, Instance, Network, Node, Snapshot
@@ -159,12 +160,14 @@ def load(address: Pair) -> Iterator[Load]:
         thread.join()
 
 
-async def test_no_query_is_lost_while_tables_and_listen_sets_change(service: DnsService, where: Pair) -> None:
+async def test_no_query_is_lost_while_tables_and_configuration_change(service: DnsService, where: Pair) -> None:
     with load(where) as running:
         for serial in range(2, 80):
             await service.set_table(table(1 + serial, serial))
             if serial % 20 == 0:
                 await service.set_listen({where, (HOST, free_port())})
+                await service.set_options(Options(node_ttl=serial, service_ttl={b"web": serial}))
+                await service.set_upstreams(Upstreams([("127.0.0.9", 53)], timeout=serial))
             await asyncio.sleep(0.005)
     assert running.asked > 1000
     assert (running.answered, running.wrong) == (running.asked, 0)

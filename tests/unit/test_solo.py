@@ -160,6 +160,42 @@ def test_it_serves_the_directory_and_ends_when_asked(tmp_path: Path) -> None:
     assert status == 0 and "==> Consul agent running!" in said and "Node name: 'n1'" in said
 
 
+def test_dns_follows_dns_config_and_prepared_queries(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    config: dict[str, Any] = {"alt_domain": "alt", "dns_config": {"service_ttl": {"*": "7s"}, "soa": {"min_ttl": 3}}, "recursors": ["::1"]}
+    file.write_text(json.dumps(config))
+    with agent("-dev", "-node=n1", f"-config-file={file}", "-recursor=127.0.0.9:5353") as it:
+
+        def ttl(name: str) -> int:
+            answer = dnslib.DNSRecord.parse(dnslib.DNSRecord.question(name).send("127.0.0.1", it.dns, timeout=5))
+            assert answer.header.ra == 1, "there are recursors"
+            return int((answer.rr or answer.auth)[0].ttl)
+
+        for name, tag in (("one", "blue"), ("two", "green")):
+            body = {"ID": name, "Name": "db", "Tags": [tag], "Address": f"192.0.2.{len(tag)}", "Port": 5432}
+            it.ask("PUT", "agent/service/register", body)
+        it.ask("POST", "query", {"Name": "greens", "Service": {"Service": "db", "Tags": ["!blue"]}, "DNS": {"TTL": "1m"}})
+        it.ask(
+            "POST",
+            "query",
+            {"Name": "", "Template": {"Type": "name_prefix_match"}, "Service": {"Service": "${name.full}", "Tags": ["blue"]}},
+        )
+        assert it.resolves("greens.query.consul", "192.0.2.5") and ttl("greens.query.consul") == 60
+        assert it.resolves("db.query.alt", "192.0.2.4") and ttl("db.query.alt") == 7
+        assert ttl("db.service.alt") == 7 and ttl("nix.service.consul") == 3
+        config["dns_config"]["service_ttl"]["db"] = "9s"
+        file.write_text(json.dumps(config))
+        it.ask("PUT", "agent/reload")
+        assert ttl("db.service.consul") == 9
+        it.ask("PUT", "agent/service/deregister/two")
+        assert it.resolves("db.service.consul", "192.0.2.4")
+        assert ttl("greens.query.consul") == 3, "a query without instances does not exist"
+        end = time.monotonic() + 5
+        while "plait.dns.query_asked" not in (names := {row["Name"]: row["Value"] for row in it.ask("GET", "agent/metrics")["Gauges"]}):
+            assert time.monotonic() < end
+        assert names["plait.dns.forward_rejected"] == 0
+
+
 def test_what_it_keeps_is_there_again(tmp_path: Path) -> None:
     options = (f"-data-dir={tmp_path}/data", "-node", "n1")
     with agent(*options) as it:

@@ -142,7 +142,7 @@ OPTIONS = (
         "dns.upstream_limit",
         "1 to 10000",
         "256",
-        "Most queries on their way to them; one more is answered SERVFAIL at once.",
+        "Most queries on their way to them; one more is answered SERVFAIL (`dns-forwards-refused`).",
     ),
     Option(
         "checks.enable_script_checks",

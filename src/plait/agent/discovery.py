@@ -20,6 +20,8 @@ from plait.agent.checkwatch import CheckWatch
 from plait.agent.config import Config
 from plait.agent.consulstate import KINDS as STATE_KINDS
 from plait.agent.consulstate import ConsulState
+from plait.agent.dnsqueries import QueryNames
+from plait.agent.dnswatch import DnsWatch
 from plait.agent.followed import Followed
 from plait.agent.health import Health
 from plait.agent.identity import Identity
@@ -80,7 +82,11 @@ class Discovery:
         self.kv = Kv(view, parts.store, parts.contact_ms)
         self.consul_state = ConsulState(view, parts.store, parts.contact_ms)
         self.queries = Queries(view, parts.store, self.kv)
+        self.dns_watch: DnsWatch | None = None
         self.api = self._api()
+        self.names = QueryNames(
+            self.queries.all, self._entries, lambda node, ident: view.snapshot.instances.get((node, ident)), parts.identity.name
+        )
 
     def _api(self) -> ConsulApi:
         name, datacenter = self._p.identity.name, self._p.config.datacenter
@@ -108,6 +114,7 @@ class Discovery:
             "consul.catalog.services.local": float(len(own)),
             "consul.state.checks": float(len(snapshot.checks)),
             "plait.store.revision": float(snapshot.revision),
+            **(self.dns_watch.gauges if self.dns_watch is not None else {}),
         }
 
     def change(self, changes: Iterable[Change], revision: int) -> None:

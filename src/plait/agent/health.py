@@ -100,6 +100,12 @@ REGISTRY: dict[str, Condition] = {
             "If it stays: see the agent's log.",
         ),
         Condition(
+            "dns-forwards-refused",
+            "warning",
+            "DNS turns queries for other names away",
+            "The resolvers in dns.upstreams are too slow (see `dig @RESOLVER`), or a program asks too much; else raise dns.upstream_limit.",
+        ),
+        Condition(
             "pool-exhausted",
             "warning",
             "A pool has no block left for this node",

@@ -61,6 +61,7 @@ class Parts:
     addresses: Addresses
     publisher: Publisher
     dns: DnsService
+    on_zone: Callable[[Zone], None]
     fast_path: bool
 
 
@@ -202,6 +203,7 @@ class NodeLoops:
             only_passing = config.dns.only_passing
             self._zone = Zone(snapshot, config.dns_domain, config.datacenter, config.search_domain, only_passing=only_passing)
             self._touched.clear()
+            self._p.on_zone(self._zone)
             await self._p.dns.set_table(self._zone.table)
         else:
             touched = tuple(self._touched)

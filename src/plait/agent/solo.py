@@ -21,6 +21,7 @@ from plait import __version__
 from plait.agent.config import Config, parse_config
 from plait.agent.consulconfig import SoloSettings
 from plait.agent.discovery import Discovery, DiscoveryParts
+from plait.agent.dnswatch import DnsWatch
 from plait.agent.health import Health
 from plait.agent.identity import Identity, new_id
 from plait.agent.journal import Journal, Write
@@ -96,15 +97,15 @@ class _Solo(AgentControl):
         self.view = View(settings.node_name)
         self.replica = Replica(store, folder / "replica.bin")
         self.publisher = Publisher(self.view, store, self.view.caught_up)
+        self.health = Health(time.time)
         config = _config(settings)
-        self.discovery = Discovery(
-            DiscoveryParts(config, self.identity, journal, store, self.view, Health(time.time), self.publisher, lambda: 0)
-        )
+        self.discovery = Discovery(DiscoveryParts(config, self.identity, journal, store, self.view, self.health, self.publisher, lambda: 0))
         self.discovery.api.add(ControlApi(self, settings.node_name).routes)
         self._listed = asyncio.Event()
         self.replica.subscribe(self.discovery.change, self._on_store)
         self.view.subscribe(self._on_view)
-        self.dns = DnsService(on_crash=log.warning)
+        self.dns = DnsService(on_crash=log.warning, on_query=self.discovery.names)
+        self.discovery.dns_watch = self.dns_watch = DnsWatch(self.dns, self.health)
         self._names = asyncio.Event()
         self._ended = asyncio.Event()
         self._defined = _Defined()
@@ -140,7 +141,7 @@ class _Solo(AgentControl):
                 await self._begin()
                 await self._listen(http)
                 if self.settings.dns_port:
-                    tasks.append(group.create_task(self._serve_names()))
+                    tasks += [group.create_task(self._serve_names()), group.create_task(self.dns_watch.run())]
                 ready(self.identity)
                 await self._ended.wait()
             finally:
@@ -220,7 +221,9 @@ class _Solo(AgentControl):
 
     def _table(self) -> Table:
         settings = self.settings
-        return Zone(self.view.snapshot, settings.domain, settings.datacenter, only_passing=settings.dns.only_passing).table
+        zone = Zone(self.view.snapshot, settings.domain, settings.datacenter, only_passing=settings.dns.only_passing)
+        self.discovery.names.zone = zone
+        return zone.table
 
     async def _serve_names(self) -> None:
         while True:

@@ -15,6 +15,7 @@ from plait.agent.addresses import Addresses
 from plait.agent.admin import AdminParts, AgentAdmin
 from plait.agent.config import Config, Paths, load_config
 from plait.agent.discovery import Discovery, DiscoveryParts
+from plait.agent.dnswatch import DnsWatch
 from plait.agent.health import Health
 from plait.agent.identity import Identity
 from plait.agent.journal import Journal, Write
@@ -28,6 +29,7 @@ from plait.agent.reconciler import Reconciler
 from plait.agent.sandboxes import Sandboxes
 from plait.agent.storehost import StoreHost
 from plait.agent.view import View
+from plait.dns.zone import Zone
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_exists
 from plait.model.errors import NotSupported, PlaitError
 from plait.model.report import StoreState, TokenView
@@ -107,7 +109,7 @@ class _Wiring:
         self.networks = Networks(self.view, store, DEFAULT_NETWORK, self.view.caught_up)
         self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge)
         self.publisher = Publisher(self.view, store, self.view.caught_up)
-        self.dns = DnsService(on_crash=self._on_dns_crash)
+        self.dns = DnsService(on_crash=self._on_dns_crash, on_query=lambda name: self.discovery.names(name))
         self.loops = NodeLoops(self._parts(), DEFAULT_NETWORK)
         self.reconciler = Reconciler(
             self.kernel,
@@ -135,6 +137,7 @@ class _Wiring:
             DiscoveryParts(config, identity, journal, store, self.view, self.health, self.publisher, self._contact_ms, engine)
         )
         self.discovery.api.add(ControlApi(self, identity.name).routes)
+        self.discovery.dns_watch = self.dns_watch = DnsWatch(self.dns, self.health)
         self.view.subscribe(self._on_view)
         self.replica.subscribe(self.discovery.change, self._on_store)
 
@@ -151,6 +154,7 @@ class _Wiring:
             addresses=self.addresses,
             publisher=self.publisher,
             dns=self.dns,
+            on_zone=self._on_zone,
             fast_path=self.config.fast_path and CAPABILITY in self.kernel.capabilities(),
         )
 
@@ -225,6 +229,7 @@ class _Wiring:
                 self.publisher.stay_alive(LEASE_TTL_S),
                 self.loops.keep_blocks(),
                 self.loops.serve_names(),
+                self.dns_watch.run(),
                 self.loops.watch_conditions(),
                 self.loops.watch_capabilities(),
                 self.loops.watch_firewall(self.reconciler.mark),
@@ -301,6 +306,9 @@ class _Wiring:
         config = load_config(self.paths.config)
         await self._set_dns(config)
         logging.getLogger("plait").setLevel(config.log_level.upper())
+
+    def _on_zone(self, zone: Zone) -> None:
+        self.discovery.names.zone = zone
 
     async def _set_dns(self, config: Config) -> None:
         await self.dns.set_upstreams(config.dns.upstreams)

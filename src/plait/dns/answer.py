@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from plait.dns import message as m
-from plait.dns.grammar import address_in_name, canonical, labels_in_name
+from plait.dns.grammar import address_in_name, canonical, labels_in_name, query_in_name
 from plait.dns.options import DEFAULTS, MOST_PLAIN, Options
 from plait.dns.order import Chooser, arrange
 from plait.dns.table import Records, Table
@@ -21,12 +21,19 @@ _ABOUT_TOP_LEVEL = frozenset((m.NS, m.SOA, m.DS, m.DNSKEY))
 _ADDRESSES = frozenset((m.A, m.AAAA, m.CNAME))
 _CAPPED = frozenset((m.A, m.AAAA, m.ANY))
 _NAMING = frozenset((m.NS, m.CNAME, m.PTR, m.SRV))
+_DEPTH = 3
+"""Aliases followed for one question."""
 _LEAST_RECORD = 16
 """Bytes that an answer takes at the least: a pointer, ten bytes, an IPv4 address."""
 
 
-class Forward:
-    """The name is not ours: `query` goes to an upstream."""
+Found = tuple[bytes, int, bool, Records]
+"""What a prepared query gives: the service's name, the TTL in seconds or -1 for that of the service, whether the records are in an
+order that must be kept, the records."""
+
+
+class Pending:
+    """No response yet: somebody must be asked first."""
 
     __slots__ = ("query",)
 
@@ -34,17 +41,65 @@ class Forward:
         self.query = query
 
 
+class Forward(Pending):
+    """The name is not ours: `query` goes to an upstream."""
+
+    __slots__ = ()
+
+
+class Follow(Pending):
+    """The answer so far is a `chain` of aliases that leads out of our zones: `data` goes to an upstream, and `finish` makes the
+    response of what comes back, or finds that it leads on."""
+
+    __slots__ = ("_asked", "_chain", "data")
+
+    def __init__(self, asked: _Asked, chain: list[m.Owned]) -> None:
+        super().__init__(asked.query)
+        self._asked, self._chain, self.data = asked, chain, m.question(chain[-1][3], asked.query.qtype)
+
+    def finish(self, response: bytes) -> bytes | Pending:
+        """What an upstream that fails adds is nothing: the aliases are true without it."""
+        try:
+            found = m.read_addresses(response)
+        except m.Malformed:
+            found = []
+        chain = self._chain + found
+        return _follow(self._asked, chain) if found and chain[-1][1] == m.CNAME else _chained(self._asked, chain)
+
+
+class Ask(Pending):
+    """The name is that of a prepared query: the agent knows what the one called `name` gives."""
+
+    __slots__ = ("_asked", "_key", "name")
+
+    def __init__(self, asked: _Asked, key: bytes, name: bytes) -> None:
+        super().__init__(asked.query)
+        self._asked, self._key, self.name = asked, key, name
+
+    def finish(self, found: Found | None) -> bytes | Pending:
+        """`found` None: there is no such query; a query without instances does not exist either."""
+        asked = self._asked
+        if found is None or not found[3]:
+            return _absent(asked, asked.table.domain)
+        service, ttl, ordered, records = found
+        ttl = asked.options.ttl_of_service(service) if ttl < 0 else ttl
+        return _found(asked, self._key, records, asked.table.domain, ttl, ordered=ordered)
+
+
 class _Asked:
     """A query and what it is answered from. `key`: its name below our domain, also where it was asked by the other name of that."""
 
     __slots__ = ("alias", "chooser", "key", "limit", "options", "plain", "query", "ra", "table")
 
-    def __init__(self, table: Table, query: m.Query, limit: int, chooser: Chooser, ra: int, options: Options, plain: bool) -> None:
+    def __init__(
+        self, table: Table, query: m.Query, limit: int, chooser: Chooser, ra: int, options: Options, plain: bool, key: bytes | None = None
+    ) -> None:
+        key = query.key if key is None else key
         self.table, self.query, self.limit, self.chooser, self.ra, self.options = table, query, limit, chooser, ra, options
-        self.plain, self.key, self.alias = plain, query.key, False
+        self.plain, self.key, self.alias = plain, key, False
         alt = options.alt_domain
-        if alt and (query.key == alt or query.key.endswith(b"." + alt)):
-            self.key, self.alias = query.key[: -len(alt)] + table.domain, True
+        if alt and (key == alt or key.endswith(b"." + alt)):
+            self.key, self.alias = key[: -len(alt)] + table.domain, True
 
     def spelled(self, wire: bytes) -> bytes:
         """A name of ours in the domain that was asked for."""
@@ -64,11 +119,11 @@ def answer(
     stream: bool = False,
     recursion: bool = False,
     options: Options = DEFAULTS,
-) -> bytes | Forward | None:
-    """The response to `data`, Forward, or None when it deserves no response (too short, or itself a response).
+) -> bytes | Pending | None:
+    """The response to `data`, who must be asked for it, or None when it deserves no response (too short, or itself a response).
 
     `max_size`: most bytes of a response over UDP whatever the client claims to take. `stream`: it came over TCP, where
-    only the length prefix limits. `recursion`: upstreams are configured (sets RA, allows Forward). Records of one answer
+    only the length prefix limits. `recursion`: upstreams are configured (sets RA, allows Forward and Follow). Records of one answer
     come in an order drawn by `chooser` (see `arrange`).
     """
     try:
@@ -107,7 +162,7 @@ def _refusal(query: m.Query, data: bytes) -> int | None:
     return m.REFUSED if query.qclass not in (m.IN, m.ANY) else None
 
 
-def _resolve(asked: _Asked) -> bytes | Forward:
+def _resolve(asked: _Asked) -> bytes | Pending:
     table, query, key = asked.table, asked.query, asked.key
     zone = _zone_of(table, key)
     alone = key and b"." not in key and query.qtype not in _ABOUT_TOP_LEVEL
@@ -116,9 +171,10 @@ def _resolve(asked: _Asked) -> bytes | Forward:
         key += b".service." + table.domain
         records = table.names.get(key)
     if records is not None:
-        return _found(asked, key, records, zone)
+        return _found(asked, key, records, zone, _ttl(asked, key))
     if zone is not None:
-        return m.respond(query, m.AA | asked.ra, m.NXDOMAIN, asked.limit, (), [_soa(asked, zone)])
+        wanted = query_in_name(canonical(key, table.domain, table.datacenter), table.domain) if zone == table.domain else None
+        return _absent(asked, zone) if wanted is None else Ask(asked, key, wanted)
     if alone:
         return m.respond(query, m.AA | asked.ra, m.NXDOMAIN, asked.limit)
     if asked.ra and query.recursion_desired:
@@ -126,10 +182,13 @@ def _resolve(asked: _Asked) -> bytes | Forward:
     return m.respond(query, asked.ra, m.REFUSED, asked.limit)
 
 
-def _found(asked: _Asked, key: bytes, records: Records, zone: bytes | None) -> bytes:
-    """The response about a name that exists, with `records`."""
-    query, options, table = asked.query, asked.options, asked.table
-    ttl, flags = _ttl(asked, key), m.AA | asked.ra
+def _absent(asked: _Asked, zone: bytes) -> bytes:
+    return m.respond(asked.query, m.AA | asked.ra, m.NXDOMAIN, asked.limit, (), [_soa(asked, zone)])
+
+
+def _found(asked: _Asked, key: bytes, records: Records, zone: bytes | None, ttl: int, *, ordered: bool = False) -> bytes | Pending:
+    """The response about a name that exists, with `records`; in the order that they have if they are `ordered`."""
+    query, options, table, flags = asked.query, asked.options, asked.table, m.AA | asked.ra
     if key in table.zones and query.qtype == m.SOA:
         return _about_zone(asked, key, records)
     wanted = _wanted(records, query.qtype)
@@ -138,11 +197,36 @@ def _found(asked: _Asked, key: bytes, records: Records, zone: bytes | None) -> b
     if not wanted:
         spelled = [(query.wire, rtype, ttl, rdata) for rtype, rdata in records if _spells_address(table, key)]
         return m.respond(query, flags, m.NOERROR, asked.limit, (), [_soa(asked, zone)], spelled)
+    if wanted[0][0] == m.CNAME and query.qtype in (m.A, m.AAAA):
+        return _follow(asked, [(query.wire, m.CNAME, ttl, _renamed(asked, wanted[0]))])
     capped = options.a_record_limit if query.qtype in _CAPPED else 0
     most = min(options.udp_answer_limit, MOST_PLAIN) if asked.plain else 0
-    arrange(wanted, asked.chooser, capped or most or asked.limit // _LEAST_RECORD + 1)
+    if not ordered:
+        arrange(wanted, asked.chooser, capped or most or asked.limit // _LEAST_RECORD + 1)
     groups = _groups(asked, wanted[:capped] if capped else wanted, ttl)
     return m.respond(query, flags, m.NOERROR, asked.limit, groups, most=most, mark=options.truncate)
+
+
+def _follow(asked: _Asked, chain: list[m.Owned]) -> bytes | Pending:
+    """Go on from the last alias of `chain`: inside our zones by the table, else by an upstream if there is one."""
+    while sum(rtype == m.CNAME for _, rtype, _, _ in chain) <= _DEPTH:
+        key = m.dotted(chain[-1][3])
+        below = _Asked(asked.table, asked.query, asked.limit, asked.chooser, asked.ra, asked.options, asked.plain, key)
+        records = lookup(asked.table, below.key)
+        if records is None:
+            outside = asked.ra and asked.query.recursion_desired and _zone_of(asked.table, below.key) is None
+            return Follow(asked, chain) if outside else _chained(asked, chain)
+        ttl, wanted = _ttl(below, below.key), _wanted(records, asked.query.qtype)
+        arrange(wanted, asked.chooser)
+        chain += [(chain[-1][3], rtype, ttl, _renamed(below, (rtype, rdata))) for rtype, rdata in wanted]
+        if not wanted or chain[-1][1] != m.CNAME:
+            break
+    return _chained(asked, chain)
+
+
+def _chained(asked: _Asked, chain: list[m.Owned]) -> bytes:
+    """The response that is made of aliases and what they lead to."""
+    return m.respond(asked.query, m.AA | asked.ra, m.NOERROR, asked.limit, ((owned, ()) for owned in chain), mark=asked.options.truncate)
 
 
 def _groups(asked: _Asked, records: list[m.Record], ttl: int) -> Iterator[m.Group]:

@@ -14,11 +14,12 @@ With domain `consul` and datacentre `dc1`:
 | `0a1c0002.addr.consul`, 8 or 32 hex digits | no record: the address is in the name |
 | `web.virtual.consul` | `web.service.consul`: services have no virtual addresses yet |
 | `app--web.not--tier--test.label.consul` | none: see `labels_in_name` |
+| `NAME.query.consul`, `_NAME._tcp.query.consul` | none: see `query_in_name` |
 """
 
 from __future__ import annotations
 
-KEYWORDS = frozenset((b"service", b"node", b"addr", b"virtual", b"label"))
+KEYWORDS = frozenset((b"service", b"node", b"addr", b"virtual", b"label", b"query"))
 
 
 def canonical(name: bytes, domain: bytes, datacenter: bytes) -> bytes:
@@ -51,6 +52,15 @@ def address_in_name(name: bytes, domain: bytes) -> bytes | None:
     if rest != b"addr." + domain or len(digits) not in (8, 32) or digits.strip(b"0123456789abcdef"):
         return None
     return bytes.fromhex(digits.decode())
+
+
+def query_in_name(name: bytes, domain: bytes) -> bytes | None:
+    """The name or id of the prepared query that canonical `NAME.query.<domain>` asks for, None for any other name. It may hold dots."""
+    wanted = name.removesuffix(b".query." + domain)
+    if wanted == name:
+        return None
+    labels = wanted.split(b".")
+    return labels[0][1:] if len(labels) == 2 and labels[0][:1] == labels[1][:1] == b"_" else wanted
 
 
 def labels_in_name(name: bytes, domain: bytes) -> tuple[list[list[bytes]], list[list[bytes]]] | None:

@@ -36,6 +36,7 @@ _HEADER = struct.Struct("!6H")
 _QUESTION = struct.Struct("!2H")
 _FIXED = struct.Struct("!2HIH")
 _MAX_POINTER = 0x3FFF
+_ADDRESS_SIZE = {A: 4, AAAA: 16}
 _NAME_OFFSET = {NS: 0, CNAME: 0, PTR: 0, SOA: 0, SRV: 6}
 
 Record = tuple[int, bytes]
@@ -120,6 +121,56 @@ def parse_query(data: bytes) -> Query:
     qtype, qclass = _QUESTION.unpack_from(data, end - 4)
     edns = _parse_records(data, end, answers + authority, additional) if len(data) > end or answers + authority + additional else None
     return Query(ident, flags, data[HEADER : end - 4], qtype, qclass, edns)
+
+
+def question(target: bytes, qtype: int) -> bytes:
+    """A query of our own for a name in wire shape: recursion desired, id 0, EDNS."""
+    opt = b"\0" + _FIXED.pack(OPT, ADVERTISED_SIZE, 0, 0)
+    return _HEADER.pack(0, RD, 1, 0, 0, 1) + target + _QUESTION.pack(qtype, IN) + opt
+
+
+def read_addresses(response: bytes) -> list[Owned]:
+    """The A, AAAA and CNAME records of a response's answer section, names uncompressed. Raises Malformed."""
+    if len(response) < HEADER:
+        raise Malformed("a response is less than a header", header=False)
+    _, _, questions, answers, _, _ = _HEADER.unpack_from(response)
+    at, found = HEADER, list[Owned]()
+    for _ in range(questions):
+        at = _any_name_end(response, at) + 4
+    for _ in range(answers):
+        owner, at = _whole_name(response, at), _any_name_end(response, at)
+        if at + _FIXED.size > len(response):
+            raise Malformed("a record is cut off")
+        rtype, rclass, ttl, length = _FIXED.unpack_from(response, at)
+        at += _FIXED.size + length
+        if at > len(response):
+            raise Malformed("the data of a record is cut off")
+        ttl = ttl if ttl < 1 << 31 else 0  # RFC 2181 section 8
+        if rclass == IN and length == _ADDRESS_SIZE.get(rtype):
+            found.append((owner, rtype, ttl, response[at - length : at]))
+        elif rclass == IN and rtype == CNAME:
+            found.append((owner, rtype, ttl, _whole_name(response, at - length)))
+    return found
+
+
+def _whole_name(data: bytes, at: int) -> bytes:
+    """The name at `at`, its pointers followed; each must lead further to the front than the last."""
+    name, bound = bytearray(), at
+    while at < len(data):
+        length = data[at]
+        if length >= 0xC0:
+            at = int.from_bytes(data[at : at + 2], "big") & _MAX_POINTER
+            if at >= bound:
+                break
+            bound = at
+            continue
+        if length > 63 or len(name) + length + 1 > NAME_SIZE:
+            break
+        name += data[at : at + 1 + length]
+        at += 1 + length
+        if length == 0 and at <= len(data):
+            return bytes(name)
+    raise Malformed("a name is cut off, too long or points nowhere")
 
 
 def _plain_name_end(data: bytes, at: int) -> int:

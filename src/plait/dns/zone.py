@@ -250,6 +250,13 @@ class Zone:
             if rtype in (m.A, m.AAAA):
                 yield from _pointer(ip_address(rdata), SERVICE_POINTER, service + b".service." + self.datacenter + b"." + self.domain)
 
+    def records_of(self, instance: Instance) -> tuple[m.Record, ...]:
+        """The address and the SRV record of an instance, whatever its checks say; () if it cannot be named."""
+        if not instance.address and instance.node not in self._addresses:
+            return ()
+        records, target = self._location(instance)
+        return (*records, self._srv(instance, instance.port, target)) if is_name(target) else ()
+
     def _srv(self, instance: Instance, port: int, target: bytes) -> m.Record:
         numbers = (1, self._weight(instance), port & 0xFFFF)
         return m.SRV, b"".join(number.to_bytes(2, "big") for number in numbers) + m.wire_name(target)

@@ -38,11 +38,12 @@ class Child:
         self._tcp = TcpServer(self._core)
         self._listeners = Listeners(self._core, self._tcp)
         self._core.reactor.add(link.fileno(), READ, self._ready)
+        self._core.later.say = lambda number, name: self._say((-number, name))
         self._say((0, None))
 
     def run(self) -> None:
         """Serve until the parent closes its end."""
-        sweepers = (self._core.forwarder, self._tcp)
+        sweepers = (self._core.forwarder, self._core.later, self._tcp)
         while self._running:
             deadlines = [deadline for sweeper in sweepers if (deadline := sweeper.next_deadline()) is not None]
             self._core.reactor.poll(max(0.0, min(deadlines) - time.monotonic()) if deadlines else None)
@@ -81,6 +82,8 @@ class Child:
             self._core.responder.set_recursion(bool(upstreams.places))
         elif verb == "options":
             self._core.responder.set_options(Options(*arguments[0]))
+        elif verb == "found":
+            self._core.later.told(*arguments)
         elif verb == "stats":
             return self._core.counters.as_dict()
         else:

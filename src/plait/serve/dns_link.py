@@ -3,6 +3,7 @@
 
 The agent asks `(number, verb, *arguments)`, the child answers `(number, result)` in the order asked, so the answer to a
 table is its acknowledgement and the number its generation. Before anything else the child says `(0, None)`: it is up.
+The child asks `(-number, name)`: what does the prepared query of that name give?
 
 | verb | arguments | result |
 |---|---|---|
@@ -11,6 +12,7 @@ table is its acknowledgement and the number its generation. Before anything else
 | `options` | `Options.parts()` | None |
 | `table` | `Table.parts()` | None |
 | `changes` | list of `Changes.parts()`, in order | None |
+| `found` | number, `Found` or None: the answer to a question of the child | None |
 | `stats` | | {counter: number} |
 
 `marshal` writes them: both ends run the same interpreter, trust each other, and need no further module for it.

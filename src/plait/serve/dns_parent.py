@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
+from plait.dns.answer import Found
 from plait.dns.options import DEFAULTS, Options
 from plait.dns.table import EMPTY, Changes, Table, diff_tables
 from plait.model.errors import ConfigError, PlaitError
@@ -31,6 +32,13 @@ STEADY = 10.0
 """Seconds a child must have lived for its end to count as the first in a row."""
 NO_UPSTREAMS = Upstreams()
 _CHUNK = 65536
+
+
+OnQuery = Callable[[bytes], Found | None]
+
+
+def _no_queries(name: bytes) -> Found | None:
+    return None
 
 
 class DnsUnavailable(PlaitError):
@@ -76,11 +84,11 @@ class DnsService:
     """One DNS child and its replacement whenever it dies.
 
     `start` first, `close` last; the setters may be called before, between and concurrently. `on_crash` is called with a
-    sentence for the log each time a child ended unasked.
+    sentence for the log each time a child ended unasked; `on_query` says what the prepared query of a name gives.
     """
 
-    def __init__(self, *, on_crash: Callable[[str], None], python: str = sys.executable) -> None:
-        self._on_crash, self._python = on_crash, python
+    def __init__(self, *, on_crash: Callable[[str], None], on_query: OnQuery = _no_queries, python: str = sys.executable) -> None:
+        self._on_crash, self._on_query, self._python = on_crash, on_query, python
         self._wanted, self._version = _State(), 0
         self._applied = 0
         self._whole, self._changes = False, list[Changes]()
@@ -197,7 +205,7 @@ class DnsService:
     async def _live(self) -> str:
         """One child's life. Returns why it ended."""
         try:
-            child = await _Child.spawn(self._python)
+            child = await _Child.spawn(self._python, self._on_query)
         except (OSError, EOFError, TimeoutError) as error:
             return f"it did not start ({error!r})"
         try:
@@ -246,15 +254,17 @@ class DnsService:
 class _Child:
     """A running child process and the conversation with it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._process, self._writer = process, writer
+    def __init__(
+        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, on_query: OnQuery
+    ) -> None:
+        self._process, self._writer, self._on_query = process, writer, on_query
         self.pid = process.pid
         self._number = 0
         self._answers: dict[int, asyncio.Future[object]] = {}
         self._listener = asyncio.create_task(self._listen(reader), name=f"dns child {process.pid}")
 
     @classmethod
-    async def spawn(cls, python: str) -> _Child:
+    async def spawn(cls, python: str, on_query: OnQuery = _no_queries) -> _Child:
         """Start a child and wait until it is up. Raises OSError, EOFError or TimeoutError."""
         ours, theirs = socket.socketpair()
         try:
@@ -266,7 +276,7 @@ class _Child:
         except BaseException:
             ours.close()
             raise
-        child = cls(process, reader, writer)
+        child = cls(process, reader, writer, on_query)
         try:
             await child._answer_to(0)
         except BaseException:
@@ -327,7 +337,9 @@ class _Child:
         try:
             while data := await reader.read(_CHUNK):
                 for number, result in frames.feed(data):
-                    if (future := self._answers.get(number)) is not None and not future.done():
+                    if number < 0:
+                        self._writer.write(frame((0, "found", -number, self._on_query(result))))
+                    elif (future := self._answers.get(number)) is not None and not future.done():
                         future.set_result(result)
         except OSError:
             pass

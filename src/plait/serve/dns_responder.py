@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from plait.dns.answer import Forward, answer
+from plait.dns.answer import Pending, answer
 from plait.dns.options import DEFAULTS, Options
 from plait.dns.table import EMPTY, Table
 
@@ -37,10 +37,14 @@ class Counters:
         self.forwarded = 0
         self.forward_failed = 0
         self.forward_rejected = 0
+        self.query_asked = 0
+        self.query_failed = 0
+        self.query_rejected = 0
 
     def as_dict(self) -> dict[str, int]:
         """Name -> count. `forward_rejected`: answered SERVFAIL at once because too many were outstanding; `tcp_evicted`:
-        connections closed to make room; `dropped`: messages that deserve no answer."""
+        connections closed to make room; `dropped`: messages that deserve no answer; `query_…`: of
+        prepared queries, which the agent is asked for."""
         return dict(self.__dict__)
 
 
@@ -78,7 +82,7 @@ class Responder:
         self._options = options
         self._flush()
 
-    def reply(self, data: bytes) -> bytes | Forward | None:
+    def reply(self, data: bytes) -> bytes | Pending | None:
         """The response to a query that came over UDP; None: none is due."""
         body = self._cache.get(data[2:])
         if body is None:
@@ -91,7 +95,7 @@ class Responder:
             del self._cache[data[2:]]
         return data[:2] + response
 
-    def reply_stream(self, data: bytes) -> bytes | Forward | None:
+    def reply_stream(self, data: bytes) -> bytes | Pending | None:
         """The response to a query that came over TCP; None: none is due."""
         body = self._stream_cache.get(data[2:])
         if body is None:
@@ -104,10 +108,10 @@ class Responder:
             del self._stream_cache[data[2:]]
         return data[:2] + response
 
-    def _answer(self, data: bytes, stream: bool) -> bytes | Forward | None:
+    def _answer(self, data: bytes, stream: bool) -> bytes | Pending | None:
         return answer(self._table, data, UDP_SIZE, choose, stream=stream, recursion=self._recursion, options=self._options)
 
-    def _make(self, cache: dict[bytes, bytes | list[bytes]], data: bytes) -> bytes | Forward | None:
+    def _make(self, cache: dict[bytes, bytes | list[bytes]], data: bytes) -> bytes | Pending | None:
         self._counters.cache_misses += 1
         response = self._answer(data, cache is self._stream_cache)
         if isinstance(response, bytes):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import time
 
-from plait.dns.answer import Forward
+from plait.dns.answer import Pending
 from plait.serve.dns_core import Core
 from plait.serve.dns_link import Address
 from plait.serve.dns_reactor import GONE, READ, WRITE
@@ -176,9 +176,9 @@ class _Connection:
         response = self._server.core.responder.reply_stream(data)
         if isinstance(response, bytes):
             self._append(response)
-        elif isinstance(response, Forward):
+        elif isinstance(response, Pending):
             self._pending += 1
-            self._server.core.forwarder.submit(response.query, data, self._answered_upstream, stream=True)
+            self._server.core.later.resolve(response, data, self._answered_upstream, stream=True)
         else:
             self._server.core.counters.dropped += 1
 

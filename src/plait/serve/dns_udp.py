@@ -12,7 +12,7 @@ import functools
 import socket
 import sys
 
-from plait.dns.answer import Forward
+from plait.dns.answer import Pending
 from plait.serve.dns_core import Core
 from plait.serve.dns_link import Address
 from plait.serve.dns_reactor import READ
@@ -148,8 +148,8 @@ class UdpListener:
             response = self._core.responder.reply(data)
             if type(response) is bytes:
                 responses.append((slot, response))
-            elif isinstance(response, Forward):
-                self._core.forwarder.submit(response.query, data, functools.partial(self._send_later, batch.client(slot)))
+            elif isinstance(response, Pending):
+                self._core.later.resolve(response, data, functools.partial(self._send_later, batch.client(slot)))
             else:
                 self._core.counters.dropped += 1
         self._core.counters.udp_queries += count
