@@ -82,6 +82,13 @@ async def test_an_alias_is_followed_three_times_at_most(service: DnsService, whe
         assert asked == ["db.example.org", "one.example.org", "two.example.org"]
 
 
+async def test_an_alias_of_a_host_that_does_not_exist_says_so(service: DnsService, where: Pair) -> None:
+    async with resolver({}) as (address, _):
+        await service.set_upstreams(Upstreams([address]))
+        record = await ask("out.service.consul", where)
+        assert record.header.rcode == m.NXDOMAIN and [data for _, data, _ in shown(record)] == ["db.example.org"]
+
+
 async def test_what_a_resolver_truncates_is_fetched_over_tcp(service: DnsService, where: Pair) -> None:
     async with resolver({"db.example.org": "TC\nA 198.51.100.1"}) as (address, asked):
         await service.set_upstreams(Upstreams([address]))

@@ -111,6 +111,29 @@ async def test_fifty_addresses_by_every_transport(service: DnsService, where: Pa
     assert len(firsts) > 3, "the order changes from answer to answer"
 
 
+def exchange_tcp(data: bytes, address: Pair) -> bytes:
+    with socket.create_connection(address, timeout=5) as tcp, tcp.makefile("rb") as stream:
+        tcp.sendall(len(data).to_bytes(2, "big") + data)
+        return stream.read(int.from_bytes(stream.read(2), "big"))
+
+
+@pytest.mark.parametrize("count", [1, 9, 50, 500, 5000])
+async def test_many_instances_over_every_transport(service: DnsService, where: Pair, count: int) -> None:
+    nodes = {"a": Node("a", "1", IPv4Address("192.0.2.1"))}
+    instances = {("a", str(n)): Instance(str(n), "web", "a", f"10.28.{n // 250}.{n % 250}", 80) for n in range(count)}
+    await service.set_table(build_table(Snapshot(me="a", nodes=nodes, instances=instances)))
+    for qtype, most in (("A", 4000), ("SRV", 950)):
+        plain, edns = dnslib.DNSRecord.question("web.service.consul", qtype), dnslib.DNSRecord.question("web.service.consul", qtype)
+        edns.add_ar(dnslib.EDNS0(udp_len=1232))
+        for data, limit in ((bytes(plain.pack()), 512), (bytes(edns.pack()), 1232)):
+            response = await asyncio.to_thread(exchange, data, where)
+            record = dnslib.DNSRecord.parse(response)
+            assert len(response) <= limit and record.rr and record.header.tc == (len(record.rr) < count)
+            whole = dnslib.DNSRecord.parse(await asyncio.to_thread(exchange_tcp, data, where))
+            assert len(whole.rr) == count if count <= most else len(whole.rr) > most and whole.header.tc == 1
+            assert len({str(rr.rdata) for rr in whole.rr}) == len(whole.rr)
+
+
 async def test_a_new_table_is_in_force_on_return(service: DnsService, where: Pair) -> None:
     for serial in range(2, 30):
         await service.set_table(table(1, serial))

@@ -80,6 +80,7 @@ class NodeLoops:
         self._p, self._default = parts, default_network
         self._gateway = bool(parts.journal.load("setting").get("gateway"))
         self._zone: Zone | None = None
+        self._only_passing = parts.config.dns.only_passing
         self._touched = parts.view.follow()
         self._names_dirty = asyncio.Event()
         self._names_done = asyncio.Condition()
@@ -200,8 +201,8 @@ class NodeLoops:
         """Tell the DNS child what changed since the last time; everything at the first."""
         config, snapshot = self._p.config, self._p.view.snapshot
         if self._zone is None:
-            only_passing = config.dns.only_passing
-            self._zone = Zone(snapshot, config.dns_domain, config.datacenter, config.search_domain, only_passing=only_passing)
+            names = config.dns_domain, config.datacenter, config.search_domain
+            self._zone = Zone(snapshot, *names, only_passing=self._only_passing)
             self._touched.clear()
             self._p.on_zone(self._zone)
             await self._p.dns.set_table(self._zone.table)
@@ -210,6 +211,12 @@ class NodeLoops:
             self._touched.clear()
             await self._p.dns.change_table(self._zone.table, self._zone.advance(snapshot, touched))
         await self._p.dns.set_listen(self._listen_addresses())
+
+    def set_only_passing(self, only_passing: bool) -> None:
+        """Name instances with a warning, or no longer."""
+        if only_passing != self._only_passing:
+            self._only_passing, self._zone = only_passing, None
+            self.names_changed()
 
     def names_changed(self) -> None:
         """Have the names shown again, whatever was shown before."""

@@ -313,6 +313,7 @@ class _Wiring:
     async def _set_dns(self, config: Config) -> None:
         await self.dns.set_upstreams(config.dns.upstreams)
         await self.dns.set_options(config.dns.options)
+        self.loops.set_only_passing(config.dns.only_passing)
 
     def members(self) -> frozenset[str]:
         return frozenset(self.view.snapshot.nodes)

@@ -62,8 +62,10 @@ class Follow(Pending):
         try:
             found = m.read_addresses(response)
         except m.Malformed:
-            found = []
+            return _chained(self._asked, self._chain)
         chain = self._chain + found
+        if response[3] & 0xF == m.NXDOMAIN:  # it is about the last alias (RFC 6604)
+            return _chained(self._asked, chain, m.NXDOMAIN)
         return _follow(self._asked, chain) if found and chain[-1][1] == m.CNAME else _chained(self._asked, chain)
 
 
@@ -224,9 +226,9 @@ def _follow(asked: _Asked, chain: list[m.Owned]) -> bytes | Pending:
     return _chained(asked, chain)
 
 
-def _chained(asked: _Asked, chain: list[m.Owned]) -> bytes:
+def _chained(asked: _Asked, chain: list[m.Owned], rcode: int = m.NOERROR) -> bytes:
     """The response that is made of aliases and what they lead to."""
-    return m.respond(asked.query, m.AA | asked.ra, m.NOERROR, asked.limit, ((owned, ()) for owned in chain), mark=asked.options.truncate)
+    return m.respond(asked.query, m.AA | asked.ra, rcode, asked.limit, ((owned, ()) for owned in chain), mark=asked.options.truncate)
 
 
 def _groups(asked: _Asked, records: list[m.Record], ttl: int) -> Iterator[m.Group]:
