@@ -168,3 +168,27 @@ def test_prometheus_discovers_and_scrapes_what_is_labelled(two: Lab) -> None:
         until("the target goes with its container", lambda: scraped(second), 15)
     finally:
         two.run("A", "kill", pid)
+
+
+def test_tags_that_another_host_writes_outlast_the_agent_that_allows_them(two: Lab) -> None:
+    address = run(two, "free")
+    service = {"Name": "free", "Address": address, "Port": 80, "Tags": ["blue"], "EnableTagOverride": True}
+    put(two, "B", "agent/service/register", service)
+    until("A knows the service", lambda: asked(two, "catalog/service/free") != [], 10)
+    put(two, "A", "catalog/register", {"Node": "B", "SkipNodeUpdate": True, "Service": {"Service": "free", "Tags": ["green"]}})
+
+    def tagged(*words: str) -> bool:
+        shown = [asked(two, "catalog/service/free", host)[0]["ServiceTags"] for host in "AB"]
+        names = [word for word in ("blue", "green") if two.run("A", "dig", "+short", "@127.0.0.1", f"{word}.free.service.consul").stdout]
+        return shown == [list(words)] * 2 and names == list(words)
+
+    until("both hosts show the new tag", lambda: tagged("green"), 10)
+    two.kill_agent("B")
+    two.start_agent("B")
+    put(two, "B", "agent/service/register", service)
+    until("the service is back", lambda: asked(two, "health/service/free?passing") != [], 20)
+    time.sleep(2)
+    assert tagged("green"), "neither the restart nor the same registration again took the tag away"
+    put(two, "A", "catalog/deregister", {"Node": "B", "ServiceID": "free"})
+    until("the agent's own tag is back", lambda: tagged("blue"), 10)
+    put(two, "B", "agent/service/deregister/free", None)

@@ -29,10 +29,12 @@ class Catalog:
         publish: Callable[[], Awaitable[object]],
         contact_ms: Callable[[], int | None],
         dismiss: Callable[[Instance], Awaitable[None]] | None = None,
+        forgotten: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
-        """`dismiss` is told of the services that are taken away although their containers name them."""
+        """`dismiss` is told of the services that are taken away although their containers name them; `forgotten` of the id of each that is
+        deregistered."""
         self._view, self._journal, self._publish, self._contact_ms = view, journal, publish, contact_ms
-        self._dismiss = dismiss
+        self._dismiss, self._forgotten = dismiss, forgotten
         self._waiters: set[asyncio.Event] = set()
         for key, body in journal.load("instance").items():
             view.put(decode(Instance, body, key))
@@ -64,6 +66,8 @@ class Catalog:
         with contextlib.suppress(StoreUnavailable, TimeoutError):
             async with asyncio.timeout(_PUBLISH_S):
                 await self._publish()
+        if self._forgotten is not None:
+            await self._forgotten(service_id)
         log.info("service_deregistered", extra={"service": known.name, "id": service_id})
         return True
 

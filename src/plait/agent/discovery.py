@@ -75,7 +75,8 @@ class Discovery:
         config, view, journal = parts.config, parts.view, parts.journal
         which, where = config.register_services, config.register_address
         self.automatic = AutoRegister(view, journal, parts.health, str(parts.identity.address), which, where)
-        self.catalog = Catalog(view, journal, parts.publisher.publish, parts.contact_ms, self.automatic.dismiss)
+        self.outside = OutsideCatalog(view, parts.store)
+        self.catalog = Catalog(view, journal, parts.publisher.publish, parts.contact_ms, self.automatic.dismiss, self.outside.forget)
         policy = CheckPolicy(config.script_checks, config.local_script_checks, config.parallel_checks)
         self.runners = Runners(parts.engine)
         self.checkup = Checkup(view, journal, self.runners, policy, self._gone, time.monotonic, random.random)
@@ -99,7 +100,7 @@ class Discovery:
             QueryApi(self.queries, name, datacenter, self._entries, self._p.contact_ms),
         )
         more = [route for part in parts for route in part.routes]
-        api = ConsulApi(self.catalog, name, datacenter, more, self.checkup, OutsideCatalog(self._p.view, self._p.store))
+        api = ConsulApi(self.catalog, name, datacenter, more, self.checkup, self.outside)
         api.set_coordinates(lambda: coord_json(self.consul_state.coordinate(name)[0]), partial(near, self.consul_state))
         self.events = EventHub(self.catalog, lambda: api.directory(), datacenter)
         api.add(PlaitEventsApi(self.events).routes)

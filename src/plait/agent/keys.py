@@ -6,9 +6,9 @@ from __future__ import annotations
 from ipaddress import IPv4Network
 
 from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node
-from plait.model.discovery import CatalogNode, Check
+from plait.model.discovery import CatalogNode, Check, OtherTags
 
-Record = Node | Network | Block | Endpoint | Container | Instance | Check | CatalogNode
+Record = Node | Network | Block | Endpoint | Container | Instance | Check | CatalogNode | OtherTags
 
 TYPES: dict[str, type[Record]] = {
     "nodes": Node,
@@ -21,6 +21,7 @@ TYPES: dict[str, type[Record]] = {
     "catalog/nodes": CatalogNode,
     "catalog/instances": Instance,
     "catalog/checks": Check,
+    "catalog/tags": OtherTags,
 }
 """What is stored below `<kind>/`. The kinds of `catalog/` hold what was put into the catalogue by others than the node's own agent."""
 NETWORK_GUARD = "guards/networks"
@@ -62,6 +63,8 @@ def record_key(record: Record) -> str:
             return f"{_catalog(record)}checks/{record.node}/{record.id}"
         case CatalogNode():
             return f"catalog/nodes/{record.name}"
+        case OtherTags():
+            return f"catalog/tags/{record.node}/{record.id}"
 
 
 def _catalog(record: Instance | Check) -> str:

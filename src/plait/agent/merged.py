@@ -7,14 +7,17 @@ Data in: records with the keys of the store. Data out: Snapshots that share unch
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from plait.agent.keys import TYPES, Record, kind_of
 from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node, Snapshot
-from plait.model.discovery import CatalogNode, Check
+from plait.model.discovery import CatalogNode, Check, OtherTags
 
 _LAYERED = {"instances": "catalog/instances", "checks": "catalog/checks"}
 """Kinds below which another one lies: its records are seen where the upper kind has none under the same name."""
+_TAGS = "catalog/tags"
+_SHOWN_IN = {lower: upper for upper, lower in _LAYERED.items()} | {_TAGS: "instances"}
 
 
 class Merged:
@@ -65,7 +68,7 @@ class Merged:
         )
 
     def _thaw(self, kind: str, ident: Hashable) -> None:
-        upper = next((upper for upper, lower in _LAYERED.items() if lower == kind), kind)
+        upper = _SHOWN_IN.get(kind, kind)
         self._frozen.pop(upper, None)
         for touched in self._followers:
             touched.add((upper, ident))
@@ -75,8 +78,23 @@ class Merged:
         if found is None:
             lower = _LAYERED.get(kind)
             found = {**self._kinds[lower], **self._kinds[kind]} if lower else dict(self._kinds[kind])
+            if kind == "instances":
+                self._tag(found)
             self._frozen[kind] = found
         return found
+
+    def _tag(self, instances: dict[Hashable, Any]) -> None:
+        """Give them the tags that others gave them, if they still stand."""
+        for ident, other in self._kinds[_TAGS].items():
+            known = instances.get(ident)
+            if isinstance(other, OtherTags) and isinstance(known, Instance) and _stands(other, known):
+                index = max(known.modify_index, other.modify_index)
+                instances[ident] = replace(known, tags=other.tags, modify_index=index)
+
+
+def _stands(other: OtherTags, known: Instance) -> bool:
+    asked = known.origin == "agent" and known.enable_tag_override
+    return asked and (known.create_index, known.tags) == (other.since, other.instead_of)
 
 
 def _ident(record: Record) -> Hashable:
@@ -86,7 +104,7 @@ def _ident(record: Record) -> Hashable:
             return record.network, record.cidr
         case Endpoint():
             return record.id
-        case Container() | Instance() | Check():
+        case Container() | Instance() | Check() | OtherTags():
             return record.node, record.id
         case Node() | Network() | CatalogNode():
             return record.name

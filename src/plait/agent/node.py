@@ -68,7 +68,7 @@ class Parts:
 _FIREWALL_APART_S = 0.2
 """Least time between two looks at the rules of others: many attaches change our own table in a moment."""
 _NAMED = frozenset({"nodes", "alive", "networks", "blocks", "endpoints", "containers", "instances", "checks"}) | {
-    f"catalog/{kind}" for kind in ("nodes", "instances", "checks")
+    f"catalog/{kind}" for kind in ("nodes", "instances", "checks", "tags")
 }
 """Kinds of records that names are made of."""
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from plait.agent.keys import TYPES, Record, kind_of, own_prefixes, record_key
 from plait.agent.merged import Merged
 from plait.model.cluster import Container, Endpoint, Instance, Snapshot
-from plait.model.discovery import CatalogNode, Check
+from plait.model.discovery import CatalogNode, Check, OtherTags
 from plait.model.errors import PlaitError, StoreUnavailable
 from plait.store.api import Change, Item
 from plait.store.codec import decode
@@ -95,6 +95,8 @@ class View:
             return
         if isinstance(record, Instance | Check | CatalogNode):
             record = dataclasses.replace(record, create_index=item.create_revision, modify_index=item.mod_revision)
+        elif isinstance(record, OtherTags):
+            record = dataclasses.replace(record, modify_index=item.mod_revision)
         self._stored[item.key] = record
         self._items[item.key] = item
         self._settle(item.key)

@@ -79,6 +79,21 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherTags:
+    """Tags that somebody else gave the service of an agent that allows it (EnableTagOverride).
+
+    They count as long as that registration (`since`, its create index) says the tags `instead_of`: what the agent says later wins.
+    """
+
+    id: str
+    node: str
+    tags: tuple[str, ...]
+    instead_of: tuple[str, ...] = ()
+    since: int = 0
+    modify_index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class CatalogNode:
     """A node that somebody put into the catalogue: it runs no agent, so nothing is known of it but what was written.
 

@@ -2,7 +2,7 @@
 """What others put into the catalogue: nodes without an agent, their services and checks (`catalog/register`, `catalog/deregister`).
 
 What an agent registered of its own node stays as that agent says: a registration of the same name is kept beside it and comes to light
-if the agent's goes; the condition `catalog-conflict` shows it.
+if the agent's goes; the condition `catalog-conflict` shows it. Only tags are taken over, if the agent registered with EnableTagOverride.
 """
 
 from __future__ import annotations
