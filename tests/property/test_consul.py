@@ -22,7 +22,21 @@ from plait.services.directory import Directory
 from plait.services.requests import BadRequest, duration_s, parse_service
 from plait.services.views import Views, seed_answer
 
-KEYS = ("Name", "name", "ID", "Address", "Port", "Tags", "Meta", "Weights", "enable_tag_override", "TaggedAddresses", "Check", "Checks")
+KEYS = (
+    "Name",
+    "name",
+    "ID",
+    "Address",
+    "Port",
+    "Ports",
+    "Tags",
+    "Meta",
+    "Weights",
+    "enable_tag_override",
+    "TaggedAddresses",
+    "Check",
+    "Checks",
+)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from(["web", "10.28.0.2", "::1"])
 VALUES = st.recursive(
     SCALARS,
@@ -62,10 +76,12 @@ def test_any_node_meta_selects_a_part_of_the_nodes(wanted: list[str]) -> None:
 
 
 class Backend:
-    """Takes every registration and shows none."""
+    """Takes every registration and shows always the same service."""
 
     def snapshot(self) -> Snapshot:
-        return Snapshot("A", 3, {"A": NODE}, frozenset({"A"}))
+        return Snapshot(
+            "A", 3, {"A": NODE}, frozenset({"A"}), instances={("A", "w"): Instance("w", "web", "A", port=80, meta={"app": "web"})}
+        )
 
     async def register(self, instance: Instance) -> Instance:
         return instance
@@ -127,6 +143,8 @@ PATHS = st.sampled_from(
         "health/service/",
         "health/node/",
         "health/state/",
+        "plait/instances",
+        "plait/http_sd",
         "kv/",
         "",
     ]
@@ -155,7 +173,24 @@ WORDS = st.sampled_from(
     ]
 )
 PARAMS = st.sampled_from(
-    ["passing", "tag", "index", "stale", "consistent", "dc", "ns", "near", "node-meta", "max_stale", "pretty", "hash", "filter"]
+    [
+        "passing",
+        "tag",
+        "index",
+        "stale",
+        "consistent",
+        "dc",
+        "ns",
+        "near",
+        "node-meta",
+        "max_stale",
+        "pretty",
+        "hash",
+        "filter",
+        "selector",
+        "service",
+        "port",
+    ]
 )
 HTTP = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -165,7 +200,7 @@ HTTP = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCh
     st.sampled_from(["GET", "PUT", "POST", "DELETE", "OPTIONS", "HEAD"]),
     PATHS,
     st.text(max_size=8),
-    st.lists(st.tuples(PARAMS, st.text(max_size=5) | st.sampled_from(["", "1", "10"])), max_size=3),
+    st.lists(st.tuples(PARAMS, st.text(max_size=5) | st.sampled_from(["", "1", "10", "app=web,!x", "app in (web"])), max_size=3),
     st.binary(max_size=40) | BODIES.map(lambda body: encoded(body, pretty=False)),
 )
 @example("PUT", "agent/service/register", "", [], b'{"Name": "\\udfff"}')
