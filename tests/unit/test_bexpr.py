@@ -45,6 +45,17 @@ ENTRY = {
         ("(Service.Port == 80 or Service.Port == 81) and Node.Node == B", False),
         ("not Service.Port == 81 and not (Node.Node == B)", True),
         ('web in Service.ID and "in" not in Service.Tags', True),
+        ("any Service.Tags as t { t == http }", True),
+        ("all Service.Tags as t { t == http }", False),
+        ("all Service.Tags as i, t { i != 0 or t == v1 }", True),
+        ("any Node.Meta as k { k == rack }", True),
+        ("any Node.Meta as k, v { k == rack and v == x }", False),
+        ("any Node.Meta as _, v { v == x }", True),
+        ("any Service.Meta as k { k == a }", False),
+        ("all Service.Meta as k { k == a }", True),
+        ("any Checks as c { c.Status == critical and Node.Node == A }", True),
+        ("any Checks as c { any Service.Tags as t { t == http and c.Status == critical } }", True),
+        ("any in Service.Tags", False),
     ],
 )
 def test_an_expression_fits_or_does_not(text: str, fits: bool) -> None:
@@ -65,6 +76,12 @@ def test_an_expression_fits_or_does_not(text: str, fits: bool) -> None:
         ("(Node.Node == A", "ends too early"),
         ("Node.Node ~ A", "unexpected '~ A'"),
         ("Node.Node like A", "is no operator"),
+        ("any Service.Tags { t == v1 }", 'expected "as"'),
+        ("any Service.Tags as t { t == v1", "ends too early"),
+        ("any Service.Tags as 1 { t == v1 }", "is no name"),
+        ("any Service.Port as t { t == v1 }", "apply to lists and maps only"),
+        ("any Service.Tags as t { x == v1 }", 'Selector "x" is not valid'),
+        ("any Checks as a { any Checks as b { any Checks as c { c == 1 } } }", "inside each other"),
         ("Service.Tags is full", 'expected "empty" or "nil"'),
         ("not " * 100 + "a == b", "levels"),
         ("(" * 100 + "a == b", "levels"),
@@ -78,7 +95,33 @@ def test_what_is_wrong_is_said(text: str, words: str) -> None:
 
 
 WORDS = st.sampled_from(
-    ["Node", ".", "Service", "==", "!=", "in", "not", "and", "or", "(", ")", "is", "empty", '"', "`", "[", "]", "1", "Port", "contains"]
+    [
+        "Node",
+        ".",
+        "Service",
+        "==",
+        "!=",
+        "in",
+        "not",
+        "and",
+        "or",
+        "(",
+        ")",
+        "is",
+        "empty",
+        '"',
+        "`",
+        "[",
+        "]",
+        "1",
+        "Port",
+        "contains",
+        "any",
+        "as",
+        "{",
+        "}",
+        ",",
+    ]
 )
 
 

@@ -17,9 +17,11 @@ from plait.services.requests import BadRequest
 Predicate = Callable[[object], bool]
 _FAILED = "Failed to create boolean expression evaluator"
 _TOKEN = re.compile(
-    r'\s*(?:(?P<quoted>"(?:[^"\\]|\\.)*"|`[^`]*`)|(?P<number>-?\d+(?:\.\d+)?(?![\w.]))|(?P<word>[A-Za-z_][\w/-]*)|(?P<sign>==|!=|[().\[\]]))'
+    r'\s*(?:(?P<quoted>"(?:[^"\\]|\\.)*"|`[^`]*`)|(?P<number>-?\d+(?:\.\d+)?(?![\w.]))|(?P<word>[A-Za-z_][\w/-]*)|(?P<sign>==|!=|[(){},.\[\]]))'
 )
-_MAX_LENGTH, _MAX_DEPTH = 4096, 64
+_MAX_LENGTH, _MAX_DEPTH, _MAX_EACH = 4096, 64, 2
+"""`_MAX_EACH`: how many `any`/`all` may stand inside each other; each multiplies the work of one value."""
+_OPERATORS = frozenset({"in", "not", "is", "contains", "matches"})
 _MAPS = frozenset({"Meta", "NodeMeta", "ServiceMeta", "TaggedAddresses", "ServiceTaggedAddresses", "Header", "Definition"})
 """Objects with keys of their own choice: a key that is absent is no mistake there."""
 _ABSENT = object()
@@ -28,6 +30,9 @@ _ABSENT = object()
 class _Token(NamedTuple):
     kind: str
     text: str
+
+
+_EACH = (_Token("word", "any"), _Token("word", "all"))
 
 
 def compile_filter(text: str) -> Predicate:
@@ -59,7 +64,7 @@ def _tokens(text: str) -> Iterator[_Token]:
 
 class _Parser:
     def __init__(self, tokens: list[_Token]) -> None:
-        self._tokens, self._at = tokens, 0
+        self._tokens, self._at, self._each = tokens, 0, 0
 
     # --- or, and, not, parentheses
 
@@ -87,7 +92,34 @@ class _Parser:
             inner = self.either(depth + 1)
             self._need(")")
             return inner
+        ahead = self._tokens[self._at : self._at + 2]
+        if len(ahead) == 2 and ahead[0] in _EACH and ahead[1].kind in ("word", "quoted") and ahead[1].text not in _OPERATORS:
+            return self._quantified(depth)
         return self._match()
+
+    def _quantified(self, depth: int) -> Predicate:
+        """`any|all selector as name { … }`, or `as key, value { … }` with the number of a list's element as its key; `_` names nothing."""
+        every = self._next().text == "all"
+        selector = self._selector()
+        if not self._take("word", "as"):
+            raise BadRequest(f'{_FAILED}: expected "as" after any or all and its selector, got {self._peek().text!r}')
+        names = [self._name()]
+        if self._take("sign", ","):
+            names.append(self._name())
+        if self._each == _MAX_EACH:
+            raise BadRequest(f"{_FAILED}: more than {_MAX_EACH} of any and all inside each other")
+        self._each += 1
+        self._need("{")
+        inner = self.either(depth + 1)
+        self._need("}")
+        self._each -= 1
+        return _quantifier(selector, tuple(names), inner, every)
+
+    def _name(self) -> str:
+        token = self._next()
+        if token.kind != "word":
+            raise BadRequest(f"{_FAILED}: {token.text!r} is no name")
+        return token.text
 
     # --- one comparison
 
@@ -203,6 +235,30 @@ def _found(value: object, selector: tuple[str, ...]) -> Iterator[object]:
             yield from _found(inner, rest)
     else:
         raise BadRequest(f'{_FAILED}: Selector "{selector[0]}" is not valid')
+
+
+def _quantifier(selector: tuple[str, ...], names: tuple[str, ...], inner: Predicate, every: bool) -> Predicate:
+    def fits(value: object) -> bool:
+        outer = value if isinstance(value, Mapping) else {}
+        results = (
+            inner({**outer, **{name: part for name, part in zip(names, bound, strict=False) if name != "_"}})
+            for found in _found(value, selector)
+            for bound in _bindings(found, len(names))
+        )
+        return all(results) if every else any(results)
+
+    return fits
+
+
+def _bindings(found: object, count: int) -> list[tuple[object, ...]]:
+    """What the names stand for, one tuple an element: one name is a list's element or a map's key, two are key and value."""
+    if found is None or found is _ABSENT:
+        return []
+    if isinstance(found, list):
+        return [(element,) if count == 1 else (number, element) for number, element in enumerate(found)]
+    if isinstance(found, Mapping):
+        return list(found.items())
+    raise BadRequest(f"{_FAILED}: any and all apply to lists and maps only")
 
 
 def _equals(selector: tuple[str, ...], wanted: str) -> Predicate:
