@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.docker import Conditions, FakeEngine, dockerd
 
@@ -65,7 +65,7 @@ def test_port_maps_are_read_or_refused(options: dict[str, Any]) -> None:
         pass
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12)
 @given(st.lists(st.tuples(st.sampled_from(CALLS), bodies), min_size=20, max_size=40))
 def test_the_plugin_outlives_every_body(posts: list[tuple[str, bytes]]) -> None:
     asyncio.run(_post_all(posts))
