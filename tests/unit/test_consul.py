@@ -323,6 +323,25 @@ async def test_catalog_service_has_every_field_in_its_place(client: Client, back
     assert (row["ModifyIndex"], row["Address"], row["NodeMeta"]["rack"]) == (made.modify_index, "192.0.2.2", "r2")
 
 
+async def test_dashboards_read_services_and_nodes_with_their_checks(client: Client, backend: Backend) -> None:
+    backend.add(Instance("web-1", "web", "A", tags=("x",), container="web", down=True))
+    backend.add(Instance("web-2", "Web", "B", tags=("y",), meta={"external-source": "nomad"}))
+    web = next(row for row in (await client.get("/v1/internal/ui/services")).json if row["Name"] == "web")
+    assert (web["Nodes"], web["Tags"], web["InstanceCount"], web["ExternalSources"]) == (["A", "B"], ["x", "y"], 2, ["nomad"])
+    assert (web["ChecksPassing"], web["ChecksWarning"], web["ChecksCritical"]) == (2, 0, 1), "two nodes, and a container that is down"
+    rows = (await client.get("/v1/internal/ui/nodes")).json
+    assert [(row["Node"], [s["ID"] for s in row["Services"]]) for row in rows] == [("A", ["consul", "web-1"]), ("B", ["web-2"])]
+    one = await client.get("/v1/internal/ui/node/b")
+    assert one.json == rows[1] and [check["CheckID"] for check in one.json["Checks"]] == ["serfHealth"]
+    assert (await client.get("/v1/internal/ui/node/nobody")).status == 404
+    waiting = asyncio.create_task(client.get(f"/v1/internal/ui/node/B?index={one.index}&wait=60s"))
+    await asyncio.sleep(0.05)
+    backend.add(Instance("db", "db", "B"))
+    assert [s["ID"] for s in (await waiting).json["Services"]] == ["db", "web-2"]
+    filtered = await client.get("/v1/internal/ui/services?filter=" + quote('Name == "db"'))
+    assert [row["Name"] for row in filtered.json] == ["db"]
+
+
 async def test_tags_all_count_and_order_is_by_node_then_id(client: Client, backend: Backend) -> None:
     for node, service_id, tags in (("B", "1", ("x",)), ("A", "9", ("x", "y")), ("A", "2", ("y", "x", "z"))):
         backend.add(Instance(service_id, "web", node, tags=tags))

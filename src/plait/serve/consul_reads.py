@@ -9,6 +9,7 @@ from typing import Any
 from plait.model.cluster import Instance
 from plait.serve.consul_backend import Read
 from plait.serve.consul_http import Call
+from plait.serve.consul_ui import ui_reads
 from plait.services.bexpr import compile_filter, filtered
 from plait.services.directory import Topic
 from plait.services.prometheus import target_groups
@@ -32,6 +33,8 @@ FILTERED = (
     "health/service/",
     "health/services",
     "health/state/",
+    "internal/ui/nodes",
+    "internal/ui/services",
     "plait/instances",
 )
 """Beginnings of the paths that take `filter`."""
@@ -76,7 +79,7 @@ def topics_of(call: Call) -> frozenset[Topic]:
     match call.path.removesuffix(name):
         case "catalog/service/" | "health/service/" | "health/checks/":
             topics = {Topic("service", name.lower())}
-        case "catalog/node/" | "catalog/node-services/" | "health/node/":
+        case "catalog/node/" | "catalog/node-services/" | "health/node/" | "internal/ui/node/":
             topics = {Topic("node", name.lower())}
         case "catalog/nodes" | "catalog/services" as path:
             topics = {Topic(path.removeprefix("catalog/"))}
@@ -105,6 +108,7 @@ def reads(datacenter: str) -> Iterator[tuple[str, str, bool, Read]]:
         False,
         _http_sd,
     )
+    yield from ui_reads()
 
 
 def _catalog_service(call: Call, views: Views) -> object:

@@ -40,6 +40,10 @@ class Views:
             "ModifyIndex": node.modify_index,
         }
 
+    def all_nodes(self) -> Iterator[CatalogNode]:
+        """By name."""
+        yield from self._nodes.values()
+
     def find_node(self, name: str) -> CatalogNode | None:
         """By name, in any case."""
         found = self._nodes.get(name)
