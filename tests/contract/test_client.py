@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One suite for whoever answers the client: the strict fake of its other tests, and plait's own agent. Where they differ, one is wrong.
-
-A part of the API that the agent does not have (yet) is found out by asking, and its tests are skipped there; the fake has all.
-"""
+"""One suite for whoever answers the client: the strict fake of its other tests, and plait's own agent. Where they differ, one is wrong."""
 
 from __future__ import annotations
 
@@ -10,37 +7,28 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.cluster import nodes
+from tests.support.cluster import FakeNode, nodes
 from tests.support.fake_consul import FakeConsul, serve
 
-from plait.agent.catalog import Catalog
-from plait.agent.kv import Kv
-from plait.agent.sessions import SessionSteward
+from plait.agent.config import parse_config
+from plait.agent.discovery import Discovery, DiscoveryParts
+from plait.agent.health import Health
+from plait.agent.identity import Identity
 from plait.client import ApiError, AsyncClient, Client, LockLost, NotAcquired, Op, Service, TxnFailed
-from plait.serve.consul import ConsulApi
-from plait.serve.consul_kv import KvApi
 from plait.services.directory import SERVER_META
 from plait.store.api import Change, Put
 from plait.store.memory import MemoryStore
 
-PROBES = {
-    "kv": ("GET", "kv/plait-probe", b""),
-    "session": ("GET", "session/list", b""),
-    "event": ("GET", "event/list", b""),
-    "txn": ("PUT", "txn", b"[]"),
-    "check": ("PUT", "agent/check/update/plait-probe", b'{"Status": "passing"}'),
-}
-
 
 @contextlib.asynccontextmanager
 async def agent(folder: Path) -> AsyncIterator[str]:
-    """The URL of a node's API over the memory store and the fake kernel."""
+    """The URL of a node's API, with all parts of the directory, over the memory store and the fake kernel."""
     store = MemoryStore()
     async with nodes(store, folder, "A") as (node,):
         here = node.view.snapshot.nodes["A"]
@@ -48,20 +36,37 @@ async def agent(folder: Path) -> AsyncIterator[str]:
         await store.txn([], [Put("alive/A", b"1")])
         await node.publisher.publish()
         await node.until(lambda: "A" in node.view.snapshot.alive)
-        catalog = Catalog(node.view, node.journal, node.publisher.publish, lambda: 0)
-        kv = Kv(node.view, store, lambda: 0)
-        kv.change((Change("put", item, item.mod_revision) for item in node.replica.items.values()), node.replica.revision)
-        node.replica.subscribe(kv.change)
-        server = ConsulApi(catalog, node.name, "dc1", KvApi(kv, node.name).routes).server()
+        health, identity = Health(time.monotonic), Identity(node.name, "", here.address)
+        parts = DiscoveryParts(parse_config({}, "test"), identity, node.journal, store, node.view, health, node.publisher, lambda: 0)
+        discovery = Discovery(parts)
+
+        def change(changes: Iterable[Change], revision: int) -> None:
+            told = list(changes)  # the node's view is told already
+            discovery.kv.change(told, revision)
+            discovery.consul_state.change(told)
+            discovery.queries.change(told)
+
+        change((Change("put", item, item.mod_revision) for item in node.replica.items.values()), node.replica.revision)
+        node.replica.subscribe(change)
+        server = discovery.api.server()
         await server.start("127.0.0.1", 0)
-        steward = asyncio.create_task(SessionSteward(kv, node.view).run())
+        loops = [asyncio.create_task(loop) for loop in (*discovery.loops(), published(node))]
         try:
             yield f"http://127.0.0.1:{server.port}"
         finally:
-            steward.cancel()
-            await asyncio.wait([steward])
+            for task in loops:
+                task.cancel()
+            await asyncio.wait(loops)
             await server.stop()
+            await discovery.close()
     await store.close()
+
+
+async def published(node: FakeNode) -> None:
+    """What the node's own agent does all the time."""
+    while True:
+        await node.publisher.publish()
+        await asyncio.sleep(0.01)
 
 
 @contextlib.contextmanager
@@ -106,16 +111,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 def client(url: str) -> Iterator[Client]:
     with Client(url) as client:
         yield client
-
-
-def need(client: Client, part: str) -> None:
-    """Skip the test if the agent does not know the endpoints of `part`."""
-    method, path, body = PROBES[part]
-    try:
-        client.raw(method, path, body=body)
-    except ApiError as error:
-        if "not a recognized HTTP API endpoint" in error.text:
-            pytest.skip(f"this agent has no {part} endpoints yet")
 
 
 def ports(found: Any) -> list[int]:
@@ -196,7 +191,6 @@ def test_words_of_refusal_arrive(client: Client) -> None:
 
 
 def test_heartbeats_and_words_about_oneself(client: Client) -> None:
-    need(client, "check")
     with client.registration(Service("web", 80, ttl_s=10)) as registration:
         assert ports(client.resolve("web")) == [80]
         registration.critical("no database")
@@ -215,7 +209,6 @@ def test_heartbeats_and_words_about_oneself(client: Client) -> None:
 
 
 def test_a_heartbeat_that_stops_is_noticed(client: Client) -> None:
-    need(client, "check")
     client.register(Service("web", 80, ttl_s=1))
     changes = client.watch("web")
     assert ports(next(changes)) == [80]
@@ -226,7 +219,6 @@ def test_a_heartbeat_that_stops_is_noticed(client: Client) -> None:
 
 
 def test_keys(client: Client) -> None:
-    need(client, "kv")
     assert client.kv.get("a/b") is None
     assert client.kv.put("a/b", b"\x00\xff", flags=2**64 - 1) and client.kv.put("a/c d", b"") and client.kv.put("a/x/ü%?#", b"1")
     entry = client.kv.get("a/b", consistent=True)
@@ -241,7 +233,6 @@ def test_keys(client: Client) -> None:
 
 
 def test_a_key_is_watched(client: Client) -> None:
-    need(client, "kv")
     changes = client.kv.watch("a")
     assert next(changes) is None
     threading.Timer(0.2, client.kv.put, ["other", b"x"]).start()
@@ -253,7 +244,6 @@ def test_a_key_is_watched(client: Client) -> None:
 
 
 def test_a_transaction(client: Client) -> None:
-    need(client, "txn")
     found = client.kv.txn(Op("set", "a", b"1"), Op("set", "b", b"2"), Op("get", "a"))
     assert [(one.key, one.value) for one in found] == [("a", b""), ("b", b""), ("a", b"1")]
     with pytest.raises(TxnFailed) as caught:
@@ -267,7 +257,6 @@ def test_a_transaction(client: Client) -> None:
 
 
 def test_sessions(client: Client) -> None:
-    need(client, "session")
     session = client.sessions.create(name="mine", ttl_s=10, lock_delay_s=1.5)
     found = client.sessions.info(session)
     assert found is not None and (found.name, found.lock_delay_s, found.behavior) == ("mine", 1.5, "release")
@@ -277,7 +266,6 @@ def test_sessions(client: Client) -> None:
 
 
 def test_a_lock_excludes_is_lost_and_passed_on(client: Client) -> None:
-    need(client, "session")
     lock = client.lock("jobs/a", lock_delay_s=0)
     with lock:
         fence = lock.fence
@@ -294,7 +282,6 @@ def test_a_lock_excludes_is_lost_and_passed_on(client: Client) -> None:
 
 
 def test_a_lock_delay_is_kept(client: Client) -> None:
-    need(client, "session")
     lock = client.lock("a", lock_delay_s=1)
     assert lock.acquire(0)
     (session,) = client.sessions.list()
@@ -307,7 +294,6 @@ def test_a_lock_delay_is_kept(client: Client) -> None:
 
 
 def test_one_leads_and_all_know_it(client: Client) -> None:
-    need(client, "session")
     leader = client.watch_leader("leader")
     assert next(leader) is None
     assert client.lead("leader", "host-a", lambda term: next(leader)) == b"host-a"
@@ -318,7 +304,6 @@ def test_one_leads_and_all_know_it(client: Client) -> None:
 
 
 def test_events_are_heard_once(client: Client) -> None:
-    need(client, "event")
     client.events.fire("deploy", b"old")
     changes = client.events.watch("deploy", replay=True)
     assert [event.payload for event in next(changes)] == [b"old"]
