@@ -19,6 +19,7 @@ PACKAGES=(
   curl bind9-dnsutils iputils-ping tcpdump iperf3               # real clients
   libfaketime                                                   # clocks that jump
   prometheus                                                    # discovers and scrapes services over http_sd
+  haproxy dnsmasq-base unbound                                  # ask the DNS server in earnest
   patroni python3-consul postgresql-15                          # keeps databases by sessions, locks and services
   python3 python3-venv git
 )
@@ -42,7 +43,7 @@ if [ ${#missing[@]} -gt 0 ] && [ -z "${PLAIT_SKIP_APT:-}" ]; then
   apt-get -qq update || die "apt-get update failed; is a Debian mirror reachable?"
   apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends "${missing[@]}" >"$log" 2>&1 \
     || { tail -20 "$log" >&2; die "apt-get install failed; its last lines are above"; }
-  for service in docker.io:docker.socket docker.io:docker.service containerd:containerd.service nginx-light:nginx.service prometheus:prometheus.service patroni:patroni.service postgresql-15:postgresql.service; do
+  for service in docker.io:docker.socket docker.io:docker.service containerd:containerd.service nginx-light:nginx.service prometheus:prometheus.service haproxy:haproxy.service unbound:unbound.service patroni:patroni.service postgresql-15:postgresql.service; do
     [[ " ${missing[*]} " == *" ${service%%:*} "* ]] && command -v systemctl >/dev/null && systemctl disable -q "${service#*:}" || true
   done
 fi
