@@ -225,6 +225,22 @@ def test_the_last_word_is_the_last_to_arrive() -> None:
     ]
 
 
+def test_a_word_waits_for_the_heartbeat_that_is_on_its_way() -> None:
+    """Else that could arrive after it, on another connection, and be believed until the next one."""
+    keeper = Keeper(Service("web", 80, ttl_s=9))
+    heart, word = keeper.run(), keeper.say("warning", "slow")
+    next(heart)
+    heart.send(None)
+    assert isinstance(heart.send(0.0), Request)
+    assert isinstance(next(word), Sleep)
+    assert isinstance(word.send(None), Sleep)
+    corrected = heart.send(Answer(200))
+    assert isinstance(corrected, Request) and b"slow" in (corrected.body or b"")
+    heart.send(Answer(200))
+    said = word.send(None)
+    assert isinstance(said, Request) and b"slow" in (said.body or b"")
+
+
 def test_heartbeats_go_on_after_an_outage(time: Timeline) -> None:
     keeper = Keeper(Service("web", 80, ttl_s=10))
     time.do(keeper.start())

@@ -313,8 +313,8 @@ async def test_a_watch_is_cancelled_in_asyncio_and_goes_on_where_it_was(server: 
 
 def test_a_registration_lasts_as_long_as_its_block(server: Server, fake: FakeConsul) -> None:
     with Client(server.url) as client:
-        with client.registration(Service("web", 80, ttl_s=0.3)) as registration:
-            time.sleep(0.6)
+        with client.registration(Service("web", 80, ttl_s=1.0)) as registration:
+            time.sleep(1.4)
             assert len(client.resolve("web")) == 1 and registration.trouble is None
             registration.critical("no database")
             assert client.resolve("web") == ()
@@ -330,8 +330,8 @@ def test_a_registration_lasts_as_long_as_its_block(server: Server, fake: FakeCon
 
 async def test_a_registration_lasts_as_long_as_its_block_in_asyncio(server: Server, fake: FakeConsul) -> None:
     async with AsyncClient(server.url) as client:
-        async with client.registration(Service("web", 80, ttl_s=0.3)) as registration:
-            await asyncio.sleep(0.6)
+        async with client.registration(Service("web", 80, ttl_s=1.0)) as registration:
+            await asyncio.sleep(1.4)
             assert len(await client.resolve("web")) == 1 and registration.trouble is None
             await registration.warning("slow")
             assert (await client.resolve("web", passing=False))[0].status == "warning"

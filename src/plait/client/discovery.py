@@ -143,6 +143,10 @@ def maintenance(service_id: str, on: bool, reason: str = "") -> Steps[None]:
     yield from call(put(f"agent/service/maintenance/{service_id}", ("enable", "true" if on else "false"), *given))
 
 
+_GLANCE_S = 0.005
+"""Between two looks whether a heartbeat has arrived."""
+
+
 class Keeper:
     """Keeps one registration alive: heartbeats at a third of the TTL, and the registration again when the agent has lost it.
 
@@ -154,6 +158,7 @@ class Keeper:
         self.service = service
         self.word: tuple[Health, str] = ("passing", "")
         self.trouble: ClientError | None = None
+        self._beating = False
 
     @property
     def period_s(self) -> float:
@@ -169,6 +174,8 @@ class Keeper:
         if not self.service.ttl_s:
             raise ConfigError("ttl_s", 0, f"means that the agent's own checks decide about {self.service.key}", "register it with a TTL")
         self.word = status, output
+        while self._beating:  # what it says may be older, and arrive after this
+            yield from sleep(_GLANCE_S)
         yield from self.beat()
 
     def beat(self) -> Steps[None]:
@@ -193,11 +200,14 @@ class Keeper:
         while True:
             yield from sleep(pause)
             began = yield from clock()
+            self._beating = True
             try:
                 yield from self.beat()
                 self.trouble, pause = None, self.period_s
             except ClientError as error:
                 self.trouble, pause = error, self.period_s / 4
+            finally:
+                self._beating = False
             pause = max(pause - ((yield from clock()) - began), self.period_s / 10)
 
     def stop(self) -> Steps[None]:
