@@ -27,7 +27,7 @@ def _queries() -> list[tuple[Call, str]]:
     found = []
     for path in READS:
         fixed, variable, _ = path.partition("<")
-        kind = fixed.split("/")[1].removesuffix("-services")
+        kind = fixed.rstrip("/").rpartition("/")[2].removesuffix("-services")
         for name in NAMES[kind] if variable else [""]:
             parts = (name,) if variable else ()
             found += [(Call(fixed + name, parts, params, b""), path) for params in ({}, {"node-meta": ("rack:A",)}, {"passing": ("",)})]

@@ -333,7 +333,7 @@ async def test_dashboards_read_services_and_nodes_with_their_checks(client: Clie
     assert [(row["Node"], [s["ID"] for s in row["Services"]]) for row in rows] == [("A", ["consul", "web-1"]), ("B", ["web-2"])]
     one = await client.get("/v1/internal/ui/node/b")
     assert one.json == rows[1] and [check["CheckID"] for check in one.json["Checks"]] == ["serfHealth"]
-    assert (await client.get("/v1/internal/ui/node/nobody")).status == 404
+    assert (await client.get("/v1/internal/ui/node/nobody")).json is None, "as catalog/node says it"
     waiting = asyncio.create_task(client.get(f"/v1/internal/ui/node/B?index={one.index}&wait=60s"))
     await asyncio.sleep(0.05)
     backend.add(Instance("db", "db", "B"))

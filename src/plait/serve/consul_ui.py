@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from plait.model.discovery import CatalogNode
 from plait.serve.consul_backend import Read
-from plait.serve.consul_http import Call, Missing
+from plait.serve.consul_http import Call
 from plait.services.checkviews import Json
 from plait.services.views import Views
 
@@ -59,8 +59,5 @@ def _node(node: CatalogNode, views: Views) -> Json:
 
 
 def _one_node(call: Call, views: Views) -> object:
-    name = call.part("node name")
-    node = views.find_node(name)
-    if node is None:
-        raise Missing(f"Node {name!r} is unknown")
-    return _node(node, views)
+    node = views.find_node(call.part("node name"))
+    return _node(node, views) if node is not None else None
