@@ -4,7 +4,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import dnslib
 
@@ -18,17 +18,18 @@ def free_port(host: str = HOST) -> int:
         return int(tcp.getsockname()[1])
 
 
-def _exchange(data: bytes, address: Pair) -> bytes:
+def exchange(data: bytes, address: Pair, timeout: float = 5.0) -> bytes:
+    """The response to `data` over UDP. TimeoutError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-        udp.settimeout(5)
+        udp.settimeout(timeout)
         udp.connect(address)
         udp.send(data)
         return udp.recv(65535)
 
 
-async def ask(name: str, address: Pair, qtype: str = "A") -> dnslib.DNSRecord:
+async def ask(name: str, address: Pair, qtype: str = "A", timeout: float = 5.0) -> dnslib.DNSRecord:
     query = bytes(dnslib.DNSRecord.question(name, qtype).pack())
-    return dnslib.DNSRecord.parse(await asyncio.to_thread(_exchange, query, address))
+    return dnslib.DNSRecord.parse(await asyncio.to_thread(exchange, query, address, timeout))
 
 
 @contextlib.asynccontextmanager
@@ -50,6 +51,14 @@ async def resolver(zone: Mapping[str, str], host: str = HOST) -> AsyncIterator[t
                 reply.add_answer(*dnslib.RR.fromZone(f"{name} 60 {line}"))
         return bytes(reply.pack())
 
+    async with answering(respond, host) as address:
+        yield address, asked
+
+
+@contextlib.asynccontextmanager
+async def answering(respond: Callable[[bytes, bool], bytes], host: str = HOST) -> AsyncIterator[Pair]:
+    """Serves `respond(query, whether it came over TCP)` over UDP and TCP; where."""
+
     class Udp(asyncio.DatagramProtocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             self.transport = transport
@@ -66,5 +75,5 @@ async def resolver(zone: Mapping[str, str], host: str = HOST) -> AsyncIterator[t
     address = (host, free_port(host))
     transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(Udp, address)
     async with await asyncio.start_server(tcp, *address):
-        yield address, asked
+        yield address
     transport.close()

@@ -17,6 +17,17 @@ def two_on_mesh(make_lab: Callable[..., Lab]) -> Lab:
     return lab
 
 
+def docker(lab: Lab, host: str, *words: str) -> str:
+    """What the engine of `host` says."""
+    return lab.run(host, "docker", *words, timeout_s=60).stdout.strip()
+
+
+def remove_containers(lab: Lab, hosts: str) -> None:
+    for host in hosts:
+        if found := docker(lab, host, "ps", "-aq").split():
+            docker(lab, host, "rm", "-f", *found)
+
+
 def networks(lab: Lab, host: str) -> set[str]:
     """Those of plait in the host's engine."""
     return set(lab.run(host, "docker", "network", "ls", "--filter", "driver=plait", "--format", "{{.Name}}").stdout.split())

@@ -6,17 +6,15 @@ The sdist and what it needs are downloaded once, with pinned hashes, into a cach
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from plait.lab.lab import Lab
+from tests.support.pypi import made_once, pip
 
 HERE = Path(__file__).resolve().parents[1] / "system" / "pyconsul"
 LOCK = HERE / "requirements.lock"
@@ -25,29 +23,22 @@ _OUTCOME = re.compile(r"^(PASSED|FAILED|ERROR|SKIPPED)\s+(\S+)", re.MULTILINE)
 
 def fetched() -> Path:
     """A directory with py-consul's `consul` and `tests`, and what they import beside them. Downloads it the first time."""
-    digest = hashlib.sha256(LOCK.read_bytes()).hexdigest()[:16]
-    ready = Path(__file__).resolve().parents[2] / "build" / f"pyconsul-{digest}"
-    if ready.is_dir():
-        return ready
-    ready.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=ready.parent) as folder:
-        made = Path(folder)
-        rows = [line for line in LOCK.read_text().splitlines() if line and not line.startswith("#")]
-        own, others = made / "own.lock", made / "others.lock"
-        own.write_text(rows[0] + "\n")
-        others.write_text("\n".join(rows[1:]) + "\n")
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-        flags = ["--require-hashes", "--no-deps"]
-        subprocess.run([*pip, "download", *flags, "--no-binary", "py-consul", "-d", folder, "-r", str(own)], check=True)
-        subprocess.run([*pip, "install", *flags, "--target", str(made / "site"), "-r", str(others)], check=True)
-        (made / "out").mkdir()
-        subprocess.run(["tar", "-xzf", str(next(made.glob("py_consul-*.tar.gz"))), "-C", str(made / "out")], check=True)
-        source = next((made / "out").iterdir())
-        for name in ("consul", "tests"):
-            shutil.copytree(source / name, made / "site" / name)
-        shutil.copy(HERE / "fixture.py", made / "site" / "conftest.py")
-        os.replace(made / "site", ready)
-    return ready
+    return made_once(LOCK, _fetch)
+
+
+def _fetch(made: Path) -> Path:
+    rows = [line for line in LOCK.read_text().splitlines() if line and not line.startswith("#")]
+    own, others = made / "own.lock", made / "others.lock"
+    own.write_text(rows[0] + "\n")
+    others.write_text("\n".join(rows[1:]) + "\n")
+    pip("download", "--no-binary", "py-consul", "-d", str(made), "-r", str(own))
+    pip("install", "--target", str(made / "site"), "-r", str(others))
+    (made / "out").mkdir()
+    subprocess.run(["tar", "-xzf", str(next(made.glob("py_consul-*.tar.gz"))), "-C", str(made / "out")], check=True)
+    source = next((made / "out").iterdir())
+    for name in ("consul", "tests"):
+        shutil.copytree(source / name, made / "site" / name)
+    return made / "site"
 
 
 def files() -> list[str]:

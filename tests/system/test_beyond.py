@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tests.support.mesh import two_on_mesh
+from tests.support.mesh import docker, remove_containers, two_on_mesh
 
 from plait.lab.lab import Lab
 from plait.lab.process import until
@@ -26,12 +26,7 @@ def two(make_lab: Callable[..., Lab]) -> Lab:
 @pytest.fixture(autouse=True)
 def clean(two: Lab) -> Iterator[None]:
     yield
-    if found := docker(two, "ps", "-aq").split():
-        docker(two, "rm", "-f", *found)
-
-
-def docker(lab: Lab, *words: str) -> str:
-    return lab.run("B", "docker", *words, timeout_s=60).stdout.strip()
+    remove_containers(two, "B")
 
 
 def asked(lab: Lab, path: str, host: str = "A") -> Any:
@@ -44,8 +39,8 @@ def put(lab: Lab, host: str, path: str, body: object) -> str:
 
 def run(lab: Lab, name: str, *options: str) -> str:
     """A container of the network `mesh` on B; its address."""
-    docker(lab, "run", "-d", "--name", name, "--network", "mesh", *options, "nginx")
-    return docker(lab, "inspect", "-f", "{{.NetworkSettings.Networks.mesh.IPAddress}}", name)
+    docker(lab, "B", "run", "-d", "--name", name, "--network", "mesh", *options, "nginx")
+    return docker(lab, "B", "inspect", "-f", "{{.NetworkSettings.Networks.mesh.IPAddress}}", name)
 
 
 def test_http_and_dns_find_the_same_instances_by_the_labels_of_real_containers(two: Lab) -> None:
@@ -64,7 +59,7 @@ def test_http_and_dns_find_the_same_instances_by_the_labels_of_real_containers(t
 
     until("those without the label tier=test are found", lambda: both(first, third), 10)
     assert {row["Service"]["Address"] for row in asked(two, "plait/instances?selector=tier+in+(test)")} == {second}
-    docker(two, "stop", "-t", "0", "three")
+    docker(two, "B", "stop", "-t", "0", "three")
     until("what does not run is not found", lambda: both(first), 10)
     put(two, "B", "agent/service/deregister/three", None)
 
@@ -110,11 +105,11 @@ def test_events_of_another_host_arrive_and_a_client_resumes_where_it_was(two: La
     until("it has settled", lambda: seen() == (time.sleep(1.0), seen())[1], 10)
     two.run("A", "kill", watched[0])
     last = [line for line in two.run("A", "cat", "/tmp/events-1").stdout.splitlines() if line.startswith("id: ")][-1]
-    docker(two, "pause", "shop")
+    docker(two, "B", "pause", "shop")
     until("the catalogue has it", lambda: asked(two, "health/service/shop?passing") == [], 10)
     again = watch("/tmp/events-2", f"-H 'Last-Event-ID: {last.removeprefix('id: ')}'")
     until("what was missed is told", lambda: sorted(again()) == [("check", "changed"), ("instance", "changed")], 10)
-    docker(two, "rm", "-f", "shop")
+    docker(two, "B", "rm", "-f", "shop")
     until("it goes", lambda: {("instance", "removed"), ("service", "removed")} <= set(again()), 10)
     two.run("A", "kill", watched[1])
 
@@ -155,7 +150,7 @@ def test_prometheus_discovers_and_scrapes_what_is_labelled(two: Lab) -> None:
 
     def shop(name: str) -> str:
         address = run(two, name, "-e", "SERVICE_NAME=shop", "--label", "scrape=yes", "--label", "tier=prod")
-        docker(two, "exec", name, "sh", "-c", "echo 'orders_total 7' > /usr/share/nginx/html/metrics")
+        docker(two, "B", "exec", name, "sh", "-c", "echo 'orders_total 7' > /usr/share/nginx/html/metrics")
         return address
 
     try:
@@ -164,7 +159,7 @@ def test_prometheus_discovers_and_scrapes_what_is_labelled(two: Lab) -> None:
         until("it scrapes the container", lambda: scraped(first), 30)
         second = shop("two")
         until("it scrapes the new one too", lambda: scraped(first, second), 30)
-        docker(two, "rm", "-f", "one")
+        docker(two, "B", "rm", "-f", "one")
         until("the target goes with its container", lambda: scraped(second), 15)
     finally:
         two.run("A", "kill", pid)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tests.support.mesh import two_on_mesh
+from tests.support.mesh import docker, remove_containers, two_on_mesh
 
 from plait.lab import inside
 from plait.lab.lab import Lab
@@ -31,19 +31,14 @@ def two(make_lab: Callable[..., Lab]) -> Lab:
 @pytest.fixture(autouse=True)
 def clean(two: Lab) -> Iterator[None]:
     yield
-    if found := docker(two, "ps", "-aq").split():
-        docker(two, "rm", "-f", *found)
+    remove_containers(two, "B")
     becomes(two, {})
-
-
-def docker(lab: Lab, *words: str) -> str:
-    return lab.run("B", "docker", *words, timeout_s=60).stdout.strip()
 
 
 def shop(lab: Lab, *options: str, name: str = "web") -> str:
     """Start it on B; its address."""
-    docker(lab, "run", "-d", "--name", name, "--network", "mesh", *SHOP, *options, "nginx")
-    return docker(lab, "inspect", "-f", "{{.NetworkSettings.Networks.mesh.IPAddress}}", name)
+    docker(lab, "B", "run", "-d", "--name", name, "--network", "mesh", *SHOP, *options, "nginx")
+    return docker(lab, "B", "inspect", "-f", "{{.NetworkSettings.Networks.mesh.IPAddress}}", name)
 
 
 def asked(lab: Lab, path: str, host: str = "A") -> Any:
@@ -91,7 +86,7 @@ def test_it_follows_its_container_through_every_state(two: Lab) -> None:
         (("start", "web"), here),
         (("rm", "-f", "web"), {}),
     ):
-        docker(two, *command)
+        docker(two, "B", *command)
         becomes(two, wanted)
     assert asked(two, "catalog/service/shop") == []
 
@@ -101,18 +96,18 @@ def test_what_was_deregistered_by_hand_comes_back_with_the_next_start(two: Lab) 
     becomes(two, here)
     two.run("B", "curl", "-sS", "--fail", "-X", "PUT", "http://127.0.0.1:8500/v1/agent/service/deregister/B%3Aweb%3A80")
     becomes(two, {})
-    docker(two, "run", "-d", "--name", "other", "--network", "mesh", "nginx")
+    docker(two, "B", "run", "-d", "--name", "other", "--network", "mesh", "nginx")
     two.kill_agent("B")
     two.start_agent("B")
     stays(two, {}, 2)
-    docker(two, "restart", "-t", "0", "web")
+    docker(two, "B", "restart", "-t", "0", "web")
     becomes(two, here)
 
 
 def test_the_agent_dies_and_its_containers_meanwhile(two: Lab) -> None:
     lives, dies = shop(two, name="lives"), shop(two, name="dies")
     becomes(two, {"B:lives:80": lives, "B:dies:80": dies})
-    pid = docker(two, "inspect", "-f", "{{.State.Pid}}", "dies")
+    pid = docker(two, "B", "inspect", "-f", "{{.State.Pid}}", "dies")
     two.kill_agent("B")
     two.run("B", "kill", "-KILL", pid)
     two.start_agent("B")
@@ -124,7 +119,7 @@ def test_the_engine_dies_and_its_containers_live_on_until_they_end(two: Lab) -> 
     lives, dies = shop(two, name="lives"), shop(two, name="dies")
     both = {"B:lives:80": lives, "B:dies:80": dies}
     becomes(two, both)
-    pid = docker(two, "inspect", "-f", "{{.State.Pid}}", "dies")
+    pid = docker(two, "B", "inspect", "-f", "{{.State.Pid}}", "dies")
     engine = inside.daemon_pid(two.state.holder("B"), "dockerd")
     two.run("B", "kill", "-KILL", str(engine))
     stays(two, both, 1)
@@ -150,7 +145,7 @@ def test_nothing_old_returns_when_a_partition_heals(two: Lab) -> None:
     becomes(two, {"B:stays:80": address, "B:dies:80": dies})
     two.cut("A", "B")
     becomes(two, {}, GONE_S)
-    docker(two, "rm", "-f", "dies")
+    docker(two, "B", "rm", "-f", "dies")
     two.heal()
     seen: list[dict[str, str]] = []
 
@@ -163,9 +158,9 @@ def test_nothing_old_returns_when_a_partition_heals(two: Lab) -> None:
 
 
 def test_a_container_that_cannot_be_registered_is_a_condition(two: Lab) -> None:
-    docker(two, "run", "-d", "--name", "web", "--network", "mesh", "-l", "plait.service=shop", "-l", "plait.check.ttl=soon", "nginx")
+    docker(two, "B", "run", "-d", "--name", "web", "--network", "mesh", "-l", "plait.service=shop", "-l", "plait.check.ttl=soon", "nginx")
     until("B says so", lambda: "ttl must be a duration" in two.run("B", "plait", "status", check=False).stdout, 5)
-    docker(two, "rm", "-f", "web")
+    docker(two, "B", "rm", "-f", "web")
     until("B is well again", lambda: two.run("B", "plait", "status", check=False).returncode == 0, 5)
 
 

@@ -11,11 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import dnslib
 import pytest
+from tests.support import dns
+from tests.support.dns import HOST, Pair, answering, exchange, free_port
 
 from plait.dns import message as m
 from plait.dns.options import Options
@@ -29,9 +32,6 @@ from plait.serve.dns_link import Upstreams
 from plait.serve.dns_parent import DnsService, DnsUnavailable, _Child
 from plait.serve.dns_tcp import TcpServer
 
-HOST = "127.0.0.1"
-Pair = tuple[str, int]
-
 
 def table(count: int = 1, serial: int = 1) -> Table:
     """`web` with `count` instances 10.28.1.0 and up, and a container `c<serial>`."""
@@ -44,23 +44,7 @@ def table(count: int = 1, serial: int = 1) -> Table:
     )
 
 
-def free_port() -> int:
-    with socket.socket() as tcp:
-        tcp.bind((HOST, 0))
-        return int(tcp.getsockname()[1])
-
-
-def exchange(data: bytes, address: Pair, timeout: float = 2.0) -> bytes:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-        udp.settimeout(timeout)
-        udp.connect(address)
-        udp.send(data)
-        return udp.recv(65535)
-
-
-async def ask(name: str, address: Pair, qtype: str = "A") -> dnslib.DNSRecord:
-    query = bytes(dnslib.DNSRecord.question(name, qtype).pack())
-    return dnslib.DNSRecord.parse(await asyncio.to_thread(exchange, query, address))
+ask = partial(dns.ask, timeout=2.0)
 
 
 async def dig(address: Pair, *arguments: str) -> str:
@@ -126,7 +110,7 @@ async def test_many_instances_over_every_transport(service: DnsService, where: P
         plain, edns = dnslib.DNSRecord.question("web.service.consul", qtype), dnslib.DNSRecord.question("web.service.consul", qtype)
         edns.add_ar(dnslib.EDNS0(udp_len=1232))
         for data, limit in ((bytes(plain.pack()), 512), (bytes(edns.pack()), 1232)):
-            response = await asyncio.to_thread(exchange, data, where)
+            response = await asyncio.to_thread(exchange, data, where, 2.0)
             record = dnslib.DNSRecord.parse(response)
             assert len(response) <= limit and record.rr and record.header.tc == (len(record.rr) < count)
             whole = dnslib.DNSRecord.parse(await asyncio.to_thread(exchange_tcp, data, where))
@@ -357,7 +341,7 @@ async def upstream(rcode: int = 0, answers: int = 1) -> AsyncIterator[tuple[Pair
     """A resolver that answers every name over UDP and TCP with `rcode` and `answers` addresses; what it was asked."""
     asked: list[dnslib.DNSRecord] = []
 
-    def respond(data: bytes) -> bytes:
+    def respond(data: bytes, _: bool) -> bytes:
         query = dnslib.DNSRecord.parse(data)
         asked.append(query)
         reply = query.reply(aa=0)
@@ -366,27 +350,8 @@ async def upstream(rcode: int = 0, answers: int = 1) -> AsyncIterator[tuple[Pair
             reply.add_answer(*dnslib.RR.fromZone(f"{query.q.qname} 60 A 198.51.{number // 256}.{number % 256}"))
         return bytes(reply.pack())
 
-    class Udp(asyncio.DatagramProtocol):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            self.transport = transport
-
-        def datagram_received(self, data: bytes, addr: Pair) -> None:
-            self.transport.sendto(respond(data), addr)  # type: ignore[attr-defined]
-
-    async def tcp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError):
-            data = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
-            response = respond(data)
-            writer.write(len(response).to_bytes(2, "big") + response)
-        writer.close()
-        await writer.wait_closed()
-
-    address = (HOST, free_port())
-    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(Udp, address)
-    server = await asyncio.start_server(tcp, *address)
-    async with server:
+    async with answering(respond) as address:
         yield address, asked
-    transport.close()
 
 
 async def test_foreign_names_go_upstream_over_the_clients_transport(service: DnsService, where: Pair) -> None:

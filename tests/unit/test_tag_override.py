@@ -100,6 +100,13 @@ async def registered(two: list[Side], **fields: object) -> None:
         await side.see("blue")
 
 
+async def retagged(two: list[Side]) -> None:
+    """A's service, tagged from B."""
+    await registered(two)
+    await two[1].tag("green")
+    await two[0].see("green")
+
+
 async def test_tags_from_elsewhere_are_seen_everywhere_and_survive_what_the_agent_says_again(two: list[Side]) -> None:
     a, b = two
     await registered(two)
@@ -117,9 +124,7 @@ async def test_tags_from_elsewhere_are_seen_everywhere_and_survive_what_the_agen
 
 async def test_they_survive_a_restart_of_the_agent(two: list[Side]) -> None:
     a, b = two
-    await registered(two)
-    await b.tag("green")
-    await a.see("green")
+    await retagged(two)
     await a.node.stop()
     await a.node.start()
     async with served(a.node) as (again,):
@@ -129,30 +134,24 @@ async def test_they_survive_a_restart_of_the_agent(two: list[Side]) -> None:
 
 
 async def test_other_tags_of_the_agent_win(two: list[Side]) -> None:
-    a, b = two
-    await registered(two)
-    await b.tag("green")
-    await a.see("green")
+    a, _ = two
+    await retagged(two)
     await a.put("agent/service/register", {**WEB, "Tags": ["red"]})
     for side in two:
         await side.see("red")
 
 
 async def test_they_end_when_the_agent_allows_them_no_longer(two: list[Side]) -> None:
-    a, b = two
-    await registered(two)
-    await b.tag("green")
-    await a.see("green")
+    a, _ = two
+    await retagged(two)
     await a.put("agent/service/register", {**WEB, "EnableTagOverride": False})
     for side in two:
         await side.see("blue")
 
 
 async def test_the_agents_own_tags_come_back_when_the_others_are_removed(two: list[Side]) -> None:
-    a, b = two
-    await registered(two)
-    await b.tag("green")
-    await a.see("green")
+    _, b = two
+    await retagged(two)
     await b.put("catalog/deregister", {"Node": "A", "ServiceID": "w"})
     for side in two:
         await side.see("blue")
@@ -160,9 +159,7 @@ async def test_the_agents_own_tags_come_back_when_the_others_are_removed(two: li
 
 async def test_a_service_that_is_registered_anew_has_its_own_tags(two: list[Side]) -> None:
     a, b = two
-    await registered(two)
-    await b.tag("green")
-    await a.see("green")
+    await retagged(two)
     await a.put("agent/service/deregister/w")
     await b.node.until(lambda: not b.node.view.snapshot.instances)
     await b.node.until(lambda: not b.node.view.stored("catalog/"))
@@ -173,9 +170,7 @@ async def test_void_tags_do_not_come_back(two: list[Side]) -> None:
     """The store was away when the service went, so nobody removed them."""
     a, b = two
     a.catalog._forgotten = None
-    await registered(two)
-    await b.tag("green")
-    await a.see("green")
+    await retagged(two)
     await a.put("agent/service/deregister/w")
     await b.node.until(lambda: not b.node.view.snapshot.instances)
     assert b.node.view.stored("catalog/")

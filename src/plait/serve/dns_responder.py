@@ -82,30 +82,18 @@ class Responder:
         self._options = options
         self._flush()
 
-    def reply(self, data: bytes) -> bytes | Pending | None:
-        """The response to a query that came over UDP; None: none is due."""
-        body = self._cache.get(data[2:])
+    def reply(self, data: bytes, stream: bool = False) -> bytes | Pending | None:
+        """The response to a query that came over UDP, or over TCP (`stream`); None: none is due."""
+        cache = self._stream_cache if stream else self._cache
+        body = cache.get(data[2:])
         if body is None:
-            return self._make(self._cache, data)
+            return self._make(cache, data)
         if type(body) is bytes:
             return data[:2] + body
         assert type(body) is list
         response = body.pop()
         if not body:
-            del self._cache[data[2:]]
-        return data[:2] + response
-
-    def reply_stream(self, data: bytes) -> bytes | Pending | None:
-        """The response to a query that came over TCP; None: none is due."""
-        body = self._stream_cache.get(data[2:])
-        if body is None:
-            return self._make(self._stream_cache, data)
-        if type(body) is bytes:
-            return data[:2] + body
-        assert type(body) is list
-        response = body.pop()
-        if not body:
-            del self._stream_cache[data[2:]]
+            del cache[data[2:]]
         return data[:2] + response
 
     def _answer(self, data: bytes, stream: bool) -> bytes | Pending | None:

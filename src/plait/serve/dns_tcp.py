@@ -173,7 +173,7 @@ class _Connection:
 
     def _answer(self, data: bytes) -> None:
         self._server.core.counters.tcp_queries += 1
-        response = self._server.core.responder.reply_stream(data)
+        response = self._server.core.responder.reply(data, stream=True)
         if isinstance(response, bytes):
             self._append(response)
         elif isinstance(response, Pending):
