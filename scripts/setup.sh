@@ -39,13 +39,17 @@ if [ ${#missing[@]} -gt 0 ] && [ -z "${PLAIT_SKIP_APT:-}" ]; then
   else
     trap 'rm -f "$log"' EXIT
   fi
+  # Of those that come with the packages; what the machine had before stays as it was.
+  fresh=()
+  for service in docker.socket docker.service containerd.service nginx.service prometheus.service haproxy.service unbound.service \
+    patroni.service postgresql.service; do
+    [ -n "$(systemctl is-enabled "$service" 2>/dev/null)" ] || fresh+=("$service")
+  done
   export DEBIAN_FRONTEND=noninteractive
   apt-get -qq update || die "apt-get update failed; is a Debian mirror reachable?"
   apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends "${missing[@]}" >"$log" 2>&1 \
     || { tail -20 "$log" >&2; die "apt-get install failed; its last lines are above"; }
-  for service in docker.io:docker.socket docker.io:docker.service containerd:containerd.service nginx-light:nginx.service prometheus:prometheus.service haproxy:haproxy.service unbound:unbound.service patroni:patroni.service postgresql-15:postgresql.service; do
-    [[ " ${missing[*]} " == *" ${service%%:*} "* ]] && command -v systemctl >/dev/null && systemctl disable -q "${service#*:}" || true
-  done
+  for service in "${fresh[@]}"; do systemctl disable -q "$service" 2>/dev/null || true; done
 fi
 
 PY=${PYTHON:-python3}
