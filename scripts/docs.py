@@ -141,7 +141,7 @@ def http_reference() -> str:
         "Reads of `catalog/` and `health/` (without `catalog/datacenters`) block with `index` and `wait` until their own result changes,",
         "and take `stale`, `consistent`, `cached`, `max_stale` and `node-meta`; `dc` and `ns` are checked everywhere, `pretty` indents the",
         "answer, `near` sorts lists by the distance that coordinates tell. Lists",
-        "of nodes, services and checks take `filter`, without its operator `matches`.",
+        "of nodes, services and checks take `filter`, its regular expressions are RE2's.",
         "",
         "| method | path | |",
         "|---|---|---|",

@@ -20,7 +20,7 @@ from plait.agent.config import parse_config
 from plait.agent.discovery import Discovery, DiscoveryParts
 from plait.agent.health import Health
 from plait.agent.identity import Identity
-from plait.client import ApiError, AsyncClient, Client, LockLost, NotAcquired, Op, Service, TxnFailed
+from plait.client import ApiError, AsyncClient, Client, LockLost, NotAcquired, Op, Port, Service, TxnFailed
 from plait.services.directory import SERVER_META
 from plait.store.api import Change, Put
 from plait.store.memory import MemoryStore
@@ -133,6 +133,18 @@ def test_a_service_is_registered_found_and_withdrawn(client: Client) -> None:
     assert client.deregister("web-1") and not client.deregister("web-1")
     assert ports(client.resolve("web")) == [81]
     assert client.resolve("nobody") == ()
+
+
+def test_several_ports_by_their_names(client: Client) -> None:
+    client.register(Service("web", id="both", address="192.0.2.7", ports=(Port("http", 8080), Port("metrics", 9100))))
+    client.register(Service("web", 80, id="one", address="192.0.2.8"))
+    both, one = client.resolve("web")
+    assert both.ports == (Port("http", 8080, default=True), Port("metrics", 9100)) and one.ports == ()
+    assert ports([both, one]) == [8080, 80]
+    assert [found.endpoint for found in client.resolve("web", port="METRICS")] == ["192.0.2.7:9100"]
+    assert client.resolve("web", port="none") == ()
+    with client.endpoints("web", port="metrics") as endpoints, endpoints.use() as chosen:
+        assert chosen.endpoint == "192.0.2.7:9100"
 
 
 def test_a_registration_lasts_as_long_as_its_block(client: Client) -> None:

@@ -27,7 +27,7 @@ from plait.client.steps import Answer, Request, Sleep, Steps
 NODE = "node-a"
 SESSION_TTL_FACTOR = 2
 COMMON = {"dc", "token", "stale", "consistent", "index", "wait"}
-SERVICE_FIELDS = {"ID", "Name", "Tags", "Address", "Port", "Meta", "Checks", "Weights", "EnableTagOverride"}
+SERVICE_FIELDS = {"ID", "Name", "Tags", "Address", "Port", "Meta", "Checks", "Weights", "EnableTagOverride", "Ports"}
 CHECK_FIELDS = {
     "CheckID", "Name", "TTL", "Status", "DeregisterCriticalServiceAfter", "HTTP", "TCP", "UDP", "GRPC", "Args", "AliasService",
     "Interval", "Timeout", "Method", "Header", "SuccessBeforePassing", "FailuresBeforeCritical", "Notes",
@@ -212,6 +212,9 @@ class FakeConsul:
                 raise Refuse(400, "Invalid check: Interval must be > 0")
             checks.append(made)
         self.other_checks[key] = checks
+        if ports := raw.get("Ports"):
+            ports = [{**port, "Default": port.get("Default") or (not raw.get("Port") and port == raw["Ports"][0])} for port in ports]
+            raw |= {"Ports": ports, "Port": raw.get("Port") or next(port["Port"] for port in ports if port["Default"])}
         self.services[key] = {**raw, "ID": key, "ModifyIndex": self._next()}
         self.gone[raw["Name"]] = self.index
         return Found(None, raw=b"")
@@ -272,6 +275,7 @@ class FakeConsul:
             "Port": raw.get("Port", 0),
         }
         service |= {"Meta": raw.get("Meta") or {}, "Weights": raw.get("Weights") or {"Passing": 1, "Warning": 1}}
+        service |= {"Ports": raw["Ports"]} if raw.get("Ports") else {}
         own = {"CheckID": "serfHealth", "Name": "Serf Health Status", "Status": "passing", "Node": NODE, "ServiceID": ""}
         return {"Node": self._node(), "Service": service | {"ModifyIndex": raw["ModifyIndex"]}, "Checks": [own, *self.other_checks[key]]}
 

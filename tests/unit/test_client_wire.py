@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from plait.client import durations, types
+from plait.client import Port, Service, durations, types
 from plait.client.settings import Settings, settings
 from plait.client.steps import Answer, Request
 from plait.client.wire import HEAD_MAX, Reader, WireError, failure, request_bytes
@@ -177,6 +177,15 @@ def test_an_instance_has_its_nodes_address_unless_it_has_its_own_and_its_worst_s
     assert (found.endpoint, found.status, found.weight) == ("[2001:db8::1]:80", "maintenance", 0)
     raw["Checks"] = [check("strange")]
     assert types.instance(raw).status == "critical", "an unknown status is not trusted"
+
+
+def test_a_service_says_its_ports() -> None:
+    body = Service("web", ports=(Port("http", 80), Port("dns", 53, "udp", default=True))).body()
+    assert body["Ports"] == [
+        {"Name": "http", "Port": 80, "Default": False},
+        {"Name": "dns", "Port": 53, "Default": True, "Protocol": "udp"},
+    ]
+    assert "Port" not in body and Service("web", 80, ports=(Port("http", 80),)).body()["Port"] == 80
 
 
 def test_an_output_alone_is_no_change() -> None:

@@ -82,6 +82,54 @@ def test_published_ports_are_registered_under_the_name_of_their_image_or_their_c
     assert brief(container, "off") == [] == brief(replace(container, env={"SERVICE_NAME": "s"}), "off")
 
 
+NAMED = {"plait.service": "s", "plait.ports": "http:8080, metrics:9100,dns:53/udp"}
+
+
+def named(container: Container) -> list[tuple[str, int, str, bool]]:
+    (one,) = instances(container)
+    assert (one.id, one.name) == ("A:web", "s")
+    return [(port.name, port.port, port.protocol, port.default) for port in one.ports]
+
+
+def test_several_named_ports_are_one_instance() -> None:
+    assert named(box(labels=NAMED)) == [("http", 8080, "tcp", True), ("metrics", 9100, "tcp", False), ("dns", 53, "udp", False)]
+    assert named(box({"SERVICE_NAME": "s", "SERVICE_PORTS": "a:1"})) == [("a", 1, "tcp", True)]
+    (one,) = instances(box(labels=NAMED | {"plait.port": "9100", "plait.9100.check.tcp": "true"}))
+    assert (one.port, [port.name for port in one.ports if port.default]) == (9100, ["metrics"])
+
+
+def test_named_ports_by_the_host_are_those_that_are_published() -> None:
+    mappings = (PortMapping("tcp", 8080, 80), PortMapping("udp", 5353, 53))
+    by_host = box(labels={"plait.service": "s", "plait.address": "host", "plait.ports": "http:80,dns:53/udp"}, ports=mappings)
+    assert named(by_host) == [("http", 8080, "tcp", True), ("dns", 5353, "udp", False)]
+    made, problems = registrations(replace(by_host, ports=mappings[:1]), HOST, "named", "container")
+    assert made == [] and "publish the port" in problems[0]
+
+
+def test_the_check_of_named_ports_is_of_the_services_own() -> None:
+    said = NAMED | {"plait.port": "9100", "plait.9100.check.tcp": "true"}
+    made, _ = registrations(box(labels=said), HOST, "named", "container")
+    assert [check.definition.target for check in made[0].checks] == ["10.28.0.2:9100"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        ({"plait.ports": "http"}, "NAME:PORT"),
+        ({"plait.ports": "http:x"}, "NAME:PORT"),
+        ({"plait.ports": "http:80,http:81"}, "twice"),
+        ({"plait.ports": "http:80", "plait.port": "81"}, "one of those that ports names"),
+        ({"plait.ports": "http:0"}, "from 1 to 65535"),
+        ({"plait.ports": "http:70000"}, "65535"),
+        ({"plait.ports": "http:80/quic"}, "must be one of"),
+        ({"plait.ports": "a.b:80"}, "is no name"),
+    ],
+)
+def test_wrong_named_ports_are_said(labels: dict[str, str], why: str) -> None:
+    made, problems = registrations(box(labels={"plait.service": "s", **labels}), HOST, "named", "container")
+    assert made == [] and len(problems) == 1 and why in problems[0]
+
+
 def test_udp_is_a_tag_too_and_a_paused_container_is_down() -> None:
     (one,) = instances(box({"SERVICE_NAME": "s", "SERVICE_TAGS": "a"}, exposed=((53, "udp"),), state="paused"))
     assert (one.tags, one.down) == (("a", "udp"), True)

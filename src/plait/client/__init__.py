@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from plait.client.kv import Op, TxnFailed
     from plait.client.sync import Client
-    from plait.client.types import CheckState, Entry, Event, Instance, Member, Node, Session
+    from plait.client.types import CheckState, Entry, Event, Instance, Member, Node, Port, Session
 
 _PLACES = {
     "sync": ("Client",),
@@ -35,7 +35,7 @@ _PLACES = {
     "discovery": ("Check", "Service"),
     "errors": ("ApiError", "BadAnswer", "ClientError", "Closed", "LockLost", "NoInstances", "NotAcquired", "Unreachable"),
     "kv": ("Op", "TxnFailed"),
-    "types": ("CheckState", "Entry", "Event", "Instance", "Member", "Node", "Session"),
+    "types": ("CheckState", "Entry", "Event", "Instance", "Member", "Node", "Port", "Session"),
 }
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
@@ -58,6 +58,7 @@ __all__ = [
     "Node",
     "NotAcquired",
     "Op",
+    "Port",
     "Service",
     "Session",
     "TxnFailed",

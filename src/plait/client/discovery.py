@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, TypedDict, Unpack
 
 from plait.client import durations, types
 from plait.client.errors import ClientError
 from plait.client.steps import Answer, Params, Request, Steps, call, call_json, clock, decoded, get, put, sleep
-from plait.client.types import CheckState, Instance, Member, Node
+from plait.client.types import CheckState, Instance, Member, Node, Port
 from plait.client.watch import Query, fetch
 from plait.model.errors import ConfigError
 
@@ -72,7 +73,8 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """An instance to offer. `id` "": the name; `address` "": the node's.
+    """An instance to offer. `id` "": the name; `address` "": the node's. `ports`: several ports with names; one of them is the service's
+    own: the one marked `default`, else the one that is `port`, else (without `port`) the first.
 
     `ttl_s` > 0: the program vouches for itself by heartbeats; without one for so long it is critical, and removed `reap_s` (0: ten TTLs, a
     minute at least) after that. `checks` are run by the agent besides.
@@ -89,6 +91,7 @@ class Service:
     reap_s: float = 0.0
     weight: int = 1
     weight_warning: int = 1
+    ports: tuple[Port, ...] = ()
 
     @property
     def key(self) -> str:
@@ -119,7 +122,18 @@ class Service:
             "Weights": {"Passing": self.weight, "Warning": self.weight_warning},
             "Checks": ([beat] if self.ttl_s else []) + [check.body() for check in self.checks],
         }
-        return body | ({"Address": self.address} if self.address else {})
+        if self.address:
+            body["Address"] = self.address
+        if self.ports:
+            body["Ports"] = [_port_body(port) for port in self.ports]
+        if self.ports and not self.port:
+            del body["Port"]  # 0 beside named ports would be a second word about it
+        return body
+
+
+def _port_body(port: Port) -> dict[str, Any]:
+    other = {} if port.protocol == "tcp" else {"Protocol": port.protocol}  # Consul's own API has no such field
+    return {"Name": port.name, "Port": port.number, "Default": port.default, **other}
 
 
 def register(service: Service) -> Steps[None]:
@@ -224,7 +238,8 @@ class Search(TypedDict, total=False):
 
     tags: those that have all of them. passing (True): without those that have any check that is not. near: a node's name or "_agent":
     sorted by round trip from there; otherwise the order is node, then id. node_meta: of nodes with all these values. filter: an
-    expression of the API's filter language. datacenter: another one than the agent's. stale: any agent may answer from what it has.
+    expression of the API's filter language. datacenter: another one than the agent's. stale: any agent may answer from what it has. port:
+    only instances with a port of that name, which is their `port` then.
     """
 
     tags: tuple[str, ...]
@@ -234,6 +249,7 @@ class Search(TypedDict, total=False):
     filter: str
     datacenter: str
     stale: bool
+    port: str
 
 
 def instances(name: str, **search: Unpack[Search]) -> Query[tuple[Instance, ...]]:
@@ -243,7 +259,8 @@ def instances(name: str, **search: Unpack[Search]) -> Query[tuple[Instance, ...]
     params += tuple(("node-meta", f"{key}:{value}") for key, value in search.get("node_meta", {}).items())
     named = {"near": search.get("near"), "filter": search.get("filter"), "dc": search.get("datacenter")}
     params += tuple((key, value) for key, value in named.items() if value) + ((("stale", ""),) if search.get("stale") else ())
-    return Query(Request("GET", f"health/service/{_named('service', name)}", params), _instances)
+    parse = partial(_instances, port=search.get("port", ""))
+    return Query(Request("GET", f"health/service/{_named('service', name)}", params), parse)
 
 
 def resolve(name: str, **search: Unpack[Search]) -> Steps[tuple[Instance, ...]]:
@@ -310,8 +327,9 @@ def agent_self() -> Steps[Mapping[str, Any]]:
     return found if isinstance(found, dict) else {}
 
 
-def _instances(request: Request, answer: Answer) -> tuple[Instance, ...]:
-    return types.records(decoded(request, answer), types.instance, request.what)
+def _instances(request: Request, answer: Answer, port: str) -> tuple[Instance, ...]:
+    found = types.records(decoded(request, answer), types.instance, request.what)
+    return tuple(at for one in found if (at := one.at(port))) if port else found
 
 
 def _checks(request: Request, answer: Answer) -> tuple[CheckState, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from base64 import b64decode
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from plait.client.errors import BadAnswer
@@ -35,10 +35,21 @@ class CheckState:
 
 
 @dataclass(frozen=True, slots=True)
+class Port:
+    """One of several ports of an instance. `default`: it is the instance's own, which those find who ask for none by name."""
+
+    name: str
+    number: int
+    protocol: str = "tcp"
+    default: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Instance:
     """One instance of a service. `address` is its own, else its node's; `status` the worst of its and its node's checks.
 
-    `weight` is the weight for its status (passing or warning; 0 when critical). Key of an instance: (node, id).
+    `weight` is the weight for its status (passing or warning; 0 when critical). `ports`: those that have names, in the order of the
+    registration. Key of an instance: (node, id).
     """
 
     id: str
@@ -53,6 +64,7 @@ class Instance:
     weight: int = 1
     datacenter: str = ""
     checks: tuple[CheckState, ...] = ()
+    ports: tuple[Port, ...] = ()
     modify_index: int = field(default=0, compare=False)
 
     @property
@@ -63,6 +75,11 @@ class Instance:
     def endpoint(self) -> str:
         """host:port, an IPv6 address in brackets."""
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+    def at(self, port: str) -> Instance | None:
+        """The same instance with its port of that name (in any case) as its `port`; None if it has none."""
+        found = next((one for one in self.ports if one.name.lower() == port.lower()), None)
+        return None if found is None else replace(self, port=found.number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +239,13 @@ def instance(raw: Any) -> Instance:
         {"passing": weights.get("Passing", 1), "warning": weights.get("Warning", 1)}.get(status, 0),
         host.get("Datacenter") or "",
         checks,
+        tuple(port(item) for item in service.get("Ports") or ()),
         service.get("ModifyIndex", 0),
     )
+
+
+def port(raw: Any) -> Port:
+    return Port(raw["Name"], raw["Port"], raw.get("Protocol") or "tcp", raw.get("Default") or False)
 
 
 def worst(checks: tuple[CheckState, ...]) -> Status:

@@ -2,8 +2,8 @@
 """Consul's filter expressions: a text -> a predicate over the JSON-able values of the views.
 
 Data in: an expression such as `Service.Port == 80 and "v1" in Service.Tags`. Data out: whether a value fits, or BadRequest that says
-what is wrong. Source: the public grammar of go-bexpr. A list in the middle of a selector fits if one of its elements does. `matches` is
-refused: expressions of clients are not run through a matcher whose time has no bound.
+what is wrong. Source: the public grammar of go-bexpr. A list in the middle of a selector fits if one of its elements does. The expressions
+of `matches` are RE2's, so their time is bounded.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
+from plait.services.patterns import BadPattern, compile_pattern
 from plait.services.requests import BadRequest
 
 Predicate = Callable[[object], bool]
@@ -159,7 +160,7 @@ class _Parser:
         if word == "contains":
             return _negated(_contains(selector, self._value()), negated)
         if word == "matches":
-            raise BadRequest(f"{_FAILED}: matches is not evaluated by this version; use ==, in, contains or is empty")
+            return _negated(_matches(selector, self._value()), negated)
         raise BadRequest(f"{_FAILED}: {word!r} is no operator")
 
     def _selector(self) -> tuple[str, ...]:
@@ -284,6 +285,23 @@ def _contains(selector: tuple[str, ...], wanted: str) -> Predicate:
             if isinstance(found, bool | int | float):
                 raise BadRequest(f"{_FAILED}: in and contains do not apply to numbers")
             if isinstance(found, str | list | Mapping) and wanted in found:
+                return True
+        return False
+
+    return fits
+
+
+def _matches(selector: tuple[str, ...], wanted: str) -> Predicate:
+    try:
+        pattern = compile_pattern(wanted)
+    except BadPattern as error:
+        raise BadRequest(f"{_FAILED}: bad regular expression {wanted!r}: {error}") from error
+
+    def fits(value: object) -> bool:
+        for found in _found(value, selector):
+            if found is not None and found is not _ABSENT and not isinstance(found, str):
+                raise BadRequest(f"{_FAILED}: matches applies to texts only")
+            if isinstance(found, str) and pattern.matches(found):
                 return True
         return False
 

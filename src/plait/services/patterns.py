@@ -1,59 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Regular expressions that a client gives: only those that Python's backtracking engine matches in bounded time.
+"""Regular expressions that a client gives, in RE2's syntax and matched by RE2: in time linear in the text, whatever the expression.
 
-Consul evaluates such expressions with RE2, which has no look-around and no back-references; both are refused here too.
+Consul's filters and query templates are written for the same engine, so they mean the same here. The engine is loaded by the first
+expression: most agents never see one.
 """
 
 from __future__ import annotations
 
-import re
-from re import _constants, _parser  # type: ignore[attr-defined]
+from functools import lru_cache
 from typing import Any
 
-MAX_LENGTH = 256
+MAX_LENGTH = 1024
 """Characters of an expression."""
-MAX_OPEN = 3
-"""Repetitions without an upper limit, or with a great one, in one expression: each multiplies the time by the length of the text."""
-_MANY = 16
-_REPEATS = (_constants.MAX_REPEAT, _constants.MIN_REPEAT, _constants.POSSESSIVE_REPEAT)
-_REFUSED = (_constants.ASSERT, _constants.ASSERT_NOT, _constants.GROUPREF, _constants.GROUPREF_EXISTS)
+_MAX_MEMORY = 1 << 20
+"""Bytes that one compiled expression may take; RE2 refuses what would take more."""
 
 
 class BadPattern(ValueError):
-    """The expression is wrong, or could take very long."""
+    """The text is no expression of RE2, or one that is too large."""
 
 
-def compile_bounded(pattern: str) -> re.Pattern[str]:
-    """The compiled expression. BadPattern says why not."""
+class Pattern:
+    """A compiled expression."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
+
+    def groups(self, text: str) -> tuple[str, ...] | None:
+        """What it first matches anywhere in `text`: the whole, then each group ("" for one that took no part). None if nowhere."""
+        match = self._compiled.search(_encodable(text))
+        return None if match is None else (match.group(0), *(group or "" for group in match.groups()))
+
+    def matches(self, text: str) -> bool:
+        return self._compiled.search(_encodable(text)) is not None
+
+
+@lru_cache(maxsize=64)
+def compile_pattern(pattern: str) -> Pattern:
+    """The compiled expression, of at most MAX_LENGTH characters. BadPattern says why not."""
+    import re2  # type: ignore[import-untyped]
+
     if len(pattern) > MAX_LENGTH:
         raise BadPattern(f"it must have at most {MAX_LENGTH} characters")
+    options = re2.Options()
+    options.log_errors = False
+    options.max_mem = _MAX_MEMORY
     try:
-        opened = _open_repeats(_parser.parse(pattern), inside=False)
-        compiled = re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise BadPattern(str(error)) from error
-    if opened > MAX_OPEN:
-        raise BadPattern(f"it repeats without limit in more than {MAX_OPEN} places, which could take very long")
-    return compiled
+        return Pattern(re2.compile(_encodable(pattern), options))
+    except re2.error as error:
+        reason = error.args[0] if error.args else "not an expression"
+        raise BadPattern(reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)) from error
 
 
-def _open_repeats(parsed: Any, inside: bool) -> int:
-    """How many repetitions of many times it holds. BadPattern for one that holds another or a choice, and for what RE2 does not have."""
-    count = 0
-    for kind, argument in parsed:
-        if kind in _REFUSED:
-            raise BadPattern("look-around and back-references are not supported")
-        if inside and kind is _constants.BRANCH:
-            raise BadPattern("a choice inside of a repetition could take very long")
-        if kind in _REPEATS:
-            many = argument[1] > _MANY
-            if inside:
-                raise BadPattern("a repetition inside of a repetition could take very long")
-            count += many + _open_repeats(argument[2], inside or argument[1] > 1)
-        elif kind is _constants.BRANCH:
-            count += sum(_open_repeats(choice, inside) for choice in argument[1])
-        elif kind is _constants.SUBPATTERN:
-            count += _open_repeats(argument[3], inside)
-        elif kind is _constants.ATOMIC_GROUP:
-            count += _open_repeats(argument, inside)
-    return count
+def _encodable(text: str) -> str:
+    """Half a surrogate pair has no UTF-8: it stands as a question mark."""
+    return text if text.isascii() else text.encode(errors="replace").decode()

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import cast
 
 from plait.model.query import PreparedQuery, Selection
-from plait.services.patterns import BadPattern, compile_bounded
+from plait.services.patterns import BadPattern, compile_pattern
 from plait.services.requests import BadRequest, duration_s, fold
 
 Json = dict[str, object]
@@ -48,7 +48,8 @@ def _check(query: PreparedQuery) -> None:
     if query.regexp and not query.template:
         raise BadRequest("Template.Regexp needs Template.Type")
     try:
-        compile_bounded(query.regexp)
+        if query.regexp:
+            compile_pattern(query.regexp)
     except BadPattern as error:
         raise BadRequest(f"Bad Template.Regexp {query.regexp!r}: {error}") from error
     try:
@@ -158,8 +159,7 @@ def find_query(queries: Iterable[PreparedQuery], wanted: str) -> PreparedQuery |
 def filled(query: PreparedQuery, name: str) -> PreparedQuery:
     """The query that the template stands for under `name`: `${name.full|prefix|suffix}` and `${match(n)}` replaced everywhere.
     A group that does not exist, or all of them if the expression does not match, is empty."""
-    match = compile_bounded(query.regexp).search(name) if query.regexp else None
-    groups = (match.group(0), *match.groups(default="")) if match else ()
+    groups = (compile_pattern(query.regexp).groups(name) or ()) if query.regexp else ()
     parts = {"full": name, "prefix": name[: len(query.name)], "suffix": name[len(query.name) :]}
 
     def text(template: str) -> str:

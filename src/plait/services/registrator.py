@@ -6,8 +6,8 @@ is turned into the body that a client would have sent to `PUT /v1/agent/service/
 
 `SERVICE_KEY=value` (environment, then labels of that name) says something of all ports of the container, `SERVICE_80_KEY` of one, which
 wins. `plait.KEY` and `plait.80.KEY` (labels) are the same in plait's spelling and win over both. Keys, in lower case: `name` (plait:
-`service`), `id`, `tags` (commas), `ignore`, `port`, `address`, `check_…`; any other is metadata of the instance (plait:
-`plait.meta.KEY`). Facts about registrator: its user guide, "Services" and "Backends".
+`service`), `id`, `tags` (commas), `ignore`, `port`, `ports` (one instance with several named ports), `address`, `check_…`; any other is
+metadata of the instance (plait: `plait.meta.KEY`). Facts about registrator: its user guide, "Services" and "Backends".
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ ALIVE = frozenset({"running", "paused"})
 _PREFIX, _OWN = "service_", "plait."
 _INTERVAL = "10s"
 _COMMA = re.compile(r"(?<!\\),")
+_NAMED_PORT = re.compile(r"([^:/\s]+):(\d{1,5})(?:/(\w+))?")
 _CHECKS: Mapping[str, str] = {
     "check_interval": "Interval",
     "check_timeout": "Timeout",
@@ -41,6 +42,7 @@ _CHECKS: Mapping[str, str] = {
     "check_failures_before_critical": "FailuresBeforeCritical",
 }
 """Keys that go into a check's body as they are."""
+_PLAIN = frozenset({"name", "id", "tags", "ignore", "port", "ports", "address"})
 _SWITCHES: Mapping[str, str] = {"check_tls_skip_verify": "TLSSkipVerify", "check_grpc_use_tls": "GRPCUseTLS"}
 _NUMBERS = ("SuccessBeforePassing", "FailuresBeforeCritical")
 
@@ -64,10 +66,11 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class _Words:
-    """What a container says: of all of its ports, and of some."""
+    """What a container says: of all of its ports, of some, and which of them are one service by their names (the service's own first)."""
 
     common: Mapping[str, str] = field(default_factory=dict)
     ports: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    named: Mapping[str, Port] = field(default_factory=dict)
 
     def of(self, port: int) -> dict[str, str]:
         return {**self.common, **self.ports.get(port, {})}
@@ -81,7 +84,12 @@ def registrations(container: Container, host: str, which: Which, where: Where) -
     words = _words(container)
     if "ignore" in words.common:
         return [], []
-    made, problems = [], []
+    try:
+        words = replace(words, named=_named(container, words.common))
+    except BadRequest as error:
+        return [], [str(error)]
+    made: list[Registration] = []
+    problems: list[str] = []
     ports = _ports(container, words, which)
     for port in ports:
         said = words.of(port.number)
@@ -132,7 +140,9 @@ def _translated(key: str) -> str:
 def _ports(container: Container, words: _Words, which: Which) -> list[Port]:
     """Those that services are registered for: the chosen one, else what is exposed, published or spoken of. With "published", of a
     container that names no service, only what is published. One without any has one service without a port."""
-    published = {(mapping.container_port, mapping.proto): mapping.host_port for mapping in container.ports}
+    if words.named:
+        return [next(iter(words.named.values()))]
+    published = _published(container)
     if "port" in words.common:
         number = int(words.common["port"]) if words.common["port"].isdecimal() else 0
         protos = [proto for known, proto in (*published, *container.exposed) if known == number] or ["tcp"]
@@ -147,6 +157,30 @@ def _ports(container: Container, words: _Words, which: Which) -> list[Port]:
     return [Port(number, proto, published.get((number, proto), 0)) for number, proto in sorted(found)]
 
 
+def _named(container: Container, said: Mapping[str, str]) -> dict[str, Port]:
+    """The ports that `ports` names (`http:8080,dns:53/udp`), the service's own first: the one that `port` tells, else the first of them."""
+    found: dict[str, Port] = {}
+    published = _published(container)
+    for part in filter(None, (part.strip() for part in said.get("ports", "").split(","))):
+        match = _NAMED_PORT.fullmatch(part)
+        if match is None:
+            raise BadRequest(f"ports must be NAME:PORT or NAME:PORT/PROTOCOL, parted by commas, not {part!r}")
+        number, proto = int(match[2]), (match[3] or "tcp").lower()
+        if match[1] in found:
+            raise BadRequest(f"ports names {match[1]!r} twice")
+        found[match[1]] = Port(number, proto, published.get((number, proto), 0))
+    if found and "port" in said:
+        own = next((name for name, port in found.items() if str(port.number) == said["port"]), None)
+        if own is None:
+            raise BadRequest(f"port must be one of those that ports names, not {said['port']!r}")
+        return {own: found[own], **found}
+    return found
+
+
+def _published(container: Container) -> dict[tuple[int, str], int]:
+    return {(mapping.container_port, mapping.proto): mapping.host_port for mapping in container.ports}
+
+
 def _registration(
     container: Container, port: Port, said: Mapping[str, str], words: _Words, grouped: bool, host: str, where: Where
 ) -> Registration:
@@ -155,13 +189,16 @@ def _registration(
     if grouped and "name" not in words.ports.get(port.number, {}):
         name = f"{name}-{port.number}"
     udp = port.proto == "udp"
-    given = f"{container.node}:{container.name}" + (f":{port.number}" if port.number else "") + (":udp" if udp else "")
+    given = f"{container.node}:{container.name}"
+    if not words.named:
+        given += (f":{port.number}" if port.number else "") + (":udp" if udp else "")
     body = {
         "Name": name,
         "ID": said.get("id") or given,
         "Tags": [tag for tag in (part.strip().replace("\\,", ",") for part in _COMMA.split(said.get("tags", ""))) if tag] + ["udp"] * udp,
         "Address": address,
         "Port": number,
+        "Ports": _ports_body(container, words, host, said.get("address", where)),
         "Meta": _meta(said),
     }
     instance = parse_service(body, container.node)
@@ -184,6 +221,14 @@ def _place(container: Container, port: Port, host: str, where: str) -> tuple[str
     raise BadRequest("it has no address that other hosts reach; publish the port, or put the container on a network of plait")
 
 
+def _ports_body(container: Container, words: _Words, host: str, where: str) -> list[dict[str, object]]:
+    """Its named ports, where they are reached; the first is the service's own."""
+    return [
+        {"Name": name, "Port": _place(container, port, host, where)[1], "Protocol": port.proto, "Default": not number}
+        for number, (name, port) in enumerate(words.named.items())
+    ]
+
+
 def _default_name(container: Container) -> str:
     """That of its service in compose, else its image's without registry and tag."""
     if compose := container.labels.get("com.docker.compose.service"):
@@ -193,7 +238,7 @@ def _default_name(container: Container) -> str:
 
 def _meta(said: Mapping[str, str]) -> dict[str, str]:
     """Whatever is none of the keys with a meaning."""
-    plain = {k: v for k, v in said.items() if k not in ("name", "id", "tags", "ignore", "port", "address") and not k.startswith("check_")}
+    plain = {k: v for k, v in said.items() if k not in _PLAIN and not k.startswith("check_")}
     return {key.removeprefix("meta."): value for key, value in plain.items()}
 
 
