@@ -30,7 +30,7 @@ TASK_MAKERS = {
     "plait/agent/main.py": "the root of the agent, which turns signals into cancellation",
     "plait/serve/dns_parent.py": "the child's supervisor has start and close; waiters end with the call that made them",
     "plait/serve/event_hub.py": "one follower for all that watch: the last watcher that leaves ends it",
-    "plait/serve/http_connection.py": "a request's task ends with its connection; a stop cancels and awaits what is left",
+    "plait/http/connection.py": "a request's task ends with its connection; a stop cancels and awaits what is left",
     "plait/serve/http_answers.py": "one follower for all that wait: the last waiter that leaves ends it",
 }
 """Modules that may make a task outside of a TaskGroup, and who ends it. Everywhere else a task belongs to a group."""

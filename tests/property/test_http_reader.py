@@ -8,8 +8,8 @@ from itertools import pairwise
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from plait.serve.http_message import Answer, Request
-from plait.serve.http_reader import Allowed, RequestReader
+from plait.http.message import Answer, Request, plain
+from plait.http.reader import Allowed, RequestReader
 
 HEAD, BODY = 2_000, 500
 
@@ -20,7 +20,7 @@ class Reading:
     def __init__(self) -> None:
         self.found: list[Request | Answer] = []
         self.held = 0
-        self.reader = RequestReader(Allowed(HEAD, lambda _: BODY, self._hold), self.found)
+        self.reader = RequestReader(Allowed(HEAD, lambda _: BODY, self._hold, plain), self.found)
 
     def _hold(self, has: int, more: int) -> bool:
         assert 0 <= has <= self.held and has + more >= 0

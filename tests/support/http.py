@@ -9,8 +9,8 @@ import socket
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
-from plait.serve.http_message import Answer, Parked, Request, StreamAnswer, plain
-from plait.serve.http_server import HttpServer, Limits
+from plait.http.message import Answer, Parked, Request, StreamAnswer, plain
+from plait.http.server import HttpServer, Limits
 
 MAX_BODY = 100_000
 BIG = 16 << 20
@@ -64,6 +64,9 @@ class Parts:
     def refused(self, error: Exception, request: Request) -> Answer:
         self.faults.append(error)
         return plain(500, repr(error))
+
+    def rejected(self, status: int, text: str) -> Answer:
+        return plain(status, text)
 
     def max_body(self, target: bytes) -> int:
         return MAX_BODY

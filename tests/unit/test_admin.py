@@ -197,7 +197,11 @@ async def test_ready_says_what_it_waits_for(path: Path, backend: Recorder) -> No
         ("GET", "/v1/plan?diff=maybe", b"", 400, "0 or 1"),
         ("GET", "/v1/nothing", b"", 404, "Not Found"),
         ("PUT", "/v1/nodes", b"", 405, "Method Not Allowed"),
-        ("POST", "/v1/networks", b" " * (1 << 21), 413, "Too Large"),
+        ("POST", "/v1/networks", b" " * (1 << 21), 413, "more than 1048576 bytes"),
+        ("POST", "/v1/networks", b"[" * 100_000, 400, "not JSON"),
+        ("GET", "/v1/networks/", b"", 404, "Not Found"),
+        ("GET", "/v2/status", b"", 404, "Not Found"),
+        ("POST", "/v1/sandboxes//pid", b"{}", 404, "Not Found"),
     ],
 )
 async def test_bad_requests_are_refused_with_a_reason(

@@ -15,10 +15,11 @@ import pytest
 from aiohttp import ClientSession
 from yarl import URL
 
+from plait.http import server as http_server
+from plait.http.server import HttpServer
 from plait.model.cluster import Container, Instance, Node, Snapshot
-from plait.serve import consul_router, http_server
+from plait.serve import consul_router
 from plait.serve.consul import ConsulApi
-from plait.serve.http_server import HttpServer
 
 SEED = b'{"ID": "web", "Name": "web", "Tags": ["http"], "Address": "", "Port": 80}'
 

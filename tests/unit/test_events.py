@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.test_consul import Backend
 
+from plait.http.server import Limits
 from plait.model.cluster import Container, Instance, Node, Snapshot
 from plait.model.discovery import CatalogNode, Check
 from plait.serve.consul import ConsulApi
 from plait.serve.event_hub import EventHub
-from plait.serve.http_server import Limits
 from plait.serve.plait_events import PlaitEventsApi
 from plait.services.changes import Wanted, differences
 from plait.services.directory import Directory

@@ -11,7 +11,7 @@ import socket
 import pytest
 from tests.support.http import BIG, MAX_BODY, Peer, become, served
 
-from plait.serve.http_server import Limits
+from plait.http.server import Limits
 
 GET = b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n"
 QUICK = Limits(head_s=0.2, body_s=0.2, idle_s=0.3, stall_s=0.2, linger_s=0.2, sweep_s=0.05)

@@ -35,8 +35,8 @@ from plait.agent.queries import KINDS as QUERY_KINDS
 from plait.agent.queries import Queries
 from plait.agent.sessions import SessionSteward
 from plait.agent.view import View
+from plait.checks.command import Commands
 from plait.checks.runners import Runners
-from plait.runtimes.docker.engine import DockerEngine
 from plait.serve.consul import ConsulApi
 from plait.serve.consul_coordinate import CoordinateApi, coord_json, near
 from plait.serve.consul_event import EventApi
@@ -66,7 +66,7 @@ class DiscoveryParts:
     health: Health
     publisher: Publisher
     contact_ms: Callable[[], int | None]
-    engine: DockerEngine | None = None
+    engine: Commands | None = None
 
 
 class Discovery:

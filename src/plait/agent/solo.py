@@ -30,11 +30,11 @@ from plait.agent.publisher import Publisher
 from plait.agent.view import View
 from plait.dns.table import Table
 from plait.dns.zone import Zone
+from plait.http.server import HttpServer
 from plait.model.cluster import Node
 from plait.model.errors import PlaitError
 from plait.serve.consul_control import AgentControl, ControlApi
 from plait.serve.dns_parent import DnsService
-from plait.serve.http_server import HttpServer
 from plait.services.checkrequests import of_service, parse_check, service_checks
 from plait.services.directory import SERVER_META
 from plait.services.requests import parse_service

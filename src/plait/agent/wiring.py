@@ -6,10 +6,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plait.agent.addresses import Addresses
 from plait.agent.admin import AdminParts, AgentAdmin
@@ -34,10 +34,6 @@ from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_ex
 from plait.model.errors import NotSupported, PlaitError
 from plait.model.report import StoreState, TokenView
 from plait.plan.fastpath import CAPABILITY
-from plait.runtimes.docker.engine import DockerEngine
-from plait.runtimes.docker.plugin import inherited_socket
-from plait.runtimes.docker.runtime import DockerRuntime
-from plait.runtimes.docker.state import CachedState
 from plait.serve.admin import AdminServer
 from plait.serve.consul_control import ControlApi
 from plait.serve.dns_parent import DnsService
@@ -53,6 +49,9 @@ from plait.store.server import StoreServer
 from plait.store.sqlite import SqliteStore
 from plait.store.tls import cluster_pin, ssl_context_client, ssl_context_join_server, ssl_context_server
 from plait.store.token import create_token
+
+if TYPE_CHECKING:
+    from plait.runtimes.docker.runtime import DockerRuntime
 
 log = logging.getLogger("plait.node")
 DEFAULT_NETWORK = "default"
@@ -131,8 +130,8 @@ class _Wiring:
             lambda: self.loops.fast_path,
         )
         self.sandboxes = self._sandboxes()
-        engine = DockerEngine(Path(config.docker_socket)) if config.docker_enabled else None
-        self.docker = self._docker(engine) if engine is not None else None
+        self.docker = self._docker() if config.docker_enabled else None
+        engine = self.docker.engine if self.docker is not None else None
         self.discovery = Discovery(
             DiscoveryParts(config, identity, journal, store, self.view, self.health, self.publisher, self._contact_ms, engine)
         )
@@ -162,7 +161,12 @@ class _Wiring:
         name, run_dir, settled = self.identity.name, self.paths.run, self.loops.names_settled
         return Sandboxes(name, self.ops, self.journal, run_dir, create_netns, delete_netns, netns_exists, settled)
 
-    def _docker(self, engine: DockerEngine) -> DockerRuntime:
+    def _docker(self) -> DockerRuntime:
+        """Docker's side. A host without an engine spares the time and the memory of loading it."""
+        from plait.runtimes.docker.engine import DockerEngine
+        from plait.runtimes.docker.runtime import DockerRuntime
+        from plait.runtimes.docker.state import CachedState
+
         async def write(kind: str, key: str, body: bytes | None) -> None:
             await self.journal.write([Write(kind, key, body)])
 
@@ -171,7 +175,7 @@ class _Wiring:
             self.identity.name,
             self.ops,
             state,
-            engine,
+            DockerEngine(Path(self.config.docker_socket)),
             self.health,
             DEFAULT_NETWORK,
             lambda: self.replica.synced and self.replica.connected,
@@ -191,8 +195,7 @@ class _Wiring:
         await admin.start()
         try:
             if self.docker is not None:
-                path = self.paths.docker_plugin
-                await self.docker.start(path, inherited_socket(path, os.environ, os.getpid()))
+                await self.docker.start(self.paths.docker_plugin)
             await http.start(str(self.config.http_address), self.config.http_port)
             await self._set_dns(self.config)
             await self.dns.start()

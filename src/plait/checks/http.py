@@ -1,22 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTTP checks (RFC 9110, RFC 9112): plain ones over a socket of their own, which costs a third of a client library; TLS and redirects
-through aiohttp. A connection serves one check. Of the answer only as much is read as the output may hold."""
+through `https.py`. A connection serves one check. Of the answer only as much is read as the output may hold."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import re
-import socket
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import lru_cache
 from urllib.parse import SplitResult, unquote, urlsplit
 
-import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from yarl import URL
-
-from plait.checks.dial import CheckFailed, connect, reason, tls_context
+from plait.checks.dial import CheckFailed, connect, reason
 from plait.checks.resolve import Resolver
 from plait.model.discovery import CheckDefinition, Status
 from plait.services.health import Result, clipped_head
@@ -32,8 +27,12 @@ _UNFIT_HEADER = re.compile(r"[\x00\r\n]")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
-async def run_http(definition: CheckDefinition, resolver: Resolver, session: aiohttp.ClientSession) -> Result:
-    """2xx passes, 429 warns, everything else is critical."""
+Found = tuple[int, str, bytes]
+"""(status, its text, the first bytes of the body)"""
+
+
+async def run_http(definition: CheckDefinition, resolver: Resolver, full: Callable[[CheckDefinition, str], Awaitable[Found]]) -> Result:
+    """2xx passes, 429 warns, everything else is critical. `full(definition, method)` does what needs TLS or follows a redirect."""
     method = (definition.method or "GET").upper()
     what = f"HTTP {method} {definition.target}"
     try:
@@ -42,11 +41,7 @@ async def run_http(definition: CheckDefinition, resolver: Resolver, session: aio
             status, text, body = await _plain(definition, method, url, resolver)
             if status not in _REDIRECTS or not definition.follow_redirects:
                 return _judged(what, status, text, body, definition)
-        return _judged(what, *await _full(definition, method, session), definition)
-    except aiohttp.ClientConnectorError as error:
-        raise CheckFailed(f"{what}: {reason(error.os_error)}") from error
-    except aiohttp.ClientError as error:
-        raise CheckFailed(f"{what}: {error}") from error
+        return _judged(what, *await full(definition, method), definition)
     except OSError as error:
         if isinstance(error, TimeoutError):
             raise
@@ -75,8 +70,7 @@ def _url(target: str) -> SplitResult:
 # --- plain HTTP
 
 
-async def _plain(definition: CheckDefinition, method: str, url: SplitResult, resolver: Resolver) -> tuple[int, str, bytes]:
-    """Status, its text and the first bytes of the body."""
+async def _plain(definition: CheckDefinition, method: str, url: SplitResult, resolver: Resolver) -> Found:
     loop = asyncio.get_running_loop()
     host = (url.hostname or "").encode("idna").decode() if not (url.hostname or "").isascii() else url.hostname or ""
     request = _request(definition, method, url, host)
@@ -101,12 +95,12 @@ def _request(definition: CheckDefinition, method: str, url: SplitResult, host: s
         headers["content-length"] = str(len(definition.body.encode()))
     given = {name.lower() for name in definition.headers}
     lines = [f"{name.title()}: {value}" for name, value in headers.items() if name not in given]
-    lines += [f"{name}: {value}" for name, value in _given(definition)]
+    lines += [f"{name}: {value}" for name, value in given_headers(definition)]
     head = "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "Connection: close", "", ""])
     return head.encode("utf-8") + definition.body.encode()
 
 
-def _given(definition: CheckDefinition) -> Iterable[tuple[str, str]]:
+def given_headers(definition: CheckDefinition) -> Iterable[tuple[str, str]]:
     """The check's own headers, refused if they would break the request's form."""
     for name, values in definition.headers.items():
         for value in values:
@@ -192,53 +186,3 @@ class _Answer:
             self.body += self._buffer[end + 2 : end + 2 + size]
             del self._buffer[: end + 2 + size + 2]
         return True
-
-
-# --- TLS and redirects
-
-
-class _Names(AbstractResolver):
-    """aiohttp's names through the checks' own resolver."""
-
-    def __init__(self, resolver: Resolver) -> None:
-        self._resolver = resolver
-
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
-        found = await self._resolver.addresses(host)
-        return [
-            ResolveResult(hostname=host, host=address, port=port, family=of, proto=socket.IPPROTO_TCP, flags=socket.AI_NUMERICHOST)
-            for of, address in found
-            if family in (socket.AF_UNSPEC, of)
-        ]
-
-    async def close(self) -> None:
-        """The resolver belongs to others."""
-
-
-def http_session(resolver: Resolver) -> aiohttp.ClientSession:
-    """For `run_http`: no connection is used twice, nothing is remembered."""
-    connector = aiohttp.TCPConnector(resolver=_Names(resolver), use_dns_cache=False, force_close=True, limit=0)
-    return aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=None),
-        skip_auto_headers=["Accept-Encoding"],
-    )
-
-
-async def _full(definition: CheckDefinition, method: str, session: aiohttp.ClientSession) -> tuple[int, str, bytes]:
-    given = {name.lower() for name in definition.headers}
-    headers = [(name, value) for name, value in (("User-Agent", USER_AGENT), ("Accept", ACCEPT)) if name.lower() not in given]
-    async with session.request(
-        method,
-        URL(definition.target),
-        headers=[*headers, *_given(definition)],
-        data=definition.body.encode() or None,
-        allow_redirects=definition.follow_redirects,
-        ssl=tls_context(definition),
-        server_hostname=definition.tls_server_name or None,
-    ) as answer:
-        body = bytearray()
-        while len(body) < definition.output_max and (part := await answer.content.read(definition.output_max - len(body))):
-            body += part
-        return answer.status, answer.reason or "", bytes(body)

@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-
-import aiohttp
+from typing import TYPE_CHECKING
 
 from plait.checks.command import Commands, ContainerRuns
 from plait.checks.dial import CheckFailed
-from plait.checks.http import http_session, run_http
+from plait.checks.http import Found, run_http
 from plait.checks.http2 import run_grpc, run_h2ping
 from plait.checks.net import run_tcp, run_udp
 from plait.checks.process import run_os_service, run_script
 from plait.checks.resolve import Resolver
 from plait.model.discovery import OUTPUT_MAX, CheckDefinition
 from plait.services.health import RUN_KINDS, Result, clipped_head
+
+if TYPE_CHECKING:
+    from plait.checks.https import Https
 
 log = logging.getLogger("plait.checks")
 
@@ -27,12 +29,12 @@ class Runners:
     def __init__(self, commands: Commands | None, resolver: Resolver | None = None) -> None:
         self._resolver = resolver or Resolver()
         self._containers = ContainerRuns(commands) if commands is not None else None
-        self._session: aiohttp.ClientSession | None = None
+        self._https: Https | None = None
 
     async def close(self) -> None:
         self._resolver.close()
-        if self._session is not None:
-            await self._session.close()
+        if self._https is not None:
+            await self._https.close()
 
     async def run(self, definition: CheckDefinition) -> Result:
         """Run it once. Never raises but when cancelled: what goes wrong is a critical result whose output says so."""
@@ -50,7 +52,7 @@ class Runners:
     async def _run(self, definition: CheckDefinition) -> Result:
         match definition.kind:
             case "http":
-                return await run_http(definition, self._resolver, self._http())
+                return await run_http(definition, self._resolver, self._full)
             case "tcp":
                 return await run_tcp(definition, self._resolver)
             case "udp":
@@ -69,10 +71,12 @@ class Runners:
                 raise CheckFailed("this node runs no Docker Engine (docker.enabled is false)")
         raise CheckFailed(f"checks of kind {definition.kind!r} are not run; {', '.join(sorted(RUN_KINDS))} are")
 
-    def _http(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = http_session(self._resolver)
-        return self._session
+    async def _full(self, definition: CheckDefinition, method: str) -> Found:
+        if self._https is None:
+            from plait.checks.https import Https
+
+            self._https = Https(self._resolver)
+        return await self._https.run(definition, method)
 
 
 def _subject(definition: CheckDefinition) -> str:

@@ -10,18 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import grp
+import json
 import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
+from urllib.parse import parse_qs, unquote
 
-from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
-
+from plait.http.message import Answer, Request
+from plait.http.server import HttpServer
 from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, PlaitError, PoolExhausted, PortInUse, StoreUnavailable
 from plait.model.report import (
     BlockRow,
@@ -43,8 +45,6 @@ log = logging.getLogger("plait.admin")
 GROUP = "plait"
 REQUEST_TIMEOUT_S = 30.0
 """Longest time that one request may take inside the agent."""
-STOP_TIMEOUT_S = 1.0
-"""How long `stop` lets requests under way end, then (aiohttp waits twice) how long their cancellation may take."""
 BODY_LIMIT = 1 << 20
 DEFAULT_TOKEN_TTL_S = 3600
 MAX_TOKEN_TTL_S = 7 * 86400
@@ -117,18 +117,15 @@ class AdminServer:
 
     def __init__(self, backend: AdminBackend, path: Path, timeout_s: float = REQUEST_TIMEOUT_S, group: str = GROUP) -> None:
         self._path, self._group = path, group
-        app = application(backend, timeout_s)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=STOP_TIMEOUT_S)
+        self._server = HttpServer(AdminApp(backend, timeout_s))
 
     async def start(self) -> None:
         """Listen. Conflict if another agent answers on the socket; a socket that nobody serves is replaced."""
-        sock = _listen(self._path, self._group)
-        await self._runner.setup()
-        await web.SockSite(self._runner, sock).start()
+        await self._server.serve(_listen(self._path, self._group))
 
     async def stop(self) -> None:
-        """Stop listening and remove the socket. Idempotent."""
-        await self._runner.cleanup()
+        """Stop listening and remove the socket. Requests under way may end within a second or so. Idempotent."""
+        await self._server.stop()
         self._path.unlink(missing_ok=True)
 
 
@@ -153,31 +150,50 @@ def _listen(path: Path, group: str) -> socket.socket:
     return sock
 
 
-def application(backend: AdminBackend, timeout_s: float = REQUEST_TIMEOUT_S) -> web.Application:
-    """The routes of the API over `backend`."""
-    app = web.Application(middlewares=[_errors(timeout_s)], client_max_size=BODY_LIMIT)
-    _Routes(backend).register(app.router)
-    return app
+class _Call(NamedTuple):
+    """A request after routing: the name in its path, the parameters of its query, its body."""
+
+    name: str
+    query: Mapping[str, list[str]]
+    body: bytes
 
 
-def _errors(timeout_s: float) -> Middleware:
-    @web.middleware
-    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await handler(request)
-        except PlaitError as error:
+_Handler = Callable[[_Call], Awaitable[Answer]]
+
+
+class AdminApp:
+    """The `App` of the admin API over `backend`."""
+
+    def __init__(self, backend: AdminBackend, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+        self._routes, self._timeout_s = _Routes(backend).table(), timeout_s
+
+    async def respond(self, request: Request) -> Answer:
+        """What the backend says within the time limit."""
+        path, _, query = request.target.decode(errors="replace").partition("?")
+        _, _, *segments = path.split("/")
+        name = unquote(segments[1]) if len(segments) > 1 else ""
+        pattern = "/".join([segments[0], "*", *segments[2:]] if name else segments) if path.startswith("/v1/") else ""
+        methods = self._routes.get(pattern, {})
+        handler = methods.get(request.method)
+        if handler is None:
+            return self.rejected(405 if methods else 404, f"{request.method} {path}: {HTTPStatus(405 if methods else 404).phrase}")
+        async with asyncio.timeout(self._timeout_s):
+            return await handler(_Call(name, parse_qs(query), request.body))
+
+    def refused(self, error: Exception, request: Request) -> Answer:
+        op = f"{request.method} {request.target.decode(errors='replace').partition('?')[0]}"
+        if isinstance(error, PlaitError):
             return _refusal(_status(error), str(error), type(error).__name__)
-        except TimeoutError:
-            text = f"{request.method} {request.path}: no result within {timeout_s:g} s; see the agent's log and `plait status`"
-            return _refusal(504, text, "Timeout")
-        except web.HTTPException as error:
-            return _refusal(error.status, f"{request.method} {request.path}: {error.reason}", "HTTP")
-        except Exception as error:
-            log.exception("request_failed", extra={"op": f"{request.method} {request.path}"})
-            return _refusal(500, f"{request.method} {request.path}: error inside the agent ({error!r}); its log says more", "Internal")
+        if isinstance(error, TimeoutError):
+            return _refusal(504, f"{op}: no result within {self._timeout_s:g} s; see the agent's log and `plait status`", "Timeout")
+        log.error("request_failed", extra={"op": op}, exc_info=error)
+        return _refusal(500, f"{op}: error inside the agent ({error!r}); its log says more", "Internal")
 
-    return guard
+    def rejected(self, status: int, text: str) -> Answer:
+        return _refusal(status, text, "HTTP")
+
+    def max_body(self, target: bytes) -> int:
+        return BODY_LIMIT
 
 
 def _status(error: PlaitError) -> int:
@@ -196,8 +212,12 @@ def _status(error: PlaitError) -> int:
     return 500
 
 
-def _refusal(status: int, text: str, kind: str) -> web.Response:
-    return web.json_response({"error": text, "kind": kind}, status=status)
+def _refusal(status: int, text: str, kind: str) -> Answer:
+    return _json({"error": text, "kind": kind}, status)
+
+
+def _json(value: object, status: int = 200) -> Answer:
+    return Answer(status, json.dumps(value).encode(), "application/json")
 
 
 class _Routes:
@@ -206,7 +226,8 @@ class _Routes:
     def __init__(self, backend: AdminBackend) -> None:
         self._backend = backend
 
-    def register(self, router: web.UrlDispatcher) -> None:
+    def table(self) -> dict[str, dict[str, _Handler]]:
+        """By path below /v1/ ("*" for a name), then by method."""
         backend = self._backend
         listings: dict[str, Callable[[], Awaitable[object]]] = {
             "status": backend.status,
@@ -216,38 +237,36 @@ class _Routes:
             "ports": backend.ports,
             "ps": backend.ps,
         }
-        for name, ask in listings.items():
-            router.add_get(f"/v1/{name}", _listing(ask))
-        router.add_get("/v1/ready", self.ready)
-        router.add_get("/v1/plan", self.plan)
-        router.add_delete("/v1/nodes/{name}", self.forget_node)
-        router.add_get("/v1/networks/{name}", self.network)
-        router.add_post("/v1/networks", self.create_network)
-        router.add_delete("/v1/networks/{name}", self.remove_network)
-        router.add_post("/v1/tokens", self.create_token)
-        router.add_post("/v1/gateway", self.enable_gateway)
-        router.add_delete("/v1/gateway", self.disable_gateway)
-        router.add_post("/v1/sandboxes", self.create_sandbox)
-        router.add_get("/v1/sandboxes/{name}", self.sandbox)
-        router.add_post("/v1/sandboxes/{name}/pid", self.sandbox_started)
-        router.add_delete("/v1/sandboxes/{name}", self.remove_sandbox)
+        found: dict[str, dict[str, _Handler]] = {name: {"GET": _listing(ask)} for name, ask in listings.items()}
+        found["networks"]["POST"] = self.create_network
+        return found | {
+            "ready": {"GET": self.ready},
+            "plan": {"GET": self.plan},
+            "nodes/*": {"DELETE": self.forget_node},
+            "networks/*": {"GET": self.network, "DELETE": self.remove_network},
+            "tokens": {"POST": self.create_token},
+            "gateway": {"POST": self.enable_gateway, "DELETE": self.disable_gateway},
+            "sandboxes": {"POST": self.create_sandbox},
+            "sandboxes/*": {"GET": self.sandbox, "DELETE": self.remove_sandbox},
+            "sandboxes/*/pid": {"POST": self.sandbox_started},
+        }
 
-    async def ready(self, request: web.Request) -> web.Response:
+    async def ready(self, call: _Call) -> Answer:
         waiting = await self._backend.ready()
-        return web.json_response({"ready": not waiting, "waiting": waiting}, status=503 if waiting else 200)
+        return _json({"ready": not waiting, "waiting": waiting}, 503 if waiting else 200)
 
-    async def plan(self, request: web.Request) -> web.Response:
-        return web.json_response(await self._backend.plan(diff=_query_flag(request, "diff")))
+    async def plan(self, call: _Call) -> Answer:
+        return _json(await self._backend.plan(diff=_query_flag(call, "diff")))
 
-    async def forget_node(self, request: web.Request) -> web.Response:
-        await self._backend.forget_node(request.match_info["name"])
+    async def forget_node(self, call: _Call) -> Answer:
+        await self._backend.forget_node(call.name)
         return _done()
 
-    async def network(self, request: web.Request) -> web.Response:
-        return web.json_response(await self._backend.network(request.match_info["name"]))
+    async def network(self, call: _Call) -> Answer:
+        return _json(await self._backend.network(call.name))
 
-    async def create_network(self, request: web.Request) -> web.Response:
-        body = await read_body(request, "name", "subnet", "gateway", "block_prefix", "internal", "labels", "options", "ip_range")
+    async def create_network(self, call: _Call) -> Answer:
+        body = read_body(call.body, "name", "subnet", "gateway", "block_prefix", "internal", "labels", "options", "ip_range")
         wanted = NetworkRequest(
             name=body.text("name"),
             subnet=body.parsed("subnet", IPv4Network, "an IPv4 network such as 10.29.0.0/16"),
@@ -258,27 +277,27 @@ class _Routes:
             options=body.texts_by_name("options"),
             ip_range=body.parsed("ip_range", IPv4Network, "an IPv4 network such as 10.29.4.0/24"),
         )
-        return web.json_response(await self._backend.create_network(wanted), status=201)
+        return _json(await self._backend.create_network(wanted), 201)
 
-    async def remove_network(self, request: web.Request) -> web.Response:
-        await self._backend.remove_network(request.match_info["name"], force=_query_flag(request, "force"))
+    async def remove_network(self, call: _Call) -> Answer:
+        await self._backend.remove_network(call.name, force=_query_flag(call, "force"))
         return _done()
 
-    async def create_token(self, request: web.Request) -> web.Response:
-        body = await read_body(request, "ttl_s")
+    async def create_token(self, call: _Call) -> Answer:
+        body = read_body(call.body, "ttl_s")
         token = await self._backend.create_token(body.number("ttl_s", DEFAULT_TOKEN_TTL_S, 1, MAX_TOKEN_TTL_S))
-        return web.json_response(token, status=201)
+        return _json(token, 201)
 
-    async def enable_gateway(self, request: web.Request) -> web.Response:
+    async def enable_gateway(self, call: _Call) -> Answer:
         await self._backend.set_gateway(True)
         return _done()
 
-    async def disable_gateway(self, request: web.Request) -> web.Response:
+    async def disable_gateway(self, call: _Call) -> Answer:
         await self._backend.set_gateway(False)
         return _done()
 
-    async def create_sandbox(self, request: web.Request) -> web.Response:
-        body = await read_body(request, "name", "network", "address", "labels", "ports", "aliases")
+    async def create_sandbox(self, call: _Call) -> Answer:
+        body = read_body(call.body, "name", "network", "address", "labels", "ports", "aliases")
         wanted = NewSandbox(
             name=body.text("name"),
             network=body.text("network", ""),
@@ -287,34 +306,34 @@ class _Routes:
             ports=body.texts("ports"),
             aliases=body.texts("aliases"),
         )
-        return web.json_response(await self._backend.create_sandbox(wanted), status=201)
+        return _json(await self._backend.create_sandbox(wanted), 201)
 
-    async def sandbox(self, request: web.Request) -> web.Response:
-        return web.json_response(await self._backend.sandbox(request.match_info["name"]))
+    async def sandbox(self, call: _Call) -> Answer:
+        return _json(await self._backend.sandbox(call.name))
 
-    async def sandbox_started(self, request: web.Request) -> web.Response:
-        body = await read_body(request, "pid")
-        await self._backend.sandbox_started(request.match_info["name"], body.number("pid", None, 1, 1 << 22))
+    async def sandbox_started(self, call: _Call) -> Answer:
+        body = read_body(call.body, "pid")
+        await self._backend.sandbox_started(call.name, body.number("pid", None, 1, 1 << 22))
         return _done()
 
-    async def remove_sandbox(self, request: web.Request) -> web.Response:
-        await self._backend.remove_sandbox(request.match_info["name"])
+    async def remove_sandbox(self, call: _Call) -> Answer:
+        await self._backend.remove_sandbox(call.name)
         return _done()
 
 
-def _listing(ask: Callable[[], Awaitable[object]]) -> Callable[[web.Request], Awaitable[web.Response]]:
-    async def handler(request: web.Request) -> web.Response:
-        return web.json_response(await ask())
+def _listing(ask: Callable[[], Awaitable[object]]) -> _Handler:
+    async def handler(_: _Call) -> Answer:
+        return _json(await ask())
 
     return handler
 
 
-def _done() -> web.Response:
-    return web.json_response({})
+def _done() -> Answer:
+    return _json({})
 
 
-def _query_flag(request: web.Request, name: str) -> bool:
-    value = request.query.get(name, "0")
+def _query_flag(call: _Call, name: str) -> bool:
+    value = call.query.get(name, ["0"])[-1]
     if value not in ("0", "1"):
         raise ConfigError(f"query parameter {name}", value, "must be 0 or 1")
     return value == "1"

@@ -13,6 +13,8 @@ from dataclasses import replace
 from functools import partial
 
 from plait import __version__
+from plait.http.message import Answer, Parked
+from plait.http.server import HttpServer, Limits
 from plait.model.cluster import Instance
 from plait.serve.consul_backend import CatalogBackend, CheckOwner, Outside, Read
 from plait.serve.consul_checks import ChecksApi, add_checks
@@ -33,8 +35,6 @@ from plait.serve.consul_outside import OutsideApi
 from plait.serve.consul_reads import node_of, reads, selected, topics_of
 from plait.serve.consul_router import Router
 from plait.serve.http_answers import Answers, Found
-from plait.serve.http_message import Answer, Parked
-from plait.serve.http_server import HttpServer, Limits
 from plait.services.checkrequests import service_checks
 from plait.services.directory import CONSUL_VERSION, SERVER_META
 from plait.services.index import content_hash

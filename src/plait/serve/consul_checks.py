@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from plait.http.message import Answer
 from plait.model.cluster import Instance
 from plait.model.discovery import NODE_MAINTENANCE, SERVICE_MAINTENANCE, Check, Status
 from plait.model.errors import NotFound, NotSupported
 from plait.serve.consul_backend import CheckOwner
 from plait.serve.consul_http import Call, Missing, Route, encoded, json_answer, text_answer
-from plait.serve.http_message import Answer
 from plait.services.checkrequests import STATUSES, maintenance_check, of_service, parse_check
 from plait.services.directory import Directory
 from plait.services.requests import BadRequest, fold, text_of

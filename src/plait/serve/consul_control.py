@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from plait.http.message import Answer
 from plait.serve.consul_http import Call, Route, text_answer
-from plait.serve.http_message import Answer
 from plait.services.requests import BadRequest, Refusal
 
 

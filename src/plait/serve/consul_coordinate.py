@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from plait.http.message import Answer
 from plait.model.cluster import Snapshot
 from plait.model.kv import Coordinate
 from plait.serve.consul_http import Call, Missing, Route, encoded, json_answer, read_headers, until
-from plait.serve.http_message import Answer
 from plait.services.requests import BadRequest, fold, name_of, text_of
 
 Json = dict[str, object]

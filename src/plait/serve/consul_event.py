@@ -13,9 +13,9 @@ import uuid
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from plait.http.message import Answer
 from plait.model.kv import UserEvent
 from plait.serve.consul_http import MAX_WAIT_S, Call, Route, encoded, json_answer, read_headers, set_within, until
-from plait.serve.http_message import Answer
 from plait.services.requests import TooLarge
 
 MAX_PAYLOAD = 64 * 1024

@@ -15,9 +15,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from plait.http.message import Answer, Parked
+from plait.http.message import StreamAnswer as HttpStream
 from plait.model.errors import PlaitError
-from plait.serve.http_message import Answer, Parked
-from plait.serve.http_message import StreamAnswer as HttpStream
 from plait.services.requests import BadRequest, Refusal, TooLarge, duration_s, fold
 
 DEFAULT_WAIT_S, MAX_WAIT_S = 300.0, 600.0

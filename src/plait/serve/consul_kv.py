@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from plait.http.message import Answer
 from plait.model.cluster import Snapshot
 from plait.model.errors import NotFound
 from plait.model.kv import Session
 from plait.serve.consul_http import Call, Missing, Route, Unable, encoded, json_answer, read_headers, set_within, text_answer, until
-from plait.serve.http_message import Answer
 from plait.services.kv import MAX_VALUE, KvPut, Table, entry_json
 from plait.services.requests import BadRequest, Refusal, TooLarge, duration_s
 from plait.services.sessions import missing, parse_session, session_json

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from plait.http.message import Answer
 from plait.model.cluster import Node, Snapshot
 from plait.model.errors import ConfigError
 from plait.serve.consul_http import Call, Handler, Route, encoded, json_answer, read_headers, text_answer
-from plait.serve.http_message import Answer
 from plait.services.directory import CONSUL_VERSION, SERVER_META, SERVER_PORT
 from plait.services.requests import BadRequest, Refusal, fold
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from plait.http.message import Answer
 from plait.model.cluster import Instance
 from plait.model.discovery import CatalogNode, Check
 from plait.serve.consul_backend import Outside
 from plait.serve.consul_http import Call, Route, json_answer
-from plait.serve.http_message import Answer
 from plait.services.catalogrequests import parse_registration, parse_removal
 from plait.services.directory import Directory
 from plait.services.requests import BadRequest

@@ -11,9 +11,9 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from plait.http.message import Answer
 from plait.model.query import PreparedQuery
 from plait.serve.consul_http import Call, Missing, Route, encoded, json_answer, read_headers, text_answer
-from plait.serve.http_message import Answer
 from plait.services.queries import Json, choose, find_query, parse_query, query_json
 
 _MISSING = "Query not found"

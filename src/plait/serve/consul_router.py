@@ -13,10 +13,10 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote
 
+from plait.http.message import Answer, Parked, Request
 from plait.model.errors import PlaitError
 from plait.serve.consul_http import Call, Handler, Repeated, Route, status_of, text_answer
 from plait.serve.consul_reads import FILTERED
-from plait.serve.http_message import Answer, Parked, Request
 from plait.services.requests import BadRequest
 
 log = logging.getLogger("plait.consul")
@@ -82,6 +82,9 @@ class Router:
             return text_answer(status_of(error), str(error))
         log.error("request_failed", extra={"op": f"{request.method} {_path(request.target)}"}, exc_info=error)
         return text_answer(500, f"error inside the agent ({error!r}); its log says more")
+
+    def rejected(self, status: int, text: str) -> Answer:
+        return text_answer(status, text)
 
     def max_body(self, target: bytes) -> int:
         found = self._match(_path(target).removeprefix("/v1/"))

@@ -11,8 +11,8 @@ import resource
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 
+from plait.http.message import Answer
 from plait.serve.consul_http import Call, Route, StreamAnswer, encoded, json_answer, text_answer
-from plait.serve.http_message import Answer
 from plait.services.requests import BadRequest
 
 log = logging.getLogger("plait.monitor")

@@ -7,19 +7,16 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from aiohttp import web
-
 from plait.model.errors import ConfigError
 
 T = TypeVar("T")
 
 
-async def read_body(request: web.Request, *known: str) -> Body:
-    """The request's JSON object; an empty body is an empty object. ConfigError for anything else and for unknown keys."""
-    raw = await request.read()
+def read_body(raw: bytes, *known: str) -> Body:
+    """A request's JSON object; an empty body is an empty object. ConfigError for anything else and for unknown keys."""
     try:
         value = json.loads(raw) if raw else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError("request body", raw[:80].decode(errors="replace"), "is not JSON") from error
     if not isinstance(value, dict):
         raise ConfigError("request body", type(value).__name__, "must be a JSON object")

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+from plait.http.message import Answer
 from plait.serve.consul_http import Call, Route, StreamAnswer
 from plait.serve.event_hub import EventHub
-from plait.serve.http_message import Answer
 from plait.services.changes import Wanted
 from plait.services.selector import parse_selector
 

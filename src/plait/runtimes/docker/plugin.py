@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import socket
 import struct
@@ -20,9 +21,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-from aiohttp import web
-
+from plait.http.message import Answer, Request
+from plait.http.server import HttpServer, Limits
 from plait.model.errors import NotSupported, PlaitError
 from plait.runtimes.api import Operations
 from plait.runtimes.docker import wire
@@ -39,6 +41,8 @@ BODY_LIMIT = 1 << 20
 CALL_S, NETWORK_S = 5.0, 15.0
 """Longest time of a call about an endpoint, and of one that writes to the shared store. dockerd itself would wait for ever."""
 _FIRST_INHERITED_FD = 3
+_LIMITS = Limits(idle_s=math.inf)
+"""dockerd keeps its connections, and repeats a call that meets the end of one without its body: none ends before the agent does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,44 +71,40 @@ class DockerPlugin:
         self.ipam = IpamDriver(ops, networks, self.names)
         self.driver = NetworkDriver(ops, engine, networks, self.ipam, self.names)
         self._calls = _plugin_calls(call_s) | _network_calls(self.driver, call_s, network_s) | _ipam_calls(self.ipam, call_s)
-        self._runner: web.AppRunner | None = None
+        self._server: HttpServer | None = None
         self._made: Path | None = None
 
     async def start(self, path: Path, inherited: socket.socket | None = None) -> None:
         """Serve on `inherited`, else on a new socket at `path` (what lies there is replaced)."""
-        app = web.Application(client_max_size=BODY_LIMIT)
-        app.router.add_route("*", "/{call:.*}", self._serve)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
-        await self._runner.setup()
+        self._server = HttpServer(self, _LIMITS, lambda sock: self.names.called_by(_peer(sock)))
         if inherited is None:
             self._made = path
-        await web.SockSite(self._runner, inherited or listen(path)).start()
+        await self._server.serve(inherited or listen(path))
 
     async def close(self) -> None:
         """Stop serving. A socket file that `start` made goes, an inherited one stays with systemd."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
+        if self._server is not None:
+            await self._server.stop()
+            self._server = None
         if self._made is not None:
             self._made.unlink(missing_ok=True)
             self._made = None
 
-    async def _serve(self, request: web.Request) -> web.Response:
-        name = request.match_info["call"]
+    async def respond(self, request: Request) -> Answer:
+        """Of the `App` of the server: what a call gives within its time limit, always as the protocol says it."""
+        name = unquote(request.target.decode(errors="replace").partition("?")[0]).removeprefix("/")
         call = self._calls.get(name)
         if call is None:
             return _answer({"Err": f"plait has no call {name!r}"}, 404)
         if request.method != "POST":
             return _answer({call.error_key: f"{name} is to be called by POST"}, 405)
         began = time.monotonic()
-        self.names.called_by(_peer(request))
         try:
-            raw = await request.read()
-            if not raw and call.body is not wire.Nothing:
+            if not request.body and call.body is not wire.Nothing:
                 raise NotSupported(
                     f"dockerd repeated {name} without saying for what, as it does when the agent ends while it is being asked; try again"
                 )
-            body = wire.parse(call.body, raw, name)
+            body = wire.parse(call.body, request.body, name)
             async with asyncio.timeout(call.limit_s):
                 return _answer(await call.handler(body))
         except PlaitError as error:
@@ -113,13 +113,21 @@ class DockerPlugin:
         except TimeoutError:
             log.warning("docker_call_slow", extra={"call": name, "limit_s": call.limit_s})
             return _answer({call.error_key: f"plait: {name} was not done within {call.limit_s:g} s; see `plait status` on this host"})
-        except web.HTTPRequestEntityTooLarge:
-            return _answer({call.error_key: f"plait: {name} came with more than {BODY_LIMIT} bytes"}, 413)
         except Exception:
             log.exception("docker_call_failed", extra={"call": name})
             return _answer({call.error_key: f"plait: {name} failed inside the agent; its log has the details"})
         finally:
             log.debug("docker_call", extra={"call": name, "took_ms": round((time.monotonic() - began) * 1000, 1)})
+
+    def refused(self, error: Exception, request: Request) -> Answer:
+        log.error("docker_call_failed", extra={"call": request.target.decode(errors="replace")}, exc_info=error)
+        return self.rejected(500, "the call failed inside the agent; its log has the details")
+
+    def rejected(self, status: int, text: str) -> Answer:
+        return _answer({"Err": f"plait: {text}", "Error": f"plait: {text}"}, status)
+
+    def max_body(self, target: bytes) -> int:
+        return BODY_LIMIT
 
 
 def _plugin_calls(call_s: float) -> dict[str, Call]:
@@ -168,17 +176,14 @@ def _constant(answer: Mapping[str, object]) -> Callable[[Any], Awaitable[Mapping
     return handler
 
 
-def _peer(request: web.Request) -> int:
+def _peer(sock: socket.socket) -> int:
     """The process at the other end, 0 if it cannot be seen from here. Source: unix(7), SO_PEERCRED."""
-    connection = request.transport.get_extra_info("socket") if request.transport is not None else None
-    if connection is None:
-        return 0
-    pid, _, _ = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII")))
+    pid, _, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII")))
     return int(pid)
 
 
-def _answer(value: Mapping[str, object], status: int = 200) -> web.Response:
-    return web.Response(body=json.dumps(value).encode(), status=status, headers={"Content-Type": CONTENT_TYPE})
+def _answer(value: Mapping[str, object], status: int = 200) -> Answer:
+    return Answer(status, json.dumps(value).encode(), CONTENT_TYPE)
 
 
 def listen(path: Path) -> socket.socket:

@@ -7,7 +7,7 @@ Data in: the agent's operations, a durable map, where the sockets are. Data out:
 from __future__ import annotations
 
 import asyncio
-import socket
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from plait.runtimes.docker.engine import DockerEngine
 from plait.runtimes.docker.enginetypes import ContainerDetails, ContainerRow
 from plait.runtimes.docker.known import KnownContainers
 from plait.runtimes.docker.networks import DockerNetworks, Health
-from plait.runtimes.docker.plugin import DockerPlugin
+from plait.runtimes.docker.plugin import DockerPlugin, inherited_socket
 from plait.runtimes.docker.state import DockerState
 from plait.runtimes.docker.watcher import DockerWatcher
 
@@ -37,7 +37,7 @@ class DockerRuntime:
         default_network: str,
         ready: Callable[[], bool],
     ) -> None:
-        self._engine = engine
+        self.engine = engine
         self.networks = DockerNetworks(ops, state, engine, health, default_network, ready)
         self._known = KnownContainers(state)
         self.plugin = DockerPlugin(ops, engine, self.networks, self._known)
@@ -50,9 +50,10 @@ class DockerRuntime:
         self._deferred.listed(rows)
         await self._collector.collect(rows, details)
 
-    async def start(self, path: Path, inherited: socket.socket | None = None) -> None:
-        """Answer dockerd from now on. To be called as early as possible: dockerd waits for the plug-in while it starts."""
-        await self.plugin.start(path, inherited)
+    async def start(self, path: Path) -> None:
+        """Answer dockerd from now on, on the socket that systemd passed for `path`, else on a new one there. To be called as early as
+        possible: dockerd waits for the plug-in while it starts."""
+        await self.plugin.start(path, inherited_socket(path, os.environ, os.getpid()))
 
     async def run(self) -> None:
         """Watch the engine, keep the networks equal and start what was deferred until cancelled."""
@@ -63,7 +64,7 @@ class DockerRuntime:
 
     async def close(self) -> None:
         await self.plugin.close()
-        await self._engine.close()
+        await self.engine.close()
 
     def networks_changed(self) -> None:
         """To be called when the cluster's networks may have changed."""

@@ -15,11 +15,11 @@ from collections.abc import Awaitable
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from plait.serve.http_message import COMPRESS_APART, Answer, Parked, Request, StreamAnswer, compressed, compressible, head_bytes, plain
-from plait.serve.http_reader import RequestReader
+from plait.http.message import COMPRESS_APART, Answer, Parked, Request, StreamAnswer, compressed, compressible, head_bytes
+from plait.http.reader import RequestReader
 
 if TYPE_CHECKING:
-    from plait.serve.http_server import HttpServer
+    from plait.http.server import HttpServer
 
 log = logging.getLogger("plait.http")
 _SLICE = 16 * 1024
@@ -59,13 +59,13 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        full = self._server.stopping or not self._server.admit()
-        self._server.connections[self] = None
+        sock = transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        full = not self._server.admit(self, sock)
         self.deadline = self._server.now + self._server.limits.idle_s
         if full:
             self._ending = True
-            self._finish(plain(503, "the agent has as many connections as it takes; close some, or try again later"))
+            self._finish(self._server.app.rejected(503, "the agent has as many connections as it takes; close some, or try again later"))
             self._close()
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -143,7 +143,7 @@ class Connection(asyncio.BufferedProtocol):
         elif self._lingers or self._blocked or self._ending or not self._begun:
             self.abort()
         else:
-            self._queue.append(plain(408, "the request did not come in time"))
+            self._queue.append(self._server.app.rejected(408, "the request did not come in time"))
             self._ending, self._rest = True, b""
             self._go_on()
 

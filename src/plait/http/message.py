@@ -118,6 +118,10 @@ class App(Protocol):
         """The answer for an error of `respond`; logs those that are faults."""
         ...
 
+    def rejected(self, status: int, text: str) -> Answer:
+        """The answer for what never became a request: it is malformed, too large, or too late."""
+        ...
+
     def max_body(self, target: bytes) -> int:
         """Bytes that a request for `target` may hold."""
         ...

@@ -11,18 +11,20 @@ from typing import Literal, NamedTuple
 
 import httptools
 
-from plait.serve.http_message import WANTED, Answer, Request, plain
+from plait.http.message import WANTED, Answer, Request
 
 Phase = Literal["between", "head", "body"]
 
 
 class Allowed(NamedTuple):
     """What a reader may take: `head` bytes of request line and fields, `max_body(target)` bytes of a body. `hold(has, more)` says whether
-    `more` bytes may be held in addition to the `has` bytes of this request, and counts them (negative: lets them go)."""
+    `more` bytes may be held in addition to the `has` bytes of this request, and counts them (negative: lets them go).
+    `rejected(status, text)` is the answer for anything else."""
 
     head: int
     max_body: Callable[[bytes], int]
     hold: Callable[[int, int], bool]
+    rejected: Callable[[int, str], Answer]
 
 
 class RequestReader:
@@ -143,7 +145,7 @@ class RequestReader:
     def _refuse(self, status: int, text: str) -> None:
         if not self.ended:
             self.ended = True
-            self._queue.append(plain(status, text))
+            self._queue.append(self._allowed.rejected(status, text))
             self._clear()
 
     def _refuse_head(self) -> None:

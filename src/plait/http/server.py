@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP server of the Consul API: the listening socket, all connections, and what is shared among them.
+"""An HTTP/1.1 server: the listening socket, all connections, and what is shared among them.
 
-Data in: an `App`, limits. Data out: answered connections. One timer looks at the deadlines of all connections, so that a request sets no
-timer of its own; those that a change wakes are answered in portions, between which everything else goes on.
+Data in: an `App`, limits. Data out: answered connections. One timer looks at the deadlines of all connections while there are any, so that
+a request sets no timer of its own; those that a change wakes are answered in portions, between which everything else goes on.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
 
-from plait.serve.http_connection import Connection
-from plait.serve.http_message import Answer, App, Request
-from plait.serve.http_reader import Allowed
+from plait.http.connection import Connection
+from plait.http.message import Answer, App, Request
+from plait.http.reader import Allowed
 
 log = logging.getLogger("plait.http")
 BUFFER_BYTES = 64 * 1024
@@ -56,10 +58,11 @@ class Limits:
 
 
 class HttpServer:
-    """`await start(host, port)`, then `port`; `stop` ends it. Used from the loop only."""
+    """`await start(host, port)`, then `port`, or `await serve(sock)`; `stop` ends it. Used from the loop only. `opened` is told the socket
+    of each connection as it comes."""
 
-    def __init__(self, app: App, limits: Limits | None = None) -> None:
-        self.app, self.limits = app, limits or Limits()
+    def __init__(self, app: App, limits: Limits | None = None, opened: Callable[[socket.socket], None] | None = None) -> None:
+        self.app, self.limits, self._opened = app, limits or Limits(), opened
         self.connections: dict[Connection, None] = {}
         """All that are open, the oldest first, and those that are gone but whose request is not done."""
         self.buffer = memoryview(bytearray(BUFFER_BYTES))
@@ -68,7 +71,7 @@ class HttpServer:
         """What bytes that were one whole request, without a body, mean: clients send the same again and again."""
         self.held = 0
         """Bytes of the bodies of unfinished requests."""
-        self.allowed = Allowed(self.limits.head, app.max_body, self._hold)
+        self.allowed = Allowed(self.limits.head, app.max_body, self._hold, app.rejected)
         self.now = 0.0
         """The loop's time at the last sweep."""
         self.date = ""
@@ -90,7 +93,10 @@ class HttpServer:
         self._max = min(self.limits.connections, max(_LEAST, files - _RESERVE))
         self._server = await loop.create_server(lambda: Connection(self), host, port, backlog=_BACKLOG)
         self.port = self._server.sockets[0].getsockname()[1]
-        self._sweep()
+
+    async def serve(self, sock: socket.socket) -> None:
+        """Listen on a bound Unix socket, which is closed in the end; its file stays."""
+        self._server = await asyncio.get_running_loop().create_unix_server(lambda: Connection(self), sock=sock, backlog=_BACKLOG)
 
     async def stop(self) -> None:
         """Listen no more, let what is under way end for a moment, then cut it off. Idempotent, and no matter if it was never started."""
@@ -111,8 +117,17 @@ class HttpServer:
         if self._timer is not None:
             self._timer.cancel()
 
-    def admit(self) -> bool:
-        """Whether there is room for one more connection. The oldest idle one makes room if need be."""
+    def admit(self, connection: Connection, sock: socket.socket) -> bool:
+        """Take a new connection. Whether there is room for what it asks; the oldest idle one makes room if need be."""
+        room = not self.stopping and self._has_room()
+        self.connections[connection] = None
+        if self._timer is None:
+            self._sweep()
+        if self._opened is not None:
+            self._opened(sock)
+        return room
+
+    def _has_room(self) -> bool:
         if len(self.connections) < self._max:
             return True
         if self.now >= self._no_idle_before:
@@ -158,4 +173,4 @@ class HttpServer:
         self.now, self.date = loop.time(), formatdate(usegmt=True)
         for connection in [connection for connection in self.connections if connection.deadline <= self.now]:
             connection.expire()
-        self._timer = loop.call_later(self.limits.sweep_s, self._sweep)
+        self._timer = loop.call_later(self.limits.sweep_s, self._sweep) if self.connections else None
