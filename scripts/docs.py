@@ -124,11 +124,12 @@ def http_reference() -> str:
     from plait.serve.consul_operator import OperatorApi
     from plait.serve.consul_query import QueryApi
     from plait.serve.consul_runtime import RuntimeApi
+    from plait.serve.consul_txn import TxnApi
     from plait.serve.plait_events import PlaitEventsApi
     from plait.services.directory import CONSUL_VERSION
 
     nobody: Any = SimpleNamespace(table=None)
-    served = (KvApi(nobody, ""), EventApi(nobody), OperatorApi(nobody, ""), QueryApi(nobody, "", "", nobody, nobody))
+    served = (KvApi(nobody, ""), TxnApi(nobody, ""), EventApi(nobody), OperatorApi(nobody, ""), QueryApi(nobody, "", "", nobody, nobody))
     own = (CoordinateApi(nobody, ""), RuntimeApi(nobody), ControlApi(nobody, ""), PlaitEventsApi(nobody))
     more = [route for part in (*served, *own) for route in part.routes]
     routes = ConsulApi(cast(CatalogBackend, nobody), "", "", more, cast(CheckOwner, nobody), cast(Outside, nobody)).routes

@@ -5,85 +5,20 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession
-from tests.support.cluster import FakeNode, nodes
+from tests.support.cluster import nodes
+from tests.support.kvapi import Client, Clock, client, eventually, pair_of
 from yarl import URL
 
-from plait.agent.catalog import Catalog
-from plait.agent.kv import Kv
-from plait.agent.sessions import SessionSteward
 from plait.model.errors import PlaitError
-from plait.serve.consul import ConsulApi
-from plait.serve.consul_kv import KvApi
-from plait.store.api import Change, Delete, Put
+from plait.store.api import Delete
 from plait.store.memory import MemoryStore
 
 QUICK_S, SLOW = 0.3, "wait=20s"
-
-
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def turn(self, store: MemoryStore, seconds: float) -> None:
-        """In small steps: the store takes a great one for a pause of its own process, which is on nobody's account."""
-        for _ in range(int(seconds * 4)):
-            self.now += 0.25
-            store._expire()
-
-
-class Client:
-    """The API of one node: `call` gives status, body and headers."""
-
-    def __init__(self, session: ClientSession, port: int, kv: Kv) -> None:
-        self._session, self._url, self.kv = session, f"http://127.0.0.1:{port}/v1/", kv
-
-    async def call(self, method: str, path: str, body: object = b"") -> tuple[int, str, dict[str, str]]:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        async with self._session.request(method, URL(self._url + path, encoded=True), data=data) as answer:
-            return answer.status, await answer.text(), dict(answer.headers)
-
-    async def ok(self, method: str, path: str, body: object = b"") -> Any:
-        status, text, _ = await self.call(method, path, body)
-        assert status == 200, text
-        return json.loads(text)
-
-    async def put(self, key: str, value: bytes = b"v") -> bool:
-        return bool(await self.ok("PUT", f"kv/{key}", value))
-
-    async def get(self, key: str) -> tuple[dict[str, Any] | None, int]:
-        status, text, headers = await self.call("GET", f"kv/{key}")
-        return (json.loads(text)[0] if status == 200 else None), int(headers["X-Consul-Index"])
-
-    async def session(self, **body: object) -> str:
-        return str((await self.ok("PUT", "session/create", body))["ID"])
-
-
-@contextlib.asynccontextmanager
-async def client(node: FakeNode) -> AsyncIterator[Client]:
-    kv = Kv(node.view, node.store, lambda: 0)
-    kv.change((Change("put", item, item.mod_revision) for item in node.replica.items.values()), node.replica.revision)
-    node.replica.subscribe(kv.change)
-    catalog = Catalog(node.view, node.journal, node.publisher.publish, lambda: 0)
-    server = ConsulApi(catalog, node.name, "dc1", KvApi(kv, node.name).routes).server()
-    await server.start("127.0.0.1", 0)
-    try:
-        async with ClientSession() as session:
-            yield Client(session, server.port, kv)
-    finally:
-        await server.stop()
 
 
 @pytest.fixture
@@ -101,26 +36,13 @@ async def store(clock: Clock) -> AsyncIterator[MemoryStore]:
 @pytest.fixture
 async def pair(store: MemoryStore, tmp_path: Path) -> AsyncIterator[tuple[Client, Client]]:
     """Two nodes' APIs; the first one's agent ends sessions."""
-    async with nodes(store, tmp_path, "A", "B") as (a, b), client(a) as first, client(b) as second:
-        for node in (a, b):
-            await node.store.txn([], [Put(f"alive/{node.name}", b"1")])
-            await node.publisher.publish()
-        for node in (a, b):
-            await node.until(lambda node=node: set(node.view.snapshot.nodes) == {"A", "B"} <= node.view.snapshot.alive)  # type: ignore[misc]
-        steward = asyncio.create_task(SessionSteward(first.kv, a.view).run())
-        yield first, second
-        steward.cancel()
+    async with pair_of(store, tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
 def one(pair: tuple[Client, Client]) -> Client:
     return pair[0]
-
-
-async def eventually(look: Any, wanted: object) -> None:
-    async with asyncio.timeout(5):
-        while await look() != wanted:  # noqa: ASYNC110 (what it asks tells of no changes)
-            await asyncio.sleep(0.005)
 
 
 # --- keys
@@ -491,76 +413,6 @@ async def test_keys_of_a_session_that_was_cut_off_in_the_middle_are_released(one
         return "Session" in ((await one.get("k"))[0] or {})
 
     await eventually(locked, False)
-
-
-# --- transactions
-
-
-def kv(verb: str, key: str, value: bytes = b"", **more: object) -> dict[str, object]:
-    return {"KV": {"Verb": verb, "Key": key, "Value": base64.b64encode(value).decode() if value else None, **more}}
-
-
-async def test_a_transaction_is_one_change(one: Client) -> None:
-    await one.put("old", b"o")
-    answer = await one.ok(
-        "PUT",
-        "txn",
-        [kv("set", "a", b"1", Flags=7), kv("get", "a"), kv("delete", "old"), kv("get-tree", ""), kv("check-not-exists", "old")],
-    )
-    assert answer["Errors"] is None
-    shown = [result["KV"] for result in answer["Results"]]
-    assert [(entry["Key"], entry["Value"]) for entry in shown] == [("a", None), ("a", "MQ=="), ("a", "MQ==")]
-    _, index = await one.get("a")
-    assert {entry["ModifyIndex"] for entry in shown} == {entry["CreateIndex"] for entry in shown} == {index}
-    assert await one.ok("GET", "kv/?keys") == ["a"]
-
-
-async def test_a_transaction_that_fails_writes_nothing_and_says_all_that_failed(one: Client) -> None:
-    await one.put("a", b"1")
-    ops = [kv("set", "b", b"2"), kv("lock", "c", b"3"), kv("get", "none"), kv("cas", "a", b"4", Index=1), kv("check-index", "a", Index=1)]
-    status, text, _ = await one.call("PUT", "txn", ops)
-    answer = json.loads(text)
-    assert status == 409 and answer["Results"] is None
-    assert [error["OpIndex"] for error in answer["Errors"]] == [1, 2, 3, 4]
-    whys = [error["What"] for error in answer["Errors"]]
-    for why, words in zip(whys, ["missing session", "doesn't exist", "is stale", "current modify index"], strict=True):
-        assert words in why
-    assert await one.ok("GET", "kv/?keys") == ["a"]
-
-
-async def test_locks_in_a_transaction(one: Client) -> None:
-    session, other = await one.session(), await one.session()
-    await one.ok("PUT", "txn", [kv("lock", "l", b"1", Session=session), kv("check-session", "l", Session=session)])
-    for op, words in (
-        (kv("lock", "l", b"2", Session=other), "already held"),
-        (kv("unlock", "l", b"2", Session=other), "another session"),
-        (kv("check-session", "l", Session=other), "failed session check"),
-        (kv("lock", "l", b"2", Session="nobody"), "invalid session"),
-        (kv("check-not-exists", "l"), "exists"),
-        (kv("delete-cas", "l", Index=1), "is stale"),
-    ):
-        status, text, _ = await one.call("PUT", "txn", [op])
-        assert status == 409 and words in text
-    await one.ok("PUT", "txn", [kv("unlock", "l", b"3", Session=session)])
-    assert "Session" not in ((await one.get("l"))[0] or {})
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "words"),
-    [
-        ({"KV": {}}, 400, "Failed to parse body"),
-        ([{"KV": {"Verb": "burn", "Key": "k"}}], 400, "unknown KV verb"),
-        ([{"KV": {"Verb": "set", "Key": ""}}], 400, "Key must not be empty"),
-        ([{"KV": {"Verb": "set", "Key": "k", "Value": "%%"}}], 400, "Base64"),
-        ([{"KV": {"Verb": "set", "Key": "k", "Flags": -1}}], 400, "64 bits"),
-        ([{"Wish": {}}], 400, "holds one KV"),
-        ([kv("get", "k")] * 129, 413, "Transaction contains too many operations (129 > 128)"),
-        ([kv("set", "k", b"x" * 200_000)] * 2 + [kv("set", "k", b"x" * 150_000)], 413, ""),
-    ],
-)
-async def test_a_wrong_transaction_is_refused(one: Client, body: object, status: int, words: str) -> None:
-    got, text, _ = await one.call("PUT", "txn", body)
-    assert got == status and words in text
 
 
 # --- restart

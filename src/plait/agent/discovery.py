@@ -34,6 +34,7 @@ from plait.agent.publisher import Publisher
 from plait.agent.queries import KINDS as QUERY_KINDS
 from plait.agent.queries import Queries
 from plait.agent.sessions import SessionSteward
+from plait.agent.transactions import Transactions
 from plait.agent.view import View
 from plait.checks.command import Commands
 from plait.checks.runners import Runners
@@ -44,6 +45,7 @@ from plait.serve.consul_kv import KvApi
 from plait.serve.consul_operator import OperatorApi
 from plait.serve.consul_query import QueryApi
 from plait.serve.consul_runtime import RuntimeApi
+from plait.serve.consul_txn import TxnApi
 from plait.serve.event_hub import EventHub
 from plait.serve.plait_events import PlaitEventsApi
 from plait.services.checkviews import Json
@@ -93,6 +95,7 @@ class Discovery:
         name, datacenter = self._p.identity.name, self._p.config.datacenter
         parts = (
             KvApi(self.kv, name),
+            TxnApi(Transactions(self._p.view, self._p.store, self.kv, self.outside), datacenter),
             EventApi(self.consul_state),
             OperatorApi(self.consul_state, datacenter),
             CoordinateApi(self.consul_state, datacenter),

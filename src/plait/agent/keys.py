@@ -76,6 +76,21 @@ def own_prefixes(node: str) -> tuple[str, ...]:
     return f"endpoints/{node}/", f"containers/{node}/", f"instances/{node}/", f"checks/{node}/"
 
 
+def shown_from(ref: tuple[str, ...]) -> tuple[str, ...]:
+    """The keys that decide what readers see of ("node", name), ("service", node, id) or ("check", node, id)."""
+    kind, where = ref[0], "/".join(ref[1:])
+    if kind == "node":
+        return f"nodes/{where}", f"catalog/nodes/{where}"
+    if kind == "service":
+        return f"instances/{where}", f"catalog/instances/{where}", f"catalog/tags/{where}"
+    return f"checks/{where}", f"catalog/checks/{where}"
+
+
+def kept_key(ref: tuple[str, ...]) -> str:
+    """The key of what others than the node's agent put into the catalogue, by the same reference."""
+    return shown_from(ref)[1]
+
+
 def kind_of(key: str) -> str:
     """The part of a key that says what is stored there: its first segment, of `catalog/` the first two."""
     kind, _, rest = key.partition("/")

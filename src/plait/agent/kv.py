@@ -19,12 +19,12 @@ from plait.model.cluster import Snapshot
 from plait.model.errors import NotFound, PlaitError
 from plait.model.kv import Entry, Session
 from plait.services.kv import KvPut, Table, may_delete, put, released
-from plait.services.txn import Outcome, TxnOp, evaluate
+from plait.services.txnkeys import Keys
 from plait.store.api import Change, Compare, Delete, Item, Put, Store
 from plait.store.codec import decode, encode
 
 log = logging.getLogger("plait.kv")
-_TRIES = 50
+TRIES = 50
 """How often a write is decided anew because somebody else was quicker. With the pauses between them a matter of seconds."""
 _LIFE_FACTOR = 2
 """A session ends between one and two times its TTL: clients renew at half of it and count on Consul's patience."""
@@ -150,11 +150,15 @@ class Kv:
         """Whether a session with a time to live still has its sign of life."""
         return not session.ttl or session.id in self._living
 
+    def keys(self) -> Keys:
+        """All that decides about a write of keys, as it is now."""
+        return Keys(self.table, self.sessions, self._delayed)
+
     # --- writing keys
 
     async def put(self, request: KvPut) -> bool:
         """Whether the key is as `request` wants it now. NotFound for a session that is none, Contended, StoreUnavailable."""
-        for attempt in range(_TRIES):
+        for attempt in range(TRIES):
             known = self.table.get(request.key)
             conditions = [Compare(KV + request.key, known.modify_index if known is not None else 0)]
             outcome = put(known, request)
@@ -168,7 +172,7 @@ class Kv:
                 done = await self._commit(conditions, [])
             if done:
                 return bool(outcome) and free
-            await _pause(attempt)
+            await pause(attempt)
         raise Contended(f"cannot write key {request.key!r}: too many others write it at once; try again")
 
     async def _lock_conditions(self, request: KvPut) -> list[Compare]:
@@ -185,7 +189,7 @@ class Kv:
 
     async def _write(self, conditions: list[Compare], entry: Entry, ttl: float) -> bool:
         lease = await self._store.grant(ttl) if ttl else 0
-        done = await self._commit(conditions, [Put(KV + entry.key, _encoded(entry), lease)])
+        done = await self._commit(conditions, [put_entry(entry.key, entry, lease)])
         if lease and not done:
             await self._store.revoke(lease)
         return done
@@ -200,32 +204,14 @@ class Kv:
         """False if `cas` is not the key's index now. Contended, StoreUnavailable."""
         if recurse:
             return await self._commit([], [Delete(KV + key, prefix=True)])
-        for attempt in range(_TRIES):
+        for attempt in range(TRIES):
             known = self.table.get(key)
             condition = Compare(KV + key, known.modify_index if known is not None else 0)
             allowed = may_delete(known, cas)
             if await self._commit([condition], [Delete(KV + key)] if allowed and known is not None else []):
                 return allowed
-            await _pause(attempt)
+            await pause(attempt)
         raise Contended(f"cannot delete key {key!r}: too many others write it at once; try again")
-
-    async def transact(self, ops: list[TxnOp]) -> Outcome:
-        """All of `ops` at once, or the reasons why not. Contended, StoreUnavailable."""
-        for attempt in range(_TRIES):
-            if any(op.session and op.session not in self.sessions for op in ops):
-                await self.current()
-            outcome = evaluate(ops, self.table, self.sessions, self._delayed)
-            conditions = [Compare(KV + key, index) for key, index in outcome.read.items()]
-            conditions += [Compare(SESSION + name, self.sessions[name].modify_index) for name in outcome.sessions]
-            writes: list[Put | Delete] = []
-            if not outcome.errors:
-                writes = [Delete(KV + k) if e is None else Put(KV + k, _encoded(e)) for k, e in outcome.writes.items()]
-            result = await self._store.txn(conditions, writes)
-            await self._view.caught_up(result.revision)
-            if result.ok:
-                return outcome.at(result.revision)
-            await _pause(attempt)
-        raise Contended("cannot carry the transaction out: too many others write its keys at once; try again")
 
     # --- sessions
 
@@ -251,13 +237,13 @@ class Kv:
     async def end_session(self, session_id: str, why: str) -> None:
         """Remove the session and its locks; each of its keys refuses locks for the session's lock delay. Idempotent. StoreUnavailable."""
         session = self.sessions.get(session_id) or Session(session_id, "")
-        for attempt in range(_TRIES):
+        for attempt in range(TRIES):
             await self._release_some(session)
             conditions = [Compare(KV + e.key, e.modify_index) for e in self.locked(session_id)]
             if not conditions and await self._commit([], [Delete(SESSION + session_id), Delete(LIFE + session_id)]):
                 log.info("session_ended", extra={"id": session_id, "node": session.node, "reason": why})
                 return
-            await _pause(attempt)
+            await pause(attempt)
         raise Contended(f"cannot end session {session_id}: its keys are written by too many at once")
 
     async def _release_some(self, session: Session) -> None:
@@ -269,7 +255,7 @@ class Kv:
             batch.append(pair)
         if not batch:
             return
-        ops: list[Put | Delete] = [Delete(KV + entry.key) if left is None else Put(KV + entry.key, _encoded(left)) for entry, left in batch]
+        ops = [put_entry(entry.key, left) for entry, left in batch]
         conditions = [Compare(KV + entry.key, entry.modify_index) for entry, _ in batch]
         if session.lock_delay:
             lease = await self._store.grant(session.lock_delay)
@@ -295,10 +281,13 @@ def _entry(key: str, item: Item) -> Entry | None:
     return Entry(key, entry.value, entry.flags, entry.session, entry.lock_index, item.create_revision, item.mod_revision)
 
 
-def _encoded(entry: Entry) -> bytes:
-    return encode(Entry(entry.key, entry.value, entry.flags, entry.session, entry.lock_index))
+def put_entry(key: str, entry: Entry | None, lease: int = 0) -> Put | Delete:
+    """What leaves `entry` under `key`, None = nothing. Its indexes are the store's business."""
+    if entry is None:
+        return Delete(KV + key)
+    return Put(KV + key, encode(Entry(key, entry.value, entry.flags, entry.session, entry.lock_index)), lease)
 
 
-async def _pause(attempt: int) -> None:
+async def pause(attempt: int) -> None:
     """Let others through, longer each time; at first not at all, for the replica has just caught up."""
     await asyncio.sleep(0.001 * attempt)

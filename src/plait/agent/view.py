@@ -120,6 +120,13 @@ class View:
         """The replicated record, decoded."""
         return self._stored.get(key)
 
+    def counting(self, key: str) -> Record | None:
+        """What counts under `key`, with its indexes: the own record, else the replicated one unless this node knows better."""
+        own, stored = self._own.get(key), self._stored.get(key)
+        if own is not None:
+            return self._indexed(key, own)
+        return stored if stored is not None and not self._hidden(stored) else None
+
     def judge_silent(self, nodes: frozenset[str]) -> None:
         """Nodes that this node finds dead although the last it heard of the store says otherwise: those that carried it."""
         if nodes != self._silent:
@@ -216,18 +223,16 @@ class View:
         return False
 
     def _settle(self, key: str) -> None:
-        """Take over what counts now under `key`: the own record, else the replicated one unless this node knows better."""
+        """Take over what counts now under `key`."""
         self._snapshot = None
         own = self._own.get(key)
         if own is not None or key.startswith(self._prefixes):
             self._unsettled.add(key)
         else:
             self._unsettled.discard(key)
-        stored = self._stored.get(key)
-        if own is not None:
-            self._merged.put(key, self._indexed(key, own))
-        elif stored is not None and not self._hidden(stored):
-            self._merged.put(key, stored)
+        counts = self.counting(key)
+        if counts is not None:
+            self._merged.put(key, counts)
         else:
             self._merged.drop(key)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys, sessions and transactions of the Consul-compatible API.
+"""Keys and sessions of the Consul-compatible API.
 
 Data in: calls. Data out: answers with Consul's fields, statuses and texts. A read blocks with `?index=` until something that it shows
 has changed; who waits for one key is not woken by others. Beyond Consul: `?ttl=` on a PUT, after which the key goes by itself.
@@ -21,7 +21,6 @@ from plait.serve.consul_http import Call, Missing, Route, Unable, encoded, json_
 from plait.services.kv import MAX_VALUE, KvPut, Table, entry_json
 from plait.services.requests import BadRequest, Refusal, TooLarge, duration_s
 from plait.services.sessions import missing, parse_session, session_json
-from plait.services.txn import Outcome, TxnOp, parse_ops
 
 _RAW_HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
 """A value is somebody's bytes, not a page of this server."""
@@ -59,8 +58,6 @@ class KvBackend(Protocol):
 
     async def delete(self, key: str, recurse: bool = False, cas: int | None = None) -> bool: ...
 
-    async def transact(self, ops: list[TxnOp]) -> Outcome: ...
-
     async def create_session(self, session: Session) -> None: ...
 
     async def renew_session(self, session_id: str) -> Session | None: ...
@@ -80,7 +77,6 @@ class KvApi:
         keys = {"GET": self._get, "PUT": self._put, "DELETE": self._delete}
         self.routes = (
             Route("kv/<key>", "a key; `recurse`, `keys`, `separator`, `raw`; `cas`, `acquire`, `release`, `flags`, `ttl`", keys),
-            Route("txn", "up to 128 operations on keys, all or none", {"PUT": self._txn}),
             Route("session/create", "make a session, which can hold locks", {"PUT": self._create}),
             Route("session/destroy/<id>", "end it and its locks", {"PUT": self._destroy}),
             Route("session/renew/<id>", "start its time to live anew", {"PUT": self._renew}),
@@ -164,15 +160,6 @@ class KvApi:
         recurse = call.flag("recurse")
         key = call.parts[0] if recurse else call.part("key name")
         return _truth(await self._backend.delete(key, recurse, call.number("cas")))
-
-    async def _txn(self, call: Call) -> Answer:
-        if len(call.body) > 2 * MAX_VALUE:
-            raise TooLarge(f"Request body is too large ({len(call.body)} bytes)")
-        outcome = await self._backend.transact(parse_ops(call.json()))
-        answer = json_answer(encoded(outcome.answer(), call.flag("pretty")))
-        if outcome.errors:
-            answer.status = 409
-        return answer
 
     # --- sessions
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from plait.model.cluster import Instance
 from plait.model.discovery import OUTPUT_MAX, CatalogNode, Check
-from plait.services.checkrequests import check_status, parse_definition
+from plait.services.checkrequests import check_status, of_service, parse_definition
 from plait.services.health import clipped_note
 from plait.services.requests import BadRequest, address_of, flag_of, fold, meta_of, name_of, parse_service, tagged_of, text_of
 
@@ -42,27 +42,23 @@ class Removal:
 def parse_registration(body: object) -> Registration:
     """What is to be put into the catalogue."""
     raw = fold(body)
-    name = _node_name(raw)
+    name = node_name(raw)
     skip = flag_of(raw, "skipnodeupdate")
-    address = address_of(raw)
-    if not address and not skip:
+    if not address_of(raw) and not skip:
         raise BadRequest("Must provide address if SkipNodeUpdate is not set")
-    node_id = text_of(raw, "id")
-    if node_id and not _UUID.fullmatch(node_id):
-        raise BadRequest(f"Bad node ID: {node_id!r} is no UUID")
-    tagged = {kind: where for kind, (where, _) in tagged_of(raw.get("taggedaddresses")).items()}
-    node = None if skip else CatalogNode(name, address, node_id, tagged, meta_of(raw.get("nodemeta")))
-    instance = _instance(raw.get("service"), name)
-    return Registration(name, node, instance, tuple(_checks(raw, name, instance)))
+    node = parse_node(raw, "nodemeta")
+    instance = parse_instance(raw["service"], name) if raw.get("service") is not None else None
+    return Registration(name, None if skip else node, instance, tuple(_checks(raw, name, instance)))
 
 
 def parse_removal(body: object) -> Removal:
     """What is to be removed from the catalogue."""
     raw = fold(body)
-    return Removal(_node_name(raw), name_of(raw, "serviceid"), name_of(raw, "checkid"))
+    return Removal(node_name(raw), name_of(raw, "serviceid"), name_of(raw, "checkid"))
 
 
-def _node_name(raw: Mapping[str, object]) -> str:
+def node_name(raw: Mapping[str, object]) -> str:
+    """The name of a node under the folded key `node`, which must be there."""
     name = name_of(raw, "node")
     if not name:
         raise BadRequest("Must provide node")
@@ -71,9 +67,17 @@ def _node_name(raw: Mapping[str, object]) -> str:
     return name
 
 
-def _instance(body: object, node: str) -> Instance | None:
-    if body is None:
-        return None
+def parse_node(raw: Mapping[str, object], meta_key: str) -> CatalogNode:
+    """A node of folded keys; its address may be missing. `meta_key`: the folded key of its metadata."""
+    node_id = text_of(raw, "id")
+    if node_id and not _UUID.fullmatch(node_id):
+        raise BadRequest(f"Bad node ID: {node_id!r} is no UUID")
+    tagged = {kind: where for kind, (where, _) in tagged_of(raw.get("taggedaddresses")).items()}
+    return CatalogNode(node_name(raw), address_of(raw), node_id, tagged, meta_of(raw.get(meta_key)))
+
+
+def parse_instance(body: object, node: str) -> Instance:
+    """A service on `node` that no agent owns."""
     raw = fold(body)
     if not name_of(raw, "service"):
         raise BadRequest("Must provide service name with ID" if name_of(raw, "id") else "Must provide service name")
@@ -83,28 +87,35 @@ def _instance(body: object, node: str) -> Instance | None:
     return replace(made, origin="catalog")
 
 
-def _checks(raw: Mapping[str, object], node: str, instance: Instance | None) -> Iterator[Check]:
+def check_id(raw: Mapping[str, object]) -> str:
+    """The id of a check of folded keys, which is its name if it has no other; one of both must be there."""
+    found = name_of(raw, "checkid") or name_of(raw, "id") or name_of(raw, "name")
+    if not found:
+        raise BadRequest("Invalid check: it has neither CheckID nor Name")
+    return found
+
+
+def parse_catalog_check(body: object, node: str) -> Check:
+    """A check on `node` that nobody runs. Of its service it has what the body says."""
+    raw = fold(body)
+    return Check(
+        id=check_id(raw),
+        node=node,
+        name=name_of(raw, "name"),
+        status=check_status(raw, "Bad check status"),
+        output=clipped_note(text_of(raw, "output"), OUTPUT_MAX),
+        notes=text_of(raw, "notes"),
+        service_id=name_of(raw, "serviceid"),
+        service_name=name_of(raw, "servicename"),
+        definition=parse_definition(fold(raw.get("definition") or {}), runs=False),
+        origin="catalog",
+    )
+
+
+def _checks(raw: Mapping[str, object], name: str, instance: Instance | None) -> Iterator[Check]:
     several = raw.get("checks") or []
     if not isinstance(several, list):
         raise BadRequest("Request decode failed: checks must be a list")
     for body in ([raw["check"]] if raw.get("check") else []) + several:
-        check = fold(body)
-        name = name_of(check, "name")
-        check_id = name_of(check, "checkid") or name_of(check, "id") or name
-        if not check_id:
-            raise BadRequest("Invalid check: it has neither CheckID nor Name")
-        service_id = name_of(check, "serviceid")
-        own = instance if instance is not None and service_id == instance.id else None
-        yield Check(
-            id=check_id,
-            node=node,
-            name=name,
-            status=check_status(check, "Bad check status"),
-            output=clipped_note(text_of(check, "output"), OUTPUT_MAX),
-            notes=text_of(check, "notes"),
-            service_id=service_id,
-            service_name=own.name if own else name_of(check, "servicename"),
-            service_tags=own.tags if own else (),
-            definition=parse_definition(fold(check.get("definition") or {}), runs=False),
-            origin="catalog",
-        )
+        check = parse_catalog_check(body, name)
+        yield of_service(check, instance) if instance is not None and check.service_id == instance.id else check

@@ -164,11 +164,12 @@ def relabelled(before: Directory, after: Directory) -> Iterable[Instance]:
 def _all_nodes(snapshot: Snapshot) -> dict[str, CatalogNode]:
     """By name; one with an agent is what that says of it."""
     found = dict(snapshot.catalog_nodes)
-    found.update((name, _agent_node(node)) for name, node in snapshot.nodes.items())
+    found.update((name, agent_node(node)) for name, node in snapshot.nodes.items())
     return dict(sorted(found.items()))
 
 
-def _agent_node(node: Node) -> CatalogNode:
+def agent_node(node: Node) -> CatalogNode:
+    """A node as its agent says it is."""
     address = str(node.address)
     meta = {key: value for key, value in node.meta.items() if key != SERVER_META}
     return CatalogNode(
@@ -187,8 +188,13 @@ def _known_instances(snapshot: Snapshot, nodes: Mapping[str, CatalogNode]) -> di
     found = {key: i for key, i in snapshot.instances.items() if key[0] in nodes}
     for node in snapshot.nodes.values():
         if SERVER_META in node.meta:
-            found[node.name, "consul"] = Instance("consul", "consul", node.name, port=SERVER_PORT, create_index=1, modify_index=1)
+            found[node.name, "consul"] = server_instance(node)
     return found
+
+
+def server_instance(node: Node) -> Instance:
+    """The pseudo-service `consul` of a node that carries the store."""
+    return Instance("consul", "consul", node.name, port=SERVER_PORT, create_index=1, modify_index=1)
 
 
 def changes(before: Mapping[K, V], after: Mapping[K, V]) -> Iterable[tuple[K, V | None, V | None]]:

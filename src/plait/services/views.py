@@ -29,16 +29,7 @@ class Views:
         return [self.node(node) for node in self._nodes.values()]
 
     def node(self, node: CatalogNode) -> Json:
-        return {
-            "ID": node.id,
-            "Node": node.name,
-            "Address": node.address,
-            "Datacenter": self.datacenter,
-            "TaggedAddresses": dict(node.tagged_addresses),
-            "Meta": dict(node.meta),
-            "CreateIndex": node.create_index,
-            "ModifyIndex": node.modify_index,
-        }
+        return node_json(node, self.datacenter)
 
     def all_nodes(self) -> Iterator[CatalogNode]:
         """By name."""
@@ -156,24 +147,7 @@ class Views:
         }
 
     def node_service(self, instance: Instance) -> Json:
-        return {
-            "ID": instance.id,
-            "Service": instance.name,
-            "Tags": list(instance.tags),
-            "Address": instance.address,
-            "TaggedAddresses": _tagged(instance),
-            "Meta": dict(instance.meta),
-            "Port": instance.port,
-            **_ports("Ports", instance),
-            "Weights": _weights(instance),
-            "EnableTagOverride": instance.enable_tag_override,
-            "Proxy": {},
-            "Connect": {},
-            "PeerName": "",
-            **instance.extra,
-            "CreateIndex": instance.create_index,
-            "ModifyIndex": instance.modify_index,
-        }
+        return service_json(instance)
 
     def agent_service(self, instance: Instance) -> Json:
         """As its own agent shows it, which knows no index of the catalogue."""
@@ -196,6 +170,42 @@ class Views:
     def status(self, instance: Instance) -> Aggregate:
         """What its checks, its node's included, say together."""
         return self.directory.status(instance)
+
+
+def node_json(node: CatalogNode, datacenter: str) -> Json:
+    """A node as all answers show it."""
+    return {
+        "ID": node.id,
+        "Node": node.name,
+        "Address": node.address,
+        "Datacenter": datacenter,
+        "TaggedAddresses": dict(node.tagged_addresses),
+        "Meta": dict(node.meta),
+        "CreateIndex": node.create_index,
+        "ModifyIndex": node.modify_index,
+    }
+
+
+def service_json(instance: Instance) -> Json:
+    """A service as the catalogue shows it beside its node."""
+    return {
+        "ID": instance.id,
+        "Service": instance.name,
+        "Tags": list(instance.tags),
+        "Address": instance.address,
+        "TaggedAddresses": _tagged(instance),
+        "Meta": dict(instance.meta),
+        "Port": instance.port,
+        **_ports("Ports", instance),
+        "Weights": _weights(instance),
+        "EnableTagOverride": instance.enable_tag_override,
+        "Proxy": {},
+        "Connect": {},
+        "PeerName": "",
+        **instance.extra,
+        "CreateIndex": instance.create_index,
+        "ModifyIndex": instance.modify_index,
+    }
 
 
 def seed_answer(instance: Instance) -> Json:

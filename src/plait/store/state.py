@@ -110,7 +110,8 @@ class State:
     def evaluate(self, compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> Commit | None:
         """What the transaction would change; None if a compare fails. Several operations on one key give one change, the last wins.
 
-        Raises NotFound for a put with a lease that is not there. Every put changes its key, also to an equal value.
+        Raises NotFound for a put with a lease that is not there. Every put changes its key, also to an equal value; after a deletion in the
+        same transaction it makes it anew.
         """
         for compare in compares:
             item = self.items.get(compare.key)
@@ -120,7 +121,8 @@ class State:
         after: dict[str, Item | None] = {}
         for op in ops:
             if isinstance(op, Put):
-                after[op.key] = self._put(op, revision)
+                before = after[op.key] if op.key in after else self.items.get(op.key)
+                after[op.key] = self._put(op, before, revision)
             elif not op.prefix:
                 after[op.key] = None
             else:
@@ -129,10 +131,9 @@ class State:
         changes = tuple(self._changes(after, revision))
         return Commit(revision if changes else self.revision, changes)
 
-    def _put(self, op: Put, revision: int) -> Item:
+    def _put(self, op: Put, before: Item | None, revision: int) -> Item:
         if op.lease and op.lease not in self.leases:
             raise NotFound(f"put {op.key} with lease {op.lease}: the lease has ended or never was; grant a new one and put again")
-        before = self.items.get(op.key)
         return Item(op.key, op.value, before.create_revision if before else revision, revision, op.lease)
 
     def _changes(self, after: dict[str, Item | None], revision: int) -> Iterator[Change]:

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a transaction comes to while it is carried out on paper: what was read, what would be written, what would be answered.
+
+Data in: what the rules of each kind of operation find (`txnkeys`, `txncatalog`). Data out: a `Draft`, whose references the agent turns into
+keys of the store.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from plait.model.cluster import Instance
+from plait.model.discovery import CatalogNode, Check, OtherTags
+from plait.model.kv import Entry
+
+Ref = tuple[str, ...]
+"""What an operation is about: ("kv", key), ("session", id), ("node", name), ("service", node, id) or ("check", node, id)."""
+Written = Entry | CatalogNode | Instance | Check | OtherTags
+Seen = TypeVar("Seen", bound=Entry | CatalogNode | Instance | Check)
+
+PENDING = -1
+"""Index of what the transaction itself writes, until it has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One result. `whole`: a key with its value."""
+
+    what: Entry | CatalogNode | Instance | Check
+    whole: bool = True
+
+
+@dataclass(slots=True)
+class Draft:
+    """`reads`: all that the draft rests on, the absence of something included. `changes`: in their order, None = removed; with a node goes
+    all that was put into the catalogue on it. `ignored`: fields of records that their agents did not want to have changed."""
+
+    results: list[Shown] = field(default_factory=list)
+    reads: set[Ref] = field(default_factory=set)
+    changes: list[tuple[Ref, Written | None]] = field(default_factory=list)
+    ignored: list[tuple[Ref, tuple[str, ...]]] = field(default_factory=list)
+
+
+def pending(record: Seen, known: Entry | CatalogNode | Instance | Check | None) -> Seen:
+    """`record` as it is shown after it was written: as old as what it replaces, with an index that is not known yet."""
+    return replace(record, create_index=known.create_index if known is not None else PENDING, modify_index=PENDING)
+
+
+def dated(shown: Shown, revision: int) -> Shown:
+    """The result after all was written with that revision."""
+    what = shown.what
+    if what.modify_index == PENDING:
+        what = replace(what, modify_index=revision)
+    if what.create_index == PENDING:
+        what = replace(what, create_index=revision)
+    return replace(shown, what=what)
