@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -68,3 +69,44 @@ def test_a_transaction_of_one_host_is_one_change_on_the_other(two: Lab) -> None:
     assert ports(two, "B", "db") == [5432] and asked(two, "B", "kv/db/leader")
     assert put(two, "A", "txn", [{"Node": {"Verb": "delete", "Node": {"Node": "ext"}}}]) == (200, {"Results": [], "Errors": None})
     until("B has lost the node", lambda: ports(two, "B", "db") == [], 10)
+
+
+WATCHED = ("kv/kept", "kv/gone", "kv/?keys", "session/list", "query", "coordinate/nodes", "catalog/service/kept", "health/service/none")
+PROBE = f"""
+for n in $(seq 300); do
+  for path in kv/kept catalog/service/kept; do
+    echo $path $(curl -s -m 5 -o /dev/null -w '%{{http_code}} %header{{x-consul-index}}' {BASE}/$path)
+  done
+  sleep 0.01
+done
+"""
+
+
+def index_of(lab: Lab, host: str, path: str) -> int:
+    said = lab.run(host, "curl", "-sS", "-m", "10", "-o", "/dev/null", "-D", "-", f"{BASE}/{path}").stdout.lower()
+    return int(said.partition("x-consul-index: ")[2].split()[0])
+
+
+@pytest.mark.parametrize("host", ["A", "B"])
+def test_no_index_goes_back_when_the_agent_is_killed(two: Lab, host: str) -> None:
+    """A carries the store, B has a copy of it. Somebody asks all the time, also while the agent comes back."""
+    put(two, host, "kv/kept", f"first {host}")
+    put(two, host, "agent/service/register", {"Name": "kept", "ID": f"kept-{host}"})
+    put(two, host, "kv/gone", "")
+    two.run(host, "curl", "-sS", "-X", "DELETE", f"{BASE}/kv/gone")
+    before = {path: index_of(two, host, path) for path in WATCHED}
+    probe = two.popen(host, "timeout", "60", "sh", "-c", PROBE, stdout=subprocess.PIPE, text=True)
+    try:
+        put(two, host, "agent/service/register", {"Name": "kept", "ID": f"kept-{host}", "Port": 81})
+        two.kill_agent(host)
+        two.start_agent(host)
+        after = {path: index_of(two, host, path) for path in WATCHED}
+        assert min(before.values()) >= 1 and all(before[path] <= after[path] for path in WATCHED), (before, after)
+        probe.terminate()
+        rows = [line.split() for line in probe.communicate(timeout=20)[0].splitlines()]
+    finally:
+        probe.kill()
+    for path in ("kv/kept", "catalog/service/kept"):
+        told = [(row[1], int(row[2])) for row in rows if row[0] == path and len(row) == 3]
+        assert len(told) > 2 and {status for status, _ in told} == {"200"}, "no index, no answer"
+        assert [index for _, index in told] == sorted(index for _, index in told), path

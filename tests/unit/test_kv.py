@@ -14,6 +14,7 @@ from tests.support.cluster import nodes
 from tests.support.kvapi import Client, Clock, client, eventually, pair_of
 from yarl import URL
 
+from plait.agent.kv import Kv
 from plait.model.errors import PlaitError
 from plait.store.api import Delete
 from plait.store.memory import MemoryStore
@@ -428,3 +429,31 @@ async def test_no_index_goes_back_when_an_agent_starts_again(store: MemoryStore,
             for query in ("a", "gone", "none", "?recurse", "?keys"):
                 seen.setdefault(query, []).append(int((await api.call("GET", f"kv/{query}"))[2]["X-Consul-Index"]))
     assert all(first <= second for first, second in seen.values()), seen
+
+
+async def test_after_a_start_keys_are_read_when_they_are_as_new_as_what_was_answered(one: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the disk has of the store may be older. Who asks for what is stale gets it; the others wait a moment for the store."""
+    monkeypatch.setattr("plait.agent.kv._HEAR_S", 0.05)
+    await one.put("k", b"1")
+    one.kv.start()
+    for path in ("kv/k", "kv/k?consistent", "kv/?keys", "session/list"):
+        assert (await one.call("GET", path))[:2] == (500, "No cluster leader")
+    assert (await one.call("GET", "kv/k?stale"))[0] == 200
+    monkeypatch.setattr("plait.agent.kv._HEAR_S", 20.0)
+    reading = await answers(one.call("GET", "kv/k"))
+    assert not reading.done()
+    one.kv.heard(one.node.view.revision)
+    assert (await reading)[0] == 200
+
+
+async def test_what_came_and_went_before_a_crash_leaves_its_mark(one: Client) -> None:
+    """The copy on disk is of before it came: only the revision of the first whole copy tells that there was something."""
+    await one.put("gone", b"1")
+    await one.ok("DELETE", "kv/gone")
+    before = [int((await one.call("GET", f"kv/{query}"))[2]["X-Consul-Index"]) for query in ("gone", "gone?recurse", "gone?keys")]
+    copy = Kv(one.node.view, one.node.store, lambda: 0)
+    copy.start()
+    copy.change([], 3)
+    assert copy.table.index_of("gone") < before[0]
+    copy.heard(one.node.view.revision)
+    assert min(copy.table.index_of("gone"), copy.table.index_below("gone"), copy.sessions_index) >= max(before)

@@ -6,31 +6,19 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
 from tests.support.cluster import nodes
+from tests.support.consulapi import Cuttable
 
 from plait.model.cluster import PortMapping
 from plait.model.errors import ConfigError, Conflict, KernelError, NotFound, PoolExhausted, PortInUse, StoreUnavailable
 from plait.runtimes.api import NetworkRequest
-from plait.store.api import Compare, Delete, Put, TxnResult
-from plait.store.memory import MemoryStore
 
 A = IPv4Address
-
-
-class Cuttable(MemoryStore):
-    """A store that can be out of reach."""
-
-    away = False
-
-    async def txn(self, compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> TxnResult:
-        if self.away:
-            raise StoreUnavailable("out of reach")
-        return await super().txn(compares, ops)
 
 
 @pytest.fixture

@@ -50,6 +50,11 @@ class ConsulState:
                 put = change.kind == "put"
                 self._autopilot = (json.loads(change.item.value), change.item.mod_revision) if put else ({}, 0)
 
+    def start_at(self, revision: int) -> None:
+        """Not every change up to this revision was seen."""
+        for documents in (self.events, self.coordinates):
+            documents.start_at(revision)
+
     def last_contact_ms(self) -> int | None:
         return self._contact_ms()
 
@@ -59,7 +64,11 @@ class ConsulState:
     # --- coordinates
 
     def coordinate(self, node: str) -> tuple[Coordinate, int]:
-        return self.coordinates.get(node) or (Coordinate(node), 1)
+        return self.coordinates.get(node) or (Coordinate(node), self.coordinates.index_of(node))
+
+    def coordinates_index(self) -> int:
+        """That of a query for all of them."""
+        return self.coordinates.index
 
     async def set_coordinate(self, coordinate: Coordinate) -> None:
         await self._commit([], [Put(f"coordinates/{coordinate.node}", encode(coordinate))])

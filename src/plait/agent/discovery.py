@@ -25,6 +25,7 @@ from plait.agent.dnswatch import DnsWatch
 from plait.agent.followed import Followed
 from plait.agent.health import Health
 from plait.agent.identity import Identity
+from plait.agent.indexes import Indexes
 from plait.agent.journal import Journal
 from plait.agent.keys import kind_of
 from plait.agent.kv import KINDS as KV_KINDS
@@ -85,6 +86,8 @@ class Discovery:
         self.kv = Kv(view, parts.store, parts.contact_ms)
         self.consul_state = ConsulState(view, parts.store, parts.contact_ms)
         self.queries = Queries(view, parts.store, self.kv)
+        self.indexes = Indexes(journal)
+        self._behind = True
         self.dns_watch: DnsWatch | None = None
         self.api = self._api()
         self.names = QueryNames(
@@ -103,7 +106,7 @@ class Discovery:
             QueryApi(self.queries, name, datacenter, self._entries, self._p.contact_ms),
         )
         more = [route for part in parts for route in part.routes]
-        api = ConsulApi(self.catalog, name, datacenter, more, self.checkup, self.outside)
+        api = ConsulApi(self.catalog, name, datacenter, more, self.checkup, self.outside, self.indexes)
         api.set_coordinates(lambda: coord_json(self.consul_state.coordinate(name)[0]), partial(near, self.consul_state))
         self.events = EventHub(self.catalog, lambda: api.directory(), datacenter)
         api.add(PlaitEventsApi(self.events).routes)
@@ -129,6 +132,22 @@ class Discovery:
         self.queries.change(told)
         self._p.view.change((change for change in told if kind_of(change.item.key) not in _NOT_VIEWED), revision)
 
+    def start(self, changes: Iterable[Change], revision: int) -> None:
+        """Begin with what the disk has of the store, which may be older than what was answered before."""
+        self._behind = True
+        self.kv.start()
+        self.change(changes, revision)
+
+    def linked(self) -> None:
+        """The replica is a whole copy of the store. The first one may lack deletions that were answered before the start: no index stays
+        below its revision."""
+        if self._behind:
+            self._behind = False
+            revision = self._p.view.revision
+            self.kv.heard(revision)
+            self.consul_state.start_at(revision)
+            self.queries.start_at(revision)
+
     def loops(self) -> list[Coroutine[None, None, None]]:
         """What runs as long as the agent; on the node that carries the store also who ends sessions."""
         view = self._p.view
@@ -139,8 +158,9 @@ class Discovery:
         return found
 
     async def close(self) -> None:
-        """The journal has the last of all checks afterwards."""
+        """The journal has the last of all checks, and of the indexes, afterwards."""
         await self.checkup.flush()
+        await self.indexes.close()
         await self.runners.close()
 
     async def _gone(self, service_id: str) -> None:

@@ -26,7 +26,14 @@ class Documents(Generic[T]):
     def __init__(self, kind: str, record: type[T]) -> None:
         self.kind, self._record = kind, record
         self._found: dict[str, tuple[T, int]] = {}
+        self._deleted = 1
+        self.index = 1
+        """Revision of the last change of any of them, deletions included."""
         self._waiters: set[asyncio.Event] = set()
+
+    def start_at(self, revision: int) -> None:
+        """Changes up to this revision were not all seen: any record may have been deleted then."""
+        self._deleted, self.index = max(self._deleted, revision), max(self.index, revision)
 
     def change(self, changes: Iterable[Change]) -> None:
         """Replicated changes in their order; those of other kinds are passed over."""
@@ -35,7 +42,10 @@ class Documents(Generic[T]):
             if kind != self.kind:
                 continue
             self._found.pop(name, None)
-            if change.kind == "put":
+            self.index = max(self.index, change.revision)
+            if change.kind == "delete":
+                self._deleted = max(self._deleted, change.revision)
+            else:
                 try:
                     self._found[name] = decode(self._record, change.item.value, change.item.key), change.item.mod_revision
                 except PlaitError as error:
@@ -46,6 +56,11 @@ class Documents(Generic[T]):
     def get(self, name: str) -> tuple[T, int] | None:
         """The record and the revision of its last change."""
         return self._found.get(name)
+
+    def index_of(self, name: str) -> int:
+        """The index of a query for that record, which there need not be."""
+        found = self._found.get(name)
+        return found[1] if found is not None else self._deleted
 
     def items(self) -> list[tuple[str, T, int]]:
         """(name, record, revision), the oldest change first."""

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,10 @@ class Journal:
     def queue(self, writes: Sequence[Write]) -> asyncio.Future[None]:
         """Put in line at once, before whatever is written later; done when the disk has it."""
         return asyncio.get_running_loop().run_in_executor(self._thread, _apply, self._db, tuple(writes))
+
+    def submit(self, writes: Sequence[Write]) -> Future[None]:
+        """The same for who cannot await: `result()` blocks until the disk has it."""
+        return self._thread.submit(_apply, self._db, tuple(writes))
 
     def load(self, kind: str) -> dict[str, bytes]:
         """All documents of a kind; used at start, before the loop has other work."""

@@ -26,6 +26,8 @@ from plait.store.codec import decode, encode
 log = logging.getLogger("plait.kv")
 TRIES = 50
 """How often a write is decided anew because somebody else was quicker. With the pauses between them a matter of seconds."""
+_HEAR_S = 2.0
+"""How long a read waits after a start for the store to be heard of."""
 _LIFE_FACTOR = 2
 """A session ends between one and two times its TTL: clients renew at half of it and count on Consul's patience."""
 _BATCH_BYTES = 1 << 20
@@ -81,6 +83,8 @@ class Kv:
         self._living: dict[str, int] = {}
         self._delayed: dict[str, int] = {}
         self._started = False
+        self._heard = asyncio.Event()
+        self._heard.set()
 
     # --- what the store says
 
@@ -101,6 +105,16 @@ class Kv:
                 self.session_waiters.wake(name)
             elif kind == "lockdelay":
                 _note(self._delayed, name, change)
+
+    def start(self) -> None:
+        """Begin with what the disk has: it may be older than what was answered before, until the store is `heard`."""
+        self._heard.clear()
+
+    def heard(self, revision: int) -> None:
+        """The replica is a whole copy of the store at that revision, for the first time since the start."""
+        self.table.start_at(revision)
+        self.sessions_index = max(self.sessions_index, revision)
+        self._heard.set()
 
     def _change_key(self, key: str, change: Change) -> None:
         before = self.table.get(key)
@@ -131,6 +145,14 @@ class Kv:
 
     def snapshot(self) -> Snapshot:
         return self._view.snapshot
+
+    async def fresh(self) -> bool:
+        """Whether what is here is at least as new as all that this agent ever answered. After a start that takes a moment."""
+        if not self._heard.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_HEAR_S):
+                    await self._heard.wait()
+        return self._heard.is_set()
 
     async def current(self) -> None:
         """Return when the replica holds everything that was written before the call. StoreUnavailable if the store is out of reach."""

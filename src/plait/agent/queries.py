@@ -47,6 +47,15 @@ class Queries:
                     self._created[name] = change.item.create_revision
         self._documents.change(told)
 
+    @property
+    def index(self) -> int:
+        """Of a query for all of them."""
+        return self._documents.index
+
+    def start_at(self, revision: int) -> None:
+        """Not every change up to this revision was seen."""
+        self._documents.start_at(revision)
+
     def all(self) -> list[PreparedQuery]:
         """By id."""
         return [replace(query, create_index=self._created[name], modify_index=at) for name, query, at in sorted(self._documents.items())]

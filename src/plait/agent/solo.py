@@ -211,6 +211,7 @@ class _Solo(AgentControl):
 
     def _on_store(self, connected: bool) -> None:
         if connected:
+            self.discovery.linked()
             self._listed.set()
             self.publisher.wake()
 

@@ -192,6 +192,7 @@ class _Wiring:
     async def run(self) -> None:
         admin = AdminServer(AgentAdmin(self._admin_parts()), self.paths.admin_socket)
         http = self.discovery.api.server()
+        self._load()
         await admin.start()
         try:
             if self.docker is not None:
@@ -201,19 +202,22 @@ class _Wiring:
             await self.dns.start()
             await self._run_loops()
         finally:
-            await self.discovery.close()
             await admin.stop()
             await http.stop()
+            await self.discovery.close()
             await self.dns.close()
             if self.docker is not None:
                 await self.docker.close()
             self.work.close()
 
-    async def _run_loops(self) -> None:
-        if self.replica.load():
-            items = self.replica.items.values()
-            self.discovery.change((Change("put", item, item.mod_revision) for item in items), self.replica.revision)
+    def _load(self) -> None:
+        """Know the cluster as it last was before anybody is answered."""
+        self.replica.load()
+        items = self.replica.items.values()
+        self.discovery.start((Change("put", item, item.mod_revision) for item in items), self.replica.revision)
         self.loops.refresh_node()  # without the disk copy the view would not even know this node
+
+    async def _run_loops(self) -> None:
         await self.loops.look_at_firewall()
         await self.ops.recover()
         await self.sandboxes.recover()
@@ -323,6 +327,7 @@ class _Wiring:
 
     def _on_store(self, connected: bool) -> None:
         if connected:
+            self.discovery.linked()
             self.health.clear("store-unreachable", "store")
             self.publisher.wake()
         else:

@@ -34,7 +34,7 @@ from plait.serve.consul_http import (
 from plait.serve.consul_outside import OutsideApi
 from plait.serve.consul_reads import node_of, reads, selected, topics_of
 from plait.serve.consul_router import Router
-from plait.serve.http_answers import Answers, Found
+from plait.serve.http_answers import Answers, Found, Indexes
 from plait.services.checkrequests import service_checks
 from plait.services.directory import CONSUL_VERSION, SERVER_META
 from plait.services.index import content_hash
@@ -59,13 +59,15 @@ class ConsulApi:
         more: Iterable[Route] = (),
         checks: CheckOwner | None = None,
         outside: Outside | None = None,
+        indexes: Indexes | None = None,
     ) -> None:
-        """Without `checks` services are registered without them; without `outside` the catalogue holds only what agents own."""
+        """Without `checks` services are registered without them; without `outside` the catalogue holds only what agents own; without
+        `indexes` those of blocking queries may go back when the agent starts again."""
         self._backend, self._node, self._datacenter = backend, node, datacenter
         self._checks = checks
         self._coord: Callable[[], object] = dict
         self._near: Callable[[str], Callable[[str], float] | None] = lambda _: None
-        self.answers = Answers(backend, node)
+        self.answers = Answers(backend, node, indexes=indexes)
         self.directory = self.answers.directory
         self._recent: dict[Hashable, tuple[bytes, int, int | None, Answer]] = {}
         parts = [*ChecksApi(checks, self.directory, node, datacenter).routes] if checks is not None else []

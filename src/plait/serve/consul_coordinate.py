@@ -8,7 +8,7 @@ as in Dabek et al., "Vivaldi", with heights and adjustments (Ledlie et al.): sec
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Protocol
 
 from plait.http.message import Answer
@@ -27,7 +27,11 @@ class CoordinateBackend(Protocol):
     def last_contact_ms(self) -> int | None: ...
 
     def coordinate(self, node: str) -> tuple[Coordinate, int]:
-        """Of that node, with the index of its last change; the origin and 1 if nobody wrote one."""
+        """Of that node, with the index of its last change; the origin if nobody wrote one."""
+        ...
+
+    def coordinates_index(self) -> int:
+        """Of a query for all of them."""
         ...
 
     async def set_coordinate(self, coordinate: Coordinate) -> None:
@@ -63,34 +67,35 @@ class CoordinateApi:
         )
 
     async def _datacenters(self, call: Call) -> Answer:
-        found = [{"Node": row["Node"], "Segment": "", "Coord": row["Coord"]} for row in self._rows(self._names())[0]]
+        found = [{"Node": row["Node"], "Segment": "", "Coord": row["Coord"]} for row in self._all()[0]]
         body = [{"Datacenter": self._datacenter, "AreaID": "wan", "Coordinates": found}]
         return json_answer(encoded(body, call.flag("pretty")))
 
     async def _nodes(self, call: Call) -> Answer:
-        return await self._shown(call, self._names)
+        return await self._shown(call, self._all)
 
     async def _node(self, call: Call) -> Answer:
         name = call.part("node name")
         if name not in self._backend.snapshot().nodes:
             raise Missing("")
-        return await self._shown(call, lambda: [name])
+        return await self._shown(call, lambda: self._one(name))
 
-    async def _shown(self, call: Call, names: Callable[[], Iterable[str]]) -> Answer:
+    async def _shown(self, call: Call, look: Callable[[], tuple[list[Json], int]]) -> Answer:
         after = call.index()
-        rows, index = self._rows(names())
+        rows, index = look()
         if after:
-            look = lambda: self._rows(names())  # noqa: E731
             rows, index = await until(call.wait_s(), look, lambda found: found[1] > after, self._backend.coordinates_changed)
         headers = read_headers(index, self._backend.last_contact_ms(), call.consistency())
         return json_answer(encoded(rows, call.flag("pretty")), headers)
 
-    def _names(self) -> list[str]:
-        return sorted(self._backend.snapshot().nodes)
+    def _one(self, name: str) -> tuple[list[Json], int]:
+        coordinate, index = self._backend.coordinate(name)
+        return [_row(coordinate)], index
 
-    def _rows(self, names: Iterable[str]) -> tuple[list[Json], int]:
-        found = [self._backend.coordinate(name) for name in names]
-        return [_row(coordinate) for coordinate, _ in found], max((index for _, index in found), default=1)
+    def _all(self) -> tuple[list[Json], int]:
+        """By name; a node that leaves takes the index of its coordinate with it, but not that of the answer."""
+        names = sorted(self._backend.snapshot().nodes)
+        return [_row(self._backend.coordinate(name)[0]) for name in names], self._backend.coordinates_index()
 
     async def _update(self, call: Call) -> Answer:
         coordinate = parse_coordinate(call.json())

@@ -52,6 +52,8 @@ class KvBackend(Protocol):
 
     def snapshot(self) -> Snapshot: ...
 
+    async def fresh(self) -> bool: ...
+
     async def current(self) -> None: ...
 
     async def put(self, request: KvPut) -> bool: ...
@@ -123,6 +125,8 @@ class KvApi:
     async def _read(self, call: Call, look: Look, waiters: Waiting, key: str, below: bool) -> tuple[object, dict[str, str]]:
         """What `look` says under the call's consistency and index, with the headers of the answer."""
         consistency, after = call.consistency(), call.index()
+        if consistency != "stale" and not await self._backend.fresh():
+            raise Unable("No cluster leader")
         if consistency == "consistent":
             if self._backend.last_contact_ms() is None:
                 raise Unable("No cluster leader")

@@ -22,6 +22,9 @@ _MISSING = "Query not found"
 class QueryBackend(Protocol):
     """What this room needs of the agent; see `agent.queries.Queries`."""
 
+    @property
+    def index(self) -> int: ...
+
     def all(self) -> Sequence[PreparedQuery]: ...
 
     def get(self, query_id: str) -> PreparedQuery | None: ...
@@ -100,5 +103,5 @@ class QueryApi:
         return self._read(call, result)
 
     def _read(self, call: Call, result: object) -> Answer:
-        index = max((query.modify_index for query in self._backend.all()), default=1)
-        return json_answer(encoded(result, call.flag("pretty")), read_headers(index, self._contact_ms(), call.consistency()))
+        headers = read_headers(self._backend.index, self._contact_ms(), call.consistency())
+        return json_answer(encoded(result, call.flag("pretty")), headers)

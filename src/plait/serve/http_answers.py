@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from typing import Protocol
 
 from plait.model.cluster import Snapshot
 from plait.serve.consul_backend import CatalogBackend
@@ -25,13 +26,27 @@ _OVERHEAD = 500
 _FOLLOW_S = 60.0
 
 
+class Indexes(Protocol):
+    """What makes indexes outlast this process."""
+
+    @property
+    def start(self) -> int:
+        """No index before this life was above it."""
+        ...
+
+    def cover(self, index: int) -> None:
+        """Return when the next life will begin above `index`."""
+        ...
+
+
 class Answers:
     """Used from the loop only."""
 
-    def __init__(self, backend: CatalogBackend, node: str, max_bytes: int = MAX_BYTES) -> None:
-        self._backend, self._max_bytes = backend, max_bytes
+    def __init__(self, backend: CatalogBackend, node: str, max_bytes: int = MAX_BYTES, indexes: Indexes | None = None) -> None:
+        """Without `indexes` they begin anew with each life."""
+        self._backend, self._max_bytes, self._indexes = backend, max_bytes, indexes
         self._directory = Directory(Snapshot(node))
-        self._index = QueryIndex()
+        self._index = QueryIndex(start=indexes.start if indexes is not None else 0)
         self._kept: OrderedDict[Hashable, tuple[Found, frozenset[Topic]]] = OrderedDict()
         self._about: dict[Topic, set[Hashable]] = {}
         self._bytes = 0
@@ -60,6 +75,8 @@ class Answers:
             return kept[0]
         result = make()
         found = result, self._index.index_of(query, result, revision)
+        if self._indexes is not None:
+            self._indexes.cover(found[1])
         if not keep:
             return found
         self._kept[query] = found, topics
