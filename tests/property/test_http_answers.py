@@ -7,12 +7,15 @@ import asyncio
 from dataclasses import replace
 from ipaddress import IPv4Address
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plait.http.message import Answer, Parked, Request
 from plait.model.cluster import Instance, Node, Snapshot
 from plait.model.discovery import CatalogNode, Check
-from plait.serve.consul_http import Call, encoded
+from plait.serve.consul import ConsulApi
+from plait.serve.consul_http import Call, Missing, encoded
 from plait.serve.consul_reads import reads, selected, topics_of
 from plait.serve.http_answers import Answers
 from plait.services.directory import Directory, Topic
@@ -22,6 +25,20 @@ NODES = {name: Node(name, f"id-{name}", IPv4Address("192.0.2.1"), meta={"rack": 
 READS = {path: read for path, _, blocks, read in reads("dc1") if blocks}
 NAMES = {"service": ["web", "WEB", "db", "a/b"], "checks": ["web", "db"], "node": ["A", "b", "X"], "state": ["any", "critical"]}
 
+PARAMS: tuple[dict[str, tuple[str, ...]], ...] = ({}, {"node-meta": ("rack:A",)}, {"passing": ("",)})
+FILTERS: dict[str, list[dict[str, tuple[str, ...]]]] = {
+    path: [{"filter": (f'{field} == "A"',)}]
+    for path, field in {
+        "catalog/nodes": "Meta.rack",
+        "catalog/services": "NodeMeta.rack",
+        "catalog/service/<name>": "NodeMeta.rack",
+        "catalog/node/<name>": "Meta.rack",
+        "health/service/<name>": "Node.Meta.rack",
+        "health/node/<name>": "Node",
+        "health/checks/<name>": "Node",
+    }.items()
+}
+
 
 def _queries() -> list[tuple[Call, str]]:
     found = []
@@ -30,7 +47,7 @@ def _queries() -> list[tuple[Call, str]]:
         kind = fixed.rstrip("/").rpartition("/")[2].removesuffix("-services")
         for name in NAMES[kind] if variable else [""]:
             parts = (name,) if variable else ()
-            found += [(Call(fixed + name, parts, params, b""), path) for params in ({}, {"node-meta": ("rack:A",)}, {"passing": ("",)})]
+            found += [(Call(fixed + name, parts, params, b""), path) for params in (*PARAMS, *FILTERS.get(path, ()))]
     return found
 
 
@@ -124,6 +141,91 @@ def test_a_wait_ends_with_each_change_of_its_answer(steps: list[dict[str, object
                 answers.leave(topics_of(call), wake)
             assert answers.waiters() == 0
 
+    asyncio.run(run())
+
+
+def _source(call: Call, directory: Directory) -> object:
+    """All that the answer of a read of one service or one node selects from, whatever it selects; None for other reads."""
+    views = Views(directory, "dc1")
+    (name,) = call.parts or ("",)
+    match call.path.removesuffix(name):
+        case "catalog/service/" | "health/service/" | "health/checks/":
+            return [views.health_entry(instance) for instance in views.instances(name)]
+        case "catalog/node/" | "catalog/node-services/" | "health/node/":
+            same = [node for node in views.all_nodes() if node.name.lower() == name.lower()]
+            checks = [checks for (node, _), checks in directory.checks.items() if node.lower() == name.lower()]
+            signs = {node for node in directory.snapshot.alive if node.lower() == name.lower()}
+            return (
+                signs,
+                checks,
+                [(node, directory.has_agent(node.name), views.node_checks(node.name), views.instances_on(node.name)) for node in same],
+            )
+        case "catalog/services" if call.params.keys() & {"filter", "node-meta"}:
+            homes = [node for node in views.all_nodes() if views.instances_on(node.name)]
+            agents = [(directory.has_agent(node.name), node.name in directory.snapshot.alive) for node in homes]
+            return list(views.all_instances()), homes, agents
+    return None
+
+
+@given(st.lists(FIELDS, min_size=1, max_size=5))
+def test_a_wait_is_not_woken_by_what_its_answer_does_not_select_from(steps: list[dict[str, object]]) -> None:
+    """Whatever `node-meta` or `filter` it has: other nodes, and services on them, are no matter."""
+
+    async def run() -> None:
+        cluster = Cluster()
+        answers = Answers(cluster, "A")
+        for fields in steps:
+            directory = answers.directory()
+            events = [asyncio.Event() for _ in QUERIES]
+            for (call, _), event in zip(QUERIES, events, strict=True):
+                answers.join(topics_of(call), event.set)
+            cluster.now = replace(cluster.now, revision=cluster.now.revision + 1, **fields)  # type: ignore[arg-type]
+            answers.directory()
+            for (call, _), event in zip(QUERIES, events, strict=True):
+                before, after = _source(call, directory), _source(call, Directory.of(cluster.now))
+                assert not event.is_set() or before is None or before != after, call
+                answers.leave(topics_of(call), event.set)
+
+    asyncio.run(run())
+
+
+@given(st.lists(FIELDS, min_size=1, max_size=8))
+def test_the_agents_own_service_is_answered_when_it_changes_and_looked_at_only_then(steps: list[dict[str, object]]) -> None:
+    """`/v1/agent/service/1?hash=`: whoever waits is woken by that record alone, and answered exactly when what it shows is different."""
+
+    def shown() -> Answer:
+        try:
+            answer = api.router.respond(Request("GET", b"/v1/agent/service/1", {}))
+        except Missing as error:
+            return api.router.refused(error, Request("GET", b"", {}))
+        assert isinstance(answer, Answer)
+        return answer
+
+    async def run() -> None:
+        for fields in steps:
+            before, record = shown(), cluster.now.instances.get(("A", "1"))
+            woken = asyncio.Event()
+            digest = before.headers.get("X-Consul-ContentHash")
+            if digest is not None:
+                parked = api.router.respond(Request("GET", b"/v1/agent/service/1?wait=9s&hash=" + digest.encode(), {}))
+                assert isinstance(parked, Parked), "it has the hash that was asked for"
+                parked.join(woken.set)
+            cluster.now = replace(cluster.now, revision=cluster.now.revision + 1, **fields)  # type: ignore[arg-type]
+            after = shown()
+            if digest is None:
+                continue
+            assert woken.is_set() == (cluster.now.instances.get(("A", "1")) != record or "A" not in cluster.now.nodes)
+            if after.status == 200:
+                answer = parked.look(False)
+                assert (answer is not None) == (after.body != before.body)
+                assert answer is None or answer.body == after.body
+            else:
+                with pytest.raises(Missing):
+                    parked.look(False)
+            parked.leave(woken.set)
+
+    cluster = Cluster()
+    api = ConsulApi(cluster, "A", "dc1")
     asyncio.run(run())
 
 

@@ -249,6 +249,47 @@ async def test_one_agent_service_blocks_on_its_hash(client: Client, backend: Bac
     assert (await waiter).status == 404
 
 
+async def test_what_others_put_under_this_node_is_no_service_of_its_agent(client: Client, backend: Backend) -> None:
+    backend.add(Instance("web", "web", "A", origin="catalog"))
+    assert (await client.get("/v1/agent/services")).json == {}
+    assert (await client.get("/v1/agent/service/web")).status == (await client.get("/v1/agent/service/consul")).status == 404
+    assert (await client.get("/v1/agent/service/web?hash=x&wait=soon")).text == "Invalid wait time"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "catalog/service/web?node-meta=rack:r1",
+        "health/service/web?filter=Node.Meta.rack==r1",
+        "health/checks/web?node-meta=rack:r1",
+        "catalog/node/A?node-meta=rack:r1",
+        "catalog/services?node-meta=rack:r1",
+        "catalog/services?filter=NodeMeta.rack==r1",
+        "catalog/nodes?filter=Meta.rack==r1",
+        "health/services?filter=Node.Meta.rack==r1",
+        "health/state/any?node-meta=rack:r1",
+    ],
+)
+async def test_what_is_selected_by_nodes_sleeps_through_other_nodes(client: Client, backend: Backend, query: str) -> None:
+    def racked(node: str, rack: str) -> None:
+        backend.change(nodes={**backend.now.nodes, node: replace(backend.now.nodes[node], meta={"rack": rack})})
+
+    racked("A", "r1")
+    backend.add(Instance("web", "web", "A", container="web"))
+    backend.add(Instance("web-b", "other", "B", container="b"))
+    before = await client.get(f"/v1/{query}")
+    waiter = asyncio.create_task(client.get(f"/v1/{query}&index={before.index}&wait=10s"))
+    await settled(backend)
+    racked("B", "r9")
+    await settled(backend)
+    backend.add(Instance("web-b", "other", "B", container="b", down=True))
+    await settled(backend)
+    assert not waiter.done()
+    racked("A", "r9")
+    after = await waiter
+    assert after.index > before.index and after.text != before.text
+
+
 async def test_agent_self_and_members(client: Client, backend: Backend) -> None:
     me = (await client.get("/v1/agent/self")).json
     assert me["Stats"]["consul"]["leader_addr"] == (await client.get("/v1/status/leader")).json

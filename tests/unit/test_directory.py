@@ -36,7 +36,8 @@ def test_nothing_is_touched_by_what_is_no_part_of_the_catalogue() -> None:
 
 def test_an_instance_touches_its_service_and_its_node_alone() -> None:
     moved = {**START.instances, ("A", "web"): replace(WEB, port=81)}
-    assert touched(instances=moved) == {Topic("service", "web"), Topic("node", "a"), Topic("services"), Topic("checks")}
+    about = {Topic("instance", "A/web"), Topic("service", "web"), Topic("node", "a")}
+    assert touched(instances=moved) == about | {Topic("services"), Topic("checks")}
     renamed = {**START.instances, ("A", "web"): replace(WEB, name="www")}
     assert {Topic("service", "web"), Topic("service", "www")} <= touched(instances=renamed)
     assert Topic("service", "db") in touched(instances={("A", "web"): WEB})
@@ -61,7 +62,12 @@ def test_other_labels_of_a_container_touch_the_instances_that_are_bound_to_it() 
 
 
 def test_a_nodes_death_touches_its_services() -> None:
-    assert touched(alive=frozenset("A")) == {Topic("service", "db"), Topic("node", "b"), Topic("nodes"), Topic("checks")}
+    about = {Topic("service", "db"), Topic("node", "b")}
+    assert touched(alive=frozenset("A")) == about | {Topic("nodes"), Topic("homes"), Topic("checks")}
+
+
+def test_a_node_without_services_is_no_home() -> None:
+    assert touched(catalog_nodes={"C": CatalogNode("C", "192.0.2.9")}) == {Topic("node", "c"), Topic("nodes"), Topic("checks")}
 
 
 def test_a_node_that_leaves_takes_its_services_along() -> None:

@@ -36,7 +36,7 @@ from plait.serve.consul_reads import node_of, reads, selected, topics_of
 from plait.serve.consul_router import Router
 from plait.serve.http_answers import Answers, Found, Indexes
 from plait.services.checkrequests import service_checks
-from plait.services.directory import CONSUL_VERSION, SERVER_META
+from plait.services.directory import CONSUL_VERSION, SERVER_META, Topic
 from plait.services.index import content_hash
 from plait.services.requests import BadRequest, parse_service
 from plait.services.views import Views, container_address, seed_answer
@@ -214,27 +214,30 @@ class ConsulApi:
         }
 
     def _agent_services(self, _: Call, views: Views) -> object:
-        own = (i for i in views.instances_on(self._node) if i.id != "consul" and i.origin == "agent")
-        return {i.id: views.agent_service(i) for i in own}
+        return {i.id: views.agent_service(i) for i in views.instances_on(self._node) if _agents(i)}
 
     def _agent_checks(self, _: Call, views: Views) -> object:
         return views.agent_checks(self._node)
 
-    async def _agent_service(self, call: Call) -> Answer:
+    def _agent_service(self, call: Call) -> Answer | Parked:
         """One service of this agent; with `?hash=` blocks until it is another than the one that has this hash."""
         wanted, known = call.part("service ID"), call.one("hash")
+        topics = frozenset({Topic("instance", f"{self._node}/{wanted}")})
 
-        def look() -> tuple[dict[str, object], str]:
-            found = self._backend.snapshot().instances.get((self._node, wanted))
-            if found is None:
+        def look(over: bool) -> Answer | None:
+            found = self.directory().instance(self._node, wanted)
+            if found is None or not _agents(found):
                 raise Missing(f"unknown service ID: {wanted}")
             body = self._views(call).agent_service(found)
-            return body, content_hash(encoded(body, False))
+            digest = content_hash(encoded(body, False))
+            if digest == known and not over:
+                return None
+            return json_answer(encoded({**body, "ContentHash": digest}, call.flag("pretty")), {"X-Consul-ContentHash": digest})
 
-        body, digest = look()
         if known:
-            body, digest = await until(call.wait_s(), look, lambda found: found[1] != known, self._backend.changed)
-        return json_answer(encoded({**body, "ContentHash": digest}, call.flag("pretty")), {"X-Consul-ContentHash": digest})
+            call.wait_s()  # which refuses a wrong one
+        parked = Parked(call.wait_s, look, partial(self.answers.join, topics), partial(self.answers.leave, topics))
+        return look(not known) or parked
 
     async def _seed_register(self, call: Call) -> Answer:
         return json_answer(encoded(seed_answer(await self._put(call, _APPEARANCE_S)), call.flag("pretty")))
@@ -283,3 +286,8 @@ class ConsulApi:
         if self._checks is not None:
             await self._checks.remove([check.id for check in self._checks.of_service(wanted)])
         return text_answer(200, "")
+
+
+def _agents(instance: Instance) -> bool:
+    """Whether it was registered with the agent of its node."""
+    return instance.id != "consul" and instance.origin == "agent"

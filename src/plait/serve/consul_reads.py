@@ -73,19 +73,21 @@ def node_of(row: Any) -> str:
 
 
 def topics_of(call: Call) -> frozenset[Topic]:
-    """All that the answer of a blocking read depends on, but for the distances of `near`. What is selected by `node-meta` or `filter`
-    may depend on what nodes say of themselves."""
+    """All that the answer of a blocking read depends on, but for the distances of `near`. Selected by `node-meta` or `filter` it depends
+    on what nodes say of themselves too, which the topic of a service or node tells of the nodes that matter."""
     name = "".join(call.parts)
     match call.path.removesuffix(name):
         case "catalog/service/" | "health/service/" | "health/checks/":
             topics = {Topic("service", name.lower())}
         case "catalog/node/" | "catalog/node-services/" | "health/node/" | "internal/ui/node/":
             topics = {Topic("node", name.lower())}
-        case "catalog/nodes" | "catalog/services" as path:
-            topics = {Topic(path.removeprefix("catalog/"))}
+        case "catalog/nodes":
+            topics = {Topic("nodes")}
+        case "catalog/services":
+            topics = {Topic("services")} | ({Topic("homes")} if call.flag("node-meta") or call.one("filter") else set())
         case _:
             topics = {Topic("checks")}
-    return frozenset(topics | ({Topic("nodes")} if call.flag("node-meta") or call.one("filter") else set()))
+    return frozenset(topics)
 
 
 def reads(datacenter: str) -> Iterator[tuple[str, str, bool, Read]]:

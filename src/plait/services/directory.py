@@ -30,8 +30,8 @@ R = TypeVar("R", Instance, Check)
 
 
 class Topic(NamedTuple):
-    """Something that queries are about. `kind`: service or node (of that name, in lower case), or nodes, services, checks: any of them.
-    Whatever touches a node or an instance touches checks."""
+    """Something that queries are about. `kind`: service or node (of that name, in lower case), instance (its node and id, joined by "/"),
+    or nodes, services, checks: any of them; homes: any node that has instances. Whatever touches a node or an instance touches checks."""
 
     kind: str
     name: str = ""
@@ -90,10 +90,13 @@ class Directory:
     ) -> Iterable[Topic]:
         if nodes:
             yield Topic("nodes")
+        if any(name in directory.by_node for name in nodes for directory in (self, after)):
+            yield Topic("homes")
         if nodes or checks or instances:  # an instance may bring the check of its container
             yield Topic("checks")
         if instances:
             yield Topic("services")
+        yield from (Topic("instance", "/".join(key)) for key, _, _ in instances)
         about = [(i.node, i.id) for _, *both in instances for i in both if i is not None]
         about += [(c.node, c.service_id) for _, *both in checks for c in both if c is not None]
         about += [(name, "") for name in nodes]
