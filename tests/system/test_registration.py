@@ -169,3 +169,54 @@ def test_a_sandbox_names_its_service_too(two: Lab) -> None:
     until("A finds it", lambda: [e["ServicePort"] for e in asked(two, "catalog/service/shop")] == [9000], 5)
     two.run("B", "plait", "rm", "box")
     becomes(two, {})
+
+
+COMPOSE = """
+version: "2.4"
+services:
+  front:
+    image: nginx
+    networks: [mesh]
+    environment: {SERVICE_NAME: shop, SERVICE_TAGS: compose}
+    healthcheck: {test: [CMD, test, "!", -e, /tmp/ill], interval: 1s, retries: 1}
+  back:
+    image: nginx
+    networks: [mesh]
+    labels: {plait.service: back, plait.ports: "http:80,metrics:9100"}
+  quiet:
+    image: nginx
+    networks: [mesh]
+networks:
+  mesh: {external: true}
+"""
+
+
+def compose(lab: Lab, *words: str) -> None:
+    lab.path("B", "/var/lib/plait/shop.yml").write_text(COMPOSE)
+    lab.run("B", "docker-compose", "--no-ansi", "-f", "/var/lib/plait/shop.yml", "-p", "shop", *words, timeout_s=120)
+
+
+def test_the_services_of_a_compose_project_are_registered_as_long_as_they_run(two: Lab) -> None:
+    compose(two, "up", "-d", "--scale", "front=2")
+    place = "{{.NetworkSettings.Networks.mesh.IPAddress}}"
+    here = {f"B:shop_front_{number}:80": docker(two, "B", "inspect", "-f", place, f"shop_front_{number}") for number in (1, 2)}
+    becomes(two, here)
+    assert set(asked(two, "catalog/services")) >= {"shop", "back"}
+    srv = two.run("A", "dig", "+short", "@127.0.0.1", "metrics.port.back.service.consul", "SRV").stdout.split()
+    assert srv[2] == "9100"
+    assert "quiet" not in str(asked(two, "catalog/services")), "it names no service"
+
+    docker(two, "B", "exec", "shop_front_1", "touch", "/tmp/ill")
+    becomes(two, {key: address for key, address in here.items() if "front_2" in key}, 10)
+    docker(two, "B", "exec", "shop_front_1", "rm", "/tmp/ill")
+    becomes(two, here, 10)
+
+    compose(two, "stop", "-t", "0", "front")
+    becomes(two, {})
+    compose(two, "start", "front")
+    until("both are back", lambda: set(passing(two)) == set(here), 10)
+    compose(two, "up", "-d", "--scale", "front=1")
+    until("one is left", lambda: set(passing(two)) == {"B:shop_front_1:80"}, 10)
+    compose(two, "down", "-t", "0")
+    becomes(two, {})
+    assert asked(two, "catalog/service/back") == []
