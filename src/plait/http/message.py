@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Protocol
+
+import msgspec
 
 COMPRESS_FROM = 1024
 """Bytes of a body from which compressing it pays."""
@@ -26,8 +27,7 @@ WANTED = frozenset({b"accept", b"accept-encoding", b"content-length", b"expect",
 """The header fields that are kept; all others are read and let go."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """One request. `target` is the request target without a fragment as it was sent (origin form), `headers` holds `WANTED` only, by
     lower-case name, repeated ones joined by commas. `keep`: whether its connection may go on. `old`: HTTP/1.0."""
 

@@ -15,6 +15,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+import msgspec
+
 from plait.http.message import Answer, Parked
 from plait.http.message import StreamAnswer as HttpStream
 from plait.model.errors import PlaitError
@@ -36,8 +38,7 @@ class Unable(PlaitError):
     """Answered with status 500 and this text: Consul's way to say that the cluster cannot do it now."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """One request after routing: the variable parts of its path (decoded), the parameters of its query in their order, its body."""
 
     path: str

@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 from urllib.parse import parse_qsl, unquote
 
 from plait.http.message import Answer, Parked, Request
@@ -29,6 +30,8 @@ _ACL = re.compile(r"acl/.*|agent/token/.*")
 _KEPT, _KEPT_BYTES = 1024, 512
 """How many targets are kept, and how long they may be."""
 _PARAMS = 1000
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(slots=True)
@@ -53,13 +56,14 @@ class Router:
         self._by_segment: dict[str, list[Route]] = {}
         """By the first segment of their path."""
         self._kept: dict[tuple[str, bytes], _Found] = {}
+        self._limits: dict[bytes, int] = {}
 
     def add(self, routes: Iterable[Route]) -> None:
         self.routes = (*routes, *self.routes)
         self._by_segment = {}
         for route in self.routes:
             self._by_segment.setdefault(route.path.partition("/")[0], []).append(route)
-        self._kept = {}
+        self._kept, self._limits = {}, {}
 
     def respond(self, request: Request) -> Answer | Parked | Awaitable[Answer | Parked]:
         """PlaitError and whatever the handler raises."""
@@ -87,8 +91,13 @@ class Router:
         return text_answer(status, text)
 
     def max_body(self, target: bytes) -> int:
+        known = self._limits.get(target)
+        if known is not None:
+            return known
         found = self._match(_path(target).removeprefix("/v1/"))
-        return found[1].max_body or MAX_BODY if found is not None else MAX_BODY
+        limit = found[1].max_body or MAX_BODY if found is not None else MAX_BODY
+        _keep(self._limits, target, target, limit)
+        return limit
 
     def _match(self, path: str) -> tuple[tuple[str, ...], Route] | None:
         candidates = self._by_segment.get(path.partition("/")[0], ())
@@ -115,11 +124,16 @@ class Router:
         if call.one("filter") and not route.path.startswith(FILTERED):
             raise BadRequest(f"filter does not apply to /v1/{route.path}")
         found = _Found(route.methods[request.method], path, parts, call.params)
-        if len(request.target) <= _KEPT_BYTES:
-            if len(self._kept) >= _KEPT:
-                self._kept.clear()
-            self._kept[request.method, request.target] = found
+        _keep(self._kept, (request.method, request.target), request.target, found)
         return found
+
+
+def _keep(kept: dict[K, V], key: K, target: bytes, value: V) -> None:
+    """Unless the target is very long; everything else makes room if there is too much."""
+    if len(target) <= _KEPT_BYTES:
+        if len(kept) >= _KEPT:
+            kept.clear()
+        kept[key] = value
 
 
 def _path(target: bytes) -> str:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
+from typing import NamedTuple
 
 from plait.model.errors import StoreUnavailable
 from plait.store.database import Database
@@ -32,8 +33,7 @@ _CLOSE_WAIT = 10.0
 """Seconds to wait for the last batch when closing."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     """A commit to write. Entries of one generation were evaluated on top of each other; `floor`: log up to here may go."""
 
     generation: int

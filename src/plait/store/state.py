@@ -12,6 +12,8 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from plait.model.errors import Compacted, ConfigError, NotFound
 from plait.store.api import Change, Compare, Delete, Item, Listing, Put
 
@@ -25,8 +27,7 @@ FIRST_REVISION = 1
 """The revision of a store in which nothing was ever written (Consul's index is never 0)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(msgspec.Struct, frozen=True):
     """What becomes durable at once: the revision after it, its changes in order, leases made (id, ttl in seconds) and ended."""
 
     revision: int
