@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The catalogue as several hosts write it: transactions over real agents, one of which carries the store."""
+"""The catalogue as several hosts write it, over real agents, one of which carries the store."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from plait.lab.agents import log_of
 from plait.lab.lab import Lab
 from plait.lab.process import until
 
@@ -110,3 +111,88 @@ def test_no_index_goes_back_when_the_agent_is_killed(two: Lab, host: str) -> Non
         told = [(row[1], int(row[2])) for row in rows if row[0] == path and len(row) == 3]
         assert len(told) > 2 and {status for status, _ in told} == {"200"}, "no index, no answer"
         assert [index for _, index in told] == sorted(index for _, index in told), path
+
+
+def test_no_index_goes_back_when_the_agent_is_killed_before_it_could_publish(two: Lab) -> None:
+    """B is cut off from the store: what it answers has no revision behind it, and is older or newer than the copy on its disk."""
+    paths = ("catalog/service/far", "catalog/services", "catalog/nodes", "health/state/any")
+    put(two, "B", "kv/far", "")
+    two.cut("A", "B")
+    try:
+        for port in (1, 2, 3):
+            put(two, "B", "agent/service/register", {"Name": "far", "Port": port})
+            before = {path: index_of(two, "B", path) for path in paths}
+        two.kill_agent("B")
+        two.start_agent("B")
+        assert ports(two, "B", "far") == [3]
+        after = {path: index_of(two, "B", path) for path in paths}
+        assert all(before[path] < after[path] for path in paths), (before, after)
+        assert two.run("B", "curl", "-sS", f"{BASE}/kv/far").stdout == "No cluster leader", "the copy may be older than what was answered"
+        assert asked(two, "B", "kv/far?stale")[0]["Key"] == "far"
+    finally:
+        two.heal()
+    until("A knows it", lambda: ports(two, "A", "far") == [3], 30)
+    assert asked(two, "B", "kv/far")[0]["Key"] == "far"
+    assert index_of(two, "B", "catalog/service/far") >= after["catalog/service/far"]
+
+
+def conflicts(lab: Lab, host: str) -> dict[str, str]:
+    """What `plait status` of the host says of records that others put under its name."""
+    said = json.loads(lab.run(host, "plait", "status", "--json", check=False).stdout)
+    return {row["subject"]: row["text"] for row in said["conditions"] if row["code"] == "catalog-conflict"}
+
+
+def logged(lab: Lab, host: str, event: str, **fields: str) -> int:
+    lines = log_of(lab.state, host).read_text().splitlines()
+    return sum(f" {event} " in line and all(f"{name}={value}" in line for name, value in fields.items()) for line in lines)
+
+
+def test_what_another_host_puts_under_this_ones_name_is_never_erased_silently(two: Lab) -> None:
+    """B writes two services and a check under A's name: one that A's agent has too, and others that it has not. They outlast the agent's
+    publishing, its kill and its restart, are named by status and log all the time, and go when somebody takes them away."""
+    put(two, "A", "agent/service/register", {"Name": "shop", "ID": "shop-1", "Port": 8080})
+    until("B knows A's service", lambda: ports(two, "B", "shop") == [8080], 10)
+    for service in ({"Service": "shop", "ID": "shop-1", "Port": 1}, {"Service": "guest", "Port": 9, "Address": "192.0.2.9"}):
+        assert put(two, "B", "catalog/register", {"Node": "A", "SkipNodeUpdate": True, "Service": service}) == (200, True)
+    check = {"Node": "A", "CheckID": "seen", "Name": "seen from B", "Status": "passing"}
+    assert put(two, "B", "txn", [{"Check": {"Verb": "set", "Check": check}}])[0] == 200
+    named = {"service shop-1", "service guest", "check seen"}
+    until("A names them", lambda: set(conflicts(two, "A")) == named, 10)
+
+    def as_it_should_be() -> bool:
+        return all(
+            (ports(two, host, "shop"), ports(two, host, "guest")) == ([8080], [9])
+            and "seen" in {row["CheckID"] for row in asked(two, host, "health/node/A")}
+            for host in "AB"
+        )
+
+    assert as_it_should_be() and conflicts(two, "B") == {}
+    assert {"shop-1", "guest"} & asked(two, "A", "agent/services").keys() == {"shop-1"}, "what others put there is not the agent's"
+    assert two.run("B", "dig", "+short", "@127.0.0.1", "guest.service.consul").stdout.split() == ["192.0.2.9"]
+    assert "which counts" in conflicts(two, "A")["service shop-1"] and "clients see the catalogue's" in conflicts(two, "A")["service guest"]
+    assert "catalog-conflict" in two.run("A", "plait", "status", check=False).stdout
+
+    put(two, "A", "agent/service/register", {"Name": "shop", "ID": "shop-1", "Port": 8081})
+    put(two, "A", "agent/service/register", {"Name": "shop", "ID": "shop-1", "Port": 8080})
+    two.kill_agent("A")
+    two.start_agent("A")
+    until("A names them again", lambda: set(conflicts(two, "A")) == named, 10)
+    until("nothing is gone", as_it_should_be, 10)
+    for subject in named:
+        assert logged(two, "A", "condition_began", code="catalog-conflict", subject=f'"{subject}"') >= 2, "before and after the restart"
+
+    put(two, "A", "agent/service/deregister/shop-1", None)
+    until("the other comes to light", lambda: [ports(two, host, "shop") for host in "AB"] == [[1], [1]], 10)
+    put(two, "B", "catalog/deregister", {"Node": "A", "ServiceID": "shop-1"})
+    put(
+        two,
+        "A",
+        "txn",
+        [{"Service": {"Verb": "delete", "Node": "A", "Service": {"ID": "guest"}}}, {"Check": {"Verb": "delete", "Check": check}}],
+    )
+    until(
+        "they are gone, and so is the condition",
+        lambda: (conflicts(two, "A"), ports(two, "B", "shop"), ports(two, "B", "guest")) == ({}, [], []),
+        10,
+    )
+    until("the log says so", lambda: logged(two, "A", "condition_ended", code="catalog-conflict") == 3, 10)

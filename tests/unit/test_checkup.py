@@ -462,12 +462,19 @@ async def test_checks_that_wait_are_a_condition_and_records_of_others_are_too(no
             ("checks-late", "120 health checks are due and wait, the longest for 7 s")
         ]
         late = (120, 1.0)
-        catalogued[:] = ["catalog/instances/A/web", "catalog/instances/B/web", "catalog/checks/A/c", "catalog/checks/A/x"]
+        catalogued[:] = [
+            "catalog/nodes/A",
+            "catalog/instances/A/web",
+            "catalog/instances/B/web",
+            "catalog/checks/A/c",
+            "catalog/checks/A/x",
+        ]
         await checkup.add([check(service="web")])
         node.view._changed(frozenset({"catalog/instances"}))
         watch.once()
         told = {active.subject: active.text for active in health.active()}
         assert told == {
+            "node A": "the catalogue has a node 'A' too; what this agent says of itself counts",
             "service web": "the catalogue has a service 'web' on this node; this agent has none of that id; clients see the catalogue's",
             "check x": "the catalogue has a check 'x' on this node; this agent has none of that id; clients see the catalogue's",
             "check c": "the catalogue has a check 'c' on this node; this agent has one of the same id, of service 'web', which counts",

@@ -301,6 +301,17 @@ async def test_nobody_else_deletes_what_an_agent_registered(pair: tuple[Client, 
     assert check["Status"] == "passing"
 
 
+async def test_whether_a_node_with_an_agent_lives_nobody_else_says(pair: tuple[Client, Client], caplog: pytest.LogCaptureFixture) -> None:
+    serf = {"Node": "A", "CheckID": "serfHealth", "Name": "mine", "Status": "critical"}
+    with caplog.at_level(logging.WARNING, "plait.catalog"):
+        ((_, shown),) = await done(pair[1], {"Check": {"Verb": "set", "Check": serf}})
+        await pair[1].call("PUT", "catalog/register", {"Node": "A", "SkipNodeUpdate": True, "Check": serf})
+    assert [(r.message, r.__dict__["key"]) for r in caplog.records] == [("catalog_ignored", "checks/A/serfHealth")] * 2
+    assert (shown["Name"], shown["Status"]) == ("Serf Health Status", "passing")
+    assert [row["Status"] for row in await pair[0].ok("GET", "health/node/A")] == ["passing"]
+    assert dict(await done(pair[1], node("set"), check("set", CheckID="serfHealth", ServiceID=""), check("get", CheckID="serfHealth")))
+
+
 async def test_tags_are_taken_from_others_where_the_agent_allows_it(pair: tuple[Client, Client], caplog: pytest.LogCaptureFixture) -> None:
     one, two = pair
     await registered(pair, EnableTagOverride=True)

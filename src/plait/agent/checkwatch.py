@@ -11,6 +11,7 @@ import asyncio
 
 from plait.agent.checkup import Checkup
 from plait.agent.health import Health
+from plait.agent.keys import kept_key
 from plait.agent.view import View
 from plait.model.discovery import Check
 
@@ -49,6 +50,8 @@ class CheckWatch:
         """By subject; what is in the catalogue under this node's name."""
         me, own = self._view.me, self._view.own_records()
         found: dict[str, str] = {}
+        if (key := kept_key(("node", me))) in self._view.stored(key):
+            found[f"node {me}"] = f"the catalogue has a node {me!r} too; what this agent says of itself counts"
         for kind in ("instances", "checks"):
             prefix = f"catalog/{kind}/{me}/"
             for key in self._view.stored(prefix):

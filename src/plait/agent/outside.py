@@ -12,7 +12,7 @@ from plait.agent.view import View
 from plait.model.cluster import Instance, Snapshot
 from plait.model.discovery import CatalogNode, Check, OtherTags
 from plait.model.errors import StoreUnavailable
-from plait.services.catalogrules import as_tags, ignored_fields
+from plait.services.catalogrules import as_tags, ignored_fields, says_itself
 from plait.services.txncatalog import Record
 from plait.services.txndraft import Ref
 from plait.store.api import Delete, Put, Store
@@ -52,13 +52,20 @@ class OutsideCatalog:
     # --- writing
 
     async def put(self, records: Sequence[CatalogNode | Instance | Check]) -> None:
-        """Of a service whose agent lets others choose its tags, only these are taken."""
-        written = [self._as_tags(record) or record if isinstance(record, Instance) else record for record in records]
+        """Of a service whose agent lets others choose its tags, only these are taken; of a node with an agent not whether it lives."""
+        taken = [record for record in records if not self._is_sign_of_life(record)]
+        written = [self._as_tags(record) or record if isinstance(record, Instance) else record for record in taken]
         bodies = {record_key(record): encode(record) for record in written}
         ops = [Put(key, body) for key, body in bodies.items() if (item := self._view.item(key)) is None or item.value != body]
         await self._write(ops)
         for record in written:
             log.info("catalog_written", extra={"key": record_key(record)})
+
+    def _is_sign_of_life(self, record: CatalogNode | Instance | Check) -> bool:
+        if not isinstance(record, Check) or not says_itself(record, self._view.snapshot):
+            return False
+        log_ignored(shown_from(("check", record.node, record.id))[0], ("status",))
+        return True
 
     def _as_tags(self, record: Instance) -> OtherTags | None:
         """What the record comes to, None if it is to be kept as it is."""
@@ -66,7 +73,7 @@ class OutsideCatalog:
         registered = self.registered(record.node, record.id)
         tags = as_tags(record, registered, shown.create_index) if shown is not None else None
         if registered is not None and tags is not None and (fields := ignored_fields(record, registered)):
-            log_ignored(registered, fields)
+            log_ignored(record_key(registered), fields)
         return tags
 
     async def forget(self, service_id: str) -> None:
@@ -95,9 +102,9 @@ def removal(ref: Ref) -> list[Put | Delete]:
     return [Delete(key) for key in shown_from(ref)[1:]]
 
 
-def log_ignored(registered: Instance, fields: Sequence[str]) -> None:
-    """Somebody meant to change more of an agent's service than it lets others change."""
-    log.warning("catalog_ignored", extra={"key": record_key(registered), "fields": ",".join(fields)})
+def log_ignored(key: str, fields: Sequence[str]) -> None:
+    """Somebody meant to change more of what an agent says than it lets others change."""
+    log.warning("catalog_ignored", extra={"key": key, "fields": ",".join(fields)})
 
 
 def log_removed(ref: Ref) -> None:

@@ -73,8 +73,7 @@ class Transactions:
             elif not isinstance(written, Entry):
                 log.info("catalog_written", extra={"key": record_key(written)})
         for ref, fields in outcome.ignored:
-            if (registered := self._outside.registered(*ref[1:])) is not None:
-                log_ignored(registered, fields)
+            log_ignored(shown_from(ref)[0], fields)
 
 
 def _writes(outcome: Outcome) -> Iterator[Put | Delete]:

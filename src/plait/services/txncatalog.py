@@ -15,7 +15,7 @@ from typing import Protocol
 from plait.model.cluster import Instance, Snapshot
 from plait.model.discovery import SERF_CHECK, CatalogNode, Check
 from plait.services.catalogrequests import check_id, node_name, parse_catalog_check, parse_instance, parse_node
-from plait.services.catalogrules import as_tags, ignored_fields
+from plait.services.catalogrules import as_tags, ignored_fields, says_itself
 from plait.services.checkrequests import of_service
 from plait.services.directory import SERVER_META, agent_node, server_instance
 from plait.services.kv import MAX_FLAGS
@@ -166,6 +166,9 @@ class CatalogRules:
         if own is None:
             shown = self._keep(ref, record)
         elif isinstance(record, CatalogNode):
+            shown = own
+        elif isinstance(record, Check) and says_itself(record, self._catalogue.snapshot()):
+            self._draft.ignored.append((ref, ("status",)))
             shown = own
         else:
             shown = self._beside(ref, record, own)
