@@ -2,8 +2,8 @@
 """Writes the references in docs/ that are made from the code, so that they cannot disagree with it.
 
 Data in: the click commands, the agent's `OPTIONS`, the registry of health conditions, the routes of the Consul API, the client
-library. Data out: docs/cli.md, docs/config.md, docs/health-codes.md, docs/http-api.md, docs/client-api.md. A house test compares the
-files with `references()`.
+library. Data out: docs/cli.md, docs/config.md, docs/health-codes.md, docs/http-api.md, docs/metrics.md, docs/client-api.md. A house test
+compares the files with `references()`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def references() -> dict[str, str]:
         "config.md": config_reference(),
         "health-codes.md": health_reference(),
         "http-api.md": http_reference(),
+        "metrics.md": metrics_reference(),
         "client-api.md": client_reference(),
     }
 
@@ -110,6 +111,25 @@ def health_reference() -> str:
         "| code | severity | what is wrong | what to do |",
         "|---|---|---|---|",
     ]
+    return "\n".join([*head, *rows]) + "\n"
+
+
+def metrics_reference() -> str:
+    """Every figure that an agent gives of itself."""
+    from plait.services.figures import FIGURES, prometheus_name
+
+    head = [
+        "# Metrics",
+        _NOTE,
+        "",
+        "`GET /v1/agent/metrics` as JSON in Consul's shape (counters and samples since the agent started); with `format=prometheus`, or to",
+        "who accepts text, in Prometheus' text format under the names in the second column. A summary has `_sum` and `_count` there.",
+        "`plait.kernel.*` are of a node of a cluster, `plait.dns.*` of an agent that answers DNS.",
+        "",
+        "| figure | Prometheus | kind | meaning |",
+        "|---|---|---|---|",
+    ]
+    rows = [f"| `{name}` | `{prometheus_name(name)}` | {of.kind} | {_cell(of.about)} |" for name, of in sorted(FIGURES.items())]
     return "\n".join([*head, *rows]) + "\n"
 
 

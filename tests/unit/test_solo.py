@@ -21,7 +21,9 @@ import pytest
 
 from plait.agent.consulconfig import WITHOUT_EFFECT, SoloSettings, read_files, settings_of
 from plait.model.errors import ConfigError
+from plait.services.figures import FIGURES
 
+KINDS = ("Gauges", "Counters", "Samples")
 PROGRAM = [sys.executable, "-m", "plait.cli.main", "consul", "agent"]
 
 
@@ -191,7 +193,7 @@ def test_dns_follows_dns_config_and_prepared_queries(tmp_path: Path) -> None:
         assert it.resolves("db.service.consul", "192.0.2.4")
         assert ttl("greens.query.consul") == 3, "a query without instances does not exist"
         end = time.monotonic() + 5
-        while "plait.dns.query_asked" not in (names := {row["Name"]: row["Value"] for row in it.ask("GET", "agent/metrics")["Gauges"]}):
+        while "plait.dns.query_asked" not in (names := {row["Name"]: row["Sum"] for row in it.ask("GET", "agent/metrics")["Counters"]}):
             assert time.monotonic() < end
         assert names["plait.dns.forward_rejected"] == 0
 
@@ -218,8 +220,19 @@ def test_a_port_that_is_taken_is_named() -> None:
 
 def test_metrics_coordinates_and_log_lines() -> None:
     with agent("-dev", "-node=n1") as it:
-        names = {row["Name"] for row in it.ask("GET", "agent/metrics")["Gauges"]}
-        assert {"consul.state.nodes", "consul.runtime.sys_bytes"} <= names
+        it.ask("PUT", "kv/a", 1)
+        it.ask("PUT", "agent/check/register", {"Name": "up", "TCP": f"127.0.0.1:{it.http}", "Interval": "1s", "Status": "passing"})
+        wanted = {name for name in FIGURES if not name.startswith("plait.kernel.")}
+        end = time.monotonic() + 10
+        while missing := wanted - {row["Name"] for kind in KINDS for row in it.ask("GET", "agent/metrics")[kind]}:
+            assert time.monotonic() < end, missing
+            time.sleep(0.1)
+        found = it.ask("GET", "agent/metrics")
+        assert {row["Name"]: row["Value"] for row in found["Gauges"]}["consul.state.kv_entries"] == 1
+        assert {row["Name"]: row["Count"] for row in found["Samples"]}["consul.kvs.apply"] == 1
+        with urlopen(f"http://127.0.0.1:{it.http}/v1/agent/metrics?format=prometheus", timeout=10) as answer:
+            judged = subprocess.run(["promtool", "check", "metrics"], input=answer.read(), capture_output=True, timeout=30)
+        assert (judged.returncode, judged.stdout + judged.stderr) == (0, b"")
         assert it.ask("GET", "agent/host")["Host"]["os"] == "linux"
         (row,) = it.ask("GET", "coordinate/node/n1")
         assert row["Coord"]["Vec"] == [0.0] * 8

@@ -22,6 +22,7 @@ from plait.agent.consulstate import KINDS as STATE_KINDS
 from plait.agent.consulstate import ConsulState
 from plait.agent.dnsqueries import QueryNames
 from plait.agent.dnswatch import DnsWatch
+from plait.agent.figures import Figures, of_health
 from plait.agent.followed import Followed
 from plait.agent.health import Health
 from plait.agent.identity import Identity
@@ -50,6 +51,7 @@ from plait.serve.consul_txn import TxnApi
 from plait.serve.event_hub import EventHub
 from plait.serve.plait_events import PlaitEventsApi
 from plait.services.checkviews import Json
+from plait.services.figures import Reading, Summary, readings
 from plait.services.views import Views
 from plait.store.api import Change, Store
 
@@ -88,7 +90,9 @@ class Discovery:
         self.queries = Queries(view, parts.store, self.kv)
         self.indexes = Indexes(journal)
         self._behind = True
-        self.dns_watch: DnsWatch | None = None
+        self.figures = Figures()
+        self.figures.add(self._readings)
+        self.figures.add(partial(of_health, parts.health))
         self.api = self._api()
         self.names = QueryNames(
             self.queries.all, self._entries, lambda node, ident: view.snapshot.instances.get((node, ident)), parts.identity.name
@@ -102,7 +106,7 @@ class Discovery:
             EventApi(self.consul_state),
             OperatorApi(self.consul_state, datacenter),
             CoordinateApi(self.consul_state, datacenter),
-            RuntimeApi(self._gauges),
+            RuntimeApi(self.figures.read),
             QueryApi(self.queries, name, datacenter, self._entries, self._p.contact_ms),
         )
         more = [route for part in parts for route in part.routes]
@@ -112,17 +116,29 @@ class Discovery:
         api.add(PlaitEventsApi(self.events).routes)
         return api
 
-    def _gauges(self) -> dict[str, float]:
+    def watch_dns(self, watch: DnsWatch) -> None:
+        """Show what it counts."""
+        self.figures.add(lambda: watch.figures)
+
+    def _readings(self) -> list[Reading]:
         snapshot = self._p.view.snapshot
         own = [instance for instance in snapshot.instances.values() if instance.node == snapshot.me]
-        return {
+        waiting = self.api.parked() + len(self.kv.key_waiters) + len(self.kv.session_waiters) + len(self.events.watchers)
+        values: dict[str, float | Summary] = {
+            "consul.autopilot.healthy": float(self._p.contact_ms() is not None),
             "consul.state.nodes": float(len(snapshot.nodes) + len(snapshot.catalog_nodes)),
             "consul.state.service_instances": float(len(snapshot.instances)),
             "consul.catalog.services.local": float(len(own)),
             "consul.state.checks": float(len(snapshot.checks)),
+            "consul.state.services": float(len({instance.name for instance in snapshot.instances.values()})),
+            "consul.state.kv_entries": float(len(self.kv.table)),
+            "consul.kvs.apply": self.kv.took_ms,
+            "plait.sessions": float(len(self.kv.sessions)),
             "plait.store.revision": float(snapshot.revision),
-            **(self.dns_watch.gauges if self.dns_watch is not None else {}),
+            "plait.http.waiting": float(waiting),
         }
+        runs = [Reading("plait.checks.runs", float(count), (("status", status),)) for status, count in self.runners.runs.items()]
+        return [*readings(values), *runs, *self.api.figures()]
 
     def change(self, changes: Iterable[Change], revision: int) -> None:
         """What the store says goes to who keeps that kind; keys and sessions are none of the view's business."""

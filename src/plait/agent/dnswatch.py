@@ -7,6 +7,7 @@ import asyncio
 
 from plait.agent.health import Health
 from plait.serve.dns_parent import DnsService, DnsUnavailable
+from plait.services.figures import Reading
 
 CODE = "dns-forwards-refused"
 EVERY_S = 1.0
@@ -15,12 +16,12 @@ CALM_S = 10.0
 
 
 class DnsWatch:
-    """Looks every second. `gauges` are the figures of the last look, empty before the first."""
+    """Looks every second. `figures` are those of the last look, none before the first."""
 
     def __init__(self, dns: DnsService, health: Health) -> None:
         self._dns, self._health = dns, health
         self._pid, self._rejected, self._since = 0, 0, CALM_S
-        self.gauges: dict[str, float] = {}
+        self.figures: list[Reading] = []
 
     async def run(self) -> None:
         """Never returns."""
@@ -36,8 +37,8 @@ class DnsWatch:
             return
         if stats.pid != self._pid:
             self._pid, self._rejected = stats.pid, 0
-        self.gauges = {f"plait.dns.{name}": float(value) for name, value in stats.counters.items()}
-        self.gauges |= {"plait.dns.restarts": float(stats.restarts), "plait.dns.names": float(stats.names)}
+        counts = {**stats.counters, "restarts": stats.restarts, "names": stats.names}
+        self.figures = [Reading(f"plait.dns.{name}", float(value)) for name, value in counts.items()]
         self._judge(stats.counters["forward_rejected"])
 
     def _judge(self, rejected: int) -> None:

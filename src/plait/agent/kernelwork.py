@@ -19,6 +19,7 @@ from plait.kernel.dryrun import DryRunKernel
 from plait.model.errors import KernelError
 from plait.model.objects import KernelObject, Key, Plan
 from plait.reconcile import diff, order
+from plait.services.figures import Summary
 
 log = logging.getLogger("plait.pass")
 REHEARSED_PASSES = 3
@@ -39,7 +40,8 @@ class KernelWork:
         self._kernel = kernel
         self._door = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "kernel")
-        self.passes = 0
+        self.passes = self.writes = 0
+        self.took_s = Summary()
 
     async def converge(self, plan: Callable[[], Plan], may_delete: bool) -> PassReport:
         """One full pass: list, plan, diff, apply. `plan` is called in the loop after the listing."""
@@ -48,6 +50,8 @@ class KernelWork:
             ops, result = await self._pass(self._kernel, plan, may_delete)
             self.passes += 1
             took = (time.monotonic() - started) * 1000
+            self.writes += len(ops)
+            self.took_s.add(took / 1000)
         if ops:
             log.info(
                 "pass_applied",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from plait.agent.view import View
 from plait.model.cluster import Snapshot
 from plait.model.errors import NotFound, PlaitError
 from plait.model.kv import Entry, Session
+from plait.services.figures import Summary
 from plait.services.kv import KvPut, Table, may_delete, put, released
 from plait.services.txnkeys import Keys
 from plait.store.api import Change, Compare, Delete, Item, Put, Store
@@ -82,6 +84,8 @@ class Kv:
         self._held: dict[str, set[str]] = {}
         self._living: dict[str, int] = {}
         self._delayed: dict[str, int] = {}
+        self.took_ms = Summary()
+        """Of the writes of keys and sessions, from the transaction to its durable answer."""
         self._started = False
         self._heard = asyncio.Event()
         self._heard.set()
@@ -218,8 +222,10 @@ class Kv:
 
     async def _commit(self, conditions: list[Compare], ops: list[Put | Delete]) -> bool:
         """One transaction; afterwards the replica has it, or what was there before it instead."""
+        began = time.monotonic()
         result = await self._store.txn(conditions, ops)
         await self._view.caught_up(result.revision)
+        self.took_ms.add((time.monotonic() - began) * 1000)
         return result.ok
 
     async def delete(self, key: str, recurse: bool = False, cas: int | None = None) -> bool:

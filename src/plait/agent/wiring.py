@@ -8,6 +8,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from plait.agent.admin import AdminParts, AgentAdmin
 from plait.agent.config import Config, Paths, load_config
 from plait.agent.discovery import Discovery, DiscoveryParts
 from plait.agent.dnswatch import DnsWatch
+from plait.agent.figures import of_kernel
 from plait.agent.health import Health
 from plait.agent.identity import Identity
 from plait.agent.journal import Journal, Write
@@ -136,7 +138,9 @@ class _Wiring:
             DiscoveryParts(config, identity, journal, store, self.view, self.health, self.publisher, self._contact_ms, engine)
         )
         self.discovery.api.add(ControlApi(self, identity.name).routes)
-        self.discovery.dns_watch = self.dns_watch = DnsWatch(self.dns, self.health)
+        self.dns_watch = DnsWatch(self.dns, self.health)
+        self.discovery.watch_dns(self.dns_watch)
+        self.discovery.figures.add(partial(of_kernel, self.work))
         self.view.subscribe(self._on_view)
         self.replica.subscribe(self.discovery.change, self._on_store)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from plait.checks.command import Commands, ContainerRuns
@@ -30,6 +31,8 @@ class Runners:
         self._resolver = resolver or Resolver()
         self._containers = ContainerRuns(commands) if commands is not None else None
         self._https: Https | None = None
+        self.runs: Counter[str] = Counter()
+        """How many ended with which status."""
 
     async def close(self) -> None:
         self._resolver.close()
@@ -38,6 +41,11 @@ class Runners:
 
     async def run(self, definition: CheckDefinition) -> Result:
         """Run it once. Never raises but when cancelled: what goes wrong is a critical result whose output says so."""
+        result = await self._judge(definition)
+        self.runs[result.status] += 1
+        return result
+
+    async def _judge(self, definition: CheckDefinition) -> Result:
         try:
             async with asyncio.timeout(definition.timeout):
                 return await self._run(definition)

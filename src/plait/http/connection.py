@@ -279,6 +279,7 @@ class Connection(asyncio.BufferedProtocol):
         except ValueError as error:
             return self._finish(self._server.app.refused(error, self._current))
         self._transport.write(data)
+        self._server.answered[answer.status // 100] += 1
         return None
 
     def _keeps(self, may: bool) -> bool:
@@ -296,6 +297,7 @@ class Connection(asyncio.BufferedProtocol):
             async with aclosing(answer.chunks) as chunks:
                 keep = self._keeps(request.keep and not request.old)
                 self._transport.write(head_bytes(answer, request, None, keep, self._server.date))
+                self._server.answered[answer.status // 100] += 1
                 if request.method == "HEAD":
                     return None
                 async for chunk in chunks:
@@ -323,6 +325,7 @@ class Connection(asyncio.BufferedProtocol):
         if not self._begun:
             self._reader = None  # of the memory that ten thousand of these need, a good part
         self._parked = parked
+        self._server.parked += 1
         wait_s, sweep_s = parked.wait_s(), self._server.limits.sweep_s
         if wait_s < 4 * sweep_s:
             self._look_after(wait_s)
@@ -339,6 +342,7 @@ class Connection(asyncio.BufferedProtocol):
             self._timer.cancel()
             self._timer = None
         if parked is not None:
+            self._server.parked -= 1
             parked.leave(self)
 
     def _end(self) -> None:

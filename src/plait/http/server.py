@@ -77,6 +77,10 @@ class HttpServer:
         self.date = ""
         """For the Date field (RFC 9110, section 6.6.1)."""
         self.port = 0
+        self.answered = [0] * 6
+        """Answers by the first digit of their status."""
+        self.parked = 0
+        """Requests that wait for a change without a task."""
         self._max = self.limits.connections
         self._woken: list[Connection] = []
         self._server: asyncio.Server | None = None

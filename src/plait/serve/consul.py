@@ -37,6 +37,7 @@ from plait.serve.consul_router import Router
 from plait.serve.http_answers import Answers, Found, Indexes
 from plait.services.checkrequests import service_checks
 from plait.services.directory import CONSUL_VERSION, SERVER_META, Topic
+from plait.services.figures import Reading
 from plait.services.index import content_hash
 from plait.services.requests import BadRequest, parse_service
 from plait.services.views import Views, container_address, seed_answer
@@ -73,6 +74,7 @@ class ConsulApi:
         parts = [*ChecksApi(checks, self.directory, node, datacenter).routes] if checks is not None else []
         if outside is not None:
             parts += OutsideApi(outside, self.directory, datacenter).routes
+        self._server: HttpServer | None = None
         self.router = Router(datacenter)
         self.router.add((*parts, *self._agent_routes(), *self._catalogue_routes(), *more))
         """The first that matches counts, so exact ones come before those with a variable part."""
@@ -91,7 +93,22 @@ class ConsulApi:
 
     def server(self, limits: Limits | None = None) -> HttpServer:
         """A server of all this, to be started."""
-        return HttpServer(self.router, limits)
+        self._server = HttpServer(self.router, limits)
+        return self._server
+
+    def figures(self) -> list[Reading]:
+        """Of that server."""
+        server = self._server
+        if server is None:
+            return []
+        answers = [
+            Reading("plait.http.answers", float(count), (("status", f"{digit}xx"),)) for digit, count in enumerate(server.answered) if count
+        ]
+        return [*answers, Reading("plait.http.connections", float(len(server.connections)))]
+
+    def parked(self) -> int:
+        """Reads that wait for a change."""
+        return self._server.parked if self._server is not None else 0
 
     def _agent_routes(self) -> list[Route]:
         local = self._local

@@ -7,12 +7,12 @@ import asyncio
 import logging
 import os
 import platform
-import resource
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 
 from plait.http.message import Answer
 from plait.serve.consul_http import Call, Route, StreamAnswer, encoded, json_answer, text_answer
+from plait.services.figures import Reading, consul_json, prometheus_text
 from plait.services.requests import BadRequest
 
 log = logging.getLogger("plait.monitor")
@@ -27,14 +27,13 @@ _LEVELS: Mapping[str, int] = {
 }
 _WAITING_LINES = 512
 """Lines that a slow reader may lag behind; further ones are lost to it."""
-Gauges = Callable[[], Mapping[str, float]]
 
 
 class RuntimeApi:
-    """`gauges` gives names (Consul's spelling, with dots) and values."""
+    """`figures` reads all figures of the agent."""
 
-    def __init__(self, gauges: Gauges) -> None:
-        self._gauges = gauges
+    def __init__(self, figures: Callable[[], list[Reading]]) -> None:
+        self._figures = figures
         self.routes = (
             Route("agent/metrics", "figures of this agent; `format=prometheus`", {"GET": self._metrics}),
             Route("agent/monitor", "log lines as they occur, until the client goes; `loglevel`, `logjson`", {"GET": self._monitor}),
@@ -42,12 +41,11 @@ class RuntimeApi:
         )
 
     async def _metrics(self, call: Call) -> Answer:
-        found = {**self._gauges(), **process_gauges()}
+        found = self._figures()
         if call.one("format") == "prometheus" or "openmetrics" in call.accept or "text/plain" in call.accept:
             return text_answer(200, prometheus_text(found), {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
-        rows = [{"Name": name, "Value": value, "Labels": {}} for name, value in sorted(found.items())]
         now = time.strftime("%Y-%m-%d %H:%M:%S +0000 UTC", time.gmtime())
-        return json_answer(encoded({"Timestamp": now, "Gauges": rows, "Points": [], "Counters": [], "Samples": []}, call.flag("pretty")))
+        return json_answer(encoded(consul_json(found, now), call.flag("pretty")))
 
     async def _monitor(self, call: Call) -> Answer:
         level = _LEVELS.get((call.one("loglevel") or "info").lower())
@@ -68,25 +66,6 @@ class RuntimeApi:
             "Errors": None,
         }
         return json_answer(encoded(body, call.flag("pretty")))
-
-
-def process_gauges() -> dict[str, float]:
-    """Of this process: memory, tasks, CPU time."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return {
-        "consul.runtime.sys_bytes": used.ru_maxrss * 1024.0,
-        "consul.runtime.num_goroutines": float(len(asyncio.all_tasks())),
-        "plait.process.cpu_seconds": used.ru_utime + used.ru_stime,
-    }
-
-
-def prometheus_text(gauges: Mapping[str, float]) -> str:
-    """The text format 0.0.4, sorted by name."""
-    lines = []
-    for name, value in sorted(gauges.items()):
-        key = name.replace(".", "_").replace("-", "_")
-        lines += [f"# HELP {key} {key}", f"# TYPE {key} gauge", f"{key} {value:g}"]
-    return "\n".join(lines) + "\n"
 
 
 async def _lines(level: int) -> AsyncGenerator[bytes]:

@@ -32,6 +32,9 @@ class Table:
         self._oldest: OrderedDict[str, None] = OrderedDict()
         self._floor = 1
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def start_at(self, revision: int) -> None:
         """Deletions up to this revision were not seen: any key may have been deleted then."""
         self._floor = max(self._floor, revision)

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures that an agent gives of itself: which there are, and how Consul's API and Prometheus write them.
+
+Data in: readings (all since the agent started). Data out: a JSON-able value, a text. Names are Consul's where it has the figure, so that
+its dashboards find them. Sources: Consul's public telemetry reference (names, the shape of `/v1/agent/metrics`); Prometheus' text format
+0.0.4 and its naming rules (a counter ends in `_total`, units are seconds and bytes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple
+
+Kind = Literal["counter", "gauge", "summary"]
+Labels = tuple[tuple[str, str], ...]
+
+
+class Figure(NamedTuple):
+    """counter: only grows. gauge: the value now. summary: a Summary."""
+
+    kind: Kind
+    about: str
+
+
+def _dns(**abouts: str) -> dict[str, Figure]:
+    return {f"plait.dns.{name}": Figure("counter", about) for name, about in abouts.items()}
+
+
+FIGURES: Mapping[str, Figure] = {
+    "consul.autopilot.healthy": Figure("gauge", "1 while the shared store can be reached, else 0"),
+    "consul.catalog.services.local": Figure("gauge", "instances that this agent registered"),
+    "consul.kvs.apply": Figure("summary", "milliseconds from a write of keys to its durable answer"),
+    "consul.runtime.alloc_bytes": Figure("gauge", "resident memory of the agent, bytes"),
+    "consul.runtime.num_goroutines": Figure("gauge", "tasks of the agent's event loop"),
+    "consul.runtime.sys_bytes": Figure("gauge", "the most resident memory that the agent ever had, bytes"),
+    "consul.state.checks": Figure("gauge", "health checks in the catalogue"),
+    "consul.state.kv_entries": Figure("gauge", "keys"),
+    "consul.state.nodes": Figure("gauge", "nodes in the catalogue"),
+    "consul.state.service_instances": Figure("gauge", "instances in the catalogue"),
+    "consul.state.services": Figure("gauge", "names of services in the catalogue"),
+    "plait.checks.runs": Figure("counter", "runs of this agent's health checks, by `status`"),
+    "plait.conditions": Figure("gauge", "what `plait status` says is wrong now, by `severity`"),
+    **_dns(
+        cache_misses="answers that were made, not kept",
+        dropped="messages that deserve no answer",
+        forward_failed="queries that no resolver answered",
+        forward_rejected="queries for other names that were answered SERVFAIL because as many as allowed were waiting",
+        forwarded="queries sent to resolvers",
+        query_asked="prepared queries that the agent was asked for",
+        query_failed="prepared queries that it did not answer",
+        query_rejected="prepared queries that were answered SERVFAIL because as many as allowed were waiting",
+        restarts="times that the DNS process was started again",
+        send_failures="answers that could not be sent",
+        tcp_connections="connections",
+        tcp_evicted="connections closed to make room",
+        tcp_queries="queries over TCP",
+        udp_queries="queries over UDP",
+    ),
+    "plait.dns.names": Figure("gauge", "names that the DNS process answers"),
+    "plait.http.answers": Figure("counter", "answers of the discovery API, by class of `status` (2xx)"),
+    "plait.http.connections": Figure("gauge", "open connections of the discovery API"),
+    "plait.http.waiting": Figure("gauge", "blocking queries and streams that wait for a change"),
+    "plait.kernel.pass_seconds": Figure("summary", "time of a pass that compares the kernel with what it should be"),
+    "plait.kernel.writes": Figure("counter", "changes made to the kernel by passes"),
+    "plait.process.cpu_seconds": Figure("counter", "CPU time of the agent, seconds"),
+    "plait.sessions": Figure("gauge", "sessions"),
+    "plait.store.revision": Figure("gauge", "revision of the shared store that this agent has"),
+}
+"""By name, with dots."""
+
+
+class Summary:
+    """How many values there were, their sum, the least and the greatest."""
+
+    __slots__ = ("count", "greatest", "least", "sum")
+
+    def __init__(self) -> None:
+        self.count, self.sum, self.least, self.greatest = 0, 0.0, 0.0, 0.0
+
+    def add(self, value: float) -> None:
+        self.least = value if not self.count else min(self.least, value)
+        self.greatest = max(self.greatest, value)
+        self.count += 1
+        self.sum += value
+
+
+class Reading(NamedTuple):
+    """One figure, of what its labels tell apart."""
+
+    name: str
+    value: float | Summary
+    labels: Labels = ()
+
+
+def readings(values: Mapping[str, float | Summary]) -> list[Reading]:
+    """Readings without labels."""
+    return [Reading(name, value) for name, value in values.items()]
+
+
+def consul_json(found: Iterable[Reading], at: str) -> dict[str, object]:
+    """As `/v1/agent/metrics` gives them, each list ordered by name and labels. Counters and samples are of all the time since the agent
+    started, where Consul's are of ten seconds. `at`: the time, as text."""
+    gauges, counters, samples = [], [], []
+    for reading in sorted(found, key=lambda one: (one.name, one.labels)):
+        head: dict[str, object] = {"Name": reading.name}
+        labels = {"Labels": dict(reading.labels)}
+        value = reading.value
+        if isinstance(value, Summary):
+            mean = value.sum / value.count if value.count else 0.0
+            spread = {"Min": value.least, "Max": value.greatest, "Mean": mean}
+            samples.append({**head, "Count": value.count, "Sum": value.sum, **spread, **labels})
+        elif FIGURES[reading.name].kind == "counter":
+            counters.append({**head, "Count": int(value), "Sum": value, "Min": 0.0, "Max": value, "Mean": value, **labels})
+        else:
+            gauges.append({**head, "Value": value, **labels})
+    return {"Timestamp": at, "Gauges": gauges, "Points": [], "Counters": counters, "Samples": samples}
+
+
+def prometheus_text(found: Iterable[Reading]) -> str:
+    """The text format 0.0.4, ordered by name and labels."""
+    lines: list[str] = []
+    before = ""
+    for reading in sorted(found, key=lambda one: (one.name, one.labels)):
+        figure = FIGURES[reading.name]
+        key = prometheus_name(reading.name)
+        if reading.name != before:
+            lines += [f"# HELP {key} {figure.about}", f"# TYPE {key} {figure.kind}"]
+            before = reading.name
+        labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in reading.labels)
+        braces = f"{{{labels}}}" if labels else ""
+        if isinstance(reading.value, Summary):
+            lines += [f"{key}_sum{braces} {reading.value.sum!r}", f"{key}_count{braces} {reading.value.count}"]
+        else:
+            lines.append(f"{key}{braces} {float(reading.value)!r}")
+    return "\n".join(lines) + "\n"
+
+
+def prometheus_name(name: str) -> str:
+    """What a figure is called there."""
+    key = name.replace(".", "_").replace("-", "_")
+    return f"{key}_total" if FIGURES[name].kind == "counter" else key
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
