@@ -247,6 +247,14 @@ async def test_a_query_that_is_none_is_not_found(pair: Pair, method: str, path: 
     assert await pair[0].call(method, path, body) == (404, "Query not found")
 
 
+@pytest.mark.parametrize("word", ["execute", "explain"])
+async def test_carrying_out_and_explaining_is_only_asked_by_get(pair: Pair, word: str) -> None:
+    for method in ("PUT", "DELETE"):
+        assert await pair[0].call(method, f"query/x/{word}", {}) == (405, f"method {method} not allowed")
+    assert await pair[0].call("GET", f"query/{word}") == (404, "Query not found")
+    assert await pair[0].call("GET", f"query//{word}") == (400, "Missing query ID")
+
+
 async def test_a_name_is_given_once_whichever_node_is_asked(pair: Pair) -> None:
     one, two, _ = pair
     body = {"Name": "web", "Service": {"Service": "web"}}

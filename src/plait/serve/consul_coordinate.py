@@ -19,6 +19,8 @@ from plait.services.requests import BadRequest, fold, name_of, text_of
 
 Json = dict[str, object]
 DIMENSIONS = 8
+_MOST = 1e100
+"""Far beyond every distance, and its square is still a number."""
 
 
 class CoordinateBackend(Protocol):
@@ -121,8 +123,8 @@ def parse_coordinate(body: object) -> Coordinate:
 
 
 def _number(value: object, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadRequest(f"Request decode failed: Coord.{key} must be a finite number, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _MOST:
+        raise BadRequest(f"Request decode failed: Coord.{key} must be a finite number, got {str(value)[:40]!r}")
     return float(value)
 
 

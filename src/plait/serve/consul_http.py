@@ -24,6 +24,8 @@ from plait.services.requests import BadRequest, Refusal, TooLarge, duration_s, f
 
 DEFAULT_WAIT_S, MAX_WAIT_S = 300.0, 600.0
 _MAX_INDEX = (1 << 64) - 1
+_MAX_DEPTH = 100
+"""Levels of lists and objects in a body. Python's JSON goes to a thousand, less those of its own caller."""
 _COMMON = {"Vary": "Accept-Encoding", "X-Consul-Default-Acl-Policy": "allow"}
 
 Consistency = Literal["leader", "stale", "consistent"]
@@ -88,12 +90,15 @@ class Call(msgspec.Struct, frozen=True):
         raise BadRequest(f"Invalid value for ?{name}")
 
     def json(self) -> object:
-        """The body as JSON whatever its Content-Type says, None if it is empty. Every text in it can be written as UTF-8."""
+        """The body as JSON whatever its Content-Type says, None if it is empty. All of it can be written as JSON in UTF-8 again, below a
+        few levels of an answer. BadRequest."""
         try:
             value: object = json.loads(self.body or b"null")
-            json.dumps(value, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         except (ValueError, RecursionError) as error:
             raise BadRequest(f"Request decode failed: {error}") from error
+        if self.body.count(b"[") + self.body.count(b"{") > _MAX_DEPTH < _depth(value):
+            raise BadRequest(f"Request decode failed: it is nested deeper than {_MAX_DEPTH} levels")
         return value
 
     def index(self) -> int:
@@ -141,6 +146,15 @@ class Call(msgspec.Struct, frozen=True):
                 raise BadRequest(f'Invalid query parameter: "{name}" - Namespaces are a Consul Enterprise feature')
 
 
+def _depth(value: object) -> int:
+    """How many lists and objects lie in one another."""
+    depth, level = 0, [value]
+    while level := [inner for inner in level if isinstance(inner, list | dict)]:
+        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        depth += 1
+    return depth
+
+
 Handler = Callable[[Call], Answer | Parked | Awaitable[Answer | Parked]]
 
 
@@ -156,7 +170,7 @@ class Repeated:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The path below /v1/ with `<names>` for its variable part, what it is for, and who answers which method. `max_body`: bytes that a
+    """The path below /v1/ with a `<name>` for its variable part, what it is for, and who answers which method. `max_body`: bytes that a
     request may hold if that is another number than for all."""
 
     path: str
@@ -166,10 +180,13 @@ class Route:
 
     def match(self, path: str) -> tuple[str, ...] | None:
         """The variable parts of `path`, which may hold "/" and may be empty; None if it is another path."""
-        fixed, name, _ = self.path.partition("<")
+        fixed, name, rest = self.path.partition("<")
         if not name:
             return () if path == fixed else None
-        return (path.removeprefix(fixed),) if path.startswith(fixed) else None
+        tail = rest.partition(">")[2]
+        if not path.startswith(fixed) or not path.endswith(tail) or len(path) < len(fixed) + len(tail):
+            return None
+        return (path[len(fixed) : len(path) - len(tail)],)
 
 
 class StreamAnswer(HttpStream):

@@ -50,7 +50,9 @@ class QueryApi:
         one = {"GET": self._get, "PUT": self._update, "DELETE": self._delete}
         self.routes = (
             Route("query", "all prepared queries; POST makes one", {"GET": self._list, "POST": self._create}),
-            Route("query/<id>", "one query; `<id or name>/execute` (`near`, `limit`) and `<id or name>/explain`", one),
+            Route("query/<id>/execute", "what the query of that id or name gives", {"GET": self._execute}),
+            Route("query/<id>/explain", "the query that an id or name comes to, filled in", {"GET": self._explain}),
+            Route("query/<id>", "one query", one),
         )
 
     async def _list(self, call: Call) -> Answer:
@@ -62,12 +64,7 @@ class QueryApi:
         return json_answer(encoded({"ID": query.id}, call.flag("pretty")))
 
     async def _get(self, call: Call) -> Answer:
-        wanted, _, action = call.part("query ID").rpartition("/")
-        if wanted and action == "execute":
-            return self._execute(call, wanted)
-        if wanted and action == "explain":
-            return self._read(call, {"Query": query_json(self._found(wanted))})
-        query = self._backend.get(call.parts[0])
+        query = self._backend.get(call.part("query ID"))
         if query is None:
             raise Missing(_MISSING)
         return self._read(call, [query_json(query)])
@@ -82,14 +79,17 @@ class QueryApi:
             raise Missing(_MISSING)
         return text_answer(200, "")
 
-    def _found(self, wanted: str) -> PreparedQuery:
-        query = find_query(self._backend.all(), wanted)
+    async def _explain(self, call: Call) -> Answer:
+        return self._read(call, {"Query": query_json(self._found(call))})
+
+    def _found(self, call: Call) -> PreparedQuery:
+        query = find_query(self._backend.all(), call.part("query ID"))
         if query is None:
             raise Missing(_MISSING)
         return query
 
-    def _execute(self, call: Call, wanted: str) -> Answer:
-        query, limit = self._found(wanted), call.number("limit")
+    async def _execute(self, call: Call) -> Answer:
+        query, limit = self._found(call), call.number("limit")
         near = call.one("near") or query.selection.near
         near = self._node if near == "_agent" else near
         nodes = choose(query.selection, self._entries(query.selection.service), near, random.shuffle)

@@ -23,6 +23,7 @@ _PORT_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]{0,60}[A-Za-z0-9])?")
 """One label of DNS, with room for the underscore that RFC 2782 puts before it."""
 _PROTOCOLS: Mapping[str, Protocol] = {"tcp": "tcp", "udp": "udp", "sctp": "sctp"}
 _MAX_META, _MAX_META_VALUE, _MAX_WEIGHT, _MAX_PORTS = 64, 512, 65535, 64
+_MAX_DURATION_S = ((1 << 63) - 1) / 1e9
 _MAX_NAME = 512
 """Bytes of a service name or id: it must still fit into a key of the store, and into the path of a request that names it."""
 
@@ -40,7 +41,7 @@ class TooLarge(BadRequest):
 
 
 def duration_s(text: str) -> float:
-    """A Go duration ("1m30s", "100ms", "0") in seconds (Go: time.ParseDuration). ValueError if it is none, or negative."""
+    """A Go duration ("1m30s", "100ms", "0") in seconds (Go: time.ParseDuration). ValueError if it is none, negative, or too long."""
     if text == "0":
         return 0.0
     position, total = 0, 0.0
@@ -52,6 +53,8 @@ def duration_s(text: str) -> float:
         position = match.end()
     if not text:
         raise ValueError("an empty text is not a duration")
+    if total > _MAX_DURATION_S:
+        raise ValueError(f"{text[:40]!r} is too long for a duration")
     return total
 
 
@@ -62,8 +65,8 @@ def fold(body: object) -> dict[str, object]:
     return {str(key).lower().replace("_", ""): value for key, value in body.items()}
 
 
-_KEPT = ("Kind", "Proxy", "Locality", "SocketPath")
-"""Keys of a service that are kept and shown as they are."""
+_KEPT: Mapping[str, type] = {"Kind": str, "Proxy": Mapping, "Locality": Mapping, "SocketPath": str}
+"""Keys of a service that are kept and shown as they are, and what they must be."""
 
 
 def parse_service(body: object, node: str) -> Instance:
@@ -88,7 +91,7 @@ def parse_service(body: object, node: str) -> Instance:
         tagged_addresses={kind: address for kind, (address, _) in tagged.items()},
         tagged_ports={kind: port for kind, (_, port) in tagged.items() if port},
         enable_tag_override=flag_of(raw, "enabletagoverride"),
-        extra={key: raw[key.lower()] for key in _KEPT if raw.get(key.lower())},
+        extra=_kept_of(raw),
         weight_passing=passing,
         weight_warning=warning,
     )
@@ -171,6 +174,14 @@ def _named_port(value: object) -> NamedPort:
     if protocol not in _PROTOCOLS:
         raise BadRequest(f"Invalid Ports: the protocol of {name!r} must be one of {', '.join(_PROTOCOLS)}, got {protocol!r}")
     return NamedPort(name, port, flag_of(raw, "default"), _PROTOCOLS[protocol])
+
+
+def _kept_of(raw: Mapping[str, object]) -> dict[str, object]:
+    found = {key: raw[key.lower()] for key in _KEPT if raw.get(key.lower())}
+    for key, value in found.items():
+        if not isinstance(value, _KEPT[key]):
+            raise BadRequest(f"Request decode failed: {key.lower()} must be {'a text' if _KEPT[key] is str else 'an object'}")
+    return found
 
 
 def tags_of(value: object) -> tuple[str, ...]:

@@ -52,10 +52,10 @@ def _lock_delay(value: object) -> float:
     try:
         if isinstance(value, str):
             seconds = duration_s(value)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
+        elif isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1 << 63:
             seconds = float(value) if value < 1000 else value / _NS
         else:
-            raise ValueError(f"got {type(value).__name__}")
+            raise ValueError(f"got {str(value)[:40]!r}")
     except ValueError as error:
         raise BadRequest(f"Request decode failed: LockDelay must be a duration: {error}") from error
     if seconds < 0:
