@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,7 +135,46 @@ def metrics_reference() -> str:
 
 
 def http_reference() -> str:
-    """Every path of the Consul-compatible API."""
+    """Every operation of the Consul-compatible API, its parameters, and what bodies and answers look like."""
+    from plait.serve.openapi import described, spelled
+    from plait.serve.openapi_shapes import SHAPES
+    from plait.serve.openapi_table import EVERYWHERE, PARAMETERS, STATUSES
+    from plait.services.directory import CONSUL_VERSION
+
+    always = ", ".join(f"`{name}`" for name in EVERYWHERE.split())
+    statuses = ", ".join(f"{status} ({about})" for status, about in STATUSES.items())
+    lines = [
+        "# HTTP API",
+        _NOTE,
+        "",
+        f"What the agent answers on `127.0.0.1:8500`, as Consul {CONSUL_VERSION} does; any other path below `/v1/` is answered with 404.",
+        "The same for programs, as OpenAPI 3.1: `GET /v1/plait/openapi.json`. What stands in `<>` may hold `/`. Bodies are read as JSON",
+        "whatever their Content-Type says, keys in whatever case, with or without `_`; keys that nobody knows are ignored.",
+        "",
+        f"Every call takes {always}. *Blocking* reads take `index` and `wait` until their own result changes, and what reads of",
+        "*consistency* take: `stale`, `consistent`, `cached`, `max_stale`; answers of both say `X-Consul-Index` and how old they are.",
+        f"Every call may be answered with {statuses}. The server",
+        "itself answers 404, 405 (`Allow` tells what is possible), 408, 413, 431, 503.",
+        "",
+        "| method | path | | parameters | body | answer | more statuses |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += (_operation_row(*row) for row in described(api_routes()))
+    lines += ["", "## Parameters", "`flag`: true without a value, with `1` or `true`. `[text]`: may be given several times."]
+    lines += ["", "| name | value | |", "|---|---|---|"]
+    lines += (f"| `{name}` | {_kind(schema)} | {_cell(about)} |" for name, (schema, about) in PARAMETERS.items())
+    lines += [
+        "",
+        "## Bodies and answers",
+        "`{*: x}` is a map, `[x]` a list; a key with `?` may be absent; numbers are whole, a float need not be.",
+    ]
+    for name, shape in SHAPES.items():
+        lines += ["", f"### {name}", "```", *textwrap.wrap(spelled(shape), 138), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def api_routes() -> tuple[Any, ...]:
+    """All routes that an agent's API has."""
     from plait.serve.consul import ConsulApi
     from plait.serve.consul_backend import CatalogBackend, CheckOwner, Outside
     from plait.serve.consul_control import ControlApi
@@ -146,28 +186,31 @@ def http_reference() -> str:
     from plait.serve.consul_runtime import RuntimeApi
     from plait.serve.consul_txn import TxnApi
     from plait.serve.plait_events import PlaitEventsApi
-    from plait.services.directory import CONSUL_VERSION
+    from plait.serve.plait_openapi import OpenApi
 
     nobody: Any = SimpleNamespace(table=None)
     served = (KvApi(nobody, ""), TxnApi(nobody, ""), EventApi(nobody), OperatorApi(nobody, ""), QueryApi(nobody, "", "", nobody, nobody))
-    own = (CoordinateApi(nobody, ""), RuntimeApi(nobody), ControlApi(nobody, ""), PlaitEventsApi(nobody))
+    own = (CoordinateApi(nobody, ""), RuntimeApi(nobody), ControlApi(nobody, ""), PlaitEventsApi(nobody), OpenApi(nobody))
     more = [route for part in (*served, *own) for route in part.routes]
-    routes = ConsulApi(cast(CatalogBackend, nobody), "", "", more, cast(CheckOwner, nobody), cast(Outside, nobody)).routes
-    rows = [f"| {' '.join(route.methods)} | `/v1/{route.path}` | {_cell(route.about)} |" for route in routes]
-    head = [
-        "# HTTP API",
-        _NOTE,
-        "",
-        f"What the agent answers on `127.0.0.1:8500`, as Consul {CONSUL_VERSION} does; any other path below `/v1/` is answered with 404.",
-        "Reads of `catalog/` and `health/` (without `catalog/datacenters`) block with `index` and `wait` until their own result changes,",
-        "and take `stale`, `consistent`, `cached`, `max_stale` and `node-meta`; `dc` and `ns` are checked everywhere, `pretty` indents the",
-        "answer, `near` sorts lists by the distance that coordinates tell. Lists",
-        "of nodes, services and checks take `filter`, its regular expressions are RE2's.",
-        "",
-        "| method | path | |",
-        "|---|---|---|",
-    ]
-    return "\n".join([*head, *rows]) + "\n"
+    return ConsulApi(cast(CatalogBackend, nobody), "", "", more, cast(CheckOwner, nobody), cast(Outside, nobody)).routes
+
+
+def _operation_row(method: str, route: Any, operation: Any) -> str:
+    from plait.serve.openapi import spelled
+    from plait.serve.openapi_table import BLOCKING, CONSISTENCY
+
+    takes = operation.takes
+    for names, word in ((BLOCKING, "*blocking*"), (CONSISTENCY, "*consistency*")):
+        takes = takes.replace(names, word)
+    parameters = ", ".join(name if name.startswith("*") else f"`{name}`" for name in takes.split())
+    body, answer = (("refused" if shape is None else spelled(shape)) for shape in (operation.body or "", operation.answer))
+    more = ", ".join(f"{status}: {text}" for status, text in operation.more.items())
+    return f"| {method} | `/v1/{route.path}` | {_cell(route.about)} | {parameters} | {_cell(body)} | {_cell(answer)} | {_cell(more)} |"
+
+
+def _kind(schema: Any) -> str:
+    kind = {"string": "text", "integer": "number", "boolean": "flag", "array": "[text]"}
+    return kind[schema["type"]]
 
 
 def client_reference() -> str:

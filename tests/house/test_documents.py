@@ -24,7 +24,7 @@ def generator() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["cli.md", "config.md", "health-codes.md", "client-api.md"])
+@pytest.mark.parametrize("name", ["cli.md", "config.md", "health-codes.md", "client-api.md", "http-api.md"])
 def test_generated_references_are_fresh(name: str) -> None:
     assert (ROOT / "docs" / name).read_text() == generator().references()[name], "run `make docs`"
 

@@ -50,6 +50,7 @@ from plait.serve.consul_runtime import RuntimeApi
 from plait.serve.consul_txn import TxnApi
 from plait.serve.event_hub import EventHub
 from plait.serve.plait_events import PlaitEventsApi
+from plait.serve.plait_openapi import OpenApi
 from plait.services.checkviews import Json
 from plait.services.figures import Reading, Summary, readings
 from plait.services.views import Views
@@ -113,7 +114,7 @@ class Discovery:
         api = ConsulApi(self.catalog, name, datacenter, more, self.checkup, self.outside, self.indexes)
         api.set_coordinates(lambda: coord_json(self.consul_state.coordinate(name)[0]), partial(near, self.consul_state))
         self.events = EventHub(self.catalog, lambda: api.directory(), datacenter)
-        api.add(PlaitEventsApi(self.events).routes)
+        api.add((*PlaitEventsApi(self.events).routes, *OpenApi(lambda: api.routes).routes))
         return api
 
     def watch_dns(self, watch: DnsWatch) -> None:
