@@ -121,16 +121,7 @@ class _Wiring:
             self.loops.refresh_node,
             self.loops.firewall_changed,
         )
-        self.ops = AgentOperations(
-            self.view,
-            journal,
-            self.work,
-            self.addresses,
-            self.networks,
-            self.loops.names_settled,
-            self.reconciler.once,
-            lambda: self.loops.fast_path,
-        )
+        self.ops = self._operations()
         self.sandboxes = self._sandboxes()
         self.docker = self._docker() if config.docker_enabled else None
         engine = self.docker.engine if self.docker is not None else None
@@ -143,6 +134,18 @@ class _Wiring:
         self.discovery.figures.add(partial(of_kernel, self.work))
         self.view.subscribe(self._on_view)
         self.replica.subscribe(self.discovery.change, self._on_store)
+
+    def _operations(self) -> AgentOperations:
+        return AgentOperations(
+            self.view,
+            self.journal,
+            self.work,
+            self.addresses,
+            self.networks,
+            self.loops.names_settled,
+            self.reconciler.once,
+            lambda: self.loops.fast_path,
+        )
 
     def _parts(self) -> Parts:
         return Parts(
