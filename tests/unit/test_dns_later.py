@@ -148,7 +148,8 @@ async def test_the_timeout_and_the_bound_are_those_that_were_set(service: DnsSer
     transport.close()
     await watch.look()
     assert [active.condition.code for active in health.active()] == [CODE] and "2 queries" in health.active()[0].text
-    assert watch.gauges["plait.dns.forward_rejected"] == 2 and watch.gauges["plait.dns.udp_queries"] >= 6
+    figures = {reading.name: reading.value for reading in watch.figures}
+    assert figures["plait.dns.forward_rejected"] == 2 and figures["plait.dns.udp_queries"] >= 6
     for _ in range(10):
         await watch.look()
     assert health.active() == [], "it ends once nothing was turned away for a while"
