@@ -27,6 +27,9 @@ class _Done(Future[None]):
         super().__init__()
         self._disk, self._number = disk, number
 
+    def done(self) -> bool:
+        return self._number <= self._disk.flushed
+
     def result(self, timeout: float | None = None) -> None:
         self._disk.waited += self._number > self._disk.flushed
         self._disk.flush(self._number)
@@ -91,6 +94,7 @@ STEPS = st.one_of(
     st.tuples(st.just("own"), st.sampled_from(QUERIES)),
     st.tuples(st.just("stored"), st.sampled_from(QUERIES)),
     st.tuples(st.just("elsewhere"), st.integers(1, 20)),
+    st.tuples(st.just("look"), st.none()),
     st.tuples(st.just("crash"), st.tuples(st.integers(0, 3), st.integers(0, 9))),
 )
 
@@ -115,11 +119,41 @@ def test_no_index_goes_back_and_no_change_is_missed(steps: list[tuple[str, Any]]
             backend.revision += what == "stored"
         elif what == "elsewhere":
             backend.revision += arg
+        elif what == "look":
+            life.indexes.ahead(backend.revision)
         else:  # what the agent has of the store may be older than what it had
             more, lag = arg
             disk.crash(more)
             backend.revision = max(1, backend.revision - lag)
             life = Life(disk, backend)
+
+
+@given(st.lists(st.floats(0, 1), max_size=40))
+def test_however_fast_the_store_is_written_no_reader_waits_for_the_disk(paces: list[float]) -> None:
+    """Looked at once a second, it may be written up to four times as fast as in the second before."""
+    disk = Disk()
+    indexes = Indexes(disk)  # type: ignore[arg-type]
+    revision, fastest = 2, 512
+    indexes.cover(revision)
+    for part in paces:
+        indexes.ahead(revision)
+        disk.flush(disk.submitted)
+        pace = round(part * fastest)
+        indexes.cover(revision + pace // 2)
+        indexes.cover(revision + pace)
+        revision, fastest = revision + pace, max(512, min(4 * pace, 1 << 40))
+    assert disk.waited == 1
+
+
+def test_keeping_ahead_of_a_busy_store_costs_a_write_every_few_seconds() -> None:
+    disk = Disk()
+    indexes = Indexes(disk)  # type: ignore[arg-type]
+    for second in range(100):
+        indexes.ahead(1_000_000 + 5_000 * second)
+        disk.flush(disk.submitted)
+        indexes.cover(1_000_000 + 5_000 * second)
+    assert disk.submitted <= 30 and disk.waited == 0
+    assert int(disk.kept["ceiling"]) <= 1_000_000 + 5_000 * (100 + 8)
 
 
 @given(st.integers(1, 3000))

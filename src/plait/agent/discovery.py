@@ -170,6 +170,7 @@ class Discovery:
         view = self._p.view
         followed, watch = Followed(view, self.checkup), CheckWatch(view, self.checkup, self._p.health)
         found = [self.checkup.run(), followed.run(), watch.run(), self.automatic.run(self.checkup)]
+        found.append(self.indexes.run(lambda: view.revision))
         if not self._p.identity.store:
             found.append(SessionSteward(self.kv, view, self.queries.drop_unbound).run())
         return found

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this node must not forget, durable before it answers: endpoints, address reservations, own blocks, service instances,
-and the small documents of the runtimes. SQLite with synchronous=FULL; all access through one thread, in the order of the calls."""
+"""What this node must not forget, durable before it answers: endpoints, address reservations, own blocks, service instances, how high
+the indexes of blocking queries came, and the small documents of the runtimes. SQLite with synchronous=FULL; all access through one thread,
+in the order of the calls."""
 
 from __future__ import annotations
 
