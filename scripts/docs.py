@@ -137,7 +137,7 @@ def metrics_reference() -> str:
 def http_reference() -> str:
     """Every operation of the Consul-compatible API, its parameters, and what bodies and answers look like."""
     from plait.serve.openapi import described, spelled
-    from plait.serve.openapi_shapes import SHAPES
+    from plait.serve.openapi_shapes import SHAPES, WORDS
     from plait.serve.openapi_table import EVERYWHERE, PARAMETERS, STATUSES
     from plait.services.directory import CONSUL_VERSION
 
@@ -163,11 +163,8 @@ def http_reference() -> str:
     lines += ["", "## Parameters", "`flag`: true without a value, with `1` or `true`. `[text]`: may be given several times."]
     lines += ["", "| name | value | |", "|---|---|---|"]
     lines += (f"| `{name}` | {_kind(schema)} | {_cell(about)} |" for name, (schema, about) in PARAMETERS.items())
-    lines += [
-        "",
-        "## Bodies and answers",
-        "`{*: x}` is a map, `[x]` a list; a key with `?` may be absent; numbers are whole, a float need not be.",
-    ]
+    lines += ["", "## Bodies and answers", "`{*: x}` is a map, `[x]` a list; a key with `?` may be absent.", "", "| word | |", "|---|---|"]
+    lines += (f"| {word} | {_cell(about)} |" for word, (_, about) in WORDS.items())
     for name, shape in SHAPES.items():
         lines += ["", f"### {name}", "```", *textwrap.wrap(spelled(shape), 138), "```"]
     return "\n".join(lines) + "\n"

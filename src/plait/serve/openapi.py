@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from plait.serve.consul_http import Route
-from plait.serve.openapi_shapes import SHAPES, Shape
+from plait.serve.openapi_shapes import SHAPES, WORDS, Shape
 from plait.serve.openapi_table import (
     ARCHIVE,
     BYTES,
@@ -25,13 +25,6 @@ from plait.serve.openapi_table import (
     Operation,
 )
 
-_TYPES: Mapping[str, Json] = {
-    "text": {"type": "string"},
-    "number": {"type": "integer"},
-    "float": {"type": "number"},
-    "flag": {"type": "boolean"},
-    "any": {},
-}
 _CONTENT_TYPES = (TEXT, BYTES, EVENTS, ARCHIVE)
 _INDEX: Json = {"type": "integer", "minimum": 1, "maximum": (1 << 64) - 1}
 _READ_HEADERS: Mapping[str, tuple[Json, str]] = {
@@ -82,7 +75,7 @@ def schema_of(shape: Shape) -> Json:
 
 def _plain(shape: str) -> Json:
     name = shape.removesuffix(" or null")
-    made: Json = {"$ref": f"#/components/schemas/{name[1:]}"} if name.startswith("@") else dict(_TYPES[name])
+    made: Json = {"$ref": f"#/components/schemas/{name[1:]}"} if name.startswith("@") else dict(WORDS[name][0])
     return made if name == shape else {"anyOf": [made, {"type": "null"}]}
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the bodies and answers of the HTTP API look like; `serve.openapi` makes JSON Schema of it.
 
-A shape is "text", "number" (whole), "float", "flag", "any", "@NAME" (one of `SHAPES`), any of these with " or null" behind it, a list
-`[shape]`, a map `{"*": shape}`, or an object: its keys and their shapes, a "?" behind a key that may be absent. Objects may have more keys.
+A shape is one of `WORDS`, "@NAME" (one of `SHAPES`), any of these with " or null" behind it, a list `[shape]`, a map `{"*": shape}`, or an
+object: its keys and their shapes, a "?" behind a key that may be absent. Objects may have more keys.
 """
 
 from __future__ import annotations
@@ -11,11 +11,42 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 Shape: TypeAlias = "str | list[Shape] | Mapping[str, Shape]"
+_DURATION = r"^([0-9]{1,7}(\.[0-9]{1,9})?(ns|us|µs|ms|s|m|h)){1,3}$"
+_VERBS = ["set", "cas", "get", "delete", "delete-cas"]
+_MORE_VERBS = "lock unlock get-or-empty get-tree check-index check-session check-not-exists delete-tree"
+_KEY_VERBS = [*_VERBS, *_MORE_VERBS.split()]
+
+WORDS: Mapping[str, tuple[dict[str, object], str]] = {
+    "text": ({"type": "string"}, "any"),
+    "number": ({"type": "integer"}, "whole"),
+    "float": ({"type": "number"}, "any number"),
+    "flag": ({"type": "boolean"}, "true or false"),
+    "any": ({}, "whatever JSON can say"),
+    "name": ({"type": "string", "pattern": r"^[!-~]([ -~]{0,60}[!-~])?$"}, "printable, at most 512 bytes, no blanks around it"),
+    "node": (
+        {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,60}$"},
+        "the name of a node: neither blanks nor slashes, at most 255 characters",
+    ),
+    "host": ({"type": "string", "pattern": "^[A-Za-z0-9._-]{0,60}$", "not": {"const": "0.0.0.0"}}, "an IP address or a host name"),
+    "port": ({"type": "integer", "minimum": 0, "maximum": 65535}, "0 to 65535; 0: none"),
+    "count": ({"type": "integer", "minimum": 0, "maximum": (1 << 31) - 1}, "0 or more"),
+    "index": ({"type": "integer", "minimum": 0, "maximum": (1 << 64) - 1}, "of a change of the store"),
+    "weight": ({"type": "integer", "minimum": 0, "maximum": 65535}, "0 to 65535; `Passing` at least 1"),
+    "duration": ({"type": "string", "pattern": _DURATION}, "Go's, such as `1m30s`"),
+    "status": ({"type": "string", "enum": ["passing", "warning", "critical"]}, "passing, warning, critical"),
+    "behavior": ({"type": "string", "enum": ["release", "delete"]}, "release, delete"),
+    "protocol": ({"type": "string", "enum": ["tcp", "udp", "sctp"]}, "tcp, udp, sctp"),
+    "base64": ({"type": "string", "contentEncoding": "base64", "pattern": "^([A-Za-z0-9+/]{4}){0,20}$"}, "bytes in Base64"),
+    "verb": ({"type": "string", "enum": _VERBS}, ", ".join(_VERBS)),
+    "key-verb": ({"type": "string", "enum": _KEY_VERBS}, ", ".join(_KEY_VERBS)),
+    "vector": ({"type": "array", "items": {"type": "number"}, "minItems": 8, "maxItems": 8}, "eight numbers"),
+}
+"""Words of shapes: their schema, what they mean."""
 _TEXTS: Shape = {"*": "text"}
-_INDEXES: Mapping[str, Shape] = {"CreateIndex": "number", "ModifyIndex": "number"}
-_WEIGHTS: Shape = {"Passing": "number", "Warning": "number"}
-_PLACES: Shape = {"*": {"Address": "text", "Port": "number"}}
-_PORTS: Shape = [{"Name": "text", "Port": "number", "Default": "flag", "Protocol?": "text"}]
+_INDEXES: Mapping[str, Shape] = {"CreateIndex": "index", "ModifyIndex": "index"}
+_WEIGHTS: Shape = {"Passing": "weight", "Warning": "weight"}
+_PLACES: Shape = {"*": {"Address": "host", "Port": "port"}}
+_PORTS: Shape = [{"Name": "text", "Port": "port", "Default": "flag", "Protocol?": "protocol"}]
 _NODE: Mapping[str, Shape] = {"ID": "text", "Node": "text", "Address": "text", "TaggedAddresses": _TEXTS, "Meta": _TEXTS}
 _SERVICE: Mapping[str, Shape] = {
     "ID": "text",
@@ -30,7 +61,6 @@ _SERVICE: Mapping[str, Shape] = {
     "EnableTagOverride": "flag",
     "Kind?": "text",
     "SocketPath?": "text",
-    "Proxy?": {"*": "any"},
     "Locality?": {"*": "any"},
 }
 _SAID_OF_CHECKS: Mapping[str, Shape] = {
@@ -54,29 +84,20 @@ _SAID_OF_CHECKS: Mapping[str, Shape] = {
     "AliasService?": "text",
     "TLSServerName?": "text",
     "TLSSkipVerify?": "flag",
-    "Interval?": "text",
-    "Timeout?": "text",
-    "TTL?": "text",
-    "InitialDelay?": "text",
-    "SuccessBeforePassing?": "number",
-    "FailuresBeforeWarning?": "number",
-    "FailuresBeforeCritical?": "number",
-    "OutputMaxSize?": "number",
-    "DeregisterCriticalServiceAfter?": "text",
+    "Interval?": "duration",
+    "Timeout?": "duration",
+    "TTL?": "duration",
+    "InitialDelay?": "duration",
+    "SuccessBeforePassing?": "count",
+    "FailuresBeforeWarning?": "count",
+    "FailuresBeforeCritical?": "count",
+    "OutputMaxSize?": "count",
+    "DeregisterCriticalServiceAfter?": "duration",
 }
 _SERVER: Mapping[str, Shape] = {
-    "ID": "text",
-    "Name": "text",
-    "Address": "text",
-    "SerfStatus": "text",
-    "Version": "text",
-    "Leader": "flag",
-    "LastContact": "text",
-    "LastTerm": "number",
-    "LastIndex": "number",
-    "Healthy": "flag",
-    "Voter": "flag",
-    "StableSince": "text",
+    **dict.fromkeys(("ID", "Name", "Address", "SerfStatus", "Version", "LastContact", "StableSince"), "text"),
+    **dict.fromkeys(("Leader", "Healthy", "Voter"), "flag"),
+    **dict.fromkeys(("LastTerm", "LastIndex"), "number"),
 }
 _GAUGE: Shape = {"Name": "text", "Value": "float", "Labels": _TEXTS}
 
@@ -91,7 +112,7 @@ SHAPES: Mapping[str, Shape] = {
         "Status": "number",
         **dict.fromkeys(("ProtocolMin", "ProtocolMax", "ProtocolCur", "DelegateMin", "DelegateMax", "DelegateCur"), "number"),
     },
-    "AgentService": {**_SERVICE, "Datacenter": "text", "ContentHash?": "text"},
+    "AgentService": {**_SERVICE, "Proxy?": {"*": "any"}, "Datacenter": "text", "ContentHash?": "text"},
     "NodeService": {**_SERVICE, "Proxy": {"*": "any"}, "Connect": {"*": "any"}, "PeerName": "text", **_INDEXES},
     "CatalogService": {
         "ID": "text",
@@ -155,15 +176,15 @@ SHAPES: Mapping[str, Shape] = {
     "UiNode": {**_NODE, "Services": ["@NodeService"], "Checks": ["@Check"]},
     # --- what clients register
     "ServiceRequest": {
-        "Name": "text",
-        "ID?": "text",
+        "Name": "name",
+        "ID?": "name",
         "Tags?": ["text"],
-        "Address?": "text",
-        "TaggedAddresses?": {"*": {"Address?": "text", "Port?": "number"}},
+        "Address?": "host",
+        "TaggedAddresses?": {"*": {"Address?": "host", "Port?": "port"}},
         "Meta?": _TEXTS,
-        "Port?": "number",
-        "Ports?": [{"Name": "text", "Port": "number", "Default?": "flag", "Protocol?": "text"}],
-        "Weights?": {"Passing?": "number", "Warning?": "number"},
+        "Port?": "port",
+        "Ports?": [{"Name": "name", "Port": "port", "Default?": "flag", "Protocol?": "protocol"}],
+        "Weights?": {"Passing?": "weight", "Warning?": "weight"},
         "EnableTagOverride?": "flag",
         "Check?": "@CheckRequest",
         "Checks?": ["@CheckRequest"],
@@ -173,43 +194,43 @@ SHAPES: Mapping[str, Shape] = {
         "Locality?": {"*": "any"},
     },
     "CheckRequest": {
-        "Name?": "text",
-        "CheckID?": "text",
+        "Name?": "name",
+        "CheckID?": "name",
         "Notes?": "text",
-        "Status?": "text",
-        "ServiceID?": "text",
-        "ExposedPort?": "number",
+        "Status?": "status",
+        "ServiceID?": "name",
+        "ExposedPort?": "port",
         **_SAID_OF_CHECKS,
     },
-    "CheckUpdate": {"Status": "text", "Output?": "text"},
+    "CheckUpdate": {"Status": "status", "Output?": "text"},
     "CatalogRegistration": {
-        "Node": "text",
-        "Address?": "text",
+        "Node": "node",
+        "Address?": "host",
         "ID?": "text",
         "Datacenter?": "text",
-        "TaggedAddresses?": _TEXTS,
+        "TaggedAddresses?": {"*": "host"},
         "NodeMeta?": _TEXTS,
         "SkipNodeUpdate?": "flag",
-        "Service?": {"Service": "text", "ID?": "text", "Tags?": ["text"], "Address?": "text", "Port?": "number", "Meta?": _TEXTS},
+        "Service?": {"Service": "name", "ID?": "text", "Tags?": ["text"], "Address?": "host", "Port?": "port", "Meta?": _TEXTS},
         "Check?": "@CatalogCheck",
         "Checks?": ["@CatalogCheck"],
     },
     "CatalogCheck": {
-        "Name?": "text",
-        "CheckID?": "text",
-        "Status?": "text",
+        "Name?": "name",
+        "CheckID?": "name",
+        "Status?": "status",
         "Notes?": "text",
         "Output?": "text",
-        "ServiceID?": "text",
+        "ServiceID?": "name",
         "ServiceName?": "text",
         "Definition?": _SAID_OF_CHECKS,
     },
-    "CatalogRemoval": {"Node": "text", "ServiceID?": "text", "CheckID?": "text", "Datacenter?": "text"},
+    "CatalogRemoval": {"Node": "node", "ServiceID?": "name", "CheckID?": "name", "Datacenter?": "text"},
     # --- keys, sessions, transactions, events
     "KeyPair": {
-        "LockIndex": "number",
+        "LockIndex": "index",
         "Key": "text",
-        "Flags": "number",
+        "Flags": "index",
         "Value?": "text or null",
         "Session?": "text",
         **_INDEXES,
@@ -217,9 +238,9 @@ SHAPES: Mapping[str, Shape] = {
     "SessionRequest": {
         "Name?": "text",
         "Node?": "text",
-        "LockDelay?": "text",
-        "Behavior?": "text",
-        "TTL?": "text",
+        "LockDelay?": "duration",
+        "Behavior?": "behavior",
+        "TTL?": "duration",
         "NodeChecks?": ["text"],
         "ServiceChecks?": [{"ID": "text"}],
     },
@@ -228,7 +249,7 @@ SHAPES: Mapping[str, Shape] = {
         "Name": "text",
         "Node": "text",
         "LockDelay": "number",
-        "Behavior": "text",
+        "Behavior": "behavior",
         "TTL": "text",
         "NodeChecks": ["text"],
         "ServiceChecks": "any",
@@ -236,10 +257,10 @@ SHAPES: Mapping[str, Shape] = {
     },
     "Id": {"ID": "text"},
     "Operation": {
-        "KV?": {"Verb": "text", "Key": "text", "Value?": "text", "Flags?": "number", "Index?": "number", "Session?": "text"},
-        "Node?": {"Verb": "text", "Node": {**{f"{key}?": shape for key, shape in _NODE.items()}, "Node": "text"}},
-        "Service?": {"Verb": "text", "Node": "text", "Service": {"Service": "text", "ID?": "text", "Port?": "number"}},
-        "Check?": {"Verb": "text", "Check": {"Node": "text", "Name?": "text", "CheckID?": "text", "Status?": "text"}},
+        "KV?": {"Verb": "key-verb", "Key": "text", "Value?": "base64", "Flags?": "index", "Index?": "index", "Session?": "text"},
+        "Node?": {"Verb": "verb", "Node": {**{f"{key}?": shape for key, shape in _NODE.items()}, "Node": "text"}},
+        "Service?": {"Verb": "verb", "Node": "text", "Service": {"Service": "text", "ID?": "text", "Port?": "number"}},
+        "Check?": {"Verb": "verb", "Check": {"Node": "text", "Name?": "text", "CheckID?": "text", "Status?": "status"}},
     },
     "Outcome": {"Results": "@Results or null", "Errors": "@Reasons or null"},
     "Results": [{"KV?": "@KeyPair", "Node?": "@Node", "Service?": "@NodeService", "Check?": "@Check"}],
@@ -261,7 +282,7 @@ SHAPES: Mapping[str, Shape] = {
         "Session?": "text",
         "Service": {
             "Service": "text",
-            "Failover?": {"NearestN?": "number", "Datacenters?": ["text"], "Targets?": [_TEXTS]},
+            "Failover?": {"NearestN?": "count", "Datacenters?": ["text"], "Targets?": [_TEXTS]},
             "OnlyPassing?": "flag",
             "Near?": "text",
             "Tags?": ["text"],
@@ -270,7 +291,7 @@ SHAPES: Mapping[str, Shape] = {
             "ServiceMeta?": _TEXTS,
             "Connect?": "flag",
         },
-        "DNS?": {"TTL?": "text"},
+        "DNS?": {"TTL?": "duration"},
         "Template?": {"Type?": "text", "Regexp?": "text", "RemoveEmptyTags?": "flag"},
     },
     "Query": {
@@ -326,12 +347,12 @@ SHAPES: Mapping[str, Shape] = {
     "Coordinate": {
         "Node": "text",
         "Segment": "text",
-        "Coord": {"Vec": ["float"], "Error": "float", "Adjustment": "float", "Height": "float"},
+        "Coord": {"Vec": "vector", "Error": "float", "Adjustment": "float", "Height": "float"},
     },
     "CoordinateRequest": {
         "Node": "text",
         "Segment?": "text",
-        "Coord": {"Vec": ["float"], "Error?": "float", "Adjustment?": "float", "Height?": "float"},
+        "Coord": {"Vec": "vector", "Error?": "float", "Adjustment?": "float", "Height?": "float"},
     },
     "Area": {"Datacenter": "text", "AreaID": "text", "Coordinates": ["@Coordinate"]},
     "Raft": {
