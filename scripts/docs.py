@@ -125,7 +125,7 @@ def metrics_reference() -> str:
         "",
         "`GET /v1/agent/metrics` as JSON in Consul's shape (counters and samples since the agent started); with `format=prometheus`, or to",
         "who accepts text, in Prometheus' text format under the names in the second column. A summary has `_sum` and `_count` there.",
-        "`plait.kernel.*` are of a node of a cluster, `plait.dns.*` of an agent that answers DNS.",
+        "`plait.kernel.*` and `plait.roundtrips` are of a node of a cluster, `plait.dns.*` of an agent that answers DNS.",
         "",
         "| figure | Prometheus | kind | meaning |",
         "|---|---|---|---|",

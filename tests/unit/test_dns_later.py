@@ -208,7 +208,12 @@ def test_what_a_query_gives() -> None:
         PreparedQuery("3", Selection("${name.suffix}"), name="t-", template="name_prefix_match"),
     ]
     entries = {"web": [entry("a", "1", "x"), entry("b", "2")]}
-    names = QueryNames(lambda: queries, lambda service: entries.get(service, []), lambda *key: instances.get(key), "a")  # type: ignore[arg-type]
+    names = QueryNames(
+        lambda: queries,
+        lambda service: entries.get(service, []),
+        lambda *key: instances.get(key),
+        lambda name: (lambda node: float(node != name)) if name else None,
+    )  # type: ignore[arg-type]
     assert names(b"near") is None, "nothing is known before there is a zone"
     names.zone = Zone(snapshot)
     found = names(b"near")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from plait.serve.consul import ConsulApi
 from plait.serve.consul_kv import KvApi
 from plait.serve.consul_query import QueryApi
 from plait.services.patterns import BadPattern, compile_pattern
-from plait.services.queries import Json, choose, find_query, parse_query
+from plait.services.queries import Far, Json, choose, find_query, parse_query
 from plait.services.requests import BadRequest
 from plait.store.api import Change, Put
 from plait.store.memory import MemoryStore
@@ -35,9 +35,14 @@ def entry(node: str, id: str, *statuses: str, tags: tuple[str, ...] = (), meta: 
     return {"Node": {"Node": node, "Meta": {"os": node}}, "Service": {"ID": id, "Tags": list(tags), "Meta": meta or {}}, "Checks": checks}
 
 
-def chosen(service: dict[str, Any], entries: list[Json], near: str = "") -> list[str]:
+def far_from(me: str) -> Callable[[str], Far | None]:
+    """Only a node itself is near."""
+    return lambda name: (lambda other: float(other != (me if name == "_agent" else name))) if name else None
+
+
+def chosen(service: dict[str, Any], entries: list[Json], far: Far | None = None) -> list[str]:
     query = parse_query({"Service": {"Service": "web", **service}}, "q")
-    found: list[Any] = choose(query.selection, entries, near, lambda rows: rows.reverse())
+    found: list[Any] = choose(query.selection, entries, far, lambda rows: rows.reverse())
     return [str(row["Service"]["ID"]) for row in found]
 
 
@@ -69,8 +74,8 @@ def test_a_query_gives_what_it_asks_for(service: dict[str, Any], ids: list[str])
 
 
 def test_instances_on_the_near_node_come_first() -> None:
-    assert chosen({}, ENTRIES, "A") == ["1", "2"]
-    assert chosen({}, ENTRIES, "nobody") == ["2", "1"]
+    assert chosen({}, ENTRIES, far_from("A")("A")) == ["1", "2"]
+    assert chosen({}, ENTRIES, far_from("A")("nobody")) == ["2", "1"]
 
 
 def test_a_name_means_the_query_of_that_id_then_name_then_the_longest_template() -> None:
@@ -190,7 +195,7 @@ async def client(node: FakeNode) -> AsyncIterator[Client]:
     told([Change("put", item, item.mod_revision) for item in node.replica.items.values()], node.replica.revision)
     node.replica.subscribe(told)
     catalog = Catalog(node.view, node.journal, node.publisher.publish, lambda: 0)
-    api = QueryApi(queries, node.name, "dc1", lambda name: list(ENTRIES) if name == "web" else [], lambda: 0)
+    api = QueryApi(queries, "dc1", lambda name: list(ENTRIES) if name == "web" else [], lambda: 0, far_from(node.name))
     server = ConsulApi(catalog, node.name, "dc1", [*KvApi(kv, node.name).routes, *api.routes]).server()
     await server.start("127.0.0.1", 0)
     try:

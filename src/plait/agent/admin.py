@@ -13,7 +13,7 @@ from plait.agent import reports
 from plait.agent.health import Health
 from plait.agent.identity import Identity
 from plait.agent.kernelwork import KernelWork
-from plait.agent.keys import alive_key, block_key, node_key, own_prefixes
+from plait.agent.keys import block_key, own_prefixes, single_keys
 from plait.agent.sandboxes import Sandboxes, SandboxRequest, parse_ports
 from plait.agent.view import View
 from plait.model.cluster import Endpoint
@@ -97,7 +97,7 @@ class AgentAdmin:
             raise Conflict(f"node {name!r} gives signs of life; run `plait down --purge` there instead")
         blocks = [block_key(b.network, b.cidr) for b in snapshot.blocks.values() if b.node == name]
         ops = [Delete(prefix, prefix=True) for prefix in own_prefixes(name)]
-        ops += [Delete(key) for key in (node_key(name), alive_key(name), *blocks)]
+        ops += [Delete(key) for key in (*single_keys(name), *blocks)]
         result = await self._p.store.txn([], ops)
         await self._p.caught_up(result.revision)
 

@@ -47,6 +47,7 @@ class Config:
     name: str
     address: IPv4Address | None
     fast_path: bool
+    coordinates: bool
     docker_enabled: bool
     docker_bridge: bool
     docker_socket: str
@@ -93,6 +94,12 @@ OPTIONS = (
         "true or false",
         "true",
         "Forward traffic inside a network at the device where it is received (nft netdev `fwd`), where the kernel can do that.",
+    ),
+    Option(
+        "node.coordinates",
+        "true or false",
+        "true",
+        "Measure round trips to other nodes (one ICMP echo every five seconds) for `near` and `/v1/coordinate`.",
     ),
     Option("docker.enabled", "true or false", "true if `dockerd` is installed", "Serve Docker's network plug-in and watch the engine."),
     Option(
@@ -211,6 +218,7 @@ def parse_config(raw: Mapping[str, object], where: str) -> Config:
         name=get.text("node.name", socket.gethostname().split(".")[0]),
         address=get.address("node.address"),
         fast_path=get.flag("node.fast_path", lambda: True),
+        coordinates=get.flag("node.coordinates", lambda: True),
         docker_enabled=docker,
         docker_bridge=docker and get.flag("docker.default_bridge", lambda: True),
         docker_socket=get.text("docker.socket", "/run/docker.sock"),

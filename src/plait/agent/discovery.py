@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import IPv4Address
 
 from plait.agent.autoregister import AutoRegister
 from plait.agent.catalog import Catalog
@@ -35,6 +36,7 @@ from plait.agent.outside import OutsideCatalog
 from plait.agent.publisher import Publisher
 from plait.agent.queries import KINDS as QUERY_KINDS
 from plait.agent.queries import Queries
+from plait.agent.roundtrips import RoundTrips
 from plait.agent.sessions import SessionSteward
 from plait.agent.transactions import Transactions
 from plait.agent.view import View
@@ -53,6 +55,7 @@ from plait.serve.plait_events import PlaitEventsApi
 from plait.serve.plait_openapi import OpenApi
 from plait.services.checkviews import Json
 from plait.services.figures import Reading, Summary, readings
+from plait.services.queries import Far
 from plait.services.views import Views
 from plait.store.api import Change, Store
 
@@ -95,9 +98,7 @@ class Discovery:
         self.figures.add(self._readings)
         self.figures.add(partial(of_health, parts.health))
         self.api = self._api()
-        self.names = QueryNames(
-            self.queries.all, self._entries, lambda node, ident: view.snapshot.instances.get((node, ident)), parts.identity.name
-        )
+        self.names = QueryNames(self.queries.all, self._entries, lambda node, ident: view.snapshot.instances.get((node, ident)), self._near)
 
     def _api(self) -> ConsulApi:
         name, datacenter = self._p.identity.name, self._p.config.datacenter
@@ -108,7 +109,7 @@ class Discovery:
             OperatorApi(self.consul_state, datacenter),
             CoordinateApi(self.consul_state, datacenter),
             RuntimeApi(self.figures.read),
-            QueryApi(self.queries, name, datacenter, self._entries, self._p.contact_ms),
+            QueryApi(self.queries, datacenter, self._entries, self._p.contact_ms, self._near),
         )
         more = [route for part in parts for route in part.routes]
         api = ConsulApi(self.catalog, name, datacenter, more, self.checkup, self.outside, self.indexes)
@@ -116,6 +117,23 @@ class Discovery:
         self.events = EventHub(self.catalog, lambda: api.directory(), datacenter)
         api.add((*PlaitEventsApi(self.events).routes, *OpenApi(lambda: api.routes).routes))
         return api
+
+    def _near(self, name: str) -> Far | None:
+        """How far others are from the node of that name; of one that nobody measures itself is near and all others are far."""
+        name = self._p.identity.name if name == "_agent" else name
+        return near(self.consul_state, name) or (lambda other: float(other != name)) if name else None
+
+    def roundtrips(self) -> RoundTrips:
+        """Measures how far the living others are, and publishes where this node is among them."""
+        state, me = self.consul_state, self._p.identity.name
+
+        def peers() -> dict[str, IPv4Address]:
+            snapshot = self._p.view.snapshot
+            return {name: node.address for name, node in snapshot.nodes.items() if name != me and name in snapshot.alive}
+
+        found = RoundTrips(me, peers, lambda node: state.coordinate(node)[0], state.set_coordinate)
+        self.figures.add(lambda: [Reading("plait.roundtrips", float(found.measured))])
+        return found
 
     def watch_dns(self, watch: DnsWatch) -> None:
         """Show what it counts."""

@@ -12,7 +12,7 @@ from plait.dns.records import dotted
 from plait.dns.zone import Zone
 from plait.model.cluster import Instance
 from plait.model.query import PreparedQuery
-from plait.services.queries import Json, choose, find_query
+from plait.services.queries import Far, Json, choose, find_query
 from plait.services.requests import duration_s
 
 Instances = Callable[[str, str], Instance | None]
@@ -20,13 +20,17 @@ Instances = Callable[[str, str], Instance | None]
 
 
 class QueryNames:
-    """`queries`: all of them; `entries`: those of a service as `/v1/health/service` shows them; `node`: who `_agent` is. `zone` is set
-    once there is one."""
+    """`queries`: all of them; `entries`: those of a service as `/v1/health/service` shows them; `near(name)`: how far others are
+    from that node, None if it names none. `zone` is set once there is one."""
 
     def __init__(
-        self, queries: Callable[[], Iterable[PreparedQuery]], entries: Callable[[str], list[Json]], instances: Instances, node: str
+        self,
+        queries: Callable[[], Iterable[PreparedQuery]],
+        entries: Callable[[str], list[Json]],
+        instances: Instances,
+        near: Callable[[str], Far | None],
     ) -> None:
-        self._queries, self._entries, self._instances, self._node = queries, entries, instances, node
+        self._queries, self._entries, self._instances, self._near = queries, entries, instances, near
         self.zone: Zone | None = None
 
     def __call__(self, name: bytes) -> Found | None:
@@ -35,14 +39,14 @@ class QueryNames:
         if query is None or self.zone is None:
             return None
         chosen = query.selection
-        near = self._node if chosen.near == "_agent" else chosen.near
+        far = self._near(chosen.near)
         records = [
             record
-            for entry in choose(chosen, self._entries(chosen.service), near, random.shuffle)
+            for entry in choose(chosen, self._entries(chosen.service), far, random.shuffle)
             for record in self.zone.records_of(self._instance(entry))
         ]
         ttl = int(duration_s(query.ttl)) if query.ttl else -1
-        return dotted(chosen.service), ttl, bool(near), tuple(dict.fromkeys(records))
+        return dotted(chosen.service), ttl, far is not None, tuple(dict.fromkeys(records))
 
     def _instance(self, entry: Json) -> Instance:
         """What the entry is about; the service `consul` is shown and no instance of anybody."""

@@ -76,6 +76,11 @@ def own_prefixes(node: str) -> tuple[str, ...]:
     return f"endpoints/{node}/", f"containers/{node}/", f"instances/{node}/", f"checks/{node}/"
 
 
+def single_keys(node: str) -> tuple[str, ...]:
+    """The keys of what there is once of a node; they go when it leaves."""
+    return node_key(node), alive_key(node), f"coordinates/{node}"
+
+
 def shown_from(ref: tuple[str, ...]) -> tuple[str, ...]:
     """The keys that decide what readers see of ("node", name), ("service", node, id) or ("check", node, id)."""
     kind, where = ref[0], "/".join(ref[1:])

@@ -22,12 +22,13 @@ from plait.agent.health import Health
 from plait.agent.identity import Identity
 from plait.agent.journal import Journal, Write
 from plait.agent.kernelwork import KernelWork
-from plait.agent.keys import alive_key, node_key, own_prefixes
+from plait.agent.keys import own_prefixes, single_keys
 from plait.agent.networks import Networks
 from plait.agent.node import LEASE_TTL_S, NodeLoops, Parts
 from plait.agent.operations import AgentOperations
 from plait.agent.publisher import Publisher
 from plait.agent.reconciler import Reconciler
+from plait.agent.roundtrips import Echo
 from plait.agent.sandboxes import Sandboxes
 from plait.agent.storehost import StoreHost
 from plait.agent.view import View
@@ -75,7 +76,7 @@ async def leave(identity: Identity, paths: Paths) -> str:
         ops = [Delete(prefix, prefix=True) for prefix in own_prefixes(identity.name)]
         try:
             blocks = [item.key for item in (await store.list("blocks/")).items if f'"{identity.name}"'.encode() in item.value]
-            keys = [node_key(identity.name), alive_key(identity.name), *blocks]
+            keys = [*single_keys(identity.name), *blocks]
             await store.txn([], [*ops, *(Delete(key) for key in keys)])
         except PlaitError as error:
             return f"could not tell the cluster ({error}); run `plait node rm {identity.name}` on another node"
@@ -188,6 +189,17 @@ class _Wiring:
             lambda: self.replica.synced and self.replica.connected,
         )
 
+    async def _measure(self) -> None:
+        try:
+            echo = Echo()
+        except OSError as error:
+            log.warning("round_trips_off", extra={"error": str(error)})
+            return
+        try:
+            await self.discovery.roundtrips().run(echo)
+        finally:
+            echo.close()
+
     def _on_view(self, kinds: frozenset[str]) -> None:
         if kinds != {"checks"}:  # of which the plan knows nothing, and which change all the time
             self.reconciler.mark()
@@ -236,6 +248,8 @@ class _Wiring:
                 group.create_task(StoreHost(self.view, host, port, self._server_name, lambda: self.replica.connected).run())
             if self.docker is not None:
                 group.create_task(self.docker.run())
+            if self.config.coordinates:
+                group.create_task(self._measure())
             for loop in (
                 self.replica.run(),
                 self._notice_absent_store(),

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Network coordinates of the Consul-compatible API, and the order that `near` asks for.
 
-plait measures none itself: they are what clients write (`coordinate/update`); a node of which nobody wrote one is at the origin. Distance
-as in Dabek et al., "Vivaldi", with heights and adjustments (Ledlie et al.): seconds of round trip.
+Agents measure theirs (`agent/roundtrips.py`); clients may write them too (`coordinate/update`). A node of which nobody wrote one is at the
+origin.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -15,10 +14,10 @@ from plait.http.message import Answer
 from plait.model.cluster import Snapshot
 from plait.model.kv import Coordinate
 from plait.serve.consul_http import Call, Missing, Route, encoded, json_answer, read_headers, until
+from plait.services.coordinates import DIMENSIONS, distance
 from plait.services.requests import BadRequest, fold, name_of, text_of
 
 Json = dict[str, object]
-DIMENSIONS = 8
 _MOST = 1e100
 """Far beyond every distance, and its square is still a number."""
 
@@ -43,19 +42,12 @@ class CoordinateBackend(Protocol):
     async def coordinates_changed(self, timeout_s: float) -> None: ...
 
 
-def distance(one: Coordinate, other: Coordinate) -> float:
-    """Round trip in seconds, as the two estimate it."""
-    plain = math.dist(one.vec, other.vec) + one.height + other.height
-    adjusted = plain + one.adjustment + other.adjustment
-    return adjusted if adjusted > 0 else plain
-
-
 def near(backend: CoordinateBackend, node: str) -> Callable[[str], float] | None:
-    """How far a node of that name is from `node`; None if there is no such node, and so no order."""
+    """How far a node of that name is from `node`, itself 0; None if there is no such node, and so no order."""
     if node not in backend.snapshot().nodes:
         return None
     origin = backend.coordinate(node)[0]
-    return lambda name: distance(origin, backend.coordinate(name)[0])
+    return lambda name: distance(origin, backend.coordinate(name)[0]) if name != node else 0.0
 
 
 class CoordinateApi:

@@ -14,7 +14,7 @@ from typing import Protocol
 from plait.http.message import Answer
 from plait.model.query import PreparedQuery
 from plait.serve.consul_http import Call, Missing, Route, encoded, json_answer, read_headers, text_answer
-from plait.services.queries import Json, choose, find_query, parse_query, query_json
+from plait.services.queries import Far, Json, choose, find_query, parse_query, query_json
 
 _MISSING = "Query not found"
 
@@ -35,18 +35,19 @@ class QueryBackend(Protocol):
 
 
 class QueryApi:
-    """`entries`: those of a service as `/v1/health/service` shows them; `contact_ms`: since the store was last heard of."""
+    """`entries`: those of a service as `/v1/health/service` shows them; `contact_ms`: since the store was last heard of;
+    `near(name)`: how far others are from that node (`_agent`: this one), None if it names none."""
 
     def __init__(
         self,
         backend: QueryBackend,
-        node: str,
         datacenter: str,
         entries: Callable[[str], list[Json]],
         contact_ms: Callable[[], int | None],
+        near: Callable[[str], Far | None],
     ) -> None:
-        self._backend, self._node, self._datacenter = backend, node, datacenter
-        self._entries, self._contact_ms = entries, contact_ms
+        self._backend, self._datacenter = backend, datacenter
+        self._entries, self._contact_ms, self._near = entries, contact_ms, near
         one = {"GET": self._get, "PUT": self._update, "DELETE": self._delete}
         self.routes = (
             Route("query", "all prepared queries; POST makes one", {"GET": self._list, "POST": self._create}),
@@ -90,9 +91,8 @@ class QueryApi:
 
     async def _execute(self, call: Call) -> Answer:
         query, limit = self._found(call), call.number("limit")
-        near = call.one("near") or query.selection.near
-        near = self._node if near == "_agent" else near
-        nodes = choose(query.selection, self._entries(query.selection.service), near, random.shuffle)
+        far = self._near(call.one("near") or query.selection.near)
+        nodes = choose(query.selection, self._entries(query.selection.service), far, random.shuffle)
         result: Json = {
             "Service": query.selection.service,
             "Nodes": nodes[:limit] if limit else nodes,

@@ -63,6 +63,7 @@ FIGURES: Mapping[str, Figure] = {
     "plait.kernel.pass_seconds": Figure("summary", "time of a pass that compares the kernel with what it should be"),
     "plait.kernel.writes": Figure("counter", "changes made to the kernel by passes"),
     "plait.process.cpu_seconds": Figure("counter", "CPU time of the agent, seconds"),
+    "plait.roundtrips": Figure("counter", "round trips to other nodes that were measured"),
     "plait.sessions": Figure("gauge", "sessions"),
     "plait.store.revision": Figure("gauge", "revision of the shared store that this agent has"),
 }

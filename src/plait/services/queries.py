@@ -195,14 +195,17 @@ def _value(found: re.Match[str], parts: Mapping[str, str], groups: Sequence[str]
 # --- from a query to instances
 
 
-def choose(selection: Selection, entries: Iterable[Json], near: str, shuffle: Callable[[list[Json]], None]) -> list[Json]:
-    """Those of the service's entries (as `/v1/health/service` shows them) that the query gives: in random order, those on node `near`
-    first."""
+Far = Callable[[str], float]
+"""How far the node of that name is, in whatever unit."""
+
+
+def choose(selection: Selection, entries: Iterable[Json], far: Far | None, shuffle: Callable[[list[Json]], None]) -> list[Json]:
+    """Those of the service's entries (as `/v1/health/service` shows them) that the query gives: in random order, or the nearest first."""
     if selection.connect:
         return []
     chosen = [entry for entry in entries if _fits(selection, entry)]
     shuffle(chosen)
-    return sorted(chosen, key=lambda entry: cast(Json, entry["Node"])["Node"] != near) if near else chosen
+    return sorted(chosen, key=lambda entry: far(cast(str, cast(Json, entry["Node"])["Node"]))) if far is not None else chosen
 
 
 def _fits(selection: Selection, entry: Json) -> bool:

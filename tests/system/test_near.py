@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measured coordinates on whole hosts: B answers echoes late, so C is nearer to A whatever their names say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from plait.lab.lab import Lab
+from plait.lab.process import until
+
+pytestmark = [pytest.mark.system, pytest.mark.root, pytest.mark.timeout(120)]
+LATE = """
+import socket, struct, time
+sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+while True:
+    packet, (sender, _) = sock.recvfrom(2048)
+    body = packet[(packet[0] & 15) * 4:]
+    if body[0] == 8:
+        time.sleep(0.02)
+        body = bytes([0, 0, 0, 0]) + body[4:]
+        total = sum(struct.unpack(f"!{len(body) // 2}H", body))
+        total = (total >> 16) + (total & 0xFFFF)
+        sock.sendto(body[:2] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + body[4:], (sender, 0))
+"""
+
+
+@pytest.fixture(scope="module")
+def three(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
+    lab = make_lab(hosts=3)
+    lab.run("B", "sysctl", "-qw", "net.ipv4.icmp_echo_ignore_all=1")
+    late = lab.popen("B", sys.executable, "-c", LATE)
+    try:
+        yield lab
+    finally:
+        late.kill()
+        late.wait()
+
+
+def asked(lab: Lab, path: str) -> Any:
+    return json.loads(lab.run("A", "curl", "-sS", "-m", "5", f"http://127.0.0.1:8500/v1/{path}").stdout)
+
+
+def test_near_follows_what_was_measured(three: Lab) -> None:
+    for host in "ABC":
+        body = json.dumps({"Name": "web", "Port": 80, "Address": three.address(host)})
+        three.run(host, "curl", "-sS", "--fail", "-X", "PUT", "-d", body, "http://127.0.0.1:8500/v1/agent/service/register")
+    until("C is near", lambda: [row["Node"] for row in asked(three, "catalog/nodes?near=_agent")] == ["A", "C", "B"], 60)
+    assert [row["Node"]["Node"] for row in asked(three, "health/service/web?near=A")] == ["A", "C", "B"]
+    rows = {row["Node"]: row["Coord"] for row in asked(three, "coordinate/nodes")}
+    assert set(rows) == set("ABC") and rows["A"] == asked(three, "agent/self")["Coord"] != rows["B"]
+
+    three.run("A", "curl", "-sS", "--fail", "-d", '{"Name": "q", "Service": {"Service": "web"}}', "http://127.0.0.1:8500/v1/query")
+    assert [row["Node"]["Node"] for row in asked(three, "query/q/execute?near=_agent")["Nodes"]] == ["A", "C", "B"]
+
+
+def test_it_is_known_again_after_a_restart_and_goes_with_the_node(three: Lab) -> None:
+    before = asked(three, "coordinate/node/C")
+    three.kill_agent("C")
+    assert asked(three, "coordinate/node/C") == before
+    three.start_agent("C")
+    three.run("C", "plait", "down", "--purge")
+    until("C has left", lambda: [row["Node"] for row in asked(three, "coordinate/nodes")] == ["A", "B"], 10)
