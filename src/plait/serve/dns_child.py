@@ -47,9 +47,10 @@ class Child:
         while self._running:
             deadlines = [deadline for sweeper in sweepers if (deadline := sweeper.next_deadline()) is not None]
             self._core.reactor.poll(max(0.0, min(deadlines) - time.monotonic()) if deadlines else None)
-            now = time.monotonic()
-            for sweeper in sweepers:
-                sweeper.sweep(now)
+            if deadlines:  # a deadline that was set in this round is not due yet
+                now = time.monotonic()
+                for sweeper in sweepers:
+                    sweeper.sweep(now)
 
     def _ready(self, events: int) -> None:
         if events & WRITE:

@@ -11,6 +11,7 @@ import ctypes
 import functools
 import socket
 import sys
+from typing import Any
 
 from plait.dns.answer import Pending
 from plait.serve.dns_core import Core
@@ -59,13 +60,13 @@ class _Mmsghdr(ctypes.Structure):
 
 
 class Batch:
-    """Buffers of one recvmmsg and one sendmmsg, shared by all sockets of one address family (so that the length of a
-    client's address, which the kernel writes back, is always the same)."""
+    """Buffers of one recvmmsg and one sendmmsg, shared by all sockets of one address family (so that the room for a client's
+    address, which the kernel cuts down to what it wrote, always does for the next). Responses go out with the whole room as
+    the length of the address: the kernel takes what it needs of it."""
 
     def __init__(self) -> None:
         self._buffer = ctypes.create_string_buffer(SLOTS * QUERY_SIZE)
         self._names = ctypes.create_string_buffer(SLOTS * _NAME_SIZE)
-        self._view = memoryview(self._buffer).cast("B")
         self._in_iovecs, self._out_iovecs = (_Iovec * SLOTS)(), (_BytesIovec * SLOTS)()
         self._received, self._to_send = (_Mmsghdr * SLOTS)(), (_Mmsghdr * SLOTS)()
         self._places = [ctypes.addressof(self._names) + slot * _NAME_SIZE for slot in range(SLOTS)]
@@ -73,19 +74,24 @@ class Batch:
             self._in_iovecs[slot] = _Iovec(ctypes.addressof(self._buffer) + slot * QUERY_SIZE, QUERY_SIZE)
             for array, iovecs in ((self._received, self._in_iovecs), (self._to_send, self._out_iovecs)):
                 array[slot].hdr = _Msghdr(self._places[slot], _NAME_SIZE, ctypes.addressof(iovecs[slot]), 1, None, 0, 0)
-        # Views of the elements, made once: indexing an array and its members makes a new object each time.
-        self._in = [self._received[slot] for slot in range(SLOTS)]
-        self._out = [(self._to_send[slot].hdr, self._out_iovecs[slot]) for slot in range(SLOTS)]
+        # Made once: indexing an array of structures makes a new object each time, and reading a member of one is slow too.
+        self._lengths = memoryview(self._received).cast("B").cast("I")[_Mmsghdr.len.offset // 4 :: ctypes.sizeof(_Mmsghdr) // 4]
+        self._out = [self._out_iovecs[slot] for slot in range(SLOTS)]
+        self._slots = list(range(SLOTS))  # to whom each place of `_to_send` goes at present
 
     def receive(self, fd: int) -> int:
         """Fill the slots from `fd`; returns how many were filled, 0 if there was nothing or an error."""
         count: int = _libc.recvmmsg(fd, self._received, SLOTS, socket.MSG_DONTWAIT, None)
         return max(0, count)
 
-    def query(self, slot: int) -> bytes:
-        """The datagram in `slot`. One that did not fit is cut off, and so no well-formed query."""
-        start = slot * QUERY_SIZE
-        return bytes(self._view[start : start + self._in[slot].len])
+    def queries(self, count: int) -> list[bytes]:
+        """The datagrams in the first `count` slots. One that did not fit is cut off, and so no well-formed query."""
+        buffer: Any = self._buffer  # a slice of it is bytes, which the type stubs do not know
+        start, found = 0, []
+        for length in self._lengths[:count].tolist():
+            found.append(buffer[start : start + length])
+            start += QUERY_SIZE
+        return found
 
     def client(self, slot: int) -> Address:
         """Who sent the datagram in `slot`."""
@@ -98,11 +104,11 @@ class Batch:
     def send(self, fd: int, responses: list[tuple[int, bytes]]) -> int:
         """Send each (slot, response) to the client of that slot; returns how many could not be sent."""
         count = len(responses)
+        slots = self._slots
         for place, (slot, response) in enumerate(responses):
-            head, iovec = self._out[place]
-            if slot != place or head.name != self._places[place]:
-                head.name = self._places[slot]
-            head.namelen = self._in[slot].hdr.namelen
+            if slots[place] != slot:
+                slots[place], self._to_send[place].hdr.name = slot, self._places[slot]
+            iovec = self._out[place]
             iovec.base, iovec.len = response, len(response)
         done = failed = 0
         while done < count:
@@ -137,15 +143,15 @@ class UdpListener:
             count = self._batch.receive(self._sock.fileno())
             if count:
                 self._answer(count)
-            if count < SLOTS:
+            if count < 2:  # where two came at once a third is often there by now
                 return
 
     def _answer(self, count: int) -> None:
         """Answer the first `count` slots: at once, or once an upstream has."""
         batch, responses = self._batch, []
-        for slot in range(count):
-            data = batch.query(slot)
-            response = self._core.responder.reply(data)
+        reply = self._core.responder.reply
+        for slot, data in enumerate(batch.queries(count)):
+            response = reply(data)
             if type(response) is bytes:
                 responses.append((slot, response))
             elif isinstance(response, Pending):
