@@ -151,9 +151,9 @@ def test_no_record_of_the_type_is_nodata(name: str, qtype: str, soa: str) -> Non
         ("0a1c00.addr.consul", ["consul."]),
         ("+a1c0002.addr.consul", ["consul."]),
         ("9.9.28.10.in-addr.arpa", ["28.10.in-addr.arpa."]),
-        ("dead", []),
-        ("old", []),
-        ("localhost", []),
+        ("dead", ["dead."]),
+        ("old", ["old."]),
+        ("localhost", ["localhost."]),
     ],
 )
 @pytest.mark.parametrize("recursion", [False, True])
@@ -161,6 +161,14 @@ def test_what_is_not_there_is_nxdomain_even_with_upstreams(name: str, soa: list[
     record = resolve(name, recursion=recursion)
     assert (record.header.rcode, record.header.aa, record.header.ra) == (m.NXDOMAIN, 1, int(recursion))
     assert [str(rr.rname) for rr in record.auth] == soa
+
+
+@pytest.mark.parametrize("name", ["1.0.0.127.in-addr.arpa", "8.b.d.0.1.0.0.2.ip6.arpa"])
+def test_an_address_that_nobody_else_is_asked_about_has_no_name(name: str) -> None:
+    for qtype in ("PTR", "A"):
+        record = resolve(name, qtype)
+        assert (record.header.rcode, record.header.aa, [str(rr.rname) for rr in record.auth]) == (m.NXDOMAIN, 1, ["consul."])
+    assert resolve("in-addr.arpa", "NS").header.rcode == m.REFUSED, "the zone itself is somebody's"
 
 
 def test_foreign_names_are_forwarded_or_refused() -> None:

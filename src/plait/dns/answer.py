@@ -3,7 +3,8 @@
 
 In order: what is no query is dropped or gets FORMERR; other opcodes and zone transfers NOTIMP; a name of the table is
 answered (NODATA when it has no record of the type); a name of our zones that is not in the table is NXDOMAIN; a single
-label is a container's name, else a service's, so unknown ones are NXDOMAIN too; all else is forwarded, or REFUSED without upstreams.
+label is a container's name, else a service's, so unknown ones are NXDOMAIN too; all else is forwarded. Without upstreams addresses have
+no names (NXDOMAIN), and the rest is REFUSED.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ _ABOUT_TOP_LEVEL = frozenset((m.NS, m.SOA, m.DS, m.DNSKEY))
 _ADDRESSES = frozenset((m.A, m.AAAA, m.CNAME))
 _CAPPED = frozenset((m.A, m.AAAA, m.ANY))
 _NAMING = frozenset((m.NS, m.CNAME, m.PTR, m.SRV))
+_REVERSE = (b".in-addr.arpa", b".ip6.arpa")
+"""Below these, what nobody else can be asked about does not exist: a host without a name is found out at once."""
 _DEPTH = 3
 """Aliases followed for one question."""
 _LEAST_RECORD = 16
@@ -178,13 +181,15 @@ def _resolve(asked: _Asked) -> bytes | Pending:
         wanted = query_in_name(canonical(key, table.domain, table.datacenter), table.domain) if zone == table.domain else None
         return _absent(asked, zone) if wanted is None else Ask(asked, key, wanted)
     if alone:
-        return m.respond(query, m.AA | asked.ra, m.NXDOMAIN, asked.limit)
+        return _absent(asked, None)
     if asked.ra and query.recursion_desired:
         return Forward(query)
+    if key.endswith(_REVERSE):
+        return _absent(asked, table.domain)
     return m.respond(query, asked.ra, m.REFUSED, asked.limit)
 
 
-def _absent(asked: _Asked, zone: bytes) -> bytes:
+def _absent(asked: _Asked, zone: bytes | None) -> bytes:
     return m.respond(asked.query, m.AA | asked.ra, m.NXDOMAIN, asked.limit, (), [_soa(asked, zone)])
 
 
