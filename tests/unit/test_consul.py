@@ -490,6 +490,8 @@ async def test_a_consistent_read_needs_the_store_and_a_stale_one_does_not(client
         ("GET", "/v1/catalog/nodes?index=18446744073709551616", 400, "Invalid index"),
         ("GET", "/v1/catalog/nodes?index=1" + "0" * 5000, 400, "Invalid index"),
         ("GET", "/v1/catalog/nodes?index=9&wait=10", 400, "Invalid wait time"),
+        ("GET", "/v1/catalog/nodes?wait=soon", 400, "Invalid wait time"),
+        ("GET", "/v1/catalog/nodes?sg=group", 400, 'Invalid query parameter: "sg" - Namespaces are a Consul Enterprise feature'),
         ("GET", "/v1/catalog/nodes?stale&consistent", 400, "Cannot specify ?stale with ?consistent, conflicting semantics."),
         ("GET", "/v1/catalog/nodes?cached&consistent", 400, "Cannot specify ?cached with ?consistent, conflicting semantics."),
         ("GET", "/v1/catalog/nodes?max_stale=x", 400, 'Invalid max_stale value "x"'),
@@ -539,6 +541,35 @@ async def test_options_and_head(client: Client) -> None:
     assert (options.status, options.headers["Allow"]) == (200, "OPTIONS,GET,PUT")
     assert (await client.ask("HEAD", "/v1/agent/services")).status == 405
     assert (await client.get("/")).text.startswith("Consul Agent: UI disabled")
+
+
+@pytest.mark.parametrize("path", ["/v1/catalog/nodes", "/v1/agent/self", "/v1/agent/service/register"])
+async def test_a_namespace_in_a_header_is_refused_as_one_in_the_query(client: Client, path: str) -> None:
+    method = "PUT" if "register" in path else "GET"
+    for name in ("X-Consul-Namespace", "X-Consul-Partition"):
+        assert (await client.ask(method, path, SEED, **{name: "default"})).status == 200
+        refused = await client.ask(method, path, SEED, **{name: "team"})
+        assert (refused.status, refused.text) == (400, f'Invalid header: "{name}" - Namespaces are a Consul Enterprise feature')
+
+
+@pytest.mark.parametrize("value", ["max-age=30", "no-cache", "max-age=0, must-revalidate, stale-if-error=60", "Max-Age=5,,", ""])
+async def test_what_a_client_says_of_caches_is_read(client: Client, value: str) -> None:
+    assert (await client.ask("GET", "/v1/catalog/nodes?cached", **{"Cache-Control": value})).status == 200
+
+
+@pytest.mark.parametrize("value", ["max-age=soon", "max-age", "stale-if-error=-1", "must-revalidate, max-age=", "a b", "max-age=1e3"])
+async def test_what_is_no_cache_control_is_refused(client: Client, value: str) -> None:
+    for _ in range(2):
+        answer = await client.ask("GET", "/v1/catalog/nodes", **{"Cache-Control": value})
+        assert (answer.status, answer.text) == (400, "Invalid Cache-Control header.")
+    assert (await client.get("/v1/catalog/nodes")).status == 200
+
+
+async def test_a_development_agent_indents_every_answer(client: Client, api: ConsulApi) -> None:
+    api.router.pretty = True
+    for path in ("/v1/catalog/nodes", "/v1/agent/self", "/v1/catalog/nodes?pretty", "/v1/status/peers"):
+        answer = await client.get(path)
+        assert "\n    " in answer.text and answer.text.endswith("\n"), path
 
 
 async def test_pretty_and_gzip_only_if_asked_for(client: Client, backend: Backend) -> None:

@@ -77,6 +77,18 @@ async def test_keys_are_opaque(one: Client, key: str) -> None:
     assert await one.ok("GET", "kv/?keys") == [key]
 
 
+async def test_a_raw_value_has_the_headers_of_every_answer(one: Client) -> None:
+    await one.ok("PUT", "kv/page", b"x")
+    _, _, headers = await one.call("GET", "kv/page?raw")
+    assert headers["Vary"] == "Accept-Encoding" and headers["X-Consul-Default-Acl-Policy"] == "allow"
+    assert int(headers["X-Consul-Index"]) > 0
+
+
+@pytest.mark.parametrize("path", ["kv/page?wait=soon", "session/list?wait=soon", "kv/?recurse&wait=soon"])
+async def test_a_wrong_time_to_wait_is_refused_though_nothing_waits(one: Client, path: str) -> None:
+    assert (await one.call("GET", path))[:2] == (400, "Invalid wait time")
+
+
 async def test_an_empty_value_is_null_and_raw_gives_the_bytes(one: Client) -> None:
     await one.put("empty", b"")
     assert (await one.get("empty"))[0]["Value"] is None  # type: ignore[index]

@@ -151,6 +151,8 @@ def test_it_serves_the_directory_and_ends_when_asked(tmp_path: Path) -> None:
         assert it.ask("GET", "catalog/services") == {"consul": [], "web": []}
         assert [node["Node"] for node in it.ask("GET", "catalog/nodes")] == ["n1"]
         assert it.resolves("web.service.consul", "127.0.0.1")
+        with urlopen(f"http://127.0.0.1:{it.http}/v1/status/peers", timeout=10) as answer:
+            assert answer.read() == b'[\n    "127.0.0.1:8300"\n]\n', "-dev indents"
         it.ask("PUT", "agent/service/register", {"Name": "db", "Address": "192.0.2.5"})
         assert it.resolves("db.service.consul", "192.0.2.5")
         assert it.ask("PUT", "kv/a/b", 1) is True
@@ -184,6 +186,7 @@ def test_dns_follows_dns_config_and_prepared_queries(tmp_path: Path) -> None:
         )
         assert it.resolves("greens.query.consul", "192.0.2.5") and ttl("greens.query.consul") == 60
         assert it.resolves("db.query.alt", "192.0.2.4") and ttl("db.query.alt") == 7
+        assert it.resolves("blue.db.service.alt", "192.0.2.4") and it.resolves("green.db.service.alt", "192.0.2.5")
         assert ttl("db.service.alt") == 7 and ttl("nix.service.consul") == 3
         config["dns_config"]["service_ttl"]["db"] = "9s"
         file.write_text(json.dumps(config))

@@ -101,6 +101,7 @@ class _Solo(AgentControl):
         config = _config(settings)
         self.discovery = Discovery(DiscoveryParts(config, self.identity, journal, store, self.view, self.health, self.publisher, lambda: 0))
         self.discovery.api.add(ControlApi(self, settings.node_name).routes)
+        self.discovery.api.router.pretty = settings.data_dir is None  # as Consul's -dev does
         self._listed = asyncio.Event()
         self.replica.subscribe(self.discovery.change, self._on_store)
         self.view.subscribe(self._on_view)

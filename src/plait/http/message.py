@@ -23,7 +23,8 @@ _KEPT_BYTES = 64 * 1024
 """Of a body, up to which its compressed form is kept."""
 _TEXTS = ("application/json", "text/")
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
-WANTED = frozenset({b"accept", b"accept-encoding", b"content-length", b"expect", b"last-event-id"})
+_OF_CONSUL = {b"cache-control", b"x-consul-namespace", b"x-consul-partition"}
+WANTED = frozenset({b"accept", b"accept-encoding", b"content-length", b"expect", b"last-event-id", *_OF_CONSUL})
 """The header fields that are kept; all others are read and let go."""
 
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import random
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -24,9 +25,16 @@ from plait.services.requests import BadRequest, Refusal, TooLarge, duration_s, f
 
 DEFAULT_WAIT_S, MAX_WAIT_S = 300.0, 600.0
 _MAX_INDEX = (1 << 64) - 1
+_NO_NAMESPACES = "Namespaces are a Consul Enterprise feature"
+_SCOPES = ((b"x-consul-namespace", "X-Consul-Namespace"), (b"x-consul-partition", "X-Consul-Partition"))
+_DIRECTIVE = re.compile(
+    rb"((max-age|stale-if-error)=\d{1,18}|(?!(max-age|stale-if-error)\b)[!#$%&'*+.^_`|~\w-]+(=.*)?)?", re.ASCII | re.IGNORECASE
+)
+"""Of Cache-Control (RFC 9111, section 5.2): the two that Consul reads are numbers of seconds, others are whatever they like."""
 _MAX_DEPTH = 100
 """Levels of lists and objects in a body. Python's JSON goes to a thousand, less those of its own caller."""
-_COMMON = {"Vary": "Accept-Encoding", "X-Consul-Default-Acl-Policy": "allow"}
+COMMON = {"Vary": "Accept-Encoding", "X-Consul-Default-Acl-Policy": "allow"}
+"""Header fields of every answer."""
 
 Consistency = Literal["leader", "stale", "consistent"]
 T = TypeVar("T")
@@ -103,6 +111,8 @@ class Call(msgspec.Struct, frozen=True):
 
     def index(self) -> int:
         """The index that a blocking query waits to pass; 0 = answer at once."""
+        if self.flag("wait"):
+            self.wait_s()  # which refuses a wrong one, whether anything waits or not
         text = self.one("index") or "0"
         if not (text.isascii() and text.isdecimal() and len(text) <= 20) or int(text) > _MAX_INDEX:
             raise BadRequest("Invalid index")
@@ -141,9 +151,9 @@ class Call(msgspec.Struct, frozen=True):
         """The only datacentre and the only namespace are this cluster's: anything else is refused as Consul does it."""
         if self.one("dc").lower() not in ("", datacenter.lower()):
             raise Unable("No path to datacenter")
-        for name in ("ns", "partition"):
+        for name in ("ns", "partition", "sg"):
             if self.one(name) not in ("", "default"):
-                raise BadRequest(f'Invalid query parameter: "{name}" - Namespaces are a Consul Enterprise feature')
+                raise BadRequest(f'Invalid query parameter: "{name}" - {_NO_NAMESPACES}')
 
 
 def _depth(value: object) -> int:
@@ -153,6 +163,17 @@ def _depth(value: object) -> int:
         level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]
         depth += 1
     return depth
+
+
+def check_fields(headers: Mapping[bytes, bytes]) -> None:
+    """Header fields that say what parameters do, or how old an answer may be: those of another namespace and those that are malformed are
+    refused. What an agent answers from is always as new as it knows, so that no age needs to be compared."""
+    for field, name in _SCOPES:
+        if headers.get(field, b"").lower() not in (b"", b"default"):
+            raise BadRequest(f'Invalid header: "{name}" - {_NO_NAMESPACES}')
+    for directive in headers.get(b"cache-control", b"").split(b","):
+        if not _DIRECTIVE.fullmatch(directive.strip()):
+            raise BadRequest("Invalid Cache-Control header.")
 
 
 Handler = Callable[[Call], Answer | Parked | Awaitable[Answer | Parked]]
@@ -195,7 +216,7 @@ class StreamAnswer(HttpStream):
     __slots__ = ()
 
     def __init__(self, chunks: AsyncGenerator[bytes], content_type: str = "text/plain") -> None:
-        super().__init__(chunks, content_type, _COMMON)
+        super().__init__(chunks, content_type, COMMON)
 
 
 async def until(wait_s: float, look: Callable[[], T], enough: Callable[[T], bool], changed: Callable[[float], Awaitable[None]]) -> T:
@@ -244,12 +265,12 @@ def status_of(error: Exception) -> int:
 
 
 def text_answer(status: int, text: str, headers: Mapping[str, str] | None = None) -> Answer:
-    return Answer(status, text.encode(errors="replace"), "text/plain; charset=utf-8", {**_COMMON, **(headers or {})})
+    return Answer(status, text.encode(errors="replace"), "text/plain; charset=utf-8", {**COMMON, **(headers or {})})
 
 
 def json_answer(body: bytes, headers: Mapping[str, str] | None = None) -> Answer:
     """An answer whose body is JSON already."""
-    return Answer(200, body, "application/json", {**_COMMON, **headers} if headers else _COMMON)
+    return Answer(200, body, "application/json", {**COMMON, **headers} if headers else COMMON)
 
 
 def encoded(value: object, pretty: bool) -> bytes:

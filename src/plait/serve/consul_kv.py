@@ -17,7 +17,7 @@ from plait.http.message import Answer
 from plait.model.cluster import Snapshot
 from plait.model.errors import NotFound
 from plait.model.kv import Session
-from plait.serve.consul_http import Call, Missing, Route, Unable, encoded, json_answer, read_headers, set_within, text_answer, until
+from plait.serve.consul_http import COMMON, Call, Missing, Route, Unable, encoded, json_answer, read_headers, set_within, text_answer, until
 from plait.services.kv import MAX_VALUE, KvPut, Table, entry_json
 from plait.services.requests import BadRequest, Refusal, TooLarge, duration_s
 from plait.services.sessions import missing, parse_session, session_json
@@ -98,7 +98,7 @@ class KvApi:
         if found is None:
             return text_answer(404, "", headers)
         if isinstance(found, bytes):
-            return Answer(200, found, "text/plain", headers | _RAW_HEADERS)
+            return Answer(200, found, "text/plain", COMMON | headers | _RAW_HEADERS)
         return json_answer(encoded(found, call.flag("pretty")), headers)
 
     def _looker(self, call: Call, key: str) -> Look:

@@ -13,7 +13,7 @@ from typing import Protocol
 from plait.http.message import Answer
 from plait.model.cluster import Node, Snapshot
 from plait.model.errors import ConfigError
-from plait.serve.consul_http import Call, Handler, Route, encoded, json_answer, read_headers, text_answer
+from plait.serve.consul_http import COMMON, Call, Handler, Route, encoded, json_answer, read_headers, text_answer
 from plait.services.directory import CONSUL_VERSION, SERVER_META, SERVER_PORT
 from plait.services.requests import BadRequest, Refusal, fold
 
@@ -88,7 +88,7 @@ class OperatorApi:
     async def _save(self, call: Call) -> Answer:
         archive, index = await self._backend.archive()
         headers = read_headers(index, self._backend.last_contact_ms(), call.consistency())
-        return Answer(200, archive, "application/x-gzip", headers)
+        return Answer(200, archive, "application/x-gzip", COMMON | headers)
 
     async def _restore(self, call: Call) -> Answer:
         try:

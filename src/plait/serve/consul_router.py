@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, unquote
 
 from plait.http.message import Answer, Parked, Request
 from plait.model.errors import PlaitError
-from plait.serve.consul_http import Call, Handler, Repeated, Route, status_of, text_answer
+from plait.serve.consul_http import Call, Handler, Repeated, Route, check_fields, status_of, text_answer
 from plait.serve.consul_reads import FILTERED
 from plait.services.requests import BadRequest
 
@@ -53,6 +53,8 @@ class Router:
     def __init__(self, datacenter: str) -> None:
         self._datacenter = datacenter
         self.routes: tuple[Route, ...] = ()
+        self.pretty = False
+        """Whether every answer is indented, asked for or not."""
         self._by_segment: dict[str, list[Route]] = {}
         """By the first segment of their path."""
         self._kept: dict[tuple[str, bytes], _Found] = {}
@@ -67,6 +69,9 @@ class Router:
 
     def respond(self, request: Request) -> Answer | Parked | Awaitable[Answer | Parked]:
         """PlaitError and whatever the handler raises."""
+        headers = request.headers
+        if b"cache-control" in headers or b"x-consul-namespace" in headers or b"x-consul-partition" in headers:
+            check_fields(headers)
         found = self._kept.get((request.method, request.target)) or self._find(request)
         if isinstance(found, Answer):
             return found
@@ -119,7 +124,8 @@ class Router:
             return text_answer(200, "", allow)
         if request.method not in route.methods:
             return text_answer(405, f"method {request.method} not allowed", allow)
-        call = Call(path, parts, _params(request.target), b"")
+        params = _params(request.target)
+        call = Call(path, parts, params | {"pretty": ("",)} if self.pretty else params, b"")
         call.check_scope(self._datacenter)
         if call.one("filter") and not route.path.startswith(FILTERED):
             raise BadRequest(f"filter does not apply to /v1/{route.path}")
@@ -144,7 +150,7 @@ def _path(target: bytes) -> str:
     return unquote(text)
 
 
-def _params(target: bytes) -> Mapping[str, tuple[str, ...]]:
+def _params(target: bytes) -> dict[str, tuple[str, ...]]:
     """By name, in the order in which they were sent. BadRequest if there are too many."""
     found: dict[str, tuple[str, ...]] = {}
     try:

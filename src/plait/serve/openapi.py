@@ -47,7 +47,9 @@ def description(routes: Iterable[Route], version: str) -> Json:
         "paths": paths,
         "components": {
             "parameters": {name: _parameter(name) for name in PARAMETERS},
-            "headers": {name: {"schema": schema, "description": about} for name, (schema, about) in _READ_HEADERS.items()},
+            "headers": {
+                name: {"required": True, "schema": schema, "description": about} for name, (schema, about) in _READ_HEADERS.items()
+            },
             "schemas": {name: schema_of(shape) for name, shape in SHAPES.items()},
         },
     }

@@ -42,7 +42,8 @@ PARAMETERS: Mapping[str, tuple[Json, str]] = {
     "dc": (_TEXT, "the datacentre; there is only this cluster's"),
     "ns": (_TEXT, "the namespace; there is only `default`"),
     "partition": (_TEXT, "the partition; there is only `default`"),
-    "pretty": (_PRESENT, "indent the answer by four blanks"),
+    "sg": (_TEXT, "the sameness group; there is only `default`"),
+    "pretty": (_PRESENT, "indent the answer by four blanks, as `plait consul agent -dev` always does"),
     "index": (_NUMBER, "wait until the result is newer than the answer that had this `X-Consul-Index`; 0: answer at once"),
     "wait": (_TEXT, f"how long `index` or `hash` may wait, {_DURATION}; 5m if absent, 10m at most, and up to a sixteenth more"),
     "stale": (_PRESENT, "this agent's copy is good enough, which it always answers from"),
@@ -84,7 +85,7 @@ PARAMETERS: Mapping[str, tuple[Json, str]] = {
     "prune": (_PRESENT, "accepted, without effect"),
 }
 """Parameters of the query: their schema, what they mean. One that is "boolean" counts as true without a value too."""
-EVERYWHERE = "dc ns partition pretty"
+EVERYWHERE = "dc ns partition sg pretty"
 CONSISTENCY = "stale consistent cached max_stale"
 BLOCKING = f"index wait {CONSISTENCY}"
 STATUSES: Mapping[int, str] = {

@@ -22,6 +22,7 @@ _RIGHT = {
     "dc": "dc1",
     "ns": "default",
     "partition": "default",
+    "sg": "default",
     "max_stale": "1s",
     "filter": 'Node != "x"',
     "selector": "a!=b",
