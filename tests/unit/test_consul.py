@@ -541,6 +541,7 @@ async def test_options_and_head(client: Client) -> None:
     assert (options.status, options.headers["Allow"]) == (200, "OPTIONS,GET,PUT")
     assert (await client.ask("HEAD", "/v1/agent/services")).status == 405
     assert (await client.get("/")).text.startswith("Consul Agent: UI disabled")
+    assert (await client.get("/ui/")).status == 404
 
 
 @pytest.mark.parametrize("path", ["/v1/catalog/nodes", "/v1/agent/self", "/v1/agent/service/register"])

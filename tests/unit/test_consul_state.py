@@ -213,6 +213,11 @@ async def test_usage_counts(one: Client) -> None:
         ("GET", "health/connect/web", 200),
         ("GET", "acl/tokens", 401),
         ("GET", "operator/area", 404),
+        ("GET", "discovery-chain/web", 404),
+        ("PUT", "connect/ca/configuration", 500),
+        ("PUT", "connect/intentions", 405),
+        ("PUT", "config/service-defaults", 405),
+        ("PUT", "config", 404),
     ],
 )
 async def test_what_plait_has_not_is_said_honestly(one: Client, method: str, path: str, status: int) -> None:
