@@ -26,6 +26,8 @@ TOOLS = {
     "dnsmasq": "dnsmasq-base",
     "unbound": "unbound",
     "etcd": "etcd-server",
+    "dnsperf": "dnsperf",
+    "/usr/lib/podman/aardvark-dns": "aardvark-dns",
 }
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 

@@ -68,7 +68,8 @@ for line in sys.stdin:
 """
 
 
-def _register(lab: Lab, name: str, number: int, port: int) -> None:
+def register(lab: Lab, name: str, number: int, port: int) -> None:
+    """Instance `number` of the service `name`, with its agent on host A."""
     body = json.dumps({"ID": f"{name}{number}", "Name": name, "Address": f"192.0.2.{number + 1}", "Port": port, "Tags": ["http"]})
     lab.run("A", "curl", "-sSf", "-X", "PUT", "-d", body, f"{PLAIT}/v1/agent/service/register")
 
@@ -110,7 +111,7 @@ class _Watchers:
         """Seconds from a registration until all have the answer."""
         self.say("answers")
         began = time.time()
-        _register(self._lab, "watched", 0, 1000 + number)
+        register(self._lab, "watched", 0, 1000 + number)
         found = self.heard()
         if found["missing"]:
             raise RuntimeError(f"{found['missing']:.0f} of {WATCHERS} watchers got no answer")
@@ -124,7 +125,7 @@ def run() -> list[Row]:
     lab = Lab.up(simple(1), "bench-http", owned=True)
     try:
         for number in range(INSTANCES):
-            _register(lab, "web", number, 80)
+            register(lab, "web", number, 80)
         lab.path("A", FOLDER).mkdir()
         urls = {"plait": f"{PLAIT}/v1/health/service/web", "etcd": f"{ETCD}/version"}
         with etcd(lab):
