@@ -26,10 +26,16 @@ from plait.services.health import Result
 @contextlib.asynccontextmanager
 async def runners(resolver: Resolver | None = None) -> AsyncIterator[Runners]:
     made = Runners(None, resolver)
+    files = asyncio.get_running_loop()._selector.get_map()  # type: ignore[attr-defined]
+    before = set(files)
     try:
         yield made
     finally:
         await made.close()
+        for _ in range(100):  # aiohttp ends TLS after it has returned; a loop that is gone by then would leave the socket to chance
+            if set(files) <= before:
+                break
+            await asyncio.sleep(0.005)
 
 
 async def once(definition: CheckDefinition) -> Result:
