@@ -30,6 +30,7 @@ HELD_BY = {
     "`dns_config`": "unit/test_solo.py::test_dns_follows_dns_config_and_prepared_queries "
     "unit/test_dns_settings.py::test_a_file_made_for_consul",
     "`NAME.query.consul`": "unit/test_solo.py::test_dns_follows_dns_config_and_prepared_queries",
+    "prepared queries fail over": "unit/test_queries.py::test_a_service_without_instances_fails_over_to_what_is_here",
     "a service that was put": "system/test_catalog.py::test_what_another_host_puts_under_this_ones_name_is_never_erased_silently",
     "`EnableTagOverride`": "system/test_beyond.py::test_tags_that_another_host_writes_outlast_the_agent_that_allows_them "
     "unit/test_tag_override.py::test_other_tags_of_the_agent_win",

@@ -202,9 +202,11 @@ def test_what_a_query_gives() -> None:
     instances = {("a", "1"): Instance("1", "web", "a", "10.28.0.1", 80, ("x",)), ("b", "2"): Instance("2", "web", "b", "", 81)}
     nodes = {**NODES, "b": Node("b", "2", IPv4Address("192.0.2.2"))}
     snapshot = Snapshot(me="a", nodes=nodes, alive=frozenset("ab"), instances=instances)
+    targets = ({"Datacenter": "dc2"}, {"Datacenter": "dc1", "Service": "web"})
     queries = [
         PreparedQuery("1", Selection("web", near="b"), name="near", ttl="1m"),
         PreparedQuery("2", Selection("web", tags=("x",)), name="tagged"),
+        PreparedQuery("4", Selection("gone", targets=targets, near="b"), name="spare"),
         PreparedQuery("3", Selection("${name.suffix}"), name="t-", template="name_prefix_match"),
     ]
     entries = {"web": [entry("a", "1", "x"), entry("b", "2")]}
@@ -213,6 +215,7 @@ def test_what_a_query_gives() -> None:
         lambda service: entries.get(service, []),
         lambda *key: instances.get(key),
         lambda name: (lambda node: float(node != name)) if name else None,
+        "dc1",
     )  # type: ignore[arg-type]
     assert names(b"near") is None, "nothing is known before there is a zone"
     names.zone = Zone(snapshot)
@@ -222,6 +225,8 @@ def test_what_a_query_gives() -> None:
     assert [m.dotted(data[6:]) for rtype, data in found[3] if rtype == m.SRV] == [b"b.node.dc1.consul", b"0a1c0001.addr.dc1.consul"]
     tagged = names(b"TAGGED")
     assert tagged is not None and tagged[1:3] == (-1, False) and (m.A, bytes((10, 28, 0, 1))) in tagged[3] and len(tagged[3]) == 2
+    spare = names(b"spare")
+    assert spare is not None and spare[3] == found[3], "no instance of it: those of the next target"
     assert names(b"t-web") is not None and names(b"nix") is None
 
 

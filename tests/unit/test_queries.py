@@ -8,7 +8,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiohttp import ClientSession
@@ -24,7 +24,7 @@ from plait.serve.consul import ConsulApi
 from plait.serve.consul_kv import KvApi
 from plait.serve.consul_query import QueryApi
 from plait.services.patterns import BadPattern, compile_pattern
-from plait.services.queries import Far, Json, choose, find_query, parse_query
+from plait.services.queries import Far, Json, carried_out, choose, find_query, parse_query
 from plait.services.requests import BadRequest
 from plait.store.api import Change, Put
 from plait.store.memory import MemoryStore
@@ -78,6 +78,32 @@ def test_instances_on_the_near_node_come_first() -> None:
     assert chosen({}, ENTRIES, far_from("A")("nobody")) == ["2", "1"]
 
 
+ELSEWHERE = {"web": [entry("A", "1", "critical")], "spare": [entry("B", "2", "critical"), entry("C", "3", "passing")]}
+
+
+@pytest.mark.parametrize(
+    ("failover", "ids", "failovers"),
+    [
+        ({}, [], 0),
+        ({"NearestN": 3}, [], 0),
+        ({"Datacenters": ["dc1", "dc2", "dc3"]}, [], 2),
+        ({"Targets": [{"Service": "spare"}]}, ["3"], 1),
+        ({"targets": [{"datacenter": "dc2", "service": "spare"}, {"peer": "p", "service": "spare"}, {"service": "spare"}]}, ["3"], 3),
+        ({"Targets": [{"Datacenter": "DC1"}, {"Service": "web"}, {"Service": "gone"}]}, [], 1),
+        ({"Targets": [{"Service": "spare", "Partition": "default"}, {"Service": "web", "Datacenter": "dc9"}]}, ["3"], 1),
+        ({"Targets": [{"Service": "spare", "Namespace": "other", "Datacenter": None, "Port": 7}]}, [], 1),
+    ],
+)
+def test_a_service_without_instances_fails_over_to_what_is_here(failover: dict[str, Any], ids: list[str], failovers: int) -> None:
+    def given(name: str) -> tuple[list[str], int]:
+        selection = parse_query({"Service": {"Service": name, "Failover": failover}}, "q").selection
+        found, asked = carried_out(selection, "dc1", lambda service: ELSEWHERE.get(service, []), None, list.reverse)
+        return [str(cast(Json, row["Service"])["ID"]) for row in found], asked
+
+    assert given("web") == (ids, failovers)
+    assert given("spare") == (["3"], 0), "there are some: nothing else is asked"
+
+
 def test_a_name_means_the_query_of_that_id_then_name_then_the_longest_template() -> None:
     def query(id: str, name: str, template: bool = False) -> Any:
         return parse_query({"Name": name, "Service": {"Service": "s"}, "Template": {"Type": "name_prefix_match"} if template else None}, id)
@@ -101,7 +127,7 @@ def test_a_template_is_filled_in_everywhere() -> None:
                 "Service": "${match(1)}",
                 "Tags": ["${match(2)}", "${match(7)}", "!${agent.segment}", "!${name.suffix}"],
                 "NodeMeta": {"k": "${name.full}|${name.prefix}"},
-                "Failover": {"Datacenters": ["dc-${match(2)}"], "Targets": [{"Peer": "${match(0)}"}]},
+                "Failover": {"Targets": [{"Datacenter": "dc-${match(2)}", "Peer": "${match(0)}"}]},
             },
         },
         "q",
@@ -111,7 +137,7 @@ def test_a_template_is_filled_in_everywhere() -> None:
     selection = found.selection
     assert (selection.service, selection.tags) == ("a-db", ("v1", "!a-db-v1"))
     assert selection.node_meta == {"k": "geo-a-db-v1|geo-"}
-    assert (selection.datacenters, selection.targets) == (("dc-v1",), ({"Peer": "geo-a-db-v1"},))
+    assert selection.targets == ({"Datacenter": "dc-v1", "Peer": "geo-a-db-v1"},)
     unmatched = find_query([template], "geo-x")
     assert unmatched is not None and unmatched.selection.service == ""
 
@@ -126,6 +152,10 @@ def test_a_template_is_filled_in_everywhere() -> None:
         ({"Service": {"Service": "x", "OnlyPassing": "yes"}}, "onlypassing"),
         ({"Service": {"Service": "x", "Failover": {"NearestN": -1}}}, "NearestN"),
         ({"Service": {"Service": "x", "Failover": {"Targets": {}}}}, "Targets"),
+        ({"Service": {"Service": "x", "Failover": {"Targets": ["dc2"]}}}, "JSON object"),
+        ({"Service": {"Service": "x", "Failover": {"Targets": [{"Service": 1}]}}}, "service"),
+        ({"Service": {"Service": "x", "Failover": {"Targets": [{"Peer": "p"}], "NearestN": 1}}}, "cannot be used"),
+        ({"Service": {"Service": "x", "Failover": {"Targets": [{"Peer": "p"}], "Datacenters": ["dc2"]}}}, "cannot be used"),
         ({"Service": {"Service": 3}}, "service"),
         ({"Service": {"Service": "x"}, "DNS": {"TTL": "soon"}}, "DNS TTL"),
         ({"Service": {"Service": "x"}, "Template": {"Type": "magic"}}, "Template.Type"),
@@ -239,6 +269,10 @@ async def test_a_query_is_made_shown_carried_out_changed_and_removed(pair: Pair)
     [changed] = await one.ok("GET", f"query/{made}")
     assert changed["Service"]["Service"] == "db" and changed["CreateIndex"] == shown["CreateIndex"] < changed["ModifyIndex"]
     assert (await one.ok("GET", f"query/{made}/execute"))["Nodes"] == []
+    spare = {"Name": "fooquery", "Service": {"Service": "db", "Failover": {"Targets": [{"Service": "web"}]}}}
+    assert await one.call("PUT", f"query/{made}", spare) == (200, "")
+    result = await one.ok("GET", f"query/{made}/execute?near=_agent&limit=1")
+    assert ([row["Service"]["ID"] for row in result["Nodes"]], result["Failovers"], result["Service"]) == (["1"], 1, "db")
     assert await one.call("DELETE", f"query/{made}") == (200, "")
     assert await one.ok("GET", "query") == []
 

@@ -201,6 +201,21 @@ def test_dns_follows_dns_config_and_prepared_queries(tmp_path: Path) -> None:
         assert names["plait.dns.forward_rejected"] == 0
 
 
+def test_commands_are_run_for_files_alone_where_only_they_are_allowed(tmp_path: Path) -> None:
+    checks = [{"id": "of-file", "name": "of-file", "args": ["true"], "interval": "1s"}]
+    (tmp_path / "a.json").write_text(json.dumps({"enable_local_script_checks": True, "checks": checks}))
+    with agent("-dev", "-node=n1", f"-config-dir={tmp_path}") as it:
+        with pytest.raises(HTTPError) as caught:
+            it.ask("PUT", "agent/check/register", {"Name": "of-client", "Args": ["true"], "Interval": "1s"})
+        with caught.value as answer:
+            assert b"from remote calls" in answer.read()
+        end = time.monotonic() + 10
+        while (shown := it.ask("GET", "agent/checks"))["of-file"]["Status"] != "passing":
+            assert time.monotonic() < end, shown
+            time.sleep(0.05)
+        assert "of-client" not in shown
+
+
 def test_what_it_keeps_is_there_again(tmp_path: Path) -> None:
     options = (f"-data-dir={tmp_path}/data", "-node", "n1")
     with agent(*options) as it:

@@ -42,6 +42,7 @@ from plait.agent.transactions import Transactions
 from plait.agent.view import View
 from plait.checks.command import Commands
 from plait.checks.runners import Runners
+from plait.model.cluster import Instance
 from plait.serve.consul import ConsulApi
 from plait.serve.consul_coordinate import CoordinateApi, coord_json, near
 from plait.serve.consul_event import EventApi
@@ -98,7 +99,7 @@ class Discovery:
         self.figures.add(self._readings)
         self.figures.add(partial(of_health, parts.health))
         self.api = self._api()
-        self.names = QueryNames(self.queries.all, self._entries, lambda node, ident: view.snapshot.instances.get((node, ident)), self._near)
+        self.names = QueryNames(self.queries.all, self._entries, self._instance, self._near, config.datacenter)
 
     def _api(self) -> ConsulApi:
         name, datacenter = self._p.identity.name, self._p.config.datacenter
@@ -117,6 +118,9 @@ class Discovery:
         self.events = EventHub(self.catalog, lambda: api.directory(), datacenter)
         api.add((*PlaitEventsApi(self.events).routes, *OpenApi(lambda: api.routes).routes))
         return api
+
+    def _instance(self, node: str, ident: str) -> Instance | None:
+        return self._p.view.snapshot.instances.get((node, ident))
 
     def _near(self, name: str) -> Far | None:
         """How far others are from the node of that name; of one that nobody measures itself is near and all others are far."""

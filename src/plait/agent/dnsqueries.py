@@ -12,7 +12,7 @@ from plait.dns.records import dotted
 from plait.dns.zone import Zone
 from plait.model.cluster import Instance
 from plait.model.query import PreparedQuery
-from plait.services.queries import Far, Json, choose, find_query
+from plait.services.queries import Far, Json, carried_out, find_query
 from plait.services.requests import duration_s
 
 Instances = Callable[[str, str], Instance | None]
@@ -21,7 +21,7 @@ Instances = Callable[[str, str], Instance | None]
 
 class QueryNames:
     """`queries`: all of them; `entries`: those of a service as `/v1/health/service` shows them; `near(name)`: how far others are
-    from that node, None if it names none. `zone` is set once there is one."""
+    from that node, None if it names none; `datacenter`: this one. `zone` is set once there is one."""
 
     def __init__(
         self,
@@ -29,8 +29,10 @@ class QueryNames:
         entries: Callable[[str], list[Json]],
         instances: Instances,
         near: Callable[[str], Far | None],
+        datacenter: str,
     ) -> None:
         self._queries, self._entries, self._instances, self._near = queries, entries, instances, near
+        self._datacenter = datacenter
         self.zone: Zone | None = None
 
     def __call__(self, name: bytes) -> Found | None:
@@ -40,11 +42,8 @@ class QueryNames:
             return None
         chosen = query.selection
         far = self._near(chosen.near)
-        records = [
-            record
-            for entry in choose(chosen, self._entries(chosen.service), far, random.shuffle)
-            for record in self.zone.records_of(self._instance(entry))
-        ]
+        entries, _ = carried_out(chosen, self._datacenter, self._entries, far, random.shuffle)
+        records = [record for entry in entries for record in self.zone.records_of(self._instance(entry))]
         ttl = int(duration_s(query.ttl)) if query.ttl else -1
         return dotted(chosen.service), ttl, far is not None, tuple(dict.fromkeys(records))
 

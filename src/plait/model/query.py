@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Which instances of `service` a query gives. A tag "!x" means that the instance must not have tag x. `near`: a node's name, or
-    "_agent" for that of the agent that is asked. `nearest`, `datacenters`, `targets`: where to look when there are none; kept as given."""
+    "_agent" for that of the agent that is asked. `nearest`, `datacenters`, `targets`: where to look when there are none, in order."""
 
     service: str
     tags: tuple[str, ...] = ()

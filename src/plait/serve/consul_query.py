@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prepared queries of the Consul-compatible API: kept, shown, carried out.
 
-There is one datacentre, so a query's failover to others finds none: it is kept and shown, and `Failovers` is always 0.
+There is one datacentre: failover finds instances of another service in it, and none in datacentres or peers that are named. `Failovers`
+counts what was tried.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Protocol
 from plait.http.message import Answer
 from plait.model.query import PreparedQuery
 from plait.serve.consul_http import Call, Missing, Route, encoded, json_answer, read_headers, text_answer
-from plait.services.queries import Far, Json, choose, find_query, parse_query, query_json
+from plait.services.queries import Far, Json, carried_out, find_query, parse_query, query_json
 
 _MISSING = "Query not found"
 
@@ -92,13 +93,13 @@ class QueryApi:
     async def _execute(self, call: Call) -> Answer:
         query, limit = self._found(call), call.number("limit")
         far = self._near(call.one("near") or query.selection.near)
-        nodes = choose(query.selection, self._entries(query.selection.service), far, random.shuffle)
+        nodes, failovers = carried_out(query.selection, self._datacenter, self._entries, far, random.shuffle)
         result: Json = {
             "Service": query.selection.service,
             "Nodes": nodes[:limit] if limit else nodes,
             "DNS": {"TTL": query.ttl},
             "Datacenter": self._datacenter,
-            "Failovers": 0,
+            "Failovers": failovers,
         }
         return self._read(call, result)
 

@@ -18,6 +18,7 @@ from plait.services.requests import BadRequest, duration_s, fold
 
 Json = dict[str, object]
 TEMPLATE = "name_prefix_match"
+_TARGET_KEYS = ("Service", "Datacenter", "Peer", "Partition", "Namespace")
 _VARIABLE = re.compile(r"\$\{\s*(?:name\.(full|prefix|suffix)|match\((\d{1,2})\)|(agent\.segment))\s*\}")
 
 
@@ -67,6 +68,9 @@ def _selection(raw: Mapping[str, object]) -> Selection:
     targets = [] if failover.get("targets") is None else failover["targets"]
     if not isinstance(targets, list):
         raise BadRequest("Request decode failed: Failover.Targets must be a list")
+    datacenters = _texts(failover, "datacenters")
+    if targets and (nearest or datacenters):
+        raise BadRequest("Failover.Targets cannot be used with Failover.NearestN or Failover.Datacenters: give one or the other")
     return Selection(
         service=_text(raw, "service"),
         tags=_texts(raw, "tags"),
@@ -77,9 +81,15 @@ def _selection(raw: Mapping[str, object]) -> Selection:
         connect=_flag(raw, "connect"),
         near=_text(raw, "near"),
         nearest=nearest,
-        datacenters=_texts(failover, "datacenters"),
-        targets=tuple(_pairs(target, "Failover.Targets") for target in targets),
+        datacenters=datacenters,
+        targets=tuple(_target(target) for target in targets),
     )
+
+
+def _target(raw: object) -> dict[str, str]:
+    """What a target names, in Consul's spelling of the keys; other keys are ignored."""
+    target = fold(raw)
+    return {key: text for key in _TARGET_KEYS if (text := _text(target, key.lower()))}
 
 
 def _object(raw: Mapping[str, object], key: str) -> dict[str, object]:
@@ -197,9 +207,32 @@ def _value(found: re.Match[str], parts: Mapping[str, str], groups: Sequence[str]
 
 Far = Callable[[str], float]
 """How far the node of that name is, in whatever unit."""
+Entries = Callable[[str], Iterable[Json]]
+"""Those of the service of that name, as `/v1/health/service` shows them."""
+Shuffle = Callable[[list[Json]], None]
 
 
-def choose(selection: Selection, entries: Iterable[Json], far: Far | None, shuffle: Callable[[list[Json]], None]) -> list[Json]:
+def carried_out(selection: Selection, datacenter: str, entries: Entries, far: Far | None, shuffle: Shuffle) -> tuple[list[Json], int]:
+    """(instances, failovers). If the service has none, those of the first target in order that has some, and how many targets were tried.
+    `datacenter` is the only one there is: whatever is elsewhere (another datacentre, a peer) counts as tried and has none."""
+    found, failovers = choose(selection, entries(selection.service), far, shuffle), 0
+    for target in selection.targets or [{"Datacenter": name} for name in selection.datacenters]:
+        if found:
+            break
+        here, service = _is_here(target, datacenter), target.get("Service") or selection.service
+        if here and service == selection.service:
+            continue
+        failovers += 1
+        found = choose(selection, entries(service), far, shuffle) if here else []
+    return found, failovers
+
+
+def _is_here(target: Mapping[str, str], datacenter: str) -> bool:
+    inside = all(target.get(key, "") in ("", "default") for key in ("Partition", "Namespace"))
+    return inside and not target.get("Peer") and target.get("Datacenter", "").lower() in ("", datacenter.lower())
+
+
+def choose(selection: Selection, entries: Iterable[Json], far: Far | None, shuffle: Shuffle) -> list[Json]:
     """Those of the service's entries (as `/v1/health/service` shows them) that the query gives: in random order, or the nearest first."""
     if selection.connect:
         return []
