@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
 import struct
-from collections.abc import AsyncIterator
 from ipaddress import IPv4Address
 
 import pytest
 
-from plait.agent.roundtrips import FIRST, PUBLISH_EVERY_S, Echo, RoundTrips, _nonce_of, _request
+from plait.agent.roundtrips import FIRST, PUBLISH_EVERY_S, Echo, RoundTrips, _nonce_of, _read, _request
 from plait.model.errors import StoreUnavailable
 from plait.model.kv import Coordinate
 
@@ -101,12 +102,10 @@ async def test_no_answer_is_no_distance() -> None:
 
 
 @pytest.fixture
-async def echo() -> AsyncIterator[Echo]:
+async def echo() -> Echo:
     if os.geteuid() != 0:
         pytest.skip("raw sockets need root")
-    made = Echo(timeout_s=2.0)
-    yield made
-    made.close()
+    return Echo(timeout_s=2.0)
 
 
 async def test_the_kernel_answers(echo: Echo) -> None:
@@ -127,3 +126,18 @@ def test_a_reply_is_told_by_its_nonce_whatever_its_head() -> None:
         assert _nonce_of(head + request) == nonce
     for cut in (b"", b"\x45", bytes(27)):
         assert _nonce_of(cut) == b"" or _nonce_of(cut) != nonce
+
+
+async def test_a_reply_with_another_nonce_is_not_the_one_that_is_waited_for() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    answered: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+    head, nonce = b"\x45" + bytes(19), bytes(16)
+    with ours, theirs:
+        for other in (b"\1" * 16, nonce[:-1], nonce + b"x", b""):
+            theirs.send(head + _request(nonce)[:8] + other)
+            _read(ours, nonce, answered)
+            assert not answered.done()
+        _read(ours, nonce, answered)  # nothing has come
+        theirs.send(head + _request(nonce))
+        _read(ours, nonce, answered)
+        assert answered.done()

@@ -46,45 +46,43 @@ class Probe(Protocol):
 
 
 class Echo:
-    """Sends echo requests, one at a time, from a raw socket that sees echo replies only. A reply counts if it comes from where the request
-    went and repeats its nonce. To be made in the loop; OSError without the right to (CAP_NET_RAW)."""
+    """Sends echo requests, each from a raw socket of its own that sees echo replies of that address only: what else comes to the host (its
+    owner pings too) is none of the agent's work. A reply counts if it repeats the nonce. OSError without the right to (CAP_NET_RAW)."""
 
     def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
         self._timeout_s = timeout_s
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMP)
-        self._socket.setsockopt(_SOL_RAW, _ICMP_FILTER, struct.pack("I", ~(1 << _ECHO_REPLY) & 0xFFFFFFFF))
-        self._awaited: tuple[str, bytes, asyncio.Future[float]] | None = None
-        asyncio.get_running_loop().add_reader(self._socket, self._read)
-
-    def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._socket)
-        self._socket.close()
+        _raw_socket().close()
 
     async def round_trip(self, address: IPv4Address) -> float | None:
-        nonce = os.urandom(_NONCE)
-        answered: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        self._awaited = str(address), nonce, answered
+        loop, nonce = asyncio.get_running_loop(), os.urandom(_NONCE)
+        answered: asyncio.Future[float] = loop.create_future()
         try:
-            sent = time.monotonic()
-            self._socket.sendto(_request(nonce), (str(address), 0))
-            async with asyncio.timeout(self._timeout_s):
-                return await answered - sent
+            with _raw_socket() as sock:
+                sock.connect((str(address), 0))
+                loop.add_reader(sock, _read, sock, nonce, answered)
+                try:
+                    sent = time.monotonic()
+                    sock.send(_request(nonce))
+                    async with asyncio.timeout(self._timeout_s):
+                        return await answered - sent
+                finally:
+                    loop.remove_reader(sock)
         except (TimeoutError, OSError):
             return None
-        finally:
-            self._awaited = None
 
-    def _read(self) -> None:
-        """All that has come."""
-        with contextlib.suppress(OSError):
-            while True:
-                packet, (sender, _) = self._socket.recvfrom(2048)
-                now = time.monotonic()
-                if self._awaited is None:
-                    continue
-                wanted, nonce, answered = self._awaited
-                if sender == wanted and _nonce_of(packet) == nonce and not answered.done():
-                    answered.set_result(now)
+
+def _raw_socket() -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMP)
+    sock.setsockopt(_SOL_RAW, _ICMP_FILTER, struct.pack("I", ~(1 << _ECHO_REPLY) & 0xFFFFFFFF))
+    return sock
+
+
+def _read(sock: socket.socket, nonce: bytes, answered: asyncio.Future[float]) -> None:
+    """What has come; the reply gives the time of its arrival."""
+    with contextlib.suppress(OSError):
+        packet, now = sock.recv(2048), time.monotonic()
+        if _nonce_of(packet) == nonce and not answered.done():
+            answered.set_result(now)
 
 
 def _request(nonce: bytes) -> bytes:

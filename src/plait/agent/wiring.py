@@ -195,10 +195,7 @@ class _Wiring:
         except OSError as error:
             log.warning("round_trips_off", extra={"error": str(error)})
             return
-        try:
-            await self.discovery.roundtrips().run(echo)
-        finally:
-            echo.close()
+        await self.discovery.roundtrips().run(echo)
 
     def _on_view(self, kinds: frozenset[str]) -> None:
         if kinds != {"checks"}:  # of which the plan knows nothing, and which change all the time
