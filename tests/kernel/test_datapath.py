@@ -135,6 +135,7 @@ def hosts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             create_netns(path)
         made.run("A", f"ip link add wire type veth peer name wire netns {made.paths['B']}")
         for name, address in WIRE.items():
+            made.run(name, "sysctl -qw net.ipv4.icmp_ratelimit=0")  # by default one error per second and peer, whichever test came before
             made.run(name, "ip link set lo up")
             made.run(name, f"ip addr add {address}/24 dev wire")
             made.run(name, "ip link set wire up")
