@@ -63,7 +63,7 @@ def status_of(**changes: Any) -> StatusView:
             {"network": "default", "cidr": "10.28.16.0/20", "node": "A", "purpose": "pool", "size": 4096, "used": 7},
             {"network": "default", "cidr": "10.28.32.0/20", "node": "B", "purpose": "pool", "size": 4096, "used": 9},
         ],
-        "paths": [{"node": "B", "address": "198.18.0.2", "backend": "vxlan", "mtu": 1450, "error": ""}],
+        "paths": [{"node": "B", "address": "198.18.0.2", "backend": "vxlan", "mtu": 1450, "probed": True, "error": ""}],
         "conditions": [],
     }
     view.update(changes)  # type: ignore[typeddict-item]
@@ -119,13 +119,18 @@ def test_status_is_one_screen_and_its_exit_status_the_verdict(capsys: pytest.Cap
 
 
 def test_status_names_what_is_wrong_and_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
-    broken: PathState = {"node": "B", "address": "198.18.0.2", "backend": "vxlan", "mtu": 1450, "error": "node lost"}
+    broken: PathState = {"node": "B", "address": "198.18.0.2", "backend": "vxlan", "mtu": 1450, "probed": True, "error": "node lost"}
     view = status_of(well=False, nodes=[node("A"), node("B", alive=False)], paths=[broken], conditions=[LOST])
     status, out, _ = run(capsys, Canned(status=view), "status")
     assert status == 1
     assert out.startswith("A: 1 thing needs attention")
     assert "LOST: B" in out and "0 of 1 usable\n          to B (198.18.0.2): node lost" in out
     assert "WARNING node-lost [B]: A node gives no sign of life\n    silent for 12 s\n    -> Look at that host\n" in out
+
+
+def test_status_says_which_path_was_not_probed() -> None:
+    silent: PathState = {"node": "B", "address": "198.18.0.2", "backend": "vxlan", "mtu": 1450, "probed": False, "error": ""}
+    assert any("1 of 1 usable: B (vxlan, mtu 1450 not probed)" in line for line in page(status_of(paths=[silent])))
 
 
 def test_status_as_json_keeps_the_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,7 +142,8 @@ def test_status_as_json_keeps_the_exit_status(capsys: pytest.CaptureFixture[str]
 def test_status_of_a_large_cluster_still_fits_a_screen() -> None:
     nodes = [node(f"n{i}", alive=i % 3 > 0) for i in range(100)]
     paths: list[PathState] = [
-        {"node": n["name"], "address": "198.18.0.2", "backend": "vxlan", "mtu": 1450, "error": "" if n["alive"] else "lost"} for n in nodes
+        {"node": n["name"], "address": "198.18.0.2", "backend": "vxlan", "mtu": 1450, "probed": True, "error": "" if n["alive"] else "lost"}
+        for n in nodes
     ]
     blocks = [{"network": f"net{i}", "cidr": f"10.{i}.0.0/20", "node": "A", "purpose": "pool", "size": 1, "used": 0} for i in range(50)]
     lines = list(page(status_of(well=False, nodes=nodes, paths=paths, blocks=blocks, networks=status_of()["networks"] * 40)))

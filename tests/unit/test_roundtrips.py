@@ -1,17 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Round trips to other nodes: whom they are measured to, when the store hears of them, and the echo itself on loopback."""
+"""Round trips to other nodes: whom they are measured to, and when the store hears of them."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import socket
-import struct
 from ipaddress import IPv4Address
 
-import pytest
-
-from plait.agent.roundtrips import FIRST, PUBLISH_EVERY_S, Echo, RoundTrips, _nonce_of, _read, _request
+from plait.agent.echo import SHORTEST, TIMEOUT_S, Echoed
+from plait.agent.roundtrips import FIRST, PUBLISH_EVERY_S, RoundTrips
 from plait.model.errors import StoreUnavailable
 from plait.model.kv import Coordinate
 
@@ -33,9 +28,9 @@ class World:
     def restarted(self) -> RoundTrips:
         return RoundTrips("A", lambda: self.peers, lambda node: self.stored.get(node, Coordinate(node)), self.publish, lambda: self.now)
 
-    async def round_trip(self, address: IPv4Address) -> float | None:
+    async def ask(self, address: IPv4Address, size: int = SHORTEST, timeout_s: float = TIMEOUT_S) -> Echoed:
         self.asked.append(next(name for name, place in PEERS.items() if place == address))
-        return self.ways[address]
+        return Echoed(self.ways[address])
 
     async def publish(self, coordinate: Coordinate) -> None:
         if self.away:
@@ -96,48 +91,3 @@ async def test_no_answer_is_no_distance() -> None:
     world.ways = dict.fromkeys(world.ways)
     await world.measure(20)
     assert (world.trips.measured, world.published) == (0, [])
-
-
-# --- the echo
-
-
-@pytest.fixture
-async def echo() -> Echo:
-    if os.geteuid() != 0:
-        pytest.skip("raw sockets need root")
-    return Echo(timeout_s=2.0)
-
-
-async def test_the_kernel_answers(echo: Echo) -> None:
-    for _ in range(3):
-        assert 0 < (await echo.round_trip(IPv4Address("127.0.0.1")) or 0) < 1
-
-
-async def test_what_cannot_be_sent_is_no_answer(echo: Echo) -> None:
-    assert await echo.round_trip(IPv4Address("255.255.255.255")) is None
-
-
-def test_a_reply_is_told_by_its_nonce_whatever_its_head() -> None:
-    nonce = bytes(range(16))
-    request = _request(nonce)
-    assert sum(struct.unpack(f"!{len(request) // 2}H", request)) % 0xFFFF == 0, "RFC 1071: it sums up to all ones"
-    for options in (0, 4, 40):
-        head = bytes([0x40 | (5 + options // 4)]) + bytes(19 + options)
-        assert _nonce_of(head + request) == nonce
-    for cut in (b"", b"\x45", bytes(27)):
-        assert _nonce_of(cut) == b"" or _nonce_of(cut) != nonce
-
-
-async def test_a_reply_with_another_nonce_is_not_the_one_that_is_waited_for() -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    answered: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-    head, nonce = b"\x45" + bytes(19), bytes(16)
-    with ours, theirs:
-        for other in (b"\1" * 16, nonce[:-1], nonce + b"x", b""):
-            theirs.send(head + _request(nonce)[:8] + other)
-            _read(ours, nonce, answered)
-            assert not answered.done()
-        _read(ours, nonce, answered)  # nothing has come
-        theirs.send(head + _request(nonce))
-        _read(ours, nonce, answered)
-        assert answered.done()

@@ -14,6 +14,7 @@ from plait.agent.health import Health
 from plait.agent.identity import Identity
 from plait.agent.kernelwork import KernelWork
 from plait.agent.keys import block_key, own_prefixes, single_keys
+from plait.agent.pathmtu import PathMtus
 from plait.agent.sandboxes import Sandboxes, SandboxRequest, parse_ports
 from plait.agent.view import View
 from plait.model.cluster import Endpoint
@@ -50,6 +51,7 @@ class AdminParts:
     sandboxes: Sandboxes
     work: KernelWork
     health: Health
+    paths: PathMtus
     default_network: str
     search: str
     plan: Callable[[], Plan]
@@ -82,7 +84,7 @@ class AgentAdmin:
             "networks": reports.network_rows(snapshot),
             "engines": self._p.engines(),
             "blocks": reports.block_rows(snapshot),
-            "paths": reports.path_rows(snapshot),
+            "paths": reports.path_rows(snapshot, self._p.paths),
             "conditions": reports.condition_rows(self._p.health),
         }
 

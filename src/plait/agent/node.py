@@ -23,6 +23,7 @@ from plait.agent.health import Health
 from plait.agent.identity import Identity
 from plait.agent.journal import Journal, Write
 from plait.agent.networks import Networks
+from plait.agent.pathmtu import PathMtus
 from plait.agent.publisher import Publisher
 from plait.agent.reconciler import Reconciler
 from plait.agent.reports import GATEWAY_META, merged_meta
@@ -63,6 +64,7 @@ class Parts:
     dns: DnsService
     on_zone: Callable[[Zone], None]
     fast_path: bool
+    path_mtus: PathMtus
 
 
 _FIREWALL_APART_S = 0.2
@@ -109,6 +111,7 @@ class NodeLoops:
             netns=netns_of_containers(self._p.view, own),
             docker_bridge=self._p.config.docker_bridge,
             fast_path=self.fast_path,
+            path_mtu=self._p.path_mtus.known,
         )
         return plan_node(snapshot, local)
 

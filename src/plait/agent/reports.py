@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from plait.agent.health import Health
+from plait.agent.pathmtu import PathMtus
 from plait.backends import BACKENDS
 from plait.ipam import usable
 from plait.kernel.dryrun import render
@@ -23,7 +24,7 @@ from plait.model.report import (
     PlanEntry,
     PortRow,
 )
-from plait.plan import network_mtu
+from plait.plan import path_mtu
 
 GATEWAY_META = "gateway"
 """Key of a node's meta: it forwards for hosts without an agent."""
@@ -170,23 +171,27 @@ def _container_row(snapshot: Snapshot, container: Container) -> ContainerRow:
     }
 
 
-def path_rows(snapshot: Snapshot) -> list[PathState]:
+def path_rows(snapshot: Snapshot, paths: PathMtus) -> list[PathState]:
     """How this node reaches each other one by the network `default`'s backend."""
     me = snapshot.nodes.get(snapshot.me)
     networks = sorted(snapshot.networks.values(), key=lambda n: n.name)
     if me is None or not networks:
         return []
-    network = networks[0]
-    rows: list[PathState] = []
-    for node in sorted(snapshot.nodes.values(), key=lambda n: n.name):
-        if node.name == snapshot.me:
-            continue
-        error = "" if node.tunnel is not None and node.vtep_mac else "has no block yet"
-        if node.name not in snapshot.alive:
-            error = "gives no sign of life"
-        mtu = min(network_mtu(me, network), node.mtu - BACKENDS[network.backend].overhead())
-        rows.append({"node": node.name, "address": str(node.address), "backend": network.backend, "mtu": mtu, "error": error})
-    return rows
+    return [_path_row(snapshot, me, snapshot.nodes[name], networks[0], paths) for name in sorted(snapshot.nodes) if name != snapshot.me]
+
+
+def _path_row(snapshot: Snapshot, me: Node, node: Node, network: Network, paths: PathMtus) -> PathState:
+    error = "" if node.tunnel is not None and node.vtep_mac else "has no block yet"
+    if node.name not in snapshot.alive:
+        error = "gives no sign of life"
+    return {
+        "node": node.name,
+        "address": str(node.address),
+        "backend": network.backend,
+        "mtu": path_mtu(me, node, paths.known) - BACKENDS[network.backend].overhead(),
+        "probed": node.name in paths.answered,
+        "error": error,
+    }
 
 
 def condition_rows(health: Health) -> list[ConditionRow]:

@@ -3,24 +3,20 @@
 
 Data in: the living nodes, the coordinates they published. Data out: round trips, and now and then a new coordinate of this node in the
 store. The other end's kernel answers, so that a busy agent there is no distance. Whoever does not answer (a firewall) is not measured;
-its coordinate stays what it was. Source: RFC 792 (echo), icmp(7), raw(7) (ICMP_FILTER).
+its coordinate stays what it was.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
-import os
 import random
-import socket
-import struct
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from ipaddress import IPv4Address
-from typing import Protocol
 
+from plait.agent.echo import Probe
 from plait.model.errors import PlaitError
 from plait.model.kv import Coordinate
 from plait.services.coordinates import Locator
@@ -28,79 +24,10 @@ from plait.services.coordinates import Locator
 log = logging.getLogger("plait.roundtrips")
 EVERY_S, FIRST_EVERY_S, FIRST = 5.0, 0.5, 20
 """Between two measurements: at rest, and for the first ones after the start."""
-TIMEOUT_S = 2.0
 PUBLISH_EVERY_S = 15.0
 """Least time between two coordinates in the store."""
 MOVED_S, MOVED_PART = 0.0005, 0.1
 """So far (in seconds, and as a part of its distance from the origin) the coordinate has to move before it is published again."""
-_ECHO, _ECHO_REPLY = 8, 0
-_SOL_RAW, _ICMP_FILTER = 255, 1
-_HEAD = struct.Struct("!BBHHH")
-_NONCE = 16
-
-
-class Probe(Protocol):
-    async def round_trip(self, address: IPv4Address) -> float | None:
-        """Seconds, None without an answer in time."""
-        ...
-
-
-class Echo:
-    """Sends echo requests, each from a raw socket of its own that sees echo replies of that address only: what else comes to the host (its
-    owner pings too) is none of the agent's work. A reply counts if it repeats the nonce. OSError without the right to (CAP_NET_RAW)."""
-
-    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
-        self._timeout_s = timeout_s
-        _raw_socket().close()
-
-    async def round_trip(self, address: IPv4Address) -> float | None:
-        loop, nonce = asyncio.get_running_loop(), os.urandom(_NONCE)
-        answered: asyncio.Future[float] = loop.create_future()
-        try:
-            with _raw_socket() as sock:
-                sock.connect((str(address), 0))
-                loop.add_reader(sock, _read, sock, nonce, answered)
-                try:
-                    sent = time.monotonic()
-                    sock.send(_request(nonce))
-                    async with asyncio.timeout(self._timeout_s):
-                        return await answered - sent
-                finally:
-                    loop.remove_reader(sock)
-        except (TimeoutError, OSError):
-            return None
-
-
-def _raw_socket() -> socket.socket:
-    sock = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMP)
-    sock.setsockopt(_SOL_RAW, _ICMP_FILTER, struct.pack("I", ~(1 << _ECHO_REPLY) & 0xFFFFFFFF))
-    return sock
-
-
-def _read(sock: socket.socket, nonce: bytes, answered: asyncio.Future[float]) -> None:
-    """What has come; the reply gives the time of its arrival."""
-    with contextlib.suppress(OSError):
-        packet, now = sock.recv(2048), time.monotonic()
-        if _nonce_of(packet) == nonce and not answered.done():
-            answered.set_result(now)
-
-
-def _request(nonce: bytes) -> bytes:
-    head = _HEAD.pack(_ECHO, 0, 0, 0, 0)
-    return _HEAD.pack(_ECHO, 0, _checksum(head + nonce), 0, 0) + nonce
-
-
-def _nonce_of(packet: bytes) -> bytes:
-    """What follows the heads of IP (raw(7): it is there) and ICMP; empty if the packet is shorter."""
-    start = (packet[0] & 15) * 4 if packet else 0
-    return packet[start + _HEAD.size :]
-
-
-def _checksum(data: bytes) -> int:
-    """RFC 1071, of an even number of bytes."""
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    total = (total >> 16) + (total & 0xFFFF)
-    return ~(total + (total >> 16)) & 0xFFFF
 
 
 class RoundTrips:
@@ -135,7 +62,7 @@ class RoundTrips:
         if not self._round:
             return
         name = self._round.pop()
-        rtt_s = await probe.round_trip(peers[name])
+        rtt_s = (await probe.ask(peers[name])).rtt_s
         if rtt_s is None:
             log.debug("round_trip_unanswered", extra={"node": name})
             return

@@ -17,6 +17,7 @@ from plait.agent.admin import AdminParts, AgentAdmin
 from plait.agent.config import Config, Paths, load_config
 from plait.agent.discovery import Discovery, DiscoveryParts
 from plait.agent.dnswatch import DnsWatch
+from plait.agent.echo import Echo
 from plait.agent.figures import of_kernel
 from plait.agent.health import Health
 from plait.agent.identity import Identity
@@ -26,9 +27,9 @@ from plait.agent.keys import own_prefixes, single_keys
 from plait.agent.networks import Networks
 from plait.agent.node import LEASE_TTL_S, NodeLoops, Parts
 from plait.agent.operations import AgentOperations
+from plait.agent.pathmtu import PathMtus
 from plait.agent.publisher import Publisher
 from plait.agent.reconciler import Reconciler
-from plait.agent.roundtrips import Echo
 from plait.agent.sandboxes import Sandboxes
 from plait.agent.storehost import StoreHost
 from plait.agent.view import View
@@ -112,6 +113,7 @@ class _Wiring:
         self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge)
         self.publisher = Publisher(self.view, store, self.view.caught_up)
         self.dns = DnsService(on_crash=self._on_dns_crash, on_query=lambda name: self.discovery.names(name))
+        self.path_mtus = self._path_mtus()
         self.loops = NodeLoops(self._parts(), DEFAULT_NETWORK)
         self.reconciler = Reconciler(
             self.kernel,
@@ -163,7 +165,20 @@ class _Wiring:
             dns=self.dns,
             on_zone=self._on_zone,
             fast_path=self.config.fast_path and CAPABILITY in self.kernel.capabilities(),
+            path_mtus=self.path_mtus,
         )
+
+    def _path_mtus(self) -> PathMtus:
+        async def keep(node: str, mtu: int | None) -> None:
+            await self.journal.write([Write("path_mtu", node, str(mtu).encode() if mtu else None)])
+
+        def changed(wider: bool) -> None:
+            if wider:
+                self.kernel.forget_paths()
+            self.reconciler.mark()
+
+        known = {node: int(body) for node, body in self.journal.load("path_mtu").items()}
+        return PathMtus(lambda: self.view.snapshot, keep, changed, known)
 
     def _sandboxes(self) -> Sandboxes:
         name, run_dir, settled = self.identity.name, self.paths.run, self.loops.names_settled
@@ -189,13 +204,17 @@ class _Wiring:
             lambda: self.replica.synced and self.replica.connected,
         )
 
-    async def _measure(self) -> None:
+    def _measure(self, group: asyncio.TaskGroup) -> None:
+        """Ask the other nodes for echoes, as far as is wanted and allowed."""
         try:
             echo = Echo()
         except OSError as error:
-            log.warning("round_trips_off", extra={"error": str(error)})
+            log.warning("echo_off", extra={"error": str(error)})
             return
-        await self.discovery.roundtrips().run(echo)
+        if self.config.coordinates:
+            group.create_task(self.discovery.roundtrips().run(echo))
+        if self.config.path_mtu:
+            group.create_task(self.path_mtus.run(echo))
 
     def _on_view(self, kinds: frozenset[str]) -> None:
         if kinds != {"checks"}:  # of which the plan knows nothing, and which change all the time
@@ -245,8 +264,7 @@ class _Wiring:
                 group.create_task(StoreHost(self.view, host, port, self._server_name, lambda: self.replica.connected).run())
             if self.docker is not None:
                 group.create_task(self.docker.run())
-            if self.config.coordinates:
-                group.create_task(self._measure())
+            self._measure(group)
             for loop in (
                 self.replica.run(),
                 self._notice_absent_store(),
@@ -292,6 +310,7 @@ class _Wiring:
             sandboxes=self.sandboxes,
             work=self.work,
             health=self.health,
+            paths=self.path_mtus,
             default_network=DEFAULT_NETWORK,
             search=self.config.search_domain,
             plan=self.loops.plan,

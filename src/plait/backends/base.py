@@ -14,10 +14,12 @@ from plait.model.objects import KernelObject
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another node and the blocks of the network at hand that are routed to it, ascending."""
+    """Another node, the blocks of the network at hand that are routed to it, ascending, and how large a packet the underlay carries
+    there, bytes (at most what this node's own link does)."""
 
     node: Node
     blocks: tuple[IPv4Network, ...]
+    mtu: int
 
 
 class Backend(Protocol):

@@ -50,7 +50,7 @@ class VxlanBackend:
         node = peer.node
         if node.tunnel is None or not node.vtep_mac:
             return []
-        smaller = node.mtu - OVERHEAD if node.mtu < me.mtu else 0
+        smaller = peer.mtu - OVERHEAD if peer.mtu < me.mtu else 0
         rows: list[KernelObject] = [Neigh(dev, node.tunnel, node.vtep_mac), Fdb(dev, node.vtep_mac, node.address)]
         rows += [Route(block, dev, via=node.tunnel, onlink=True, src=me.tunnel, mtu=smaller) for block in peer.blocks]
         return rows

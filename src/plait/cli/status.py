@@ -139,7 +139,9 @@ def _blocks(view: StatusView) -> list[str]:
 def _paths(view: StatusView) -> list[str]:
     rows = view["paths"]
     broken = [f"to {row['node']} ({row['address']}): {row['error']}" for row in rows if row["error"]]
-    usable = [f"{row['node']} ({row['backend']}, mtu {row['mtu']})" for row in rows if not row["error"]]
+    usable = [
+        f"{row['node']} ({row['backend']}, mtu {row['mtu']}{'' if row['probed'] else ' not probed'})" for row in rows if not row["error"]
+    ]
     if not rows:
         return ["no other node"]
     more = [f"and {len(broken) - NAMED} more"] if len(broken) > NAMED else []

@@ -120,12 +120,14 @@ class EngineState(TypedDict):
 
 
 class PathState(TypedDict):
-    """The way to one other node: underlay address, backend, bytes that a packet may have inside; `error` is "" when it is usable."""
+    """The way to one other node: underlay address, backend, bytes that a packet may have inside, whether that was probed (else it is what
+    both ends' links allow); `error` is "" when it is usable."""
 
     node: str
     address: str
     backend: str
     mtu: int
+    probed: bool
     error: str
 
 

@@ -38,17 +38,23 @@ the one routing daemons use for "worst"."""
 class Local:
     """Facts of this node that are not replicated: whether it forwards for hosts without an agent, the namespaces of
     sandboxes whose inside plait plumbs (endpoint id -> path; also where a vanished link is to be put back), whether its kernel
-    can forward at ingress (`fastpath.CAPABILITY`)."""
+    can forward at ingress (`fastpath.CAPABILITY`), what was measured of the way to other nodes (name -> bytes a packet may have)."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
     docker_bridge: bool = False
     fast_path: bool = False
+    path_mtu: Mapping[str, int] = field(default_factory=dict)
 
 
 def network_mtu(me: Node, network: Network) -> int:
     """MTU inside the containers of `network` on this node: the underlay's minus what the backend adds, bytes."""
     return me.mtu - BACKENDS[network.backend].overhead()
+
+
+def path_mtu(me: Node, node: Node, measured: Mapping[str, int]) -> int:
+    """How large a packet the underlay carries from this node to `node`, bytes: the least of both ends' links and what was measured."""
+    return min(me.mtu, node.mtu, measured.get(node.name, me.mtu))
 
 
 def plan_node(snapshot: Snapshot, local: Local) -> Plan:
@@ -60,7 +66,7 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     objects: list[KernelObject] = [Sysctl("ipv4/ip_forward", "1")]
     objects += _gateways(me, networks)
     for network in networks:
-        objects += BACKENDS[network.backend].plan(me, network, _peers(snapshot, network))
+        objects += BACKENDS[network.backend].plan(me, network, _peers(snapshot, network, local))
         objects += _backstops(network, snapshot)
     for endpoint in _own_endpoints(snapshot):
         network = snapshot.networks[endpoint.network]
@@ -123,13 +129,14 @@ def _backstops(network: Network, snapshot: Snapshot) -> list[KernelObject]:
     return [Route(cidr, kind="unreachable", metric=BACKSTOP_METRIC) for cidr in {network.subnet, *own}]
 
 
-def _peers(snapshot: Snapshot, network: Network) -> list[Peer]:
+def _peers(snapshot: Snapshot, network: Network, local: Local) -> list[Peer]:
     blocks: dict[str, list[IPv4Network]] = {}
     for block in snapshot.blocks.values():
         if block.network == network.name and block.node != snapshot.me:
             blocks.setdefault(block.node, []).append(block.cidr)
-    nodes = (n for n in snapshot.nodes.values() if n.name != snapshot.me)
-    return [Peer(n, tuple(sorted(blocks.get(n.name, [])))) for n in sorted(nodes, key=lambda n: n.name)]
+    me = snapshot.nodes[snapshot.me]
+    nodes = sorted((n for n in snapshot.nodes.values() if n.name != snapshot.me), key=lambda n: n.name)
+    return [Peer(n, tuple(sorted(blocks.get(n.name, []))), path_mtu(me, n, local.path_mtu)) for n in nodes]
 
 
 def first_default_block(blocks: Iterable[Block], node: str, network: str) -> Block | None:

@@ -105,6 +105,11 @@ class LinuxKernel:
                 return addr.dev, int(Path(f"/sys/class/net/{addr.dev}/mtu").read_text())
         raise OSError(errno.EADDRNOTAVAIL, f"no link of this host has the address {address}")
 
+    def forget_paths(self) -> None:
+        """Drop what the kernel learnt of path MTUs (ten minutes old at most, sysctl mtu_expires): a way that has become wider is used at
+        once. What is still narrow it learns again from the next packet. May be called from any thread."""
+        Path("/proc/sys/net/ipv4/route/flush").write_text("1")
+
     # --- writing
 
     def apply(self, ops: Sequence[Op]) -> Result:

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ICMP echo to another node's underlay address: how long the way takes, and how large a packet it lets through.
+
+Data in: an address and the length of the request. Data out: the time until its reply, or what a router said of its length. The other
+end's kernel answers, so that a busy agent there counts for nothing. Every request forbids fragments and goes out whole whatever the
+kernel believes of the path. Source: RFC 792 (echo), RFC 1191 (path MTU), icmp(7), raw(7) (ICMP_FILTER), ip(7) (IP_MTU_DISCOVER,
+IP_RECVERR).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Protocol
+
+TIMEOUT_S = 2.0
+_IP_HEAD = 20
+_HEAD = struct.Struct("!BBHHH")
+_NONCE = 16
+SHORTEST = _IP_HEAD + _HEAD.size + _NONCE
+"""Bytes of the shortest request, IP head and all."""
+_ECHO, _ECHO_REPLY = 8, 0
+_SOL_RAW, _ICMP_FILTER = 255, 1
+_IP_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 3
+_IP_RECVERR = 11
+_ERROR = struct.Struct("=IBBBBI")
+"""The head of struct sock_extended_err (linux/errqueue.h): errno, origin, type, code, padding, info."""
+_FROM_ICMP, _UNREACHABLE, _TOO_BIG = 2, 3, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Echoed:
+    """What came of one request: seconds until its reply (None: there was none in time), and what a router on the way said is the longest
+    packet that it can pass on (0: nothing was said), bytes."""
+
+    rtt_s: float | None
+    told: int = 0
+
+
+LOST = Echoed(None)
+
+
+class Probe(Protocol):
+    async def ask(self, address: IPv4Address, size: int = SHORTEST, timeout_s: float = TIMEOUT_S) -> Echoed:
+        """Send one request of `size` bytes (IP head included, at least `SHORTEST`). Nothing is raised: what could not be sent is lost."""
+        ...
+
+
+class Echo:
+    """Sends echo requests, each from a raw socket of its own that sees echo replies of that address only: what else comes to the host (its
+    owner pings too) is none of the agent's work. A reply counts if it repeats the nonce, a router's word if it quotes the nonce's first
+    four bytes, which are the request's identifier and number. OSError without the right to (CAP_NET_RAW)."""
+
+    def __init__(self) -> None:
+        _raw_socket().close()
+
+    async def ask(self, address: IPv4Address, size: int = SHORTEST, timeout_s: float = TIMEOUT_S) -> Echoed:
+        loop, nonce = asyncio.get_running_loop(), os.urandom(_NONCE)
+        outcome: asyncio.Future[float | int] = loop.create_future()
+        try:
+            with _raw_socket() as sock:
+                sock.connect((str(address), 0))
+                loop.add_reader(sock, _read, sock, nonce, outcome)
+                try:
+                    sent = time.monotonic()
+                    sock.send(_request(nonce, size))
+                    async with asyncio.timeout(timeout_s):
+                        came = await outcome
+                finally:
+                    loop.remove_reader(sock)
+        except (TimeoutError, OSError):
+            return LOST
+        return Echoed(None, came) if isinstance(came, int) else Echoed(came - sent)
+
+
+def _raw_socket() -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMP)
+    sock.setsockopt(_SOL_RAW, _ICMP_FILTER, struct.pack("I", ~(1 << _ECHO_REPLY) & 0xFFFFFFFF))
+    sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+    sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+    return sock
+
+
+def _read(sock: socket.socket, nonce: bytes, outcome: asyncio.Future[float | int]) -> None:
+    """What has come: of a reply the time of its arrival (float), of a router's word the length (int)."""
+    now = time.monotonic()
+    with contextlib.suppress(OSError):
+        quoted, ancillary, _, _ = sock.recvmsg(_HEAD.size, 256, socket.MSG_ERRQUEUE)
+        told = _told(ancillary)
+        if told and quoted[4 : _HEAD.size] == nonce[:4] and not outcome.done():
+            outcome.set_result(told)
+    with contextlib.suppress(OSError):  # the error that has just been read is reported here once more
+        if _nonce_of(sock.recv(2048)) == nonce and not outcome.done():
+            outcome.set_result(now)
+
+
+def _told(ancillary: list[tuple[int, int, bytes]]) -> int:
+    """The MTU in an error "fragmentation needed" (RFC 1191, section 4), 0 if this is another or gives none."""
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.IPPROTO_IP, _IP_RECVERR) and len(data) >= _ERROR.size:
+            _, origin, icmp_type, code, _, info = _ERROR.unpack_from(data)
+            if (origin, icmp_type, code) == (_FROM_ICMP, _UNREACHABLE, _TOO_BIG):
+                return int(info)
+    return 0
+
+
+def _request(nonce: bytes, size: int) -> bytes:
+    """Identifier and number are the nonce's first bytes; what follows the nonce is zero and adds nothing to the checksum."""
+    ident = int.from_bytes(nonce[:2]), int.from_bytes(nonce[2:4])
+    checksum = _checksum(_HEAD.pack(_ECHO, 0, 0, *ident) + nonce)
+    return _HEAD.pack(_ECHO, 0, checksum, *ident) + nonce + bytes(size - SHORTEST)
+
+
+def _nonce_of(packet: bytes) -> bytes:
+    """What stands after the heads of IP (raw(7): it is there) and ICMP; shorter than a nonce if the packet is."""
+    start = (packet[0] & 15) * 4 + _HEAD.size if packet else 0
+    return packet[start : start + _NONCE]
+
+
+def _checksum(data: bytes) -> int:
+    """RFC 1071, of an even number of bytes."""
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = (total >> 16) + (total & 0xFFFF)
+    return ~(total + (total >> 16)) & 0xFFFF

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The echo itself on loopback: its requests, its replies, and routers' words about length (those of real routers: tests/kernel)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from ipaddress import IPv4Address
+
+import pytest
+
+from plait.agent.echo import LOST, SHORTEST, Echo, _nonce_of, _read, _request, _told
+
+NONCE = bytes(range(16))
+
+
+@pytest.fixture
+async def echo() -> Echo:
+    if os.geteuid() != 0:
+        pytest.skip("raw sockets need root")
+    return Echo()
+
+
+@pytest.mark.parametrize("size", [SHORTEST, 1500, 9001, 65535])
+async def test_the_kernel_answers(echo: Echo, size: int) -> None:
+    for _ in range(3):
+        assert 0 < ((await echo.ask(IPv4Address("127.0.0.1"), size)).rtt_s or 0) < 1
+
+
+async def test_what_cannot_be_sent_is_lost(echo: Echo) -> None:
+    assert await echo.ask(IPv4Address("255.255.255.255")) == LOST
+    assert await echo.ask(IPv4Address("127.0.0.1"), 65536) == LOST, "no IP packet is that long"
+
+
+@pytest.mark.parametrize("size", [SHORTEST, SHORTEST + 1, 1500])
+def test_a_reply_is_told_by_its_nonce_whatever_its_head(size: int) -> None:
+    request = _request(NONCE, size)
+    assert len(request) == size - 20
+    even = request + bytes(size % 2)
+    assert sum(struct.unpack(f"!{len(even) // 2}H", even)) % 0xFFFF == 0, "RFC 1071: it sums up to all ones"
+    for options in (0, 4, 40):
+        head = bytes([0x40 | (5 + options // 4)]) + bytes(19 + options)
+        assert _nonce_of(head + request) == NONCE
+    for cut in (b"", b"\x45", bytes(27)):
+        assert _nonce_of(cut) != NONCE
+
+
+async def test_a_reply_with_another_nonce_is_not_the_one_that_is_waited_for() -> None:
+    ours, theirs = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) for _ in range(2))
+    outcome: asyncio.Future[float | int] = asyncio.get_running_loop().create_future()
+    head, nonce = b"\x45" + bytes(19), bytes(16)
+    with ours, theirs:
+        ours.bind(("127.0.0.1", 0))
+        theirs.connect(ours.getsockname())
+        for other in (b"\1" * 16, nonce[:-1], nonce[:-1] + b"x", b""):
+            theirs.send(head + _request(nonce, SHORTEST)[:8] + other)
+            _read(ours, nonce, outcome)
+            assert not outcome.done()
+        _read(ours, nonce, outcome)  # nothing has come
+        theirs.send(head + _request(nonce, SHORTEST))
+        _read(ours, nonce, outcome)
+        assert outcome.done()
+
+
+def error(origin: int = 2, icmp_type: int = 3, code: int = 4, info: int = 1400) -> list[tuple[int, int, bytes]]:
+    return [(socket.IPPROTO_IP, 11, struct.pack("=IBBBBII", 90, origin, icmp_type, code, 0, info, 0))]
+
+
+def test_only_fragmentation_needed_tells_a_length() -> None:
+    assert _told(error()) == 1400
+    for other in (error(origin=1), error(icmp_type=11), error(code=1), error(info=0), [], [(0, 8, b"")], [(0, 11, b"short")]):
+        assert _told(other) == 0
