@@ -72,3 +72,27 @@ def test_only_fragmentation_needed_tells_a_length() -> None:
     assert _told(error()) == 1400
     for other in (error(origin=1), error(icmp_type=11), error(code=1), error(info=0), [], [(0, 8, b"")], [(0, 11, b"short")]):
         assert _told(other) == 0
+
+
+class Told:
+    """A socket with one router's word waiting, about a packet that began with `quoted`."""
+
+    def __init__(self, quoted: bytes) -> None:
+        self.quoted = quoted
+
+    def recvmsg(self, size: int, ancillary: int, flags: int) -> tuple[bytes, list[tuple[int, int, bytes]], int, None]:
+        return self.quoted[:size], error(), flags, None
+
+    def recv(self, size: int) -> bytes:
+        raise OSError(90, "Message too long")
+
+
+async def test_a_word_about_a_packet_of_somebody_else_counts_for_nothing() -> None:
+    """A raw socket hears all that routers say of its peer: of other requests, and what anybody on the way may invent."""
+    outcome: asyncio.Future[float | int] = asyncio.get_running_loop().create_future()
+    other = _request(bytes(16), 1500)
+    for quoted in (other, other[:6], b""):
+        _read(Told(quoted), NONCE, outcome)  # type: ignore[arg-type]
+        assert not outcome.done()
+    _read(Told(_request(NONCE, 1500)), NONCE, outcome)  # type: ignore[arg-type]
+    assert outcome.result() == 1400
