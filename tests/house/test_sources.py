@@ -29,6 +29,7 @@ TASK_MAKERS = {
     "plait/client/aio_parts.py": "a Worker ends with the block of what made it; a group would wrap the user's own exceptions",
     "plait/agent/main.py": "the root of the agent, which turns signals into cancellation",
     "plait/serve/dns_parent.py": "the child's supervisor has start and close; waiters end with the call that made them",
+    "plait/serve/dns_process.py": "what listens to a child ends with it: who spawned it calls end or leave",
     "plait/serve/event_hub.py": "one follower for all that watch: the last watcher that leaves ends it",
     "plait/http/connection.py": "a request's task ends with its connection; a stop cancels and awaits what is left",
     "plait/serve/http_answers.py": "one follower for all that wait: the last waiter that leaves ends it",

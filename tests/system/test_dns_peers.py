@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import pytest
@@ -170,3 +172,25 @@ def test_dig_sees_what_the_protocol_asks_for(lab: Lab) -> None:
     until("all are there", lambda: len(addresses(lab, here, "+tcp", "many.service.consul")) == 59, 5)
     assert re.search(r"flags: [^;]*\btc\b", dig(lab, here, "+noedns", "+ignore", "many.service.consul"))
     assert len(addresses(lab, here, "+noedns", "many.service.consul")) == 59, "dig asks again by TCP"
+
+
+@pytest.mark.parametrize("how", ["TERM", "KILL"])
+def test_no_query_is_lost_while_the_agent_ends_and_comes_back(lab: Lab, how: str) -> None:
+    """Over UDP, over TCP connections that go over to the next DNS process, and between the agents, when nobody but the old one is there."""
+    serve(lab, "A", "B")
+    until("C knows the name", lambda: len(addresses(lab, "@127.0.0.1", "web.service.consul")) == 2, 5)
+    names = lab.path("C", "/run/lab/names")
+    names.write_text("web.service.consul A\nc.node.consul A\n")
+    asking = ("dnsperf", "-s", "127.0.0.1", "-p", "8600", "-d", "/run/lab/names", "-l6", "-T1", "-c4", "-q32", "-Q1000", "-t4")
+    clients = [lab.popen("C", *asking, *more, stdout=subprocess.PIPE, text=True) for more in ((), ("-mtcp",))]
+    for _ in range(2):
+        time.sleep(0.8)
+        pid = inside.daemon_pid(lab.state.holder("C"), "agent")
+        lab.run("C", "kill", f"-{how}", str(pid))
+        until("the agent has ended", lambda: inside.daemon_pid(lab.state.holder("C"), "agent") is None, 5, 0.01)
+        time.sleep(0.5)
+        lab.start_agent("C")
+    for client in clients:
+        shown, _ = client.communicate(timeout=30)
+        assert re.search(r"Queries lost:\s+0 ", shown) and re.search(r"Response codes:\s+NOERROR \d+ \(100.00%\)", shown), shown
+        print(*re.findall(r"Queries (?:sent|lost): +\d+|Average Latency.*", shown))

@@ -8,9 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -21,7 +20,6 @@ from tests.support import dns
 from tests.support.dns import HOST, Pair, answering, exchange, free_port
 
 from plait.dns import message as m
-from plait.dns.options import Options
 from plait.dns.table import Table
 from plait.dns.zone import build_table
 from plait.model.cluster import Container, Instance, Network, Node, Snapshot
@@ -29,7 +27,8 @@ from plait.model.errors import ConfigError
 from plait.serve.dns_core import Core
 from plait.serve.dns_holder import holder
 from plait.serve.dns_link import Upstreams
-from plait.serve.dns_parent import DnsService, DnsUnavailable, _Child
+from plait.serve.dns_parent import DnsService, DnsUnavailable
+from plait.serve.dns_process import DnsProcess
 from plait.serve.dns_tcp import TcpServer
 
 
@@ -131,55 +130,6 @@ async def test_concurrent_tables_coalesce_and_the_last_one_wins(service: DnsServ
     assert (await service.stats()).names == len(table(1, 59).names)
 
 
-class Load(threading.Thread):
-    """Asks for `web.service.consul` `in_flight` at a time until stopped; counts what was lost or wrong."""
-
-    def __init__(self, address: Pair, in_flight: int = 16) -> None:
-        super().__init__()
-        self.address, self.in_flight = address, in_flight
-        self.asked = self.answered = self.wrong = 0
-        self.stopping = threading.Event()
-
-    def run(self) -> None:
-        query = bytes(dnslib.DNSRecord.question("web.service.consul").pack())[2:]
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-            udp.connect(self.address)
-            udp.settimeout(2)
-            deadline = time.monotonic() + 10
-            while not self.stopping.is_set() and time.monotonic() < deadline:
-                for number in range(self.in_flight):
-                    udp.send(number.to_bytes(2, "big") + query)
-                self.asked += self.in_flight
-                with contextlib.suppress(TimeoutError):
-                    for _ in range(self.in_flight):
-                        self.wrong += udp.recv(2048)[3] & 0xF != 0
-                        self.answered += 1
-
-
-@contextlib.contextmanager
-def load(address: Pair) -> Iterator[Load]:
-    thread = Load(address)
-    thread.start()
-    try:
-        yield thread
-    finally:
-        thread.stopping.set()
-        thread.join()
-
-
-async def test_no_query_is_lost_while_tables_and_configuration_change(service: DnsService, where: Pair) -> None:
-    with load(where) as running:
-        for serial in range(2, 80):
-            await service.set_table(table(1 + serial, serial))
-            if serial % 20 == 0:
-                await service.set_listen({where, (HOST, free_port())})
-                await service.set_options(Options(node_ttl=serial, service_ttl={b"web": serial}))
-                await service.set_upstreams(Upstreams([("127.0.0.9", 53)], timeout=serial))
-            await asyncio.sleep(0.005)
-    assert running.asked > 1000
-    assert (running.answered, running.wrong) == (running.asked, 0)
-
-
 async def test_a_killed_child_is_back_within_a_second_with_everything(service: DnsService, where: Pair, crashes: list[str]) -> None:
     before = await service.stats()
     os.kill(before.pid, signal.SIGKILL)
@@ -205,7 +155,8 @@ async def test_a_table_set_while_the_child_dies_is_acknowledged_by_the_next(serv
 
 
 async def test_a_hanging_child_is_replaced(service: DnsService, where: Pair, crashes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("plait.serve.dns_parent.CALL_TIMEOUT", 1.0)
+    monkeypatch.setattr("plait.serve.dns_process.CALL_TIMEOUT", 1.0)
+    monkeypatch.setattr("plait.serve.dns_parent.ACKNOWLEDGE_TIMEOUT", 2.0)
     os.kill((await service.stats()).pid, signal.SIGSTOP)
     with contextlib.suppress(DnsUnavailable):
         await service.set_table(table(1, 3))
@@ -264,7 +215,8 @@ async def test_close_leaves_nothing_and_can_be_repeated(crashes: list[str]) -> N
 
 
 async def test_a_child_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("plait.serve.dns_parent.CALL_TIMEOUT", 0.3)
+    monkeypatch.setattr("plait.serve.dns_process.CALL_TIMEOUT", 0.3)
+    monkeypatch.setattr("plait.serve.dns_parent.ACKNOWLEDGE_TIMEOUT", 0.6)
     crashes: list[str] = []
     service = DnsService(on_crash=crashes.append, python="/bin/false")
     with pytest.raises(DnsUnavailable, match="did not acknowledge"):
@@ -517,7 +469,7 @@ def test_idle_connections_are_closed_in_time() -> None:
 
 async def test_an_answer_that_comes_with_the_cancellation_does_not_swallow_it() -> None:
     """asyncio.wait_for does so before Python 3.12, and the supervisor of the child would go on for ever."""
-    child = object.__new__(_Child)
+    child = object.__new__(DnsProcess)
     child._listener = asyncio.create_task(asyncio.sleep(60))  # type: ignore[arg-type]
     child._answers = {}
     asking = asyncio.create_task(child._answer_to(1))

@@ -38,6 +38,11 @@ class Paths:
         return self.run / "plait.sock"
 
     @property
+    def dns_successors(self) -> Path:
+        """Where the DNS process waits for the next agent's."""
+        return self.run / "dns.sock"
+
+    @property
     def identity(self) -> Path:
         return self.lib / "identity.json"
 

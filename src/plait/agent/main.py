@@ -74,11 +74,13 @@ def down(purge: bool = False, paths: Paths | None = None) -> list[str]:
     files. Returns what was done, a line each. Idempotent."""
     from plait.kernel.linux import LinuxKernel, delete_netns
     from plait.reconcile import diff, order
+    from plait.serve.dns_handover import dismiss
 
     paths = paths or Paths()
     done: list[str] = []
     if _stop_agent(paths.run):
         done.append("stopped the agent")
+    dismiss(paths.dns_successors)
     kernel = LinuxKernel()
     try:
         ops = order(diff({}, kernel.owned(), True))

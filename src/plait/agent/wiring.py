@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("plait.node")
 DEFAULT_NETWORK = "default"
+_FOLLOW_S = 3.0
+"""Most seconds that the DNS process of the agent before goes on while this one waits for the store."""
 
 
 async def run_node(config: Config, identity: Identity, paths: Paths) -> None:
@@ -112,8 +114,9 @@ class _Wiring:
         self.networks = Networks(self.view, store, DEFAULT_NETWORK, self.view.caught_up)
         self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge)
         self.publisher = Publisher(self.view, store, self.view.caught_up)
-        self.dns = DnsService(on_crash=self._on_dns_crash, on_query=lambda name: self.discovery.names(name))
+        self.dns = DnsService(on_crash=self._on_dns_crash, on_query=lambda n: self.discovery.names(n), successors=paths.dns_successors)
         self.path_mtus = self._path_mtus()
+        self._linked = asyncio.Event()
         self.loops = NodeLoops(self._parts(), DEFAULT_NETWORK)
         self.reconciler = Reconciler(
             self.kernel,
@@ -271,7 +274,7 @@ class _Wiring:
                 self.publisher.run(),
                 self.publisher.stay_alive(LEASE_TTL_S),
                 self.loops.keep_blocks(),
-                self.loops.serve_names(),
+                self._serve_names(),
                 self.dns_watch.run(),
                 self.loops.watch_conditions(),
                 self.loops.watch_capabilities(),
@@ -282,6 +285,14 @@ class _Wiring:
                 *self.discovery.loops(),
             ):
                 group.create_task(loop)
+
+    async def _serve_names(self) -> None:
+        """The DNS process of the agent before goes on answering until this one has heard of what happened meanwhile."""
+        if self.dns.followed:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FOLLOW_S):
+                    await self._linked.wait()
+        await self.loops.serve_names()
 
     def _serve_store(self, group: asyncio.TaskGroup) -> None:
         pki = self.paths.lib / "pki"
@@ -364,6 +375,7 @@ class _Wiring:
 
     def _on_store(self, connected: bool) -> None:
         if connected:
+            self._linked.set()
             self.discovery.linked()
             self.health.clear("store-unreachable", "store")
             self.publisher.wake()

@@ -7,6 +7,7 @@ is answered SERVFAIL at once. Nothing of what comes back is kept: the next query
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -19,11 +20,11 @@ OUTSTANDING = 256
 
 
 class Later:
-    """`say(number, name)`, set by who talks with the agent, asks it; its answer comes to `told`."""
+    """`say(number, name)`, set by who talks with the agent, asks it; its answer comes to `told`. None: there is no agent."""
 
     def __init__(self, forwarder: Forwarder, counters: Counters) -> None:
         self._forwarder, self._counters = forwarder, counters
-        self.say: Callable[[int, bytes], None] = lambda number, name: self.told(number, None)
+        self.say: Callable[[int, bytes], None] | None = None
         self._number = 0
         self._asked: dict[int, tuple[Ask, Done, bool, float]] = {}
 
@@ -51,8 +52,13 @@ class Later:
         else:
             done(result)
 
+    def orphaned(self) -> None:
+        """The agent has ended: who waits for it is answered SERVFAIL, and so is who asks for what it knows."""
+        self.say = None
+        self.sweep(math.inf)
+
     def _ask(self, ask: Ask, done: Done, stream: bool) -> None:
-        if len(self._asked) >= OUTSTANDING:
+        if self.say is None or len(self._asked) >= OUTSTANDING:
             self._counters.query_rejected += 1
             done(failure(ask.query, UDP_SIZE))
             return

@@ -7,7 +7,9 @@ The child asks `(-number, name)`: what does the prepared query of that name give
 
 | verb | arguments | result |
 |---|---|---|
-| `listen` | list of (address, port): all that shall be listened on | list of (protocol, address, port, errno) that failed |
+| `open` | list of (protocol, address, port): answer on these, whose sockets have come (see below) | None |
+| `close` | list of (protocol, address, port): answer there no more | None |
+| `succeed` | take over from the child at the other end of the socket that has come (`dns_handover`) | None |
 | `upstreams` | `Upstreams.parts()` | None |
 | `options` | `Options.parts()` | None |
 | `table` | `Table.parts()` | None |
@@ -15,7 +17,9 @@ The child asks `(-number, name)`: what does the prepared query of that name give
 | `found` | number, `Found` or None: the answer to a question of the child | None |
 | `stats` | | {counter: number} |
 
-`marshal` writes them: both ends run the same interpreter, trust each other, and need no further module for it.
+`marshal` writes them: both ends run the same interpreter, trust each other, and need no further module for it. Descriptors come over a
+second socket pair, of messages (SOCK_SEQPACKET): those for one request in one message, sent before it, and none before the last is
+answered, so that it never fills up.
 """
 
 from __future__ import annotations
@@ -27,6 +31,10 @@ from typing import Any
 Message = tuple[Any, ...]
 Address = tuple[str, int]
 """IP address as text, port."""
+SocketName = tuple[str, str, int]
+"""Protocol (`udp`, `tcp`), address, port."""
+MOST_FDS = 250
+"""Descriptors in one message; the kernel's bound is 253 (SCM_MAX_FD)."""
 
 _PREFIX = 4
 

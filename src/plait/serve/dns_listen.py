@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The set of addresses the DNS child listens on: wanted pairs -> sockets opened and closed, all others left as they are."""
+"""What the DNS child listens on: the sockets that its agent gave it, each with what answers there."""
 
 from __future__ import annotations
 
@@ -7,40 +7,33 @@ import socket
 from collections.abc import Iterable
 
 from plait.serve.dns_core import Core
-from plait.serve.dns_link import Address
+from plait.serve.dns_link import SocketName
 from plait.serve.dns_tcp import TcpListener, TcpServer
 from plait.serve.dns_udp import Batch, UdpListener
 
-Failure = tuple[str, str, int, int]
-"""Protocol, address, port, errno."""
-
 
 class Listeners:
-    """Opens a UDP and a TCP socket for each wanted (address, port)."""
+    """Answers on the sockets that are open here; who else has them makes no difference."""
 
     def __init__(self, core: Core, tcp: TcpServer) -> None:
         self._core, self._tcp = core, tcp
-        self._open: dict[tuple[str, str, int], UdpListener | TcpListener] = {}
+        self._open: dict[SocketName, UdpListener | TcpListener] = {}
         self._batches: dict[int, Batch] = {}
 
-    def set(self, wanted: Iterable[Address]) -> list[Failure]:
-        """Listen on exactly `wanted`. Returns what could not be opened; the next call tries that again."""
-        keys = [(protocol, address, port) for address, port in sorted(wanted) for protocol in ("udp", "tcp")]
-        for gone in self._open.keys() - set(keys):
-            self._open.pop(gone).close()
-        failures: list[Failure] = []
-        for key in keys:
-            if key not in self._open:
-                try:
-                    self._open[key] = self._make(*key)
-                except OSError as error:
-                    failures.append((*key, error.errno or 0))
-        return failures
+    def open(self, name: SocketName, sock: socket.socket) -> None:
+        """Answer what comes to `sock`."""
+        self._open[name] = TcpListener(sock, self._tcp) if name[0] == "tcp" else UdpListener(sock, self._batch(sock.family), self._core)
 
-    def _make(self, protocol: str, address: str, port: int) -> UdpListener | TcpListener:
-        if protocol == "tcp":
-            return TcpListener((address, port), self._tcp)
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    def close(self, names: Iterable[SocketName]) -> None:
+        """Answer no more there, once what has arrived is answered."""
+        for name in names:
+            self._open.pop(name).close()
+
+    def sockets(self) -> dict[SocketName, socket.socket]:
+        """What is open, by name."""
+        return {name: listener.sock for name, listener in self._open.items()}
+
+    def _batch(self, family: int) -> Batch:
         if family not in self._batches:
             self._batches[family] = Batch()
-        return UdpListener((address, port), self._batches[family], self._core)
+        return self._batches[family]

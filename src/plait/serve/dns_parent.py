@@ -3,27 +3,30 @@
 
 `DnsService` keeps what is wanted apart from what the present child has acknowledged, and one task brings the second to the
 first: whatever came in meanwhile goes out together, and of a table only the names that changed. A child that died or hangs is
-replaced and gets everything anew, so a caller waiting for an acknowledgement gets it from the next one.
+replaced and gets everything anew, so a caller waiting for an acknowledgement gets it from the next one; the sockets stay open here
+meanwhile, so that queries wait for it too. A child whose agent ends may wait for the next agent's (`dns_handover`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from plait.dns.answer import Found
 from plait.dns.options import DEFAULTS, Options
 from plait.dns.table import EMPTY, Changes, Table, diff_tables
 from plait.model.errors import ConfigError, PlaitError
-from plait.serve.dns_holder import holder
-from plait.serve.dns_link import Address, Frames, Upstreams, frame
+from plait.serve import dns_handover
+from plait.serve.dns_link import Address, Upstreams
+from plait.serve.dns_process import CALL_TIMEOUT, DnsProcess, OnQuery
+from plait.serve.dns_sockets import BindError, Sockets
 
-CALL_TIMEOUT = 5.0
-"""Seconds a child has to acknowledge; then it is taken for hung and replaced."""
+ACKNOWLEDGE_TIMEOUT = 2 * CALL_TIMEOUT
+"""Seconds that a caller waits, perhaps for the child after the present one."""
 BIND_RETRY = 5.0
 """Seconds between attempts at addresses that could not be listened on."""
 BACKOFF = 0.1, 5.0
@@ -31,10 +34,6 @@ BACKOFF = 0.1, 5.0
 STEADY = 10.0
 """Seconds a child must have lived for its end to count as the first in a row."""
 NO_UPSTREAMS = Upstreams()
-_CHUNK = 65536
-
-
-OnQuery = Callable[[bytes], Found | None]
 
 
 def _no_queries(name: bytes) -> Found | None:
@@ -43,21 +42,6 @@ def _no_queries(name: bytes) -> Found | None:
 
 class DnsUnavailable(PlaitError):
     """The DNS child cannot be started or does not follow in time; the service keeps trying."""
-
-
-@dataclass(frozen=True, slots=True)
-class BindError:
-    """One socket that could not be opened; it is tried again every few seconds. `holder`: "name (pid 123)" or ""."""
-
-    protocol: str
-    address: str
-    port: int
-    errno: int
-    holder: str = ""
-
-    def __str__(self) -> str:
-        why = os.strerror(self.errno).lower() + (f" by {self.holder}" if self.holder else "")
-        return f"listening for DNS on {self.address}:{self.port}/{self.protocol}: {why}; stop what holds it or choose another address"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +68,30 @@ class DnsService:
     """One DNS child and its replacement whenever it dies.
 
     `start` first, `close` last; the setters may be called before, between and concurrently. `on_crash` is called with a
-    sentence for the log each time a child ended unasked; `on_query` says what the prepared query of a name gives.
+    sentence for the log each time a child ended unasked; `on_query` says what the prepared query of a name gives. `successors`: path of
+    the socket by which the child of one agent follows that of another; None: a child ends with its agent.
     """
 
-    def __init__(self, *, on_crash: Callable[[str], None], on_query: OnQuery = _no_queries, python: str = sys.executable) -> None:
+    def __init__(
+        self,
+        *,
+        on_crash: Callable[[str], None],
+        on_query: OnQuery = _no_queries,
+        python: str = sys.executable,
+        successors: Path | None = None,
+    ) -> None:
         self._on_crash, self._on_query, self._python = on_crash, on_query, python
+        self._path = successors
+        self._sockets = Sockets()
+        self._predecessor: socket.socket | None = None
+        self._successors: socket.socket | None = None
         self._wanted, self._version = _State(), 0
         self._applied = 0
         self._whole, self._changes = False, list[Changes]()
         self._bind_errors: tuple[BindError, ...] = ()
         self._changed = asyncio.Event()
         self._progress = asyncio.Condition()
-        self._child: _Child | None = None
+        self._child: DnsProcess | None = None
         self._task: asyncio.Task[None] | None = None
         self._restarts = 0
 
@@ -104,19 +100,37 @@ class DnsService:
         """What is wanted but not listened on at present."""
         return self._bind_errors
 
+    @property
+    def followed(self) -> bool:
+        """Whether a child of the agent before still answers: until the first `set_listen` after the start."""
+        return self._predecessor is not None
+
     async def start(self) -> None:
-        """Start the child and return once it holds what was set so far. Raises DnsUnavailable."""
+        """Start the child and return once it holds what was set so far. Raises DnsUnavailable; OSError if there can be no `successors`."""
         if self._task is None:
+            if self._path is not None:
+                await self._follow(self._path)
             self._version += 1
             self._task = asyncio.create_task(self._supervise(), name="dns")
         await self._acknowledged()
 
+    async def _follow(self, path: Path) -> None:
+        found = await asyncio.to_thread(dns_handover.find, path)
+        if found is not None:
+            self._predecessor = found.link
+            self._sockets.held.update(found.sockets)
+        self._successors = dns_handover.listen(path)
+
     async def close(self) -> None:
-        """End the child. Idempotent."""
+        """End the child, or leave it to its successor. Idempotent."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+        self._sockets.close()
+        for sock in (self._predecessor, self._successors):
+            if sock is not None:
+                sock.close()
 
     async def set_table(self, table: Table) -> None:
         """Answer from `table`: every query that comes after the return is. Raises DnsUnavailable if no child takes it in time."""
@@ -181,7 +195,7 @@ class DnsService:
 
         waiter = asyncio.ensure_future(reached())
         try:
-            await asyncio.wait({waiter, task}, timeout=2 * CALL_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({waiter, task}, timeout=ACKNOWLEDGE_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
             if waiter.done():
                 return waiter.result()
         finally:
@@ -205,22 +219,26 @@ class DnsService:
     async def _live(self) -> str:
         """One child's life. Returns why it ended."""
         try:
-            child = await _Child.spawn(self._python, self._on_query)
+            child = await DnsProcess.spawn(self._python, self._on_query, self._successors)
         except (OSError, EOFError, TimeoutError) as error:
             return f"it did not start ({error!r})"
+        leaving = False
         try:
             self._child = child
             await self._keep_in_step(child)
+        except asyncio.CancelledError:
+            leaving = self._successors is not None
+            raise
         except TimeoutError:
             return f"it did not answer for {CALL_TIMEOUT:g} s and was killed"
         except (OSError, EOFError):
             return await child.verdict()
         finally:
             self._child = None
-            await child.end()
+            await (child.leave() if leaving else child.end())
         raise AssertionError("unreachable: a child in step ends only by an exception")
 
-    async def _keep_in_step(self, child: _Child) -> None:
+    async def _keep_in_step(self, child: DnsProcess) -> None:
         """Bring `child` to what is wanted whenever that changes. Ends by EOFError when the child does, or TimeoutError."""
         held = _State(table=EMPTY)
         while True:
@@ -233,7 +251,7 @@ class DnsService:
                 self._progress.notify_all()
             await child.wait(self._changed, BIND_RETRY if self._bind_errors else None)
 
-    async def _push(self, child: _Child, held: _State, wanted: _State) -> None:
+    async def _push(self, child: DnsProcess, held: _State, wanted: _State) -> None:
         """Send what differs, the table first, so that nothing is answered from an older one."""
         whole, changes = self._whole or held.table is EMPTY, self._changes
         self._whole, self._changes = False, []
@@ -246,117 +264,12 @@ class DnsService:
         if wanted.upstreams is not held.upstreams:
             await child.call("upstreams", wanted.upstreams.parts())
         if wanted.listen != held.listen or self._bind_errors:
-            failures = await child.call("listen", sorted(wanted.listen))
-            assert isinstance(failures, list)
-            self._bind_errors = tuple([await _explain(*failure) for failure in failures])
-
-
-class _Child:
-    """A running child process and the conversation with it."""
-
-    def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, on_query: OnQuery
-    ) -> None:
-        self._process, self._writer, self._on_query = process, writer, on_query
-        self.pid = process.pid
-        self._number = 0
-        self._answers: dict[int, asyncio.Future[object]] = {}
-        self._listener = asyncio.create_task(self._listen(reader), name=f"dns child {process.pid}")
-
-    @classmethod
-    async def spawn(cls, python: str, on_query: OnQuery = _no_queries) -> _Child:
-        """Start a child and wait until it is up. Raises OSError, EOFError or TimeoutError."""
-        ours, theirs = socket.socketpair()
-        try:
-            with theirs:
-                arguments = ("-I", "-m", "plait.serve.dns_child", str(theirs.fileno()))
-                # A session of its own: Ctrl-C at a terminal is for the agent, which then ends the child.
-                process = await asyncio.create_subprocess_exec(python, *arguments, pass_fds=(theirs.fileno(),), start_new_session=True)
-            reader, writer = await asyncio.open_connection(sock=ours)
-        except BaseException:
-            ours.close()
-            raise
-        child = cls(process, reader, writer, on_query)
-        try:
-            await child._answer_to(0)
-        except BaseException:
-            await child.end()
-            raise
-        return child
-
-    async def call(self, verb: str, *arguments: object) -> object:
-        """Ask the child to do `verb` and return its result. Raises EOFError if it ends first, TimeoutError if it hangs."""
-        self._number += 1
-        self._writer.write(frame((self._number, verb, *arguments)))
-        return await self._answer_to(self._number)
-
-    async def wait(self, event: asyncio.Event, timeout: float | None) -> None:
-        """Return when `event` is set or `timeout` seconds have passed. Raises EOFError when the child ends."""
-        waiter = asyncio.ensure_future(event.wait())
-        try:
-            await asyncio.wait({waiter, self._listener}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            waiter.cancel()
-        if self._listener.done():
-            self._listener.result()
-
-    async def verdict(self) -> str:
-        """Why the process is gone, once its link is."""
-        try:
-            async with asyncio.timeout(1.0):
-                code = await self._process.wait()
-        except TimeoutError:
-            return "it closed its link to the agent"
-        return f"killed by signal {-code}" if code < 0 else f"exit status {code}, its last words are above"
-
-    async def end(self) -> None:
-        """Close the link, which ends the child; kill it if that takes more than a second."""
-        self._listener.cancel()
-        self._writer.close()
-        await asyncio.gather(self._listener, return_exceptions=True)
-        try:
-            async with asyncio.timeout(1.0):
-                await self._process.wait()
-        except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
-
-    async def _answer_to(self, number: int) -> object:
-        if self._listener.done():
-            self._listener.result()
-        future = self._answers.setdefault(number, asyncio.get_running_loop().create_future())
-        try:
-            async with asyncio.timeout(CALL_TIMEOUT):
-                return await future
-        finally:
-            self._answers.pop(number, None)
-
-    async def _listen(self, reader: asyncio.StreamReader) -> None:
-        """Hand answers to those who wait for them until the child ends; then they and this end with EOFError."""
-        frames, gone = Frames(), EOFError("the DNS child is gone")
-        try:
-            while data := await reader.read(_CHUNK):
-                for number, result in frames.feed(data):
-                    if number < 0:
-                        self._writer.write(frame((0, "found", -number, self._on_query(result))))
-                    elif (future := self._answers.get(number)) is not None and not future.done():
-                        future.set_result(result)
-        except OSError:
-            pass
-        for future in self._answers.values():
-            if not future.done():
-                future.set_exception(gone)
-        raise gone
-
-
-async def _explain(protocol: str, address: str, port: int, errno: int) -> BindError:
-    """The child's failure with the name of who is in the way."""
-    try:
-        async with asyncio.timeout(CALL_TIMEOUT):
-            found = await asyncio.to_thread(holder, protocol, address, port)
-    except TimeoutError:
-        found = ""
-    return BindError(protocol, address, port, errno, found)
+            self._bind_errors = await self._sockets.set(wanted.listen)
+            await child.serve(self._sockets.held)
+            if self._predecessor is not None:
+                await child.succeed(self._predecessor)
+                self._predecessor.close()
+                self._predecessor = None
 
 
 def _check_loop(listen: frozenset[Address], upstreams: Upstreams) -> None:

@@ -1,22 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Address -> socket bound to it, as both listeners of the DNS child need it."""
+"""Name of a socket (protocol, address, port) -> the socket, bound and ready for queries."""
 
 from __future__ import annotations
 
 import socket
 
-from plait.serve.dns_link import Address
+from plait.serve.dns_link import Address, SocketName
 
+RECEIVE_BUFFER = 4 << 20
+"""Bytes asked for as SO_RCVBUF, to hold what arrives while a new table is taken in or a new child starts."""
+_BACKLOG = 128
+_SO_RCVBUFFORCE = 33
 _IP_FREEBIND, _IPV6_FREEBIND = 15, 78  # linux/in.h, linux/in6.h; the socket module has no names for them
 
 
-def bind(kind: int, address: Address) -> socket.socket:
-    """A non-blocking socket of type `kind` bound to `address`, which need not exist yet (IP_FREEBIND): a network's gateway
-    address comes with the first pass over the kernel. Raises OSError."""
+def opened(name: SocketName) -> socket.socket:
+    """A non-blocking socket in which queries collect from now on, whoever reads them. Raises OSError."""
+    protocol, address, port = name
+    if protocol == "tcp":
+        sock = _bound(socket.SOCK_STREAM, (address, port))
+        sock.listen(_BACKLOG)
+        return sock
+    sock = _bound(socket.SOCK_DGRAM, (address, port))
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+    except PermissionError:  # without CAP_NET_ADMIN: as much as net.core.rmem_max allows
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+    return sock
+
+
+def _bound(kind: int, address: Address) -> socket.socket:
+    """A socket of type `kind` bound to `address`, which need not exist yet (IP_FREEBIND): a network's gateway address comes with the
+    first pass over the kernel."""
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        if kind == socket.SOCK_STREAM:  # else connections of a child that died keep their port for a minute
+        if kind == socket.SOCK_STREAM:  # else connections of an agent that died keep their port for a minute
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

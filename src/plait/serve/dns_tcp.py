@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 
 from plait.dns.answer import Pending
 from plait.serve.dns_core import Core
-from plait.serve.dns_link import Address
 from plait.serve.dns_reactor import GONE, READ, WRITE
-from plait.serve.dns_socket import bind
 
 CONNECTIONS = 256
 """Most open at a time, over all listeners; one more closes the one whose last query is longest ago."""
@@ -23,7 +22,8 @@ IDLE_TIMEOUT = 10.0
 UNSENT = 256 << 10
 """Bytes waiting for a slow reader beyond which nothing more is read from it."""
 _CHUNK = 65536
-_BACKLOG = 128
+Give = Callable[[socket.socket, bytes], None]
+"""Gives somebody else a connection and the bytes of a query that is not complete yet. Raises OSError."""
 
 
 class TcpServer:
@@ -33,13 +33,24 @@ class TcpServer:
         self.core = core
         self._limit = limit
         self._connections: dict[_Connection, None] = {}
+        self.give: Give | None = None
 
-    def admit(self, sock: socket.socket) -> None:
-        """Serve an accepted, non-blocking socket."""
+    def __len__(self) -> int:
+        """How many connections there are."""
+        return len(self._connections)
+
+    def admit(self, sock: socket.socket, received: bytes = b"") -> None:
+        """Serve a connected, non-blocking socket, of which `received` was read before."""
         if len(self._connections) >= self._limit:
             self.evict()
         self.core.counters.tcp_connections += 1
-        self._connections[_Connection(self, sock)] = None
+        self._connections[_Connection(self, sock, received)] = None
+
+    def hand_over(self, give: Give) -> None:
+        """Read from nobody any more, and give each connection away once everything that came on it is answered."""
+        self.give = give
+        for connection in list(self._connections):
+            connection.settle()
 
     def evict(self) -> None:
         """Close the connection whose last query is longest ago, if there is any."""
@@ -66,27 +77,20 @@ class TcpServer:
 
 
 class TcpListener:
-    """One listening socket."""
+    """Accepts from one listening socket."""
 
-    def __init__(self, address: Address, server: TcpServer) -> None:
-        """Binds and starts to accept. Raises OSError."""
-        self._server = server
-        self._sock = bind(socket.SOCK_STREAM, address)
-        try:
-            self._sock.listen(_BACKLOG)
-        except OSError:
-            self._sock.close()
-            raise
-        server.core.reactor.add(self._sock.fileno(), READ, self._ready)
+    def __init__(self, sock: socket.socket, server: TcpServer) -> None:
+        self._server, self.sock = server, sock
+        server.core.reactor.add(sock.fileno(), READ, self._ready)
 
     def close(self) -> None:
         """Accept no more; connections that exist live on."""
-        self._server.core.reactor.remove(self._sock.fileno())
-        self._sock.close()
+        self._server.core.reactor.remove(self.sock.fileno())
+        self.sock.close()
 
     def _ready(self, _events: int) -> None:
         try:
-            sock, _ = self._sock.accept()
+            sock, _ = self.sock.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError:  # out of descriptors: make room, the client waits in the backlog
@@ -99,10 +103,10 @@ class TcpListener:
 class _Connection:
     """One client: bytes received and not yet a query, responses not yet sent, forwarded queries not yet answered."""
 
-    def __init__(self, server: TcpServer, sock: socket.socket) -> None:
+    def __init__(self, server: TcpServer, sock: socket.socket, received: bytes) -> None:
         self.last_used = time.monotonic()
         self._server, self._sock = server, sock
-        self._received, self._unsent = bytearray(), bytearray()
+        self._received, self._unsent = bytearray(received), bytearray()
         self._pending = 0
         self._finished = False
         self._open = True
@@ -138,10 +142,13 @@ class _Connection:
         while self._answer_received() and self._send():
             pass
         self._working = False
-        if self._finished and not self._unsent and not self._pending:
+        if not self._unsent and not self._pending and (self._finished or self._server.give is not None):
+            if self._server.give is not None and not self._finished:
+                self._server.give(self._sock, bytes(self._received))
             self.close()
             return
-        events = (READ if not self._finished and len(self._unsent) < UNSENT else 0) | (WRITE if self._unsent else 0)
+        reads = not self._finished and len(self._unsent) < UNSENT and self._server.give is None
+        events = (READ if reads else 0) | (WRITE if self._unsent else 0)
         if events != self._events:
             self._events = events
             self._server.core.reactor.change(self._sock.fileno(), events)
@@ -191,7 +198,11 @@ class _Connection:
             return
         self._append(response)
         if not self._working:  # else it was answered at once, and the loop that submitted it sends
-            try:
-                self._work()
-            except OSError:
-                self.close()
+            self.settle()
+
+    def settle(self) -> None:
+        """Do what can be done now."""
+        try:
+            self._work()
+        except OSError:
+            self.close()

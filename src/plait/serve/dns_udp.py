@@ -17,7 +17,6 @@ from plait.dns.answer import Pending
 from plait.serve.dns_core import Core
 from plait.serve.dns_link import Address
 from plait.serve.dns_reactor import READ
-from plait.serve.dns_socket import bind
 
 SLOTS = 64
 """Datagrams per system call."""
@@ -25,10 +24,7 @@ ROUNDS = 8
 """Batches read from one socket before the others have their turn."""
 QUERY_SIZE = 2048
 """Longest query read, bytes; a longer one gets FORMERR."""
-RECEIVE_BUFFER = 4 << 20
-"""Bytes asked for as SO_RCVBUF, to hold what arrives while a new table is taken in."""
 
-_SO_RCVBUFFORCE = 33
 _NAME_SIZE = 28  # sizeof(struct sockaddr_in6), the larger one
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -120,27 +116,27 @@ class Batch:
 
 
 class UdpListener:
-    """One bound socket. `batch` is shared with the other sockets of its family."""
+    """Answers on one bound socket. `batch` is shared with the other sockets of its family."""
 
-    def __init__(self, address: Address, batch: Batch, core: Core) -> None:
-        """Binds and starts to answer. Raises OSError."""
-        self._batch, self._core = batch, core
-        self._sock = bind(socket.SOCK_DGRAM, address)
-        try:
-            self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
-        except PermissionError:  # without CAP_NET_ADMIN: as much as net.core.rmem_max allows
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
-        core.reactor.add(self._sock.fileno(), READ, self._ready)
+    def __init__(self, sock: socket.socket, batch: Batch, core: Core) -> None:
+        self._batch, self._core, self.sock = batch, core, sock
+        self._pending, self._closing = 0, False
+        core.reactor.add(sock.fileno(), READ, self._ready)
 
     def close(self) -> None:
-        """Answer what has arrived, then stop."""
+        """Answer what has arrived, then read no more; the socket stays until those have their answers who wait for somebody else's."""
         self._ready(READ)
-        self._core.reactor.remove(self._sock.fileno())
-        self._sock.close()
+        self._core.reactor.remove(self.sock.fileno())
+        self._closing = True
+        self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if self._closing and not self._pending:
+            self.sock.close()
 
     def _ready(self, _events: int) -> None:
         for _ in range(ROUNDS):
-            count = self._batch.receive(self._sock.fileno())
+            count = self._batch.receive(self.sock.fileno())
             if count:
                 self._answer(count)
             if count < 2:  # where two came at once a third is often there by now
@@ -155,14 +151,17 @@ class UdpListener:
             if type(response) is bytes:
                 responses.append((slot, response))
             elif isinstance(response, Pending):
+                self._pending += 1
                 self._core.later.resolve(response, data, functools.partial(self._send_later, batch.client(slot)))
             else:
                 self._core.counters.dropped += 1
         self._core.counters.udp_queries += count
-        self._core.counters.send_failures += batch.send(self._sock.fileno(), responses)
+        self._core.counters.send_failures += batch.send(self.sock.fileno(), responses)
 
     def _send_later(self, client: Address, response: bytes) -> None:
+        self._pending -= 1
         try:
-            self._sock.sendto(response, client)
-        except OSError:  # the client is gone, the buffer full, or this listener closed meanwhile
+            self.sock.sendto(response, client)
+        except OSError:  # the client is gone, or the buffer full
             self._core.counters.send_failures += 1
+        self._close_if_done()
