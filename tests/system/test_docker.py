@@ -82,6 +82,32 @@ def test_aliases_hold_on_every_host(two: Lab) -> None:
     process.until("the alias is known", lambda: answers(two, "B", "cli", "http://shop/"), 3)
 
 
+def test_a_container_sees_the_names_of_its_own_networks(two: Lab) -> None:
+    """Two projects have a `web` each, and who is on both networks sees both, as hosts do. (Of containers of its own host Docker's resolver answers itself, and
+    does not ask for more.)"""
+
+    def seen() -> set[str]:
+        found = docker(two, "A", "exec", "cli", "getent", "ahostsv4", "web", check=False).stdout
+        return {line.split()[0] for line in found.splitlines()}
+
+    docker(two, "A", "network", "create", "-d", "plait", "--ipam-driver", "plait", "other")
+    mesh = run(two, "B", "web")
+    process.until("B has it too", lambda: networks(two, "B") >= {"other"}, 5)
+    docker(two, "B", "run", "-d", "--name", "second", "--network", "other", "--network-alias", "web", "nginx")
+    other = address(two, "B", "second", "other")
+    run(two, "A", "cli")
+    assert seen() == {mesh}
+    assert docker(two, "A", "exec", "cli", "getent", "hosts", "second", "web.other", check=False).stdout == ""
+    docker(two, "A", "network", "connect", "other", "cli")
+    assert seen() == {mesh, other}
+    docker(two, "A", "network", "disconnect", "mesh", "cli")
+    assert seen() == {other}
+    assert set(two.run("A", "dig", "+short", "@127.0.0.1", "web").stdout.split()) == {mesh, other}
+    for host, name in (("A", "cli"), ("B", "second")):
+        docker(two, host, "rm", "-f", name)
+    docker(two, "A", "network", "rm", "other")
+
+
 def test_ports_are_published_by_plait(two: Lab) -> None:
     run(two, "A", "web", "-p", "8080:80", "-p", "80")
     assert two.run("B", *HTTP, f"http://{two.address('A')}:8080/").stdout == "200"

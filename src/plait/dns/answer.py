@@ -16,6 +16,7 @@ from plait.dns.grammar import address_in_name, canonical, labels_in_name, query_
 from plait.dns.options import DEFAULTS, MOST_PLAIN, Options
 from plait.dns.order import Chooser, arrange
 from plait.dns.table import Records, Table
+from plait.dns.view import View
 
 _ABOUT_TOP_LEVEL = frozenset((m.NS, m.SOA, m.DS, m.DNSKEY))
 """Asked for a single label, these are about a top-level domain (a validating forwarder does it), not about a container."""
@@ -94,12 +95,22 @@ class Ask(Pending):
 class _Asked:
     """A query and what it is answered from. `key`: its name below our domain, also where it was asked by the other name of that."""
 
-    __slots__ = ("alias", "chooser", "key", "limit", "options", "plain", "query", "ra", "table")
+    __slots__ = ("alias", "chooser", "key", "limit", "options", "plain", "query", "ra", "table", "view")
 
     def __init__(
-        self, table: Table, query: m.Query, limit: int, chooser: Chooser, ra: int, options: Options, plain: bool, key: bytes | None = None
+        self,
+        table: Table,
+        query: m.Query,
+        limit: int,
+        chooser: Chooser,
+        ra: int,
+        options: Options,
+        plain: bool,
+        view: View,
+        key: bytes | None = None,
     ) -> None:
         key = query.key if key is None else key
+        self.view = view
         self.table, self.query, self.limit, self.chooser, self.ra, self.options = table, query, limit, chooser, ra, options
         self.plain, self.key, self.alias = plain, key, False
         alt = options.alt_domain
@@ -124,12 +135,13 @@ def answer(
     stream: bool = False,
     recursion: bool = False,
     options: Options = DEFAULTS,
+    view: View | None = None,
 ) -> bytes | Pending | None:
     """The response to `data`, who must be asked for it, or None when it deserves no response (too short, or itself a response).
 
     `max_size`: most bytes of a response over UDP whatever the client claims to take. `stream`: it came over TCP, where
     only the length prefix limits. `recursion`: upstreams are configured (sets RA, allows Forward and Follow). Records of one answer
-    come in an order drawn by `chooser` (see `arrange`).
+    come in an order drawn by `chooser` (see `arrange`). `view`: what the client sees, all if not given.
     """
     try:
         query = m.parse_query(data)
@@ -142,7 +154,7 @@ def answer(
     refusal = _refusal(query, data)
     if refusal is not None:
         return m.respond(query, ra, refusal, limit)
-    return _resolve(_Asked(table, query, limit, chooser, ra, options, not stream and query.edns is None))
+    return _resolve(_Asked(table, query, limit, chooser, ra, options, not stream and query.edns is None, view or View()))
 
 
 def failure(query: m.Query, max_size: int) -> bytes:
@@ -171,7 +183,7 @@ def _resolve(asked: _Asked) -> bytes | Pending:
     table, query, key = asked.table, asked.query, asked.key
     zone = _zone_of(table, key)
     alone = key and b"." not in key and query.qtype not in _ABOUT_TOP_LEVEL
-    records = lookup(table, key)
+    records = lookup(table, key, asked.view)
     if records is None and alone:
         key += b".service." + table.domain
         records = table.names.get(key)
@@ -180,7 +192,7 @@ def _resolve(asked: _Asked) -> bytes | Pending:
     if zone is not None:
         wanted = query_in_name(canonical(key, table.domain, table.datacenter), table.domain) if zone == table.domain else None
         return _absent(asked, zone) if wanted is None else Ask(asked, key, wanted)
-    if alone:
+    if alone or key in table.names:  # a name that exists for others is not asked for elsewhere
         return _absent(asked, None)
     if asked.ra and query.recursion_desired:
         return Forward(query)
@@ -218,8 +230,8 @@ def _follow(asked: _Asked, chain: list[m.Owned]) -> bytes | Pending:
     """Go on from the last alias of `chain`: inside our zones by the table, else by an upstream if there is one."""
     while sum(rtype == m.CNAME for _, rtype, _, _ in chain) <= _DEPTH:
         key = m.dotted(chain[-1][3])
-        below = _Asked(asked.table, asked.query, asked.limit, asked.chooser, asked.ra, asked.options, asked.plain, key)
-        records = lookup(asked.table, below.key)
+        below = _Asked(asked.table, asked.query, asked.limit, asked.chooser, asked.ra, asked.options, asked.plain, asked.view, key)
+        records = lookup(asked.table, below.key, asked.view)
         if records is None:
             outside = asked.ra and asked.query.recursion_desired and _zone_of(asked.table, below.key) is None
             return Follow(asked, chain) if outside else _chained(asked, chain)
@@ -260,11 +272,10 @@ def _wanted(records: Records, qtype: int) -> list[m.Record]:
     return wanted or [record for record in records if record[0] == m.CNAME][:1]
 
 
-def lookup(table: Table, key: bytes) -> Records | None:
-    """All records of a dotted name, in the table's order; () if it exists without any, None if it does not exist."""
-    found = table.names.get(key)
+def lookup(table: Table, key: bytes, view: View) -> Records | None:
+    """The records of a dotted name that `view` sees, in the table's order; () if it exists without any, None if it does not exist."""
     if not key.endswith(b"." + table.domain):
-        return found
+        return view.of(table.names.get(key))
     name = canonical(key, table.domain, table.datacenter)
     selected = labels_in_name(name, table.domain)
     return _labelled(table, *selected) if selected is not None else _named(table, name)
@@ -312,7 +323,7 @@ def _additional(asked: _Asked, record: m.Record, ttl: int) -> list[m.Owned]:
     if rtype not in (m.SRV, m.NS):
         return []
     target = rdata[6:] if rtype == m.SRV else rdata
-    found = lookup(asked.table, m.dotted(target)) or ()
+    found = lookup(asked.table, m.dotted(target), asked.view) or ()
     return [(asked.spelled(target), kind, ttl, address) for kind, address in found if kind in (m.A, m.AAAA)]
 
 

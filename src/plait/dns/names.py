@@ -14,12 +14,14 @@ from collections.abc import Iterable
 
 from plait.dns import message as m
 from plait.dns.records import is_name
-from plait.dns.table import Changes, Delta, Head, Records, Table, changed_records, delta
+from plait.dns.table import HIDDEN, Changes, Delta, Head, Records, Table, changed_records, delta
+from plait.dns.view import bound
 
 Entry = tuple[bytes, m.Record]
-"""Name and record. A type below 0 is one of the `POINTERS`."""
-NODE_POINTER, CONTAINER_POINTER, SERVICE_POINTER = -3, -2, -1
-"""PTR records, the first to be shown."""
+"""Name and record. A type below 0 is a pointer."""
+NODE_POINTER, CONTAINER_POINTER, SERVICE_POINTER = -3 << 48, -2 << 48, -1 << 48
+"""PTR records, the first to be shown; the number of a network may be added, to which it is bound."""
+_NETWORK = (1 << 48) - 1
 
 
 class Names:
@@ -46,7 +48,7 @@ class Names:
             for name, record in entries:
                 counts[name][record] += sign
         for name, moved in counts.items():
-            if is_name(name):
+            if name.startswith(HIDDEN) or is_name(name):
                 self._settle(name, self._unfolded(name, moved))
         for name in [name for name in self._changed if not self.table.names.get(name, ((),))]:
             self._drop_empty(name)
@@ -65,8 +67,9 @@ class Names:
             for _ in range(-count if record[0] < 0 else 0):
                 held.remove(record)
         for sign, shown in ((-1, before), (1, held[:1])):
-            for _, target in shown:
-                result[m.PTR, target] += sign
+            for kind, target in shown:
+                network = kind & _NETWORK
+                result[bound((m.PTR, target), network)] += sign
         if not held:
             del self._pointers[name]
         return result

@@ -17,6 +17,8 @@ Delta = tuple[Records, Records]
 """Records of a name that are gone, and those that have come."""
 TableParts = tuple[Head, frozenset[bytes], int, dict[bytes, Records]]
 ChangesParts = tuple[frozenset[bytes], int, dict[bytes, Delta | None]]
+HIDDEN = b"WHO:"
+"""What the names begin with that nobody can ask for, whose names are all in lower case (see `view`)."""
 
 
 class Table:
@@ -24,7 +26,7 @@ class Table:
 
     `head` is (domain, datacentre), both dotted; `zones` are the dotted suffixes below which a name that is not in `names`
     does not exist at all; `serial` goes into SOA records; `names` maps canonical dotted names (see `grammar`) to their
-    records in order, () for a name that only has others below it.
+    records in order, () for a name that only has others below it. What of them a client sees, `view` tells.
     """
 
     __slots__ = ("head", "names", "serial", "zones")

@@ -12,6 +12,8 @@
 | `….in-addr.arpa` | PTR to node, container or service |
 | each zone | NS: up to three living nodes |
 
+Records of containers are bound to their network, and containers of this host are known by their addresses (see `view`).
+
 Other spellings of these names are brought to them by `grammar`. Names that cannot be asked for (an empty label, one over 63
 bytes) are left out. A service registered without address has that of its node.
 
@@ -20,6 +22,7 @@ A change of instances, checks, endpoints or containers costs what it touches; on
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator
 from ipaddress import ip_address
@@ -30,6 +33,7 @@ from plait.dns.grammar import KEYWORDS
 from plait.dns.names import CONTAINER_POINTER, NODE_POINTER, SERVICE_POINTER, Entry, Names
 from plait.dns.records import address_record, dotted, is_name, label_word, located, reverse_zones, text_record
 from plait.dns.table import Changes, Table, diff_tables
+from plait.dns.view import asker_entries, bound
 from plait.model.addr import IPAddress
 from plait.model.cluster import Container, Endpoint, Instance, Node, Snapshot
 from plait.model.discovery import CatalogNode, Check
@@ -205,9 +209,11 @@ class Zone:
     def _endpoint(self, endpoint: Endpoint) -> Iterator[Entry]:
         """An endpoint counts from its attachment to its end, whatever its container's state: it exists before the engine reports the
         container as running, and the attach must find its name."""
-        if endpoint.node in self._nodes:
-            for name in sorted({endpoint.name, *endpoint.aliases} - {""}):
-                yield from self._attached(dotted(name), dotted(endpoint.network), endpoint.address)
+        if endpoint.node not in self._nodes:
+            return
+        yield from self._asker(endpoint.node, endpoint.container or endpoint.id, endpoint.network, endpoint.address)
+        for name in sorted({endpoint.name, *endpoint.aliases} - {""}):
+            yield from self._attached(dotted(name), endpoint.network, endpoint.address)
 
     def _container(self, container: Container) -> Iterator[Entry]:
         """A container without an endpoint of ours (on the engine's own bridge) counts while it runs."""
@@ -216,14 +222,22 @@ class Zone:
         for name, address in container.addresses.items():
             network = self._snapshot.networks.get(name)
             if network is not None and address in network.subnet:
-                yield from self._attached(dotted(container.name), dotted(name), address)
+                yield from self._asker(container.node, container.id, name, address)
+                yield from self._attached(dotted(container.name), name, address)
 
-    def _attached(self, name: bytes, network: bytes, address: IPAddress) -> Iterator[Entry]:
-        """What a name or alias of something on a network of the cluster says."""
-        yield from _pointer(address, CONTAINER_POINTER, name + b"." + self.search)
-        for key in (name, name + b"." + network):
-            yield key, address_record(address)
-            yield key + b"." + self.search, address_record(address)
+    def _asker(self, node: str, sandbox: str, network: str, address: IPAddress) -> Iterator[Entry]:
+        """Which networks a container of this host sees: others ask the agents of their own."""
+        if node == self._snapshot.me:
+            yield from asker_entries(address.packed, _digest(sandbox, 8), _number(network))
+
+    def _attached(self, name: bytes, network: str, address: IPAddress) -> Iterator[Entry]:
+        """What a name or alias of something on a network of the cluster says, to who is on that network."""
+        number = _number(network)
+        yield from _pointer(address, CONTAINER_POINTER + number, name + b"." + self.search)
+        record = bound(address_record(address), number)
+        for key in (name, name + b"." + dotted(network)):
+            yield key, record
+            yield key + b"." + self.search, record
 
     def _instance(self, instance: Instance) -> Iterator[Entry]:
         """One instance's address and SRV under its name and each of its tags."""
@@ -296,6 +310,15 @@ class Zone:
             yield from ((zone, (m.NS, m.wire_name(self._node_target(name)))) for name in order if is_name(self._node_target(name)))
         for name in order[:1]:
             yield b"ns." + self.domain, address_record(self._nodes[name].address)
+
+
+def _digest(name: str, size: int) -> bytes:
+    return hashlib.blake2s(name.encode(), digest_size=size).digest()
+
+
+def _number(network: str) -> int:
+    """The network's number, the same on every host and for ever: 40 bits of its name's digest, never 0."""
+    return int.from_bytes(_digest(network, 5), "big") + 1
 
 
 def _about(check: Check) -> tuple[str, str, str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from plait.dns.answer import Found
 from plait.dns.options import DEFAULTS, Options
-from plait.dns.table import EMPTY, Changes, Table, diff_tables
+from plait.dns.table import HIDDEN, EMPTY, Changes, Table, diff_tables
 from plait.model.errors import ConfigError, PlaitError
 from plait.serve import dns_handover
 from plait.serve.dns_link import Address, Upstreams
@@ -175,7 +175,7 @@ class DnsService:
         except (OSError, EOFError, TimeoutError) as error:
             raise DnsUnavailable("asking the DNS child for its counters: it died or hangs and is replaced; ask again") from error
         assert isinstance(counters, dict)
-        return Stats(counters, self._restarts, child.pid, len(self._wanted.table.names))
+        return Stats(counters, self._restarts, child.pid, sum(not name.startswith(HIDDEN) for name in self._wanted.table.names))
 
     async def _want(self, state: _State) -> None:
         self._wanted = state

@@ -2,16 +2,20 @@
 """The DNS child's answers: the bytes of a query -> the bytes of its response, from a cache that lives as long as its table.
 
 A stub resolver's queries for a name differ in nothing but the two bytes of id, so the cache is keyed by the rest of the
-packet. Where the order of records is random, a deck of shuffled responses is dealt one by one and then made anew.
+packet, and of names of containers by what the client sees of them besides. Where the order of records is random, a deck of
+shuffled responses is dealt one by one and then made anew.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 from plait.dns.answer import Pending, answer
 from plait.dns.options import DEFAULTS, Options
 from plait.dns.table import EMPTY, Table
+from plait.dns.view import Networks, View, networks_of
 
 UDP_SIZE = 8192
 """Most bytes over UDP, whatever the client takes: all listeners are local to the host, so a fragmented packet gets through."""
@@ -53,6 +57,12 @@ def choose(count: int) -> int:
     return int.from_bytes(os.urandom(4), "big") % count
 
 
+Body = bytes | list[bytes]
+"""A response but for its id, or a deck of such."""
+Bodies = dict[Networks | None, Body]
+"""The same of a question whose answer hangs on who asks, by what that one sees."""
+
+
 class Responder:
     """Holds the current table. `recursion` says whether upstreams exist."""
 
@@ -61,8 +71,8 @@ class Responder:
         self._table = EMPTY
         self._recursion = False
         self._options = DEFAULTS
-        self._cache: dict[bytes, bytes | list[bytes]] = {}
-        self._stream_cache: dict[bytes, bytes | list[bytes]] = {}
+        self._cache: dict[bytes, Body | Bodies] = {}
+        self._stream_cache: dict[bytes, Body | Bodies] = {}
         self._cached = 0
 
     @property
@@ -82,47 +92,68 @@ class Responder:
         self._options = options
         self._flush()
 
-    def reply(self, data: bytes, stream: bool = False) -> bytes | Pending | None:
-        """The response to a query that came over UDP, or over TCP (`stream`); None: none is due."""
+    def reply(self, data: bytes, source: Callable[[int], bytes], slot: int = 0, *, stream: bool = False) -> bytes | Pending | None:
+        """The response to a query that came over UDP, or over TCP (`stream`); None: none is due. `source(slot)` is the packed address of
+        who asks; only names of containers need it."""
         cache = self._stream_cache if stream else self._cache
         body = cache.get(data[2:])
-        if body is None:
-            return self._make(cache, data)
         if type(body) is bytes:
             return data[:2] + body
-        assert type(body) is list
-        response = body.pop()
-        if not body:
-            del cache[data[2:]]
-        return data[:2] + response
+        if type(body) is list:
+            return _dealt(data, body, cache, data[2:])
+        networks = networks_of(self._table, source(slot))
+        if type(body) is dict:
+            mine = body.get(networks)
+            if type(mine) is bytes:
+                return data[:2] + mine
+            if type(mine) is list:
+                return _dealt(data, mine, body, networks)
+        return self._make(data, networks, stream)
 
-    def _answer(self, data: bytes, stream: bool) -> bytes | Pending | None:
-        return answer(self._table, data, UDP_SIZE, choose, stream=stream, recursion=self._recursion, options=self._options)
+    def _answer(self, data: bytes, stream: bool, view: View) -> bytes | Pending | None:
+        return answer(self._table, data, UDP_SIZE, choose, stream=stream, recursion=self._recursion, options=self._options, view=view)
 
-    def _make(self, cache: dict[bytes, bytes | list[bytes]], data: bytes) -> bytes | Pending | None:
+    def _make(self, data: bytes, networks: Networks | None, stream: bool) -> bytes | Pending | None:
         self._counters.cache_misses += 1
-        response = self._answer(data, cache is self._stream_cache)
-        if isinstance(response, bytes):
-            self._keep(cache, data, response)
-        return response
-
-    def _keep(self, cache: dict[bytes, bytes | list[bytes]], data: bytes, response: bytes) -> None:
-        """Remember what to answer to further copies of `data`. Of a large response one order must do: it costs more to make."""
+        view = View(networks)
+        response = self._answer(data, stream, view)
+        if not isinstance(response, bytes):
+            return response
         if self._cached > CACHE_BYTES:
             self._flush()
-        self._cached += len(data) + len(response)
+        cache, key = self._stream_cache if stream else self._cache, data[2:]
+        body = self._body(data, response, stream, view)
+        self._cached += len(data)
+        if view.used:
+            kept = cache.setdefault(key, {})
+            assert type(kept) is dict  # what is seen by some alone is so for all, as long as the table is the same
+            kept[networks] = body
+        else:
+            cache[key] = body
+        return response
+
+    def _body(self, data: bytes, response: bytes, stream: bool, view: View) -> Body:
+        """What to answer to further copies of `data`. Of a large response one order must do: it costs more to make."""
+        self._cached += len(response)
         if response[6:8] <= b"\0\1":
-            cache[data[2:]] = response[2:]
-            return
+            return response[2:]
         orders = [response[2:]]
         while len(orders) < ORDERS and len(response) <= LARGE:
-            another = self._answer(data, cache is self._stream_cache)
+            another = self._answer(data, stream, view)
             assert isinstance(another, bytes)
             orders.append(another[2:])
         self._cached += len(response) * (len(orders) - 1)
-        cache[data[2:]] = orders * DEALS
+        return orders * DEALS
 
     def _flush(self) -> None:
         self._cache.clear()
         self._stream_cache.clear()
         self._cached = 0
+
+
+def _dealt(data: bytes, deck: list[bytes], cache: dict[Any, Any], key: object) -> bytes:
+    """The next response of a deck, which is dropped with its last."""
+    response = deck.pop()
+    if not deck:
+        del cache[key]
+    return data[:2] + response

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Name of a socket (protocol, address, port) -> the socket, bound and ready for queries."""
+"""Name of a socket (protocol, address, port) -> the socket, bound and ready for queries; a connected one -> who is at its other end."""
 
 from __future__ import annotations
 
@@ -47,3 +47,12 @@ def _bound(kind: int, address: Address) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def source(sock: socket.socket) -> bytes:
+    """The packed address at the other end of a connection; empty if that is gone already."""
+    try:
+        host = sock.getpeername()[0].partition("%")[0]
+        return socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+    except (OSError, IndexError):
+        return b""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from plait.dns.answer import Pending
 from plait.serve.dns_core import Core
 from plait.serve.dns_reactor import GONE, READ, WRITE
+from plait.serve.dns_socket import source
 
 CONNECTIONS = 256
 """Most open at a time, over all listeners; one more closes the one whose last query is longest ago."""
@@ -105,7 +106,7 @@ class _Connection:
 
     def __init__(self, server: TcpServer, sock: socket.socket, received: bytes) -> None:
         self.last_used = time.monotonic()
-        self._server, self._sock = server, sock
+        self._server, self._sock, self._address = server, sock, source(sock)
         self._received, self._unsent = bytearray(received), bytearray()
         self._pending = 0
         self._finished = False
@@ -178,9 +179,12 @@ class _Connection:
         self._server.used(self)
         return data
 
+    def _source(self, _slot: int) -> bytes:
+        return self._address
+
     def _answer(self, data: bytes) -> None:
         self._server.core.counters.tcp_queries += 1
-        response = self._server.core.responder.reply(data, stream=True)
+        response = self._server.core.responder.reply(data, self._source, stream=True)
         if isinstance(response, bytes):
             self._append(response)
         elif isinstance(response, Pending):

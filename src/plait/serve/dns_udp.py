@@ -26,6 +26,7 @@ QUERY_SIZE = 2048
 """Longest query read, bytes; a longer one gets FORMERR."""
 
 _NAME_SIZE = 28  # sizeof(struct sockaddr_in6), the larger one
+_INET = socket.AF_INET.to_bytes(2, sys.byteorder)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -91,11 +92,16 @@ class Batch:
 
     def client(self, slot: int) -> Address:
         """Who sent the datagram in `slot`."""
+        host = self.source(slot)
+        port: Any = self._names[slot * _NAME_SIZE + 2 : slot * _NAME_SIZE + 4]
+        return socket.inet_ntop(socket.AF_INET if len(host) == 4 else socket.AF_INET6, host), int.from_bytes(port, "big")
+
+    def source(self, slot: int) -> bytes:
+        """Its address alone, packed."""
         start = slot * _NAME_SIZE
-        raw = self._names.raw[start : start + _NAME_SIZE]
-        family, port = int.from_bytes(raw[:2], sys.byteorder), int.from_bytes(raw[2:4], "big")
-        host = raw[4:8] if family == socket.AF_INET else raw[8:24]
-        return socket.inet_ntop(family, host), port
+        names: Any = self._names
+        found: bytes = names[start + 4 : start + 8] if names[start : start + 2] == _INET else names[start + 8 : start + 24]
+        return found
 
     def send(self, fd: int, responses: list[tuple[int, bytes]]) -> int:
         """Send each (slot, response) to the client of that slot; returns how many could not be sent."""
@@ -145,9 +151,9 @@ class UdpListener:
     def _answer(self, count: int) -> None:
         """Answer the first `count` slots: at once, or once an upstream has."""
         batch, responses = self._batch, []
-        reply = self._core.responder.reply
+        reply, source = self._core.responder.reply, batch.source
         for slot, data in enumerate(batch.queries(count)):
-            response = reply(data)
+            response = reply(data, source, slot)
             if type(response) is bytes:
                 responses.append((slot, response))
             elif isinstance(response, Pending):
