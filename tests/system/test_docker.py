@@ -83,8 +83,8 @@ def test_aliases_hold_on_every_host(two: Lab) -> None:
 
 
 def test_a_container_sees_the_names_of_its_own_networks(two: Lab) -> None:
-    """Two projects have a `web` each, and who is on both networks sees both, as hosts do. (Of containers of its own host Docker's resolver answers itself, and
-    does not ask for more.)"""
+    """Two projects have a `web` each, and who is on both networks sees both, as hosts do. (For containers of its own host Docker's
+    resolver answers itself, and does not ask for more.)"""
 
     def seen() -> set[str]:
         found = docker(two, "A", "exec", "cli", "getent", "ahostsv4", "web", check=False).stdout

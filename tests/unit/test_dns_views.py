@@ -3,16 +3,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, ip_address
 
 import dnslib
 import pytest
+from tests.support.dns import free_port
 
 from plait.dns.table import HIDDEN, Table, apply_changes
 from plait.dns.view import View, asker_name, bound, networks_of
 from plait.dns.zone import Zone, build_table
 from plait.model.cluster import Container, Endpoint, Instance, Network, Node, Snapshot
+from plait.serve.dns_parent import DnsService
 from plait.serve.dns_responder import Counters, Responder
 
 IP = IPv4Address
@@ -197,3 +205,61 @@ def test_a_view_of_bound_records() -> None:
     assert seven.of((one, two)) == ((1, b"bbbb"),)
     assert nine.of((one, two)) is None and nine.of(()) == () and nine.of(None) is None
     assert nine.of((free, one)) == (free,)
+
+
+# --- the process itself: who asks is read from its sockets
+
+CLIENTS = {"127.0.0.2": {RED}, "127.0.0.3": {BLUE}, "127.0.0.4": {RED, BLUE}, "127.0.0.5": {RED, BLUE}}
+"""Containers on the loopback: one on each network, one on both, and one that is none."""
+
+
+@pytest.fixture
+async def where() -> AsyncIterator[tuple[str, int]]:
+    """Where a process answers that takes the clients for containers; it is held up until the first query waits."""
+    loops = [endpoint("l1", "l", "red", "127.0.0.2"), endpoint("l2", "l", "blue", "127.0.0.3", container="m")]
+    loops += [endpoint(f"l{network}", "l", network, "127.0.0.4", container="n") for network in ("red", "blue")]
+    service, address = DnsService(on_crash=lambda text: None), ("127.0.0.1", free_port())
+    await service.start()
+    try:
+        await service.set_table(build_table(replace(SNAPSHOT, endpoints=SNAPSHOT.endpoints | {e.id: e for e in loops})))
+        assert await service.set_listen({address}) == ()
+        os.kill((await service.stats()).pid, signal.SIGSTOP)
+        asyncio.get_running_loop().call_later(0.2, os.kill, service._child.pid, signal.SIGCONT)  # type: ignore[union-attr]
+        yield address
+    finally:
+        await service.close()
+
+
+def from_each_by_udp(where: tuple[str, int]) -> dict[str, set[str]]:
+    """Many queries at once, in turn from each client, so that one system call reads those of all."""
+    with contextlib.ExitStack() as stack:
+        socks = {client: stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for client in CLIENTS}
+        for client, sock in socks.items():
+            sock.bind((client, 0))
+            sock.settimeout(5)
+        data = bytes(dnslib.DNSRecord.question("web").pack())
+        for _ in range(8):
+            for sock in socks.values():
+                sock.sendto(data, where)
+        found = {client: [addresses_in(sock.recv(512)) for _ in range(8)] for client, sock in socks.items()}
+    assert all(len(set(answers)) == 1 for answers in found.values())
+    return {client: set(answers[0]) for client, answers in found.items()}
+
+
+def from_each_by_tcp(where: tuple[str, int]) -> dict[str, set[str]]:
+    found = {}
+    for client in CLIENTS:
+        with socket.create_connection(where, 5, (client, 0)) as sock, sock.makefile("rb") as stream:
+            data = bytes(dnslib.DNSRecord.question("web").pack())
+            sock.sendall(len(data).to_bytes(2, "big") + data)
+            found[client] = set(addresses_in(stream.read(int.from_bytes(stream.read(2), "big"))))
+    return found
+
+
+def addresses_in(response: bytes) -> frozenset[str]:
+    return frozenset(str(row.rdata) for row in dnslib.DNSRecord.parse(response).rr)
+
+
+@pytest.mark.parametrize("ask", [from_each_by_udp, from_each_by_tcp])
+async def test_who_asks_is_who_sent_the_query(where: tuple[str, int], ask: Callable[[tuple[str, int]], dict[str, set[str]]]) -> None:
+    assert await asyncio.to_thread(ask, where) == CLIENTS

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from plait.dns.answer import Found
 from plait.dns.options import DEFAULTS, Options
-from plait.dns.table import HIDDEN, EMPTY, Changes, Table, diff_tables
+from plait.dns.table import EMPTY, HIDDEN, Changes, Table, diff_tables
 from plait.model.errors import ConfigError, PlaitError
 from plait.serve import dns_handover
 from plait.serve.dns_link import Address, Upstreams
