@@ -6,14 +6,14 @@ from ipaddress import IPv4Address, IPv4Network, ip_address
 
 from plait.dns import message as m
 from plait.dns.table import Records
-from plait.dns.zone import build_table
+from plait.dns.zone import _digest, _number, build_table
 from plait.model.cluster import Container, Instance, Network, Node, Snapshot
 
 IP = IPv4Address
 EXPECTED = """\
 1.0.28.10.in-addr.arpa PTR a.node.dc1.consul
 1.2.0.192.in-addr.arpa PTR a.node.dc1.consul
-2.0.28.10.in-addr.arpa PTR web.plait
+2.0.28.10.in-addr.arpa PTR web.plait (default)
 2.2.0.192.in-addr.arpa PTR b.node.dc1.consul
 28.10.in-addr.arpa NS a.node.dc1.consul
 28.10.in-addr.arpa NS b.node.dc1.consul
@@ -47,20 +47,33 @@ service.consul -
 service.dc1.consul -
 virtual.consul -
 virtual.dc1.consul -
-web A 10.28.0.2
-web.default A 10.28.0.2
-web.default.plait A 10.28.0.2
-web.plait A 10.28.0.2
+WHO:0a1c0002 is SANDBOX
+WHO:SANDBOX is on (default)
+web A 10.28.0.2 (default)
+web.default A 10.28.0.2 (default)
+web.default.plait A 10.28.0.2 (default)
+web.plait A 10.28.0.2 (default)
 web.service.consul A 10.28.0.2
 web.service.consul SRV 1 1 80 0a1c0002.addr.dc1.consul
 """
 
 
+SANDBOX = _digest("c1", 8)
+
+
 def text(names: Mapping[bytes, Records]) -> list[str]:
-    return sorted(f"{name.decode()} {record_text(*record)}" for name, records in names.items() for record in records or ((0, b""),))
+    found = [f"{name.decode()} {record_text(*record)}" for name, records in names.items() for record in records or ((0, b""),)]
+    return sorted(line.replace(SANDBOX.hex(), "SANDBOX") for line in found)
 
 
 def record_text(rtype: int, rdata: bytes) -> str:
+    if rtype == _number("default"):
+        return "is on (default)"
+    if rtype >> 16:  # bound to a network
+        assert rtype >> 16 == _number("default")
+        return f"{record_text(rtype & 0xFFFF, rdata)} (default)"
+    if rdata == SANDBOX:
+        return "is SANDBOX"
     if rtype == m.A:
         return f"A {ip_address(rdata)}"
     if rtype == m.SRV:
