@@ -125,6 +125,10 @@ scrape_configs:
   - {{source_labels: [__meta_plait_service], target_label: service}}
   - {{source_labels: [__meta_plait_node], target_label: node}}
   - {{source_labels: [__meta_plait_label_tier], target_label: tier}}
+- job_name: agent
+  metrics_path: /v1/agent/metrics
+  params: {{format: [prometheus]}}
+  static_configs: [{{targets: ["127.0.0.1:8500"]}}]
 """
 
 
@@ -142,7 +146,7 @@ def test_prometheus_discovers_and_scrapes_what_is_labelled(two: Lab) -> None:
     def scraped(*addresses: str) -> bool:
         """Whether the targets are these and healthy, and what each serves is in the database."""
         wanted = [{"instance": f"{a}:80", "job": "plait", "service": "shop", "node": "B", "tier": "prod"} for a in addresses]
-        targets = told("targets?state=active").get("activeTargets", ())
+        targets = [target for target in told("targets?state=active").get("activeTargets", ()) if target["labels"]["job"] == "plait"]
         found = {target["labels"]["instance"]: target["labels"] for target in targets if target["health"] == "up"}
         rows = [row["metric"] for row in told("query?query=orders_total==7").get("result", ())]
         stored = all(any(row.items() >= labels.items() for row in rows) for labels in wanted)
@@ -161,6 +165,10 @@ def test_prometheus_discovers_and_scrapes_what_is_labelled(two: Lab) -> None:
         until("it scrapes the new one too", lambda: scraped(first, second), 30)
         docker(two, "B", "rm", "-f", "one")
         until("the target goes with its container", lambda: scraped(second), 15)
+        until("the agent's own figures are there", lambda: told("query?query=consul_state_nodes").get("result"), 10)
+        (row,) = told("query?query=consul_state_nodes")["result"]
+        assert row["metric"]["job"] == "agent" and row["value"][1] == "2"
+        assert float(told("query?query=rate(plait_http_answers_total%5B10s%5D)")["result"][0]["value"][1]) > 0, "a counter that only grows"
     finally:
         two.run("A", "kill", pid)
 

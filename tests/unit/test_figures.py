@@ -11,7 +11,7 @@ from plait.agent.health import Health
 from plait.agent.kernelwork import KernelWork
 from plait.kernel.fake import FakeKernel
 from plait.model.objects import Plan
-from plait.services.figures import FIGURES, Reading, Summary, consul_json, prometheus_name, prometheus_text
+from plait.services.figures import FIGURES, Reading, Summary, consul_json, interval, prometheus_name, prometheus_text
 
 
 def summary(*values: float) -> Summary:
@@ -29,18 +29,74 @@ FOUND = [
 ]
 
 
-def test_consuls_json() -> None:
-    assert consul_json(FOUND, "now") == {
-        "Timestamp": "now",
+def test_consuls_json_is_of_the_interval() -> None:
+    before = {("plait.http.answers", (("status", "2xx"),)): 1.0, ("plait.http.answers", (("status", "4xx"),)): 2.0}
+    assert consul_json(interval(1700000007.5, 10.0, before, FOUND)) == {
+        "Timestamp": "2023-11-14 22:13:27 +0000 UTC",
         "Gauges": [{"Name": "consul.state.nodes", "Value": 4.0, "Labels": {}}],
         "Points": [],
         "Counters": [
-            {"Name": "plait.http.answers", "Count": 3, "Sum": 3.0, "Min": 0.0, "Max": 3.0, "Mean": 3.0, "Labels": {"status": "2xx"}},
-            {"Name": "plait.http.answers", "Count": 2, "Sum": 2.0, "Min": 0.0, "Max": 2.0, "Mean": 2.0, "Labels": {"status": "4xx"}},
+            {
+                "Name": "plait.http.answers",
+                "Count": 2,
+                "Rate": 0.2,
+                "Sum": 2.0,
+                "Min": 1.0,
+                "Max": 1.0,
+                "Mean": 1.0,
+                "Stddev": 0.0,
+                "Labels": {"status": "2xx"},
+            },
         ],
-        "Samples": [{"Name": "consul.kvs.apply", "Count": 2, "Sum": 4.0, "Min": 1.0, "Max": 3.0, "Mean": 2.0, "Labels": {}}],
+        "Samples": [
+            {
+                "Name": "consul.kvs.apply",
+                "Count": 2,
+                "Rate": 0.4,
+                "Sum": 4.0,
+                "Min": 1.0,
+                "Max": 3.0,
+                "Mean": 2.0,
+                "Stddev": 2.0**0.5,
+                "Labels": {},
+            }
+        ],
     }
-    json.dumps(consul_json([], ""))
+    json.dumps(consul_json(interval(0.0, 10.0, {}, [])))
+
+
+def test_a_counter_that_began_anew_counts_from_its_beginning() -> None:
+    """The DNS process counts from 0 again when it is replaced."""
+    found = interval(0.0, 10.0, {("plait.dns.udp_queries", ()): 100.0}, [Reading("plait.dns.udp_queries", 3.0)])
+    assert found.counters == {("plait.dns.udp_queries", ()): 3.0}
+
+
+async def test_intervals_follow_one_another() -> None:
+    now, count, took = [100.0], [0.0], Summary()
+    figures = Figures(lambda: now[0])
+    figures.add(lambda: [Reading("plait.roundtrips", count[0]), Reading("consul.kvs.apply", took)])
+    key = ("plait.roundtrips", ())
+
+    count[0], now[0] = 2.0, 104.0
+    took.add(7.0)
+    assert (figures.latest().counters[key], figures.latest().seconds) == (2.0, 4.0), "what there is of the first"
+    told = figures.intervals()
+    first = asyncio.ensure_future(anext(told))
+    await asyncio.sleep(0)
+    now[0] = 110.0
+    await figures.finish()
+    count[0], now[0] = 7.0, 112.0
+    assert figures.latest().counters[key] == 2.0, "the last that ended"
+    one = await first
+    assert (one.start, one.counters[key], one.spreads["consul.kvs.apply", ()].greatest) == (100.0, 2.0, 7.0)
+    second, now[0] = asyncio.ensure_future(anext(told)), 120.0
+    await asyncio.sleep(0)
+    await figures.finish()
+    two = await second
+    assert (two.start, two.counters[key], dict(two.spreads)) == (110.0, 5.0, {})
+    assert {reading.name: reading.value for reading in figures.read()}["plait.roundtrips"] == 7.0, "Prometheus wants all of them"
+    await figures.finish()
+    assert key not in figures.latest().counters, "what did not happen is left out"
 
 
 def test_prometheus_text() -> None:
@@ -65,9 +121,9 @@ def test_a_label_cannot_break_its_line() -> None:
 
 
 def test_summaries() -> None:
-    found = summary(-1.0, 5.0)
-    assert (found.count, found.sum, found.least, found.greatest) == (2, 4.0, -1.0, 5.0)
-    assert (Summary().count, Summary().least) == (0, 0.0)
+    found = summary(-1.0, -5.0)
+    assert (found.count, found.sum, found.recent.least, found.recent.greatest) == (2, -6.0, -5.0, -1.0)
+    assert (Summary().count, Summary().recent.least) == (0, 0.0)
 
 
 def test_counters_are_named_as_prometheus_wants_them_and_every_figure_says_what_it_is() -> None:

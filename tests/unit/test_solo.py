@@ -21,9 +21,8 @@ import pytest
 
 from plait.agent.consulconfig import WITHOUT_EFFECT, SoloSettings, read_files, settings_of
 from plait.model.errors import ConfigError
-from plait.services.figures import FIGURES
+from plait.services.figures import FIGURES, prometheus_name
 
-KINDS = ("Gauges", "Counters", "Samples")
 PROGRAM = [sys.executable, "-m", "plait.cli.main", "consul", "agent"]
 
 
@@ -108,6 +107,12 @@ class Running:
             except URLError:
                 assert self.process.poll() is None and time.monotonic() < end, self.process.communicate(timeout=5)[0]
                 time.sleep(0.02)
+
+    def totals(self) -> dict[str, float]:
+        """Figures since the start by Prometheus' names; of those with labels the last."""
+        with urlopen(f"http://127.0.0.1:{self.http}/v1/agent/metrics?format=prometheus", timeout=10) as answer:
+            rows = [line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if not line.startswith("#")]
+        return {name.partition("{")[0]: float(value) for name, value in rows}
 
     def ask(self, method: str, path: str, body: object = None) -> Any:
         data = json.dumps(body).encode() if body is not None else None
@@ -196,9 +201,10 @@ def test_dns_follows_dns_config_and_prepared_queries(tmp_path: Path) -> None:
         assert it.resolves("db.service.consul", "192.0.2.4")
         assert ttl("greens.query.consul") == 3, "a query without instances does not exist"
         end = time.monotonic() + 5
-        while "plait.dns.query_asked" not in (names := {row["Name"]: row["Sum"] for row in it.ask("GET", "agent/metrics")["Counters"]}):
+        while not (totals := it.totals()).get("plait_dns_query_asked_total"):
             assert time.monotonic() < end
-        assert names["plait.dns.forward_rejected"] == 0
+            time.sleep(0.1)
+        assert totals["plait_dns_forward_rejected_total"] == 0
 
 
 def test_commands_are_run_for_files_alone_where_only_they_are_allowed(tmp_path: Path) -> None:
@@ -240,9 +246,10 @@ def test_metrics_coordinates_and_log_lines() -> None:
     with agent("-dev", "-node=n1") as it:
         it.ask("PUT", "kv/a", 1)
         it.ask("PUT", "agent/check/register", {"Name": "up", "TCP": f"127.0.0.1:{it.http}", "Interval": "1s", "Status": "passing"})
-        wanted = {name for name in FIGURES if not name.startswith(("plait.kernel.", "plait.roundtrips"))}
+        names = {name for name in FIGURES if not name.startswith(("plait.kernel.", "plait.roundtrips"))}
+        wanted = {prometheus_name(name) + "_count" * (FIGURES[name].kind == "summary") for name in names}
         end = time.monotonic() + 10
-        while missing := wanted - {row["Name"] for kind in KINDS for row in it.ask("GET", "agent/metrics")[kind]}:
+        while missing := wanted - it.totals().keys():
             assert time.monotonic() < end, missing
             time.sleep(0.1)
         found = it.ask("GET", "agent/metrics")
@@ -251,7 +258,13 @@ def test_metrics_coordinates_and_log_lines() -> None:
         with urlopen(f"http://127.0.0.1:{it.http}/v1/agent/metrics?format=prometheus", timeout=10) as answer:
             judged = subprocess.run(["promtool", "check", "metrics"], input=answer.read(), capture_output=True, timeout=30)
         assert (judged.returncode, judged.stdout + judged.stderr) == (0, b"")
-        assert it.ask("GET", "agent/host")["Host"]["os"] == "linux"
+        with urlopen(f"http://127.0.0.1:{it.http}/v1/agent/metrics/stream", timeout=25) as lines:
+            it.ask("PUT", "kv/a", 2)
+            told = json.loads(lines.readline())
+        assert {row["Name"]: row["Count"] for row in told["Samples"]}["consul.kvs.apply"] in (1, 2), "of ten seconds"
+        assert told == it.ask("GET", "agent/metrics")
+        host = it.ask("GET", "agent/host")
+        assert host["Host"]["os"] == "linux" and 0 < host["Disk"]["used"] < host["Disk"]["total"]
         (row,) = it.ask("GET", "coordinate/node/n1")
         assert row["Coord"]["Vec"] == [0.0] * 8
         moved = {"Vec": [0.1] * 8, "Error": 0.5, "Adjustment": 0, "Height": 0.001}

@@ -109,7 +109,7 @@ class Discovery:
             EventApi(self.consul_state),
             OperatorApi(self.consul_state, datacenter),
             CoordinateApi(self.consul_state, datacenter),
-            RuntimeApi(self.figures.read),
+            RuntimeApi(self.figures),
             QueryApi(self.queries, datacenter, self._entries, self._p.contact_ms, self._near),
         )
         more = [route for part in parts for route in part.routes]
@@ -192,7 +192,7 @@ class Discovery:
         view = self._p.view
         followed, watch = Followed(view, self.checkup), CheckWatch(view, self.checkup, self._p.health)
         found = [self.checkup.run(), followed.run(), watch.run(), self.automatic.run(self.checkup)]
-        found.append(self.indexes.run(lambda: view.revision))
+        found += [self.indexes.run(lambda: view.revision), self.figures.run()]
         if not self._p.identity.store:
             found.append(SessionSteward(self.kv, view, self.queries.drop_unbound).run())
         return found

@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import platform
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from typing import Protocol
 
 from plait.http.message import Answer
 from plait.serve.consul_http import Call, Route, StreamAnswer, encoded, json_answer, text_answer
-from plait.services.figures import Reading, consul_json, prometheus_text
+from plait.services.figures import Interval, Reading, consul_json, prometheus_text
 from plait.services.requests import BadRequest
 
 log = logging.getLogger("plait.monitor")
@@ -29,23 +31,40 @@ _WAITING_LINES = 512
 """Lines that a slow reader may lag behind; further ones are lost to it."""
 
 
-class RuntimeApi:
-    """`figures` reads all figures of the agent."""
+class Figures(Protocol):
+    """The figures of the agent."""
 
-    def __init__(self, figures: Callable[[], list[Reading]]) -> None:
+    def read(self) -> list[Reading]:
+        """All, since it started."""
+        ...
+
+    def latest(self) -> Interval:
+        """What happened in the ten seconds that ended last."""
+        ...
+
+    def intervals(self) -> AsyncGenerator[Interval]:
+        """Each ten seconds as they end."""
+        ...
+
+
+class RuntimeApi:
+    def __init__(self, figures: Figures) -> None:
         self._figures = figures
         self.routes = (
-            Route("agent/metrics", "figures of this agent; `format=prometheus`", {"GET": self._metrics}),
+            Route("agent/metrics", "figures of ten seconds; since the start with `format=prometheus`", {"GET": self._metrics}),
+            Route("agent/metrics/stream", "the same, a line of JSON each ten seconds, until the client goes", {"GET": self._stream}),
             Route("agent/monitor", "log lines as they occur, until the client goes; `loglevel`, `logjson`", {"GET": self._monitor}),
             Route("agent/host", "the machine", {"GET": self._host}),
         )
 
     async def _metrics(self, call: Call) -> Answer:
-        found = self._figures()
         if call.one("format") == "prometheus" or "openmetrics" in call.accept or "text/plain" in call.accept:
-            return text_answer(200, prometheus_text(found), {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
-        now = time.strftime("%Y-%m-%d %H:%M:%S +0000 UTC", time.gmtime())
-        return json_answer(encoded(consul_json(found, now), call.flag("pretty")))
+            text = prometheus_text(self._figures.read())
+            return text_answer(200, text, {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        return json_answer(encoded(consul_json(self._figures.latest()), call.flag("pretty")))
+
+    async def _stream(self, call: Call) -> Answer:
+        return StreamAnswer(_rows(self._figures.intervals()), "application/json")
 
     async def _monitor(self, call: Call) -> Answer:
         level = _LEVELS.get((call.one("loglevel") or "info").lower())
@@ -61,11 +80,27 @@ class RuntimeApi:
             "Memory": {"total": pages * size, "available": free, "used": pages * size - free},
             "CPU": [{"cpu": number, "modelName": platform.processor()} for number in range(os.cpu_count() or 1)],
             "Host": {"hostname": kernel.node, "os": kernel.system.lower(), "kernelVersion": kernel.release, "kernelArch": kernel.machine},
-            "Disk": {},
+            "Disk": _disk(),
             "CollectionTime": time.time_ns(),
             "Errors": None,
         }
         return json_answer(encoded(body, call.flag("pretty")))
+
+
+def _disk() -> dict[str, object]:
+    """The file system that the agent's data is on, as the machine sees it. Source: statvfs(3)."""
+    found = os.statvfs("/")
+    total, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+    used = total - found.f_bfree * found.f_frsize
+    inodes = {"inodesTotal": found.f_files, "inodesFree": found.f_ffree, "inodesUsed": found.f_files - found.f_ffree}
+    share = 100 * used / (used + free) if used + free else 0.0
+    return {"path": "/", "total": total, "free": free, "used": used, "usedPercent": share, **inodes}
+
+
+async def _rows(intervals: AsyncGenerator[Interval]) -> AsyncGenerator[bytes]:
+    async with contextlib.aclosing(intervals):
+        async for found in intervals:
+            yield encoded(consul_json(found), False) + b"\n"
 
 
 async def _lines(level: int) -> AsyncGenerator[bytes]:

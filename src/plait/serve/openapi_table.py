@@ -137,6 +137,7 @@ OPERATIONS: Mapping[str, Operation] = {
     ),
     "GET agent/health/service/id/<id>": Operation("format", "@AgentHealth", more=_BY_STATUS, carried=_ALL_STATUSES, or_text=True),
     "GET agent/metrics": Operation("format", "@Metrics", or_text=True),
+    "GET agent/metrics/stream": Operation(answer=TEXT),
     "GET agent/monitor": Operation("loglevel logjson", TEXT),
     "GET agent/host": Operation(answer="@Machine"),
     "PUT agent/leave": Operation(),

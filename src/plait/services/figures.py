@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The figures that an agent gives of itself: which there are, and how Consul's API and Prometheus write them.
 
-Data in: readings (all since the agent started). Data out: a JSON-able value, a text. Names are Consul's where it has the figure, so that
+Data in: readings (counters and summaries since the agent started). Data out: what happened in an interval as a JSON-able value, all of it
+as a text. Names are Consul's where it has the figure, so that
 its dashboards find them. Sources: Consul's public telemetry reference (names, the shape of `/v1/agent/metrics`); Prometheus' text format
 0.0.4 and its naming rules (a counter ends in `_total`, units are seconds and bytes).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 Kind = Literal["counter", "gauge", "summary"]
 Labels = tuple[tuple[str, str], ...]
+Key = tuple[str, Labels]
 
 
 class Figure(NamedTuple):
@@ -70,19 +74,34 @@ FIGURES: Mapping[str, Figure] = {
 """By name, with dots."""
 
 
-class Summary:
-    """How many values there were, their sum, the least and the greatest."""
+class Spread:
+    """How many values there were, their sum and that of their squares, the least and the greatest."""
 
-    __slots__ = ("count", "greatest", "least", "sum")
+    __slots__ = ("count", "greatest", "least", "squares", "sum")
 
     def __init__(self) -> None:
-        self.count, self.sum, self.least, self.greatest = 0, 0.0, 0.0, 0.0
+        self.count, self.sum, self.squares, self.least, self.greatest = 0, 0.0, 0.0, 0.0, 0.0
 
     def add(self, value: float) -> None:
         self.least = value if not self.count else min(self.least, value)
-        self.greatest = max(self.greatest, value)
+        self.greatest = value if not self.count else max(self.greatest, value)
         self.count += 1
         self.sum += value
+        self.squares += value * value
+
+
+class Summary:
+    """How many values there were since the agent started and their sum, and the `recent` ones, of the interval that has not ended."""
+
+    __slots__ = ("count", "recent", "sum")
+
+    def __init__(self) -> None:
+        self.count, self.sum, self.recent = 0, 0.0, Spread()
+
+    def add(self, value: float) -> None:
+        self.count += 1
+        self.sum += value
+        self.recent.add(value)
 
 
 class Reading(NamedTuple):
@@ -92,29 +111,74 @@ class Reading(NamedTuple):
     value: float | Summary
     labels: Labels = ()
 
+    @property
+    def key(self) -> Key:
+        return self.name, self.labels
+
 
 def readings(values: Mapping[str, float | Summary]) -> list[Reading]:
     """Readings without labels."""
     return [Reading(name, value) for name, value in values.items()]
 
 
-def consul_json(found: Iterable[Reading], at: str) -> dict[str, object]:
-    """As `/v1/agent/metrics` gives them, each list ordered by name and labels. Counters and samples are of all the time since the agent
-    started, where Consul's are of ten seconds. `at`: the time, as text."""
-    gauges, counters, samples = [], [], []
-    for reading in sorted(found, key=lambda one: (one.name, one.labels)):
-        head: dict[str, object] = {"Name": reading.name}
-        labels = {"Labels": dict(reading.labels)}
+class Interval(NamedTuple):
+    """What happened in some seconds: what counters grew by, the values that summaries were given, and gauges as they are at its end.
+    `start`: the time of day, seconds since 1970."""
+
+    start: float
+    seconds: float
+    gauges: Mapping[Key, float]
+    counters: Mapping[Key, float]
+    spreads: Mapping[Key, Spread]
+
+
+def interval(start: float, seconds: float, before: Mapping[Key, float], found: Iterable[Reading]) -> Interval:
+    """What happened since counters were as in `before`; one that is less began anew. What did not happen is left out."""
+    gauges, counters, spreads = dict[Key, float](), dict[Key, float](), dict[Key, Spread]()
+    for reading in found:
         value = reading.value
         if isinstance(value, Summary):
-            mean = value.sum / value.count if value.count else 0.0
-            spread = {"Min": value.least, "Max": value.greatest, "Mean": mean}
-            samples.append({**head, "Count": value.count, "Sum": value.sum, **spread, **labels})
+            spreads[reading.key] = value.recent
         elif FIGURES[reading.name].kind == "counter":
-            counters.append({**head, "Count": int(value), "Sum": value, "Min": 0.0, "Max": value, "Mean": value, **labels})
+            known = before.get(reading.key, 0.0)
+            counters[reading.key] = value - known if value >= known else value
         else:
-            gauges.append({**head, "Value": value, **labels})
+            gauges[reading.key] = value
+    happened = {key: grown for key, grown in counters.items() if grown}
+    return Interval(start, seconds, gauges, happened, {key: spread for key, spread in spreads.items() if spread.count})
+
+
+def consul_json(found: Interval) -> dict[str, object]:
+    """As `/v1/agent/metrics` gives it, each list ordered by name and labels. A counter's `Count` is what it grew by."""
+    at = datetime.fromtimestamp(found.start, UTC).strftime("%Y-%m-%d %H:%M:%S +0000 UTC")
+    gauges = [{"Name": name, "Value": value, "Labels": dict(labels)} for (name, labels), value in sorted(found.gauges.items())]
+    counters = [_sampled(key, _grown(value), found.seconds) for key, value in sorted(found.counters.items())]
+    samples = [_sampled(key, found.spreads[key], found.seconds) for key in sorted(found.spreads)]
     return {"Timestamp": at, "Gauges": gauges, "Points": [], "Counters": counters, "Samples": samples}
+
+
+def _grown(value: float) -> Spread:
+    """A counter that was told 1 so often."""
+    spread = Spread()
+    spread.count, spread.sum, spread.squares, spread.least, spread.greatest = int(value), value, value, min(value, 1.0), min(value, 1.0)
+    return spread
+
+
+def _sampled(key: Key, spread: Spread, seconds: float) -> dict[str, object]:
+    count = max(1, spread.count)
+    mean = spread.sum / count
+    variance = max(0.0, spread.squares - count * mean * mean) / (count - 1) if count > 1 else 0.0
+    return {
+        "Name": key[0],
+        "Count": spread.count,
+        "Rate": spread.sum / seconds,
+        "Sum": spread.sum,
+        "Min": spread.least,
+        "Max": spread.greatest,
+        "Mean": mean,
+        "Stddev": math.sqrt(variance),
+        "Labels": dict(key[1]),
+    }
 
 
 def prometheus_text(found: Iterable[Reading]) -> str:
