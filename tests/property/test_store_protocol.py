@@ -114,12 +114,16 @@ def test_the_state_is_a_plain_map_with_revisions(transactions: list[tuple[list[C
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=60), st.integers(1, 20), st.integers(50, 500))
 def test_history_is_bounded_without_gap(sizes: list[int], limit: int, limit_bytes: int) -> None:
     state, history = State(), History(1, limit, limit_bytes)
-    for size in sizes:
+    for at, size in enumerate(sizes):
         commit = state.evaluate([], [Put("k", bytes(size))])
         assert commit is not None
         state.apply(commit)
+        before = history.floor
         history.append(commit)
         held, reached = history.since(history.floor, "")
+        if history.floor > before:  # a tenth of the commits, or no more than the bytes ask for
+            tenth = at + 2 - before > limit and history.floor == before + max(1, limit // 10)
+            assert tenth or sum(1 + kept for kept in sizes[history.floor - 2 : at + 1]) > limit_bytes
         assert reached == history.head == state.revision
         assert [change.revision for change in held] == list(range(history.floor + 1, history.head + 1))
         assert len(held) <= limit and (len(held) == 1 or sum(1 + len(change.item.value) for change in held) <= limit_bytes)

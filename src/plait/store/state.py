@@ -38,7 +38,10 @@ class Commit(msgspec.Struct, frozen=True):
     @property
     def size(self) -> int:
         """Bytes of keys and values, for bounding what history holds."""
-        return sum(len(change.item.key) + len(change.item.value) for change in self.changes)
+        size = 0
+        for change in self.changes:
+            size += len(change.item.key) + len(change.item.value)
+        return size
 
 
 def check_txn(compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> None:
@@ -155,13 +158,14 @@ class State:
         self.revision = commit.revision
         self.leases.update(commit.granted)
         for change in commit.changes:
-            before = self.items.pop(change.item.key, None)
-            if before is not None:
+            item = change.item
+            before = self.items.get(item.key)
+            if before is not None and before.lease:
                 self._release(before)
             if change.kind == "put":
-                self._remember(change.item, new=before is None)
+                self._remember(item, new=before is None)
             elif before is not None:
-                del self._order[bisect_left(self._order, before.key)]
+                del self.items[before.key], self._order[bisect_left(self._order, before.key)]
         for lease in commit.ended:
             self.leases.pop(lease, None)
 
@@ -187,7 +191,11 @@ class History:
         self.floor = revision
         """Changes with a revision above this are held."""
         self._commits: list[Commit] = []
-        self._limit, self._limit_bytes, self._bytes = limit, limit_bytes, 0
+        self._ends: list[int] = []
+        """For each commit the bytes that ever came up to it."""
+        self._limit, self._limit_bytes = limit, limit_bytes
+        self._gone = 0
+        """Bytes that were dropped."""
 
     @property
     def head(self) -> int:
@@ -196,18 +204,15 @@ class History:
     def append(self, commit: Commit) -> None:
         """Add the commit of revision `head` + 1; drop the oldest tenth and more when a bound is passed."""
         self._commits.append(commit)
-        self._bytes += commit.size
-        drop = 0
-        if len(self._commits) > self._limit:
-            drop = max(1, self._limit // 10)
-        surplus = self._bytes - sum(old.size for old in self._commits[:drop])
-        while surplus > self._limit_bytes and drop < len(self._commits) - 1:
-            surplus -= self._commits[drop].size
-            drop += 1
+        self._ends.append((self._ends[-1] if self._ends else self._gone) + commit.size)
+        drop = max(1, self._limit // 10) if len(self._commits) > self._limit else 0
+        surplus = self._ends[-1] - self._limit_bytes
+        if self._gone < surplus:
+            drop = max(drop, min(bisect_left(self._ends, surplus) + 1, len(self._commits) - 1))
         if drop:
-            del self._commits[:drop]
+            self._gone = self._ends[drop - 1]
+            del self._commits[:drop], self._ends[:drop]
             self.floor += drop
-            self._bytes = surplus
 
     def since(self, revision: int, prefix: str, limit: int = 1000) -> tuple[tuple[Change, ...], int]:
         """Changes below `prefix` after `revision`, of at most `limit` revisions, and the revision they reach.
