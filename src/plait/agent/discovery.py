@@ -60,7 +60,7 @@ from plait.services.queries import Far
 from plait.services.views import Views
 from plait.store.api import Change, Store
 
-_NOT_VIEWED = KV_KINDS | STATE_KINDS | QUERY_KINDS
+_NOT_VIEWED = STATE_KINDS | QUERY_KINDS
 """Kinds of records of which the snapshot, and so the plan, knows nothing."""
 
 
@@ -167,9 +167,11 @@ class Discovery:
         """What the store says goes to who keeps that kind; keys and sessions are none of the view's business."""
         told = list(changes)
         self.kv.change(told, revision)
-        self.consul_state.change(told)
-        self.queries.change(told)
-        self._p.view.change((change for change in told if kind_of(change.item.key) not in _NOT_VIEWED), revision)
+        others = [change for change in told if kind_of(change.item.key) not in KV_KINDS]
+        if others:  # keys change so often that nobody else should look at each
+            self.consul_state.change(others)
+            self.queries.change(others)
+        self._p.view.change((change for change in others if kind_of(change.item.key) not in _NOT_VIEWED), revision)
 
     def start(self, changes: Iterable[Change], revision: int) -> None:
         """Begin with what the disk has of the store, which may be older than what was answered before."""
