@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 from urllib.parse import parse_qsl, unquote
 
 from plait.http.message import Answer, Parked, Request
@@ -28,7 +28,7 @@ _BAD_API_PATH = "Invalid URL path: not a recognized HTTP API endpoint"
 _UNPRINTABLE = "Invalid URL path: it holds characters that cannot be printed"
 _ACL = re.compile(r"acl/.*|agent/token/.*")
 _KEPT, _KEPT_BYTES = 1024, 512
-"""How many targets are kept, and how long they may be."""
+"""How many targets are kept at least, and how long they may be."""
 _PARAMS = 1000
 K = TypeVar("K")
 V = TypeVar("V")
@@ -47,6 +47,26 @@ class _Found:
     """Answers that call."""
 
 
+class _Kept(Generic[K, V]):
+    """The values of `_KEPT` to twice as many keys, those that were asked for last. A key costs little when it is new and nothing while it
+    is asked for often, however many others come once: a blocking query has another target with each index."""
+
+    def __init__(self) -> None:
+        self._young: dict[K, V] = {}
+        self._old: dict[K, V] = {}
+
+    def get(self, key: K) -> V | None:
+        found = self._young.get(key)
+        if found is None and (found := self._old.get(key)) is not None:
+            self.put(key, found)
+        return found
+
+    def put(self, key: K, value: V) -> None:
+        if len(self._young) >= _KEPT:
+            self._young, self._old = {}, self._young
+        self._young[key] = value
+
+
 class Router:
     """Of all routes that were added the first that matches counts, the last ones added before the others."""
 
@@ -57,15 +77,15 @@ class Router:
         """Whether every answer is indented, asked for or not."""
         self._by_segment: dict[str, list[Route]] = {}
         """By the first segment of their path."""
-        self._kept: dict[tuple[str, bytes], _Found] = {}
-        self._limits: dict[bytes, int] = {}
+        self._kept: _Kept[tuple[str, bytes], _Found] = _Kept()
+        self._limits: _Kept[bytes, int] = _Kept()
 
     def add(self, routes: Iterable[Route]) -> None:
         self.routes = (*routes, *self.routes)
         self._by_segment = {}
         for route in self.routes:
             self._by_segment.setdefault(route.path.partition("/")[0], []).append(route)
-        self._kept, self._limits = {}, {}
+        self._kept, self._limits = _Kept(), _Kept()
 
     def respond(self, request: Request) -> Answer | Parked | Awaitable[Answer | Parked]:
         """PlaitError and whatever the handler raises."""
@@ -101,12 +121,16 @@ class Router:
             return known
         found = self._match(_path(target).removeprefix("/v1/"))
         limit = found[1].max_body or MAX_BODY if found is not None else MAX_BODY
-        _keep(self._limits, target, target, limit)
+        if len(target) <= _KEPT_BYTES:
+            self._limits.put(target, limit)
         return limit
 
     def _match(self, path: str) -> tuple[tuple[str, ...], Route] | None:
-        candidates = self._by_segment.get(path.partition("/")[0], ())
-        return next(((parts, route) for route in candidates if (parts := route.match(path)) is not None), None)
+        for route in self._by_segment.get(path.partition("/")[0], ()):
+            parts = route.match(path)
+            if parts is not None:
+                return parts, route
+        return None
 
     def _find(self, request: Request) -> _Found | Answer:
         path = _path(request.target)
@@ -119,27 +143,25 @@ class Router:
         if matched is None:
             return text_answer(401, "ACL support disabled") if _ACL.fullmatch(path) else text_answer(404, _BAD_API_PATH)
         parts, route = matched
-        allow = {"Allow": ",".join(["OPTIONS", *route.methods])}
-        if request.method == "OPTIONS":
-            return text_answer(200, "", allow)
-        if request.method not in route.methods:
-            return text_answer(405, f"method {request.method} not allowed", allow)
-        params = _params(request.target)
-        call = Call(path, parts, params | {"pretty": ("",)} if self.pretty else params, b"")
-        call.check_scope(self._datacenter)
-        if call.one("filter") and not route.path.startswith(FILTERED):
-            raise BadRequest(f"filter does not apply to /v1/{route.path}")
-        found = _Found(route.methods[request.method], path, parts, call.params)
-        _keep(self._kept, (request.method, request.target), request.target, found)
+        handler = route.methods.get(request.method)
+        if handler is None:
+            allow = {"Allow": ",".join(["OPTIONS", *route.methods])}
+            options = request.method == "OPTIONS"
+            return text_answer(200, "", allow) if options else text_answer(405, f"method {request.method} not allowed", allow)
+        params = self._params(request.target)
+        if params:
+            call = Call(path, parts, params, b"")
+            call.check_scope(self._datacenter)
+            if call.one("filter") and not route.path.startswith(FILTERED):
+                raise BadRequest(f"filter does not apply to /v1/{route.path}")
+        found = _Found(handler, path, parts, params)
+        if len(request.target) <= _KEPT_BYTES:
+            self._kept.put((request.method, request.target), found)
         return found
 
-
-def _keep(kept: dict[K, V], key: K, target: bytes, value: V) -> None:
-    """Unless the target is very long; everything else makes room if there is too much."""
-    if len(target) <= _KEPT_BYTES:
-        if len(kept) >= _KEPT:
-            kept.clear()
-        kept[key] = value
+    def _params(self, target: bytes) -> dict[str, tuple[str, ...]]:
+        params = _params(target) if b"?" in target else {}
+        return params | {"pretty": ("",)} if self.pretty else params
 
 
 def _path(target: bytes) -> str:
