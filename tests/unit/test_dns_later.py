@@ -11,7 +11,7 @@ import pytest
 from tests.support.dns import HOST, Pair, ask, free_port, resolver
 
 from plait.agent.dnsqueries import QueryNames
-from plait.agent.dnswatch import CODE, DnsWatch
+from plait.agent.dnswatch import DnsWatch
 from plait.agent.health import Health
 from plait.dns import message as m
 from plait.dns.answer import Ask, Follow, Found, answer
@@ -147,7 +147,7 @@ async def test_the_timeout_and_the_bound_are_those_that_were_set(service: DnsSer
         assert {a.header.rcode for a in answers} == {m.SERVFAIL}
     transport.close()
     await watch.look()
-    assert [active.condition.code for active in health.active()] == [CODE] and "2 queries" in health.active()[0].text
+    assert [active.condition.code for active in health.active()] == ["dns-forwards-refused"] and "2 queries" in health.active()[0].text
     figures = {reading.name: reading.value for reading in watch.figures}
     assert figures["plait.dns.forward_rejected"] == 2 and figures["plait.dns.udp_queries"] >= 6
     for _ in range(10):

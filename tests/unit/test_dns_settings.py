@@ -51,10 +51,13 @@ def test_the_file_of_a_node() -> None:
                 "a_record_limit": 1,
                 "udp_answer_limit": 3,
                 "enable_truncate": False,
+                "client_rate": 500,
+                "client_timeout": "1s",
             }
         },
         "f",
     ).dns
+    assert dns.limits.parts() == (500, 1.0)
     assert dns.upstreams.parts() == ((("192.0.2.1", 53), ("2001:db8::1", 5353)), True, 1.5, 10)
     wanted = Options(3, {b"*": 5, b"web": 90}, (3600, 600, 86400, 7), b"corp.example", 1, 3, False)
     assert dns.options.parts() == wanted.parts() and dns.only_passing
@@ -63,6 +66,15 @@ def test_the_file_of_a_node() -> None:
 def test_nothing_written_is_nothing_kept_and_nothing_hidden() -> None:
     dns = parse_config({}, "f").dns
     assert dns.options.parts() == Options().parts() and dns.upstreams.places == () and not dns.only_passing
+    assert dns.limits.parts() == (0, 5.0), "any number of queries"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("client_rate", -1), ("client_rate", "many"), ("client_timeout", 0), ("client_timeout", "soon")]
+)
+def test_mistakes_about_limits_are_named(key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"f: dns\.{key}"):
+        parse_config({"dns": {key: value}}, "f")
 
 
 def test_a_file_made_for_consul() -> None:

@@ -165,6 +165,18 @@ OPTIONS = (
         "Most queries on their way to them; one more is answered SERVFAIL (`dns-forwards-refused`).",
     ),
     Option(
+        "dns.client_rate",
+        "0 to 1000000",
+        "0",
+        "Most queries a second from one address; more are not answered, and over TCP the connection ends (`dns-client-limited`); 0 = all.",
+    ),
+    Option(
+        "dns.client_timeout",
+        "duration",
+        "5s",
+        "How long clients wait: a query over UDP that had to wait longer for its turn is dropped (`dns-late`).",
+    ),
+    Option(
         "checks.enable_script_checks",
         "true or false",
         "false",

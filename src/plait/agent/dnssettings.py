@@ -13,18 +13,18 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from plait.dns.options import Options, Soa
 from plait.dns.records import dotted, is_name
 from plait.model.errors import ConfigError
-from plait.serve.dns_link import Upstreams
+from plait.serve.dns_link import Limits, Upstreams
 from plait.services.requests import duration_s
 
 _WORDS = """
 upstreams upstream_strategy upstream_timeout upstream_limit alt_domain node_ttl service_ttl only_passing soa a_record_limit
-udp_answer_limit enable_truncate
+udp_answer_limit enable_truncate client_rate client_timeout
 """
 KEYS = frozenset(_WORDS.split())
 STRATEGIES = ("sequential", "random")
 LONGEST_TTL_S = (1 << 31) - 1
 """RFC 2181 section 8."""
-MOST_FORWARDS = 10000
+MOST_FORWARDS, MOST_QUERIES = 10000, 1000000
 _SOA = {"refresh": 3600, "retry": 600, "expire": 86400, "min_ttl": 0}
 
 
@@ -34,6 +34,7 @@ class DnsSettings:
 
     options: Options
     upstreams: Upstreams
+    limits: Limits
     only_passing: bool = False
 
 
@@ -56,7 +57,8 @@ def read_dns(raw: Mapping[str, object], where: Mapping[str, str]) -> DnsSettings
         get.duration("upstream_timeout", 2.0),
         get.count("upstream_limit", 256, 1, MOST_FORWARDS),
     )
-    return DnsSettings(options, upstreams, get.flag("only_passing", False))
+    limits = Limits(get.count("client_rate", 0, 0, MOST_QUERIES), get.duration("client_timeout", 5.0))
+    return DnsSettings(options, upstreams, limits, get.flag("only_passing", False))
 
 
 def resolver(text: str) -> tuple[str, int]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the DNS child counts -> figures of `agent/metrics`, and a condition while queries for other names are turned away."""
+"""What the DNS child counts -> figures of `agent/metrics`, and conditions while queries go without their answer."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ from plait.agent.health import Health
 from plait.serve.dns_parent import DnsService, DnsUnavailable
 from plait.services.figures import Reading
 
-CODE = "dns-forwards-refused"
 EVERY_S = 1.0
 CALM_S = 10.0
-"""Seconds without a query turned away after which the condition ends."""
+"""Seconds without one more after which a condition ends."""
+COUNTED = {
+    "dns-forwards-refused": (
+        "forward_rejected",
+        "{more} queries in a second were answered SERVFAIL: as many as dns.upstream_limit allows wait for the resolvers",
+    ),
+    "dns-client-limited": ("client_limited", "{more} queries in a second were above dns.client_rate, the last one of {client}"),
+    "dns-late": ("expired", "{more} queries in a second were dropped: they had waited for more than dns.client_timeout"),
+}
+"""Condition -> what the child counts of it, and its text."""
 
 
 class DnsWatch:
@@ -20,7 +28,9 @@ class DnsWatch:
 
     def __init__(self, dns: DnsService, health: Health) -> None:
         self._dns, self._health = dns, health
-        self._pid, self._rejected, self._since = 0, 0, CALM_S
+        self._pid = 0
+        self._seen: dict[str, int] = {}
+        self._since: dict[str, float] = {}
         self.figures: list[Reading] = []
 
     async def run(self) -> None:
@@ -36,16 +46,19 @@ class DnsWatch:
         except DnsUnavailable:
             return
         if stats.pid != self._pid:
-            self._pid, self._rejected = stats.pid, 0
+            self._pid, self._seen = stats.pid, {}
         counts = {**stats.counters, "restarts": stats.restarts, "names": stats.names}
         self.figures = [Reading(f"plait.dns.{name}", float(value)) for name, value in counts.items()]
-        self._judge(stats.counters["forward_rejected"])
+        for code, (counter, text) in COUNTED.items():
+            more = stats.counters[counter] - self._seen.get(code, 0)
+            self._seen[code] = stats.counters[counter]
+            self._judge(code, more, text.format(more=more, client=stats.limited))
 
-    def _judge(self, rejected: int) -> None:
-        self._since = 0.0 if rejected > self._rejected else self._since + EVERY_S
-        more, self._rejected = rejected - self._rejected, rejected
+    def _judge(self, code: str, more: int, text: str) -> None:
         if more > 0:
-            text = f"{more} queries in a second were answered SERVFAIL: as many as dns.upstream_limit allows wait for the resolvers"
-            self._health.set(CODE, "dns", text)
-        elif self._since >= CALM_S:
-            self._health.clear(CODE, "dns")
+            self._since[code] = 0.0
+            self._health.set(code, "dns", text)
+        elif (since := self._since.get(code, CALM_S) + EVERY_S) >= CALM_S:
+            self._health.clear(code, "dns")
+        else:
+            self._since[code] = since

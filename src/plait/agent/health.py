@@ -106,6 +106,18 @@ REGISTRY: dict[str, Condition] = {
             "The resolvers in dns.upstreams are too slow (see `dig @RESOLVER`), or a program asks too much; else raise dns.upstream_limit.",
         ),
         Condition(
+            "dns-client-limited",
+            "warning",
+            "DNS leaves queries of a client unanswered that asks too often",
+            "See what runs there; let it keep answers (dns.service_ttl), or raise dns.client_rate.",
+        ),
+        Condition(
+            "dns-late",
+            "warning",
+            "DNS drops queries that waited longer than clients do",
+            "The host lacks CPU, or somebody asks too much (`plait.dns.…` of agent/metrics): dns.client_rate bounds each client.",
+        ),
+        Condition(
             "pool-exhausted",
             "warning",
             "A pool has no block left for this node",

@@ -182,6 +182,7 @@ class _Solo(AgentControl):
     async def _set_dns(self) -> None:
         await self.dns.set_upstreams(self.settings.dns.upstreams)
         await self.dns.set_options(self.settings.dns.options)
+        await self.dns.set_limits(self.settings.dns.limits)
 
     async def _define(self) -> None:
         """Register what the files define, and take away what they defined before and do no more."""

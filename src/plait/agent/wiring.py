@@ -368,6 +368,7 @@ class _Wiring:
     async def _set_dns(self, config: Config) -> None:
         await self.dns.set_upstreams(config.dns.upstreams)
         await self.dns.set_options(config.dns.options)
+        await self.dns.set_limits(config.dns.limits)
         self.loops.set_only_passing(config.dns.only_passing)
 
     def members(self) -> frozenset[str]:

@@ -21,7 +21,7 @@ from plait.dns.options import Options
 from plait.dns.table import Changes, Table, apply_changes
 from plait.serve import dns_handover
 from plait.serve.dns_core import Core
-from plait.serve.dns_link import MOST_FDS, Frames, Upstreams, frame
+from plait.serve.dns_link import MOST_FDS, Frames, Limits, Upstreams, frame
 from plait.serve.dns_listen import Listeners
 from plait.serve.dns_reactor import GONE, READ, WRITE
 from plait.serve.dns_tcp import TcpServer
@@ -97,10 +97,12 @@ class Child:
             self._core.responder.set_recursion(bool(upstreams.places))
         elif verb == "options":
             self._core.responder.set_options(Options(*arguments[0]))
+        elif verb == "limits":
+            self._core.limiter.limits = Limits(*arguments[0])
         elif verb == "found":
             self._core.later.told(*arguments)
         elif verb == "stats":
-            return self._core.counters.as_dict()
+            return self._core.counters.as_dict(), self._core.limiter.last()
         else:
             raise ValueError(f"the agent asked for {verb!r}, which this child does not know: both must be of one version")
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from plait.serve.dns_forward import Forwarder
 from plait.serve.dns_later import Later
+from plait.serve.dns_limit import Limiter
 from plait.serve.dns_reactor import Reactor
 from plait.serve.dns_responder import Counters, Responder
 
@@ -12,10 +13,11 @@ from plait.serve.dns_responder import Counters, Responder
 class Core:
     """Makes the shared parts; the listeners add themselves to `reactor`."""
 
-    __slots__ = ("counters", "forwarder", "later", "reactor", "responder")
+    __slots__ = ("counters", "forwarder", "later", "limiter", "reactor", "responder")
 
     def __init__(self) -> None:
         self.reactor, self.counters = Reactor(), Counters()
         self.responder = Responder(self.counters)
+        self.limiter = Limiter(self.counters)
         self.forwarder = Forwarder(self.reactor, self.counters)
         self.later = Later(self.forwarder, self.counters)

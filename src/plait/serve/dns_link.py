@@ -12,10 +12,11 @@ The child asks `(-number, name)`: what does the prepared query of that name give
 | `succeed` | take over from the child at the other end of the socket that has come (`dns_handover`) | None |
 | `upstreams` | `Upstreams.parts()` | None |
 | `options` | `Options.parts()` | None |
+| `limits` | `Limits.parts()` | None |
 | `table` | `Table.parts()` | None |
 | `changes` | list of `Changes.parts()`, in order | None |
 | `found` | number, `Found` or None: the answer to a question of the child | None |
-| `stats` | | {counter: number} |
+| `stats` | | {counter: number}, address of the client whose query was turned away last |
 
 `marshal` writes them: both ends run the same interpreter, trust each other, and need no further module for it. Descriptors come over a
 second socket pair, of messages (SOCK_SEQPACKET): those for one request in one message, sent before it, and none before the last is
@@ -51,6 +52,20 @@ class Upstreams:
     def parts(self) -> tuple[tuple[Address, ...], bool, float, int]:
         """As plain values, `Upstreams(*parts)` again on the other side."""
         return self.places, self.random, self.timeout, self.outstanding
+
+
+class Limits:
+    """What is asked of clients: `client_rate` queries a second from one address at most, 0 for any number; and who asked over UDP more than
+    `client_timeout` seconds ago waits for no answer any more."""
+
+    __slots__ = ("client_rate", "client_timeout")
+
+    def __init__(self, client_rate: int = 0, client_timeout: float = 5.0) -> None:
+        self.client_rate, self.client_timeout = client_rate, client_timeout
+
+    def parts(self) -> tuple[int, float]:
+        """As plain values, `Limits(*parts)` again on the other side."""
+        return self.client_rate, self.client_timeout
 
 
 def frame(message: Message) -> bytes:

@@ -21,7 +21,7 @@ from plait.dns.options import DEFAULTS, Options
 from plait.dns.table import EMPTY, HIDDEN, Changes, Table, diff_tables
 from plait.model.errors import ConfigError, PlaitError
 from plait.serve import dns_handover
-from plait.serve.dns_link import Address, Upstreams
+from plait.serve.dns_link import Address, Limits, Upstreams
 from plait.serve.dns_process import CALL_TIMEOUT, DnsProcess, OnQuery
 from plait.serve.dns_sockets import BindError, Sockets
 
@@ -33,7 +33,7 @@ BACKOFF = 0.1, 5.0
 """Seconds before the second restart in a row and at most; the first is immediate."""
 STEADY = 10.0
 """Seconds a child must have lived for its end to count as the first in a row."""
-NO_UPSTREAMS = Upstreams()
+NO_UPSTREAMS, NO_LIMITS = Upstreams(), Limits()
 
 
 def _no_queries(name: bytes) -> Found | None:
@@ -46,9 +46,11 @@ class DnsUnavailable(PlaitError):
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """`counters` are the present child's (see `dns_responder.Counters`), `restarts` the children that died unasked."""
+    """`counters` are the present child's (see `dns_responder.Counters`), `limited` is the client that was turned away last, "" if none was,
+    `restarts` the children that died unasked."""
 
     counters: dict[str, int]
+    limited: str
     restarts: int
     pid: int
     names: int
@@ -61,6 +63,7 @@ class _State:
     listen: frozenset[Address] = frozenset()
     upstreams: Upstreams = NO_UPSTREAMS
     options: Options = DEFAULTS
+    limits: Limits = NO_LIMITS
     table: Table = field(default=EMPTY)
 
 
@@ -165,17 +168,23 @@ class DnsService:
         """Cut answers to size and give them TTLs like this. Raises DnsUnavailable as `set_table`."""
         await self._want(replace(self._wanted, options=options))
 
+    async def set_limits(self, limits: Limits) -> None:
+        """Ask that of clients. Raises DnsUnavailable as `set_table`."""
+        await self._want(replace(self._wanted, limits=limits))
+
     async def stats(self) -> Stats:
         """Counters of the present child. Raises DnsUnavailable while there is none."""
         child = self._child
         if child is None:
             raise DnsUnavailable("asking the DNS child for its counters: it is being restarted; ask again")
         try:
-            counters = await child.call("stats")
+            found = await child.call("stats")
         except (OSError, EOFError, TimeoutError) as error:
             raise DnsUnavailable("asking the DNS child for its counters: it died or hangs and is replaced; ask again") from error
-        assert isinstance(counters, dict)
-        return Stats(counters, self._restarts, child.pid, sum(not name.startswith(HIDDEN) for name in self._wanted.table.names))
+        assert isinstance(found, tuple)
+        counters, limited = found
+        names = sum(not name.startswith(HIDDEN) for name in self._wanted.table.names)
+        return Stats(counters, limited, self._restarts, child.pid, names)
 
     async def _want(self, state: _State) -> None:
         self._wanted = state
@@ -261,6 +270,8 @@ class DnsService:
             await child.call("changes", [part.parts() for part in changes])
         if wanted.options is not held.options:
             await child.call("options", wanted.options.parts())
+        if wanted.limits is not held.limits:
+            await child.call("limits", wanted.limits.parts())
         if wanted.upstreams is not held.upstreams:
             await child.call("upstreams", wanted.upstreams.parts())
         if wanted.listen != held.listen or self._bind_errors:

@@ -35,6 +35,8 @@ class Counters:
         self.tcp_queries = 0
         self.cache_misses = 0
         self.dropped = 0
+        self.client_limited = 0
+        self.expired = 0
         self.send_failures = 0
         self.tcp_connections = 0
         self.tcp_evicted = 0
@@ -47,8 +49,8 @@ class Counters:
 
     def as_dict(self) -> dict[str, int]:
         """Name -> count. `forward_rejected`: answered SERVFAIL at once because too many were outstanding; `tcp_evicted`:
-        connections closed to make room; `dropped`: messages that deserve no answer; `query_…`: of
-        prepared queries, which the agent is asked for."""
+        connections closed to make room; `dropped`: messages that deserve no answer; `client_limited`: queries of clients that
+        had their share; `expired`: those whose clients no longer waited; `query_…`: of prepared queries, which the agent is asked for."""
         return dict(self.__dict__)
 
 

@@ -183,7 +183,11 @@ class _Connection:
         return self._address
 
     def _answer(self, data: bytes) -> None:
+        """Raises OSError for a client that asks too often: its connection ends."""
         self._server.core.counters.tcp_queries += 1
+        limiter = self._server.core.limiter
+        if limiter.limits.client_rate and not limiter.admits(self._address):
+            raise ConnectionAbortedError
         response = self._server.core.responder.reply(data, self._source, stream=True)
         if isinstance(response, bytes):
             self._append(response)

@@ -11,6 +11,8 @@ import ctypes
 import functools
 import socket
 import sys
+import time
+from collections.abc import Iterable
 from typing import Any
 
 from plait.dns.answer import Pending
@@ -27,6 +29,7 @@ QUERY_SIZE = 2048
 
 _NAME_SIZE = 28  # sizeof(struct sockaddr_in6), the larger one
 _INET = socket.AF_INET.to_bytes(2, sys.byteorder)
+_SO_TIMESTAMPNS = 64  # asm-generic/socket.h, SO_TIMESTAMPNS_NEW: seconds and nanoseconds of 64 bits each
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -56,6 +59,21 @@ class _Mmsghdr(ctypes.Structure):
     _fields_ = (("hdr", _Msghdr), ("len", ctypes.c_uint))
 
 
+class _Control(ctypes.Structure):
+    """struct cmsghdr with what SO_TIMESTAMPNS_NEW adds; its size is CMSG_SPACE of that, so that the kernel leaves `controllen` as it is."""
+
+    _fields_ = (
+        ("len", ctypes.c_size_t),
+        ("level", ctypes.c_int),
+        ("type", ctypes.c_int),
+        ("seconds", ctypes.c_int64),
+        ("nanoseconds", ctypes.c_int64),
+    )
+
+
+_CONTROL_SIZE = ctypes.sizeof(_Control)
+
+
 class Batch:
     """Buffers of one recvmmsg and one sendmmsg, shared by all sockets of one address family (so that the room for a client's
     address, which the kernel cuts down to what it wrote, always does for the next). Responses go out with the whole room as
@@ -66,13 +84,18 @@ class Batch:
         self._names = ctypes.create_string_buffer(SLOTS * _NAME_SIZE)
         self._in_iovecs, self._out_iovecs = (_Iovec * SLOTS)(), (_BytesIovec * SLOTS)()
         self._received, self._to_send = (_Mmsghdr * SLOTS)(), (_Mmsghdr * SLOTS)()
+        self._controls = (_Control * SLOTS)()
         self._places = [ctypes.addressof(self._names) + slot * _NAME_SIZE for slot in range(SLOTS)]
         for slot in range(SLOTS):
             self._in_iovecs[slot] = _Iovec(ctypes.addressof(self._buffer) + slot * QUERY_SIZE, QUERY_SIZE)
             for array, iovecs in ((self._received, self._in_iovecs), (self._to_send, self._out_iovecs)):
                 array[slot].hdr = _Msghdr(self._places[slot], _NAME_SIZE, ctypes.addressof(iovecs[slot]), 1, None, 0, 0)
+            self._received[slot].hdr.control, self._received[slot].hdr.controllen = ctypes.addressof(self._controls[slot]), _CONTROL_SIZE
         # Made once: indexing an array of structures makes a new object each time, and reading a member of one is slow too.
         self._lengths = memoryview(self._received).cast("B").cast("I")[_Mmsghdr.len.offset // 4 :: ctypes.sizeof(_Mmsghdr) // 4]
+        stamps = memoryview(self._controls).cast("B").cast("q")
+        self._seconds = stamps[_Control.seconds.offset // 8 :: _CONTROL_SIZE // 8]
+        self._nanoseconds = stamps[_Control.nanoseconds.offset // 8 :: _CONTROL_SIZE // 8]
         self._out = [self._out_iovecs[slot] for slot in range(SLOTS)]
         self._slots = list(range(SLOTS))  # to whom each place of `_to_send` goes at present
 
@@ -89,6 +112,13 @@ class Batch:
             found.append(buffer[start : start + length])
             start += QUERY_SIZE
         return found
+
+    def late(self, count: int, before: float) -> int:
+        """How many of the first `count` datagrams, which are in order, came to this host before that time (time.time())."""
+        slot = 0
+        while slot < count and self._seconds[slot] + 1e-9 * self._nanoseconds[slot] < before:
+            slot += 1
+        return slot
 
     def client(self, slot: int) -> Address:
         """Who sent the datagram in `slot`."""
@@ -127,6 +157,7 @@ class UdpListener:
     def __init__(self, sock: socket.socket, batch: Batch, core: Core) -> None:
         self._batch, self._core, self.sock = batch, core, sock
         self._pending, self._closing = 0, False
+        sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         core.reactor.add(sock.fileno(), READ, self._ready)
 
     def close(self) -> None:
@@ -152,7 +183,12 @@ class UdpListener:
         """Answer the first `count` slots: at once, or once an upstream has."""
         batch, responses = self._batch, []
         reply, source = self._core.responder.reply, batch.source
-        for slot, data in enumerate(batch.queries(count)):
+        queries: Iterable[tuple[int, bytes]] = enumerate(batch.queries(count))
+        limits = self._core.limiter.limits
+        late = batch.late(count, time.time() - limits.client_timeout)
+        if late or limits.client_rate:
+            queries = self._admitted(queries, late)
+        for slot, data in queries:
             response = reply(data, source, slot)
             if type(response) is bytes:
                 responses.append((slot, response))
@@ -163,6 +199,13 @@ class UdpListener:
                 self._core.counters.dropped += 1
         self._core.counters.udp_queries += count
         self._core.counters.send_failures += batch.send(self.sock.fileno(), responses)
+
+    def _admitted(self, queries: Iterable[tuple[int, bytes]], late: int) -> list[tuple[int, bytes]]:
+        """Without the first `late` ones, and without those of clients that ask too often."""
+        limiter = self._core.limiter
+        self._core.counters.expired += late
+        limited = limiter.limits.client_rate
+        return [(slot, data) for slot, data in queries if slot >= late and (not limited or limiter.admits(self._batch.source(slot)))]
 
     def _send_later(self, client: Address, response: bytes) -> None:
         self._pending -= 1

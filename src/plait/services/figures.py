@@ -46,7 +46,9 @@ FIGURES: Mapping[str, Figure] = {
     "plait.conditions": Figure("gauge", "what `plait status` says is wrong now, by `severity`"),
     **_dns(
         cache_misses="answers that were made, not kept",
+        client_limited="queries that were not answered because their client had asked as often in a second as it may",
         dropped="messages that deserve no answer",
+        expired="queries that were dropped because they had waited longer than their clients do",
         forward_failed="queries that no resolver answered",
         forward_rejected="queries for other names that were answered SERVFAIL because as many as allowed were waiting",
         forwarded="queries sent to resolvers",
