@@ -7,6 +7,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
@@ -60,7 +61,23 @@ def test_near_follows_what_was_measured(three: Lab) -> None:
     three.run("A", "curl", "-sS", "--fail", "-d", '{"Name": "q", "Service": {"Service": "web"}}', "http://127.0.0.1:8500/v1/query")
     assert [row["Node"]["Node"] for row in asked(three, "query/q/execute?near=_agent")["Nodes"]] == ["A", "C", "B"]
 
+    _dns_names_the_nearest_first(three)
     _known_again_after_a_restart_and_gone_with_the_node(three)
+
+
+def _dns_names_the_nearest_first(three: Lab) -> None:
+    config = three.path("A", "/etc/plait/plait.toml")
+    config.write_text(f"{config.read_text()}\n[dns]\nnear = true\n")
+    three.run("A", "curl", "-sS", "--fail", "-X", "PUT", "http://127.0.0.1:8500/v1/agent/reload")
+    wanted = [three.address(host) for host in "ACB"]
+    until("DNS names C before B", lambda: dig(three, "A") == wanted, 10)
+    for _ in range(20):
+        assert dig(three, "A") == wanted
+        assert [line.split()[3] for line in dig(three, "SRV")] == [f"{IPv4Address(to).packed.hex()}.addr.dc1.consul." for to in wanted]
+
+
+def dig(lab: Lab, qtype: str) -> list[str]:
+    return lab.run("A", "dig", "+short", "+time=2", "@127.0.0.1", "web.service.consul", qtype).stdout.splitlines()
 
 
 def _known_again_after_a_restart_and_gone_with_the_node(three: Lab) -> None:

@@ -142,6 +142,12 @@ OPTIONS = (
         "`refresh`, `retry`, `expire` and `min_ttl` of SOA records; the last is how long an absence is kept.",
     ),
     Option("dns.only_passing", "true or false", "false", "Name only instances of which all checks pass, none with a warning."),
+    Option(
+        "dns.near",
+        "true or false",
+        "false",
+        "Name the instances nearest to this node first, by measured round trips (`node.coordinates`); else in an order drawn anew.",
+    ),
     Option("dns.a_record_limit", "0 to 65536", "0", "Most records of an answer to A, AAAA or ANY, chosen anew each time; 0 = all."),
     Option("dns.udp_answer_limit", "0 to 65536", "0", "Most records of an answer over UDP without EDNS, never over 8; 0 = what fits."),
     Option("dns.enable_truncate", "true or false", "true", "Mark what did not fit, so that clients ask again over TCP."),

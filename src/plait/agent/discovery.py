@@ -99,7 +99,7 @@ class Discovery:
         self.figures.add(self._readings)
         self.figures.add(partial(of_health, parts.health))
         self.api = self._api()
-        self.names = QueryNames(self.queries.all, self._entries, self._instance, self._near, config.datacenter)
+        self.names = QueryNames(self.queries.all, self._entries, self._instance, self.near, config.datacenter)
 
     def _api(self) -> ConsulApi:
         name, datacenter = self._p.identity.name, self._p.config.datacenter
@@ -110,7 +110,7 @@ class Discovery:
             OperatorApi(self.consul_state, datacenter),
             CoordinateApi(self.consul_state, datacenter),
             RuntimeApi(self.figures),
-            QueryApi(self.queries, datacenter, self._entries, self._p.contact_ms, self._near),
+            QueryApi(self.queries, datacenter, self._entries, self._p.contact_ms, self.near),
         )
         more = [route for part in parts for route in part.routes]
         api = ConsulApi(self.catalog, name, datacenter, more, self.checkup, self.outside, self.indexes)
@@ -122,7 +122,7 @@ class Discovery:
     def _instance(self, node: str, ident: str) -> Instance | None:
         return self._p.view.snapshot.instances.get((node, ident))
 
-    def _near(self, name: str) -> Far | None:
+    def near(self, name: str) -> Far | None:
         """How far others are from the node of that name; of one that nobody measures itself is near and all others are far."""
         name = self._p.identity.name if name == "_agent" else name
         return near(self.consul_state, name) or (lambda other: float(other != name)) if name else None

@@ -18,7 +18,7 @@ from plait.services.requests import duration_s
 
 _WORDS = """
 upstreams upstream_strategy upstream_timeout upstream_limit alt_domain node_ttl service_ttl only_passing soa a_record_limit
-udp_answer_limit enable_truncate client_rate client_timeout
+udp_answer_limit enable_truncate client_rate client_timeout near
 """
 KEYS = frozenset(_WORDS.split())
 STRATEGIES = ("sequential", "random")
@@ -30,12 +30,13 @@ _SOA = {"refresh": 3600, "retry": 600, "expire": 86400, "min_ttl": 0}
 
 @dataclass(frozen=True, slots=True)
 class DnsSettings:
-    """`only_passing`: instances with a warning are not named."""
+    """`only_passing`: instances with a warning are not named. `near`: the nearest ones are named first."""
 
     options: Options
     upstreams: Upstreams
     limits: Limits
     only_passing: bool = False
+    near: bool = False
 
 
 def read_dns(raw: Mapping[str, object], where: Mapping[str, str]) -> DnsSettings:
@@ -58,7 +59,7 @@ def read_dns(raw: Mapping[str, object], where: Mapping[str, str]) -> DnsSettings
         get.count("upstream_limit", 256, 1, MOST_FORWARDS),
     )
     limits = Limits(get.count("client_rate", 0, 0, MOST_QUERIES), get.duration("client_timeout", 5.0))
-    return DnsSettings(options, upstreams, limits, get.flag("only_passing", False))
+    return DnsSettings(options, upstreams, limits, get.flag("only_passing", False), get.flag("near", False))
 
 
 def resolver(text: str) -> tuple[str, int]:

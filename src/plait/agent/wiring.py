@@ -16,6 +16,7 @@ from plait.agent.addresses import Addresses
 from plait.agent.admin import AdminParts, AgentAdmin
 from plait.agent.config import Config, Paths, load_config
 from plait.agent.discovery import Discovery, DiscoveryParts
+from plait.agent.dnsnear import DnsNear
 from plait.agent.dnswatch import DnsWatch
 from plait.agent.echo import Echo
 from plait.agent.figures import of_kernel
@@ -136,6 +137,7 @@ class _Wiring:
         )
         self.discovery.api.add(ControlApi(self, identity.name).routes)
         self.dns_watch = DnsWatch(self.dns, self.health)
+        self.dns_near = DnsNear(self.dns, lambda: self.view.snapshot, lambda: self.discovery.near("_agent"))
         self.discovery.watch_dns(self.dns_watch)
         self.discovery.figures.add(partial(of_kernel, self.work))
         self.view.subscribe(self._on_view)
@@ -276,6 +278,7 @@ class _Wiring:
                 self.loops.keep_blocks(),
                 self._serve_names(),
                 self.dns_watch.run(),
+                self.dns_near.run(),
                 self.loops.watch_conditions(),
                 self.loops.watch_capabilities(),
                 self.loops.watch_firewall(self.reconciler.mark),
@@ -367,7 +370,7 @@ class _Wiring:
 
     async def _set_dns(self, config: Config) -> None:
         await self.dns.set_upstreams(config.dns.upstreams)
-        await self.dns.set_options(config.dns.options)
+        await self.dns_near.configure(config.dns)
         await self.dns.set_limits(config.dns.limits)
         self.loops.set_only_passing(config.dns.only_passing)
 

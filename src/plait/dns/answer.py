@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from plait.dns import message as m
 from plait.dns.grammar import address_in_name, canonical, labels_in_name, query_in_name
 from plait.dns.options import DEFAULTS, MOST_PLAIN, Options
-from plait.dns.order import Chooser, arrange
+from plait.dns.order import Chooser, arrange, nearest_first
 from plait.dns.table import Records, Table
 from plait.dns.view import View
 
@@ -221,7 +221,10 @@ def _found(asked: _Asked, key: bytes, records: Records, zone: bytes | None, ttl:
     capped = options.a_record_limit if query.qtype in _CAPPED else 0
     most = min(options.udp_answer_limit, MOST_PLAIN) if asked.plain else 0
     if not ordered:
-        arrange(wanted, asked.chooser, capped or most or asked.limit // _LEAST_RECORD + 1)
+        shown = capped or most or asked.limit // _LEAST_RECORD + 1
+        arrange(wanted, asked.chooser, shown if options.near is None else None)
+        if options.near is not None:
+            nearest_first(wanted, options.near, lambda target: _hosted(table, target))
     groups = _groups(asked, wanted[:capped] if capped else wanted, ttl)
     return m.respond(query, flags, m.NOERROR, asked.limit, groups, most=most, mark=options.truncate)
 
@@ -304,10 +307,14 @@ def _labelled(table: Table, wanted: list[list[bytes]], unwanted: list[list[bytes
     records = set(found)
     for _, rdata in found:
         target = rdata[6:]
-        # Not `lookup`: somebody may have registered a choice by label as a host name.
-        host = _named(table, canonical(m.dotted(target), table.domain, table.datacenter))
+        host = _hosted(table, target)
         records.update([(m.CNAME, target)] if host is None else [(kind, data) for kind, data in host if kind in _ADDRESSES])
     return tuple(sorted(records)) or None
+
+
+def _hosted(table: Table, target: bytes) -> Records | None:
+    """The records of the host that an SRV record names. Not `lookup`: somebody may have registered a choice by label as a host name."""
+    return _named(table, canonical(m.dotted(target), table.domain, table.datacenter))
 
 
 def _zone_of(table: Table, key: bytes) -> bytes | None:

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from plait.dns import message as m
+from plait.dns.table import Records
 
 Chooser = Callable[[int], int]
 """`chooser(n)` picks a number from 0 to n - 1."""
 _DRAWS = 1 << 30
+_FARTHEST = 1 << 62
 
 
 def shuffle(records: list[m.Record], chooser: Chooser, most: int | None = None) -> None:
@@ -31,6 +33,18 @@ def arrange(records: list[m.Record], chooser: Chooser, most: int | None = None) 
     shuffle(records, chooser)
     # Exponential waiting times at the rate of each weight end in that order (Efraimidis and Spirakis 2006).
     records.sort(key=lambda record: -math.log((chooser(_DRAWS) + 1) / _DRAWS) / weight if (weight := _weight(record)) else math.inf)
+
+
+def nearest_first(records: list[m.Record], near: Mapping[bytes, int], hosted: Callable[[bytes], Records | None]) -> None:
+    """Put `records` into the order of the distances of their addresses in `near`, of an SRV record the nearest that `hosted` has of its
+    target; what is equally far stays as it is, what is not in `near` comes last."""
+
+    def distance(record: m.Record) -> int:
+        rtype, rdata = record
+        found = [record] if rtype != m.SRV else hosted(rdata[6:]) or ()
+        return min((near.get(data, _FARTHEST) for kind, data in found if kind in (m.A, m.AAAA)), default=_FARTHEST)
+
+    records.sort(key=distance)
 
 
 def _weight(record: m.Record) -> int:
