@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 
 import dnslib
 import pytest
-from tests.support.dns import HOST, Pair, ask, free_port, resolver
+from tests.support.dns import HOST, Pair, ask, exchange, free_port, resolver
 
 from plait.agent.dnsqueries import QueryNames
 from plait.agent.dnswatch import DnsWatch
@@ -111,6 +111,71 @@ def test_junk_of_a_resolver_adds_nothing(junk: bytes) -> None:
     assert isinstance(follow, Follow)
     response = follow.finish(junk)
     assert isinstance(response, bytes) and len(dnslib.DNSRecord.parse(response).rr) == 1
+
+
+# --- SRV records that name hosts outside
+
+
+def beside(record: dnslib.DNSRecord) -> list[tuple[str, str, int]]:
+    return [(str(rr.rname).rstrip("."), str(rr.rdata).rstrip("."), rr.ttl) for rr in record.ar if rr.rtype != m.OPT]
+
+
+async def asked_srv(where: Pair, name: str = "out.service.consul", edns: int = 0, *, stream: bool = False, rd: int = 1) -> dnslib.DNSRecord:
+    query = dnslib.DNSRecord.question(name, "SRV")
+    query.header.rd = rd
+    if edns:
+        query.add_ar(dnslib.EDNS0(udp_len=edns))
+    data = bytes(query.pack())
+    if not stream:
+        return dnslib.DNSRecord.parse(await asyncio.to_thread(exchange, data, where))
+    reader, writer = await asyncio.open_connection(*where)
+    writer.write(len(data).to_bytes(2, "big") + data)
+    response = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
+    writer.close()
+    return dnslib.DNSRecord.parse(response)
+
+
+async def test_the_addresses_of_a_host_outside_stand_beside_its_srv_record(service: DnsService, where: Pair) -> None:
+    alone = await asked_srv(where)
+    assert shown(alone) == [("out.service.consul", "1 1 5432 db.example.org", 0)] and beside(alone) == [], "without resolvers"
+    zone = {"db.example.org": "CNAME host.example.net", "host.example.net": "A 198.51.100.9"}
+    zone["db.example.org"] += "\nA 198.51.100.7\nAAAA 2001:db8::7"
+    async with resolver(zone) as (address, asked):
+        await service.set_upstreams(Upstreams([address]))
+        wanted = [("db.example.org", data, 60) for data in ("host.example.net", "198.51.100.7", "2001:db8::7")]
+        for options in ({}, {"edns": 1232}, {"stream": True}):
+            record = await asked_srv(where, **options)
+            assert shown(record) == shown(alone) and beside(record) == wanted and record.header.tc == 0
+        assert asked == ["db.example.org"] * 6, "A and AAAA"
+        assert beside(await asked_srv(where, rd=0)) == [] and len(asked) == 6, "who wants no recursion gets none"
+        inside = await asked_srv(where, "in.service.consul")
+        assert beside(inside) == [("web.service.consul", "10.28.0.2", 0)] and len(asked) == 6
+
+
+async def test_a_resolver_that_fails_takes_nothing_from_an_srv_record(service: DnsService, where: Pair) -> None:
+    await service.set_upstreams(Upstreams([(HOST, 1)], timeout=0.2))
+    for options in ({}, {"stream": True}):
+        record = await asked_srv(where, **options)
+        assert record.header.rcode == m.NOERROR and len(shown(record)) == 1 and beside(record) == []
+    async with resolver({}) as (address, _):
+        await service.set_upstreams(Upstreams([address]))
+        record = await asked_srv(where)
+        assert record.header.rcode == m.NOERROR and len(shown(record)) == 1 and beside(record) == [], "a host that does not exist"
+
+
+async def test_what_stands_beside_is_bounded_and_never_truncates(service: DnsService, where: Pair) -> None:
+    hosts = {("a", str(n)): Instance(str(n), "many", "a", f"h{n}.example.org", 80) for n in range(10)}
+    await service.set_table(build_table(Snapshot(me="a", nodes=NODES, instances=INSTANCES | hosts)))
+    zone = {f"h{n}.example.org": "A 198.51.100.1" for n in range(10)}
+    zone["db.example.org"] = "\n".join(f"A 198.51.100.{n}" for n in range(1, 41))
+    async with resolver(zone) as (address, asked):
+        await service.set_upstreams(Upstreams([address]))
+        assert len(beside(await asked_srv(where))) == 5 and len(beside(await asked_srv(where, edns=1232))) == 40
+        tight = await asked_srv(where, edns=512)
+        assert len(shown(tight)) == 1 and beside(tight) == [] and tight.header.tc == 0, "no room beside the answer"
+        asked.clear()
+        many = await asked_srv(where, "many.service.consul", 1232)
+        assert len(shown(many)) == 10 and len(beside(many)) == 4 and len(asked) == 8, "of the first four hosts"
 
 
 async def test_a_resolver_with_an_ipv6_address(service: DnsService, where: Pair) -> None:

@@ -9,10 +9,12 @@ no names (NXDOMAIN), and the rest is REFUSED.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 from plait.dns import message as m
-from plait.dns.grammar import address_in_name, canonical, labels_in_name, query_in_name
+from plait.dns.grammar import canonical, query_in_name
+from plait.dns.lookup import hosted, lookup, spells_address, zone_of
 from plait.dns.options import DEFAULTS, MOST_PLAIN, Options
 from plait.dns.order import Chooser, arrange, nearest_first
 from plait.dns.table import Records, Table
@@ -20,13 +22,14 @@ from plait.dns.view import View
 
 _ABOUT_TOP_LEVEL = frozenset((m.NS, m.SOA, m.DS, m.DNSKEY))
 """Asked for a single label, these are about a top-level domain (a validating forwarder does it), not about a container."""
-_ADDRESSES = frozenset((m.A, m.AAAA, m.CNAME))
 _CAPPED = frozenset((m.A, m.AAAA, m.ANY))
 _NAMING = frozenset((m.NS, m.CNAME, m.PTR, m.SRV))
 _REVERSE = (b".in-addr.arpa", b".ip6.arpa")
 """Below these, what nobody else can be asked about does not exist: a host without a name is found out at once."""
 _DEPTH = 3
 """Aliases followed for one question."""
+_MOST_HOSTS, _MOST_BESIDE = 4, 5
+"""Hosts outside whose addresses are fetched for one answer to SRV; records of an answer about one, for a client without EDNS."""
 _LEAST_RECORD = 16
 """Bytes that an answer takes at the least: a pointer, ten bytes, an IPv4 address."""
 
@@ -71,6 +74,35 @@ class Follow(Pending):
         if response[3] & 0xF == m.NXDOMAIN:  # it is about the last alias (RFC 6604)
             return _chained(self._asked, chain, m.NXDOMAIN)
         return _follow(self._asked, chain) if found and chain[-1][1] == m.CNAME else _chained(self._asked, chain)
+
+
+class Fetch(Pending):
+    """The answer is made but for the addresses of hosts outside that its SRV records name: `questions` go to upstreams, all at once, and
+    `finish` makes the response of what comes back for each."""
+
+    __slots__ = ("_asked", "_groups", "_most", "questions")
+
+    def __init__(self, asked: _Asked, groups: list[m.Group], most: int, targets: list[bytes]) -> None:
+        super().__init__(asked.query)
+        self._asked, self._groups, self._most = asked, groups, most
+        self.questions = [m.question(target, qtype) for target in targets for qtype in (m.A, m.AAAA)]
+
+    def finish(self, responses: list[bytes]) -> bytes:
+        """The addresses of all hosts, or of none if there is no room: without them the answer is whole too."""
+        beside: dict[tuple[bytes, int, bytes], m.Owned] = {}
+        for response in responses:
+            for owned in _outside_addresses(response)[: _MOST_BESIDE if self._asked.plain else None]:
+                beside.setdefault((owned[0].lower(), owned[1], owned[3]), owned)
+        alone, whole = (_answered(self._asked, self._groups, self._most, more) for more in ((), list(beside.values())))
+        return whole if m.truncated(whole) == m.truncated(alone) else alone
+
+
+def _outside_addresses(response: bytes) -> list[m.Owned]:
+    """What an upstream says of a host; nothing if it fails."""
+    try:
+        return m.read_addresses(response) if response[3] & 0xF == m.NOERROR else []
+    except m.Malformed:
+        return []
 
 
 class Ask(Pending):
@@ -181,7 +213,7 @@ def _refusal(query: m.Query, data: bytes) -> int | None:
 
 def _resolve(asked: _Asked) -> bytes | Pending:
     table, query, key = asked.table, asked.query, asked.key
-    zone = _zone_of(table, key)
+    zone = zone_of(table, key)
     alone = key and b"." not in key and query.qtype not in _ABOUT_TOP_LEVEL
     records = lookup(table, key, asked.view)
     if records is None and alone:
@@ -214,7 +246,7 @@ def _found(asked: _Asked, key: bytes, records: Records, zone: bytes | None, ttl:
     if key in table.zones and query.qtype == m.ANY:
         wanted.append((m.SOA, _soa(asked, key)[3]))
     if not wanted:
-        spelled = [(query.wire, rtype, ttl, rdata) for rtype, rdata in records if _spells_address(table, key)]
+        spelled = [(query.wire, rtype, ttl, rdata) for rtype, rdata in records if spells_address(table, key)]
         return m.respond(query, flags, m.NOERROR, asked.limit, (), [_soa(asked, zone)], spelled)
     if wanted[0][0] == m.CNAME and query.qtype in (m.A, m.AAAA):
         return _follow(asked, [(query.wire, m.CNAME, ttl, _renamed(asked, wanted[0]))])
@@ -224,9 +256,26 @@ def _found(asked: _Asked, key: bytes, records: Records, zone: bytes | None, ttl:
         shown = capped or most or asked.limit // _LEAST_RECORD + 1
         arrange(wanted, asked.chooser, shown if options.near is None else None)
         if options.near is not None:
-            nearest_first(wanted, options.near, lambda target: _hosted(table, target))
+            nearest_first(wanted, options.near, lambda target: hosted(table, target))
     groups = _groups(asked, wanted[:capped] if capped else wanted, ttl)
-    return m.respond(query, flags, m.NOERROR, asked.limit, groups, most=most, mark=options.truncate)
+    outside = _outside_targets(asked, wanted)
+    return Fetch(asked, list(groups), most, outside) if outside else _answered(asked, groups, most)
+
+
+def _answered(asked: _Asked, groups: Iterable[m.Group], most: int, beside: Sequence[m.Owned] = ()) -> bytes:
+    """The response that is made of answers, and of what may stand `beside` them."""
+    mark = asked.options.truncate
+    return m.respond(asked.query, m.AA | asked.ra, m.NOERROR, asked.limit, groups, (), beside, most=most, mark=mark)
+
+
+def _outside_targets(asked: _Asked, records: list[m.Record]) -> list[bytes]:
+    """The first few hosts that SRV records name and upstreams may know."""
+    if asked.query.qtype != m.SRV or not (asked.ra and asked.query.recursion_desired):
+        return []
+    ours = m.wire_name(asked.table.domain)  # most are below it: spares them the search
+    targets = dict.fromkeys(rdata[6:] for rtype, rdata in records if rtype == m.SRV and not rdata.endswith(ours))
+    outside = (target for target in targets if zone_of(asked.table, key := m.dotted(target)) is None and key not in asked.table.names)
+    return list(islice(outside, _MOST_HOSTS))
 
 
 def _follow(asked: _Asked, chain: list[m.Owned]) -> bytes | Pending:
@@ -236,7 +285,7 @@ def _follow(asked: _Asked, chain: list[m.Owned]) -> bytes | Pending:
         below = _Asked(asked.table, asked.query, asked.limit, asked.chooser, asked.ra, asked.options, asked.plain, asked.view, key)
         records = lookup(asked.table, below.key, asked.view)
         if records is None:
-            outside = asked.ra and asked.query.recursion_desired and _zone_of(asked.table, below.key) is None
+            outside = asked.ra and asked.query.recursion_desired and zone_of(asked.table, below.key) is None
             return Follow(asked, chain) if outside else _chained(asked, chain)
         ttl, wanted = _ttl(below, below.key), _wanted(records, asked.query.qtype)
         arrange(wanted, asked.chooser)
@@ -273,55 +322,6 @@ def _wanted(records: Records, qtype: int) -> list[m.Record]:
     """The records of type `qtype`, all for ANY; where there is none, one alias if there is any (RFC 1034 section 3.6.2)."""
     wanted = [record for record in records if qtype in (record[0], m.ANY)]
     return wanted or [record for record in records if record[0] == m.CNAME][:1]
-
-
-def lookup(table: Table, key: bytes, view: View) -> Records | None:
-    """The records of a dotted name that `view` sees, in the table's order; () if it exists without any, None if it does not exist."""
-    if not key.endswith(b"." + table.domain):
-        return view.of(table.names.get(key))
-    name = canonical(key, table.domain, table.datacenter)
-    selected = labels_in_name(name, table.domain)
-    return _labelled(table, *selected) if selected is not None else _named(table, name)
-
-
-def _named(table: Table, name: bytes) -> Records | None:
-    """The records of a canonical name that is no choice by label."""
-    address = address_in_name(name, table.domain)
-    if address is not None:
-        return ((m.A if len(address) == 4 else m.AAAA, address),)
-    return table.names.get(name)
-
-
-def _spells_address(table: Table, key: bytes) -> bool:
-    """Whether the name is that of an address, which is given even to those who asked for another type."""
-    return address_in_name(canonical(key, table.domain, table.datacenter), table.domain) is not None
-
-
-def _labelled(table: Table, wanted: list[list[bytes]], unwanted: list[list[bytes]]) -> Records | None:
-    """SRV of the instances that fit (see `labels_in_name`), and the addresses of their targets."""
-
-    def having(names: list[bytes]) -> set[m.Record]:
-        return {record for name in names for record in table.names.get(name, ())}
-
-    found = set.intersection(*map(having, wanted)).difference(*map(having, unwanted))
-    records = set(found)
-    for _, rdata in found:
-        target = rdata[6:]
-        host = _hosted(table, target)
-        records.update([(m.CNAME, target)] if host is None else [(kind, data) for kind, data in host if kind in _ADDRESSES])
-    return tuple(sorted(records)) or None
-
-
-def _hosted(table: Table, target: bytes) -> Records | None:
-    """The records of the host that an SRV record names. Not `lookup`: somebody may have registered a choice by label as a host name."""
-    return _named(table, canonical(m.dotted(target), table.domain, table.datacenter))
-
-
-def _zone_of(table: Table, key: bytes) -> bytes | None:
-    """The longest of our zones that `key` is or lies below."""
-    while key and key not in table.zones:
-        key = key.partition(b".")[2]
-    return key or None
 
 
 def _additional(asked: _Asked, record: m.Record, ttl: int) -> list[m.Owned]:

@@ -129,6 +129,11 @@ def question(target: bytes, qtype: int) -> bytes:
     return _HEADER.pack(0, RD, 1, 0, 0, 1) + target + _QUESTION.pack(qtype, IN) + opt
 
 
+def truncated(response: bytes) -> bool:
+    """Whether TC marks a response of at least a header."""
+    return bool(int.from_bytes(response[2:4], "big") & TC)
+
+
 def read_addresses(response: bytes) -> list[Owned]:
     """The A, AAAA and CNAME records of a response's answer section, names uncompressed. Raises Malformed."""
     if len(response) < HEADER:

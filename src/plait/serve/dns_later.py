@@ -7,11 +7,13 @@ is answered SERVFAIL at once. Nothing of what comes back is kept: the next query
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
 
-from plait.dns.answer import Ask, Follow, Found, Pending, failure
+from plait.dns import message as m
+from plait.dns.answer import Ask, Fetch, Follow, Found, Pending, failure
 from plait.serve.dns_forward import Done, Forwarder
 from plait.serve.dns_responder import UDP_SIZE, Counters
 
@@ -34,17 +36,30 @@ class Later:
             self._ask(pending, done, stream)
         elif isinstance(pending, Follow):
             self._follow(pending, done, stream)
+        elif isinstance(pending, Fetch):
+            self._fetch(pending, done, stream)
         else:
             self._forwarder.submit(pending.query, data, done, stream=stream)
 
     def _follow(self, follow: Follow, done: Done, stream: bool) -> None:
         def answered(response: bytes) -> None:
-            if response[2] & 2 and not stream:  # TC: the whole is to be had over TCP
+            if m.truncated(response) and not stream:  # the whole is to be had over TCP
                 self._follow(follow, done, True)
             else:
                 self._step(follow.finish(response), done, stream)
 
         self._forwarder.submit(follow.query, follow.data, answered, stream=stream)
+
+    def _fetch(self, fetch: Fetch, done: Done, stream: bool) -> None:
+        found: dict[int, bytes] = {}
+
+        def answered(number: int, response: bytes) -> None:
+            found[number] = response
+            if len(found) == len(fetch.questions):
+                done(fetch.finish([found[number] for number in sorted(found)]))
+
+        for number, question in enumerate(fetch.questions):
+            self._forwarder.submit(fetch.query, question, functools.partial(answered, number), stream=stream)
 
     def _step(self, result: bytes | Pending, done: Done, stream: bool) -> None:
         if isinstance(result, Pending):
