@@ -4,20 +4,21 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 
 import dnslib
 import pytest
 from tests.support.dns import HOST, Pair, ask, exchange, free_port, resolver
 
-from plait.agent.dnsqueries import QueryNames
+from plait.agent.dnsqueries import QueryNames, node_at
 from plait.agent.dnswatch import DnsWatch
 from plait.agent.health import Health
 from plait.dns import message as m
-from plait.dns.answer import Ask, Follow, Found, answer
+from plait.dns.answer import Ask, Follow, Found, Origin, answer
 from plait.dns.options import Options
+from plait.dns.view import View
 from plait.dns.zone import Zone, build_table
-from plait.model.cluster import Instance, Node, Snapshot
+from plait.model.cluster import Container, Endpoint, Instance, Node, Snapshot
 from plait.model.query import PreparedQuery, Selection
 from plait.serve.dns_core import Core
 from plait.serve.dns_link import Upstreams
@@ -32,6 +33,7 @@ INSTANCES = {
 }
 SNAPSHOT = Snapshot(me="a", revision=1, nodes=NODES, instances=INSTANCES)
 TABLE = build_table(SNAPSHOT)
+NOWHERE: Origin = (b"", 0)
 FOUND: dict[bytes, Found] = {
     b"known": (b"web", -1, False, ((m.A, bytes((10, 28, 0, 2))), (m.SRV, b"\0\1\0\1\0\x50" + m.wire_name(b"0a1c0002.addr.dc1.consul")))),
     b"dotted.name": (b"web", 9, True, tuple((m.A, bytes((10, 28, 1, n))) for n in range(20))),
@@ -42,7 +44,7 @@ FOUND: dict[bytes, Found] = {
 
 @pytest.fixture
 async def service() -> AsyncIterator[DnsService]:
-    service = DnsService(on_crash=lambda text: None, on_query=FOUND.get)
+    service = DnsService(on_crash=lambda text: None, on_query=lambda name, origin: FOUND.get(name))
     await service.start()
     yield service
     await service.close()
@@ -270,6 +272,7 @@ def test_what_a_query_gives() -> None:
     targets = ({"Datacenter": "dc2"}, {"Datacenter": "dc1", "Service": "web"})
     queries = [
         PreparedQuery("1", Selection("web", near="b"), name="near", ttl="1m"),
+        PreparedQuery("5", Selection("web", near="_ip"), name="client"),
         PreparedQuery("2", Selection("web", tags=("x",)), name="tagged"),
         PreparedQuery("4", Selection("gone", targets=targets, near="b"), name="spare"),
         PreparedQuery("3", Selection("${name.suffix}"), name="t-", template="name_prefix_match"),
@@ -280,24 +283,81 @@ def test_what_a_query_gives() -> None:
         lambda service: entries.get(service, []),
         lambda *key: instances.get(key),
         lambda name: (lambda node: float(node != name)) if name else None,
+        lambda origin: node_at(snapshot, origin),
         "dc1",
     )  # type: ignore[arg-type]
-    assert names(b"near") is None, "nothing is known before there is a zone"
+    assert names(b"near", NOWHERE) is None, "nothing is known before there is a zone"
     names.zone = Zone(snapshot)
-    found = names(b"near")
+    found = names(b"near", NOWHERE)
     assert found is not None and found[:3] == (b"web", 60, True)
     assert [data for rtype, data in found[3] if rtype == m.A] == [bytes((192, 0, 2, 2)), bytes((10, 28, 0, 1))]
     assert [m.dotted(data[6:]) for rtype, data in found[3] if rtype == m.SRV] == [b"b.node.dc1.consul", b"0a1c0001.addr.dc1.consul"]
-    tagged = names(b"TAGGED")
+    for address, first in (("192.0.2.2", "192.0.2.2"), ("192.0.2.1", "10.28.0.1")):
+        client = names(b"client", (ip_address(address).packed, 32))
+        assert client is not None and client[2], "nearest first"
+        assert next(data for rtype, data in client[3] if rtype == m.A) == ip_address(first).packed
+    nowhere = names(b"client", NOWHERE)
+    assert nowhere is not None and not nowhere[2], "in random order"
+    tagged = names(b"TAGGED", NOWHERE)
     assert tagged is not None and tagged[1:3] == (-1, False) and (m.A, bytes((10, 28, 0, 1))) in tagged[3] and len(tagged[3]) == 2
-    spare = names(b"spare")
+    spare = names(b"spare", NOWHERE)
     assert spare is not None and spare[3] == found[3], "no instance of it: those of the next target"
-    assert names(b"t-web") is not None and names(b"nix") is None
+    assert names(b"t-web", NOWHERE) is not None and names(b"nix", NOWHERE) is None
+
+
+def test_the_node_where_something_is() -> None:
+    endpoint = Endpoint("e", "mesh", "b", IPv4Address("10.29.0.9"), "", "", "docker")
+    container = Container("c", "c", "b", "docker", addresses={"default": IPv4Address("10.28.0.9")})
+    nodes = {"a": Node("a", "1", IPv4Address("192.0.2.1"), tunnel=IPv4Address("10.28.0.1")), "b": Node("b", "2", IPv4Address("192.0.2.2"))}
+    snapshot = Snapshot(me="a", nodes=nodes, endpoints={"e": endpoint}, containers={("b", "c"): container})
+    places = {"192.0.2.2": "b", "10.28.0.1": "a", "10.29.0.9": "b", "10.28.0.9": "b", "127.0.0.1": "a", "::1": "a", "198.51.100.1": ""}
+    for address, node in places.items():
+        packed = ip_address(address).packed
+        assert node_at(snapshot, (packed, 8 * len(packed))) == node, address
+    assert node_at(snapshot, NOWHERE) == ""
+    assert node_at(snapshot, (ip_address("192.0.2.0").packed, 24)) == "a", "of several the first"
+    assert node_at(snapshot, (ip_address("10.29.0.77").packed, 24)) == "b", "its bits beyond the prefix do not count"
+    assert node_at(snapshot, (ip_address("2001:db8::").packed, 48)) == ""
+
+
+def subnet_option(family: int, prefix: int, packed: bytes) -> dnslib.EDNSOption:
+    return dnslib.EDNSOption(8, family.to_bytes(2, "big") + bytes((prefix, 0)) + packed)
+
+
+@pytest.mark.parametrize(
+    ("option", "origin", "scope"),
+    [
+        (None, (bytes((10, 28, 0, 9)), 32), None),
+        (subnet_option(1, 24, bytes((192, 0, 2))), (bytes((192, 0, 2, 0)), 24), 24),
+        (subnet_option(2, 56, bytes(7)), (bytes(16), 56), 56),
+        (subnet_option(1, 0, b""), (bytes((10, 28, 0, 9)), 32), 0),
+        (subnet_option(1, 33, bytes(4)), (bytes((10, 28, 0, 9)), 32), 0),
+        (subnet_option(3, 24, bytes(3)), (bytes((10, 28, 0, 9)), 32), 0),
+    ],
+)
+def test_a_prepared_query_is_asked_from_where_the_client_is(option: dnslib.EDNSOption | None, origin: Origin, scope: int | None) -> None:
+    question = dnslib.DNSRecord.question("known.query.consul")
+    question.add_ar(dnslib.EDNS0(udp_len=1232, opts=[option] if option else []))
+    pending = answer(TABLE, bytes(question.pack()), 1232, lambda n: 0, view=View(None, bytes((10, 28, 0, 9))))
+    assert isinstance(pending, Ask) and pending.origin == origin
+    response = pending.finish(FOUND[b"known"])
+    assert isinstance(response, bytes)
+    (opt,) = [row for row in dnslib.DNSRecord.parse(response).ar if row.rtype == dnslib.QTYPE.OPT]
+    assert [bytes(o.data)[3] for o in opt.rdata] == ([] if scope is None else [scope])
+
+
+def test_answers_of_other_names_hang_on_no_subnet() -> None:
+    question = dnslib.DNSRecord.question("web.service.consul")
+    question.add_ar(dnslib.EDNS0(udp_len=1232, opts=[subnet_option(1, 24, bytes((192, 0, 2)))]))
+    response = answer(TABLE, bytes(question.pack()), 1232, lambda n: 0)
+    assert isinstance(response, bytes)
+    (opt,) = [row for row in dnslib.DNSRecord.parse(response).ar if row.rtype == dnslib.QTYPE.OPT]
+    assert [bytes(o.data)[3] for o in opt.rdata] == [0]
 
 
 def test_a_question_that_the_agent_leaves_unanswered_is_servfail() -> None:
     core, said, answers = Core(), list[tuple[int, bytes]](), list[bytes]()
-    core.later.say = lambda number, name: said.append((number, name))
+    core.later.say = lambda number, name, origin: said.append((number, name))
     pending = answer(TABLE, bytes(dnslib.DNSRecord.question("known.query.consul").pack()), 512, lambda n: 0)
     assert isinstance(pending, Ask)
     for _ in range(257):

@@ -21,7 +21,7 @@ from plait.agent.checkwatch import CheckWatch
 from plait.agent.config import Config
 from plait.agent.consulstate import KINDS as STATE_KINDS
 from plait.agent.consulstate import ConsulState
-from plait.agent.dnsqueries import QueryNames
+from plait.agent.dnsqueries import NEAR_CLIENT, QueryNames, node_at
 from plait.agent.dnswatch import DnsWatch
 from plait.agent.figures import Figures, of_health
 from plait.agent.followed import Followed
@@ -42,6 +42,7 @@ from plait.agent.transactions import Transactions
 from plait.agent.view import View
 from plait.checks.command import Commands
 from plait.checks.runners import Runners
+from plait.dns.answer import Origin
 from plait.model.cluster import Instance
 from plait.serve.consul import ConsulApi
 from plait.serve.consul_coordinate import CoordinateApi, coord_json, near
@@ -99,7 +100,7 @@ class Discovery:
         self.figures.add(self._readings)
         self.figures.add(partial(of_health, parts.health))
         self.api = self._api()
-        self.names = QueryNames(self.queries.all, self._entries, self._instance, self.near, config.datacenter)
+        self.names = QueryNames(self.queries.all, self._entries, self._instance, self.near, self._node_at, config.datacenter)
 
     def _api(self) -> ConsulApi:
         name, datacenter = self._p.identity.name, self._p.config.datacenter
@@ -122,9 +123,13 @@ class Discovery:
     def _instance(self, node: str, ident: str) -> Instance | None:
         return self._p.view.snapshot.instances.get((node, ident))
 
+    def _node_at(self, origin: Origin) -> str:
+        return node_at(self._p.view.snapshot, origin)
+
     def near(self, name: str) -> Far | None:
-        """How far others are from the node of that name; of one that nobody measures itself is near and all others are far."""
-        name = self._p.identity.name if name == "_agent" else name
+        """How far others are from the node of that name (over HTTP who asks is taken to be on this one); of one that nobody measures itself
+        is near and all others are far."""
+        name = self._p.identity.name if name in ("_agent", NEAR_CLIENT) else name
         return near(self.consul_state, name) or (lambda other: float(other != name)) if name else None
 
     def roundtrips(self) -> RoundTrips:

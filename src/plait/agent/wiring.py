@@ -115,7 +115,7 @@ class _Wiring:
         self.networks = Networks(self.view, store, DEFAULT_NETWORK, self.view.caught_up)
         self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge)
         self.publisher = Publisher(self.view, store, self.view.caught_up)
-        self.dns = DnsService(on_crash=self._on_dns_crash, on_query=lambda n: self.discovery.names(n), successors=paths.dns_successors)
+        self.dns = DnsService(on_crash=self._on_dns_crash, on_query=lambda *q: self.discovery.names(*q), successors=paths.dns_successors)
         self.path_mtus = self._path_mtus()
         self._linked = asyncio.Event()
         self.loops = NodeLoops(self._parts(), DEFAULT_NETWORK)

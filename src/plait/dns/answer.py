@@ -39,6 +39,10 @@ Found = tuple[bytes, int, bool, Records]
 order that must be kept, the records."""
 
 
+Origin = tuple[bytes, int]
+"""Where a query comes from: a packed address and the length of its prefix; (b"", 0) if it is not known."""
+
+
 class Pending:
     """No response yet: somebody must be asked first."""
 
@@ -106,13 +110,19 @@ def _outside_addresses(response: bytes) -> list[m.Owned]:
 
 
 class Ask(Pending):
-    """The name is that of a prepared query: the agent knows what the one called `name` gives."""
+    """The name is that of a prepared query: the agent knows what the one called `name` gives to who asks from `origin`. That is the
+    subnet that the query tells, on all of which the answer then hangs, or the client's address."""
 
-    __slots__ = ("_asked", "_key", "name")
+    __slots__ = ("_asked", "_key", "name", "origin")
 
     def __init__(self, asked: _Asked, key: bytes, name: bytes) -> None:
         super().__init__(asked.query)
         self._asked, self._key, self.name = asked, key, name
+        self.origin: Origin = (asked.view.source, 8 * len(asked.view.source))
+        edns = asked.query.edns
+        if edns is not None and edns.subnet is not None:
+            self.origin = edns.subnet
+            edns.scope = edns.subnet[1]
 
     def finish(self, found: Found | None) -> bytes | Pending:
         """`found` None: there is no such query; a query without instances does not exist either."""

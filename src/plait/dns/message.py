@@ -31,6 +31,8 @@ STREAM_SIZE = 65535
 """Most bytes of a message over TCP, whose length prefix has 16 bits."""
 
 _ECS = 8
+_FAMILIES = {b"\0\1": 4, b"\0\2": 16}
+"""Address family numbers (IANA), with the bytes of an address."""
 _ECS_SIZE = 20  # family, two prefix lengths, an IPv6 address
 _HEADER = struct.Struct("!6H")
 _QUESTION = struct.Struct("!2H")
@@ -57,12 +59,20 @@ class Malformed(PlaitError):
 
 class Edns:
     """The OPT record of a query: `size` bytes the client takes over UDP, `version`, `flags` (DO is 0x8000), `ecs` the client
-    subnet option's data or b""."""
+    subnet option's data or b"". `scope`: how many bits of that subnet the answer hangs on."""
 
-    __slots__ = ("ecs", "flags", "size", "version")
+    __slots__ = ("ecs", "flags", "scope", "size", "version")
 
     def __init__(self, size: int, version: int, flags: int, ecs: bytes) -> None:
-        self.size, self.version, self.flags, self.ecs = size, version, flags, ecs
+        self.size, self.version, self.flags, self.ecs, self.scope = size, version, flags, ecs, 0
+
+    @property
+    def subnet(self) -> tuple[bytes, int] | None:
+        """The client's subnet: packed address and length of the prefix (1 or more). None if it is not told or cannot be."""
+        if not self.ecs or self.ecs[:2] not in _FAMILIES:
+            return None
+        size, prefix = _FAMILIES[self.ecs[:2]], self.ecs[2]
+        return (self.ecs[4:].ljust(size, b"\0"), prefix) if 0 < prefix <= 8 * size and len(self.ecs) <= 4 + size else None
 
 
 class Query:
@@ -367,10 +377,10 @@ def _write_all(writer: _Writer, records: Sequence[Owned], room: int) -> int:
 
 
 def _opt(edns: Edns, rcode: int) -> bytes:
-    """OPT of a response: the size that we take, the client's DO bit, version 0, its subnet echoed with scope 0 (RFC 7871 section 7.2.1)."""
+    """OPT of a response: the size that we take, the client's DO bit, version 0, its subnet with our scope (RFC 7871 section 7.2.1)."""
     option = b""
     if edns.ecs:
-        option = _QUESTION.pack(_ECS, len(edns.ecs)) + edns.ecs[:3] + b"\0" + edns.ecs[4:]
+        option = _QUESTION.pack(_ECS, len(edns.ecs)) + edns.ecs[:3] + bytes((edns.scope,)) + edns.ecs[4:]
     return b"\0" + _FIXED.pack(OPT, ADVERTISED_SIZE, rcode >> 4 << 24 | edns.flags & 0x8000, len(option)) + option
 
 

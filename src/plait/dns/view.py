@@ -47,12 +47,13 @@ def networks_of(table: Table, address: bytes) -> Networks | None:
 
 
 class View:
-    """How one client sees the table. `used` tells whether anything that it looked at is seen by some and not by others."""
+    """How the client at `source` (a packed address, b"" if it is not known) sees the table. `used` tells whether anything that it looked at
+    is seen by some and not by others."""
 
-    __slots__ = ("networks", "used")
+    __slots__ = ("networks", "source", "used")
 
-    def __init__(self, networks: Networks | None = None) -> None:
-        self.networks, self.used = networks, False
+    def __init__(self, networks: Networks | None = None, source: bytes = b"") -> None:
+        self.networks, self.source, self.used = networks, source, False
 
     def of(self, records: Records | None) -> Records | None:
         """What it sees of all records of a name, in order; None if it sees none of what there is."""

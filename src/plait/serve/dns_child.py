@@ -41,7 +41,7 @@ class Child:
         self._tcp = TcpServer(self._core)
         self._listeners = Listeners(self._core, self._tcp)
         self._core.reactor.add(link.fileno(), READ, self._ready)
-        self._core.later.say = lambda number, name: self._say((-number, name))
+        self._core.later.say = lambda number, name, origin: self._say((-number, (name, origin)))
         if successors is not None:
             successors.listen(1)  # once more: now it says that it is this process which waits there (unix(7), SO_PEERCRED)
         self._say((0, None))

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from plait.dns import message as m
-from plait.dns.answer import Ask, Fetch, Follow, Found, Pending, failure
+from plait.dns.answer import Ask, Fetch, Follow, Found, Origin, Pending, failure
 from plait.serve.dns_forward import Done, Forwarder
 from plait.serve.dns_responder import UDP_SIZE, Counters
 
@@ -22,11 +22,11 @@ OUTSTANDING = 256
 
 
 class Later:
-    """`say(number, name)`, set by who talks with the agent, asks it; its answer comes to `told`. None: there is no agent."""
+    """`say(number, name, origin)`, set by who talks with the agent, asks it; its answer comes to `told`. None: there is no agent."""
 
     def __init__(self, forwarder: Forwarder, counters: Counters) -> None:
         self._forwarder, self._counters = forwarder, counters
-        self.say: Callable[[int, bytes], None] | None = None
+        self.say: Callable[[int, bytes, Origin], None] | None = None
         self._number = 0
         self._asked: dict[int, tuple[Ask, Done, bool, float]] = {}
 
@@ -80,7 +80,7 @@ class Later:
         self._counters.query_asked += 1
         self._number += 1
         self._asked[self._number] = ask, done, stream, time.monotonic() + TIMEOUT
-        self.say(self._number, ask.name)
+        self.say(self._number, ask.name, ask.origin)
 
     def told(self, number: int, found: Found | None) -> None:
         """The agent's answer to question `number`; one that comes too late is passed over."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from plait.dns.answer import Found
+from plait.dns.answer import Found, Origin
 from plait.dns.options import DEFAULTS, Options
 from plait.dns.table import EMPTY, HIDDEN, Changes, Table, diff_tables
 from plait.model.errors import ConfigError, PlaitError
@@ -36,7 +36,7 @@ STEADY = 10.0
 NO_UPSTREAMS, NO_LIMITS = Upstreams(), Limits()
 
 
-def _no_queries(name: bytes) -> Found | None:
+def _no_queries(name: bytes, origin: Origin) -> Found | None:
     return None
 
 

@@ -9,14 +9,15 @@ import socket
 import subprocess
 from collections.abc import Callable, Mapping
 
-from plait.dns.answer import Found
+from plait.dns.answer import Found, Origin
 from plait.serve.dns_link import MOST_FDS, Frames, SocketName, frame
 
 CALL_TIMEOUT = 5.0
 """Seconds a child has to acknowledge; then it is taken for hung and replaced."""
 _END_TIMEOUT = 1.0
 _CHUNK = 65536
-OnQuery = Callable[[bytes], Found | None]
+OnQuery = Callable[[bytes, Origin], Found | None]
+"""Name of a prepared query, and who asks for it."""
 
 
 class DnsProcess:
@@ -146,7 +147,7 @@ class DnsProcess:
             while data := await reader.read(_CHUNK):
                 for number, result in frames.feed(data):
                     if number < 0:
-                        self._writer.write(frame((0, "found", -number, self._on_query(result))))
+                        self._writer.write(frame((0, "found", -number, self._on_query(*result))))
                     elif (future := self._answers.get(number)) is not None and not future.done():
                         future.set_result(result)
         except OSError:

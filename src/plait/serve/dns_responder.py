@@ -103,21 +103,21 @@ class Responder:
             return data[:2] + body
         if type(body) is list:
             return _dealt(data, body, cache, data[2:])
-        networks = networks_of(self._table, source(slot))
+        address = source(slot)
+        networks = networks_of(self._table, address)
         if type(body) is dict:
             mine = body.get(networks)
             if type(mine) is bytes:
                 return data[:2] + mine
             if type(mine) is list:
                 return _dealt(data, mine, body, networks)
-        return self._make(data, networks, stream)
+        return self._make(data, View(networks, address), stream)
 
     def _answer(self, data: bytes, stream: bool, view: View) -> bytes | Pending | None:
         return answer(self._table, data, UDP_SIZE, choose, stream=stream, recursion=self._recursion, options=self._options, view=view)
 
-    def _make(self, data: bytes, networks: Networks | None, stream: bool) -> bytes | Pending | None:
+    def _make(self, data: bytes, view: View, stream: bool) -> bytes | Pending | None:
         self._counters.cache_misses += 1
-        view = View(networks)
         response = self._answer(data, stream, view)
         if not isinstance(response, bytes):
             return response
@@ -129,7 +129,7 @@ class Responder:
         if view.used:
             kept = cache.setdefault(key, {})
             assert type(kept) is dict  # what is seen by some alone is so for all, as long as the table is the same
-            kept[networks] = body
+            kept[view.networks] = body
         else:
             cache[key] = body
         return response
