@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, IPv4Network, ip_address
 
 from plait.dns import message as m
 from plait.dns.table import Records
+from plait.dns.view import OUTSIDE
 from plait.dns.zone import _digest, _number, build_table
 from plait.model.cluster import Container, Instance, Network, Node, Snapshot
 
@@ -49,6 +50,7 @@ virtual.consul -
 virtual.dc1.consul -
 WHO:0a1c0002 is SANDBOX
 WHO:SANDBOX is on (default)
+WHO:SANDBOX leads out
 web A 10.28.0.2 (default)
 web.default A 10.28.0.2 (default)
 web.default.plait A 10.28.0.2 (default)
@@ -59,16 +61,19 @@ web.service.consul SRV 1 1 80 0a1c0002.addr.dc1.consul
 
 
 SANDBOX = _digest("c1", 8)
+NOTHING = (-1, b"")
 
 
 def text(names: Mapping[bytes, Records]) -> list[str]:
-    found = [f"{name.decode()} {record_text(*record)}" for name, records in names.items() for record in records or ((0, b""),)]
+    found = [f"{name.decode()} {record_text(*record)}" for name, records in names.items() for record in records or (NOTHING,)]
     return sorted(line.replace(SANDBOX.hex(), "SANDBOX") for line in found)
 
 
 def record_text(rtype: int, rdata: bytes) -> str:
-    if rtype == _number("default"):
-        return "is on (default)"
+    if (rtype, rdata) == NOTHING:
+        return "-"
+    if rtype in (OUTSIDE, _number("default")) and not rdata:
+        return "leads out" if rtype == OUTSIDE else "is on (default)"
     if rtype >> 16:  # bound to a network
         assert rtype >> 16 == _number("default")
         return f"{record_text(rtype & 0xFFFF, rdata)} (default)"
@@ -81,7 +86,7 @@ def record_text(rtype: int, rdata: bytes) -> str:
         return f"SRV {numbers} {m.dotted(rdata[6:]).decode()}"
     if rtype == m.TXT:
         return f"TXT {rdata[1:].decode()!r}"
-    return f"{({m.NS: 'NS', m.PTR: 'PTR'})[rtype]} {m.dotted(rdata).decode()}" if rdata else "-"
+    return f"{({m.NS: 'NS', m.PTR: 'PTR'})[rtype]} {m.dotted(rdata).decode()}"
 
 
 def test_the_table_of_a_small_cluster() -> None:

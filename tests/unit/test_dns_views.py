@@ -16,8 +16,9 @@ import dnslib
 import pytest
 from tests.support.dns import free_port
 
+from plait.dns.answer import Fetch, Follow, Forward
 from plait.dns.table import HIDDEN, Table, apply_changes
-from plait.dns.view import View, asker_name, bound, networks_of
+from plait.dns.view import OUTSIDE, View, asker_name, bound, networks_of
 from plait.dns.zone import Zone, build_table
 from plait.model.cluster import Container, Endpoint, Instance, Network, Node, Snapshot
 from plait.serve.dns_parent import DnsService
@@ -194,7 +195,41 @@ def test_only_this_hosts_containers_are_known() -> None:
     table = build_table(SNAPSHOT)
     assert networks_of(table, IP("10.1.0.9").packed) is None
     assert networks_of(table, IP("10.1.0.4").packed) == networks_of(table, IP("10.2.0.4").packed)
-    assert len(networks_of(table, IP("10.1.0.4").packed) or ()) == 2
+    assert len((networks_of(table, IP("10.1.0.4").packed) or set()) - {OUTSIDE}) == 2
+
+
+@pytest.mark.parametrize("first", ["inside", "outside"])
+def test_who_is_on_internal_networks_alone_is_told_nothing_from_outside(first: str) -> None:
+    """Whoever asks first: what is kept for one is not given to the other."""
+    more = [
+        endpoint("i1", "sealed", "inner", "10.4.0.3"),
+        endpoint("i2", "half", "inner", "10.4.0.4"),
+        endpoint("i3", "half", "red", "10.1.0.8"),
+    ]
+    inner = Network("inner", IPv4Network("10.4.0.0/24"), IP("10.4.0.254"), 28, internal=True)
+    out = Instance("out", "out", "B", "db.example.org", 80)
+    snapshot = replace(
+        SNAPSHOT,
+        networks={**NETWORKS, "inner": inner},
+        endpoints=SNAPSHOT.endpoints | {e.id: e for e in more},
+        instances={("B", "out"): out},
+    )
+    client = Client(snapshot)
+    client.responder.set_recursion(True)
+
+    def reply(name: str, asker: str, qtype: str = "A") -> object:
+        return client.responder.reply(bytes(dnslib.DNSRecord.question(name, qtype).pack()), lambda slot: IP(asker).packed)
+
+    askers = {"10.4.0.3": False, "10.4.0.4": True, "10.1.0.8": True, "10.1.0.3": True, HOST: True}
+    for asker, leads_out in sorted(askers.items(), key=lambda row: row[1] == (first == "inside")) * 2:
+        answer = reply("example.org", asker)
+        assert isinstance(answer, Forward) == leads_out, asker
+        if not leads_out:
+            assert client.ask("example.org", asker).header.rcode == dnslib.RCODE.REFUSED
+            assert client.found("out.service.consul", asker) == {"db.example.org."}, "the alias alone"
+        assert isinstance(reply("out.service.consul", asker), Follow) == leads_out
+        assert isinstance(reply("out.service.consul", asker, "SRV"), Fetch) == leads_out
+        assert client.found("sealed", asker) == ({"10.4.0.3"} if asker in ("10.4.0.3", "10.4.0.4", "10.1.0.8", HOST) else set())
 
 
 def test_a_view_of_bound_records() -> None:

@@ -3,8 +3,8 @@
 
 In order: what is no query is dropped or gets FORMERR; other opcodes and zone transfers NOTIMP; a name of the table is
 answered (NODATA when it has no record of the type); a name of our zones that is not in the table is NXDOMAIN; a single
-label is a container's name, else a service's, so unknown ones are NXDOMAIN too; all else is forwarded. Without upstreams addresses have
-no names (NXDOMAIN), and the rest is REFUSED.
+label is a container's name, else a service's, so unknown ones are NXDOMAIN too; all else is forwarded. Without upstreams, and to who is
+on internal networks alone, addresses have no names (NXDOMAIN), and the rest is REFUSED.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ def _resolve(asked: _Asked) -> bytes | Pending:
         return _absent(asked, zone) if wanted is None else Ask(asked, key, wanted)
     if alone or key in table.names:  # a name that exists for others is not asked for elsewhere
         return _absent(asked, None)
-    if asked.ra and query.recursion_desired:
+    if asked.ra and query.recursion_desired and asked.view.leads_out():
         return Forward(query)
     if key.endswith(_REVERSE):
         return _absent(asked, table.domain)
@@ -285,7 +285,8 @@ def _outside_targets(asked: _Asked, records: list[m.Record]) -> list[bytes]:
     ours = m.wire_name(asked.table.domain)  # most are below it: spares them the search
     targets = dict.fromkeys(rdata[6:] for rtype, rdata in records if rtype == m.SRV and not rdata.endswith(ours))
     outside = (target for target in targets if zone_of(asked.table, key := m.dotted(target)) is None and key not in asked.table.names)
-    return list(islice(outside, _MOST_HOSTS))
+    found = list(islice(outside, _MOST_HOSTS))
+    return found if found and asked.view.leads_out() else []
 
 
 def _follow(asked: _Asked, chain: list[m.Owned]) -> bytes | Pending:
@@ -296,7 +297,7 @@ def _follow(asked: _Asked, chain: list[m.Owned]) -> bytes | Pending:
         records = lookup(asked.table, below.key, asked.view)
         if records is None:
             outside = asked.ra and asked.query.recursion_desired and zone_of(asked.table, below.key) is None
-            return Follow(asked, chain) if outside else _chained(asked, chain)
+            return Follow(asked, chain) if outside and asked.view.leads_out() else _chained(asked, chain)
         ttl, wanted = _ttl(below, below.key), _wanted(records, asked.query.qtype)
         arrange(wanted, asked.chooser)
         chain += [(chain[-1][3], rtype, ttl, _renamed(below, (rtype, rdata))) for rtype, rdata in wanted]

@@ -15,7 +15,8 @@ from plait.dns.table import HIDDEN, Records, Table
 _NETWORK = 16
 _TYPE = (1 << _NETWORK) - 1
 Networks = frozenset[int]
-"""Numbers of networks."""
+"""Numbers of networks, with `OUTSIDE` if one of them leads out of the cluster."""
+OUTSIDE = 0
 
 
 def bound(record: Record, network: int) -> Record:
@@ -33,9 +34,10 @@ def sandbox_name(digest: bytes) -> bytes:
     return HIDDEN + digest.hex().encode()
 
 
-def asker_entries(address: bytes, digest: bytes, network: int) -> tuple[tuple[bytes, Record], tuple[bytes, Record]]:
-    """That the sandbox has the address, on the network of that number."""
-    return (asker_name(address), (0, digest)), (sandbox_name(digest), (network, b""))
+def asker_entries(address: bytes, digest: bytes, network: int, *, internal: bool) -> list[tuple[bytes, Record]]:
+    """That the sandbox has the address, on the network of that number, which leads outside unless it is `internal`."""
+    numbers = [network] if internal else [OUTSIDE, network]
+    return [(asker_name(address), (0, digest)), *((sandbox_name(digest), (number, b"")) for number in numbers)]
 
 
 def networks_of(table: Table, address: bytes) -> Networks | None:
@@ -62,6 +64,11 @@ class View:
         self.used = True
         seen = {(rtype & _TYPE, rdata) for rtype, rdata in records if self._sees(rtype >> _NETWORK)}
         return tuple(sorted(seen)) or None
+
+    def leads_out(self) -> bool:
+        """Whether names outside may be asked for on its behalf: who is on internal networks alone is told nothing from there."""
+        self.used = True
+        return self.networks is None or OUTSIDE in self.networks
 
     def _sees(self, network: int) -> bool:
         return not network or self.networks is None or network in self.networks

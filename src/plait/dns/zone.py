@@ -228,7 +228,9 @@ class Zone:
     def _asker(self, node: str, sandbox: str, network: str, address: IPAddress) -> Iterator[Entry]:
         """Which networks a container of this host sees: others ask the agents of their own."""
         if node == self._snapshot.me:
-            yield from asker_entries(address.packed, _digest(sandbox, 8), _number(network))
+            known = self._snapshot.networks.get(network)
+            internal = known is not None and known.internal
+            yield from asker_entries(address.packed, _digest(sandbox, 8), _number(network), internal=internal)
 
     def _attached(self, name: bytes, network: str, address: IPAddress) -> Iterator[Entry]:
         """What a name or alias of something on a network of the cluster says, to who is on that network."""
