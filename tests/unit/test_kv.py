@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from tests.support.cluster import nodes
 from tests.support.kvapi import Client, Clock, client, eventually, pair_of
 from yarl import URL
 
-from plait.agent.kv import Kv
+from plait.agent.kv import Kv, put_entry
 from plait.model.errors import PlaitError
-from plait.store.api import Delete
+from plait.model.kv import Entry
+from plait.store.api import Delete, Put
+from plait.store.codec import decode, encode
 from plait.store.memory import MemoryStore
 
 QUICK_S, SLOW = 0.3, "wait=20s"
@@ -61,6 +64,24 @@ async def test_a_key_is_shown_with_its_fields(one: Client) -> None:
         "CreateIndex": 0,
         "ModifyIndex": 0,
     }
+
+
+def test_the_store_holds_a_key_as_the_json_of_its_entry_without_indexes() -> None:
+    """Agents of earlier versions read it, and write it with indexes of 0."""
+    entry = Entry("a/b", b"hello", 42, "s", 2)
+    written = put_entry("a/b", replace(entry, create_index=5, modify_index=6))
+    assert written == Put("kv/a/b", b'{"key":"a/b","value":"aGVsbG8=","flags":42,"session":"s","lock_index":2}')
+    assert decode(Entry, written.value, written.key) == entry
+
+
+async def test_what_an_earlier_version_wrote_is_read(one: Client, store: MemoryStore) -> None:
+    await store.txn([], [Put("kv/old", encode(Entry("old", b"hello", 42)))])
+
+    async def flags() -> object:
+        entry, _ = await one.get("old")
+        return entry and entry["Flags"]
+
+    await eventually(flags, 42)
 
 
 @pytest.mark.parametrize("path", ["a%2Fb", "a/b", "%61/b"])

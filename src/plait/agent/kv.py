@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
+import msgspec
+
 from plait.agent.view import View
 from plait.model.cluster import Snapshot
 from plait.model.errors import NotFound, PlaitError
@@ -35,6 +37,17 @@ _LIFE_FACTOR = 2
 _BATCH_BYTES = 1 << 20
 KV, SESSION, LIFE, DELAY = "kv/", "sessions/", "sessionlife/", "lockdelay/"
 KINDS = frozenset({"kv", "sessions", "sessionlife", "lockdelay"})
+
+
+class _Stored(msgspec.Struct, frozen=True):
+    """What the store holds of an `Entry`; its indexes are those of the item. Every write makes one and reads one, and a frozen dataclass
+    takes several times as long to make."""
+
+    key: str
+    value: bytes = b""
+    flags: int = 0
+    session: str = ""
+    lock_index: int = 0
 
 
 class Contended(PlaitError):
@@ -192,10 +205,12 @@ class Kv:
             if request.acquire and isinstance(outcome, Entry) and (known is None or known.session != request.acquire):
                 free = request.key not in self._delayed
                 conditions += await self._lock_conditions(request)
-            if isinstance(outcome, Entry) and free:
-                done = await self._write(conditions, outcome, request.ttl)
-            else:
+            if not (isinstance(outcome, Entry) and free):
                 done = await self._commit(conditions, [])
+            elif request.ttl:
+                done = await self._lend(conditions, outcome, request.ttl)
+            else:
+                done = await self._commit(conditions, [put_entry(outcome.key, outcome)])
             if done:
                 return bool(outcome) and free
             await pause(attempt)
@@ -213,10 +228,11 @@ class Kv:
             raise NotFound(f'invalid session "{session_id}"')
         return found
 
-    async def _write(self, conditions: list[Compare], entry: Entry, ttl: float) -> bool:
-        lease = await self._store.grant(ttl) if ttl else 0
+    async def _lend(self, conditions: list[Compare], entry: Entry, ttl: float) -> bool:
+        """Write an entry that goes by itself."""
+        lease = await self._store.grant(ttl)
         done = await self._commit(conditions, [put_entry(entry.key, entry, lease)])
-        if lease and not done:
+        if not done:
             await self._store.revoke(lease)
         return done
 
@@ -302,18 +318,18 @@ def _note(known: dict[str, int], name: str, change: Change) -> None:
 
 def _entry(key: str, item: Item) -> Entry | None:
     try:
-        entry = decode(Entry, item.value, item.key)
+        stored = decode(_Stored, item.value, item.key)
     except PlaitError as error:
         log.warning("key_unreadable", extra={"key": item.key, "error": str(error)})
         return None
-    return Entry(key, entry.value, entry.flags, entry.session, entry.lock_index, item.create_revision, item.mod_revision)
+    return Entry(key, stored.value, stored.flags, stored.session, stored.lock_index, item.create_revision, item.mod_revision)
 
 
 def put_entry(key: str, entry: Entry | None, lease: int = 0) -> Put | Delete:
     """What leaves `entry` under `key`, None = nothing. Its indexes are the store's business."""
     if entry is None:
         return Delete(KV + key)
-    return Put(KV + key, encode(Entry(key, entry.value, entry.flags, entry.session, entry.lock_index)), lease)
+    return Put(KV + key, encode(_Stored(key, entry.value, entry.flags, entry.session, entry.lock_index)), lease)
 
 
 async def pause(attempt: int) -> None:

@@ -142,16 +142,7 @@ class KvApi:
         return make(), read_headers(index, self._backend.last_contact_ms(), consistency)
 
     async def _put(self, call: Call) -> Answer:
-        request = KvPut(
-            key=call.part("key name"),
-            value=call.body,
-            flags=call.number("flags") or 0,
-            cas=call.number("cas"),
-            acquire=_session_id(call, "acquire"),
-            release=_session_id(call, "release"),
-            ttl=_ttl(call),
-        )
-        _refuse_two(call, "cas", "acquire", "release")
+        request = _write(call)
         if len(request.value) > MAX_VALUE:
             raise TooLarge(f"Value for key {request.key!r} is too large ({len(request.value)} > {MAX_VALUE} bytes)")
         try:
@@ -211,6 +202,17 @@ _TRUTHS = {value: json_answer(b"true" if value else b"false") for value in (Fals
 def _truth(value: bool) -> Answer:
     """The same one each time: its head is made once a second."""
     return _TRUTHS[value]
+
+
+def _write(call: Call) -> KvPut:
+    """What a PUT asks for; most have no parameters."""
+    key = call.part("key name")
+    if not call.params:
+        return KvPut(key, call.body)
+    flags, cas = call.number("flags") or 0, call.number("cas")
+    request = KvPut(key, call.body, flags, cas, _session_id(call, "acquire"), _session_id(call, "release"), _ttl(call))
+    _refuse_two(call, "cas", "acquire", "release")
+    return request
 
 
 def _session_id(call: Call, name: str) -> str:
