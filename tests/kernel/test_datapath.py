@@ -247,6 +247,18 @@ def test_a_peer_may_change_its_tunnel_mac(hosts: Hosts) -> None:
     assert hosts.pings("web", BY_NAME["far"].address)
 
 
+def test_the_gateway_is_the_own_host_even_inside_the_block_of_another(hosts: Hosts) -> None:
+    """A network's gateway is its first address and so lies in the first host's block; every host has it, and its DNS answers there."""
+    gateway = A("10.28.1.254")
+    networks = {**hosts.snapshot.networks, "default": replace(NETWORKS[0], gateway=gateway)}
+    hosts.converge("B", replace(hosts.snapshot, networks=networks))
+    try:
+        assert not hosts.pings("near", gateway), "A does not have it now"
+        assert hosts.pings("far", gateway)
+    finally:
+        hosts.converge("B")
+
+
 def test_a_packet_whose_time_is_over_is_answered(hosts: Hosts) -> None:
     done = subprocess.run(
         f"nsenter --net={hosts.paths['web']} ping -c1 -W2 -t1 {BY_NAME['far'].address}",

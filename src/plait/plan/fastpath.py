@@ -63,6 +63,7 @@ def fast_chain(endpoint: Endpoint, network: Network) -> NftChain:
     within = f"ip saddr {endpoint.address} ip daddr {network.subnet} {_ALIVE}"
     rules.append(f"{within} {_TO_ENDPOINT}")
     if device := _device(network):
+        rules.append(f"ip daddr {network.gateway} accept")  # every host has it, whoever's block it lies in
         mask = IPv4Network((0, network.block_prefix)).netmask
         rules.append(f'{within} fwd ip to ip daddr & {mask} map @next device "{device}"')
     return NftChain(endpoint.dev, tuple(rules), _hook(endpoint.dev), NFT_FAST_FAMILY)
