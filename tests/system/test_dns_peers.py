@@ -117,6 +117,35 @@ def addresses(lab: Lab, *words: str) -> set[str]:
     return set(dig(lab, "+short", *words).split())
 
 
+def test_outside_names_go_to_the_hosts_own_resolvers_which_may_change(lab: Lab) -> None:
+    """And to them alone who may go outside: a container of an internal network is told nothing."""
+    where = lab.address("A")
+    daemon(
+        lab,
+        "A",
+        "outside",
+        *f"dnsmasq -k -C /dev/null -R -h -a {where} -z -u root -x /run/lab/outside.pid -A /outside.example/192.0.2.80".split(),
+    )
+    lab.run("C", "plait", "network", "create", "sealed", "--internal")
+    for name, network in (("free", "default"), ("shut", "sealed")):
+        lab.run("C", "plait", "run", "--name", name, "--network", network)
+
+    def found(name: str) -> str:
+        return lab.run("C", "plait", "exec", name, "--", "getent", "hosts", "www.outside.example", check=False).stdout
+
+    assert "REFUSED" in dig(lab, "@127.0.0.1", "www.outside.example"), "the lab's hosts ask themselves, which is no resolver"
+    lab.run("C", "sh", "-c", f"echo nameserver {where} > /etc/resolv.conf")
+    try:
+        until("C follows its file", lambda: addresses(lab, "@127.0.0.1", "www.outside.example") == {"192.0.2.80"}, 10)
+        assert found("free").startswith("192.0.2.80") and found("shut") == ""
+        assert lab.run("C", "plait", "exec", "shut", "--", "getent", "hosts", "shut", check=False).stdout, "names inside it knows"
+    finally:
+        lab.run("C", "sh", "-c", "echo nameserver 127.0.0.1 > /etc/resolv.conf")
+        lab.run("C", "plait", "rm", "free", "shut")
+    until("and back again", lambda: "REFUSED" in dig(lab, "@127.0.0.1", "www.outside.example"), 10)
+    lab.run("C", "plait", "network", "rm", "sealed")
+
+
 @pytest.mark.parametrize(
     ("name", "port", "command"),
     [("haproxy", 8090, ("haproxy", "-db", "-f", "/run/lab/haproxy.cfg")), ("peer", 8091, ("nginx", "-c", "/run/lab/nginx.conf"))],

@@ -23,7 +23,6 @@ from plait.dns import message as m
 from plait.dns.table import HIDDEN, Table
 from plait.dns.zone import build_table
 from plait.model.cluster import Container, Instance, Network, Node, Snapshot
-from plait.model.errors import ConfigError
 from plait.serve.dns_core import Core
 from plait.serve.dns_holder import holder
 from plait.serve.dns_link import Upstreams
@@ -281,11 +280,19 @@ async def test_junk_is_survived(service: DnsService, where: Pair) -> None:
 
 
 async def test_no_upstream_is_ourselves(service: DnsService, where: Pair) -> None:
-    with pytest.raises(ConfigError, match="itself answers DNS"):
-        await service.set_upstreams(Upstreams([("127.0.0.9", 53), where]))
-    await service.set_upstreams(Upstreams([("127.0.0.9", 53)]))
-    with pytest.raises(ConfigError, match="itself answers DNS"):
-        await service.set_listen({where, ("127.0.0.9", 53)})
+    """Whatever comes first, the upstream or that plait listens there; with the listener gone the upstream is asked again."""
+    other = (HOST, free_port())
+    await service.set_upstreams(Upstreams([where]))
+    assert (await ask("example.org", where)).header.rcode == m.REFUSED
+    async with upstream() as (address, asked):
+        await service.set_upstreams(Upstreams([where, address]))
+        assert (await ask("example.org", where)).header.rcode == m.NOERROR and len(asked) == 1
+    await service.set_upstreams(Upstreams([other], timeout=0.2))
+    assert (await ask("example.org", where)).header.rcode == m.SERVFAIL
+    await service.set_listen({where, other})
+    assert (await ask("example.org", where)).header.rcode == m.REFUSED
+    await service.set_listen({where})
+    assert (await ask("example.org", where)).header.rcode == m.SERVFAIL
 
 
 @contextlib.asynccontextmanager

@@ -154,8 +154,8 @@ OPTIONS = (
     Option(
         "dns.upstreams",
         "list of addresses",
-        "none",
-        "Resolvers that names outside plait are forwarded to: `192.0.2.53`, `192.0.2.53:5353`, `[2001:db8::53]:53`.",
+        "those of /etc/resolv.conf",
+        "Resolvers that names outside plait are forwarded to: `192.0.2.53`, `192.0.2.53:5353`, `[2001:db8::53]:53`; `[]`: none.",
     ),
     Option(
         "dns.upstream_strategy",

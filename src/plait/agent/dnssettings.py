@@ -30,13 +30,15 @@ _SOA = {"refresh": 3600, "retry": 600, "expire": 86400, "min_ttl": 0}
 
 @dataclass(frozen=True, slots=True)
 class DnsSettings:
-    """`only_passing`: instances with a warning are not named. `near`: the nearest ones are named first."""
+    """`only_passing`: instances with a warning are not named. `near`: the nearest ones are named first. `follow_host`: no upstreams were
+    named, so those of the host may count."""
 
     options: Options
     upstreams: Upstreams
     limits: Limits
     only_passing: bool = False
     near: bool = False
+    follow_host: bool = False
 
 
 def read_dns(raw: Mapping[str, object], where: Mapping[str, str]) -> DnsSettings:
@@ -59,7 +61,7 @@ def read_dns(raw: Mapping[str, object], where: Mapping[str, str]) -> DnsSettings
         get.count("upstream_limit", 256, 1, MOST_FORWARDS),
     )
     limits = Limits(get.count("client_rate", 0, 0, MOST_QUERIES), get.duration("client_timeout", 5.0))
-    return DnsSettings(options, upstreams, limits, get.flag("only_passing", False), get.flag("near", False))
+    return DnsSettings(options, upstreams, limits, get.flag("only_passing", False), get.flag("near", False), "upstreams" not in raw)
 
 
 def resolver(text: str) -> tuple[str, int]:

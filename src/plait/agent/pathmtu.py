@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from plait.agent.echo import SHORTEST, Probe
+from plait.agent.journal import Journal, Write
 from plait.model.cluster import Snapshot
 
 log = logging.getLogger("plait.pathmtu")
@@ -165,3 +166,12 @@ class PathMtus:
         log.info("path_mtu", extra={"node": name, "mtu": found, "limit": way.ceiling})
         await self._keep(name, now)
         self._changed(before is not None and found > before)
+
+
+def durable_path_mtus(journal: Journal, snapshot: Callable[[], Snapshot], changed: Callable[[bool], None]) -> PathMtus:
+    """With what the journal has kept of them, and keeps."""
+
+    async def keep(node: str, mtu: int | None) -> None:
+        await journal.write([Write("path_mtu", node, str(mtu).encode() if mtu else None)])
+
+    return PathMtus(snapshot, keep, changed, {node: int(body) for node, body in journal.load("path_mtu").items()})

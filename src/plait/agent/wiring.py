@@ -21,6 +21,7 @@ from plait.agent.dnswatch import DnsWatch
 from plait.agent.echo import Echo
 from plait.agent.figures import of_kernel
 from plait.agent.health import Health
+from plait.agent.hostresolvers import HostResolvers
 from plait.agent.identity import Identity
 from plait.agent.journal import Journal, Write
 from plait.agent.kernelwork import KernelWork
@@ -28,7 +29,7 @@ from plait.agent.keys import own_prefixes, single_keys
 from plait.agent.networks import Networks
 from plait.agent.node import LEASE_TTL_S, NodeLoops, Parts
 from plait.agent.operations import AgentOperations
-from plait.agent.pathmtu import PathMtus
+from plait.agent.pathmtu import durable_path_mtus
 from plait.agent.publisher import Publisher
 from plait.agent.reconciler import Reconciler
 from plait.agent.sandboxes import Sandboxes
@@ -116,7 +117,8 @@ class _Wiring:
         self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge)
         self.publisher = Publisher(self.view, store, self.view.caught_up)
         self.dns = DnsService(on_crash=self._on_dns_crash, on_query=lambda *q: self.discovery.names(*q), successors=paths.dns_successors)
-        self.path_mtus = self._path_mtus()
+        self.resolvers = HostResolvers(self.dns.set_upstreams)
+        self.path_mtus = durable_path_mtus(journal, lambda: self.view.snapshot, self._on_path_mtu)
         self._linked = asyncio.Event()
         self.loops = NodeLoops(self._parts(), DEFAULT_NETWORK)
         self.reconciler = Reconciler(
@@ -173,17 +175,10 @@ class _Wiring:
             path_mtus=self.path_mtus,
         )
 
-    def _path_mtus(self) -> PathMtus:
-        async def keep(node: str, mtu: int | None) -> None:
-            await self.journal.write([Write("path_mtu", node, str(mtu).encode() if mtu else None)])
-
-        def changed(wider: bool) -> None:
-            if wider:
-                self.kernel.forget_paths()
-            self.reconciler.mark()
-
-        known = {node: int(body) for node, body in self.journal.load("path_mtu").items()}
-        return PathMtus(lambda: self.view.snapshot, keep, changed, known)
+    def _on_path_mtu(self, wider: bool) -> None:
+        if wider:
+            self.kernel.forget_paths()
+        self.reconciler.mark()
 
     def _sandboxes(self) -> Sandboxes:
         name, run_dir, settled = self.identity.name, self.paths.run, self.loops.names_settled
@@ -278,6 +273,7 @@ class _Wiring:
                 self.loops.keep_blocks(),
                 self._serve_names(),
                 self.dns_watch.run(),
+                self.resolvers.run(),
                 self.dns_near.run(),
                 self.loops.watch_conditions(),
                 self.loops.watch_capabilities(),
@@ -369,7 +365,7 @@ class _Wiring:
         self.discovery.names.zone = zone
 
     async def _set_dns(self, config: Config) -> None:
-        await self.dns.set_upstreams(config.dns.upstreams)
+        await self.resolvers.configure(config.dns)
         await self.dns_near.configure(config.dns)
         await self.dns.set_limits(config.dns.limits)
         self.loops.set_only_passing(config.dns.only_passing)

@@ -26,7 +26,7 @@ answered, so that it never fills up.
 from __future__ import annotations
 
 import marshal
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 Message = tuple[Any, ...]
@@ -48,6 +48,10 @@ class Upstreams:
 
     def __init__(self, places: Iterable[Address] = (), random: bool = False, timeout: float = 2.0, outstanding: int = 256) -> None:
         self.places, self.random, self.timeout, self.outstanding = tuple(places), random, timeout, outstanding
+
+    def without(self, listen: Container[Address]) -> Upstreams:
+        """The same but for where plait itself answers: no query goes in a circle."""
+        return Upstreams((place for place in self.places if place not in listen), self.random, self.timeout, self.outstanding)
 
     def parts(self) -> tuple[tuple[Address, ...], bool, float, int]:
         """As plain values, `Upstreams(*parts)` again on the other side."""

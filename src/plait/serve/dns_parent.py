@@ -19,7 +19,7 @@ from pathlib import Path
 from plait.dns.answer import Found, Origin
 from plait.dns.options import DEFAULTS, Options
 from plait.dns.table import EMPTY, HIDDEN, Changes, Table, diff_tables
-from plait.model.errors import ConfigError, PlaitError
+from plait.model.errors import PlaitError
 from plait.serve import dns_handover
 from plait.serve.dns_link import Address, Limits, Upstreams
 from plait.serve.dns_process import CALL_TIMEOUT, DnsProcess, OnQuery
@@ -153,15 +153,13 @@ class DnsService:
 
     async def set_listen(self, addresses: Iterable[Address]) -> tuple[BindError, ...]:
         """Listen on exactly these (address, port), UDP and TCP; sockets that stay wanted are not touched. Returns what
-        could not be opened. Raises ConfigError if an upstream is among them, DnsUnavailable as `set_table`."""
-        listen = frozenset(addresses)
-        _check_loop(listen, self._wanted.upstreams)
-        await self._want(replace(self._wanted, listen=listen))
+        could not be opened. An upstream among them is not asked meanwhile. Raises DnsUnavailable as `set_table`."""
+        await self._want(replace(self._wanted, listen=frozenset(addresses)))
         return self._bind_errors
 
     async def set_upstreams(self, upstreams: Upstreams) -> None:
-        """Forward names that are not ours to these; none: refuse them. Raises as `set_listen`."""
-        _check_loop(self._wanted.listen, upstreams)
+        """Forward names that are not ours to these, but for those on which plait itself answers; none: refuse them. Raises
+        DnsUnavailable as `set_table`."""
         await self._want(replace(self._wanted, upstreams=upstreams))
 
     async def set_options(self, options: Options) -> None:
@@ -272,8 +270,8 @@ class DnsService:
             await child.call("options", wanted.options.parts())
         if wanted.limits is not held.limits:
             await child.call("limits", wanted.limits.parts())
-        if wanted.upstreams is not held.upstreams:
-            await child.call("upstreams", wanted.upstreams.parts())
+        if wanted.upstreams is not held.upstreams or wanted.listen != held.listen:
+            await child.call("upstreams", wanted.upstreams.without(wanted.listen).parts())
         if wanted.listen != held.listen or self._bind_errors:
             self._bind_errors = await self._sockets.set(wanted.listen)
             await child.serve(self._sockets.held)
@@ -281,11 +279,3 @@ class DnsService:
                 await child.succeed(self._predecessor)
                 self._predecessor.close()
                 self._predecessor = None
-
-
-def _check_loop(listen: frozenset[Address], upstreams: Upstreams) -> None:
-    """Raises ConfigError if a query could be forwarded to ourselves."""
-    for address in upstreams.places:
-        if address in listen:
-            where = f"{address[0]}:{address[1]}"
-            raise ConfigError("dns.upstreams", where, "is where plait itself answers DNS", "name the resolver that stands behind it")
