@@ -17,10 +17,12 @@ from plait.agent.dnswatch import DnsWatch
 from plait.agent.health import Health
 from plait.dns.zone import build_table
 from plait.model.cluster import Instance, Node, Snapshot
+from plait.serve.dns_core import Core
 from plait.serve.dns_limit import CLIENTS, Limiter
 from plait.serve.dns_link import Limits
 from plait.serve.dns_parent import DnsService
 from plait.serve.dns_responder import Counters
+from plait.serve.dns_udp import SLOTS, Batch, UdpListener
 
 QUERY = bytes(dnslib.DNSRecord.question("web.service.consul").pack())[2:]
 
@@ -93,6 +95,26 @@ async def test_queries_whose_clients_no_longer_wait_are_dropped_and_the_others_a
     for _ in range(10):
         await watch.look()
     assert codes(health) == {}
+
+
+@pytest.mark.parametrize("ahead_s", [86400.0, -86400.0])
+def test_a_clock_that_jumps_drops_nothing(monkeypatch: pytest.MonkeyPatch, ahead_s: float) -> None:
+    """Whatever the clock says: what came since the process last looked has not waited for long."""
+    core, real = Core(), time.time
+    monkeypatch.setattr("plait.serve.dns_udp.time.time", lambda: real() + ahead_s)
+    monkeypatch.setattr("plait.serve.dns_udp.ROUNDS", 1)
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    sock.bind((HOST, 0))
+    listener = UdpListener(sock, Batch(), core)
+    with client(sock.getsockname()) as udp:
+        for _ in range(3):
+            core.reactor.poll(0)  # as the process does at least once a second
+            send(udp, range(2 * SLOTS))  # more than one round reads
+            for _ in range(4):
+                core.reactor.poll(0)
+            assert len(received(udp)) == 2 * SLOTS
+        listener.close()
+    assert core.counters.expired == 0
 
 
 async def test_queries_that_waited_less_are_all_answered(service: DnsService, where: Pair) -> None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import select
+import time
 from collections.abc import Callable
 
 Handler = Callable[[int], None]
@@ -15,12 +16,16 @@ Handler = Callable[[int], None]
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 GONE = select.EPOLLHUP | select.EPOLLERR
 """The connection is closed both ways or broken."""
+LONGEST = 1.0
+"""Seconds that one round waits at most, so that `before` is never long ago unless the process was held up."""
 
 
 class Reactor:
-    """Which handler is told when which descriptor is ready."""
+    """Which handler is told when which descriptor is ready. `before`: when the round before this one was told what is ready
+    (time.monotonic()); what was not ready then has come since."""
 
     def __init__(self) -> None:
+        self.before = self._now = time.monotonic()
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self._removed: set[int] = set()
@@ -40,8 +45,10 @@ class Reactor:
         self._epoll.unregister(fd)
 
     def poll(self, timeout: float | None) -> None:
-        """Tell the handlers of all descriptors that become ready within `timeout` seconds (None: wait for one)."""
+        """One round: tell the handlers of all descriptors that become ready within `timeout` seconds (`LONGEST` at most)."""
         self._removed.clear()
-        for fd, events in self._epoll.poll(timeout):
+        ready = self._epoll.poll(LONGEST if timeout is None else min(timeout, LONGEST))
+        self.before, self._now = self._now, time.monotonic()
+        for fd, events in ready:
             if fd not in self._removed:
                 self._handlers[fd](events)

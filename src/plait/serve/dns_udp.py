@@ -157,6 +157,7 @@ class UdpListener:
     def __init__(self, sock: socket.socket, batch: Batch, core: Core) -> None:
         self._batch, self._core, self.sock = batch, core, sock
         self._pending, self._closing = 0, False
+        self._behind, self._empty_at = False, time.monotonic()
         sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         core.reactor.add(sock.fileno(), READ, self._ready)
 
@@ -172,12 +173,16 @@ class UdpListener:
             self.sock.close()
 
     def _ready(self, _events: int) -> None:
+        if not self._behind:
+            self._empty_at = self._core.reactor.before
+        self._behind = False
         for _ in range(ROUNDS):
             count = self._batch.receive(self.sock.fileno())
             if count:
                 self._answer(count)
             if count < 2:  # where two came at once a third is often there by now
                 return
+        self._behind = True
 
     def _answer(self, count: int) -> None:
         """Answer the first `count` slots: at once, or once an upstream has."""
@@ -185,7 +190,7 @@ class UdpListener:
         reply, source = self._core.responder.reply, batch.source
         queries: Iterable[tuple[int, bytes]] = enumerate(batch.queries(count))
         limits = self._core.limiter.limits
-        late = batch.late(count, time.time() - limits.client_timeout)
+        late = self._late(count, limits.client_timeout)
         if late or limits.client_rate:
             queries = self._admitted(queries, late)
         for slot, data in queries:
@@ -199,6 +204,13 @@ class UdpListener:
                 self._core.counters.dropped += 1
         self._core.counters.udp_queries += count
         self._core.counters.send_failures += batch.send(self.sock.fileno(), responses)
+
+    def _late(self, count: int, client_timeout: float) -> int:
+        """How many of the first `count` queries waited for longer. The kernel tells by the host's clock when they came, which may have been
+        set since; so it is asked only if they can have waited that long by the clock that runs evenly."""
+        if time.monotonic() - self._empty_at <= client_timeout:
+            return 0
+        return self._batch.late(count, time.time() - client_timeout)
 
     def _admitted(self, queries: Iterable[tuple[int, bytes]], late: int) -> list[tuple[int, bytes]]:
         """Without the first `late` ones, and without those of clients that ask too often."""
