@@ -16,7 +16,7 @@ from collections import Counter
 
 ADDRESS = ("127.0.0.1", 8500)
 METHODS = ["GET", "PUT", "POST", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "get", "X" * 40]
-ENDLESS = ("/v1/plait/events", "/v1/agent/monitor", "/v1/agent/leave")
+ENDLESS = ("/v1/plait/events", "/v1/agent/monitor", "/v1/agent/metrics/stream", "/v1/agent/leave")
 PARTS = [
     "web",
     "n1",
