@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """This node's addresses: blocks leased from the store ahead of need, reservations kept in the journal.
 
-An address is only ever handed out from a block that this node holds, and a block is held by whoever made its key in the store
-(compare-and-set on "does not exist"), so no address can be given twice, and giving one needs neither a peer nor the store.
+An address is only ever handed out from a block that this node holds: it made the block's key in the store (compare-and-set on "does not
+exist") and has the block in its journal. So no address can be given twice, and giving one needs neither a peer nor the store. The journal
+loses a block before the store does, never after. Where the two disagree, because the node was taken for gone (`plait node rm`), a network
+was removed while it was away or it was killed between the two, the store decides, and `maintain` brings the journal in line.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from itertools import islice
 
 from plait.agent.journal import Journal, Write
-from plait.agent.keys import block_key
+from plait.agent.keys import Record, network_key, record_key
 from plait.agent.view import View
-from plait.ipam import Reservation, block_of, choose_address, exhausted, expire, free_blocks, is_large, usable
+from plait.ipam import Reservation, block_of, choose_address, exhausted, expire, free_blocks, is_block_of, is_large, usable
 from plait.model.cluster import Block, Network
 from plait.model.errors import Conflict, NotFound, PoolExhausted, StoreUnavailable
 from plait.plan.desired import first_default_block
@@ -71,17 +73,6 @@ class Addresses:
         """All of this node's, live and remembered."""
         return [r for per_network in self._held.values() for r in per_network.values()]
 
-    async def forget_network(self, network: str) -> None:
-        """Drop all reservations and blocks of a network that is gone."""
-        async with self._lock(network):
-            held = self._held.pop(network, {})
-            blocks = self._own_blocks(network)
-            writes = [Write("reservation", f"{network}/{address}", None) for address in held]
-            writes += [Write("block", block_key(b.network, b.cidr), None) for b in blocks]
-            await self._journal.write(writes)
-            for block in blocks:
-                self._view.drop(block)
-
     async def _find(self, network: Network, owner: str, wanted: IPv4Address | None, name: str) -> IPv4Address:
         me = self._view.snapshot.nodes.get(self._view.me)
         tunnel = me.tunnel if me is not None else None
@@ -89,14 +80,18 @@ class Addresses:
             blocks = [b.cidr for b in self._own_blocks(network.name) if b.purpose == "pool"]
             held = self._held.get(network.name, {})
             try:
-                found = choose_address(network, blocks, held, owner, name, wanted, tunnel)
+                found = choose_address(network, blocks, held, owner, name, wanted, tunnel, self._elsewhere(network.name))
             except NotFound:
                 if wanted is None or wanted not in network.subnet:
                     raise
                 found = None
             if found is not None:
                 return found
-            await self.lease(network, wanted)
+            unconfirmed = self._unconfirmed(network.name)
+            for block in unconfirmed:
+                await self._confirm(block)
+            if not unconfirmed:
+                await self.lease(network, wanted)
         raise exhausted(network, self._view.snapshot.blocks.values(), self._live(network.name))
 
     async def _record(self, reservation: Reservation) -> None:
@@ -112,8 +107,19 @@ class Addresses:
         return self._locks.setdefault(network, asyncio.Lock())
 
     def _own_blocks(self, network: str) -> list[Block]:
-        blocks = self._view.snapshot.blocks.values()
-        return sorted((b for b in blocks if b.network == network and b.node == self._view.me), key=lambda b: b.cidr)
+        """What this node holds, by journal and store, ascending."""
+        mine = (b for b in self._view.snapshot.blocks.values() if b.network == network and b.node == self._view.me)
+        return sorted((b for b in mine if self._view.own(record_key(b)) is not None), key=lambda b: b.cidr)
+
+    def _unconfirmed(self, network: str = "") -> list[Block]:
+        """What the store gives this node and its journal does not hold; "": of all networks."""
+        mine = (b for b in self._view.snapshot.blocks.values() if b.node == self._view.me and network in ("", b.network))
+        return [b for b in mine if self._view.own(record_key(b)) is None]
+
+    def _elsewhere(self, network: str) -> set[IPv4Address]:
+        """Addresses that other nodes have in use, of blocks that may have been theirs."""
+        endpoints = self._view.snapshot.endpoints.values()
+        return {e.address for e in endpoints if e.network == network and e.node != self._view.me}
 
     def _live(self, network: str) -> dict[str, int]:
         live: dict[str, int] = {}
@@ -131,13 +137,17 @@ class Addresses:
             taken = {b.cidr for b in self._view.snapshot.blocks.values() if b.network == network.name} | refused
             cidr = self._pick(network, taken, wanted)
             block = Block(network.name, cidr, self._view.me, "bridge" if purpose == "bridge" else "pool")
-            key = block_key(network.name, cidr)
-            result = await self._store.txn([Compare(key, 0)], [Put(key, encode(block))])
+            key = record_key(block)
+            of = self._view.item(network_key(network.name))
+            still = [Compare(of.key, of.mod_revision)] if of is not None else []
+            result = await self._store.txn([Compare(key, 0), *still], [Put(key, encode(block))])
             if result.ok:
                 await self._journal.write([Write("block", key, encode(block))])
                 self._view.put(block)
                 log.info("block_leased", extra={"network": network.name, "cidr": str(cidr), "purpose": block.purpose})
                 return block
+            if await self._store.get(network_key(network.name)) is None:
+                raise NotFound(f"network {network.name!r} was removed while an address of it was asked for")
             refused.add(cidr)
         raise exhausted(network, self._view.snapshot.blocks.values(), self._live(network.name))
 
@@ -157,12 +167,17 @@ class Addresses:
         return cidr_or_none
 
     async def maintain(self) -> None:
-        """Bring this node's blocks to what they should be: in large pools one block and one spare that is untouched, for Docker's
-        bridge a block of its own; in small pools give back what is empty. Errors of one network do not stop the others."""
+        """Bring this node's blocks to what they should be: in the journal exactly what it holds by the store; in large pools one block and
+        one spare that is untouched, for Docker's bridge a block of its own; in small pools give back what is empty. Errors of one
+        network do not stop the others."""
+        try:
+            await self._reconcile()
+        except StoreUnavailable as error:
+            log.info("blocks_wait", extra={"error": str(error)})
         for network in list(self._view.snapshot.networks.values()):
             try:
                 await self._maintain(network)
-            except (PoolExhausted, StoreUnavailable) as error:
+            except (PoolExhausted, NotFound, StoreUnavailable) as error:
                 log.warning("block_lease_failed", extra={"network": network.name, "error": str(error)})
                 if isinstance(error, StoreUnavailable):
                     return
@@ -189,14 +204,62 @@ class Addresses:
             for block in own:
                 if block.purpose == "bridge" or any(r.live and a in block.cidr for a, r in held.items()):
                     continue
-                key = block_key(network.name, block.cidr)
-                await self._store.txn([], [Delete(key)])
-                self._view.drop(block)
-                gone = expire(held, [b.cidr for b in self._own_blocks(network.name) if b != block])
-                writes = [Write("block", key, None), *(Write("reservation", f"{r.network}/{r.address}", None) for r in gone)]
-                await self._journal.write(writes)
-                for reservation in gone:
-                    held.pop(reservation.address, None)
+                stored = self._view.item(record_key(block))
+                if stored is None:  # leased a moment ago, or lost by the store and soon there again
+                    continue
+                await self._drop(block)
+                await self._store.txn([Compare(stored.key, stored.mod_revision)], [Delete(stored.key)])
+
+    async def _drop(self, block: Block) -> None:
+        """Hold `block` no longer, and forget what its addresses are remembered for; live ones stay with their owners."""
+        held = self._held.get(block.network, {})
+        gone = expire(held, [b.cidr for b in self._own_blocks(block.network) if b != block])
+        writes = [Write("block", record_key(block), None), *(Write("reservation", f"{r.network}/{r.address}", None) for r in gone)]
+        await self._journal.write(writes)
+        self._view.drop(block)
+        for reservation in gone:
+            held.pop(reservation.address, None)
+
+    async def _reconcile(self) -> None:
+        """Journal and store agree about this node's blocks afterwards. StoreUnavailable leaves the rest for the next time."""
+        for key, block in [(k, r) for k, r in self._view.own_records().items() if isinstance(r, Block)]:
+            async with self._lock(block.network):
+                if self._view.own(key) is not None:
+                    await self._give_up(block, self._view.record(key))
+        for block in self._unconfirmed():
+            async with self._lock(block.network):
+                await self._confirm(block)
+
+    async def _give_up(self, block: Block, stored: Record | None) -> None:
+        """Drop `block` if another node holds it now or it is no part of its network any more."""
+        network = self._view.snapshot.networks.get(block.network)
+        if isinstance(stored, Block) and stored.node != self._view.me:
+            await self._drop(block)
+            log.warning("block_lost", extra={"network": block.network, "cidr": str(block.cidr), "node": stored.node})
+        elif (network is None or not is_block_of(network, block.cidr)) and await self._is_void(block):
+            await self._drop(block)
+            log.info("block_void", extra={"network": block.network, "cidr": str(block.cidr)})
+
+    async def _is_void(self, block: Block) -> bool:
+        """Whether the store, asked now, has no network that `block` is of: this node's copy may be an old one."""
+        item = await self._store.get(network_key(block.network))
+        return item is None or not is_block_of(decode(Network, item.value, item.key), block.cidr)
+
+    async def _confirm(self, block: Block) -> None:
+        """A block that the store gives this node but that its journal lacks: taken again, so that only the present holder can."""
+        stored, network = self._view.item(record_key(block)), self._view.snapshot.networks.get(block.network)
+        if stored is None or self._view.own(stored.key) is not None:
+            return
+        same = [Compare(stored.key, stored.mod_revision)]
+        if network is None or not is_block_of(network, block.cidr):
+            if await self._is_void(block):
+                await self._store.txn(same, [Delete(stored.key)])
+        else:
+            result = await self._store.txn(same, [Put(stored.key, encode(block))])
+            if result.ok:
+                await self._journal.write([Write("block", stored.key, encode(block))])
+                self._view.put(block)
+            await self._view.caught_up(result.revision)
 
     def bridge_block(self) -> Block | None:
         """The block of Docker's default bridge on this node, if leased."""

@@ -13,7 +13,7 @@ from plait.agent import reports
 from plait.agent.health import Health
 from plait.agent.identity import Identity
 from plait.agent.kernelwork import KernelWork
-from plait.agent.keys import block_key, own_prefixes, single_keys
+from plait.agent.keys import alive_key, block_key, own_prefixes, single_keys
 from plait.agent.pathmtu import PathMtus
 from plait.agent.sandboxes import Sandboxes, SandboxRequest, parse_ports
 from plait.agent.view import View
@@ -37,7 +37,7 @@ from plait.model.report import (
 from plait.model.requests import NetworkRequest
 from plait.runtimes.api import Operations
 from plait.serve.admin import NewSandbox
-from plait.store.api import Delete, Store
+from plait.store.api import Compare, Delete, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +98,16 @@ class AgentAdmin:
         if name in snapshot.alive:
             raise Conflict(f"node {name!r} gives signs of life; run `plait down --purge` there instead")
         blocks = [block_key(b.network, b.cidr) for b in snapshot.blocks.values() if b.node == name]
+        held = [item for item in map(self._p.view.item, blocks) if item is not None]
         ops = [Delete(prefix, prefix=True) for prefix in own_prefixes(name)]
-        ops += [Delete(key) for key in (*single_keys(name), *blocks)]
-        result = await self._p.store.txn([], ops)
+        ops += [Delete(key) for key in (*single_keys(name), *(item.key for item in held))]
+        unchanged = [Compare(item.key, item.mod_revision) for item in held]
+        result = await self._p.store.txn([Compare(alive_key(name), 0), *unchanged], ops)
         await self._p.caught_up(result.revision)
+        if not result.ok:
+            raise Conflict(
+                f"node {name!r} came back, or its blocks changed, while it was to be removed; look at `plait nodes` and try again"
+            )
 
     async def networks(self) -> list[NetworkRow]:
         return reports.network_rows(self._p.view.snapshot)

@@ -124,6 +124,12 @@ REGISTRY: dict[str, Condition] = {
             "`plait ipam` shows who holds what; remove containers or make a larger network.",
         ),
         Condition(
+            "block-lost",
+            "warning",
+            "Containers have addresses of a block that another node holds now",
+            "Remove and start these containers again, for addresses of this node, which was taken for gone (`plait node rm`).",
+        ),
+        Condition(
             "mtu-too-small",
             "warning",
             "The underlay's MTU leaves less than 1280 bytes inside",

@@ -40,8 +40,12 @@ def network_key(name: str) -> str:
     return f"networks/{name}"
 
 
+def blocks_prefix(network: str) -> str:
+    return f"blocks/{network}/"
+
+
 def block_key(network: str, cidr: IPv4Network) -> str:
-    return f"blocks/{network}/{str(cidr).replace('/', '_')}"
+    return f"{blocks_prefix(network)}{str(cidr).replace('/', '_')}"
 
 
 def record_key(record: Record) -> str:

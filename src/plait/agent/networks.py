@@ -8,7 +8,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 
-from plait.agent.keys import NETWORK_GUARD, block_key, network_key
+from plait.agent.keys import NETWORK_GUARD, blocks_prefix, network_key
 from plait.agent.view import View
 from plait.backends import BACKENDS
 from plait.ipam import check_network, default_block_prefix, next_subnet
@@ -65,8 +65,7 @@ class Networks:
         if holders and not force:
             shown = ", ".join(holders[:5]) + (f" and {len(holders) - 5} more" if len(holders) > 5 else "")
             raise Conflict(f"network {name!r} is in use by {shown}; remove or disconnect them first, or use --force")
-        blocks = [block_key(b.network, b.cidr) for b in snapshot.blocks.values() if b.network == name]
-        ops = [Delete(network_key(name)), *(Delete(key) for key in blocks)]
+        ops = [Delete(network_key(name)), Delete(blocks_prefix(name), prefix=True), Put(NETWORK_GUARD, name.encode())]
         result = await self._store.txn([], ops)
         await self._caught_up(result.revision)
         log.info("network_removed", extra={"network": name})

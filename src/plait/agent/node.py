@@ -26,7 +26,7 @@ from plait.agent.networks import Networks
 from plait.agent.pathmtu import PathMtus
 from plait.agent.publisher import Publisher
 from plait.agent.reconciler import Reconciler
-from plait.agent.reports import GATEWAY_META, merged_meta
+from plait.agent.reports import GATEWAY_META, merged_meta, strays
 from plait.agent.view import View
 from plait.backends import BACKENDS
 from plait.dns.zone import Zone
@@ -247,6 +247,7 @@ class NodeLoops:
             snapshot = self._p.view.snapshot
             lost = {n: f"node {n} gives no sign of life" for n in snapshot.nodes if n not in snapshot.alive}
             self._p.health.replace("node-lost", lost)
+            self._p.health.replace("block-lost", strays(snapshot))
             refused = self._p.dns.bind_errors
             self._p.health.replace("dns-bind", {f"{e.address}:{e.port}/{e.protocol}": str(e) for e in refused})
             await asyncio.sleep(1)

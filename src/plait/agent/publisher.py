@@ -10,8 +10,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 
-from plait.agent.keys import alive_key, own_prefixes
+from plait.agent.keys import alive_key, network_key, own_prefixes
 from plait.agent.view import View
+from plait.ipam import is_block_of
 from plait.model.cluster import Block, Container, Instance
 from plait.model.errors import StoreUnavailable
 from plait.store.api import Compare, Delete, Put, Store
@@ -65,10 +66,14 @@ class Publisher:
             return written
 
     async def _reclaim_blocks(self) -> None:
-        """A block of ours that the store has lost (restored from an old copy) is taken again, unless somebody else holds it now."""
+        """A block of ours that the store has lost (restored from an old copy) is taken again, unless somebody else holds it now or it is
+        of a network that is gone."""
         for key, record in list(self._view.own_records().items()):
-            if isinstance(record, Block) and self._view.item(key) is None:
-                result = await self._store.txn([Compare(key, 0)], [Put(key, encode(record))])
+            if not isinstance(record, Block) or self._view.item(key) is not None:
+                continue
+            network, of = self._view.snapshot.networks.get(record.network), self._view.item(network_key(record.network))
+            if network is not None and of is not None and is_block_of(network, record.cidr):
+                result = await self._store.txn([Compare(key, 0), Compare(of.key, of.mod_revision)], [Put(key, encode(record))])
                 await self._caught_up(result.revision)
 
     async def run(self) -> None:

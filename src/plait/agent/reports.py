@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from plait.agent.health import Health
 from plait.agent.pathmtu import PathMtus
 from plait.backends import BACKENDS
-from plait.ipam import usable
+from plait.ipam import block_of, usable
 from plait.kernel.dryrun import render
 from plait.model.cluster import Block, Container, Endpoint, Network, Node, PortMapping, Snapshot
 from plait.model.objects import Op
@@ -98,6 +98,20 @@ def _endpoint_row(endpoint: Endpoint) -> EndpointRow:
         "aliases": list(endpoint.aliases),
         "ports": [port_text(p) for p in endpoint.ports],
     }
+
+
+def strays(snapshot: Snapshot) -> dict[str, str]:
+    """Endpoints of this node by id whose address lies in a block that another node holds, each with what to say of it."""
+    found: dict[str, str] = {}
+    for endpoint in snapshot.endpoints.values():
+        network = snapshot.networks.get(endpoint.network)
+        if endpoint.node != snapshot.me or network is None:
+            continue
+        block = snapshot.blocks.get((network.name, block_of(network, endpoint.address)))
+        if block is not None and block.node != snapshot.me:
+            what = endpoint.name or endpoint.id
+            found[endpoint.id] = f"{what}: {endpoint.address} of network {network.name} lies in block {block.cidr} of node {block.node}"
+    return found
 
 
 def block_rows(snapshot: Snapshot) -> list[BlockRow]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 
 from plait.agent.keys import TYPES, Record, kind_of, own_prefixes, record_key
 from plait.agent.merged import Merged
-from plait.model.cluster import Container, Endpoint, Instance, Snapshot
+from plait.model.cluster import Block, Container, Endpoint, Instance, Snapshot
 from plait.model.discovery import CatalogNode, Check, OtherTags
 from plait.model.errors import PlaitError, StoreUnavailable
 from plait.store.api import Change, Item
@@ -121,8 +121,11 @@ class View:
         return self._stored.get(key)
 
     def counting(self, key: str) -> Record | None:
-        """What counts under `key`, with its indexes: the own record, else the replicated one unless this node knows better."""
+        """What counts under `key`, with its indexes: the own record, else the replicated one unless this node knows better. A block that
+        another node holds by the store is that node's."""
         own, stored = self._own.get(key), self._stored.get(key)
+        if isinstance(own, Block) and isinstance(stored, Block) and stored.node != self.me:
+            return stored  # the store decides who holds a block: it went to another node while this one was away
         if own is not None:
             return self._indexed(key, own)
         return stored if stored is not None and not self._hidden(stored) else None

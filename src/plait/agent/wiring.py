@@ -37,6 +37,7 @@ from plait.agent.storehost import StoreHost
 from plait.agent.view import View
 from plait.dns.zone import Zone
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_exists
+from plait.model.cluster import Block
 from plait.model.errors import NotSupported, PlaitError
 from plait.model.report import StoreState, TokenView
 from plait.plan.fastpath import CAPABILITY
@@ -44,7 +45,8 @@ from plait.serve.admin import AdminServer
 from plait.serve.consul_control import ControlApi
 from plait.serve.dns_parent import DnsService
 from plait.services.directory import SERVER_META
-from plait.store.api import Change, Delete, Store
+from plait.store.api import Change, Compare, Delete, Store
+from plait.store.codec import decode
 from plait.store.join import split_address
 from plait.store.joinserver import PORT as JOIN_PORT
 from plait.store.joinserver import JoinServer
@@ -80,9 +82,10 @@ async def leave(identity: Identity, paths: Paths) -> str:
     async with _open_store(identity, paths) as store:
         ops = [Delete(prefix, prefix=True) for prefix in own_prefixes(identity.name)]
         try:
-            blocks = [item.key for item in (await store.list("blocks/")).items if f'"{identity.name}"'.encode() in item.value]
-            keys = [*single_keys(identity.name), *blocks]
-            await store.txn([], [*ops, *(Delete(key) for key in keys)])
+            blocks = [b for b in (await store.list("blocks/")).items if decode(Block, b.value, b.key).node == identity.name]
+            ops += [Delete(key) for key in (*single_keys(identity.name), *(block.key for block in blocks))]
+            if not (await store.txn([Compare(block.key, block.mod_revision) for block in blocks], ops)).ok:
+                return f"could not tell the cluster (its blocks changed meanwhile); run `plait node rm {identity.name}` on another node"
         except PlaitError as error:
             return f"could not tell the cluster ({error}); run `plait node rm {identity.name}` on another node"
     return "left the cluster"

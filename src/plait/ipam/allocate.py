@@ -7,7 +7,7 @@ first, only when no address is left that was never used.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
@@ -37,28 +37,35 @@ def choose_address(
     name: str = "",
     wanted: IPv4Address | None = None,
     tunnel: IPv4Address | None = None,
+    elsewhere: Collection[IPv4Address] = (),
 ) -> IPv4Address | None:
     """The address for `owner`, or None if the blocks have none left (then another block must be leased).
 
     Order: what this owner holds already; the one asked for; the one `name` had last; the lowest never used; the one released
-    longest ago. Raises Conflict when `wanted` is held by another owner, NotFound when it is in none of `blocks`.
+    longest ago; of these only what is not in use `elsewhere` (on another node, whose block this was). Raises Conflict when `wanted` is
+    held by another owner, NotFound when it is in none of `blocks`.
     """
     for reservation in held.values():
         if reservation.live and reservation.owner == owner and wanted in (None, reservation.address):
             return reservation.address
     if wanted is not None:
+        if wanted in elsewhere:
+            raise Conflict(f"address {wanted} of network {network.name!r} is in use on another node; ask for another address")
         return _check_wanted(network, blocks, held, owner, wanted, tunnel)
-    remembered = [r for r in held.values() if name and r.name == name and not r.live and _is_open(network, r.address, blocks)]
+    known = [r for r in held.values() if name and r.name == name and not r.live and r.address not in elsewhere]
+    remembered = [r for r in known if _is_open(network, r.address, blocks)]
     if remembered:
         return max(remembered, key=lambda r: r.serial).address
     released: list[Reservation] = []
     for block in blocks:
         for address in usable(network, block, tunnel):
-            known = held.get(address)
-            if known is None:
+            if address in elsewhere:
+                continue
+            last = held.get(address)
+            if last is None:
                 return address
-            if not known.live:
-                released.append(known)
+            if not last.live:
+                released.append(last)
     return min(released, key=lambda r: r.serial).address if released else None
 
 
@@ -116,5 +123,5 @@ def holders_text(network: Network, blocks: Iterable[Block], live: Mapping[str, i
 def exhausted(network: Network, blocks: Iterable[Block], live: Mapping[str, int]) -> PoolExhausted:
     """The error for an attach that finds no address and no free block."""
     return PoolExhausted(
-        holders_text(network, blocks, live) + "; remove containers (`plait ipam` lists them) or create a network with a larger subnet"
+        holders_text(network, blocks, live) + "; remove containers (`plait ps` lists them) or create a network with a larger subnet"
     )

@@ -38,6 +38,11 @@ def block_of(network: Network, address: IPv4Address) -> IPv4Network:
     return IPv4Network((address, network.block_prefix), strict=False)
 
 
+def is_block_of(network: Network, cidr: IPv4Network) -> bool:
+    """Whether `cidr` is one of the blocks that the network's subnet is cut into, not a remnant of an earlier one of that name."""
+    return cidr.prefixlen == network.block_prefix and cidr.subnet_of(network.subnet)
+
+
 def block_count(network: Network) -> int:
     return 1 << max(0, network.block_prefix - network.pool.prefixlen)
 
