@@ -10,6 +10,7 @@ was removed while it was away or it was killed between the two, the store decide
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -170,10 +171,8 @@ class Addresses:
         """Bring this node's blocks to what they should be: in the journal exactly what it holds by the store; in large pools one block and
         one spare that is untouched, for Docker's bridge a block of its own; in small pools give back what is empty. Errors of one
         network do not stop the others."""
-        try:
+        with contextlib.suppress(StoreUnavailable):
             await self._reconcile()
-        except StoreUnavailable as error:
-            log.info("blocks_wait", extra={"error": str(error)})
         for network in list(self._view.snapshot.networks.values()):
             try:
                 await self._maintain(network)

@@ -65,7 +65,7 @@ class Networks:
         if holders and not force:
             shown = ", ".join(holders[:5]) + (f" and {len(holders) - 5} more" if len(holders) > 5 else "")
             raise Conflict(f"network {name!r} is in use by {shown}; remove or disconnect them first, or use --force")
-        ops = [Delete(network_key(name)), Delete(blocks_prefix(name), prefix=True), Put(NETWORK_GUARD, name.encode())]
+        ops: list[Put | Delete] = [Delete(network_key(name)), Delete(blocks_prefix(name), prefix=True), Put(NETWORK_GUARD, name.encode())]
         result = await self._store.txn([], ops)
         await self._caught_up(result.revision)
         log.info("network_removed", extra={"network": name})
