@@ -19,7 +19,7 @@ PACKAGES=(
   curl bind9-dnsutils iputils-ping tcpdump iperf3               # real clients
   libfaketime                                                   # clocks that jump
   prometheus                                                    # discovers and scrapes services over http_sd
-  haproxy dnsmasq-base unbound                                  # ask the DNS server in earnest
+  haproxy dnsmasq-base unbound dnsperf                          # ask the DNS server in earnest
   patroni python3-consul postgresql-15                          # keeps databases by sessions, locks and services
   python3 python3-venv git
 )

@@ -219,7 +219,6 @@ def test_no_query_is_lost_while_the_agent_ends_and_comes_back(lab: Lab, how: str
         until("the agent has ended", lambda: inside.daemon_pid(lab.state.holder("C"), "agent") is None, 5, 0.01)
         time.sleep(0.5)
         lab.start_agent("C")
-    for client in clients:
-        shown, _ = client.communicate(timeout=30)
+    for shown in [client.communicate(timeout=30)[0] for client in clients]:
         assert re.search(r"Queries lost:\s+0 ", shown) and re.search(r"Response codes:\s+NOERROR \d+ \(100.00%\)", shown), shown
         print(*re.findall(r"Queries (?:sent|lost): +\d+|Average Latency.*", shown))
