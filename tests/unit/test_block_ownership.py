@@ -4,22 +4,39 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from ipaddress import IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from tests.support.cluster import FakeNode, nodes
 from tests.support.consulapi import Cuttable
 
-from plait.agent.keys import block_key, blocks_prefix
+import plait.agent.view
+from plait.agent.admin import AgentAdmin
+from plait.agent.config import Paths
+from plait.agent.identity import Identity
+from plait.agent.keys import alive_key, block_key, blocks_prefix, network_key, record_key
 from plait.agent.reports import strays
+from plait.agent.view import View
+from plait.agent.wiring import leave
 from plait.model.cluster import Block
-from plait.model.errors import Conflict, NotFound
+from plait.model.errors import Conflict, NotFound, StoreUnavailable
+from plait.model.objects import Route
+from plait.plan import Local, plan_node
 from plait.runtimes.api import NetworkRequest
-from plait.store.api import Delete, Put
+from plait.store.api import Change, Delete, Item, Put, Store
 from plait.store.codec import decode, encode
+from plait.store.sqlite import SqliteStore
 
 TINY = IPv4Network("10.40.0.0/28")
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plait.agent.view, "_CATCH_UP_S", 0.5)
 
 
 @pytest.fixture
@@ -80,6 +97,43 @@ async def test_the_new_holder_gives_no_address_that_lives_on_with_the_old_one(st
         assert old in cidr and old not in got
         with pytest.raises(Conflict, match="in use on another node"):
             await b.attach("asked", "tiny", str(old))
+
+
+def _routes(node: FakeNode, address: IPv4Address) -> list[Route]:
+    """What leads from `node` to `address` over the tunnel, the most specific first."""
+    routes = [o for o in plan_node(node.view.snapshot, Local()).values() if isinstance(o, Route) and o.via is not None]
+    return sorted((route for route in routes if address in route.dst), key=lambda route: -route.dst.prefixlen)
+
+
+async def _sees(node: FakeNode, *endpoints: str) -> None:
+    await node.until(lambda: set(endpoints) <= set(node.view.snapshot.endpoints))
+
+
+async def test_containers_on_addresses_of_a_lost_block_are_reached_where_they_are(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A", "B", "C") as (a, b, c):
+        cidr = await _taken_over(store, a, b)
+        (old,) = (e.address for e in a.ops.endpoints("sandbox").values())
+        await a.start()
+        await a.publisher.publish()
+        for node in (b, c):
+            await _sees(node, "A.web")
+            assert _routes(node, old)[0].dst == IPv4Network(old) and _routes(node, old)[0].via == a.addresses.tunnel_address()
+        others = [address for address in cidr if address != old]
+        await b.publisher.publish()
+        await c.until(lambda: c.view.snapshot.nodes["B"].tunnel is not None if "B" in c.view.snapshot.nodes else False)
+        assert {route.via for address in others for route in _routes(c, address)} == {b.addresses.tunnel_address()}
+
+
+async def test_of_two_with_one_address_the_holders_own_is_reached(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A", "B", "C") as (a, b, c):
+        await _taken_over(store, a, b)
+        (old,) = (e.address for e in a.ops.endpoints("sandbox").values())
+        assert await b.attach("its", "tiny", str(old)) == old, "nobody can tell B that A lives"
+        await a.start()
+        await a.publisher.publish()
+        await b.publisher.publish()
+        await _sees(c, "A.web", "B.its")
+        assert [route.via for route in _routes(c, old)] == [b.addresses.tunnel_address()]
 
 
 async def test_a_lost_block_that_falls_free_is_not_the_old_holders_again(store: Cuttable, tmp_path: Path) -> None:
@@ -180,3 +234,104 @@ async def test_no_block_is_leased_of_a_network_that_is_gone(store: Cuttable, tmp
         with pytest.raises(NotFound, match="was removed"):
             await a.addresses.lease(network)
         assert await _holders(store, "tiny") == {}
+
+
+def test_what_the_store_says_of_a_block_counts_at_once() -> None:
+    """Before anything is brought in line: an address may be asked for in between."""
+    view, block = View("A"), Block("tiny", TINY, "A")
+    view.put(block)
+    view.change([Change("put", Item(record_key(block), encode(replace(block, node="B")), 1, 1), 1)], 1)
+    assert [b.node for b in view.snapshot.blocks.values()] == ["B"]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_a_block_that_the_store_lost_is_taken_again_only_if_it_is_free(store: Cuttable, tmp_path: Path, gone: bool) -> None:
+    """`gone`: its network was removed; else another node has the block now."""
+    async with nodes(store, tmp_path, "A") as (a,):
+        await _tiny(a)
+        a._task.cancel()  # A hears no more
+        await a.attach("web", "tiny")
+        (block,) = a.addresses._own_blocks("tiny")
+        key = record_key(block)
+        ops: list[Put | Delete] = [Delete(key), Delete(network_key("tiny"))] if gone else [Put(key, encode(replace(block, node="B")))]
+        await store.txn([], ops)
+        with pytest.raises(StoreUnavailable, match="did not reach"):
+            await a.publisher.publish()
+        assert await _holders(store, "tiny") == ({} if gone else {block.cidr: "B"})
+
+
+async def _away(a: FakeNode, b: FakeNode) -> set[str]:
+    """A has published everything and is not there; the keys of its blocks."""
+    await _tiny(a, b)
+    await a.attach("web", "tiny")
+    await a.publisher.publish()
+    await a.stop()
+    mine = {item.key for item in (await a.store.list("blocks/")).items if decode(Block, item.value, item.key).node == "A"}
+    await b.until(lambda: mine <= set(b.view.stored("blocks/")))
+    return mine
+
+
+def _admin(node: FakeNode) -> AgentAdmin:
+    return AgentAdmin(cast(Any, SimpleNamespace(view=node.view, store=node.store, caught_up=node.view.caught_up)))
+
+
+async def test_a_removed_node_gives_everything_back(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A", "B") as (a, b):
+        blocks = await _away(a, b)
+        assert len(blocks) == 3, "one of tiny, of the default network one and a spare"
+        await _admin(b).forget_node("A")
+        left = {item.key for item in (await store.list("")).items}
+        assert not blocks & left and not [key for key in left if key.startswith(("nodes/A", "endpoints/A"))]
+        assert set((await _holders(store, "default")).values()) == {"B"}
+        with pytest.raises(NotFound, match="no node 'A'"):
+            await _admin(b).forget_node("A")
+        await a.start()
+
+
+async def test_a_node_that_gave_a_sign_of_life_is_not_removed(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A", "B") as (a, b):
+        blocks = await _away(a, b)
+        b._task.cancel()  # B hears no more, so that only the store knows
+        await store.txn([], [Put(alive_key("A"), b"1")])
+        with pytest.raises(Conflict, match="came back, or its blocks changed"):
+            await _admin(b).forget_node("A")
+        assert blocks <= {item.key for item in (await store.list("blocks/")).items}
+        await a.start()
+
+
+async def test_a_node_whose_block_went_to_another_is_not_removed_by_what_was(store: Cuttable, tmp_path: Path) -> None:
+    """The removal would take the block from its new holder."""
+    async with nodes(store, tmp_path, "A", "B", "C") as (a, b, _):
+        (key,) = [key for key in await _away(a, b) if key.startswith("blocks/tiny")]
+        b._task.cancel()
+        block = decode(Block, (await _item(store, key)).value, key)
+        await store.txn([], [Put(key, encode(replace(block, node="C")))])
+        with pytest.raises(Conflict, match="came back, or its blocks changed"):
+            await _admin(b).forget_node("A")
+        assert (await _holders(store, "tiny"))[block.cidr] == "C"
+        await a.start()
+
+
+async def _item(store: Store, key: str) -> Item:
+    item = await store.get(key)
+    assert item is not None
+    return item
+
+
+@pytest.mark.parametrize("name", ["A", "B"])
+async def test_down_purge_takes_what_is_the_nodes_own(tmp_path: Path, name: str) -> None:
+    """Node A holds a block of a network called B, and the other way round: neither is found by its name alone."""
+    paths = Paths(lib=tmp_path, etc=tmp_path, run=tmp_path)
+    store = await SqliteStore.open(tmp_path / "store.db")
+    blocks = {who: Block(of, IPv4Network(f"10.4{n}.0.0/30"), who) for n, (who, of) in enumerate((("A", "B"), ("B", "A")))}
+    await store.txn([], [Put(record_key(block), encode(block)) for block in blocks.values()])
+    await store.txn(
+        [], [Put(f"{kind}/{who}{rest}", b"") for who in "AB" for kind, rest in (("nodes", ""), ("endpoints", "/x"), ("alive", ""))]
+    )
+    await store.close()
+    assert await leave(Identity(name, "id", IPv4Address("198.18.0.1")), paths) == "left the cluster"
+    store = await SqliteStore.open(tmp_path / "store.db")
+    other = "B" if name == "A" else "A"
+    left = sorted(item.key for item in (await store.list("")).items)
+    assert left == sorted([record_key(blocks[other]), f"nodes/{other}", f"endpoints/{other}/x", f"alive/{other}"])
+    await store.close()

@@ -43,8 +43,13 @@ class Addresses:
             reservation = decode(Reservation, body, key)
             self._held.setdefault(reservation.network, {})[reservation.address] = reservation
             self._serial = max(self._serial, reservation.serial)
+        self._made: dict[str, int] = {}
+        """Revision at which each network of ours was made."""
+        self._doubtful: set[str] = set()
+        """Keys of blocks whose network was removed, maybe made again, since: ours only where the store says so."""
         for key, body in journal.load("block").items():
             view.put(decode(Block, body, key))
+        view.subscribe(self._on_view)
 
     # --- addresses
 
@@ -110,7 +115,22 @@ class Addresses:
     def _own_blocks(self, network: str) -> list[Block]:
         """What this node holds, by journal and store, ascending."""
         mine = (b for b in self._view.snapshot.blocks.values() if b.network == network and b.node == self._view.me)
-        return sorted((b for b in mine if self._view.own(record_key(b)) is not None), key=lambda b: b.cidr)
+        return sorted((b for b in mine if self._is_held(record_key(b))), key=lambda b: b.cidr)
+
+    def _is_held(self, key: str) -> bool:
+        return self._view.own(key) is not None and (key not in self._doubtful or self._view.item(key) is not None)
+
+    def _on_view(self, kinds: frozenset[str]) -> None:
+        """Notice that a network was removed, in the moment in which this node hears of it: others may lease its blocks from now on."""
+        if "networks" not in kinds:
+            return
+        for key, block in self._view.own_records().items():
+            if isinstance(block, Block):
+                item = self._view.item(network_key(block.network))
+                if block.network in self._made and (item is None or item.create_revision != self._made[block.network]):
+                    self._doubtful.add(key)
+        items = {name: self._view.item(network_key(name)) for name in self._view.snapshot.networks}
+        self._made = {name: item.create_revision for name, item in items.items() if item is not None}
 
     def _unconfirmed(self, network: str = "") -> list[Block]:
         """What the store gives this node and its journal does not hold; "": of all networks."""
@@ -143,8 +163,7 @@ class Addresses:
             still = [Compare(of.key, of.mod_revision)] if of is not None else []
             result = await self._store.txn([Compare(key, 0), *still], [Put(key, encode(block))])
             if result.ok:
-                await self._journal.write([Write("block", key, encode(block))])
-                self._view.put(block)
+                await self._hold(block)
                 log.info("block_leased", extra={"network": network.name, "cidr": str(cidr), "purpose": block.purpose})
                 return block
             if await self._store.get(network_key(network.name)) is None:
@@ -209,6 +228,12 @@ class Addresses:
                 await self._drop(block)
                 await self._store.txn([Compare(stored.key, stored.mod_revision)], [Delete(stored.key)])
 
+    async def _hold(self, block: Block) -> None:
+        """The store says that `block` is this node's."""
+        await self._journal.write([Write("block", record_key(block), encode(block))])
+        self._doubtful.discard(record_key(block))
+        self._view.put(block)
+
     async def _drop(self, block: Block) -> None:
         """Hold `block` no longer, and forget what its addresses are remembered for; live ones stay with their owners."""
         held = self._held.get(block.network, {})
@@ -256,8 +281,7 @@ class Addresses:
         else:
             result = await self._store.txn(same, [Put(stored.key, encode(block))])
             if result.ok:
-                await self._journal.write([Write("block", stored.key, encode(block))])
-                self._view.put(block)
+                await self._hold(block)
             await self._view.caught_up(result.revision)
 
     def bridge_block(self) -> Block | None:

@@ -103,11 +103,11 @@ class AgentAdmin:
         ops += [Delete(key) for key in (*single_keys(name), *(item.key for item in held))]
         unchanged = [Compare(item.key, item.mod_revision) for item in held]
         result = await self._p.store.txn([Compare(alive_key(name), 0), *unchanged], ops)
-        await self._p.caught_up(result.revision)
         if not result.ok:
             raise Conflict(
                 f"node {name!r} came back, or its blocks changed, while it was to be removed; look at `plait nodes` and try again"
             )
+        await self._p.caught_up(result.revision)
 
     async def networks(self) -> list[NetworkRow]:
         return reports.network_rows(self._p.view.snapshot)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from plait.agent.health import Health
 from plait.agent.pathmtu import PathMtus
 from plait.backends import BACKENDS
-from plait.ipam import block_of, usable
+from plait.ipam import block_of, stray_endpoints, usable
 from plait.kernel.dryrun import render
 from plait.model.cluster import Block, Container, Endpoint, Network, Node, PortMapping, Snapshot
 from plait.model.objects import Op
@@ -103,12 +103,10 @@ def _endpoint_row(endpoint: Endpoint) -> EndpointRow:
 def strays(snapshot: Snapshot) -> dict[str, str]:
     """Endpoints of this node by id whose address lies in a block that another node holds, each with what to say of it."""
     found: dict[str, str] = {}
-    for endpoint in snapshot.endpoints.values():
-        network = snapshot.networks.get(endpoint.network)
-        if endpoint.node != snapshot.me or network is None:
-            continue
+    for endpoint in stray_endpoints(snapshot):
+        network = snapshot.networks[endpoint.network]
         block = snapshot.blocks.get((network.name, block_of(network, endpoint.address)))
-        if block is not None and block.node != snapshot.me:
+        if endpoint.node == snapshot.me and block is not None:
             what = endpoint.name or endpoint.id
             found[endpoint.id] = f"{what}: {endpoint.address} of network {network.name} lies in block {block.cidr} of node {block.node}"
     return found

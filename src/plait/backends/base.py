@@ -14,7 +14,8 @@ from plait.model.objects import KernelObject
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another node, the blocks of the network at hand that are routed to it, ascending, and how large a packet the underlay carries
+    """Another node, the blocks of the network at hand that are routed to it (a single address where it has one of another node's block in
+    use), ascending, and how large a packet the underlay carries
     there, bytes (at most what this node's own link does)."""
 
     node: Node

@@ -13,6 +13,7 @@ from plait.ipam.pool import (
     next_subnet,
     usable,
 )
+from plait.ipam.strays import stray_endpoints
 
 __all__ = [
     "Reservation",
@@ -27,5 +28,6 @@ __all__ = [
     "is_block_of",
     "is_large",
     "next_subnet",
+    "stray_endpoints",
     "usable",
 ]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv4Network
 
 from plait.backends import BACKENDS, Peer
+from plait.ipam import stray_endpoints
 from plait.model.addr import mac_from_digest
 from plait.model.cluster import Block, Endpoint, Network, Node, Snapshot
 from plait.model.objects import (
@@ -65,8 +66,9 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     networks = sorted(snapshot.networks.values(), key=lambda n: n.name)
     objects: list[KernelObject] = [Sysctl("ipv4/ip_forward", "1")]
     objects += _gateways(me, networks)
+    strays = _routed_strays(snapshot)
     for network in networks:
-        objects += BACKENDS[network.backend].plan(me, network, _peers(snapshot, network, local))
+        objects += BACKENDS[network.backend].plan(me, network, _peers(snapshot, network, local, strays))
         objects += _backstops(network, snapshot)
     for endpoint in _own_endpoints(snapshot):
         network = snapshot.networks[endpoint.network]
@@ -129,14 +131,28 @@ def _backstops(network: Network, snapshot: Snapshot) -> list[KernelObject]:
     return [Route(cidr, kind="unreachable", metric=BACKSTOP_METRIC) for cidr in {network.subnet, *own}]
 
 
-def _peers(snapshot: Snapshot, network: Network, local: Local) -> list[Peer]:
+def _peers(snapshot: Snapshot, network: Network, local: Local, strays: Iterable[Endpoint]) -> list[Peer]:
+    """The other nodes, each with its blocks and with the addresses that it has in use of blocks that are not its own."""
     blocks: dict[str, list[IPv4Network]] = {}
     for block in snapshot.blocks.values():
         if block.network == network.name and block.node != snapshot.me:
             blocks.setdefault(block.node, []).append(block.cidr)
+    for stray in strays:
+        if stray.network == network.name and stray.node != snapshot.me:
+            blocks.setdefault(stray.node, []).append(IPv4Network(stray.address))
     me = snapshot.nodes[snapshot.me]
     nodes = sorted((n for n in snapshot.nodes.values() if n.name != snapshot.me), key=lambda n: n.name)
     return [Peer(n, tuple(sorted(blocks.get(n.name, []))), path_mtu(me, n, local.path_mtu)) for n in nodes]
+
+
+def _routed_strays(snapshot: Snapshot) -> list[Endpoint]:
+    """Where the holder of the block gave the same address to an endpoint of its own while nobody could tell it, that one has it."""
+    strays = stray_endpoints(snapshot)
+    if not strays:
+        return []
+    ids = {stray.id for stray in strays}
+    rightful = {(e.network, e.address) for e in snapshot.endpoints.values() if e.id not in ids}
+    return [stray for stray in strays if (stray.network, stray.address) not in rightful]
 
 
 def first_default_block(blocks: Iterable[Block], node: str, network: str) -> Block | None:

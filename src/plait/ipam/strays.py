@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Endpoints outside their node's blocks: what lives on after the node was taken for gone and its blocks went to others."""
+
+from __future__ import annotations
+
+from plait.model.cluster import Endpoint, Snapshot
+
+
+def stray_endpoints(snapshot: Snapshot) -> list[Endpoint]:
+    """Those of all nodes whose address lies in no block of their own node, by id. One look-up each, because every pass asks."""
+    masks = {network.name: -1 << (32 - network.block_prefix) for network in snapshot.networks.values()}
+    holders = {(block.network, int(block.cidr.network_address)): block.node for block in snapshot.blocks.values()}
+    found: list[Endpoint] = []
+    for endpoint in snapshot.endpoints.values():
+        mask = masks.get(endpoint.network)
+        if mask is not None and holders.get((endpoint.network, int(endpoint.address) & mask)) != endpoint.node:
+            found.append(endpoint)
+    return sorted(found, key=lambda e: e.id)
