@@ -4,23 +4,29 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
+import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from email.message import Message
+from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import dnslib
 import pytest
 
-from plait.agent.consulconfig import WITHOUT_EFFECT, SoloSettings, read_files, settings_of
-from plait.model.errors import ConfigError
+from plait.agent.consulconfig import WITHOUT_EFFECT, SoloSettings, UnixOwner, read_files, settings_of
+from plait.agent.listeners import bind_unix
+from plait.model.errors import ConfigError, Conflict, PlaitError
 from plait.services.figures import FIGURES, prometheus_name
 
 PROGRAM = [sys.executable, "-m", "plait.cli.main", "consul", "agent"]
@@ -47,7 +53,12 @@ def test_unknown_keys_are_warnings_and_keys_of_other_parts_are_none() -> None:
 
 def test_ports_and_addresses() -> None:
     assert (settings(ports={"http": -1}).http_port, settings(ports={"dns": 0}).dns_port) == (0, 0)
-    assert str(settings(client_addr="0.0.0.0").http_address) == "0.0.0.0"
+    assert settings(client_addr="0.0.0.0").http_listen == (IPv4Address("0.0.0.0"),)
+    several = settings(client_addr="127.0.0.1 127.0.0.2 127.0.0.1", addresses={"http": "unix:///run/a.sock 127.0.0.3"})
+    assert several.http_listen == (Path("/run/a.sock"), IPv4Address("127.0.0.3"))
+    assert several.dns_listen == (IPv4Address("127.0.0.1"), IPv4Address("127.0.0.2"))
+    assert settings(client_addr='{{ GetInterfaceIP "eth0" }}').http_listen == (IPv4Address("127.0.0.1"),)
+    assert settings(unix_sockets={"mode": "0660", "group": "7"}).unix_owner == UnixOwner("", "7", 0o660)
     assert str(settings(bind_addr="0.0.0.0").address) == "127.0.0.1"
     assert str(settings(bind_addr="{{ GetPrivateIP }}", advertise_addr="192.0.2.9").address) == "192.0.2.9"
     assert settings().data_dir is None and settings(data_dir="/x").data_dir is None
@@ -61,6 +72,15 @@ def test_ports_and_addresses() -> None:
         ({"ports": {"dns": True}}, "ports.dns"),
         ({"ports": 1}, "ports"),
         ({"client_addr": "nowhere"}, "client_addr"),
+        ({"addresses": {"http": "127.0.0.1 nowhere"}}, "addresses.http"),
+        ({"addresses": {"http": "unix://run/a.sock"}}, "addresses.http"),
+        ({"addresses": {"dns": "unix:///run/a.sock"}}, "addresses.dns"),
+        ({"addresses": "127.0.0.1"}, "addresses"),
+        ({"unix_sockets": {"mode": "0888"}}, "unix_sockets.mode"),
+        ({"unix_sockets": {"mode": "77777"}}, "unix_sockets.mode"),
+        ({"http_config": {"response_headers": ["A: b"]}}, "http_config.response_headers"),
+        ({"http_config": {"response_headers": {"A b": "c"}}}, "http_config.response_headers"),
+        ({"http_config": {"response_headers": {"A": "b\r\nC: d"}}}, "http_config.response_headers"),
     ],
 )
 def test_bad_values_name_their_key(raw: dict[str, object], key: str) -> None:
@@ -234,6 +254,88 @@ def test_what_it_keeps_is_there_again(tmp_path: Path) -> None:
         assert it.ask("GET", "agent/self")["Config"]["NodeID"] == identity
         assert sorted(it.ask("GET", "agent/services")) == ["db"]
         assert it.ask("GET", "kv/a")[0]["ModifyIndex"] == index
+
+
+def over_unix(path: Path) -> tuple[int, dict[str, str]]:
+    """Status and header fields of one read."""
+    line = http.client.HTTPConnection("localhost")
+    line.sock = socket.socket(socket.AF_UNIX)
+    with contextlib.closing(line):
+        line.sock.connect(str(path))
+        line.request("GET", "/v1/status/leader")
+        answer = line.getresponse()
+        answer.read()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}
+
+
+def test_it_listens_on_several_addresses_and_unix_sockets(tmp_path: Path) -> None:
+    sock, config = tmp_path / "consul.sock", tmp_path / "config.json"
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as dead:
+        dead.bind(str(sock))  # as an agent that was killed leaves it
+    config.write_text(
+        json.dumps(
+            {
+                "addresses": {"http": f"127.0.0.1 127.0.0.2 unix://{sock}", "dns": "127.0.0.1 127.0.0.2"},
+                "unix_sockets": {"mode": "0640", "user": str(os.getuid()), "group": str(os.getgid())},
+                "ports": {"https": 8501},
+            }
+        )
+    )
+    with agent("-dev", f"-config-file={config}") as running:
+        assert json.loads(urlopen(f"http://127.0.0.2:{running.http}/v1/status/leader", timeout=10).read())
+        assert over_unix(sock)[0] == 200 and stat.S_IMODE(sock.stat().st_mode) == 0o640
+        for host in ("127.0.0.1", "127.0.0.2"):
+            answer = dnslib.DNSRecord.parse(dnslib.DNSRecord.question("consul.service.consul").send(host, running.dns, timeout=5))
+            assert [str(rr.rdata) for rr in answer.rr] == ["127.0.0.1"]
+        other = subprocess.run(
+            [*PROGRAM, "-dev", f"-config-file={config}", "-http-port=-1", "-dns-port=-1"], capture_output=True, text=True
+        )
+        assert other.returncode != 0 and f"cannot listen on {sock}: a program answers there already" in other.stderr
+        assert over_unix(sock)[0] == 200, "it is still there"
+        code, output = running.end()
+        assert code == 0 and "ports.https has no effect" in output
+    assert not sock.exists()
+
+
+def test_a_file_in_the_place_of_a_socket_stays(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    with pytest.raises(Conflict, match="is no socket"):
+        bind_unix(tmp_path / "precious", UnixOwner())
+    assert (tmp_path / "precious").read_text() == "mine"
+    with pytest.raises(PlaitError, match=r"cannot listen on .*nowhere"):
+        bind_unix(tmp_path / "nowhere" / "sock", UnixOwner())
+    with pytest.raises(PlaitError, match="nobody-of-that-name"):
+        bind_unix(tmp_path / "sock", UnixOwner(user="nobody-of-that-name"))
+
+
+def test_header_fields_of_every_answer(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+
+    def write(**fields: str) -> None:
+        config.write_text(json.dumps({"http_config": {"response_headers": fields, "block_endpoints": ["/v1/kv"]}}))
+
+    def fields(running: Running, path: str) -> Message:
+        try:
+            with urlopen(f"http://127.0.0.1:{running.http}/v1/{path}", timeout=10) as answer:
+                return cast(Message, answer.headers)
+        except HTTPError as error:
+            return error.headers
+
+    write(**{"Access-Control-Allow-Origin": "*", "vary": "Origin", "content-type": "image/png"})
+    with agent("-dev", f"-config-file={config}") as running:
+        for path in ("status/leader", "no/such/path", "kv/none"):
+            got = fields(running, path)
+            assert got.get_all("Access-Control-Allow-Origin") == ["*"]
+            assert got.get_all("Vary") == ["Accept-Encoding"], "what an answer says of itself stands"
+            assert "image/png" not in (got.get_all("Content-Type") or [])
+        write(**{"X-Now": "there"})
+        running.process.send_signal(signal.SIGHUP)
+        end = time.monotonic() + 5
+        while fields(running, "status/leader")["X-Now"] is None:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert fields(running, "status/leader")["Access-Control-Allow-Origin"] is None
+        assert "http_config.block_endpoints has no effect" in running.end()[1]
 
 
 def test_a_port_that_is_taken_is_named() -> None:

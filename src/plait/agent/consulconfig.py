@@ -10,39 +10,43 @@ public reference of agent options.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from plait.agent.dnssettings import DnsSettings, read_dns
 from plait.model.errors import ConfigError
 
 Raw = dict[str, Any]
 _LOCAL = IPv4Address("127.0.0.1")
+_UNIX = "unix://"
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""Name of a header field (RFC 9110, section 5.6.2)."""
 _LEVELS = {"trace": "debug", "debug": "debug", "info": "info", "notice": "info", "warn": "warning", "err": "error", "error": "error"}
 _LISTED = ("service", "check")
 """Keys whose plural holds a list of the same."""
 _EFFECTIVE_WORDS = """
 node_name node_id node_meta datacenter domain bind_addr advertise_addr client_addr ports addresses data_dir recursors log_level log_json
-enable_script_checks enable_local_script_checks services checks service check pid_file dev alt_domain dns_config
+enable_script_checks enable_local_script_checks services checks service check pid_file dev alt_domain dns_config http_config unix_sockets
 """
 _EFFECTIVE = frozenset(_EFFECTIVE_WORDS.split())
 _WITHOUT_EFFECT_WORDS = """
-acl addresses advertise_addr_ipv4 advertise_addr_ipv6 advertise_addr_wan advertise_reconnect_timeout audit auto_config
+acl advertise_addr_ipv4 advertise_addr_ipv6 advertise_addr_wan advertise_reconnect_timeout audit auto_config
 auto_encrypt autopilot bootstrap bootstrap_expect ca_file ca_path cache cert_file check_output_max_size check_update_interval
-client_addr config_entries connect default_query_time disable_anonymous_signature disable_host_node_id
+config_entries connect default_query_time disable_anonymous_signature disable_host_node_id
 disable_http_unprintable_char_filter disable_keyring_file disable_remote_exec disable_update_check discard_check_output
 discovery_max_stale enable_acl_replication enable_agent_tls_for_checks enable_central_service_config
-enable_debug enable_syslog encrypt encrypt_verify_incoming encrypt_verify_outgoing experiments gossip_lan gossip_wan http_config
+enable_debug enable_syslog encrypt encrypt_verify_incoming encrypt_verify_outgoing experiments gossip_lan gossip_wan
 key_file leave_on_terminate license_path
 limits log_file log_rotate_bytes log_rotate_duration log_rotate_max_files max_query_time partition peering performance
 primary_datacenter protocol raft_boltdb raft_logstore raft_protocol raft_snapshot_interval raft_snapshot_threshold raft_trailing_logs
 read_replica reconnect_timeout reconnect_timeout_wan rejoin_after_leave reporting retry_interval retry_interval_wan retry_join
 retry_join_wan retry_max retry_max_wan rpc segment segments serf_lan serf_lan_allowed_cidrs serf_wan serf_wan_allowed_cidrs server
 server_name server_rejoin_age_max session_ttl_min skip_leave_on_interrupt start_join start_join_wan syslog_facility telemetry tls
-tls_cipher_suites tls_min_version tls_prefer_server_cipher_suites translate_wan_addrs ui ui_config ui_content_path ui_dir unix_sockets
+tls_cipher_suites tls_min_version tls_prefer_server_cipher_suites translate_wan_addrs ui ui_config ui_content_path ui_dir
 use_streaming_backend verify_incoming verify_incoming_https verify_incoming_rpc verify_outgoing verify_server_hostname watches xds
 """
 WITHOUT_EFFECT = frozenset(_WITHOUT_EFFECT_WORDS.split())
@@ -56,6 +60,15 @@ _DNS_KEYS = {"recursors": "upstreams", "alt_domain": "alt_domain"}
 
 
 @dataclass(frozen=True, slots=True)
+class UnixOwner:
+    """Of a socket's file: names or numbers, "" = who runs the agent."""
+
+    user: str = ""
+    group: str = ""
+    mode: int = 0o600
+
+
+@dataclass(frozen=True, slots=True)
 class SoloSettings:
     """`data_dir` None: everything is in memory and gone at the end. Ports 0 = not served. `services` and `checks` are bodies as a client
     would send them."""
@@ -66,9 +79,12 @@ class SoloSettings:
     datacenter: str = "dc1"
     domain: str = "consul"
     address: IPv4Address = _LOCAL
-    http_address: IPv4Address = _LOCAL
+    http_listen: tuple[IPv4Address | Path, ...] = (_LOCAL,)
+    """A path is a Unix socket's."""
     http_port: int = 8500
-    dns_address: IPv4Address = _LOCAL
+    response_headers: tuple[tuple[str, str], ...] = ()
+    unix_owner: UnixOwner = field(default_factory=UnixOwner)
+    dns_listen: tuple[IPv4Address, ...] = (_LOCAL,)
     dns_port: int = 8600
     data_dir: Path | None = None
     dns: DnsSettings = field(default_factory=lambda: read_dns({}, {}))
@@ -131,24 +147,28 @@ def settings_of(files: Raw, options: Raw, host: str) -> tuple[SoloSettings, list
     warnings = [f"unknown key {key!r} has no effect" for key in sorted(raw.keys() - _EFFECTIVE - WITHOUT_EFFECT)]
     if isinstance(raw.get("acl"), dict) and raw["acl"].get("enabled"):
         warnings.append("acl.enabled has no effect: there are no access control lists, every token is accepted")
-    ports, client = raw.get("ports") or {}, _address(raw, "client_addr", _LOCAL)
-    if not isinstance(ports, dict):
-        raise ConfigError("ports", ports, "must be a map of port numbers")
+    ports, addresses, http = (_map(raw, key) for key in ("ports", "addresses", "http_config"))
+    warnings += [f"http_config.{key} has no effect" for key in sorted(http.keys() - {"response_headers"})]
+    warnings += [
+        f"ports.{key} has no effect: it is not served" for key in ("https", "grpc", "grpc_tls") if ports.get(key, -1) not in (-1, 0)
+    ]
+    client = _addresses(raw, "client_addr", (_LOCAL,))
     own = _address(raw, "advertise_addr", _address(raw, "bind_addr", _LOCAL))
     level = str(raw.get("log_level", "info")).lower()
     if level not in _LEVELS:
         raise ConfigError("log_level", level, "is not possible", f"use one of {', '.join(_LEVELS)}")
-    addresses = raw.get("addresses") or {}
     settings = SoloSettings(
         node_name=str(raw.get("node_name") or host),
         node_id=str(raw.get("node_id") or ""),
-        node_meta={str(key): str(value) for key, value in (raw.get("node_meta") or {}).items()},
+        node_meta={str(key): str(value) for key, value in _map(raw, "node_meta").items()},
         datacenter=str(raw.get("datacenter") or "dc1").lower(),
         domain=str(raw.get("domain") or "consul").strip(".").lower(),
         address=own if int(own) else _LOCAL,
-        http_address=_address(addresses, "http", client),
+        http_listen=_http_listen(addresses, client),
         http_port=_port(ports, "http", 8500),
-        dns_address=_address(addresses, "dns", client),
+        response_headers=_fields(http.get("response_headers")),
+        unix_owner=_unix_owner(_map(raw, "unix_sockets")),
+        dns_listen=_addresses(addresses, "dns", client, "addresses.dns"),
         dns_port=_port(ports, "dns", 8600),
         data_dir=Path(raw["data_dir"]) if raw.get("data_dir") and not raw.get("dev") else None,
         dns=_dns(raw),
@@ -168,9 +188,7 @@ def settings_of(files: Raw, options: Raw, host: str) -> tuple[SoloSettings, list
 def _dns(raw: Mapping[str, Any]) -> DnsSettings:
     """`dns_config`, `recursors` and `alt_domain`. What of the first is about Consul's own caches and replicas is without effect: answers
     always are what the directory holds."""
-    asked = raw.get("dns_config") or {}
-    if not isinstance(asked, dict):
-        raise ConfigError("dns_config", asked, "must be a map")
+    asked = _map(raw, "dns_config")
     found = {key: asked[name] for name, key in _DNS_CONFIG.items() if asked.get(name) is not None}
     found |= {key: raw[name] for name, key in _DNS_KEYS.items() if raw.get(name) is not None}
     return read_dns(
@@ -178,17 +196,65 @@ def _dns(raw: Mapping[str, Any]) -> DnsSettings:
     )
 
 
+def _map(raw: Mapping[str, Any], key: str) -> Raw:
+    value = raw.get(key) or {}
+    if not isinstance(value, dict):
+        raise ConfigError(key, value, "must be a map")
+    return value
+
+
 def _address(raw: Mapping[str, Any], key: str, default: IPv4Address) -> IPv4Address:
-    """An IPv4 address; the first of several, and a template of go-sockaddr is the default."""
-    text = str(raw.get(key) or "").split()[:1]
-    if not text or text[0].startswith("{{"):
+    """An IPv4 address; the first of several."""
+    return _addresses(raw, key, (default,))[0]
+
+
+def _addresses(raw: Mapping[str, Any], key: str, default: tuple[IPv4Address, ...], name: str = "") -> tuple[IPv4Address, ...]:
+    """IPv4 addresses with blanks in between, each once, in their order. A template of go-sockaddr is the default."""
+    texts = str(raw.get(key) or "")
+    if not texts.strip() or "{{" in texts:
         return default
-    if text[0] == "localhost":
+    return tuple(dict.fromkeys(_one_address(name or key, text) for text in texts.split()))
+
+
+def _one_address(key: str, text: str) -> IPv4Address:
+    if text == "localhost":
         return _LOCAL
     try:
-        return IPv4Address(text[0])
+        return IPv4Address(text)
     except ValueError as error:
-        raise ConfigError(key, text[0], "is not an IPv4 address") from error
+        raise ConfigError(key, text, "is not an IPv4 address") from error
+
+
+def _http_listen(addresses: Mapping[str, Any], client: tuple[IPv4Address, ...]) -> tuple[IPv4Address | Path, ...]:
+    """`addresses.http`: like the others, and `unix://PATH`."""
+    texts = str(addresses.get("http") or "")
+    if "{{" in texts or not texts.strip():
+        return client
+    found: list[IPv4Address | Path] = []
+    for text in texts.split():
+        path = text.removeprefix(_UNIX)
+        if path != text and not path.startswith("/"):
+            raise ConfigError("addresses.http", text, "must name a path from the root", "write unix:///run/consul.sock")
+        found.append(Path(path) if path != text else _one_address("addresses.http", text))
+    return tuple(dict.fromkeys(found))
+
+
+def _unix_owner(raw: Mapping[str, Any]) -> UnixOwner:
+    mode = str(raw.get("mode") or f"{UnixOwner().mode:o}")
+    if not mode.isascii() or not mode.isdecimal() or set(mode) & set("89") or int(mode, 8) > 0o777:
+        raise ConfigError("unix_sockets.mode", mode, "is not a mode of a file in octal", "write 0660, for one")
+    return UnixOwner(str(raw.get("user") or ""), str(raw.get("group") or ""), int(mode, 8))
+
+
+def _fields(raw: object) -> tuple[tuple[str, str], ...]:
+    """Header fields of every answer (RFC 9110, section 5)."""
+    if not isinstance(raw or {}, dict):
+        raise ConfigError("http_config.response_headers", raw, "must be a map of names and values")
+    fields = tuple((str(name), str(value)) for name, value in cast(Raw, raw or {}).items())
+    for name, value in fields:
+        if not _TOKEN.fullmatch(name) or not value.isprintable():
+            raise ConfigError("http_config.response_headers", f"{name}: {value}", "is not possible in a header section")
+    return fields
 
 
 def _port(ports: Mapping[str, Any], key: str, default: int) -> int:

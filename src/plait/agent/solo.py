@@ -25,12 +25,12 @@ from plait.agent.dnswatch import DnsWatch
 from plait.agent.health import Health
 from plait.agent.identity import Identity, new_id
 from plait.agent.journal import Journal, Write
+from plait.agent.listeners import listening
 from plait.agent.node import LEASE_TTL_S
 from plait.agent.publisher import Publisher
 from plait.agent.view import View
 from plait.dns.table import Table
 from plait.dns.zone import Zone
-from plait.http.server import HttpServer
 from plait.model.cluster import Node
 from plait.model.errors import PlaitError
 from plait.serve.consul_control import AgentControl, ControlApi
@@ -102,6 +102,8 @@ class _Solo(AgentControl):
         self.discovery = Discovery(DiscoveryParts(config, self.identity, journal, store, self.view, self.health, self.publisher, lambda: 0))
         self.discovery.api.add(ControlApi(self, settings.node_name).routes)
         self.discovery.api.router.pretty = settings.data_dir is None  # as Consul's -dev does
+        self._http = self.discovery.api.server()
+        self._http.fields = settings.response_headers
         self._listed = asyncio.Event()
         self.replica.subscribe(self.discovery.change, self._on_store)
         self.view.subscribe(self._on_view)
@@ -119,6 +121,7 @@ class _Solo(AgentControl):
 
     async def reload(self) -> None:
         self.settings = self._read()
+        self._http.fields = self.settings.response_headers
         await self._define()
         if self.settings.dns_port:
             await self._set_dns()
@@ -136,20 +139,20 @@ class _Solo(AgentControl):
         async with asyncio.TaskGroup() as group:
             reloads = asyncio.Event()
             loop.add_signal_handler(signal.SIGHUP, reloads.set)
-            http = self.discovery.api.server()
             loops = [self.replica.run(), self.publisher.run(), self.publisher.stay_alive(LEASE_TTL_S), *self.discovery.loops()]
             tasks = [group.create_task(work) for work in (*loops, self._reload_on(reloads))]
             try:
                 await self._begin()
-                await self._listen(http)
-                if self.settings.dns_port:
-                    tasks += [group.create_task(self._serve_names()), group.create_task(self.dns_watch.run())]
-                ready(self.identity)
-                await self._ended.wait()
+                await self._listen_for_names()
+                async with listening(self._http, self.settings):
+                    if self.settings.dns_port:
+                        tasks += [group.create_task(self._serve_names()), group.create_task(self.dns_watch.run())]
+                    ready(self.identity)
+                    await self._ended.wait()
             finally:
                 for task in tasks:
                     task.cancel()
-                await http.stop()
+                await self._http.stop()
                 await self.dns.close()
                 await self.discovery.close()
 
@@ -163,21 +166,15 @@ class _Solo(AgentControl):
         await self._define()
         await self.publisher.publish()
 
-    async def _listen(self, http: HttpServer) -> None:
-        """DNS first: whoever is answered by HTTP may ask it."""
+    async def _listen_for_names(self) -> None:
+        """Before HTTP: whoever is answered by that may ask it."""
         settings = self.settings
         if settings.dns_port:
             await self.dns.set_table(self._table())
             await self.dns.start()
             await self._set_dns()
-            for failed in await self.dns.set_listen([(str(settings.dns_address), settings.dns_port)]):
+            for failed in await self.dns.set_listen([(str(address), settings.dns_port) for address in settings.dns_listen]):
                 raise PlaitError(str(failed))
-        if settings.http_port:
-            try:
-                await http.start(str(settings.http_address), settings.http_port)
-            except OSError as error:
-                where = f"{settings.http_address}:{settings.http_port}"
-                raise PlaitError(f"listening for HTTP on {where}: {error.strerror}; choose another -http-port") from error
 
     async def _set_dns(self) -> None:
         await self.dns.set_upstreams(self.settings.dns.upstreams)

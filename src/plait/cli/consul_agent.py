@@ -21,7 +21,7 @@ _TEXTS = {
     "domain": ("domain", "Domain of the names."),
     "bind": ("bind_addr", "Address that the node is registered with."),
     "advertise": ("advertise_addr", "The same, and more."),
-    "client": ("client_addr", "Address that HTTP and DNS listen on."),
+    "client": ("client_addr", "Addresses that HTTP and DNS listen on, with blanks in between."),
     "data-dir": ("data_dir", "Directory for what must outlive the agent."),
     "log-level": ("log_level", "trace, debug, info, warn or err."),
     "pid-file": ("pid_file", "File for the process's number."),
@@ -121,16 +121,14 @@ def _banner(settings: Any, identity: Any) -> None:
     """What programs that start an agent wait for."""
     from plait.cli.consul import IMITATED
 
+    where = " ".join(map(str, settings.http_listen))
     rows = (
         ("Version", f"'{IMITATED}'"),
         ("Node ID", f"'{identity.id}'"),
         ("Node name", f"'{settings.node_name}'"),
         ("Datacenter", f"'{settings.datacenter}' (Segment: '<all>')"),
         ("Server", "true (Bootstrap: true)"),
-        (
-            "Client Addr",
-            f"[{settings.http_address}] (HTTP: {settings.http_port or -1}, HTTPS: -1, gRPC: -1, DNS: {settings.dns_port or -1})",
-        ),
+        ("Client Addr", f"[{where}] (HTTP: {settings.http_port or -1}, HTTPS: -1, gRPC: -1, DNS: {settings.dns_port or -1})"),
         ("Cluster Addr", f"{settings.address} (LAN: -1, WAN: -1)"),
     )
     click.echo("\n".join(f"{key:>18}: {value}" for key, value in rows))

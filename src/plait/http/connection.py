@@ -275,7 +275,7 @@ class Connection(asyncio.BufferedProtocol):
             return None
         keep = self._keeps(self._current.keep)
         try:
-            data = answer.wire(self._current, keep, self._server.date, small)
+            data = answer.wire(self._current, keep, self._server.stamp, small)
         except ValueError as error:
             return self._finish(self._server.app.refused(error, self._current))
         self._transport.write(data)
@@ -296,7 +296,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             async with aclosing(answer.chunks) as chunks:
                 keep = self._keeps(request.keep and not request.old)
-                self._transport.write(head_bytes(answer, request, None, keep, self._server.date))
+                self._transport.write(head_bytes(answer, request, None, keep, self._server.stamp))
                 self._server.answered[answer.status // 100] += 1
                 if request.method == "HEAD":
                     return None

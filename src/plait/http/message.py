@@ -10,7 +10,7 @@ import gzip
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -55,6 +55,14 @@ class Request(msgspec.Struct, frozen=True):
         return False
 
 
+class Stamp(NamedTuple):
+    """What every answer of a server has. `date`: for the Date field (RFC 9110, section 6.6.1); `fields`: more header fields, which give way
+    to those of the answer itself."""
+
+    date: str
+    fields: tuple[tuple[str, str], ...] = ()
+
+
 class Answer:
     """A whole answer. `headers` may be changed until it is sent for the first time; the same one may be sent again and again."""
 
@@ -65,14 +73,14 @@ class Answer:
         self.headers = {"Content-Type": content_type, **(headers or {})}
         self._wire: tuple[object, bytes] = None, b""
 
-    def wire(self, request: Request, keep: bool, date: str, small: bytes | None = None) -> bytes:
+    def wire(self, request: Request, keep: bool, stamp: Stamp, small: bytes | None = None) -> bytes:
         """The whole response. `keep`: the connection goes on; `small`: the compressed body, if that was made already."""
-        seen = (request.method, request.old, request.headers.get(b"accept-encoding"), keep, date)
+        seen = (request.method, request.old, request.headers.get(b"accept-encoding"), keep, stamp)
         if self._wire[0] != seen:
             if small is None and compressible(self, request):
                 small = compressed(self.body)
             body = self.body if small is None else small
-            head = head_bytes(self, request, len(body), keep, date, "" if small is None else "gzip")
+            head = head_bytes(self, request, len(body), keep, stamp, "" if small is None else "gzip")
             self._wire = seen, head if request.method == "HEAD" else head + body
         return self._wire[1]
 
@@ -128,10 +136,12 @@ class App(Protocol):
         ...
 
 
-def head_bytes(answer: Answer, request: Request, length: int | None, keep: bool, date: str, coding: str = "") -> bytes:
+def head_bytes(answer: Answer, request: Request, length: int | None, keep: bool, stamp: Stamp, coding: str = "") -> bytes:
     """Status line and header section. `coding`: how the body is encoded; `length` of it in bytes, None = it is sent in chunks (HTTP/1.0:
     until the connection ends). ValueError if a field would break out of its line."""
-    lines = [f"HTTP/1.1 {answer.status} {_REASONS.get(answer.status, '')}", f"Date: {date}"]
+    lines = [f"HTTP/1.1 {answer.status} {_REASONS.get(answer.status, '')}", f"Date: {stamp.date}"]
+    own = {name.lower() for name in answer.headers} if stamp.fields else ()
+    lines += [f"{name}: {value}" for name, value in stamp.fields if name.lower() not in own]
     lines += [f"{name}: {value}" for name, value in answer.headers.items()]
     if coding:
         lines.append(f"Content-Encoding: {coding}")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 
 from plait.http.connection import Connection
-from plait.http.message import Answer, App, Request
+from plait.http.message import Answer, App, Request, Stamp
 from plait.http.reader import Allowed
 
 log = logging.getLogger("plait.http")
@@ -58,8 +58,8 @@ class Limits:
 
 
 class HttpServer:
-    """`await start(host, port)`, then `port`, or `await serve(sock)`; `stop` ends it. Used from the loop only. `opened` is told the socket
-    of each connection as it comes."""
+    """`await start(host, port)`, then `port`, and `await serve(sock)`, as often as wanted; `stop` ends it. Used from the loop only.
+    `opened` is told the socket of each connection as it comes."""
 
     def __init__(self, app: App, limits: Limits | None = None, opened: Callable[[socket.socket], None] | None = None) -> None:
         self.app, self.limits, self._opened = app, limits or Limits(), opened
@@ -74,40 +74,46 @@ class HttpServer:
         self.allowed = Allowed(self.limits.head, app.max_body, self._hold, app.rejected)
         self.now = 0.0
         """The loop's time at the last sweep."""
-        self.date = ""
-        """For the Date field (RFC 9110, section 6.6.1)."""
+        self.stamp = Stamp("")
+        """With the date of the last sweep."""
+        self.fields: tuple[tuple[str, str], ...] = ()
+        """Header fields of every answer from the next sweep on, unless it has others of that name itself."""
         self.port = 0
+        """Of the address that was first listened on."""
         self.answered = [0] * 6
         """Answers by the first digit of their status."""
         self.parked = 0
         """Requests that wait for a change without a task."""
         self._max = self.limits.connections
         self._woken: list[Connection] = []
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._timer: asyncio.TimerHandle | None = None
         self._no_idle_before = self._quiet_until = 0.0
         self.stopping = False
 
     async def start(self, host: str, port: int) -> None:
-        """Listen there; port 0 chooses a free one. OSError if that is taken. The process may open as many files as the system lets it
+        """Listen there too; port 0 chooses a free one. OSError if that is taken. The process may open as many files as the system lets it
         from then on."""
         loop = asyncio.get_running_loop()
         _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
         self._max = min(self.limits.connections, max(_LEAST, files - _RESERVE))
-        self._server = await loop.create_server(lambda: Connection(self), host, port, backlog=_BACKLOG)
-        self.port = self._server.sockets[0].getsockname()[1]
+        server = await loop.create_server(lambda: Connection(self), host, port, backlog=_BACKLOG)
+        self._servers.append(server)
+        self.port = self.port or server.sockets[0].getsockname()[1]
 
     async def serve(self, sock: socket.socket) -> None:
-        """Listen on a bound Unix socket, which is closed in the end; its file stays."""
-        self._server = await asyncio.get_running_loop().create_unix_server(lambda: Connection(self), sock=sock, backlog=_BACKLOG)
+        """Listen on a bound Unix socket too, which is closed in the end; its file stays."""
+        loop = asyncio.get_running_loop()
+        self._servers.append(await loop.create_unix_server(lambda: Connection(self), sock=sock, backlog=_BACKLOG))
 
     async def stop(self) -> None:
         """Listen no more, let what is under way end for a moment, then cut it off. Idempotent, and no matter if it was never started."""
         self.stopping = True
-        if self._server is None:
+        if not self._servers:
             return
-        self._server.close()
+        for server in self._servers:
+            server.close()
         tasks = [task for connection in list(self.connections) if (task := connection.stop()) is not None]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=STOP_S)
@@ -174,7 +180,7 @@ class HttpServer:
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
-        self.now, self.date = loop.time(), formatdate(usegmt=True)
+        self.now, self.stamp = loop.time(), Stamp(formatdate(usegmt=True), self.fields)
         for connection in [connection for connection in self.connections if connection.deadline <= self.now]:
             connection.expire()
         self._timer = loop.call_later(self.limits.sweep_s, self._sweep) if self.connections else None
