@@ -19,7 +19,7 @@ from plait.agent.catalog import Catalog
 from plait.agent.checkup import CheckPolicy, Checkup
 from plait.agent.health import Health
 from plait.model.cluster import Container, Instance
-from plait.model.discovery import CheckDefinition
+from plait.model.discovery import Check, CheckDefinition
 from plait.services.health import Result
 from plait.store.memory import MemoryStore
 
@@ -108,6 +108,15 @@ async def test_it_comes_and_goes_with_its_container(store: MemoryStore, tmp_path
         await its.report(WEB)
         a.view.report("docker", [])
         assert its.shown == {}, "gone in the very call that says so"
+
+
+async def test_checks_that_clients_added_go_with_the_container(store: MemoryStore, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A") as (a,), agent(a) as its:
+        await its.report(WEB)
+        await its.checkup.add([Check("more", "A", "more", service_id=ID, service_name="web", definition=CheckDefinition("ttl", ttl=60.0))])
+        assert its.checks == ["more", CHECK]
+        await its.report(replace(WEB, state="exited"))
+        assert its.checks == []
 
 
 async def test_it_never_appears_before_its_checks(store: MemoryStore, tmp_path: Path) -> None:

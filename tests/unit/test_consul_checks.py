@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from tests.support.cluster import FakeNode, nodes
 
 from plait.agent.catalog import Catalog
 from plait.agent.checkup import CheckPolicy, Checkup
+from plait.agent.journal import Write
 from plait.agent.outside import OutsideCatalog
-from plait.model.discovery import CheckDefinition
+from plait.model.discovery import Check, CheckDefinition
 from plait.serve.consul import ConsulApi
 from plait.services.health import Result
 from plait.store.memory import MemoryStore
@@ -111,6 +112,36 @@ async def test_a_check_is_added_to_a_service_and_goes_with_it(api: Api) -> None:
     assert ("extra", "critical") in await api.statuses("web")
     assert await api.put("agent/service/deregister/web-1") == OK
     assert await api.get("agent/checks") == {}
+
+
+ADDING = (
+    ("agent/check/register", {"Name": "more", "ServiceID": "web", "TTL": "1h"}),
+    ("agent/service/maintenance/web?enable=true", None),
+    ("agent/service/register", {"Name": "web", "Check": {"TTL": "2h"}}),
+)
+
+
+@pytest.mark.parametrize(("path", "body"), ADDING, ids=["check", "maintenance", "service"])
+async def test_no_check_is_left_without_its_service(
+    api: Api, node: FakeNode, path: str, body: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service is deregistered while the check is on its way to the journal."""
+    assert await api.put("agent/service/register", {"Name": "web", "Check": {"TTL": "1h"}}) == OK
+    write, on_its_way = node.journal.write, asyncio.Event()
+
+    async def slow(writes: Sequence[Write]) -> None:
+        if any(one.kind == "check" and one.body is not None for one in writes):
+            on_its_way.set()
+            await asyncio.sleep(0.3)
+        await write(writes)
+
+    monkeypatch.setattr(node.journal, "write", slow)
+    adding = asyncio.create_task(api.put(path, body))
+    await on_its_way.wait()
+    removing = asyncio.create_task(api.put("agent/service/deregister/web"))
+    assert [await adding, await removing] == [OK, OK]
+    assert await api.get("agent/services") == {} and not [r for r in node.view.own_records().values() if isinstance(r, Check)]
+    assert node.journal.load("check") == {}
 
 
 async def test_checks_stay_unless_they_are_to_be_replaced(api: Api) -> None:

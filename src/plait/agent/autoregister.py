@@ -39,6 +39,8 @@ class AutoRegister:
         self._wanted: dict[str, Registration] = {}
         self._made: dict[str, Instance] = {}
         self._awaiting: set[str] = set()
+        self._gone: set[str] = set()
+        """Ids of what was dropped, whose checks by clients are still there."""
         self._refused: dict[str, str] = {}
         self._dirty = asyncio.Event()
         view.subscribe(self._on_view)
@@ -127,6 +129,7 @@ class AutoRegister:
     def _drop(self, instance: Instance) -> None:
         del self._made[instance.id]
         if not self._is_clients(instance):
+            self._gone.add(instance.id)
             self._view.drop(instance)
             log.info("service_deregistered", extra={"service": instance.name, "id": instance.id})
 
@@ -150,6 +153,7 @@ class AutoRegister:
         waiting = {instance.id for instance in self._made.values() if instance.container in self._awaiting}
         known = {check.id: check for check in checkup.automatic() if self._view.reported(check.runtime)}
         await checkup.remove([key for key, check in known.items() if key not in kept and check.service_id not in waiting])
+        await self._forget_checks(checkup)
         for key, registration in list(self._wanted.items()):
             fresh = [c for c in registration.checks if c.id not in known or known[c.id].definition != c.definition]
             try:
@@ -160,6 +164,14 @@ class AutoRegister:
                 continue
             if self._wanted.get(key) is registration:
                 self._put(registration.instance)
+
+    async def _forget_checks(self, checkup: Checkup) -> None:
+        """Those that clients added to what has gone; a client's own service of that id keeps its checks."""
+        while self._gone:
+            service_id = self._gone.pop()
+            async with checkup.changing(service_id):
+                if self._view.snapshot.instances.get((self._view.me, service_id)) is None:
+                    await checkup.remove([check.id for check in checkup.of_service(service_id) if not check.runtime])
 
 
 def _run_of(container: Container) -> str:

@@ -17,6 +17,7 @@ import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 from plait.agent.journal import Journal, Write
 from plait.agent.view import View
@@ -82,6 +83,7 @@ class Checkup:
         self._deregister, self._clock = deregister, clock
         self._live: dict[str, _Live] = {}
         self._changing = asyncio.Lock()
+        self._of_services: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._unsaved: dict[str, None] = {}
         self._pending: dict[str, None] = {}
         self._reaped: asyncio.Queue[str] = asyncio.Queue()
@@ -117,6 +119,11 @@ class Checkup:
         return self._scheduler.overdue()
 
     # --- what clients want
+
+    def changing(self, service_id: str) -> asyncio.Lock:
+        """To be held by whoever makes or removes a service with its checks, or adds a check to one that is there: so none is left without
+        its service."""
+        return self._of_services.setdefault(service_id, asyncio.Lock())
 
     async def add(self, checks: Sequence[Check], remote: bool = True) -> None:
         """Take over checks, all or none (of none: nothing); durable when it returns. Definitions are complete (`services.health`).

@@ -90,7 +90,7 @@ class Discovery:
         self.catalog = Catalog(view, journal, parts.publisher.publish, parts.contact_ms, self.automatic.dismiss, self.outside.forget)
         policy = CheckPolicy(config.script_checks, config.local_script_checks, config.parallel_checks)
         self.runners = Runners(parts.engine)
-        self.checkup = Checkup(view, journal, self.runners, policy, self._gone, time.monotonic, random.random)
+        self.checkup = Checkup(view, journal, self.runners, policy, self.remove, time.monotonic, random.random)
         self.kv = Kv(view, parts.store, parts.contact_ms)
         self.consul_state = ConsulState(view, parts.store, parts.contact_ms)
         self.queries = Queries(view, parts.store, self.kv)
@@ -210,10 +210,11 @@ class Discovery:
         await self.indexes.close()
         await self.runners.close()
 
-    async def _gone(self, service_id: str) -> None:
-        """A service that was critical for too long goes with its checks."""
-        await self.catalog.deregister(service_id)
-        await self.checkup.remove([check.id for check in self.checkup.of_service(service_id)])
+    async def remove(self, service_id: str) -> None:
+        """Deregister a service of this node with its checks."""
+        async with self.checkup.changing(service_id):
+            await self.catalog.deregister(service_id)
+            await self.checkup.remove([check.id for check in self.checkup.of_service(service_id)])
 
     def _entries(self, service: str) -> list[Json]:
         """The instances of a service as `/v1/health/service` shows them."""

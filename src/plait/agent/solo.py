@@ -194,7 +194,7 @@ class _Solo(AgentControl):
             await self.discovery.catalog.register(instance)
         defined = _Defined(frozenset(by_id), frozenset(check.id for check in checks))
         for gone in self._defined.services - defined.services:
-            await self.discovery.catalog.deregister(gone)
+            await self.discovery.remove(gone)
         await self.discovery.checkup.remove(self._defined.checks - defined.checks)
         self._defined = defined
 

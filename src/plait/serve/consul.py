@@ -269,19 +269,20 @@ class ConsulApi:
         instance = parse_service(body, self._node)
         if instance.id == "consul":
             raise BadRequest("Invalid service ID: consul is the registry itself; choose another")
-        checks = service_checks(body, instance)
-        if self._checks is None:
-            if checks:
-                raise BadRequest("Invalid check: this agent runs no health checks; register the service without Check and Checks")
-        else:  # before the service, which so is never without them
-            await add_checks(self._checks, list(checks))
-            if call.switch("replace-existing-checks"):
-                kept = {check.id for check in checks}
-                await self._checks.remove([check.id for check in self._checks.of_service(instance.id) if check.id not in kept])
+        checks = list(service_checks(body, instance))
+        if checks and self._checks is None:
+            raise BadRequest("Invalid check: this agent runs no health checks; register the service without Check and Checks")
         if not instance.address:
             look = partial(self._from_container, instance)
             instance = await until(wait_s, look, lambda found: bool(found.address), self._backend.changed)
-        return await self._backend.register(instance)
+        if self._checks is None:
+            return await self._backend.register(instance)
+        async with self._checks.changing(instance.id):  # and the checks first, so that it never is without them
+            await add_checks(self._checks, checks)
+            if call.switch("replace-existing-checks"):
+                kept = {check.id for check in checks}
+                await self._checks.remove([check.id for check in self._checks.of_service(instance.id) if check.id not in kept])
+            return await self._backend.register(instance)
 
     def _from_container(self, instance: Instance) -> Instance:
         """Fill an empty address from the container of that name. One on this node is followed from then on, and stays the one that
@@ -298,11 +299,17 @@ class ConsulApi:
 
     async def _deregister(self, call: Call) -> Answer:
         wanted = call.part("service ID")
-        if not await self._backend.deregister(wanted):
-            raise Missing(f'Unknown service ID "{wanted}". Ensure that the service ID is passed, not the service name.')
-        if self._checks is not None:
+        if self._checks is None:
+            await self._remove(wanted)
+            return text_answer(200, "")
+        async with self._checks.changing(wanted):
+            await self._remove(wanted)
             await self._checks.remove([check.id for check in self._checks.of_service(wanted)])
         return text_answer(200, "")
+
+    async def _remove(self, service_id: str) -> None:
+        if not await self._backend.deregister(service_id):
+            raise Missing(f'Unknown service ID "{service_id}". Ensure that the service ID is passed, not the service name.')
 
 
 def _agents(instance: Instance) -> bool:

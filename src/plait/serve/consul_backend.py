@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from plait.model.cluster import Instance, Snapshot
@@ -40,6 +41,10 @@ class CatalogBackend(Protocol):
 
 class CheckOwner(Protocol):
     """Who keeps and runs this agent's checks."""
+
+    def changing(self, service_id: str) -> AbstractAsyncContextManager[None]:
+        """Held while a service and its checks come or go together, or a check is added to a service that is there."""
+        ...
 
     async def add(self, checks: Sequence[Check]) -> None:
         """All or none, durable when it returns. NotSupported for what the operator does not allow."""

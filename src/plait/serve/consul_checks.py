@@ -49,12 +49,14 @@ class ChecksApi:
 
     async def _register(self, call: Call) -> Answer:
         check = parse_check(call.json(), self._node)
-        if check.service_id:
+        if not check.service_id:
+            await add_checks(self._checks, [check])
+            return text_answer(200, "")
+        async with self._checks.changing(check.service_id):
             instance = self._directory().instance(self._node, check.service_id)
             if instance is None or instance.origin != "agent":
                 raise Missing(f'ServiceID "{check.service_id}" does not exist')
-            check = of_service(check, instance)
-        await add_checks(self._checks, [check])
+            await add_checks(self._checks, [of_service(check, instance)])
         return text_answer(200, "")
 
     async def _deregister(self, call: Call) -> Answer:
@@ -90,10 +92,11 @@ class ChecksApi:
     async def _service_maintenance(self, call: Call) -> Answer:
         wanted = call.part("service ID")
         enable = _enable(call)
-        instance = self._directory().instance(self._node, wanted)
-        if instance is None:
-            raise Missing(f'Unknown service ID "{wanted}". Ensure that the service ID is passed, not the service name.')
-        return await self._maintain(call, f"{SERVICE_MAINTENANCE}{wanted}", instance, enable)
+        async with self._checks.changing(wanted):
+            instance = self._directory().instance(self._node, wanted)
+            if instance is None:
+                raise Missing(f'Unknown service ID "{wanted}". Ensure that the service ID is passed, not the service name.')
+            return await self._maintain(call, f"{SERVICE_MAINTENANCE}{wanted}", instance, enable)
 
     async def _maintain(self, call: Call, check_id: str, instance: Instance | None, enable: bool | None = None) -> Answer:
         if _enable(call) if enable is None else enable:
