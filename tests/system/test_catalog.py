@@ -168,7 +168,7 @@ def test_what_another_host_puts_under_this_ones_name_is_never_erased_silently(tw
 
     assert as_it_should_be() and conflicts(two, "B") == {}
     assert {"shop-1", "guest"} & asked(two, "A", "agent/services").keys() == {"shop-1"}, "what others put there is not the agent's"
-    assert two.run("B", "dig", "+short", "@127.0.0.1", "guest.service.consul").stdout.split() == ["192.0.2.9"]
+    until("DNS knows it", lambda: two.run("B", "dig", "+short", "@127.0.0.1", "guest.service.consul").stdout.split() == ["192.0.2.9"], 1)
     assert "which counts" in conflicts(two, "A")["service shop-1"] and "clients see the catalogue's" in conflicts(two, "A")["service guest"]
     assert "catalog-conflict" in two.run("A", "plait", "status", check=False).stdout
 
