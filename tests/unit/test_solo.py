@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -13,7 +14,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from email.message import Message
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -23,9 +24,13 @@ from urllib.request import Request, urlopen
 
 import dnslib
 import pytest
+from aiohttp import ClientSession
 
 from plait.agent.consulconfig import WITHOUT_EFFECT, SoloSettings, UnixOwner, read_files, settings_of
+from plait.agent.journal import Journal, Write
 from plait.agent.listeners import bind_unix
+from plait.agent.solo import run_solo
+from plait.http import unixsocket
 from plait.model.errors import ConfigError, Conflict, PlaitError
 from plait.services.figures import FIGURES, prometheus_name
 
@@ -306,6 +311,32 @@ def test_a_file_in_the_place_of_a_socket_stays(tmp_path: Path) -> None:
         bind_unix(tmp_path / "nowhere" / "sock", UnixOwner())
     with pytest.raises(PlaitError, match="nobody-of-that-name"):
         bind_unix(tmp_path / "sock", UnixOwner(user="nobody-of-that-name"))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(Conflict, match="is no socket"):
+        bind_unix(tmp_path / "folder", UnixOwner())
+
+
+def test_what_cannot_be_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", refused)
+    with pytest.raises(PlaitError, match="Operation not permitted"):
+        bind_unix(tmp_path / "sock", UnixOwner(user="7"))
+    assert not (tmp_path / "sock").exists()
+
+
+def test_a_socket_that_cannot_be_asked_is_named_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its program takes no more connections."""
+    monkeypatch.setattr(unixsocket, "_PROBE_S", 0.05)
+    with contextlib.ExitStack() as open_ones:
+        busy = open_ones.enter_context(contextlib.closing(socket.socket(socket.AF_UNIX)))
+        busy.bind(str(tmp_path / "sock"))
+        busy.listen(0)
+        open_ones.enter_context(contextlib.closing(socket.socket(socket.AF_UNIX))).connect(str(tmp_path / "sock"))
+        with pytest.raises(PlaitError, match="cannot listen on"):
+            bind_unix(tmp_path / "sock", UnixOwner())
+        assert (tmp_path / "sock").exists()
 
 
 def test_header_fields_of_every_answer(tmp_path: Path) -> None:
@@ -336,6 +367,39 @@ def test_header_fields_of_every_answer(tmp_path: Path) -> None:
             time.sleep(0.05)
         assert fields(running, "status/leader")["Access-Control-Allow-Origin"] is None
         assert "http_config.block_endpoints has no effect" in running.end()[1]
+
+
+async def test_a_service_that_is_deregistered_during_a_reload_has_its_check_or_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (port,) = free_ports(1)
+    body = {"Name": "web", "Check": {"TTL": "1h"}}
+    given = settings(dev=False, data_dir=str(tmp_path), services=[body], ports={"http": port, "dns": -1})
+    ready, on_its_way, write = asyncio.Event(), asyncio.Event(), Journal.write
+
+    async def slow(journal: Journal, writes: Sequence[Write]) -> None:
+        if any(one.kind == "check" and one.body is not None for one in writes):
+            on_its_way.set()
+            await asyncio.sleep(0.3)
+        await write(journal, writes)
+
+    async def put(session: ClientSession, path: str) -> int:
+        async with session.put(f"http://127.0.0.1:{port}/v1/agent/{path}") as answer:
+            return answer.status
+
+    running = asyncio.create_task(run_solo(given, lambda: given, lambda _: ready.set()))
+    async with asyncio.timeout(20), ClientSession() as session:
+        await ready.wait()
+        monkeypatch.setattr(Journal, "write", slow)
+        reloading = asyncio.create_task(put(session, "reload"))
+        await on_its_way.wait()
+        assert await put(session, "service/deregister/web") == 200
+        assert await reloading == 200
+        assert await put(session, "leave") == 200
+        await running
+    kept = Journal(tmp_path / "journal.db")
+    assert bool(kept.load("instance")) == bool(kept.load("check"))
+    kept.close()
 
 
 def test_a_port_that_is_taken_is_named() -> None:

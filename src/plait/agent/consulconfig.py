@@ -210,10 +210,13 @@ def _address(raw: Mapping[str, Any], key: str, default: IPv4Address) -> IPv4Addr
 
 def _addresses(raw: Mapping[str, Any], key: str, default: tuple[IPv4Address, ...], name: str = "") -> tuple[IPv4Address, ...]:
     """IPv4 addresses with blanks in between, each once, in their order. A template of go-sockaddr is the default."""
+    return tuple(dict.fromkeys(_one_address(name or key, text) for text in _texts(raw, key))) or default
+
+
+def _texts(raw: Mapping[str, Any], key: str) -> list[str]:
+    """What is separated by blanks; nothing of a template of go-sockaddr."""
     texts = str(raw.get(key) or "")
-    if not texts.strip() or "{{" in texts:
-        return default
-    return tuple(dict.fromkeys(_one_address(name or key, text) for text in texts.split()))
+    return [] if "{{" in texts else texts.split()
 
 
 def _one_address(key: str, text: str) -> IPv4Address:
@@ -227,16 +230,13 @@ def _one_address(key: str, text: str) -> IPv4Address:
 
 def _http_listen(addresses: Mapping[str, Any], client: tuple[IPv4Address, ...]) -> tuple[IPv4Address | Path, ...]:
     """`addresses.http`: like the others, and `unix://PATH`."""
-    texts = str(addresses.get("http") or "")
-    if "{{" in texts or not texts.strip():
-        return client
     found: list[IPv4Address | Path] = []
-    for text in texts.split():
+    for text in _texts(addresses, "http"):
         path = text.removeprefix(_UNIX)
         if path != text and not path.startswith("/"):
             raise ConfigError("addresses.http", text, "must name a path from the root", "write unix:///run/consul.sock")
         found.append(Path(path) if path != text else _one_address("addresses.http", text))
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(found)) or client
 
 
 def _unix_owner(raw: Mapping[str, Any]) -> UnixOwner:

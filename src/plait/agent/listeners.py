@@ -1,27 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where an agent of the directory alone listens for HTTP: any number of addresses and Unix sockets.
 
-A Unix socket's file belongs to whoever the configuration says, is never open to others in between, and is gone after the end. One that a
-dead agent left is replaced, one that answers is not.
+A Unix socket's file belongs to whoever the configuration says and is gone after the end.
 """
 
 from __future__ import annotations
 
 import contextlib
 import grp
-import os
 import pwd
 import socket
-import stat
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from plait.agent.consulconfig import SoloSettings, UnixOwner
+from plait.http import unixsocket
 from plait.http.server import HttpServer
-from plait.model.errors import Conflict, PlaitError
-
-_PRIVATE = 0o600
-_PROBE_S = 1.0
+from plait.model.errors import PlaitError
 
 
 @contextlib.asynccontextmanager
@@ -50,35 +45,13 @@ async def _start(http: HttpServer, host: str, port: int) -> None:
 
 
 def bind_unix(path: Path, owner: UnixOwner) -> socket.socket:
-    """A bound socket whose file has that owner and mode. Conflict if another program answers there, PlaitError if it cannot be made."""
-    _make_way(path)
-    sock = socket.socket(socket.AF_UNIX)
+    """See `unixsocket.bind`; PlaitError also for a user or group that there is none of."""
     try:
-        os.fchmod(sock.fileno(), _PRIVATE)  # bind(2) gives the file this mode (unix(7))
-        sock.bind(str(path))
-        os.chown(
-            path, _number(owner.user, lambda name: pwd.getpwnam(name).pw_uid), _number(owner.group, lambda name: grp.getgrnam(name).gr_gid)
-        )
-        path.chmod(owner.mode)
-    except (OSError, LookupError) as error:
-        sock.close()
-        raise PlaitError(f"cannot listen on {path}: {error}; see `addresses` and `unix_sockets` in the configuration") from error
-    return sock
-
-
-def _make_way(path: Path) -> None:
-    """Remove a socket that nobody answers on."""
-    try:
-        kind = path.lstat().st_mode
-    except OSError:  # bind says what is wrong, if anything is
-        return
-    if not stat.S_ISSOCK(kind):
-        raise Conflict(f"cannot listen on {path}: it is there and is no socket; move it away or choose another path")
-    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(ConnectionRefusedError):
-        probe.settimeout(_PROBE_S)
-        probe.connect(str(path))
-        raise Conflict(f"cannot listen on {path}: a program answers there already; stop it or choose another path")
-    path.unlink()
+        uid = _number(owner.user, lambda name: pwd.getpwnam(name).pw_uid)
+        gid = _number(owner.group, lambda name: grp.getgrnam(name).gr_gid)
+    except LookupError as error:
+        raise PlaitError(f"cannot listen on {path}: {error.args[0]}; see `unix_sockets` in the configuration") from error
+    return unixsocket.bind(path, owner.mode, uid, gid, hint="see `addresses` and `unix_sockets` in the configuration")
 
 
 def _number(who: str, known: Callable[[str], int]) -> int:

@@ -189,13 +189,17 @@ class _Solo(AgentControl):
         for instance, body in services:
             checks += service_checks(body, instance)
         by_id = {instance.id: instance for instance, _ in services}
-        await self.discovery.checkup.add([of_service(c, by_id[c.service_id]) if c.service_id in by_id else c for c in checks], remote=False)
-        for instance, _ in services:
-            await self.discovery.catalog.register(instance)
+        checkup = self.discovery.checkup
+        async with contextlib.AsyncExitStack() as held:
+            for key in sorted(by_id):
+                await held.enter_async_context(checkup.changing(key))
+            await checkup.add([of_service(c, by_id[c.service_id]) if c.service_id in by_id else c for c in checks], remote=False)
+            for instance, _ in services:
+                await self.discovery.catalog.register(instance)
         defined = _Defined(frozenset(by_id), frozenset(check.id for check in checks))
         for gone in self._defined.services - defined.services:
             await self.discovery.remove(gone)
-        await self.discovery.checkup.remove(self._defined.checks - defined.checks)
+        await checkup.remove(self._defined.checks - defined.checks)
         self._defined = defined
 
     async def _reload_on(self, asked: asyncio.Event) -> None:

@@ -12,7 +12,6 @@ import contextlib
 import grp
 import json
 import logging
-import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 from urllib.parse import parse_qs, unquote
 
+from plait.http import unixsocket
 from plait.http.message import Answer, Request
 from plait.http.server import HttpServer
 from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, PlaitError, PoolExhausted, PortInUse, StoreUnavailable
@@ -131,23 +131,15 @@ class AdminServer:
 
 def _listen(path: Path, group: str) -> socket.socket:
     """A bound socket at `path`: mode 0660 with `group` if that exists, 0600 otherwise, never wider in between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
-        probe.settimeout(1.0)
-        probe.connect(str(path))
-        raise Conflict(f"cannot listen on {path}: an agent answers there already; stop it first (`systemctl stop plait`)")
-    path.unlink(missing_ok=True)
-    sock = socket.socket(socket.AF_UNIX)
+    mode, gid = 0o600, -1
+    with contextlib.suppress(KeyError):
+        mode, gid = 0o660, grp.getgrnam(group).gr_gid
     try:
-        os.fchmod(sock.fileno(), 0o600)  # bind(2) gives the file this mode (unix(7)), so it is never open to others
-        sock.bind(str(path))
-        with contextlib.suppress(KeyError):
-            os.chown(path, -1, grp.getgrnam(group).gr_gid)
-            path.chmod(0o660)
+        path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        sock.close()
         raise PlaitError(f"cannot listen on {path}: {error.strerror}; the agent must run as root") from error
-    return sock
+    hint = "the agent must run as root and be the only one (`systemctl stop plait` ends it)"
+    return unixsocket.bind(path, mode, gid=gid, who="an agent", hint=hint)
 
 
 class _Call(NamedTuple):
