@@ -9,7 +9,8 @@ import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from aiohttp import ClientSession
@@ -17,8 +18,10 @@ from tests.support.cluster import FakeNode, nodes
 
 from plait.agent.catalog import Catalog
 from plait.agent.checkup import CheckPolicy, Checkup
+from plait.agent.discovery import Discovery
 from plait.agent.journal import Write
 from plait.agent.outside import OutsideCatalog
+from plait.model.cluster import Instance
 from plait.model.discovery import Check, CheckDefinition
 from plait.serve.consul import ConsulApi
 from plait.services.health import Result
@@ -142,6 +145,20 @@ async def test_no_check_is_left_without_its_service(
     assert [await adding, await removing] == [OK, OK]
     assert await api.get("agent/services") == {} and not [r for r in node.view.own_records().values() if isinstance(r, Check)]
     assert node.journal.load("check") == {}
+
+
+async def test_a_service_that_was_critical_for_too_long_goes_in_its_turn(node: FakeNode) -> None:
+    """Not while a client is about to add a check to it."""
+    catalog = Catalog(node.view, node.journal, node.publisher.publish, lambda: 0)
+    checkup = Checkup(node.view, node.journal, Never(), CheckPolicy(), catalog.deregister, time.monotonic, lambda: 0.9)
+    await catalog.register(Instance("web", "web", "A"))
+    async with checkup.changing("web"):
+        removing = asyncio.create_task(Discovery.remove(cast(Any, SimpleNamespace(catalog=catalog, checkup=checkup)), "web"))
+        await asyncio.sleep(0.1)
+        assert ("A", "web") in node.view.snapshot.instances
+        await checkup.add([Check("more", "A", "more", service_id="web", definition=CheckDefinition("ttl", ttl=60.0))])
+    await removing
+    assert ("A", "web") not in node.view.snapshot.instances and not checkup.of_service("web")
 
 
 async def test_checks_stay_unless_they_are_to_be_replaced(api: Api) -> None:

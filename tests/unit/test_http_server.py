@@ -449,3 +449,17 @@ async def test_a_stop_cuts_off_what_does_not_end() -> None:
         async with asyncio.timeout(5):
             await found.server.stop()
         assert not found.server.connections and found.app.done == 0
+
+
+async def test_it_listens_on_several_addresses_until_it_is_stopped() -> None:
+    async with served() as found:
+        port = found.server.port
+        await found.server.start("127.0.0.2", port)
+        assert found.server.port == port
+        for host in ("127.0.0.1", "127.0.0.2"):
+            _, writer = await asyncio.open_connection(host, port)
+            writer.close()
+        await found.server.stop()
+        for host in ("127.0.0.1", "127.0.0.2"):
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection(host, port)

@@ -316,6 +316,17 @@ def test_a_file_in_the_place_of_a_socket_stays(tmp_path: Path) -> None:
         bind_unix(tmp_path / "folder", UnixOwner())
 
 
+def test_it_is_never_open_to_others_before_its_owner_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(os, "chown", lambda path, *_: seen.append(stat.S_IMODE(os.stat(path).st_mode)))
+    before = os.umask(0)
+    try:
+        bind_unix(tmp_path / "sock", UnixOwner("7", "7", 0o666)).close()
+    finally:
+        os.umask(before)
+    assert seen == [0o600] and stat.S_IMODE((tmp_path / "sock").stat().st_mode) == 0o666
+
+
 def test_what_cannot_be_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
