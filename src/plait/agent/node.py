@@ -89,6 +89,8 @@ class NodeLoops:
         self._names_generation = 0
         self._names_shown = -1
         self._blocks_dirty = asyncio.Event()
+        self._bridge_settled = not parts.config.docker_bridge
+        """Whether dockerd, when it starts now, finds what there is to say of its default bridge."""
         self._firewall_dirty = asyncio.Event()
         self._guards: frozenset[str] | None = None
         parts.view.subscribe(self._on_view)
@@ -154,6 +156,7 @@ class NodeLoops:
 
     async def keep_blocks(self) -> None:
         """Lease what is needed ahead of need; make the network `default` if this is the first node. Never returns."""
+        self._write_docker_options()  # what the journal knows needs no store
         while True:
             self._blocks_dirty.clear()
             try:
@@ -162,6 +165,7 @@ class NodeLoops:
                 await self._p.addresses.maintain()
                 self.refresh_node()
                 self._write_docker_options()
+                self._bridge_settled = True
             except StoreUnavailable as error:
                 log.info("blocks_wait", extra={"error": str(error)})
             except PlaitError as error:
@@ -182,6 +186,7 @@ class NodeLoops:
         path = self._p.paths.run / "docker.env"
         if not path.exists() or path.read_text() != text:
             replace_file(path, text)
+        self._bridge_settled = True
 
     async def serve_names(self) -> None:
         """Keep the DNS child's table and listening addresses what the view says. Never returns."""
@@ -299,6 +304,8 @@ class NodeLoops:
             return "the cluster's state: the store has not answered yet"
         if me is None or me.tunnel is None:
             return "a block of addresses"
+        if not self._bridge_settled:
+            return "a block of addresses for Docker's default bridge"
         if not reconciler.passed:
             return "the first pass over the kernel"
         if self._names_shown < 0:
