@@ -335,8 +335,9 @@ def test_an_endpoint_is_plumbed_inside_its_sandbox_and_put_back_when_somebody_de
             peer="pl-p2",
             mac="02:00:00:00:00:0b",
             netns=str(path),
-            address=IPv4Interface("10.28.1.7/16"),
+            address=IPv4Interface("10.28.1.7/32"),
             gateway=A("10.28.0.1"),
+            through=(N("10.28.0.0/16"), N("0.0.0.0/0")),
         )
         gateway = Addr("pl-gw", IPv4Interface("10.28.0.1/32"))
         wanted: Plan = {
@@ -346,7 +347,9 @@ def test_an_endpoint_is_plumbed_inside_its_sandbox_and_put_back_when_somebody_de
             converge(kernel, wanted)
             sh("ping -c1 -W1 10.28.1.7")
             inside = sh(f"nsenter --net={path} ip -d addr show eth0; nsenter --net={path} ip route")
-            assert "02:00:00:00:00:0b" in inside and "10.28.1.7/16" in inside and "default via 10.28.0.1" in inside and "mtu 1450" in inside
+            assert "02:00:00:00:00:0b" in inside and "10.28.1.7/32" in inside and "mtu 1450" in inside
+            for way in ("default via 10.28.0.1 ", "10.28.0.0/16 via 10.28.0.1 ", "10.28.0.1 dev eth0 proto static scope link"):
+                assert way in inside
             sh(f"nsenter --net={path} ping -c1 -W1 10.28.0.1")
             sh("ip link del pl-e2")
         converge(kernel, wanted)

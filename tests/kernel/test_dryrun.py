@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
 import pytest
@@ -66,15 +66,15 @@ def test_the_lines_of_a_change_make_the_change(changed: KernelObject) -> None:
 
 def test_the_lines_of_an_endpoint_plumb_its_inside(tmp_path: Path) -> None:
     path = tmp_path / "sandbox"
-    address, gateway = IPv4Interface("10.28.1.7/16"), IPv4Address("10.28.0.1")
-    link = EndpointLink("pl-e2", 1450, mac="02:00:00:00:00:0b", netns=str(path), address=address, gateway=gateway)
+    address, gateway, through = IPv4Interface("10.28.1.7/32"), IPv4Address("10.28.0.1"), (IPv4Network("0.0.0.0/0"),)
+    link = EndpointLink("pl-e2", 1450, mac="02:00:00:00:00:0b", netns=str(path), address=address, gateway=gateway, through=through)
     objects = (BridgeLink("pl-gw", "02:00:00:00:00:aa"), Addr("pl-gw", IPv4Interface("10.28.0.1/32")), link)
 
     def body(kernel: LinuxKernel) -> None:
         type_in(kernel, {obj.key: obj for obj in objects})
         assert kernel.owned()[link.key] == link
         inside = sh(f"nsenter --net={path} ip -d addr show; nsenter --net={path} ip route")
-        assert "02:00:00:00:00:0b" in inside and "10.28.1.7/16" in inside and "default via 10.28.0.1" in inside
+        assert "02:00:00:00:00:0b" in inside and "10.28.1.7/32" in inside and "default via 10.28.0.1" in inside
 
     create_netns(path)
     try:

@@ -12,6 +12,7 @@ import pytest
 from tests.support.kernel import in_namespace, own_namespace, sh
 
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns
+from plait.kernel.linux import link as links
 from plait.kernel.linux.netns import in_thread, inside
 from plait.kernel.linux.probe import probe_capabilities
 from plait.model.objects import BridgeLink, EndpointLink, Op, Route
@@ -73,11 +74,11 @@ def test_the_probe_finds_what_this_kernel_has_and_leaves_nothing() -> None:
     in_thread(work)
 
 
-def test_an_endpoint_that_fails_inside_leaves_nothing_outside(tmp_path: Path) -> None:
-    """Its gateway is not in its subnet, so the last message of the inside is refused."""
+def test_an_endpoint_that_fails_inside_leaves_nothing_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "sandbox"
-    address, elsewhere = IPv4Interface("10.28.1.7/24"), IPv4Address("10.99.0.1")
-    link = EndpointLink("pl-e2", 1450, mac="02:00:00:00:00:0b", netns=str(path), address=address, gateway=elsewhere)
+    link = EndpointLink("pl-e2", 1450, mac="02:00:00:00:00:0b", netns=str(path), address=IPv4Interface("10.28.1.7/32"))
+    plumbing = links.inside_messages
+    monkeypatch.setattr(links, "inside_messages", lambda *of: [*plumbing(*of), links.delete_link(999_999)])
 
     def body(kernel: LinuxKernel) -> None:
         result = kernel.apply([Op("put", link)])

@@ -65,14 +65,22 @@ def answers(lab: Lab, host: str, client: str, url: str) -> bool:
     return docker(lab, host, "exec", client, *HTTP, url, check=False).stdout == "200"
 
 
+def serves(lab: Lab, host: str, url: str) -> None:
+    """The server behind `url` answers `host`, once it has started."""
+    process.until(f"{url} answers {host}", lambda: lab.run(host, *HTTP, url, check=False).stdout == "200", 5)
+
+
 # --- traffic and names
 
 
 def test_containers_of_two_hosts_talk_by_name_and_address(two: Lab) -> None:
     web = run(two, "A", "web")
     run(two, "B", "cli")
-    assert answers(two, "B", "cli", "http://web/")
+    process.until("web answers by name", lambda: answers(two, "B", "cli", "http://web/"), 5)
     assert answers(two, "B", "cli", f"http://{web}/")
+    pid = docker(two, "B", "inspect", "-f", "{{.State.Pid}}", "cli").stdout.strip()
+    neighbours = two.run("B", "nsenter", f"--net=/proc/{pid}/ns/net", "ip", "neigh").stdout
+    assert "10.29.0.1 dev" in neighbours and web not in neighbours, "one neighbour, the gateway, however many it talks to"
     assert endpoints(two)["web"] == web
 
 
@@ -110,17 +118,17 @@ def test_a_container_sees_the_names_of_its_own_networks(two: Lab) -> None:
 
 def test_ports_are_published_by_plait(two: Lab) -> None:
     run(two, "A", "web", "-p", "8080:80", "-p", "80")
-    assert two.run("B", *HTTP, f"http://{two.address('A')}:8080/").stdout == "200"
-    assert two.run("A", *HTTP, "http://127.0.0.1:8080/").stdout == "200"
+    serves(two, "B", f"http://{two.address('A')}:8080/")
+    serves(two, "A", "http://127.0.0.1:8080/")
     rows = json.loads(two.run("A", "plait", "ports", "--json").stdout)
     (free,) = [row["host_port"] for row in rows if row["host_port"] != 8080]
-    assert two.run("B", *HTTP, f"http://{two.address('A')}:{free}/").stdout == "200"
+    serves(two, "B", f"http://{two.address('A')}:{free}/")
     refused = docker(two, "A", "run", "-d", "--name", "web2", "--network", "mesh", "-p", "8080:80", "nginx", check=False)
     assert "plait: cannot publish 0.0.0.0:8080/tcp" in refused.stderr
     docker(two, "A", "rm", "-f", "web")
     assert two.run("B", *HTTP, f"http://{two.address('A')}:8080/", check=False).stdout == "000"
     docker(two, "A", "start", "web2")
-    assert two.run("B", *HTTP, f"http://{two.address('A')}:8080/").stdout == "200"
+    serves(two, "B", f"http://{two.address('A')}:8080/")
 
 
 def test_everybody_sees_every_container(two: Lab) -> None:
@@ -263,7 +271,7 @@ def test_a_restarted_dockerd_keeps_its_containers_addresses(two: Lab) -> None:
     time.sleep(2)
     two.start_engine("B")
     process.until("it runs again", lambda: endpoints(two) == {"keeps": before}, 10)
-    assert two.run("A", *HTTP, f"http://{two.address('B')}:8081/").stdout == "200"
+    serves(two, "A", f"http://{two.address('B')}:8081/")
 
 
 def test_live_restore_loses_nothing(two: Lab) -> None:

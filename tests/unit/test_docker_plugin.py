@@ -223,7 +223,7 @@ async def test_without_it_the_name_is_learnt_later(s: Setup) -> None:
     assert "ensure_network" not in s.ops.calls
     s.engine.add_network("blue", "10.31.0.0/16", config={"AuxiliaryAddresses": {"r": "10.31.0.2"}}, Id="new-id")
     got = await s.docker.call("IpamDriver.RequestAddress", PoolID="plait:10.31.0.0/16", Address="", Options={MAC: "02:00:00:00:00:01"})
-    assert got["Address"] == "10.31.0.3/16"
+    assert got["Address"] == "10.31.0.3/32"
     assert s.ops.networks()["blue"].labels == {ORIGIN_LABEL: "docker"}
 
 
@@ -325,8 +325,8 @@ async def test_the_same_mac_gets_the_same_address_and_a_given_one_is_checked(s: 
     async def ask(mac: str, address: str = "") -> dict[str, Any]:
         return await s.docker.call("IpamDriver.RequestAddress", PoolID=MESH, Address=address, Options={MAC: mac})
 
-    assert (await ask("02:00:00:00:00:01"))["Address"] == (await ask("02:00:00:00:00:01"))["Address"] == "10.29.0.2/16"
-    assert (await ask("02:00:00:00:00:02", "10.29.7.7"))["Address"] == "10.29.7.7/16"
+    assert (await ask("02:00:00:00:00:01"))["Address"] == (await ask("02:00:00:00:00:01"))["Address"] == "10.29.0.2/32"
+    assert (await ask("02:00:00:00:00:02", "10.29.7.7"))["Address"] == "10.29.7.7/32"
     assert "in use" in (await ask("02:00:00:00:00:03", "10.29.7.7"))["Error"]
     assert "PoolID" in (await s.docker.call("IpamDriver.RequestAddress", PoolID="pool:10.29.0.0/16"))["Error"]
     assert "MAC" in (await s.docker.call("IpamDriver.RequestAddress", PoolID=MESH, Options=None))["Error"]
@@ -342,10 +342,10 @@ async def test_a_range_hands_out_only_what_lies_in_it(s: Setup) -> None:
         options = {MAC: f"02:00:00:00:00:{number:02x}"}
         # Another host's engine, or one that was told before, may know the pool without its range.
         got.append(await s.docker.call("IpamDriver.RequestAddress", PoolID=pool.partition(",")[0], Address="", Options=options))
-    assert [g.get("Address") for g in got] == ["10.31.4.0/16", "10.31.4.1/16", "10.31.4.2/16", "10.31.4.3/16", None]
+    assert [g.get("Address") for g in got] == ["10.31.4.0/32", "10.31.4.1/32", "10.31.4.2/32", "10.31.4.3/32", None]
     assert "pool 10.31.4.0/30 of network 'blue' is exhausted" in got[4]["Error"]
     wanted = await s.docker.call("IpamDriver.RequestAddress", PoolID=pool, Address="10.31.200.7", Options={MAC: "02:00:00:00:00:07"})
-    assert wanted["Address"] == "10.31.200.7/16", "asked for by itself, an address may lie outside"
+    assert wanted["Address"] == "10.31.200.7/32", "asked for by itself, an address may lie outside"
 
 
 async def test_a_network_that_is_there_does_not_change_its_range(s: Setup) -> None:
@@ -360,10 +360,11 @@ async def test_a_network_that_is_there_does_not_change_its_range(s: Setup) -> No
 async def test_a_restarted_dockerd_gets_the_same_answers_without_a_mac(s: Setup) -> None:
     address = await s.endpoint("web", "02:00:00:00:00:01")
     before = s.ops.held("")
-    for wanted, options in (("10.29.0.1", GATEWAY), (address.partition("/")[0], None)):
+    for wanted, options in (("10.29.0.1/16", GATEWAY), (address, None)):
         for _ in range(2):
-            again = await s.docker.call("IpamDriver.RequestAddress", PoolID=MESH, Address=wanted, Options=options)
-            assert again == {"Address": f"{wanted}/16", "Data": {}}
+            asked = wanted.partition("/")[0]
+            again = await s.docker.call("IpamDriver.RequestAddress", PoolID=MESH, Address=asked, Options=options)
+            assert again == {"Address": wanted, "Data": {}}
     assert s.ops.held("") == before
 
 
@@ -375,7 +376,7 @@ async def test_join_plumbs_with_everything_that_the_engine_knows(s: Setup) -> No
     address = await s.endpoint("web", "02:00:00:00:00:01")
     (endpoint,) = s.ops.attached.values()
     assert (endpoint.name, endpoint.container, endpoint.labels) == ("web", "web-id", {"app": "shop"})
-    assert (f"{endpoint.address}/16", endpoint.mac, endpoint.runtime) == (address, "02:00:00:00:00:01", "docker")
+    assert (f"{endpoint.address}/32", endpoint.mac, endpoint.runtime) == (address, "02:00:00:00:00:01", "docker")
     assert not [asked for asked in s.engine.asked if asked.endswith("web-id/json")], "an inspection inside Join waits for itself"
 
 
@@ -383,7 +384,13 @@ async def test_join_answers_link_and_gateway(s: Setup) -> None:
     await s.endpoint("web", "02:00:00:00:00:01")
     again = await s.docker.call("NetworkDriver.Join", NetworkID="mesh-id", EndpointID="ep020000000001", SandboxKey="/x", Options=None)
     name = peer_name(device_name("ep020000000001"))
-    assert again == {"InterfaceName": {"SrcName": name, "DstPrefix": "eth"}, "Gateway": "10.29.0.1"}
+    on_link = {"Destination": "10.29.0.1/32", "RouteType": 1}
+    behind = {"Destination": "10.29.0.0/16", "RouteType": 0, "NextHop": "10.29.0.1"}
+    assert again == {
+        "InterfaceName": {"SrcName": name, "DstPrefix": "eth"},
+        "StaticRoutes": [on_link, behind],
+        "Gateway": "10.29.0.1",
+    }
     assert len(name) <= 15
 
 
@@ -394,6 +401,7 @@ async def test_an_internal_network_has_no_gateway_and_wants_no_other_nic(s: Setu
     answer = await s.docker.call("NetworkDriver.Join", NetworkID="inner-id", EndpointID="e", SandboxKey="/x")
     assert answer["DisableGatewayService"] is True
     assert "Gateway" not in answer
+    assert "10.30.0.0/16" in [route["Destination"] for route in answer["StaticRoutes"]]
 
 
 async def test_only_a_missing_mac_is_answered(s: Setup) -> None:

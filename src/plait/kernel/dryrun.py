@@ -145,7 +145,8 @@ def _endpoint(link: EndpointLink) -> list[str]:
         if link.address is not None:
             lines.append(f"{enter} addr replace {link.address} dev {link.ifname}")
         if link.gateway is not None:
-            lines.append(f"{enter} route replace default via {link.gateway} dev {link.ifname}")
+            lines.append(f"{enter} route replace {link.gateway} dev {link.ifname} scope link")
+            lines += [f"{enter} route replace {network} via {link.gateway} dev {link.ifname}" for network in link.through]
     return lines
 
 

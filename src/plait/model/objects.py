@@ -59,8 +59,8 @@ class BridgeLink:
 class EndpointLink:
     """The host side of an endpoint's veth: up, proxy ARP answering at once (proxy_arp=1, proxy_delay=0), `mtu`.
 
-    `netns` names the sandbox's namespace when plait itself plumbs the inside (then `ifname`, `mac`, `address`, `gateway`
-    say how; `gateway` None = no default route) and is "" when the container engine moves the peer (named `peer`).
+    `netns` names the sandbox's namespace when plait itself plumbs the inside (then `ifname`, `mac`, `address` say how, and `through` which
+    networks are reached by way of `gateway`) and is "" when the container engine moves the peer (named `peer`).
     Compared with the kernel are only the facts of the host side: name, MTU and `ready` (up, proxy ARP on).
     """
 
@@ -73,6 +73,7 @@ class EndpointLink:
     ifname: str = field(default="eth0", compare=False)
     address: IPv4Interface | None = field(default=None, compare=False)
     gateway: IPv4Address | None = field(default=None, compare=False)
+    through: tuple[IPv4Network, ...] = field(default=(), compare=False)
 
     @property
     def key(self) -> Key:

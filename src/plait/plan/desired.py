@@ -30,6 +30,7 @@ from plait.plan.fastpath import fast_objects
 from plait.plan.firewall import firewall_objects
 
 GATEWAY_LINK = f"{PREFIX}gw"
+EVERYWHERE = IPv4Network("0.0.0.0/0")
 BACKSTOP_METRIC = 4278198272
 """Metric of the unreachable routes that keep traffic for unleased parts of a pool from leaving by the default route; the value is
 the one routing daemons use for "worst"."""
@@ -88,8 +89,9 @@ def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str 
         mtu=network_mtu(me, network),
         netns=netns or endpoint.netns,
         ifname=endpoint.ifname,
-        address=IPv4Interface((endpoint.address, network.subnet.prefixlen)),
-        gateway=network.gateway if endpoint.default_route and not network.internal else None,
+        address=IPv4Interface((endpoint.address, 32)),
+        gateway=network.gateway,
+        through=(network.subnet, *([EVERYWHERE] if endpoint.default_route and not network.internal else [])),
     )
     objects: list[KernelObject] = [link, Route(IPv4Network((endpoint.address, 32)), endpoint.dev, scope="link")]
     if endpoint.ports:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from plait.kernel.linux import netlink as nl
 from plait.model.objects import PREFIX, BridgeLink, EndpointLink, VxlanLink
@@ -27,6 +27,8 @@ _INET_CONF = 1
 _CONF_PROXY_ARP = 3
 """Offsets into the IFLA_INET_CONF array are one less than IPV4_DEVCONF_* (include/uapi/linux/ip.h): PROXY_ARP is the third."""
 _IFF_UP = 1
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
+_RTPROT_STATIC, _SCOPE_LINK = 4, 253
 Link = VxlanLink | BridgeLink | EndpointLink
 
 
@@ -148,15 +150,25 @@ def delete_link(index: int) -> nl.Message:
 
 
 def inside_messages(link: EndpointLink, peer_index: int) -> list[nl.Message]:
-    """What makes the sandbox's side work, in order: loopback up, the link up, its address, the default route."""
+    """What makes the sandbox's side work, in order: loopback up, the link up, its address, the way to the gateway, what lies behind it."""
     messages = [set_link(1, up=True), set_link(peer_index, up=True)]
     if link.address is not None:
         messages.append(_address(peer_index, link.address))
     if link.gateway is not None:
-        route = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 254, 4, 0, 1, 0)
-        route += nl.attr(5, link.gateway.packed) + nl.attr_u32(4, peer_index)
-        messages.append(nl.Message(RTM_NEWROUTE, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, route))
+        messages.append(_route(peer_index, IPv4Network(link.gateway)))
+        messages += [_route(peer_index, network, link.gateway) for network in link.through]
     return messages
+
+
+def _route(index: int, to: IPv4Network, via: IPv4Address | None = None) -> nl.Message:
+    """A route of the main table: by way of `via`, or to what is on the link itself."""
+    body = struct.pack("=BBBBBBBBI", socket.AF_INET, to.prefixlen, 0, 0, 254, _RTPROT_STATIC, _SCOPE_LINK if via is None else 0, 1, 0)
+    body += nl.attr_u32(_RTA_OIF, index)
+    if to.prefixlen:
+        body += nl.attr(_RTA_DST, to.network_address.packed)
+    if via is not None:
+        body += nl.attr(_RTA_GATEWAY, via.packed)
+    return nl.Message(RTM_NEWROUTE, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, body)
 
 
 def _address(index: int, address: IPv4Interface) -> nl.Message:

@@ -143,6 +143,10 @@ class NetworkDriver:
         self._ipam.settled(created.mac)
         self._names.joined(endpoint.network, endpoint.name, created.mac)
         answer: dict[str, object] = {"InterfaceName": {"SrcName": peer_name(endpoint.dev), "DstPrefix": "eth"}}
+        answer["StaticRoutes"] = [
+            {"Destination": f"{network.gateway}/32", "RouteType": wire.ON_LINK},
+            {"Destination": str(network.subnet), "RouteType": wire.NEXT_HOP, "NextHop": str(network.gateway)},
+        ]
         return answer | ({"DisableGatewayService": True} if network.internal else {"Gateway": str(network.gateway)})
 
     async def _who(self, request: wire.EndpointOnly) -> tuple[Attached | None, ContainerRow | None]:

@@ -88,14 +88,15 @@ class IpamDriver:
         options = request.options or {}
         wanted = wire.parse_address(request.address, "address") if request.address else None
         if options.get(wire.ADDRESS_TYPE) == wire.GATEWAY_TYPE:
-            address = self._gateway(subnet, wanted)
-        elif wire.MAC in options:
+            return {"Address": f"{self._gateway(subnet, wanted)}/{subnet.prefixlen}", "Data": {}}
+        if wire.MAC in options:
             address = await self._for_container(subnet, options[wire.MAC], wanted)
         elif wanted is not None:
             address = await self._again(subnet, wanted)
         else:
             raise ConfigError("RequestAddress", "", "names neither an address nor a MAC address")
-        return {"Address": f"{address}/{subnet.prefixlen}", "Data": {}}
+        # Alone on its link: everybody else is behind the gateway (see `driver.join`).
+        return {"Address": f"{address}/32", "Data": {}}
 
     async def release_address(self, request: wire.ReleaseAddress) -> Mapping[str, object]:
         """Free the address, unless the endpoint's end has done so already or it is somebody else's by now. Unknown: success."""

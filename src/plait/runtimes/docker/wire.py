@@ -24,6 +24,8 @@ INTERNAL = "com.docker.network.internal"
 ENABLE_IPV6 = "com.docker.network.enable_ipv6"
 PORTMAP = "com.docker.network.portmap"
 MAC = "com.docker.network.endpoint.macaddress"
+NEXT_HOP, ON_LINK = 0, 1
+"""Kinds of a static route in the answer to Join (libnetwork `types.RouteType`)."""
 ADDRESS_TYPE, GATEWAY_TYPE = "RequestAddressType", "com.docker.network.gateway"
 
 _PROTOCOLS: Mapping[int, Protocol] = {6: "tcp", 17: "udp", 132: "sctp"}
