@@ -306,6 +306,9 @@ def test_values_that_fit_no_message_are_refused_by_name(obj: KernelObject) -> No
         "ip link set pl-x1 down",
         "ip link set pl-e1 down",
         "ip addr flush dev pl-gw",
+        "ip link set pl-x1 down; ip link set pl-x1 name eno1; ip link set eno1 up",
+        "ip link set pl-gw down; ip link set pl-gw name br7",
+        "ip link set pl-e1 down; ip link set pl-e1 name veth9",
         "nft flush chain inet plait plain",
         "nft delete element inet plait pools '{ 10.28.0.0/16 }'",
         "nft 'insert rule inet plait plain drop'",
@@ -321,6 +324,8 @@ def test_harm_done_by_others_is_repaired(harm: str) -> None:
         assert converge(kernel, PLAN) == 0
         expected = {key: obj for key, obj in PLAN.items() if harm != "nft flush ruleset" or key[0] != "hook"}
         assert {k: o for k, o in kernel.owned(PLAN).items() if k in expected} == expected
+        named = {line.split()[0].partition("@")[0] for line in sh("ip -br link").splitlines()}
+        assert not named & {"eno1", "br7", "veth9"}, "a renamed link has its name again"
 
     in_namespace(body)
 

@@ -200,6 +200,8 @@ HARM = {
     "the tunnel deleted": "ip link del pl-x1",
     "the routes deleted": "ip route flush proto 112",
     "the tunnel's MAC changed": "ip link set pl-x1 address 02:00:00:00:00:55",
+    "the tunnel renamed": "ip link set pl-x1 down; ip link set pl-x1 name ens9; ip link set ens9 up",
+    "the sandbox's link renamed": "l=$(ip -br link | grep -o 'pl-e[0-9a-f]*' | head -1); ip link set $l down; ip link set $l name ens9",
     "the tunnel set down": "ip link set pl-x1 down",
     "the neighbours deleted": "ip neigh flush dev pl-x1 nud permanent",
     "the sandbox's link deleted": "ip link del $(ip -br link | grep -o 'pl-e[0-9a-f]*' | head -1)",

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import os
+import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +31,7 @@ def test_state_survives_writing(run_dir: Path) -> None:
     )
     state = states.new_state("one", spec, owned=True)
     states.create(state)
-    state = states.save(replace(states.add_cut(state, "B", "A"), holders={"A": state.maker}))
+    state = states.update("one", lambda now: replace(states.add_cut(now, "B", "A"), holders={"A": state.maker}))
     assert states.load("one") == state
     assert state.cuts == (("A", "B"),)
     with pytest.raises(Conflict, match="lab one is there already"):
@@ -39,6 +41,25 @@ def test_state_survives_writing(run_dir: Path) -> None:
     states.forget("one")
     states.forget("one")
     assert not run_dir.exists()
+
+
+def test_changes_at_the_same_time_are_all_written_down(run_dir: Path) -> None:
+    """As when several hosts are rebooted at once."""
+    states.create(states.new_state("one", simple(8), owned=True))
+
+    def reboot(host: str) -> None:
+        def change(now: states.State) -> states.State:
+            time.sleep(0.01)
+            return replace(now, holders={**now.holders, host: now.maker})
+
+        states.update("one", change)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(reboot, "ABCDEFGH"))
+    assert set(states.load("one").holders) == set("ABCDEFGH")
+    states.forget("one")
+    with pytest.raises(NotFound):
+        states.update("one", lambda now: now)
 
 
 def test_what_makes_a_lab_dead(run_dir: Path) -> None:

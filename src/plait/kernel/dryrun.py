@@ -123,9 +123,12 @@ def _link(link: VxlanLink | BridgeLink | EndpointLink, old: KernelObject | None)
     match link:
         case VxlanLink():
             kind = f"type vxlan id {link.vni} local {link.local} dstport {link.port} nolearning"
-            made = [f"ip link add {link.name} address {link.mac} mtu {link.mtu} {kind}", f"ip link set {link.name} up"]
+            made = [f"ip link add {link.name} address {link.mac} mtu {link.mtu} {kind}", f"ip link set {link.name} up alias {link.name}"]
         case BridgeLink():
-            made = [f"ip link add {link.name} address {link.mac} mtu {link.mtu} type bridge", f"ip link set {link.name} up"]
+            made = [
+                f"ip link add {link.name} address {link.mac} mtu {link.mtu} type bridge",
+                f"ip link set {link.name} up alias {link.name}",
+            ]
         case EndpointLink():
             made = _endpoint(link)
     return gone + made
@@ -136,7 +139,7 @@ def _endpoint(link: EndpointLink) -> list[str]:
     peer = link.ifname if link.netns else link.peer
     lines = [
         f"ip link add {link.name} mtu {link.mtu} type veth peer name {peer} address {link.mac} mtu {link.mtu}{inside}",
-        f"ip link set {link.name} up",
+        f"ip link set {link.name} up alias {link.name}",
         *_answers(link),
     ]
     if link.netns:

@@ -98,7 +98,7 @@ def _start_holders(state: State, described: list[dict[str, str]]) -> State:
             maker.stdin.write(json.dumps(described) + "\n")
             maker.stdin.flush()
             holders = _identify_all(_answer(maker))
-            state = states.save(replace(state, holders={**state.holders, **holders}))
+            state = states.update(state.name, lambda now: replace(now, holders={**now.holders, **holders}))
             maker.stdin.write("go\n")
         finally:
             maker.stdin.close()

@@ -52,7 +52,7 @@ class Lab:
             progress(f"{len(spec.hosts)} hosts: {' '.join(host.name for host in spec.hosts)}")
             agents.form_cluster(state, lambda host: progress(f"agent of {host} is ready"))
             lab._start_engines(state, engine_hosts, progress)
-            states.save(replace(state, phase="up"))
+            states.update(name, lambda now: replace(now, phase="up"))
         except BaseException:
             lab.down()
             raise
@@ -95,12 +95,11 @@ class Lab:
         """Drop everything between two hosts, both ways, until `heal`. Idempotent."""
         state = self.state
         state.spec.host(first), state.spec.host(second)
-        state = states.save(states.add_cut(state, first, second))
-        build.apply_cuts(state)
+        build.apply_cuts(states.update(self.name, lambda now: states.add_cut(now, first, second)))
 
     def heal(self) -> None:
         """End every cut. Idempotent."""
-        build.apply_cuts(states.save(replace(self.state, cuts=())))
+        build.apply_cuts(states.update(self.name, lambda now: replace(now, cuts=())))
 
     def kill_agent(self, host: str) -> None:
         """SIGKILL the agent of `host`."""

@@ -12,7 +12,7 @@ import dataclasses
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -87,10 +87,11 @@ def create(state: State) -> None:
         _write(path, state)
 
 
-def save(state: State) -> State:
-    """Write down a lab that is there already; returns `state`."""
+def update(name: str, change: Callable[[State], State]) -> State:
+    """Write down `change` of what is written down about a lab now, whoever else changes it meanwhile; returns it. NotFound if it is gone."""
     with locked():
-        _write(_path(state.name), state)
+        state = change(load(name))
+        _write(_path(name), state)
     return state
 
 
@@ -120,7 +121,7 @@ def forget(name: str) -> None:
 
 
 def add_cut(state: State, first: str, second: str) -> State:
-    """`state` with the two hosts parted; not yet written down."""
+    """`state` with the two hosts parted."""
     a, b = sorted((first, second))
     return replace(state, cuts=tuple(sorted({*state.cuts, (a, b)})))
 

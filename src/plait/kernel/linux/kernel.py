@@ -55,6 +55,8 @@ class LinuxKernel:
     def __init__(self) -> None:
         self._sock = nl.NetlinkSocket()
         self._ruleset = Ruleset(open_nft())
+        self._renamed: dict[str, int] = {}
+        """Indexes, by what they should be called, of links of ours that somebody had renamed when they were listed last."""
 
     # --- reading
 
@@ -67,6 +69,7 @@ class LinuxKernel:
 
     def _list(self, probe: Sequence[Key]) -> dict[Key, KernelObject]:
         found = links.dump_links(self._sock)
+        self._renamed = {f.name: f.index for f in found if f.renamed}
         names = {f.index: f.name for f in found}
         ours = {f.index: f.name for f in found if f.link is not None}
         objects: list[KernelObject] = [f.link for f in found if f.link is not None]
@@ -175,7 +178,7 @@ class LinuxKernel:
             case Sysctl(path, value):
                 (_SYSCTL_ROOT / path).write_text(value)
             case VxlanLink() | BridgeLink() | EndpointLink() as link if op.verb == "del":
-                self._must(links.delete_link(_index(link.name)))
+                self._must(links.delete_link(self._index(link.name)))
             case EndpointLink() as link:
                 self._put_endpoint(link)
             case VxlanLink() | BridgeLink() as link:
@@ -188,7 +191,8 @@ class LinuxKernel:
             self._must(links.delete_link(found.index))
             found = None
         if found is None:
-            self._must(links.create_vxlan(link) if isinstance(link, VxlanLink) else links.create_bridge(link))
+            create = links.create_vxlan(link) if isinstance(link, VxlanLink) else links.create_bridge(link)
+            self._must(create, links.set_link(0, name=link.name, alias=link.name))
         else:
             self._must(links.set_link(found.index, link.mtu, link.mac, up=True))
 
@@ -228,18 +232,33 @@ class LinuxKernel:
         """Create the veth pair with indexes of our choice; returns that of the other end."""
         index = random.randrange(_INDEX_FROM, 1 << 31, 2)
         create = links.create_veth(link, index, index + 1, netns_fd)
-        self._must(create, links.set_link(index, proxy_arp=True))
+        self._must(create, links.set_link(index, proxy_arp=True, alias=link.name))
         return index + 1
 
     def _find(self, name: str) -> links.Found | None:
         try:
-            index = _index(name)
+            index = self._index(name)
         except OSError:
             return None
+        if name in self._renamed:
+            self._call_again(index, name)
         for kind, body in self._sock.ask(nl.Message(links.RTM_GETLINK, 0, links.get_body(index))):
             if kind == links.RTM_NEWLINK:
                 return links.decode_link(body)
         return None
+
+    def _index(self, name: str) -> int:
+        """As `_index`, also where the link of ours has another name now."""
+        return self._renamed.get(name) or _index(name)
+
+    def _call_again(self, index: int, name: str) -> None:
+        """Give a link its name back; one that is up may have to go down for it (kernels before 6.2)."""
+        del self._renamed[name]
+        (reply,) = self._sock.transact([links.set_link(index, name=name)])
+        if reply.errno == errno.EBUSY:
+            self._must(links.set_link(index, up=False), links.set_link(index, name=name))
+        elif reply.errno:
+            raise OSError(reply.errno, reply.text or os.strerror(reply.errno))
 
     def _must(self, *messages: nl.Message) -> None:
         for reply in self._sock.transact(messages):

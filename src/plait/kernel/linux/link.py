@@ -19,7 +19,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_NEWROUTE = 20, 24
 _IFINFO = struct.Struct("=BxHiII")
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO = 1, 3, 4, 5, 18
-_IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_LINK_NETNSID = 26, 28, 37
+_IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_LINK_NETNSID = 20, 26, 28, 37
 _INFO_KIND, _INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _VXLAN_ID, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PORT = 1, 4, 7, 15
 _BR_FORWARD_DELAY, _BR_STP_STATE = 1, 5
@@ -35,12 +35,14 @@ Link = VxlanLink | BridgeLink | EndpointLink
 @dataclass(frozen=True, slots=True)
 class Found:
     """One link of the kernel: its index and, if it is one of ours, what it is as an object. `away` is the index of a veth's other end in
-    the namespace where that lies, 0 if it lies in this one."""
+    the namespace where that lies, 0 if it lies in this one. `renamed`: it is ours by its alias, but somebody has given it another name than
+    `name`; as an object it counts as down then."""
 
     index: int
     name: str
     link: Link | None
     away: int = 0
+    renamed: bool = False
 
 
 def decode_link(body: bytes) -> Found:
@@ -49,21 +51,23 @@ def decode_link(body: bytes) -> Found:
         raise nl.NetlinkParseError(f"link message of {len(body)} bytes is too short")
     _, _, index, flags, _ = _IFINFO.unpack_from(body)
     attrs = nl.parse_attrs(body[_IFINFO.size :])
-    name = nl.text_of(attrs.get(_IFLA_IFNAME, b""))
+    called, alias = nl.text_of(attrs.get(_IFLA_IFNAME, b"")), nl.text_of(attrs.get(_IFLA_IFALIAS, b""))
+    name = alias if alias.startswith(PREFIX) else called
     if not name.startswith(PREFIX):
         return Found(index, name, None)
+    renamed = called != name
     info = nl.parse_attrs(attrs.get(_IFLA_LINKINFO, b""))
     kind = nl.text_of(info.get(_INFO_KIND, b""))
     mac = attrs.get(_IFLA_ADDRESS, b"").hex(":")
     mtu = nl.number_of(attrs.get(_IFLA_MTU))
-    up = bool(flags & _IFF_UP)
+    up = bool(flags & _IFF_UP) and not renamed
     if kind == "vxlan":
-        return Found(index, name, _decode_vxlan(name, info.get(_INFO_DATA, b""), mac, mtu, up))
+        return Found(index, name, _decode_vxlan(name, info.get(_INFO_DATA, b""), mac, mtu, up), renamed=renamed)
     if kind == "bridge":
-        return Found(index, name, BridgeLink(name, mac, mtu, up))
+        return Found(index, name, BridgeLink(name, mac, mtu, up), renamed=renamed)
     if kind == "veth" and name.startswith(f"{PREFIX}e"):
         away = nl.number_of(attrs.get(_IFLA_LINK)) if _IFLA_LINK_NETNSID in attrs else 0
-        return Found(index, name, EndpointLink(name, mtu, up and _proxy_arp(attrs.get(_IFLA_AF_SPEC, b""))), away)
+        return Found(index, name, EndpointLink(name, mtu, up and _proxy_arp(attrs.get(_IFLA_AF_SPEC, b""))), away, renamed)
     return Found(index, name, None)
 
 
@@ -132,9 +136,15 @@ def create_veth(link: EndpointLink, index: int, peer_index: int, netns_fd: int |
     return nl.Message(RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, body)
 
 
-def set_link(index: int, mtu: int = 0, mac: str = "", up: bool | None = None, proxy_arp: bool = False) -> nl.Message:
-    """Change an existing link; what is left at its default stays as it is."""
+def set_link(
+    index: int, mtu: int = 0, mac: str = "", up: bool | None = None, proxy_arp: bool = False, name: str = "", alias: str = ""
+) -> nl.Message:
+    """Change an existing link; what is left at its default stays as it is. With index 0 it is found by `name`, else renamed to that."""
     body = _head(index, up)
+    if name:
+        body += nl.attr_text(_IFLA_IFNAME, name)
+    if alias:
+        body += nl.attr(_IFLA_IFALIAS, alias.encode())
     if mtu:
         body += nl.attr_u32(_IFLA_MTU, mtu)
     if mac:
