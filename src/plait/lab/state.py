@@ -88,7 +88,7 @@ def create(state: State) -> None:
 
 
 def update(name: str, change: Callable[[State], State]) -> State:
-    """Write down `change` of what is written down about a lab now, whoever else changes it meanwhile; returns it. NotFound if it is gone."""
+    """Write down `change` of what is written down about a lab now, whoever else changes it meanwhile; returns it. NotFound without it."""
     with locked():
         state = change(load(name))
         _write(_path(name), state)
