@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import stat
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from plait.model.errors import Compacted, Conflict, StoreUnavailable
+from plait.store import database
 from plait.store.api import Change, Compare, Delete, Put
 from plait.store.database import Database
 from plait.store.sqlite import SqliteStore
@@ -82,9 +84,9 @@ async def test_the_log_on_disk_is_bounded(tmp_path: Path) -> None:
     for _ in range(100):
         await store.txn([], [Put("k", b"v")])
     await store.close()
-    with sqlite3.connect(tmp_path / "s.db") as database:
-        assert database.execute("SELECT count(*) FROM log").fetchone()[0] <= 25
-    database.close()
+    with sqlite3.connect(tmp_path / "s.db") as found:
+        assert found.execute("SELECT count(*) FROM log").fetchone()[0] <= 25
+    found.close()
     store = await SqliteStore.open(tmp_path / "s.db", history=20)
     with pytest.raises(Compacted):
         await anext(store.watch("", 1))  # type: ignore[arg-type]
@@ -203,6 +205,77 @@ async def test_what_was_written_in_one_batch_is_read_back_as_it_was(tmp_path: Pa
     assert [change async for change in _all_changes(store)] == history
     assert set(store._durable.leases) == held == {*kept, *held} and len(held) == 25
     await store.close()
+
+
+async def test_a_crash_at_any_time_leaves_what_was_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the log was folded into the state just before, or not for a while: the files as they are then hold everything."""
+    monkeypatch.setattr(database, "_FOLD_COMMITS", 7)
+    path, chance = tmp_path / "store.db", random.Random(5)
+    store = await SqliteStore.open(path, history=20)
+    leases: list[int] = []
+    for number in range(60):
+        key = f"k/{chance.randrange(6)}"
+        if number % 5 == 1:
+            leases.append(await store.grant(60))
+        await store.txn([], [Delete(key) if number % 3 == 2 else Put(key, str(number).encode(), chance.choice((0, *leases)))])
+        if number % 10 == 9:
+            await store.revoke(leases.pop(0))
+        (tmp_path / "crash").mkdir()
+        for file in tmp_path.glob("store.db*"):
+            shutil.copy(file, tmp_path / "crash" / file.name)
+        again = await SqliteStore.open(tmp_path / "crash/store.db", history=20)
+        assert await again.list("") == await store.list("")
+        assert again._durable.leases == store._durable.leases and again._durable._held == store._durable._held
+        assert (await again.txn([], [Put("next", b"")])).revision == store._durable.revision + 1
+        await again.close()
+        shutil.rmtree(tmp_path / "crash")
+    await store.close()
+
+
+async def test_a_disk_that_does_not_take_the_state_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, fold = await SqliteStore.open(tmp_path / "s.db"), Database._fold
+    await store.txn([], [Put("a", b"1")])
+
+    def full(_: Database) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(database, "_FOLD_COMMITS", 1)
+    monkeypatch.setattr(Database, "_fold", full)
+    with pytest.raises(StoreUnavailable, match="disk is full"):
+        await store.txn([], [Put("b", b"1")])
+    await asyncio.sleep(0)
+    monkeypatch.setattr(Database, "_fold", fold)
+    assert (await store.txn([Compare("a", 2)], [Put("b", b"2")])).revision == 3
+    await store.close()
+    store = await SqliteStore.open(tmp_path / "s.db")
+    assert [(item.key, item.value) for item in (await store.list("")).items] == [("a", b"1"), ("b", b"2")]
+    await store.close()
+
+
+async def test_a_file_of_the_first_layout_is_taken_over(tmp_path: Path) -> None:
+    """With everything but the past that watches could read."""
+    old = sqlite3.connect(tmp_path / "s.db", isolation_level=None)
+    old.executescript("""
+        CREATE TABLE items (key TEXT PRIMARY KEY, value BLOB NOT NULL, created INTEGER NOT NULL, modified INTEGER NOT NULL,
+            lease INTEGER NOT NULL) WITHOUT ROWID;
+        CREATE TABLE log (revision INTEGER PRIMARY KEY, changes BLOB NOT NULL);
+        CREATE TABLE leases (id INTEGER PRIMARY KEY, ttl REAL NOT NULL);
+        CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+        INSERT INTO items VALUES ('a', x'31', 2, 4, 0), ('b', x'32', 3, 3, 77);
+        INSERT INTO log VALUES (2, x'90'), (3, x'90'), (4, x'90');
+        INSERT INTO leases VALUES (77, 60.0);
+        INSERT INTO meta VALUES ('revision', 4);
+        PRAGMA user_version=1;
+    """)
+    old.close()
+    for revision in (5, 6):
+        store = await SqliteStore.open(tmp_path / "s.db")
+        with pytest.raises(Compacted):
+            await anext(store.watch("", 3))  # type: ignore[arg-type]
+        assert [(item.key, item.value, item.create_revision) for item in (await store.list("")).items][1:] == [("b", b"2", 3)]
+        assert await store.keepalive(77)
+        assert (await store.txn([Compare("a", revision - 1)], [Put("a", b"3")])).revision == revision
+        await store.close()
 
 
 async def _all_changes(store: SqliteStore) -> AsyncIterator[Change]:

@@ -5,6 +5,7 @@ One contract suite (`tests/contract/test_store.py`) runs over every implementati
 Keys are `/`-separated text, values bytes (JSON by convention). Revisions are integers >= 1 (an empty store has 1) that grow by one
 with every transaction that changed something; a put changes its key also if the value is the same. Consul's index is this revision.
 The records are msgspec's structs because a write makes a dozen of them: a frozen dataclass takes several times as long.
+They hold no cycles, so that the collector need not look at them. What a store's file holds of them are arrays: new fields go to the end.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Literal, Protocol
 import msgspec
 
 
-class Item(msgspec.Struct, frozen=True):
+class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
     key: str
     value: bytes
     create_revision: int
@@ -23,41 +24,41 @@ class Item(msgspec.Struct, frozen=True):
     lease: int = 0
 
 
-class Listing(msgspec.Struct, frozen=True):
+class Listing(msgspec.Struct, frozen=True, gc=False):
     """`items` in byte order of key; `revision` that of the whole store when they were read."""
 
     items: tuple[Item, ...]
     revision: int
 
 
-class Compare(msgspec.Struct, frozen=True):
+class Compare(msgspec.Struct, frozen=True, gc=False):
     """True if the key's mod_revision equals `mod_revision`; 0 means: the key does not exist."""
 
     key: str
     mod_revision: int
 
 
-class Put(msgspec.Struct, frozen=True):
+class Put(msgspec.Struct, frozen=True, gc=False):
     key: str
     value: bytes
     lease: int = 0
 
 
-class Delete(msgspec.Struct, frozen=True):
+class Delete(msgspec.Struct, frozen=True, gc=False):
     """Removes `key`; with `prefix` every key that starts with it. Deleting what is absent succeeds and changes nothing."""
 
     key: str
     prefix: bool = False
 
 
-class TxnResult(msgspec.Struct, frozen=True):
+class TxnResult(msgspec.Struct, frozen=True, gc=False):
     """`ok` False: a compare failed and nothing was written. `revision`: of the store after the transaction."""
 
     ok: bool
     revision: int
 
 
-class Change(msgspec.Struct, frozen=True):
+class Change(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One changed key. `item` is the new state for "put", the last one for "delete"; `revision` that of the transaction."""
 
     kind: Literal["put", "delete"]

@@ -4,7 +4,9 @@
 Data in: batches of commits. Data out: rows, durable when `write` returns (WAL, synchronous=FULL: sqlite.org/pragma.html). Blocking;
 one thread at a time. The file is held exclusively: a second process that opens it is refused.
 
-Tables: `items` (the present), `log` (the commits of the bounded past, one row a revision), `leases` (id, ttl), `meta` (revision).
+Tables: `log` (the commits of the bounded past, one row a batch), `items` and `leases` (the state after the batch that `meta` names). A
+batch is one row of the log and so one statement, for which the thread needs the interpreter only at both ends: with a statement for every
+few keys it had to win it back from a busy event loop each time. Every so often what the log has is folded into the state.
 """
 
 from __future__ import annotations
@@ -21,19 +23,48 @@ from plait.model.errors import Conflict, StoreUnavailable
 from plait.store.api import Change, Item
 from plait.store.state import FIRST_REVISION, Commit, History, State
 
-VERSION = 1
-"""`PRAGMA user_version`: the layout below."""
+VERSION = 2
+"""`PRAGMA user_version`: the layout below. Layout 1 kept the state up to date and a row of the log for each revision."""
 _SCHEMA = """
 CREATE TABLE items (key TEXT PRIMARY KEY, value BLOB NOT NULL, created INTEGER NOT NULL, modified INTEGER NOT NULL, lease INTEGER NOT NULL)
     WITHOUT ROWID;
-CREATE TABLE log (revision INTEGER PRIMARY KEY, changes BLOB NOT NULL);
 CREATE TABLE leases (id INTEGER PRIMARY KEY, ttl REAL NOT NULL);
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
+_LOG = "CREATE TABLE log (batch INTEGER PRIMARY KEY, revision INTEGER NOT NULL, commits BLOB NOT NULL);"
+"""`revision`: of the store after the batch."""
+_UPGRADE = f"DROP TABLE log; {_LOG}"
+"""From layout 1. Watches begin anew."""
+_FOLD_COMMITS, _FOLD_BYTES = 8192, 16 << 20
+"""What the log has more than the state, at most: it is gone through at a start."""
 _PART_ROWS = (256, 64, 16, 4, 1)
 """Rows of one statement. SQLite takes 32,766 values in one."""
 T = TypeVar("T")
-_changes = msgspec.msgpack.Decoder(tuple[Change, ...])
+_commits = msgspec.msgpack.Decoder(list[Commit])
+
+
+class _Unfolded:
+    """What the log has and the state has not: the batches after the one that it is made with, up to `batch`. `items`: the last change of
+    each key, `leases`: time to live by id, None = it has ended."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self.revision = self.commits = self.bytes = 0
+        self.items: dict[str, Change] = {}
+        self.leases: dict[int, float | None] = {}
+
+    def add(self, commits: Sequence[Commit], size: int) -> None:
+        """The next batch, `size` bytes of the log."""
+        self.batch += 1
+        self.revision = commits[-1].revision
+        self.commits += len(commits)
+        self.bytes += size
+        for commit in commits:
+            for change in commit.changes:
+                self.items[change.item.key] = change
+            if commit.granted or commit.ended:
+                self.leases.update(commit.granted)
+                self.leases.update((lease, None) for lease in commit.ended)
 
 
 class Database:
@@ -43,6 +74,8 @@ class Database:
         """Open `path`, making it (mode 0600) and its tables if absent. Raises Conflict if another process holds it."""
         self.path = path
         self._history, self._history_bytes = history, history_bytes
+        self._floor = 0
+        self._unfolded = _Unfolded(0)
         try:
             self._make(path)
             self._db = sqlite3.connect(path, timeout=1.0, isolation_level=None, check_same_thread=False)
@@ -76,8 +109,9 @@ class Database:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if version > VERSION:
             raise sqlite3.DatabaseError(f"it has layout {version}, this version of plait knows up to {VERSION}")
-        if version == 0:
-            self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={VERSION}; COMMIT;")
+        if version < VERSION:
+            tables = _UPGRADE if version else _SCHEMA + _LOG
+            self._db.executescript(f"BEGIN IMMEDIATE; {tables} PRAGMA user_version={VERSION}; COMMIT;")
         else:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute("COMMIT")
@@ -87,51 +121,60 @@ class Database:
         try:
             return self._load()
         except (sqlite3.Error, msgspec.DecodeError, ValueError) as error:
+            self._unfolded = _Unfolded(0)
             raise self._failed("read", error) from error
 
     def _load(self) -> tuple[State, History]:
-        row = self._db.execute("SELECT value FROM meta WHERE name='revision'").fetchone()
-        revision: int = row[0] if row else FIRST_REVISION
+        meta = dict(self._db.execute("SELECT name, value FROM meta").fetchall())
         items = [Item(*row) for row in self._db.execute("SELECT key, value, created, modified, lease FROM items")]
         leases = dict(self._db.execute("SELECT id, ttl FROM leases").fetchall())
-        (oldest,) = self._db.execute("SELECT coalesce(min(revision), ?) FROM log", (revision + 1,)).fetchone()
-        history = History(oldest - 1, self._history, self._history_bytes)
-        for at, changes in self._db.execute("SELECT revision, changes FROM log ORDER BY revision"):
-            history.append(Commit(at, _changes.decode(changes)))
-        if history.head != revision:
-            raise ValueError(f"its log ends at revision {history.head}, its state at {revision}")
-        return State.load(revision, items, leases), history
+        state = State.load(meta.get("revision", FIRST_REVISION), items, leases)
+        history: History | None = None
+        unfolded = self._unfolded = _Unfolded(meta.get("batch", 0))
+        for batch, content in self._db.execute("SELECT batch, commits FROM log ORDER BY batch"):
+            commits = _commits.decode(content)
+            history = history or History(commits[0].revision - bool(commits[0].changes), self._history, self._history_bytes)
+            for commit in commits:
+                if commit.changes:
+                    history.append(commit)
+                if batch > unfolded.batch:
+                    state.apply(commit)
+            if batch > unfolded.batch:
+                unfolded.add(commits, len(content))
+        history = history or History(state.revision, self._history, self._history_bytes)
+        if history.head != state.revision:
+            raise ValueError(f"its log ends at revision {history.head}, its state at {state.revision}")
+        return state, history
 
     def write(self, commits: Sequence[Commit], floor: int) -> None:
-        """Make `commits` durable, all or none, and drop the log up to revision `floor`."""
+        """Make `commits` durable, all or none. The log up to revision `floor` may go."""
+        self._floor = floor
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                self._write(commits, floor)
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+            if self._unfolded.commits >= _FOLD_COMMITS or self._unfolded.bytes >= _FOLD_BYTES:
+                self._fold()
+            content = msgspec.msgpack.encode(commits)
+            self._db.execute("INSERT INTO log VALUES (?, ?, ?)", (self._unfolded.batch + 1, commits[-1].revision, content))
         except sqlite3.Error as error:
             raise self._failed("write", error) from error
+        self._unfolded.add(commits, len(content))
 
-    def _write(self, commits: Sequence[Commit], floor: int) -> None:
-        """Few statements for many rows: after each the thread has to win the interpreter back from a busy event loop."""
-        encode = msgspec.msgpack.encode
-        items: dict[str, Change] = {}
-        leases: dict[int, float | None] = {}
-        for commit in commits:
-            items.update((change.item.key, change) for change in commit.changes)
-            leases.update(commit.granted)
-            leases.update((lease, None) for lease in commit.ended)
-        self._put("REPLACE INTO items VALUES", [_row(change.item) for change in items.values() if change.kind == "put"])
-        self._delete("items", "key", [key for key, change in items.items() if change.kind == "delete"])
-        self._put("INSERT INTO log VALUES", [(commit.revision, encode(commit.changes)) for commit in commits if commit.changes])
-        self._put("REPLACE INTO leases VALUES", [(lease, ttl) for lease, ttl in leases.items() if ttl is not None])
-        self._delete("leases", "id", [lease for lease, ttl in leases.items() if ttl is None])
-        self._db.execute("REPLACE INTO meta VALUES ('revision', ?)", (commits[-1].revision,))
-        self._db.execute("DELETE FROM log WHERE revision<=?", (floor,))
+    def _fold(self) -> None:
+        """Bring the state up to the last batch, and drop what may go of the log."""
+        items, leases = self._unfolded.items, self._unfolded.leases
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._put("REPLACE INTO items VALUES", [_row(change.item) for change in items.values() if change.kind == "put"])
+            self._delete("items", "key", [key for key, change in items.items() if change.kind == "delete"])
+            self._put("REPLACE INTO leases VALUES", [(lease, ttl) for lease, ttl in leases.items() if ttl is not None])
+            self._delete("leases", "id", [lease for lease, ttl in leases.items() if ttl is None])
+            self._put("REPLACE INTO meta VALUES", [("batch", self._unfolded.batch), ("revision", self._unfolded.revision)])
+            self._db.execute("DELETE FROM log WHERE revision<=?", (self._floor,))
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+        self._unfolded = _Unfolded(self._unfolded.batch)
 
     def _put(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
         for part in _parts(rows):
@@ -143,9 +186,13 @@ class Database:
             self._db.execute(f"DELETE FROM {table} WHERE {column} IN ({', '.join('?' * len(part))})", part)
 
     def close(self) -> None:
-        """Checkpoint and close. Idempotent."""
+        """Fold, checkpoint and close."""
         try:
-            self._db.close()
+            try:
+                if self._unfolded.commits:
+                    self._fold()
+            finally:
+                self._db.close()
         except sqlite3.Error as error:
             raise self._failed("close", error) from error
 

@@ -27,8 +27,8 @@ from plait.store.state import Commit, History, State
 
 log = logging.getLogger("plait.store")
 
-_BATCH = 1024
-"""Commits in one SQLite transaction, at most."""
+_BATCH = 256
+"""Commits in one row of the log, at most: as many of the largest fit into one value of SQLite (10**9 bytes)."""
 _CLOSE_WAIT = 10.0
 """Seconds to wait for the last batch when closing."""
 

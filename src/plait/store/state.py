@@ -27,7 +27,7 @@ FIRST_REVISION = 1
 """The revision of a store in which nothing was ever written (Consul's index is never 0)."""
 
 
-class Commit(msgspec.Struct, frozen=True):
+class Commit(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What becomes durable at once: the revision after it, its changes in order, leases made (id, ttl in seconds) and ended."""
 
     revision: int
