@@ -7,9 +7,9 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
-from plait.http.message import Answer, Parked, Request, StreamAnswer, plain
+from plait.http.message import Answer, Parked, Request, Response, StreamAnswer, Taskless, plain
 from plait.http.server import HttpServer, Limits
 
 MAX_BODY = 100_000
@@ -27,13 +27,19 @@ class Parts:
         self.gate, self.done = asyncio.Event(), 0
         self.streams = 0
 
-    def respond(self, request: Request) -> Answer | Parked | Awaitable[Answer | Parked]:
+    def respond(self, request: Request) -> Response:
         self.seen.append(request)
         match request.target.partition(b"?")[0]:
             case b"/echo":
                 return plain(200, request.body.decode("latin-1"))
             case b"/later":
                 return self._later()
+            case b"/taskless":
+                return Taskless(self._later())
+            case b"/taskless-now":
+                return Taskless(self._now())
+            case b"/taskless-fault":
+                return Taskless(self._fault())
             case b"/parked":
                 return Parked(
                     lambda: 30.0,
@@ -76,9 +82,17 @@ class Parts:
             wake()
 
     async def _later(self) -> Answer:
+        await asyncio.sleep(0)
         await self.gate.wait()
         self.done += 1
         return plain(200, "later")
+
+    async def _now(self) -> Answer:
+        return plain(200, "now")
+
+    async def _fault(self) -> Answer:
+        await asyncio.sleep(0.01)
+        raise RuntimeError("broken")
 
     async def _later_parked(self) -> Parked:
         await asyncio.sleep(0)

@@ -33,10 +33,11 @@ async def test_one_connection_serves_many_requests() -> None:
         assert len(found.server.connections) == 1
 
 
-async def test_a_pipeline_is_answered_in_order_even_if_one_takes_time() -> None:
+@pytest.mark.parametrize("later", [b"/later", b"/taskless"])
+async def test_a_pipeline_is_answered_in_order_even_if_one_takes_time(later: bytes) -> None:
     async with served() as found:
         peer = await found.peer()
-        await peer.send(put(b"/echo", b"1") + GET % b"/later" + put(b"/echo", b"2") + GET % b"/soon" + put(b"/echo", b"3") * 2000)
+        await peer.send(put(b"/echo", b"1") + GET % later + put(b"/echo", b"2") + GET % b"/soon" + put(b"/echo", b"3") * 2000)
         assert (await peer.answer())[2] == b"1"
         await become(lambda: len(found.app.seen) == 2)
         await asyncio.sleep(0.02)
@@ -211,11 +212,12 @@ async def test_whoever_goes_away_waits_no_longer(path: bytes, how: str) -> None:
         await become(lambda: not found.app.wakes and not found.app.streams and not found.server.connections)
 
 
-async def test_a_write_goes_on_when_its_client_goes_and_is_answered_to_half_a_connection() -> None:
+@pytest.mark.parametrize("later", [b"/later", b"/taskless"])
+async def test_a_write_goes_on_when_its_client_goes_and_is_answered_to_half_a_connection(later: bytes) -> None:
     async with served() as found:
         gone, half = await found.peer(), await found.peer()
-        await gone.send(put(b"/later", b""))
-        await half.send(put(b"/later", b""))
+        await gone.send(put(later, b""))
+        await half.send(put(later, b""))
         await become(lambda: len(found.app.seen) == 2)
         gone.reset()
         half.writer.write_eof()
@@ -254,7 +256,7 @@ async def test_a_stream_that_breaks_ends_its_connection_without_an_end() -> None
 # --- faults and refusals
 
 
-@pytest.mark.parametrize("path", ["/fault", "/split"])
+@pytest.mark.parametrize("path", ["/fault", "/split", "/taskless-fault"])
 async def test_a_fault_is_told_and_the_connection_goes_on(path: str) -> None:
     async with served() as found:
         peer = await found.peer()
@@ -421,9 +423,19 @@ async def test_an_idle_connection_makes_room_and_without_one_the_next_is_refused
 # --- the end
 
 
-async def test_a_stop_lets_answers_under_way_end_and_waits_for_nobody_else() -> None:
+async def test_many_answers_without_a_task_that_need_not_wait_do_not_nest() -> None:
     async with served() as found:
-        names = {path: await found.peer() for path in (b"/later", b"/parked", b"/stream")}
+        peer = await found.peer()
+        await peer.send(GET % b"/later" + GET % b"/taskless-now" * 2000)
+        await become(lambda: len(found.app.seen) == 1)
+        found.app.gate.set()
+        assert [(await peer.answer())[2] for _ in range(2001)] == [b"later"] + [b"now"] * 2000
+
+
+@pytest.mark.parametrize("later", [b"/later", b"/taskless"])
+async def test_a_stop_lets_answers_under_way_end_and_waits_for_nobody_else(later: bytes) -> None:
+    async with served() as found:
+        names = {path: await found.peer() for path in (later, b"/parked", b"/stream")}
         idle = await found.peer()
         for path, peer in names.items():
             await peer.send(GET % path)
@@ -431,7 +443,7 @@ async def test_a_stop_lets_answers_under_way_end_and_waits_for_nobody_else() -> 
         stop = asyncio.create_task(found.server.stop())
         await asyncio.sleep(0.01)
         found.app.gate.set()
-        status, headers, _ = await names[b"/later"].answer()
+        status, headers, _ = await names[later].answer()
         assert (status, headers["connection"]) == (200, "close")
         async with asyncio.timeout(5):
             await stop
@@ -441,10 +453,11 @@ async def test_a_stop_lets_answers_under_way_end_and_waits_for_nobody_else() -> 
             await found.peer()
 
 
-async def test_a_stop_cuts_off_what_does_not_end() -> None:
+@pytest.mark.parametrize("later", [b"/later", b"/taskless"])
+async def test_a_stop_cuts_off_what_does_not_end(later: bytes) -> None:
     async with served() as found:
         peer: Peer = await found.peer()
-        await peer.send(put(b"/later", b""))
+        await peer.send(put(later, b""))
         await become(lambda: found.app.seen)
         async with asyncio.timeout(5):
             await found.server.stop()

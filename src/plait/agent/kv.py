@@ -196,7 +196,8 @@ class Kv:
     # --- writing keys
 
     async def put(self, request: KvPut) -> bool:
-        """Whether the key is as `request` wants it now. NotFound for a session that is none, Contended, StoreUnavailable."""
+        """Whether the key is as `request` wants it now. NotFound for a session that is none, Contended, StoreUnavailable. Whoever awaits
+        it needs a task only if it is to `acquire` or has a `ttl`."""
         for attempt in range(TRIES):
             known = self.table.get(request.key)
             conditions = [Compare(KV + request.key, known.modify_index if known is not None else 0)]
@@ -240,12 +241,13 @@ class Kv:
         """One transaction; afterwards the replica has it, or what was there before it instead."""
         began = time.monotonic()
         result = await self._store.txn(conditions, ops)
-        await self._view.caught_up(result.revision)
+        if self._view.revision < result.revision:
+            await self._view.caught_up(result.revision)
         self.took_ms.add((time.monotonic() - began) * 1000)
         return result.ok
 
     async def delete(self, key: str, recurse: bool = False, cas: int | None = None) -> bool:
-        """False if `cas` is not the key's index now. Contended, StoreUnavailable."""
+        """False if `cas` is not the key's index now. Contended, StoreUnavailable. Whoever awaits it needs no task."""
         if recurse:
             return await self._commit([], [Delete(KV + key, prefix=True)])
         for attempt in range(TRIES):

@@ -11,11 +11,12 @@ import asyncio
 import logging
 import math
 import socket
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from plait.http.message import COMPRESS_APART, Answer, Parked, Request, StreamAnswer, compressed, compressible, head_bytes
+from plait.http.message import COMPRESS_APART, Answer, Parked, Request, StreamAnswer, Taskless, compressed, compressible, head_bytes
 from plait.http.reader import RequestReader
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Connection(asyncio.BufferedProtocol):
         self._rest = b""
         self._busy = self._due = self._ending = self._lingers = self._blocked = self._lost = False
         self._current = _BROKEN
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Future[None] | None = None
         self._parked: Parked | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -106,7 +107,7 @@ class Connection(asyncio.BufferedProtocol):
             self._reader = None
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
-        if self._task is None:
+        if self._task is None or self._task.cancelled():
             self._server.connections.pop(self, None)
         elif self._current.method == "GET":  # a write that has begun goes on to its end
             self._task.cancel()
@@ -147,7 +148,7 @@ class Connection(asyncio.BufferedProtocol):
             self._ending, self._rest = True, b""
             self._go_on()
 
-    def stop(self) -> asyncio.Task[None] | None:
+    def stop(self) -> asyncio.Future[None] | None:
         """Take no more requests. What answers the present one if that is worth waiting for; else the connection ends."""
         self._ending, self._rest = True, b""
         self._queue.clear()
@@ -242,6 +243,11 @@ class Connection(asyncio.BufferedProtocol):
             self._busy = False
         elif isinstance(made, Parked):
             self._park(made)
+        elif isinstance(made, Taskless):
+            if self._advance(made.steps):
+                self._busy = False
+            else:
+                self._task = asyncio.get_running_loop().create_future()
         else:
             self._task = asyncio.get_running_loop().create_task(self._work(made))
         return None
@@ -260,14 +266,44 @@ class Connection(asyncio.BufferedProtocol):
                 large = len(answer.body) >= COMPRESS_APART and compressible(answer, self._current)
                 self._finish(answer, await asyncio.to_thread(compressed, answer.body) if large else None)
         finally:
-            self._task = None
-            if self._lost:
-                self._server.connections.pop(self, None)
-            elif isinstance(answer, Parked) and not self._ending:
-                self._park(answer)
+            self._answered(answer)
+
+    def _answered(self, answer: Answer | Parked | None) -> None:
+        """What answered the present request is done: it is sent, unless it is parked."""
+        self._task = None
+        if self._lost:
+            self._server.connections.pop(self, None)
+        elif isinstance(answer, Parked) and not self._ending:
+            self._park(answer)
+        else:
+            self._busy = False
+            self._go_on()
+
+    def _advance(self, steps: Coroutine[Any, None, Answer]) -> bool:
+        """Run the present request's steps, or on with them. Whether they have come to their end; else they go on when what they await is
+        done."""
+        try:
+            awaited = steps.send(None)
+        except StopIteration as end:
+            self._finish(end.value)
+        except Exception as error:
+            self._finish(self._server.app.refused(error, self._current))
+        except asyncio.CancelledError:  # of what they awaited: the agent is stopping
+            self.abort()
+        else:
+            if awaited is None:
+                asyncio.get_running_loop().call_soon(self._resume, steps)
             else:
-                self._busy = False
-                self._go_on()
+                awaited._asyncio_future_blocking = False  # which is how a task tells that it waits (asyncio.Future.__await__)
+                awaited.add_done_callback(partial(self._resume, steps))
+            return False
+        return True
+
+    def _resume(self, steps: Coroutine[Any, None, Answer], _: object = None) -> None:
+        if self._advance(steps):
+            if self._task is not None and not self._task.done():
+                self._task.set_result(None)
+            self._answered(None)
 
     def _finish(self, answer: Answer, small: bytes | None = None) -> None:
         """Send an answer; `small`: its compressed body, if that was made already."""

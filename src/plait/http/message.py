@@ -7,10 +7,10 @@ Data in: what a handler says. Data out: the bytes of a response (RFC 9112). No s
 from __future__ import annotations
 
 import gzip
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from functools import lru_cache
 from http import HTTPStatus
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -116,10 +116,24 @@ class Parked:
         self.wait_s, self.look, self.join, self.leave = wait_s, look, join, leave
 
 
+class Taskless:
+    """An answer that a coroutine gives which runs without a task: to make one costs more than all else about a short write. What it awaits
+    are futures in the end, without timeouts or task groups, which belong to a task. It is never cancelled."""
+
+    __slots__ = ("steps",)
+
+    def __init__(self, steps: Coroutine[Any, None, Answer]) -> None:
+        self.steps = steps
+
+
+Response = Answer | Parked | Taskless | Awaitable[Answer | Parked]
+"""What a request is answered with: now, after a change, or when it is done."""
+
+
 class App(Protocol):
     """Who answers. Everything is called in the loop."""
 
-    def respond(self, request: Request) -> Answer | Parked | Awaitable[Answer | Parked]:
+    def respond(self, request: Request) -> Response:
         """May raise, as may what it returns."""
         ...
 

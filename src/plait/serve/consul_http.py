@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from plait.http.message import Answer, Parked
+from plait.http.message import Answer, Parked, Response
 from plait.http.message import StreamAnswer as HttpStream
 from plait.model.errors import PlaitError
 from plait.services.requests import BadRequest, Refusal, TooLarge, duration_s, fold
@@ -176,7 +176,7 @@ def check_fields(headers: Mapping[bytes, bytes]) -> None:
             raise BadRequest("Invalid Cache-Control header.")
 
 
-Handler = Callable[[Call], Answer | Parked | Awaitable[Answer | Parked]]
+Handler = Callable[[Call], Response]
 
 
 class Repeated:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from plait.http.message import Answer
+from plait.http.message import Answer, Response, Taskless
 from plait.model.cluster import Snapshot
 from plait.model.errors import NotFound
 from plait.model.kv import Session
@@ -141,10 +141,14 @@ class KvApi:
                 make, index = await until(call.wait_s(), look, lambda seen: seen[1] > after, changed)
         return make(), read_headers(index, self._backend.last_contact_ms(), consistency)
 
-    async def _put(self, call: Call) -> Answer:
+    def _put(self, call: Call) -> Response:
         request = _write(call)
         if len(request.value) > MAX_VALUE:
             raise TooLarge(f"Value for key {request.key!r} is too large ({len(request.value)} > {MAX_VALUE} bytes)")
+        written = self._written(request)
+        return written if request.acquire or request.ttl else Taskless(written)
+
+    async def _written(self, request: KvPut) -> Answer:
         try:
             return _truth(await self._backend.put(request))
         except NotFound as error:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 from urllib.parse import parse_qsl, unquote
 
-from plait.http.message import Answer, Parked, Request
+from plait.http.message import Answer, Parked, Request, Response
 from plait.model.errors import PlaitError
 from plait.serve.consul_http import Call, Handler, Repeated, Route, check_fields, status_of, text_answer
 from plait.serve.consul_reads import FILTERED
@@ -87,7 +87,7 @@ class Router:
             self._by_segment.setdefault(route.path.partition("/")[0], []).append(route)
         self._kept, self._limits = _Kept(), _Kept()
 
-    def respond(self, request: Request) -> Answer | Parked | Awaitable[Answer | Parked]:
+    def respond(self, request: Request) -> Response:
         """PlaitError and whatever the handler raises."""
         headers = request.headers
         if b"cache-control" in headers or b"x-consul-namespace" in headers or b"x-consul-partition" in headers:

@@ -10,7 +10,7 @@ They hold no cycles, so that the collector need not look at them. What a store's
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -71,8 +71,9 @@ class Store(Protocol):
 
     async def list(self, prefix: str) -> Listing: ...
 
-    async def txn(self, compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> TxnResult:
-        """Atomic: all compares hold and all ops are durable, or nothing happened. The last operation on a key counts.
+    def txn(self, compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> Awaitable[TxnResult]:
+        """Atomic: all compares hold and all ops are durable, or nothing happened. The last operation on a key counts. Whoever awaits it
+        needs no task.
 
         Raises StoreUnavailable (over the wire its fate is then unknown: compares make a repetition safe), NotFound for a put with a lease
         that has ended, ConfigError for a bad key or more than 2 MiB."""

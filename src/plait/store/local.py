@@ -11,12 +11,14 @@ import asyncio
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import TypeVar
 
 from plait.model.errors import StoreUnavailable
 from plait.store.api import Change, Compare, Delete, Item, Listing, Put, TxnResult
 from plait.store.state import Commit, History, State, check_ttl, check_txn
 
+T = TypeVar("T")
 HISTORY = 10_000
 """Revisions held for watches."""
 HISTORY_BYTES = 16 * 1024 * 1024
@@ -57,16 +59,14 @@ class LocalStore(ABC):
         self._check_open()
         return self._durable.listing(prefix)
 
-    async def txn(self, compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> TxnResult:
+    def txn(self, compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> asyncio.Future[TxnResult]:
         """Evaluated at once, in the order of calls; answered when it, and whatever it was compared with, is durable."""
         self._check_open()
         check_txn(compares, ops)
         commit = self._working.evaluate(compares, ops)
         if commit is None:
-            await self._submit(Commit(self._working.revision))
-            return TxnResult(False, self._durable.revision)
-        await self._submit(commit)
-        return TxnResult(True, commit.revision)
+            return self._persist(Commit(self._working.revision), TxnResult(False, self._working.revision))
+        return self._submit(commit, TxnResult(True, commit.revision))
 
     async def watch(self, prefix: str, from_revision: int) -> AsyncIterator[tuple[Change, ...]]:
         """Reads history behind a cursor: nothing is buffered for a slow watcher, it ends with Compacted when too far behind."""
@@ -85,8 +85,7 @@ class LocalStore(ABC):
         check_ttl(ttl)
         lease = self._lease_id()
         self._start_lease(lease, ttl)
-        await self._submit(Commit(self._working.revision, granted=((lease, ttl),)))
-        return lease
+        return await self._submit(Commit(self._working.revision, granted=((lease, ttl),)), lease)
 
     async def keepalive(self, lease: int) -> bool:
         self._check_open()
@@ -100,7 +99,7 @@ class LocalStore(ABC):
         """End `lease` now and delete its keys. Revoking one that has ended changes nothing."""
         self._check_open()
         if lease in self._working.leases:
-            await self._submit(self._working.end_lease(lease))
+            await self._submit(self._working.end_lease(lease), None)
             self._deadlines.pop(lease, None)
 
     async def close(self) -> None:
@@ -114,19 +113,20 @@ class LocalStore(ABC):
     # --- durability
 
     @abstractmethod
-    def _persist(self, commit: Commit) -> asyncio.Future[None]:
-        """Make `commit` durable and then `_take` it, in the order of calls. The future is done when that has happened."""
+    def _persist(self, commit: Commit, result: T) -> asyncio.Future[T]:
+        """Make `commit` durable and then `_take` it, in the order of calls. The future has `result` when that has happened."""
 
-    def _submit(self, commit: Commit) -> asyncio.Future[None]:
+    def _submit(self, commit: Commit, result: T) -> asyncio.Future[T]:
         self._working.apply(commit)
-        return self._persist(commit)
+        return self._persist(commit, result)
 
-    def _take(self, commit: Commit) -> None:
-        """`commit` is durable: show it to reads and watches."""
-        self._durable.apply(commit)
-        if commit.changes:
-            self._history.append(commit)
-            self._wake()
+    def _take(self, commits: Iterable[Commit]) -> None:
+        """They are durable: show them to reads and watches, which are woken before whoever made them."""
+        for commit in commits:
+            self._durable.apply(commit)
+            if commit.changes:
+                self._history.append(commit)
+        self._wake()
 
     def _reset(self, state: State, history: History) -> None:
         """Go back to what is durable after a failed write. Watches that cannot go on from there end with Compacted."""
@@ -180,7 +180,7 @@ class LocalStore(ABC):
         for lease in [lease for lease, due in self._deadlines.items() if due <= now]:
             del self._deadlines[lease]
             if lease in self._working.leases:
-                self._submit(self._working.end_lease(lease)).add_done_callback(self._expired)
+                self._submit(self._working.end_lease(lease), None).add_done_callback(self._expired)
         self._arm()
 
     def _expired(self, done: asyncio.Future[None]) -> None:

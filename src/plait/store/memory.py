@@ -6,9 +6,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from plait.store.local import HISTORY, HISTORY_BYTES, LocalStore
 from plait.store.state import Commit, History, State
+
+T = TypeVar("T")
 
 
 class MemoryStore(LocalStore):
@@ -18,8 +21,8 @@ class MemoryStore(LocalStore):
         state = State()
         super().__init__(state, History(state.revision, history, HISTORY_BYTES), clock)
 
-    def _persist(self, commit: Commit) -> asyncio.Future[None]:
-        self._take(commit)
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        done.set_result(None)
+    def _persist(self, commit: Commit, result: T) -> asyncio.Future[T]:
+        self._take([commit])
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        done.set_result(result)
         return done

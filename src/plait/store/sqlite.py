@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from plait.model.errors import StoreUnavailable
 from plait.store.database import Database
@@ -26,6 +26,7 @@ from plait.store.local import HISTORY, HISTORY_BYTES, LocalStore
 from plait.store.state import Commit, History, State
 
 log = logging.getLogger("plait.store")
+T = TypeVar("T")
 
 _BATCH = 256
 """Commits in one row of the log, at most: as many of the largest fit into one value of SQLite (10**9 bytes)."""
@@ -39,6 +40,15 @@ class _Entry(NamedTuple):
     generation: int
     commit: Commit
     floor: int
+
+
+class _Pending(NamedTuple, Generic[T]):
+    """A commit that is not durable yet, and whoever waits for that with the result that it gets then."""
+
+    generation: int
+    commit: Commit
+    done: asyncio.Future[T]
+    result: T
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +145,8 @@ class SqliteStore(LocalStore):
     def __init__(self, database: Database, state: State, history: History, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(state, history, clock)
         self._generation = 0
-        self._pending: deque[tuple[int, Commit, asyncio.Future[None]]] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._pending: deque[_Pending[Any]] = deque()
         self._writer = _Writer(database, self._written)
         self._writer.start()
         for lease, ttl in state.leases.items():
@@ -169,33 +180,32 @@ class SqliteStore(LocalStore):
         except TimeoutError:
             log.warning("store_close_slow", extra={"waited_s": _CLOSE_WAIT})
 
-    def _persist(self, commit: Commit) -> asyncio.Future[None]:
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def _persist(self, commit: Commit, result: T) -> asyncio.Future[T]:
+        done: asyncio.Future[T] = asyncio.Future(loop=self._loop)
         if self._closed:
             done.set_exception(StoreUnavailable("write to the store: it is closed; retry when the agent runs again"))
             return done
         empty = not (commit.changes or commit.granted or commit.ended)
         if empty and not self._pending:
-            done.set_result(None)
+            done.set_result(result)
             return done
-        self._pending.append((self._generation, commit, done))
+        self._pending.append(_Pending(self._generation, commit, done, result))
         self._writer.add(_Entry(self._generation, commit, self._history.floor))
         return done
 
     def _written(self, count: int, failure: _Failure | None) -> None:
         """The oldest `count` pending commits are durable, or failed together."""
-        generation = self._pending[0][0]
-        for _ in range(count):
-            _, commit, done = self._pending.popleft()
-            if failure is None:
-                self._take(commit)
+        batch = [self._pending.popleft() for _ in range(count)]
+        if failure is None:
+            self._take(pending.commit for pending in batch)
+        for _, _, done, result in batch:
             if done.done():
                 continue
             if failure is None:
-                done.set_result(None)
+                done.set_result(result)
             else:
                 done.set_exception(failure.error)
-        if failure is not None and generation == self._generation:
+        if failure is not None and batch[0].generation == self._generation:
             self._generation += 1
             log.error("store_write_failed", extra={"error": str(failure.error)})
             self._reset(*(failure.now or (self._durable, self._history)))
