@@ -184,6 +184,25 @@ async def test_the_same_bytes_mean_the_same_only_between_two_requests() -> None:
         assert (await peer.answer())[2] == request
 
 
+async def test_a_known_head_goes_with_every_body_and_with_nothing_else() -> None:
+    async with served() as found:
+        peer = await found.peer()
+        for body in (b"one", b"two", b"2\r\n"):
+            await peer.send(put(b"/echo", body))
+            assert (await peer.answer())[2] == body
+        (known,) = found.server.known
+        assert known + b"one" == put(b"/echo", b"one")
+        await peer.send(known + b"s")
+        await become(lambda: any(connection._begun for connection in found.server.connections))
+        await peer.send(b"ix" + put(b"/echo", b"ten") * 2)
+        assert [(await peer.answer())[2] for _ in range(3)] == [b"six", b"ten", b"ten"]
+        chunked = b"PUT /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        for body in (b"one", b"two", b"", b"three"):
+            await peer.send(chunked + (b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"))
+            assert (await peer.answer())[2] == body
+        assert list(found.server.known) == [known]
+
+
 async def test_many_that_are_parked_are_answered_and_others_meanwhile() -> None:
     async with served() as found:
         peers = [await found.peer() for _ in range(450)]

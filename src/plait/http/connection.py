@@ -83,7 +83,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         if nbytes > _SLICE or self._begun:
             self._rest += data
-        elif (known := self._server.known.get(data)) is not None:
+        elif (known := self._server.recall(data)) is not None:
             self._answer(known)
         else:
             self._parse(data)

@@ -39,6 +39,9 @@ class Request(msgspec.Struct, frozen=True):
     keep: bool = False
     old: bool = False
 
+    def with_body(self, body: bytes) -> Request:
+        return Request(self.method, self.target, self.headers, body, self.keep, self.old)
+
     def header(self, name: bytes) -> str:
         """By lower-case name, "" if it was not sent."""
         found = self.headers.get(name)

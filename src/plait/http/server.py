@@ -29,7 +29,8 @@ _RESERVE = 512
 """File descriptors that the rest of the agent needs."""
 _LEAST = 64
 _COMPLAIN_S = 60.0
-_KNOWN, _KNOWN_BYTES = 1024, 512
+_KNOWN, _KNOWN_BYTES = 4096, 512
+_HEAD_END = b"\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,8 @@ class HttpServer:
         """All that are open, the oldest first, and those that are gone but whose request is not done."""
         self.buffer = memoryview(bytearray(BUFFER_BYTES))
         """What comes in, of whichever connection it is, until that has taken it: before anything else runs."""
-        self.known: dict[bytes, Request] = {}
-        """What bytes that were one whole request, without a body, mean: clients send the same again and again."""
+        self.known: dict[bytes, tuple[Request, int]] = {}
+        """What a head means with which not more than its body came, and the length of that: clients send the same again and again."""
         self.held = 0
         """Bytes of the bodies of unfinished requests."""
         self.allowed = Allowed(self.limits.head, app.max_body, self._hold, app.rejected)
@@ -158,11 +159,21 @@ class HttpServer:
         return True
 
     def remember(self, data: bytes, request: Request | Answer) -> None:
-        """`data` between two requests means `request`."""
-        if len(data) <= _KNOWN_BYTES and isinstance(request, Request) and request.keep and not request.body:
+        """`data` between two requests was `request`."""
+        head, end, body = data.partition(_HEAD_END)
+        if len(head) <= _KNOWN_BYTES and isinstance(request, Request) and request.keep and request.body == body:
             if len(self.known) >= _KNOWN:
                 self.known.clear()
-            self.known[data] = request
+            self.known[head + end] = request.with_body(b""), len(body)
+
+    def recall(self, data: bytes) -> Request | None:
+        """What `data` is between two requests, if it is one whole request with a head that is known."""
+        start = data.find(_HEAD_END) + len(_HEAD_END)
+        known = self.known.get(data[:start])
+        if known is None or len(data) - start != known[1]:
+            return None
+        request = known[0]
+        return request.with_body(data[start:]) if known[1] else request
 
     def look_soon(self, connection: Connection) -> None:
         """Have a parked connection look again."""
