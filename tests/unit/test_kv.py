@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from plait.agent.kv import Kv, put_entry
 from plait.model.errors import PlaitError
 from plait.model.kv import Entry
 from plait.store.api import Delete, Put
-from plait.store.codec import decode, encode
 from plait.store.memory import MemoryStore
 
 QUICK_S, SLOW = 0.3, "wait=20s"
@@ -69,13 +67,14 @@ async def test_a_key_is_shown_with_its_fields(one: Client) -> None:
 def test_the_store_holds_a_key_as_the_json_of_its_entry_without_indexes() -> None:
     """Agents of earlier versions read it, and write it with indexes of 0."""
     entry = Entry("a/b", b"hello", 42, "s", 2)
-    written = put_entry("a/b", replace(entry, create_index=5, modify_index=6))
+    written = put_entry("a/b", entry._replace(create_index=5, modify_index=6))
     assert written == Put("kv/a/b", b'{"key":"a/b","value":"aGVsbG8=","flags":42,"session":"s","lock_index":2}')
-    assert decode(Entry, written.value, written.key) == entry
 
 
 async def test_what_an_earlier_version_wrote_is_read(one: Client, store: MemoryStore) -> None:
-    await store.txn([], [Put("kv/old", encode(Entry("old", b"hello", 42)))])
+    await store.txn(
+        [], [Put("kv/old", b'{"key":"old","value":"aGVsbG8=","flags":42,"session":"","lock_index":0,"create_index":0,"modify_index":0}')]
+    )
 
     async def flags() -> object:
         entry, _ = await one.get("old")

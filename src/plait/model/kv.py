@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys with values, and the sessions that lock them. Immutable, stored like the records of `cluster`."""
+"""Keys with values, and the sessions that lock them. Immutable; sessions are stored like the records of `cluster`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Behavior = Literal["release", "delete"]
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One key: up to 512 KiB of any bytes, 64 bits of the client's own in `flags`. `session` holds the lock ("" = nobody),
-    `lock_index` counts how often it was taken. The indexes are the store's revisions of the key's creation and of its last change."""
+    `lock_index` counts how often it was taken. The indexes are the store's revisions of the key's creation and of its last change. Every
+    write makes two of these, and a frozen dataclass takes several times as long."""
 
     key: str
     value: bytes = b""

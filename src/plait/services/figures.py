@@ -85,8 +85,10 @@ class Spread:
         self.count, self.sum, self.squares, self.least, self.greatest = 0, 0.0, 0.0, 0.0, 0.0
 
     def add(self, value: float) -> None:
-        self.least = value if not self.count else min(self.least, value)
-        self.greatest = value if not self.count else max(self.greatest, value)
+        if not self.count or value < self.least:
+            self.least = value
+        if not self.count or value > self.greatest:
+            self.greatest = value
         self.count += 1
         self.sum += value
         self.squares += value * value

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from plait.model.kv import Entry
 from plait.services.keyorder import KeyOrder, end_of
@@ -89,8 +89,7 @@ class Table:
         return max(self._floor, self._order.newest(prefix), self._deleted.newest(prefix))
 
 
-@dataclass(frozen=True, slots=True)
-class KvPut:
+class KvPut(NamedTuple):
     """A write of one key. `cas`: only if that is its index now (0: only if there is no such key). `acquire`, `release`: a session that
     takes or gives back the lock with it. At most one of the three. `ttl`: seconds after which the key goes by itself, 0 = never."""
 
@@ -143,4 +142,4 @@ def entry_json(entry: Entry, with_value: bool = True) -> dict[str, object]:
 def released(entries: Iterable[Entry], ended: Mapping[str, str]) -> list[tuple[Entry, Entry | None]]:
     """What becomes of locked entries when their sessions end: (entry, what is left of it). `ended`: session -> its behaviour."""
     held = [entry for entry in entries if entry.session in ended]
-    return [(entry, None if ended[entry.session] == "delete" else replace(entry, session="")) for entry in held]
+    return [(entry, None if ended[entry.session] == "delete" else entry._replace(session="")) for entry in held]

@@ -44,14 +44,16 @@ class Draft:
 
 def pending(record: Seen, known: Entry | CatalogNode | Instance | Check | None) -> Seen:
     """`record` as it is shown after it was written: as old as what it replaces, with an index that is not known yet."""
-    return replace(record, create_index=known.create_index if known is not None else PENDING, modify_index=PENDING)
+    return _indexed(record, known.create_index if known is not None else PENDING, PENDING)
 
 
 def dated(shown: Shown, revision: int) -> Shown:
     """The result after all was written with that revision."""
-    what = shown.what
-    if what.modify_index == PENDING:
-        what = replace(what, modify_index=revision)
-    if what.create_index == PENDING:
-        what = replace(what, create_index=revision)
-    return replace(shown, what=what)
+    create, modify = (revision if index == PENDING else index for index in (shown.what.create_index, shown.what.modify_index))
+    return replace(shown, what=_indexed(shown.what, create, modify))
+
+
+def _indexed(record: Seen, create: int, modify: int) -> Seen:
+    if isinstance(record, Entry):
+        return record._replace(create_index=create, modify_index=modify)
+    return replace(record, create_index=create, modify_index=modify)

@@ -62,7 +62,7 @@ def check_txn(compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> None:
 def check_key(key: str, prefix: bool = False) -> int:
     """Length of `key` in bytes. Raises ConfigError if it is empty (unless a prefix), too long or no clean UTF-8 text."""
     try:
-        length = len(key.encode())
+        length = len(key) if key.isascii() else len(key.encode())
     except UnicodeEncodeError as error:
         raise ConfigError("store key", key, "is not valid Unicode text") from error
     if (not key and not prefix) or length > MAX_KEY or "\0" in key:
@@ -122,6 +122,8 @@ class State:
             if (item.mod_revision if item else 0) != compare.mod_revision:
                 return None
         revision = self.revision + 1
+        if len(ops) == 1 and isinstance(ops[0], Put):  # most of them
+            return Commit(revision, (Change("put", self._put(ops[0], self.items.get(ops[0].key), revision), revision),))
         after: dict[str, Item | None] = {}
         for op in ops:
             if isinstance(op, Put):
