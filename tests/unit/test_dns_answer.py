@@ -3,7 +3,7 @@
 
 import random
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 import dnslib
 import pytest
@@ -16,6 +16,7 @@ from plait.dns.records import reverse_zones
 from plait.dns.table import HIDDEN, apply_changes, diff_tables
 from plait.dns.zone import build_table
 from plait.model.cluster import Container, Endpoint, Instance, Network, Node, Snapshot
+from plait.model.discovery import CatalogNode
 from plait.services import views
 
 IP = IPv4Address
@@ -135,6 +136,24 @@ def test_no_record_of_the_type_is_nodata(name: str, qtype: str, soa: str) -> Non
     record = resolve(name, qtype)
     assert (record.header.rcode, record.header.aa, len(record.rr)) == (m.NOERROR, 1, 0)
     assert [(str(rr.rname), rr.rtype) for rr in record.auth] == [(soa, m.SOA)]
+
+
+@pytest.mark.parametrize("name", ["web.service.consul", "WEB.service.consul", "service.consul", "nix.service.consul", "consul"])
+def test_the_zone_of_any_name_of_the_domain_is_told_as_consul_tells_it(name: str) -> None:
+    servers = {"a.node.dc1.consul.", "b.node.dc1.consul."}
+    for qtype, answered in (("SOA", {"ns.consul. hostmaster.consul. 7 3600 600 86400 0"}), ("NS", servers)):
+        record = resolve(name, qtype)
+        assert (record.header.rcode, record.header.aa, data(record)) == (m.NOERROR, 1, answered)
+        assert {str(rr.rname) for rr in record.rr} == {"consul."}
+        assert {str(rr.rname) for rr in record.ar} == servers
+        assert {str(rr.rdata) for rr in record.auth} == (servers if qtype == "SOA" else set())
+
+
+def test_a_node_without_an_agent_has_its_pointer_too() -> None:
+    outside = {"ext.dc": CatalogNode("ext.dc", "2001:db8::7"), "named": CatalogNode("named", "host.example.org")}
+    table = build_table(snapshot(catalog_nodes=outside))
+    pointer = dnslib.DNSLabel(IPv6Address("2001:db8::7").reverse_pointer)
+    assert data(resolve(str(pointer), "PTR", table=table)) == {"ext.dc.node.dc1.consul."}
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,14 @@ async def test_a_new_table_is_in_force_on_return(service: DnsService, where: Pai
         assert (await ask(f"c{serial - 1}", where)).header.rcode == m.NXDOMAIN
 
 
+async def test_the_serial_is_the_time_of_the_last_change(service: DnsService, where: Pair) -> None:
+    before = int(time.time())
+    for serial in (9, 2):
+        await service.set_table(table(1, serial))
+        (soa,) = (await ask("consul", where, qtype="SOA")).rr
+        assert before <= soa.rdata.times[0] <= time.time()
+
+
 async def test_concurrent_tables_coalesce_and_the_last_one_wins(service: DnsService, where: Pair) -> None:
     await asyncio.gather(*(service.set_table(table(1, serial)) for serial in range(2, 60)))
     assert (await ask("c59", where)).header.rcode == m.NOERROR

@@ -22,6 +22,7 @@ from plait.dns.view import View
 
 _ABOUT_TOP_LEVEL = frozenset((m.NS, m.SOA, m.DS, m.DNSKEY))
 """Asked for a single label, these are about a top-level domain (a validating forwarder does it), not about a container."""
+_ABOUT_ZONE = frozenset((m.SOA, m.NS))
 _CAPPED = frozenset((m.A, m.AAAA, m.ANY))
 _NAMING = frozenset((m.NS, m.CNAME, m.PTR, m.SRV))
 _REVERSE = (b".in-addr.arpa", b".ip6.arpa")
@@ -224,6 +225,8 @@ def _refusal(query: m.Query, data: bytes) -> int | None:
 def _resolve(asked: _Asked) -> bytes | Pending:
     table, query, key = asked.table, asked.query, asked.key
     zone = zone_of(table, key)
+    if zone == table.domain and query.qtype in _ABOUT_ZONE:  # of any name in it, as Consul's clients know it
+        return _found(asked, zone, table.names.get(zone, ()), zone, 0)
     alone = key and b"." not in key and query.qtype not in _ABOUT_TOP_LEVEL
     records = lookup(table, key, asked.view)
     if records is None and alone:
@@ -267,7 +270,8 @@ def _found(asked: _Asked, key: bytes, records: Records, zone: bytes | None, ttl:
         arrange(wanted, asked.chooser, shown if options.near is None else None)
         if options.near is not None:
             nearest_first(wanted, options.near, lambda target: hosted(table, target))
-    groups = _groups(asked, wanted[:capped] if capped else wanted, ttl)
+    owner = asked.spelled(m.wire_name(key)) if key in table.zones else query.wire
+    groups = _groups(asked, owner, wanted[:capped] if capped else wanted, ttl)
     outside = _outside_targets(asked, wanted)
     return Fetch(asked, list(groups), most, outside) if outside else _answered(asked, groups, most)
 
@@ -311,10 +315,10 @@ def _chained(asked: _Asked, chain: list[m.Owned], rcode: int = m.NOERROR) -> byt
     return m.respond(asked.query, m.AA | asked.ra, rcode, asked.limit, ((owned, ()) for owned in chain), mark=asked.options.truncate)
 
 
-def _groups(asked: _Asked, records: list[m.Record], ttl: int) -> Iterator[m.Group]:
-    """The records as answers, each with the addresses of the host that it names."""
+def _groups(asked: _Asked, owner: bytes, records: list[m.Record], ttl: int) -> Iterator[m.Group]:
+    """The records of `owner` as answers, each with the addresses of the host that it names."""
     for record in records:
-        yield (asked.query.wire, record[0], ttl, _renamed(asked, record)), _additional(asked, record, ttl)
+        yield (owner, record[0], ttl, _renamed(asked, record)), _additional(asked, record, ttl)
 
 
 def _ttl(asked: _Asked, key: bytes) -> int:

@@ -196,14 +196,12 @@ class Zone:
         known: Node | CatalogNode = agent or self._snapshot.catalog_nodes[name]
         texts = [text_record(key, value) for key, value in sorted(known.meta.items())]
         owner = dotted(name) + b".node." + self.domain
-        for record in (*located(self._addresses[name])[0], *texts):
-            yield owner, record
-        if agent is None:
-            return
-        for address in (agent.address, agent.tunnel):
+        records, own = located(self._addresses[name])
+        yield from ((owner, record) for record in (*records, *texts))
+        for address in (own, agent.tunnel if agent is not None else None):
             if address is not None:
                 yield from _pointer(address, NODE_POINTER, self._node_target(name))
-        if SERVER_META in agent.meta:
+        if agent is not None and SERVER_META in agent.meta:
             yield from self._instance(Instance(id="consul", name="consul", node=name, port=SERVER_PORT))
 
     def _endpoint(self, endpoint: Endpoint) -> Iterator[Entry]:

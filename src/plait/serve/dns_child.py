@@ -81,9 +81,9 @@ class Child:
             table = self._core.responder.table
             for parts in arguments[0]:
                 apply_changes(table, Changes(*parts))
-            self._core.responder.set_table(table)
+            self._take(table)
         elif verb == "table":
-            self._core.responder.set_table(Table(*arguments[0]))
+            self._take(Table(*arguments[0]))
         elif verb == "open":
             for name, sock in zip(arguments[0], self._received(), strict=True):
                 self._listeners.open(name, sock)
@@ -106,6 +106,11 @@ class Child:
         else:
             raise ValueError(f"the agent asked for {verb!r}, which this child does not know: both must be of one version")
         return None
+
+    def _take(self, table: Table) -> None:
+        """Answer from `table`, whose serial is the time of its last change: it goes on through whatever starts again (RFC 1912, 2.2)."""
+        table.serial = int(time.time())
+        self._core.responder.set_table(table)
 
     def _say(self, message: tuple[object, ...]) -> None:
         self._unsent += frame(message)
