@@ -372,6 +372,12 @@ async def test_what_only_reads_says_how_old_it_may_be(one: Client, monkeypatch: 
 # --- what is wrong
 
 
+@pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * 200 + b"]" * 200, b"", b"null", b"3"])
+async def test_what_is_no_list_at_all_is_refused_in_the_same_words(one: Client, body: bytes) -> None:
+    status, text, _ = await one.call("PUT", "txn", body)
+    assert status == 400 and text.startswith("Failed to parse body: ")
+
+
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [

@@ -33,6 +33,7 @@ _DIRECTIVE = re.compile(
 """Of Cache-Control (RFC 9111, section 5.2): the two that Consul reads are numbers of seconds, others are whatever they like."""
 _MAX_DEPTH = 100
 """Levels of lists and objects in a body. Python's JSON goes to a thousand, less those of its own caller."""
+NO_ENDPOINT = "Invalid URL path: not a recognized HTTP API endpoint"
 COMMON = {"Vary": "Accept-Encoding", "X-Consul-Default-Acl-Policy": "allow"}
 """Header fields of every answer."""
 
@@ -97,16 +98,16 @@ class Call(msgspec.Struct, frozen=True):
             return False
         raise BadRequest(f"Invalid value for ?{name}")
 
-    def json(self) -> object:
+    def json(self, failed: str = "Request decode failed") -> object:
         """The body as JSON whatever its Content-Type says, None if it is empty. All of it can be written as JSON in UTF-8 again, below a
-        few levels of an answer. BadRequest."""
+        few levels of an answer. BadRequest, which begins with `failed`."""
         try:
             value: object = json.loads(self.body or b"null")
             json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         except (ValueError, RecursionError) as error:
-            raise BadRequest(f"Request decode failed: {error}") from error
+            raise BadRequest(f"{failed}: {error}") from error
         if self.body.count(b"[") + self.body.count(b"{") > _MAX_DEPTH < _depth(value):
-            raise BadRequest(f"Request decode failed: it is nested deeper than {_MAX_DEPTH} levels")
+            raise BadRequest(f"{failed}: it is nested deeper than {_MAX_DEPTH} levels")
         return value
 
     def index(self) -> int:

@@ -13,7 +13,7 @@ from typing import Protocol
 from plait.http.message import Answer
 from plait.model.cluster import Node, Snapshot
 from plait.model.errors import ConfigError
-from plait.serve.consul_http import COMMON, Call, Handler, Route, encoded, json_answer, read_headers, text_answer
+from plait.serve.consul_http import COMMON, NO_ENDPOINT, Call, Handler, Missing, Route, encoded, json_answer, read_headers, text_answer
 from plait.services.directory import CONSUL_VERSION, SERVER_META, SERVER_PORT
 from plait.services.requests import BadRequest, Refusal, fold
 
@@ -35,7 +35,6 @@ _EMPTY_LISTS = (
     "health/ingress/<name>",
     "catalog/connect/<name>",
     "catalog/gateway-services/<name>",
-    "config/<kind>",
     "exported-services",
     "imported-services",
 )
@@ -80,6 +79,9 @@ class OperatorApi:
             Route("operator/usage", "counts of nodes and services", {"GET": self._usage}),
             Route("connect/ca/roots", "refused: there is no Connect", {"GET": _refuse(_NO_CONNECT)}),
             Route("connect/ca/configuration", "refused: there is no Connect", dict.fromkeys(("GET", "PUT"), _refuse(_NO_CONNECT))),
+            Route("agent/connect/ca/roots", "refused: there is no Connect", {"GET": _refuse(_NO_CONNECT)}),
+            Route("agent/connect/ca/leaf/<service>", "refused: there is no Connect", {"GET": _refuse(_NO_CONNECT)}),
+            Route("config/<kind>", "always empty: plait has none", {"GET": _no_entries}),
             *(Route(path, "always empty: plait has none", {"GET": _empty}) for path in _EMPTY_LISTS),
         )
 
@@ -201,6 +203,12 @@ def _refuse(why: str) -> Handler:
         raise Refusal(why)
 
     return refuse
+
+
+async def _no_entries(call: Call) -> Answer:
+    if "/" in call.parts[0]:  # a single one
+        raise Missing(NO_ENDPOINT)
+    return await _empty(call)
 
 
 async def _empty(call: Call) -> Answer:

@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, unquote
 
 from plait.http.message import Answer, Parked, Request, Response
 from plait.model.errors import PlaitError
-from plait.serve.consul_http import Call, Handler, Repeated, Route, check_fields, status_of, text_answer
+from plait.serve.consul_http import NO_ENDPOINT, Call, Handler, Repeated, Route, check_fields, status_of, text_answer
 from plait.serve.consul_reads import FILTERED
 from plait.services.requests import BadRequest
 
@@ -24,7 +24,6 @@ log = logging.getLogger("plait.consul")
 MAX_BODY = 512 * 1024
 _UI_OFF = "Consul Agent: UI disabled. This is plait: see `plait status` and `plait ps`."
 _BAD_PATH = "Invalid URL path: if attempting to use the HTTP API, ensure the path starts with '/v1/'"
-_BAD_API_PATH = "Invalid URL path: not a recognized HTTP API endpoint"
 _UNPRINTABLE = "Invalid URL path: it holds characters that cannot be printed"
 _ACL = re.compile(r"acl/.*|agent/token/.*")
 _KEPT, _KEPT_BYTES = 1024, 512
@@ -141,7 +140,7 @@ class Router:
         path = path.removeprefix("/v1/")
         matched = self._match(path)
         if matched is None:
-            return text_answer(401, "ACL support disabled") if _ACL.fullmatch(path) else text_answer(404, _BAD_API_PATH)
+            return text_answer(401, "ACL support disabled") if _ACL.fullmatch(path) else text_answer(404, NO_ENDPOINT)
         parts, route = matched
         handler = route.methods.get(request.method)
         if handler is None:

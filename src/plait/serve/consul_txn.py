@@ -36,7 +36,7 @@ class TxnApi:
 
     async def _txn(self, call: Call) -> Answer:
         consistency, contact = call.consistency(), self._backend.last_contact_ms()
-        ops = parse_ops(call.json(), self._datacenter)
+        ops = parse_ops(call.json("Failed to parse body"), self._datacenter)
         reads = all(op.reads for op in ops)
         if reads and consistency == "consistent" and contact is None:
             raise Unable("No cluster leader")

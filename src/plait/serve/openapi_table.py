@@ -207,10 +207,13 @@ OPERATIONS: Mapping[str, Operation] = {
     **{f"{method} operator/keyring": _REFUSED for method in ("GET", "POST", "PUT", "DELETE")},
     "GET operator/usage": Operation(CONSISTENCY, "@Usage", consistent=True),
     # --- what plait does not have
+    "GET agent/connect/ca/roots": _REFUSED,
+    "GET agent/connect/ca/leaf/<service>": _REFUSED,
     "GET connect/ca/roots": _REFUSED,
     "GET connect/ca/configuration": _REFUSED,
     "PUT connect/ca/configuration": _REFUSED,
-    **dict.fromkeys(("GET connect/intentions", "GET peerings", "GET config/<kind>"), _NONE),
+    "GET config/<kind>": _NONE._replace(more=_UNKNOWN),
+    **dict.fromkeys(("GET connect/intentions", "GET peerings"), _NONE),
     **dict.fromkeys(("GET exported-services", "GET imported-services", "GET catalog/gateway-services/<name>"), _NONE),
     **dict.fromkeys(("GET health/connect/<name>", "GET health/ingress/<name>", "GET catalog/connect/<name>"), _NONE_FILTERED),
 }
