@@ -10,11 +10,13 @@ import json
 import os
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from email.message import Message
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -27,12 +29,14 @@ import pytest
 from aiohttp import ClientSession
 
 from plait.agent.consulconfig import WITHOUT_EFFECT, SoloSettings, UnixOwner, read_files, settings_of
+from plait.agent.consultls import HttpsFiles, https_context
 from plait.agent.journal import Journal, Write
 from plait.agent.listeners import bind_unix
 from plait.agent.solo import run_solo
 from plait.http import unixsocket
 from plait.model.errors import ConfigError, Conflict, PlaitError
 from plait.services.figures import FIGURES, prometheus_name
+from plait.store.pki import init_cluster
 
 PROGRAM = [sys.executable, "-m", "plait.cli.main", "consul", "agent"]
 
@@ -83,6 +87,10 @@ def test_ports_and_addresses() -> None:
         ({"addresses": "127.0.0.1"}, "addresses"),
         ({"unix_sockets": {"mode": "0888"}}, "unix_sockets.mode"),
         ({"unix_sockets": {"mode": "77777"}}, "unix_sockets.mode"),
+        ({"http_config": {"block_endpoints": "/v1/kv"}}, "http_config.block_endpoints"),
+        ({"http_config": {"allow_write_http_from": ["192.0.2.1/24"]}}, "http_config.allow_write_http_from"),
+        ({"tls": {"https": 1}}, "tls.https"),
+        ({"tls": {"https": {"tls_min_version": "SSLv3"}}}, "tls_min_version"),
         ({"http_config": {"response_headers": ["A: b"]}}, "http_config.response_headers"),
         ({"http_config": {"response_headers": {"A b": "c"}}}, "http_config.response_headers"),
         ({"http_config": {"response_headers": {"A": "b\r\nC: d"}}}, "http_config.response_headers"),
@@ -96,6 +104,28 @@ def test_bad_values_name_their_key(raw: dict[str, object], key: str) -> None:
 def test_without_dev_a_data_directory_is_needed() -> None:
     with pytest.raises(ConfigError, match="data_dir"):
         settings_of({}, {}, "host")
+
+
+def test_files_for_https_are_found_under_old_and_new_keys() -> None:
+    old = {"cert_file": "a", "key_file": "b", "ca_file": "c", "verify_incoming": True, "verify_incoming_https": False}
+    assert settings(**old).https == HttpsFiles("a", "b", "c")
+    tls = {"defaults": {"cert_file": "d", "verify_incoming": True}, "https": {"key_file": "e", "tls_min_version": "TLSv1_3"}}
+    assert settings(**old, tls=tls).https == HttpsFiles("d", "e", "c", verify=True, least=ssl.TLSVersion.TLSv1_3)
+    assert settings(ports={"https": 8501}).https_port == 8501 and settings().https_port == 0
+    assert settings(addresses={"https": "127.0.0.3"}).https_listen == (IPv4Address("127.0.0.3"),)
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        (HttpsFiles(), "needs tls.https.cert_file"),
+        (HttpsFiles("/none.crt", "/none.key"), "cannot be used"),
+        (HttpsFiles("a", "b", verify=True), "needs tls.https.ca_file"),
+    ],
+)
+def test_https_without_its_files_is_refused(files: HttpsFiles, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        https_context(files)
 
 
 @pytest.mark.parametrize(("text", "why"), [("{", "is not JSON"), ("[]", "JSON object"), (None, "cannot be read")])
@@ -261,13 +291,13 @@ def test_what_it_keeps_is_there_again(tmp_path: Path) -> None:
         assert it.ask("GET", "kv/a")[0]["ModifyIndex"] == index
 
 
-def over_unix(path: Path) -> tuple[int, dict[str, str]]:
-    """Status and header fields of one read."""
+def over_unix(path: Path, method: str = "GET", target: str = "/v1/status/leader") -> tuple[int, dict[str, str]]:
+    """Status and header fields of the answer to one request."""
     line = http.client.HTTPConnection("localhost")
     line.sock = socket.socket(socket.AF_UNIX)
     with contextlib.closing(line):
         line.sock.connect(str(path))
-        line.request("GET", "/v1/status/leader")
+        line.request(method, target)
         answer = line.getresponse()
         answer.read()
         return answer.status, {name.lower(): value for name, value in answer.getheaders()}
@@ -282,7 +312,7 @@ def test_it_listens_on_several_addresses_and_unix_sockets(tmp_path: Path) -> Non
             {
                 "addresses": {"http": f"127.0.0.1 127.0.0.2 unix://{sock}", "dns": "127.0.0.1 127.0.0.2"},
                 "unix_sockets": {"mode": "0640", "user": str(os.getuid()), "group": str(os.getgid())},
-                "ports": {"https": 8501},
+                "ports": {"grpc": 8502},
             }
         )
     )
@@ -298,8 +328,92 @@ def test_it_listens_on_several_addresses_and_unix_sockets(tmp_path: Path) -> Non
         assert other.returncode != 0 and f"cannot listen on {sock}: a program answers there already" in other.stderr
         assert over_unix(sock)[0] == 200, "it is still there"
         code, output = running.end()
-        assert code == 0 and "ports.https has no effect" in output
+        assert code == 0 and "ports.grpc has no effect" in output
     assert not sock.exists()
+
+
+def over_tls(running: Running, port: int, folder: Path, path: str, *, certificate: bool = True) -> tuple[int, bytes]:
+    """Status and body of one read over HTTPS, trusting the CA in `folder`, with its certificate or none."""
+    context = ssl.create_default_context(cafile=str(folder / "ca.crt"))
+    context.check_hostname = False
+    if certificate:
+        context.load_cert_chain(folder / "node.crt", folder / "node.key")
+    with contextlib.closing(http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=context)) as line:
+        line.request("GET", f"/v1/{path}")
+        answer = line.getresponse()
+        return answer.status, answer.read()
+
+
+def test_https_serves_what_http_does_to_whom_it_shall(tmp_path: Path) -> None:
+    init_cluster(tmp_path, "n1", "1", IPv4Address("127.0.0.1"))
+    files: dict[str, object] = {"cert_file": f"{tmp_path}/node.crt", "key_file": f"{tmp_path}/node.key", "ca_file": f"{tmp_path}/ca.crt"}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"tls": {"https": files}}))
+    (port,) = free_ports(1)
+    with agent("-dev", f"-config-file={config}", f"-https-port={port}") as running:
+        assert over_tls(running, port, tmp_path, "status/leader", certificate=False) == (200, b'"127.0.0.1:8300"\n')
+        running.ask("PUT", "kv/large", "x" * 400_000)
+        status, body = over_tls(running, port, tmp_path, "kv/large?raw")
+        assert (status, len(body)) == (200, 400_002)
+        index = json.loads(over_tls(running, port, tmp_path, "kv/large")[1])[0]["ModifyIndex"]
+        with ThreadPoolExecutor(1) as pool:
+            waits = pool.submit(over_tls, running, port, tmp_path, f"kv/large?index={index}&wait=10s")
+            time.sleep(0.2)
+            running.ask("PUT", "kv/large", "small")
+            assert json.loads(waits.result(5)[1])[0]["ModifyIndex"] > index
+        with contextlib.closing(socket.create_connection(("127.0.0.1", port))) as plain:
+            plain.settimeout(5)
+            plain.sendall(b"GET /v1/status/leader HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert not plain.recv(100).startswith(b"HTTP"), "nothing is said in clear"
+        config.write_text(json.dumps({"tls": {"https": {**files, "verify_incoming": True}}}))
+        running.ask("PUT", "agent/reload")
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            over_tls(running, port, tmp_path, "status/leader", certificate=False)
+        assert over_tls(running, port, tmp_path, "status/leader")[0] == 200
+        config.write_text(json.dumps({"tls": {"https": {**files, "cert_file": "/none"}}}))
+        with pytest.raises(HTTPError) as caught:
+            running.ask("PUT", "agent/reload")
+        with caught.value as answer:
+            assert answer.code == 500 and b"/none" in answer.read()
+        assert over_tls(running, port, tmp_path, "status/leader")[0] == 200, "what was there before goes on"
+        code, output = running.end()
+        assert code == 0 and f"HTTPS: {port}" in output and "Traceback" not in output
+
+
+def refused(running: Running, method: str, path: str, body: object = "x") -> tuple[int, str]:
+    with pytest.raises(HTTPError) as caught:
+        running.ask(method, path, body)
+    with caught.value as answer:
+        return answer.code, answer.read().decode()
+
+
+def test_writes_and_paths_are_refused_as_http_config_says(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    sock = tmp_path / "consul.sock"
+    blocked = {"block_endpoints": ["/v1/snapshot", "/v1/agent/f"], "allow_write_http_from": ["192.0.2.0/24"]}
+    config.write_text(json.dumps({"http_config": blocked, "addresses": {"http": f"127.0.0.1 unix://{sock}"}}))
+    with agent("-dev", f"-config-file={config}") as running:
+        assert refused(running, "PUT", "kv/a") == (403, "Access is restricted")
+        assert refused(running, "GET", "snapshot") == (403, "Endpoint is blocked by agent configuration")
+        assert refused(running, "DELETE", "kv/a")[0] == 403 and refused(running, "GET", "agent/force-leave/x")[0] == 403
+        assert running.ask("GET", "agent/services") == {}
+        assert over_unix(sock, "PUT", "/v1/agent/reload")[0] == 200, "its file says who may"
+        config.write_text(json.dumps({"http_config": {"allow_write_http_from": ["127.0.0.0/8", "::1/128"]}}))
+        assert over_unix(sock, "PUT", "/v1/agent/reload")[0] == 200
+        assert running.ask("PUT", "kv/a", 1) is True
+        assert refused(running, "GET", "agent/force-leave/x")[0] == 405
+
+
+def test_flags_of_go_may_have_a_value(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"enable_script_checks": True}))
+    given = ("--dev=true", "-server=true", "-bootstrap=1", "-ui=false", "-enable-script-checks=F", "-alt-domain=alt", "-log-rotate-bytes=1")
+    with agent(*given, f"-config-file={config}", "-node=n1", "-client", "127.0.0.1") as running:
+        status, text = refused(running, "PUT", "agent/check/register", {"Name": "c", "Args": ["true"], "Interval": "1s"})
+        assert status == 400 and "Scripts are disabled" in text, "the option wins over the file"
+        assert running.resolves("n1.node.alt", "127.0.0.1")
+    said = subprocess.run([*PROGRAM, "-dev=perhaps"], capture_output=True, text=True, timeout=20)
+    assert said.returncode == 2 and "true or false" in said.stderr
 
 
 def test_a_file_in_the_place_of_a_socket_stays(tmp_path: Path) -> None:
@@ -354,7 +468,7 @@ def test_header_fields_of_every_answer(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
 
     def write(**fields: str) -> None:
-        config.write_text(json.dumps({"http_config": {"response_headers": fields, "block_endpoints": ["/v1/kv"]}}))
+        config.write_text(json.dumps({"http_config": {"response_headers": fields, "max_header_bytes": 4096}}))
 
     def fields(running: Running, path: str) -> Message:
         try:
@@ -377,7 +491,7 @@ def test_header_fields_of_every_answer(tmp_path: Path) -> None:
             assert time.monotonic() < end
             time.sleep(0.05)
         assert fields(running, "status/leader")["Access-Control-Allow-Origin"] is None
-        assert "http_config.block_endpoints has no effect" in running.end()[1]
+        assert "http_config.max_header_bytes has no effect" in running.end()[1]
 
 
 async def test_a_service_that_is_deregistered_during_a_reload_has_its_check_or_is_gone(

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, cast
 
+from plait.agent.consultls import HttpsFiles, read_https
 from plait.agent.dnssettings import DnsSettings, read_dns
 from plait.model.errors import ConfigError
 
@@ -31,26 +32,28 @@ _LISTED = ("service", "check")
 _EFFECTIVE_WORDS = """
 node_name node_id node_meta datacenter domain bind_addr advertise_addr client_addr ports addresses data_dir recursors log_level log_json
 enable_script_checks enable_local_script_checks services checks service check pid_file dev alt_domain dns_config http_config unix_sockets
+tls ca_file ca_path cert_file key_file tls_min_version verify_incoming verify_incoming_https
 """
 _EFFECTIVE = frozenset(_EFFECTIVE_WORDS.split())
 _WITHOUT_EFFECT_WORDS = """
 acl advertise_addr_ipv4 advertise_addr_ipv6 advertise_addr_wan advertise_reconnect_timeout audit auto_config
-auto_encrypt autopilot bootstrap bootstrap_expect ca_file ca_path cache cert_file check_output_max_size check_update_interval
+auto_encrypt autopilot bootstrap bootstrap_expect cache check_output_max_size check_update_interval
 config_entries connect default_query_time disable_anonymous_signature disable_host_node_id
 disable_http_unprintable_char_filter disable_keyring_file disable_remote_exec disable_update_check discard_check_output
 discovery_max_stale enable_acl_replication enable_agent_tls_for_checks enable_central_service_config
 enable_debug enable_syslog encrypt encrypt_verify_incoming encrypt_verify_outgoing experiments gossip_lan gossip_wan
-key_file leave_on_terminate license_path
+leave_on_terminate license_path
 limits log_file log_rotate_bytes log_rotate_duration log_rotate_max_files max_query_time partition peering performance
 primary_datacenter protocol raft_boltdb raft_logstore raft_protocol raft_snapshot_interval raft_snapshot_threshold raft_trailing_logs
 read_replica reconnect_timeout reconnect_timeout_wan rejoin_after_leave reporting retry_interval retry_interval_wan retry_join
 retry_join_wan retry_max retry_max_wan rpc segment segments serf_lan serf_lan_allowed_cidrs serf_wan serf_wan_allowed_cidrs server
-server_name server_rejoin_age_max session_ttl_min skip_leave_on_interrupt start_join start_join_wan syslog_facility telemetry tls
-tls_cipher_suites tls_min_version tls_prefer_server_cipher_suites translate_wan_addrs ui ui_config ui_content_path ui_dir
-use_streaming_backend verify_incoming verify_incoming_https verify_incoming_rpc verify_outgoing verify_server_hostname watches xds
+server_name server_rejoin_age_max session_ttl_min skip_leave_on_interrupt start_join start_join_wan syslog_facility telemetry
+tls_cipher_suites tls_prefer_server_cipher_suites translate_wan_addrs ui ui_config ui_content_path ui_dir
+use_streaming_backend verify_incoming_rpc verify_outgoing verify_server_hostname watches xds
 """
 WITHOUT_EFFECT = frozenset(_WITHOUT_EFFECT_WORDS.split())
 
+_HTTP_CONFIG = frozenset(("response_headers", "block_endpoints", "allow_write_http_from"))
 _DNS_CONFIG = {
     "recursor_strategy": "upstream_strategy",
     "recursor_timeout": "upstream_timeout",
@@ -82,7 +85,14 @@ class SoloSettings:
     http_listen: tuple[IPv4Address | Path, ...] = (_LOCAL,)
     """A path is a Unix socket's."""
     http_port: int = 8500
+    https_listen: tuple[IPv4Address, ...] = (_LOCAL,)
+    https_port: int = 0
+    https: HttpsFiles = field(default_factory=HttpsFiles)
     response_headers: tuple[tuple[str, str], ...] = ()
+    blocked: tuple[str, ...] = ()
+    """Beginnings of paths that are not answered."""
+    writers: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Where writes may come from over TCP; () = from anywhere."""
     unix_owner: UnixOwner = field(default_factory=UnixOwner)
     dns_listen: tuple[IPv4Address, ...] = (_LOCAL,)
     dns_port: int = 8600
@@ -95,6 +105,10 @@ class SoloSettings:
     pid_file: Path | None = None
     services: tuple[object, ...] = ()
     checks: tuple[object, ...] = ()
+
+    def may_write(self, address: str) -> bool:
+        """Whether writes are taken from there; "" is a Unix socket, whose file says who may."""
+        return not (self.writers and address) or any(ip_address(address) in network for network in self.writers)
 
 
 def read_files(paths: Iterable[Path]) -> Raw:
@@ -144,14 +158,7 @@ def _merged(first: Raw, second: Raw) -> Raw:
 def settings_of(files: Raw, options: Raw, host: str) -> tuple[SoloSettings, list[str]]:
     """(settings, warnings). `host` is the host name. ConfigError names the key."""
     raw = _merged(files, options)
-    warnings = [f"unknown key {key!r} has no effect" for key in sorted(raw.keys() - _EFFECTIVE - WITHOUT_EFFECT)]
-    if isinstance(raw.get("acl"), dict) and raw["acl"].get("enabled"):
-        warnings.append("acl.enabled has no effect: there are no access control lists, every token is accepted")
     ports, addresses, http = (_map(raw, key) for key in ("ports", "addresses", "http_config"))
-    warnings += [f"http_config.{key} has no effect" for key in sorted(http.keys() - {"response_headers"})]
-    warnings += [
-        f"ports.{key} has no effect: it is not served" for key in ("https", "grpc", "grpc_tls") if ports.get(key, -1) not in (-1, 0)
-    ]
     client = _addresses(raw, "client_addr", (_LOCAL,))
     own = _address(raw, "advertise_addr", _address(raw, "bind_addr", _LOCAL))
     level = str(raw.get("log_level", "info")).lower()
@@ -166,7 +173,12 @@ def settings_of(files: Raw, options: Raw, host: str) -> tuple[SoloSettings, list
         address=own if int(own) else _LOCAL,
         http_listen=_http_listen(addresses, client),
         http_port=_port(ports, "http", 8500),
+        https_listen=_addresses(addresses, "https", client, "addresses.https"),
+        https_port=_port(ports, "https", -1),
+        https=read_https(raw),
         response_headers=_fields(http.get("response_headers")),
+        blocked=tuple(str(path) for path in _list(http, "block_endpoints")),
+        writers=tuple(_network(text) for text in _list(http, "allow_write_http_from")),
         unix_owner=_unix_owner(_map(raw, "unix_sockets")),
         dns_listen=_addresses(addresses, "dns", client, "addresses.dns"),
         dns_port=_port(ports, "dns", 8600),
@@ -182,7 +194,17 @@ def settings_of(files: Raw, options: Raw, host: str) -> tuple[SoloSettings, list
     )
     if settings.data_dir is None and not raw.get("dev"):
         raise ConfigError("data_dir", "", "cannot be empty", "give -data-dir, or -dev for an agent that keeps nothing")
-    return settings, warnings
+    return settings, [*_warnings(raw)]
+
+
+def _warnings(raw: Raw) -> Iterator[str]:
+    """What of the configuration is without effect although it looks as if it had some."""
+    yield from (f"unknown key {key!r} has no effect" for key in sorted(raw.keys() - _EFFECTIVE - WITHOUT_EFFECT))
+    if isinstance(raw.get("acl"), dict) and raw["acl"].get("enabled"):
+        yield "acl.enabled has no effect: there are no access control lists, every token is accepted"
+    yield from (f"http_config.{key} has no effect" for key in sorted(_map(raw, "http_config").keys() - _HTTP_CONFIG))
+    ports = _map(raw, "ports")
+    yield from (f"ports.{key} has no effect: it is not served" for key in ("grpc", "grpc_tls") if ports.get(key, -1) not in (-1, 0))
 
 
 def _dns(raw: Mapping[str, Any]) -> DnsSettings:
@@ -255,6 +277,20 @@ def _fields(raw: object) -> tuple[tuple[str, str], ...]:
         if not _TOKEN.fullmatch(name) or not value.isprintable():
             raise ConfigError("http_config.response_headers", f"{name}: {value}", "is not possible in a header section")
     return fields
+
+
+def _list(http: Mapping[str, Any], key: str) -> list[Any]:
+    value = http.get(key) or []
+    if not isinstance(value, list):
+        raise ConfigError(f"http_config.{key}", value, "must be a list")
+    return value
+
+
+def _network(text: object) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(str(text))
+    except ValueError as error:
+        raise ConfigError("http_config.allow_write_http_from", text, "is not a network such as 192.0.2.0/24") from error
 
 
 def _port(ports: Mapping[str, Any], key: str, default: int) -> int:

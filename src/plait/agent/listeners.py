@@ -10,6 +10,7 @@ import contextlib
 import grp
 import pwd
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from plait.model.errors import PlaitError
 
 
 @contextlib.asynccontextmanager
-async def listening(http: HttpServer, settings: SoloSettings) -> AsyncIterator[None]:
-    """Listen on everything that `settings` name; the sockets' files are removed in the end. PlaitError names the first that cannot be."""
+async def listening(http: HttpServer, settings: SoloSettings, tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
+    """Listen on everything that `settings` name, for HTTPS only if there is `tls`; the sockets' files are removed in the end. PlaitError
+    names the first that cannot be."""
     made: list[Path] = []
     try:
         for where in settings.http_listen:
@@ -31,17 +33,20 @@ async def listening(http: HttpServer, settings: SoloSettings) -> AsyncIterator[N
                 await http.serve(sock)
             elif settings.http_port:
                 await _start(http, str(where), settings.http_port)
+        for host in settings.https_listen if tls is not None else ():
+            await _start(http, str(host), settings.https_port, tls)
         yield
     finally:
         for path in made:
             path.unlink(missing_ok=True)
 
 
-async def _start(http: HttpServer, host: str, port: int) -> None:
+async def _start(http: HttpServer, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
     try:
-        await http.start(host, port)
+        await http.start(host, port, tls)
     except OSError as error:
-        raise PlaitError(f"listening for HTTP on {host}:{port}: {error.strerror}; choose another -http-port") from error
+        what = "http" if tls is None else "https"
+        raise PlaitError(f"listening for {what.upper()} on {host}:{port}: {error.strerror}; choose another -{what}-port") from error
 
 
 def bind_unix(path: Path, owner: UnixOwner) -> socket.socket:

@@ -20,6 +20,7 @@ from pathlib import Path
 from plait import __version__
 from plait.agent.config import Config, parse_config
 from plait.agent.consulconfig import SoloSettings
+from plait.agent.consultls import https_context, load_files
 from plait.agent.discovery import Discovery, DiscoveryParts
 from plait.agent.dnswatch import DnsWatch
 from plait.agent.health import Health
@@ -103,7 +104,8 @@ class _Solo(AgentControl):
         self.discovery.api.add(ControlApi(self, settings.node_name).routes)
         self.discovery.api.router.pretty = settings.data_dir is None  # as Consul's -dev does
         self._http = self.discovery.api.server()
-        self._http.fields = settings.response_headers
+        self._tls = https_context(settings.https) if settings.https_port else None
+        self._set_http()
         self._listed = asyncio.Event()
         self.replica.subscribe(self.discovery.change, self._on_store)
         self.view.subscribe(self._on_view)
@@ -120,12 +122,22 @@ class _Solo(AgentControl):
         self._ended.set()
 
     async def reload(self) -> None:
-        self.settings = self._read()
-        self._http.fields = self.settings.response_headers
+        settings = self._read()
+        if self._tls is not None:
+            load_files(self._tls, settings.https)
+        self.settings = settings
+        self._set_http()
         await self._define()
         if self.settings.dns_port:
             await self._set_dns()
             self._names.set()
+
+    def _set_http(self) -> None:
+        """Have HTTP follow `http_config`."""
+        settings = self.settings
+        self._http.fields = settings.response_headers
+        self._http.may_write = settings.may_write
+        self.discovery.api.router.block(settings.blocked)
 
     def members(self) -> frozenset[str]:
         return frozenset(self.view.snapshot.nodes)
@@ -144,7 +156,7 @@ class _Solo(AgentControl):
             try:
                 await self._begin()
                 await self._listen_for_names()
-                async with listening(self._http, self.settings):
+                async with listening(self._http, self.settings, self._tls):
                     if self.settings.dns_port:
                         tasks += [group.create_task(self._serve_names()), group.create_task(self.dns_watch.run())]
                     ready(self.identity)

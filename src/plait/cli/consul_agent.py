@@ -25,8 +25,9 @@ _TEXTS = {
     "data-dir": ("data_dir", "Directory for what must outlive the agent."),
     "log-level": ("log_level", "trace, debug, info, warn or err."),
     "pid-file": ("pid_file", "File for the process's number."),
+    "alt-domain": ("alt_domain", "A second domain of the names."),
 }
-_PORTS = {"http-port": "http", "dns-port": "dns"}
+_PORTS = {"http-port": "http", "https-port": "https", "dns-port": "dns"}
 _FLAGS = {
     "dev": ("dev", "Keep everything in memory."),
     "enable-script-checks": ("enable_script_checks", "Run health checks that are commands."),
@@ -34,12 +35,15 @@ _FLAGS = {
     "log-json": ("log_json", "Log lines as JSON."),
 }
 _IDLE_FLAGS = (
-    "server", "bootstrap", "ui", "disable-host-node-id", "disable-keyring-file", "rejoin", "syslog", "auto-reload-config",
+    "server", "bootstrap", "ui", "disable-host-node-id", "disable-keyring-file", "rejoin", "syslog", "auto-reload-config", "read-replica",
+    "non-voting-server",
 )  # fmt: skip
 _IDLE_TEXTS = (
-    "bootstrap-expect", "join", "retry-join", "retry-interval", "retry-max", "encrypt", "https-port", "grpc-port", "grpc-tls-port",
-    "serf-lan-port", "serf-wan-port", "server-port", "protocol", "raft-protocol", "log-file", "alt-domain", "config-format", "ui-dir",
-    "ui-content-path", "advertise-wan", "serf-lan-bind", "serf-wan-bind", "segment", "primary-datacenter", "allow-write-http-from", "hcl",
+    "bootstrap-expect", "join", "join-wan", "retry-join", "retry-join-wan", "retry-interval", "retry-interval-wan", "retry-max",
+    "retry-max-wan", "encrypt", "grpc-port", "grpc-tls-port", "serf-lan-port", "serf-wan-port", "server-port", "protocol", "raft-protocol",
+    "log-file", "log-rotate-bytes", "log-rotate-duration", "log-rotate-max-files", "config-format", "ui-dir", "ui-content-path",
+    "advertise-wan", "serf-lan-bind", "serf-wan-bind", "serf-lan-allowed-cidrs", "serf-wan-allowed-cidrs", "segment", "partition",
+    "primary-datacenter", "primary-gateway", "check_output_max_size", "default-query-time", "max-query-time", "hcl",
 )  # fmt: skip
 """Taken without effect: they are about parts of Consul that plait does not have."""
 
@@ -53,7 +57,7 @@ def _with_options(command: Any) -> Any:
     for name in _PORTS:
         command = click.option(f"-{name}", name.replace("-", "_"), type=int, default=None, help="Its port, -1 for none.")(command)
     for name, (_, about) in _FLAGS.items():
-        command = click.option(f"-{name}", name.replace("-", "_"), is_flag=True, help=about)(command)
+        command = click.option(f"-{name}", name.replace("-", "_"), is_flag=True, default=None, help=about)(command)
     for name in _IDLE_FLAGS:
         command = click.option(f"-{name}", name.replace("-", "_"), is_flag=True, help=_IDLE)(command)
     for name in _IDLE_TEXTS:
@@ -66,8 +70,16 @@ def _with_options(command: Any) -> Any:
 @click.option("-config-dir", "folders", multiple=True, type=Path, help="A directory of JSON files; may be repeated.")
 @click.option("-recursor", "recursors", multiple=True, help="Resolver for other names; may be repeated.")
 @click.option("-node-meta", "node_meta", multiple=True, help="KEY:VALUE of the node; may be repeated.")
+@click.option("-allow-write-http-from", "writers", multiple=True, help="Network that writes may come from; may be repeated.")
 @_with_options
-def agent(files: tuple[Path, ...], folders: tuple[Path, ...], recursors: tuple[str, ...], node_meta: tuple[str, ...], **given: Any) -> None:
+def agent(
+    files: tuple[Path, ...],
+    folders: tuple[Path, ...],
+    recursors: tuple[str, ...],
+    node_meta: tuple[str, ...],
+    writers: tuple[str, ...],
+    **given: Any,
+) -> None:
     """Serve the directory alone: HTTP API, health checks and DNS, without a network or a cluster."""
     import asyncio
 
@@ -77,7 +89,7 @@ def agent(files: tuple[Path, ...], folders: tuple[Path, ...], recursors: tuple[s
     from plait.agent.process import tune
     from plait.agent.solo import run_solo
 
-    options = _options(given, recursors, node_meta)
+    options = _options(given, recursors, node_meta, writers)
 
     def read() -> tuple[SoloSettings, list[str]]:
         return settings_of(read_files([*files, *folders]), options, socket.gethostname().partition(".")[0])
@@ -103,15 +115,17 @@ def agent(files: tuple[Path, ...], folders: tuple[Path, ...], recursors: tuple[s
                 settings.pid_file.unlink()
 
 
-def _options(given: dict[str, Any], recursors: tuple[str, ...], node_meta: tuple[str, ...]) -> dict[str, Any]:
+def _options(given: dict[str, Any], recursors: tuple[str, ...], node_meta: tuple[str, ...], writers: tuple[str, ...]) -> dict[str, Any]:
     """As the keys of a configuration file."""
     found: dict[str, Any] = {key: given[n.replace("-", "_")] for n, (key, _) in _TEXTS.items() if given[n.replace("-", "_")] is not None}
-    found |= {key: True for name, (key, _) in _FLAGS.items() if given[name.replace("-", "_")]}
+    found |= {key: on for name, (key, _) in _FLAGS.items() if (on := given[name.replace("-", "_")]) is not None}
     ports = {key: given[name.replace("-", "_")] for name, key in _PORTS.items() if given[name.replace("-", "_")] is not None}
     if ports:
         found["ports"] = ports
     if recursors:
         found["recursors"] = list(recursors)
+    if writers:
+        found["http_config"] = {"allow_write_http_from": list(writers)}
     if node_meta:
         found["node_meta"] = {key: value for key, _, value in (pair.partition(":") for pair in node_meta)}
     return found
@@ -128,7 +142,10 @@ def _banner(settings: Any, identity: Any) -> None:
         ("Node name", f"'{settings.node_name}'"),
         ("Datacenter", f"'{settings.datacenter}' (Segment: '<all>')"),
         ("Server", "true (Bootstrap: true)"),
-        ("Client Addr", f"[{where}] (HTTP: {settings.http_port or -1}, HTTPS: -1, gRPC: -1, DNS: {settings.dns_port or -1})"),
+        (
+            "Client Addr",
+            f"[{where}] (HTTP: {settings.http_port or -1}, HTTPS: {settings.https_port or -1}, gRPC: -1, DNS: {settings.dns_port or -1})",
+        ),
         ("Cluster Addr", f"{settings.address} (LAN: -1, WAN: -1)"),
     )
     click.echo("\n".join(f"{key:>18}: {value}" for key, value in rows))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
+from itertools import islice
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import click
@@ -20,7 +21,28 @@ R = TypeVar("R")
 
 
 class GoCommand(click.Command):
-    """A command whose options may be written as Go's programs have it: -name or --name, with "=" before the value or not."""
+    """A command whose options may be written as Go's programs have it: -name or --name, with "=" before the value or not, -flag=false
+    and -flag=true besides -flag."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        flags = {opt.lstrip("-"): p for p in self.params if isinstance(p, click.Option) for opt in p.opts}
+        said: dict[str, bool] = {}
+        kept: list[str] = []
+        rest = iter(args)
+        for word in rest:
+            name, equals, value = word.lstrip("-").partition("=")
+            option = flags.get(name) if word.startswith("-") else None
+            if option is not None and option.is_flag and equals and option.name is not None:
+                said[option.name] = _go_bool(value, name, ctx)
+                continue
+            kept.append(word)
+            if option is not None and not option.is_flag and not equals:
+                kept += islice(rest, 1)  # its value
+            elif word == "--" or not (word.startswith("-") or ctx.allow_interspersed_args):
+                kept += rest  # a program of its own
+        left = super().parse_args(ctx, kept)
+        ctx.params.update(said)
+        return left
 
     def make_parser(self, ctx: click.Context) -> Any:
         parser = super().make_parser(ctx)
@@ -36,6 +58,15 @@ class GoGroup(click.Group):
 
     command_class = GoCommand
     group_class = type
+
+
+def _go_bool(text: str, name: str, ctx: click.Context) -> bool:
+    """As Go's strconv.ParseBool has it."""
+    if text in ("1", "t", "T", "true", "TRUE", "True"):
+        return True
+    if text in ("0", "f", "F", "false", "FALSE", "False"):
+        return False
+    raise click.BadOptionUsage(name, f"Option '-{name}' is true or false, not {text!r}.", ctx)
 
 
 def with_client(command: Callable[Concatenate[Client, P], R]) -> Callable[P, R]:

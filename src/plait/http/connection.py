@@ -28,6 +28,7 @@ _SLICE = 16 * 1024
 _AHEAD = 64 * 1024
 """Bytes that may come while a request is answered."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_READS = frozenset(("GET", "HEAD", "OPTIONS"))
 _NEVER = math.inf
 _BROKEN = Request("", b"", {})
 """Stands for one that could not be read."""
@@ -95,7 +96,8 @@ class Connection(asyncio.BufferedProtocol):
         """Whoever only ends its side may still get the answers to its writes; nothing waits for a client that may be gone."""
         self._ending, self._rest = True, b""
         waits = self._parked is not None or (self._task is not None and self._current.method == "GET")
-        return (self._busy or self._blocked) and not (self._lingers or waits)
+        halves = self._transport.can_write_eof()  # which TLS cannot
+        return halves and (self._busy or self._blocked) and not (self._lingers or waits)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._lost = self._ending = True
@@ -235,7 +237,7 @@ class Connection(asyncio.BufferedProtocol):
         self._current, self._busy, self.deadline = request, True, _NEVER
         app = self._server.app
         try:
-            made = app.respond(request)
+            made = app.respond(request) if request.method in _READS or self._may_write() else app.rejected(403, "Access is restricted")
         except Exception as error:
             made = app.refused(error, request)
         if type(made) is Answer and len(made.body) < COMPRESS_APART:
@@ -251,6 +253,10 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._task = asyncio.get_running_loop().create_task(self._work(made))
         return None
+
+    def _may_write(self) -> bool:
+        peer = self._transport.get_extra_info("peername")
+        return self._server.may_write(peer[0] if isinstance(peer, tuple) else "")
 
     async def _work(self, made: Answer | Awaitable[Answer | Parked]) -> None:
         """Answer the present request with what is not there at once, or not in one piece."""

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import resource
 import socket
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -79,6 +80,8 @@ class HttpServer:
         """With the date of the last sweep."""
         self.fields: tuple[tuple[str, str], ...] = ()
         """Header fields of every answer from the next sweep on, unless it has others of that name itself."""
+        self.may_write: Callable[[str], bool] = lambda _: True
+        """Whether requests of other methods than GET, HEAD and OPTIONS are taken from an IP address ("" = of a Unix socket)."""
         self.port = 0
         """Of the address that was first listened on."""
         self.answered = [0] * 6
@@ -92,14 +95,17 @@ class HttpServer:
         self._no_idle_before = self._quiet_until = 0.0
         self.stopping = False
 
-    async def start(self, host: str, port: int) -> None:
-        """Listen there too; port 0 chooses a free one. OSError if that is taken. The process may open as many files as the system lets it
-        from then on."""
+    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+        """Listen there too, with `tls` for HTTPS; port 0 chooses a free one. OSError if that is taken. The process may open as many files
+        as the system lets it from then on."""
         loop = asyncio.get_running_loop()
         _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
         self._max = min(self.limits.connections, max(_LEAST, files - _RESERVE))
-        server = await loop.create_server(lambda: Connection(self), host, port, backlog=_BACKLOG)
+        greet_s, end_s = (self.limits.head_s, self.limits.linger_s) if tls is not None else (None, None)
+        server = await loop.create_server(
+            lambda: Connection(self), host, port, backlog=_BACKLOG, ssl=tls, ssl_handshake_timeout=greet_s, ssl_shutdown_timeout=end_s
+        )
         self._servers.append(server)
         self.port = self.port or server.sockets[0].getsockname()[1]
 

@@ -74,6 +74,7 @@ class Router:
         self.routes: tuple[Route, ...] = ()
         self.pretty = False
         """Whether every answer is indented, asked for or not."""
+        self._blocked: tuple[str, ...] = ()
         self._by_segment: dict[str, list[Route]] = {}
         """By the first segment of their path."""
         self._kept: _Kept[tuple[str, bytes], _Found] = _Kept()
@@ -85,6 +86,11 @@ class Router:
         for route in self.routes:
             self._by_segment.setdefault(route.path.partition("/")[0], []).append(route)
         self._kept, self._limits = _Kept(), _Kept()
+
+    def block(self, beginnings: tuple[str, ...]) -> None:
+        """Refuse every path that begins with one of these, such as /v1/snapshot, and no other any more."""
+        self._blocked = beginnings
+        self._kept = _Kept()
 
     def respond(self, request: Request) -> Response:
         """PlaitError and whatever the handler raises."""
@@ -137,6 +143,8 @@ class Router:
             return text_answer(400, _UNPRINTABLE)
         if not path.startswith("/v1/"):
             return text_answer(200, _UI_OFF) if path == "/" else text_answer(404, _BAD_PATH)
+        if path.startswith(self._blocked):
+            return text_answer(403, "Endpoint is blocked by agent configuration")
         path = path.removeprefix("/v1/")
         matched = self._match(path)
         if matched is None:
