@@ -20,7 +20,24 @@ from plait.agent.config import parse_config
 from plait.agent.discovery import Discovery, DiscoveryParts
 from plait.agent.health import Health
 from plait.agent.identity import Identity
-from plait.client import ApiError, AsyncClient, Client, LockLost, NotAcquired, Op, Port, Service, TxnFailed
+from plait.client import (
+    ApiError,
+    AsyncClient,
+    CatalogService,
+    CheckOp,
+    CheckState,
+    Client,
+    Entry,
+    LockLost,
+    Node,
+    NodeOp,
+    NotAcquired,
+    Op,
+    Port,
+    Service,
+    ServiceOp,
+    TxnFailed,
+)
 from plait.services.directory import SERVER_META
 from plait.store.api import Change, Put
 from plait.store.memory import MemoryStore
@@ -263,6 +280,38 @@ def test_a_transaction(client: Client) -> None:
     assert [place for place, _ in caught.value.errors] == [1, 2]
     entry = client.kv.get("a")
     assert entry is not None and entry.value == b"1"
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Iterator[tuple[Client, str]]:
+    with plait(tmp_path) as url, Client(url) as client:
+        yield client, url
+
+
+def test_a_transaction_of_nodes_services_and_checks(both: tuple[Client, str]) -> None:
+    client, url = both
+    host = Node("ext", "192.0.2.9", meta={"rack": "1"})
+    web = CatalogService("ext", "web", "web-1", "192.0.2.10", 80, ("a",), {"k": "v"}, weight=3, weight_warning=2)
+    check = CheckState("alive", "is alive", "passing", "ext", "web-1", "web", "by hand", "well")
+    done = client.txn(NodeOp("set", host), Op("set", "a", b"1"), ServiceOp("set", web), CheckOp("set", check), Op("get", "a"))
+    assert done[0] == replace(host, datacenter="dc1") and done[2:4] == (web, check)
+    assert [one.value for one in done if isinstance(one, Entry)] == [b"", b"1"]
+    (found,) = client.resolve("web")
+    assert (found.node, found.endpoint, found.weight, found.meta) == ("ext", "192.0.2.10:80", 3, {"k": "v"})
+    index = done[2].modify_index
+    moved = replace(web, port=81)
+    with pytest.raises(TxnFailed) as caught:
+        client.txn(ServiceOp("cas", moved, index - 1), CheckOp("get", CheckState("none", "", "", "ext")), NodeOp("get", host))
+    assert [place for place, _ in caught.value.errors] == [0, 1]
+
+    asyncio.run(_moved(url, moved, index))
+    client.txn(ServiceOp("delete", CatalogService("ext", "web", "web-1")), NodeOp("delete", Node("ext", "")))
+    assert client.resolve("web") == () and [node.name for node in client.catalog.nodes()] == ["A"]
+
+
+async def _moved(url: str, moved: CatalogService, index: int) -> None:
+    async with AsyncClient(url) as client:
+        assert await client.txn(ServiceOp("cas", moved, index), ServiceOp("get", CatalogService("ext", "", "web-1"))) == (moved, moved)
 
 
 # locks

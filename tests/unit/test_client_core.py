@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.support.fake_consul import Timeline
 
-from plait.client import discovery, event, kv, lock, session
+from plait.client import discovery, event, kv, lock, session, txn
 from plait.client.discovery import Check, Keeper, Service
 from plait.client.errors import ApiError, BadAnswer
 from plait.client.lock import LockHold, LockSpec, SemaphoreHold
@@ -497,10 +497,10 @@ def test_keys_and_values(time: Timeline) -> None:
 
 
 def test_a_transaction_is_done_whole_or_not_at_all(time: Timeline) -> None:
-    do, op = time.do, kv.Op
+    do, op = time.do, txn.Op
     found = do(kv.txn(op("set", "a", b"1"), op("set", "b", b"2"), op("get", "a")))
     assert [(one.key, one.value) for one in found] == [("a", b""), ("b", b""), ("a", b"1")]
-    with pytest.raises(kv.TxnFailed) as caught:
+    with pytest.raises(txn.TxnFailed) as caught:
         do(kv.txn(op("set", "a", b"9"), op("check-not-exists", "b"), op("get", "nope")))
     assert [place for place, _ in caught.value.errors] == [1, 2]
     assert do(kv.get("a")).value == b"1"

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
         NotAcquired,
         Unreachable,
     )
-    from plait.client.kv import Op, TxnFailed
     from plait.client.sync import Client
-    from plait.client.types import CheckState, Entry, Event, Instance, Member, Node, Port, Session
+    from plait.client.txn import CheckOp, NodeOp, Op, ServiceOp, TxnFailed
+    from plait.client.types import CatalogService, CheckState, Entry, Event, Instance, Member, Node, Port, Session
 
 _PLACES = {
     "sync": ("Client",),
@@ -34,8 +34,8 @@ _PLACES = {
     "balance": ("Ejection", "Zone"),
     "discovery": ("Check", "Service"),
     "errors": ("ApiError", "BadAnswer", "ClientError", "Closed", "LockLost", "NoInstances", "NotAcquired", "Unreachable"),
-    "kv": ("Op", "TxnFailed"),
-    "types": ("CheckState", "Entry", "Event", "Instance", "Member", "Node", "Port", "Session"),
+    "txn": ("CheckOp", "NodeOp", "Op", "ServiceOp", "TxnFailed"),
+    "types": ("CatalogService", "CheckState", "Entry", "Event", "Instance", "Member", "Node", "Port", "Session"),
 }
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
@@ -43,7 +43,9 @@ __all__ = [
     "ApiError",
     "AsyncClient",
     "BadAnswer",
+    "CatalogService",
     "Check",
+    "CheckOp",
     "CheckState",
     "Client",
     "ClientError",
@@ -56,10 +58,12 @@ __all__ = [
     "Member",
     "NoInstances",
     "Node",
+    "NodeOp",
     "NotAcquired",
     "Op",
     "Port",
     "Service",
+    "ServiceOp",
     "Session",
     "TxnFailed",
     "Unreachable",

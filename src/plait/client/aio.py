@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Awaitable, Callable
 from typing import Self, TypeVar, Unpack
 
-from plait.client import discovery, event, kv, lock, session
+from plait.client import discovery, event, kv, lock, session, txn
 from plait.client.aio_io import Transport, run
 from plait.client.aio_parts import Changes, Closes, Endpoints, Lock, Registration, method, watching
 from plait.client.balance import Balancer, Ejection, Policy, Zone
@@ -113,6 +113,7 @@ class AsyncClient:
     update_check = method(discovery.update_check)
     maintenance = method(discovery.maintenance)
     resolve = method(discovery.resolve)
+    txn = method(txn.transact)
     watch = watching(discovery.instances)
     watch_leader = watching(lock.leader)
 

@@ -7,53 +7,12 @@ byte order.
 
 from __future__ import annotations
 
-from base64 import b64encode
-from dataclasses import dataclass
-from typing import Any, Literal
-
 from plait.client import types
-from plait.client.errors import ClientError
 from plait.client.steps import Answer, Params, Request, Steps, call, decoded, put
+from plait.client.txn import Op, transact
 from plait.client.types import Entry
 from plait.client.watch import Query, fetch
 from plait.model.errors import ConfigError
-
-Verb = Literal[
-    "set", "cas", "lock", "unlock", "get", "get-or-empty", "get-tree", "check-index", "check-session", "check-not-exists",
-    "delete", "delete-cas", "delete-tree",
-]  # fmt: skip
-_INDEXED = ("cas", "check-index", "delete-cas")
-_SESSION = ("lock", "unlock", "check-session")
-
-
-@dataclass(frozen=True, slots=True)
-class Op:
-    """One operation of a transaction. `index`: of cas, check-index and delete-cas; `session`: of lock, unlock and check-session."""
-
-    verb: Verb
-    key: str
-    value: bytes = b""
-    flags: int = 0
-    index: int = 0
-    session: str = ""
-
-    def body(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"Verb": self.verb, "Key": self.key}
-        if self.verb in ("set", "cas", "lock", "unlock"):
-            found |= {"Value": b64encode(self.value).decode(), "Flags": self.flags}
-        if self.verb in _INDEXED:
-            found["Index"] = self.index
-        if self.verb in _SESSION:
-            found["Session"] = self.session
-        return {"KV": found}
-
-
-class TxnFailed(ClientError):
-    """A transaction was rolled back. `errors`: (place of the operation, what was wrong with it), every failing one."""
-
-    def __init__(self, errors: tuple[tuple[int, str], ...]) -> None:
-        super().__init__("the transaction was rolled back: " + "; ".join(f"operation {place}: {what}" for place, what in errors))
-        self.errors = errors
 
 
 def entry(key: str, *, consistent: bool = False) -> Query[Entry | None]:
@@ -113,12 +72,8 @@ def delete_tree(prefix: str) -> Steps[bool]:
 
 def txn(*ops: Op) -> Steps[tuple[Entry, ...]]:
     """Do all operations or none, at one index. Returns the entries of those that have one, in order; TxnFailed if it was rolled back."""
-    request = put("txn", body=[op.body() for op in ops])
-    answer = yield from call(request, 409)
-    raw = decoded(request, answer)
-    if answer.status == 409:
-        raise TxnFailed(types.records(raw.get("Errors"), lambda item: (int(item["OpIndex"]), str(item["What"])), request.what))
-    return types.records(raw.get("Results"), lambda item: types.entry(item["KV"]), request.what)
+    done = yield from transact(*ops)
+    return tuple(one for one in done if isinstance(one, Entry))
 
 
 def write(key: str, value: bytes, flags: int, *how: tuple[str, str]) -> Steps[bool]:

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable
 from typing import Self, TypeVar, Unpack
 
-from plait.client import discovery, event, kv, lock, session
+from plait.client import discovery, event, kv, lock, session, txn
 from plait.client.balance import Balancer, Ejection, Policy, Zone
 from plait.client.discovery import Search, Service
 from plait.client.errors import LockLost
@@ -114,6 +114,7 @@ class Client:
     update_check = method(discovery.update_check)
     maintenance = method(discovery.maintenance)
     resolve = method(discovery.resolve)
+    txn = method(txn.transact)
     watch = watching(discovery.instances)
     watch_leader = watching(lock.leader)
 

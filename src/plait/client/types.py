@@ -32,6 +32,7 @@ class CheckState:
     service_name: str = ""
     notes: str = ""
     output: str = field(default="", compare=False)
+    modify_index: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,22 @@ class Node:
     id: str = ""
     datacenter: str = ""
     meta: Mapping[str, str] = field(default_factory=dict, hash=False)
+    modify_index: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogService:
+    """A service of a node as the catalogue holds it, without what its checks say. `id` "": the name; `address` "": the node's."""
+
+    node: str
+    name: str
+    id: str = ""
+    address: str = ""
+    port: int = 0
+    tags: tuple[str, ...] = ()
+    meta: Mapping[str, str] = field(default_factory=dict, hash=False)
+    weight: int = 1
+    weight_warning: int = 1
     modify_index: int = field(default=0, compare=False)
 
 
@@ -217,6 +234,7 @@ def check(raw: Any) -> CheckState:
         raw.get("ServiceName") or "",
         raw.get("Notes") or "",
         raw.get("Output") or "",
+        raw.get("ModifyIndex", 0),
     )
 
 
@@ -241,6 +259,23 @@ def instance(raw: Any) -> Instance:
         checks,
         tuple(port(item) for item in service.get("Ports") or ()),
         service.get("ModifyIndex", 0),
+    )
+
+
+def catalog_service(raw: Any, host: str) -> CatalogService:
+    """A service as answers about a node show it."""
+    weights = raw.get("Weights") or {}
+    return CatalogService(
+        host,
+        raw["Service"],
+        raw["ID"],
+        raw.get("Address") or "",
+        raw.get("Port") or 0,
+        tuple(raw.get("Tags") or ()),
+        raw.get("Meta") or {},
+        weights.get("Passing", 1),
+        weights.get("Warning", 1),
+        raw.get("ModifyIndex", 0),
     )
 
 
