@@ -151,7 +151,7 @@ class Discovery:
     def _readings(self) -> list[Reading]:
         snapshot = self._p.view.snapshot
         own = [instance for instance in snapshot.instances.values() if instance.node == snapshot.me]
-        waiting = self.api.parked() + len(self.kv.key_waiters) + len(self.kv.session_waiters) + len(self.events.watchers)
+        waiting = self.api.parked() + len(self.events.watchers)
         values: dict[str, float | Summary] = {
             "consul.autopilot.healthy": float(self._p.contact_ms() is not None),
             "consul.state.nodes": float(len(snapshot.nodes) + len(snapshot.catalog_nodes)),

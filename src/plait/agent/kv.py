@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import msgspec
@@ -54,35 +54,36 @@ class Contended(PlaitError):
     """A key is written by so many at once that this write did not get through."""
 
 
+Wake = Callable[[], object]
+
+
 class Waiters:
     """Who waits for a change of which key or of anything below which prefix. A change costs one look per character of its key."""
 
     def __init__(self) -> None:
-        self._exact: dict[str, set[asyncio.Event]] = {}
-        self._below: dict[str, set[asyncio.Event]] = {}
+        self._exact: dict[str, set[Wake]] = {}
+        self._below: dict[str, set[Wake]] = {}
 
-    @contextlib.contextmanager
-    def waiting(self, key: str, below: bool) -> Iterator[asyncio.Event]:
-        """An event that is set by each change of `key`, or of anything that starts with it."""
-        table, event = self._below if below else self._exact, asyncio.Event()
-        table.setdefault(key, set()).add(event)
-        try:
-            yield event
-        finally:
-            table[key].discard(event)
-            if not table[key]:
-                del table[key]
+    def join(self, key: str, below: bool, wake: Wake) -> None:
+        """Have `wake` called at each change of `key`, or of anything that starts with it, until `leave`. It must not do either itself."""
+        (self._below if below else self._exact).setdefault(key, set()).add(wake)
+
+    def leave(self, key: str, below: bool, wake: Wake) -> None:
+        table = self._below if below else self._exact
+        table[key].discard(wake)
+        if not table[key]:
+            del table[key]
 
     def wake(self, key: str) -> None:
-        for event in self._exact.get(key, ()):
-            event.set()
+        for wake in self._exact.get(key, ()):
+            wake()
         if self._below:
             for length in range(len(key) + 1):
-                for event in self._below.get(key[:length], ()):
-                    event.set()
+                for wake in self._below.get(key[:length], ()):
+                    wake()
 
     def __len__(self) -> int:
-        return sum(len(events) for table in (self._exact, self._below) for events in table.values())
+        return sum(len(waiting) for table in (self._exact, self._below) for waiting in table.values())
 
 
 class Kv:
@@ -163,13 +164,17 @@ class Kv:
     def snapshot(self) -> Snapshot:
         return self._view.snapshot
 
-    async def fresh(self) -> bool:
-        """Whether what is here is at least as new as all that this agent ever answered. After a start that takes a moment."""
-        if not self._heard.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_HEAR_S):
-                    await self._heard.wait()
+    @property
+    def fresh(self) -> bool:
+        """Whether what is here is at least as new as all that this agent ever answered."""
         return self._heard.is_set()
+
+    async def freshened(self) -> bool:
+        """Whether it is so in a moment; after a start it takes one."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_HEAR_S):
+                await self._heard.wait()
+        return self.fresh
 
     async def current(self) -> None:
         """Return when the replica holds everything that was written before the call. StoreUnavailable if the store is out of reach."""

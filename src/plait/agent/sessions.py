@@ -27,25 +27,25 @@ class SessionSteward:
 
     def __init__(self, kv: Kv, view: View, drop_unbound: Callable[[], Awaitable[int]] | None = None) -> None:
         self._kv, self._drop_unbound = kv, drop_unbound
-        self._changed: asyncio.Event | None = None
+        self._changed = asyncio.Event()
         view.subscribe(self._on_view)
 
     def _on_view(self, kinds: frozenset[str]) -> None:
-        if self._changed is not None and kinds & {"alive", "checks", "nodes"}:
+        if kinds & {"alive", "checks", "nodes"}:
             self._changed.set()
 
     async def run(self) -> None:
         """Never returns. What fails is tried again with the next round."""
-        with self._kv.session_waiters.waiting("", below=True) as self._changed:
-            while True:
-                self._changed.clear()
-                try:
-                    await self.once()
-                except PlaitError as error:
-                    log.warning("sessions_unended", extra={"error": str(error)})
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_ROUND_S):
-                        await self._changed.wait()
+        self._kv.session_waiters.join("", True, self._changed.set)
+        while True:
+            self._changed.clear()
+            try:
+                await self.once()
+            except PlaitError as error:
+                log.warning("sessions_unended", extra={"error": str(error)})
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_ROUND_S):
+                    await self._changed.wait()
 
     async def once(self) -> int:
         """End all sessions that must end now; how many it were."""

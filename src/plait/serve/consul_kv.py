@@ -7,17 +7,16 @@ has changed; who waits for one key is not woken by others. Beyond Consul: `?ttl=
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from functools import partial
 from typing import Protocol
 
-from plait.http.message import Answer, Response, Taskless
+from plait.http.message import Answer, Parked, Response, Taskless
 from plait.model.cluster import Snapshot
 from plait.model.errors import NotFound
 from plait.model.kv import Session
-from plait.serve.consul_http import COMMON, Call, Missing, Route, Unable, encoded, json_answer, read_headers, set_within, text_answer, until
+from plait.serve.consul_http import COMMON, Call, Consistency, Missing, Route, Unable, encoded, json_answer, read_headers, text_answer
 from plait.services.kv import MAX_VALUE, KvPut, Table, entry_json
 from plait.services.requests import BadRequest, Refusal, TooLarge, duration_s
 from plait.services.sessions import missing, parse_session, session_json
@@ -27,7 +26,11 @@ _RAW_HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": 
 
 
 class Waiting(Protocol):
-    def waiting(self, key: str, below: bool) -> AbstractContextManager[asyncio.Event]: ...
+    """Who waits for a change of a key, or of anything `below` it; see `agent.kv.Waiters`."""
+
+    def join(self, key: str, below: bool, wake: Callable[[], object]) -> None: ...
+
+    def leave(self, key: str, below: bool, wake: Callable[[], object]) -> None: ...
 
 
 class KvBackend(Protocol):
@@ -52,7 +55,10 @@ class KvBackend(Protocol):
 
     def snapshot(self) -> Snapshot: ...
 
-    async def fresh(self) -> bool: ...
+    @property
+    def fresh(self) -> bool: ...
+
+    async def freshened(self) -> bool: ...
 
     async def current(self) -> None: ...
 
@@ -69,6 +75,8 @@ class KvBackend(Protocol):
 
 Look = Callable[[], tuple[Callable[[], object], int]]
 """(what makes the result, index) now: the result of a query that goes on waiting is never made."""
+Say = Callable[[object, dict[str, str]], Answer]
+"""The answer that holds a result, with these header fields."""
 
 
 class KvApi:
@@ -89,17 +97,20 @@ class KvApi:
 
     # --- keys
 
-    async def _get(self, call: Call) -> Answer:
+    def _get(self, call: Call) -> Response:
         key = call.parts[0]
         below = call.flag("recurse") or call.flag("keys")
         if not key and not below:
             raise BadRequest("Missing key name")
-        found, headers = await self._read(call, self._looker(call, key), self._backend.key_waiters, key, below)
-        if found is None:
-            return text_answer(404, "", headers)
-        if isinstance(found, bytes):
-            return Answer(200, found, "text/plain", COMMON | headers | _RAW_HEADERS)
-        return json_answer(encoded(found, call.flag("pretty")), headers)
+
+        def say(found: object, headers: dict[str, str]) -> Answer:
+            if found is None:
+                return text_answer(404, "", headers)
+            if isinstance(found, bytes):
+                return Answer(200, found, "text/plain", COMMON | headers | _RAW_HEADERS)
+            return json_answer(encoded(found, call.flag("pretty")), headers)
+
+        return self._read(call, self._looker(call, key), say, self._backend.key_waiters, key, below)
 
     def _looker(self, call: Call, key: str) -> Look:
         table = self._backend.table
@@ -122,24 +133,32 @@ class KvApi:
             return lambda: (make, table.index_below(key))
         return lambda: (one, table.index_of(key))
 
-    async def _read(self, call: Call, look: Look, waiters: Waiting, key: str, below: bool) -> tuple[object, dict[str, str]]:
-        """What `look` says under the call's consistency and index, with the headers of the answer."""
+    def _read(self, call: Call, look: Look, say: Say, waiters: Waiting, key: str, below: bool) -> Response:
+        """What `look` says under the call's consistency and index."""
         consistency, after = call.consistency(), call.index()
-        if consistency != "stale" and not await self._backend.fresh():
+
+        def answer(over: bool) -> Answer | None:
+            make, index = look()
+            if not over and index <= after:
+                return None
+            return say(make(), read_headers(index, self._backend.last_contact_ms(), consistency))
+
+        def begin() -> Answer | Parked:
+            return answer(not after) or Parked(call.wait_s, answer, partial(waiters.join, key, below), partial(waiters.leave, key, below))
+
+        if consistency == "consistent" or not (self._backend.fresh or consistency == "stale"):
+            return self._checked(consistency, begin)
+        return begin()
+
+    async def _checked(self, consistency: Consistency, begin: Callable[[], Answer | Parked]) -> Answer | Parked:
+        """`begin` as soon as what is here is as new as it must be."""
+        if not await self._backend.freshened():
             raise Unable("No cluster leader")
         if consistency == "consistent":
             if self._backend.last_contact_ms() is None:
                 raise Unable("No cluster leader")
             await self._backend.current()
-        make, index = look()
-        if after and index <= after:
-            with waiters.waiting(key, below) as event:
-
-                async def changed(timeout_s: float) -> None:
-                    await set_within(event, timeout_s)
-
-                make, index = await until(call.wait_s(), look, lambda seen: seen[1] > after, changed)
-        return make(), read_headers(index, self._backend.last_contact_ms(), consistency)
+        return begin()
 
     def _put(self, call: Call) -> Response:
         request = _write(call)
@@ -180,24 +199,26 @@ class KvApi:
             raise Missing(f"Session id '{wanted}' not found")
         return json_answer(encoded([session_json(session)], call.flag("pretty")))
 
-    async def _info(self, call: Call) -> Answer:
+    def _info(self, call: Call) -> Response:
         wanted = call.part("session")
-        return await self._sessions(call, lambda session: session.id == wanted)
+        return self._sessions(call, lambda session: session.id == wanted)
 
-    async def _of_node(self, call: Call) -> Answer:
+    def _of_node(self, call: Call) -> Response:
         wanted = call.part("node name").lower()
-        return await self._sessions(call, lambda session: session.node.lower() == wanted)
+        return self._sessions(call, lambda session: session.node.lower() == wanted)
 
-    async def _list(self, call: Call) -> Answer:
-        return await self._sessions(call, lambda _: True)
+    def _list(self, call: Call) -> Response:
+        return self._sessions(call, lambda _: True)
 
-    async def _sessions(self, call: Call, fits: Callable[[Session], bool]) -> Answer:
+    def _sessions(self, call: Call, fits: Callable[[Session], bool]) -> Response:
         def make() -> object:
             found = sorted((s for s in self._backend.sessions.values() if fits(s)), key=lambda s: s.id)
             return [session_json(session) for session in found]
 
-        found, headers = await self._read(call, lambda: (make, self._backend.sessions_index), self._backend.session_waiters, "", True)
-        return json_answer(encoded(found, call.flag("pretty")), headers)
+        def say(found: object, headers: dict[str, str]) -> Answer:
+            return json_answer(encoded(found, call.flag("pretty")), headers)
+
+        return self._read(call, lambda: (make, self._backend.sessions_index), say, self._backend.session_waiters, "", True)
 
 
 _TRUTHS = {value: json_answer(b"true" if value else b"false") for value in (False, True)}
