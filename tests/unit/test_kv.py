@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from yarl import URL
 from plait.agent.kv import Kv, put_entry
 from plait.model.errors import PlaitError
 from plait.model.kv import Entry
-from plait.store.api import Delete, Put
+from plait.store.api import Compare, Delete, Put, TxnResult
 from plait.store.memory import MemoryStore
 
 QUICK_S, SLOW = 0.3, "wait=20s"
@@ -81,6 +81,18 @@ async def test_what_an_earlier_version_wrote_is_read(one: Client, store: MemoryS
         return entry and entry["Flags"]
 
     await eventually(flags, 42)
+
+
+async def test_a_key_is_written_to_a_store_that_is_elsewhere(one: Client, store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Elsewhere:
+        """Has a timeout for each call."""
+
+        async def txn(self, compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> TxnResult:
+            async with asyncio.timeout(5):
+                return await store.txn(compares, ops)
+
+    monkeypatch.setattr(one.kv, "_store", Elsewhere())
+    assert await one.put("a", b"1") and await one.ok("DELETE", "kv/a")
 
 
 @pytest.mark.parametrize("path", ["a%2Fb", "a/b", "%61/b"])

@@ -26,6 +26,7 @@ from plait.services.kv import KvPut, Table, may_delete, put, released
 from plait.services.txnkeys import Keys
 from plait.store.api import Change, Compare, Delete, Item, Put, Store
 from plait.store.codec import decode, encode
+from plait.store.local import LocalStore
 
 log = logging.getLogger("plait.kv")
 TRIES = 50
@@ -200,9 +201,12 @@ class Kv:
 
     # --- writing keys
 
+    def needs_task(self, request: KvPut) -> bool:
+        """Whether only a task may await that write, for there are timeouts in it: of sessions and leases, and of the wire."""
+        return bool(request.acquire or request.ttl) or not isinstance(self._store, LocalStore)
+
     async def put(self, request: KvPut) -> bool:
-        """Whether the key is as `request` wants it now. NotFound for a session that is none, Contended, StoreUnavailable. Whoever awaits
-        it needs a task only if it is to `acquire` or has a `ttl`."""
+        """Whether the key is as `request` wants it now. NotFound for a session that is none, Contended, StoreUnavailable."""
         for attempt in range(TRIES):
             known = self.table.get(request.key)
             conditions = [Compare(KV + request.key, known.modify_index if known is not None else 0)]
@@ -252,7 +256,7 @@ class Kv:
         return result.ok
 
     async def delete(self, key: str, recurse: bool = False, cas: int | None = None) -> bool:
-        """False if `cas` is not the key's index now. Contended, StoreUnavailable. Whoever awaits it needs no task."""
+        """False if `cas` is not the key's index now. Contended, StoreUnavailable."""
         if recurse:
             return await self._commit([], [Delete(KV + key, prefix=True)])
         for attempt in range(TRIES):

@@ -62,6 +62,8 @@ class KvBackend(Protocol):
 
     async def current(self) -> None: ...
 
+    def needs_task(self, request: KvPut) -> bool: ...
+
     async def put(self, request: KvPut) -> bool: ...
 
     async def delete(self, key: str, recurse: bool = False, cas: int | None = None) -> bool: ...
@@ -165,7 +167,7 @@ class KvApi:
         if len(request.value) > MAX_VALUE:
             raise TooLarge(f"Value for key {request.key!r} is too large ({len(request.value)} > {MAX_VALUE} bytes)")
         written = self._written(request)
-        return written if request.acquire or request.ttl else Taskless(written)
+        return written if self._backend.needs_task(request) else Taskless(written)
 
     async def _written(self, request: KvPut) -> Answer:
         try:

@@ -72,8 +72,7 @@ class Store(Protocol):
     async def list(self, prefix: str) -> Listing: ...
 
     def txn(self, compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> Awaitable[TxnResult]:
-        """Atomic: all compares hold and all ops are durable, or nothing happened. The last operation on a key counts. Whoever awaits it
-        needs no task.
+        """Atomic: all compares hold and all ops are durable, or nothing happened. The last operation on a key counts.
 
         Raises StoreUnavailable (over the wire its fate is then unknown: compares make a repetition safe), NotFound for a put with a lease
         that has ended, ConfigError for a bad key or more than 2 MiB."""

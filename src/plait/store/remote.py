@@ -66,11 +66,8 @@ class RemoteStore:
         items, revision = await self._items(lambda number: List(number, prefix))
         return Listing(items, revision)
 
-    def txn(self, compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> asyncio.Future[TxnResult]:
+    async def txn(self, compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> TxnResult:
         check_txn(compares, ops)
-        return asyncio.ensure_future(self._txn(compares, ops))
-
-    async def _txn(self, compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> TxnResult:
         result = await self._result(lambda number: pack_txn(number, compares, ops))
         return TxnResult(result.ok, result.number)
 
