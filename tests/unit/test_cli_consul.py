@@ -189,6 +189,43 @@ def test_a_child_is_ended_when_its_lock_is_lost(run: Run, server: Server) -> Non
     assert status == 1 and "Lock lost" in said and time.monotonic() - began < 20
 
 
+def test_options_of_every_command(run: Run, server: Server, tmp_path: Path) -> None:
+    assert run("kv", "put", "a", "1")[0] == 0
+    (tmp_path / "token").write_text("secret\n")
+    assert run("kv", "get", "-stale", f"-token-file={tmp_path}/token", "-ca-file=/x", "a") == (0, "1\n", "")
+    assert run("kv", "get", "-stale=false", "a") == (0, "1\n", "")
+    status, _, said = run("kv", "get", f"-token-file={tmp_path}/none", "a")
+    assert status == 1 and "CONSUL_HTTP_TOKEN_FILE" in said
+    status, _, said = run("kv", "get", "-http-addr=https://127.0.0.1:1", "-ca-file=/none", "a")
+    assert status == 1 and "/none" in said
+
+
+def test_versions_and_members_in_other_forms(run: Run) -> None:
+    found = json.loads(run("version", "-format=json")[1])
+    assert found["Version"].startswith("1.22.") and set(found) >= {"Version", "Revision"}
+    assert run("members", "-wan")[0] == 0
+    assert len(run("members", "-status=^al")[1].splitlines()) == 2 and len(run("members", "-status=left|failed")[1].splitlines()) == 1
+    assert run("members", "-status=(")[0] == 1
+
+
+def test_lock_takes_consuls_options_and_refuses_others(run: Run, server: Server) -> None:
+    with Client(server.url) as client, client.lock("job/.lock", lock_delay_s=0):
+        assert run("lock", "-try=200ms", "job", "echo", "never")[0] == 1
+    status, out, _ = run("lock", "-verbose", "-monitor-retry=1", "-pass-stdin", "-shell=false", "job", "sh")
+    assert (status, out.splitlines()[0]) == (0, "Setting up lock at path: job")
+    assert run("lock", "-shell=false", "job", "exit 3")[0] == 1, "that is no program"
+    assert run("lock", "-nonsense", "job", "true")[0] == 2
+    assert run("lock", "job", "sh", "-c", "exit 0", "-shell=false")[:2] == (0, ""), "what follows the child is the child's"
+
+
+def test_the_service_of_an_agent_is_watched(run: Run, server: Server) -> None:
+    with Client(server.url) as client:
+        client.register(Service("web", port=80))
+    status, out, _ = run("watch", "-type=agent_service", "-service=web")
+    assert status == 0 and json.loads(out)["Service"] == "web"
+    assert run("watch", "-type=agent_service")[0] == 1
+
+
 def test_the_agent_that_is_away_is_named(run: Run) -> None:
     status, _, said = run("kv", "get", "-http-addr=127.0.0.1:1", "a")
     assert status == 1 and "127.0.0.1:1" in said

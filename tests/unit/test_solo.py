@@ -412,6 +412,10 @@ def test_flags_of_go_may_have_a_value(tmp_path: Path) -> None:
         status, text = refused(running, "PUT", "agent/check/register", {"Name": "c", "Args": ["true"], "Interval": "1s"})
         assert status == 400 and "Scripts are disabled" in text, "the option wins over the file"
         assert running.resolves("n1.node.alt", "127.0.0.1")
+        for wanted, count in (("n1", 2), ("nobody", 1)):
+            members = [*PROGRAM[:-1], "members", f"-http-addr=127.0.0.1:{running.http}", f"-filter=Name == {wanted}"]
+            listed = subprocess.run(members, capture_output=True, text=True, timeout=20)
+            assert len(listed.stdout.splitlines()) == count, listed
     said = subprocess.run([*PROGRAM, "-dev=perhaps"], capture_output=True, text=True, timeout=20)
     assert said.returncode == 2 and "true or false" in said.stderr
 

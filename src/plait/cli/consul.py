@@ -8,6 +8,8 @@ Consul's agents as well.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from plait import __version__
 from plait.cli.consul_agent import agent
 from plait.cli.consul_common import GoGroup, columns, failed, read, show, with_client
 from plait.cli.consul_kv import kv
-from plait.cli.consul_run import run_locked, run_watch
+from plait.cli.consul_run import run_locked, run_watch, shell_words
+from plait.client import types
 from plait.client.errors import ClientError
 from plait.client.steps import Request, call
 from plait.client.sync import Client
@@ -34,18 +37,29 @@ def consul() -> None:
 
 
 @consul.command()
-def version() -> None:
+@click.option("-format", "form", default="pretty", type=click.Choice(("pretty", "json")), help="pretty or json.")
+def version(form: str) -> None:
     """Print the version of Consul whose formats these are, and plait's."""
+    if form == "json":
+        click.echo(json.dumps({"Version": IMITATED, "Revision": f"plait-{__version__}", "Prerelease": "", "FIPS": ""}, indent=4))
+        return
     show([f"Consul v{IMITATED}", f"Revision plait-{__version__}"])
 
 
 @consul.command()
-@click.option("-status", "status", default="", help="Only members with this status.")
+@click.option("-status", "status", default="", help="Only members whose status matches this regular expression.")
 @click.option("-detailed", "detailed", is_flag=True, help="With all tags.")
+@click.option("-wan", "wan", is_flag=True, help="The servers of all datacentres, of which there is one.")
+@click.option("-filter", "filter_", default="", help="Only members that this expression is true of.")
 @with_client
-def members(client: Client, status: str, detailed: bool) -> None:
+def members(client: Client, status: str, detailed: bool, wan: bool, filter_: str) -> None:
     """List the agents of the cluster."""
-    found = [member for member in client.catalog.members() if status in ("", member.status)]
+    params = [("wan", "1")] * wan + [("filter", filter_)] * bool(filter_)
+    listed = [types.member(raw) for raw in read(client, "agent/members", *params)]
+    try:
+        found = [member for member in listed if re.search(status, member.status)]
+    except re.error as error:
+        raise ConfigError("-status", status, f"is no regular expression: {error}") from error
     if detailed:
         rows = [(m.name, f"{m.address}:{m.port}", m.status, ",".join(f"{k}={v}" for k, v in sorted(m.tags.items()))) for m in found]
         show(columns([("Node", "Address", "Status", "Tags"), *rows]))
@@ -165,37 +179,48 @@ def restore(client: Client, file: Path) -> None:
     click.echo("Restored snapshot")
 
 
-@consul.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("-type", "kind", required=True, help="key, keyprefix, services, nodes, service, checks or event.")
+@consul.command(context_settings={"allow_interspersed_args": False})
+@click.option("-type", "kind", required=True, help="key, keyprefix, services, nodes, service, checks, event or agent_service.")
 @click.option("-key", "key", default="", help="The key (type key).")
 @click.option("-prefix", "prefix", default="", help="The prefix (type keyprefix).")
-@click.option("-service", "service", default="", help="The service (types service and checks).")
+@click.option("-service", "service", default="", help="The service (types service and checks), its id (agent_service).")
 @click.option("-tag", "tag", multiple=True, help="Only instances with this tag (type service); may be repeated.")
 @click.option("-passingonly", "passingonly", is_flag=True, help="Only instances that pass (type service).")
 @click.option("-state", "state", default="any", help="Only checks with this status (type checks).")
 @click.option("-name", "name", default="", help="The event's name (type event).")
+@click.option("-shell", "shell", is_flag=True, default=True, help="Run one word in a shell, which is so unless -shell=false.")
 @click.argument("child", nargs=-1, type=click.UNPROCESSED)
 @with_client
-def watch(client: Client, /, kind: str, child: tuple[str, ...], **given: Any) -> int:
+def watch(client: Client, /, kind: str, shell: bool, child: tuple[str, ...], **given: Any) -> int:
     """Print what is watched once, or run CHILD at the start and at each change, with the JSON on its standard input."""
     try:
-        return run_watch(client, kind, child, given)
+        return run_watch(client, kind, shell_words(child) if shell else list(child), given)
     except ConfigError as error:
         return failed(f"Failed to parse watch: {error}")
 
 
-@consul.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@consul.command(context_settings={"allow_interspersed_args": False})
 @click.option("-n", "limit", default=1, type=click.IntRange(1), help="How many may hold the lock at a time.")
 @click.option("-name", "name", default="", help="Taken for compatibility; the session is named after the prefix.")
 @click.option("-child-exit-code", "pass_on", is_flag=True, help="End with 2 if the child fails.")
 @click.option("-timeout", "timeout", default="", help="Give up after this time, such as 10s.")
+@click.option("-try", "attempt", default="", help="Give up after this time, as -timeout, and print why.")
+@click.option("-shell", "shell", is_flag=True, default=True, help="Run one word in a shell, which is so unless -shell=false.")
+@click.option(
+    "-monitor-retry", "retries", default=3, help="Taken for compatibility: the agent's absences are borne while the session lives."
+)
+@click.option("-verbose", "verbose", is_flag=True, help="Say what is being done.")
+@click.option("-pass-stdin", "stdin", is_flag=True, help="Taken for compatibility: the child has the standard input.")
 @click.argument("prefix")
 @click.argument("child", nargs=-1, required=True, type=click.UNPROCESSED)
 @with_client
-def lock(client: Client, limit: int, name: str, pass_on: bool, timeout: str, prefix: str, child: tuple[str, ...]) -> int:
+def lock(client: Client, /, prefix: str, child: tuple[str, ...], **given: Any) -> int:
     """Run CHILD while holding the lock below PREFIX; it is ended if the lock is lost."""
+    if given["verbose"]:
+        click.echo(f"Setting up {'lock' if given['limit'] == 1 else 'semaphore'} at path: {prefix}\nAttempting lock acquisition")
+    words = shell_words(child) if given["shell"] else list(child)
     try:
-        return run_locked(client, prefix, child, limit, timeout, pass_on)
+        return run_locked(client, prefix, words, given["limit"], given["attempt"] or given["timeout"], given["pass_on"])
     except ClientError as error:
         return failed(f"Lock acquisition failed: {error}")
 

@@ -6,6 +6,7 @@ Data in: option texts, rows. Data out: a client, lines.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from itertools import islice
@@ -18,6 +19,16 @@ from plait.client.sync import Client
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+_VARIABLES = {
+    "token-file": "CONSUL_HTTP_TOKEN_FILE",
+    "ca-file": "CONSUL_CACERT",
+    "client-cert": "CONSUL_CLIENT_CERT",
+    "client-key": "CONSUL_CLIENT_KEY",
+    "tls-server-name": "CONSUL_TLS_SERVER_NAME",
+}
+"""Options that say what an environment variable says, and win over it."""
 
 
 class GoCommand(click.Command):
@@ -75,12 +86,17 @@ def with_client(command: Callable[Concatenate[Client, P], R]) -> Callable[P, R]:
     @click.option("-http-addr", "http_addr", default=None, help="The agent: HOST:PORT, a URL or unix:///PATH (CONSUL_HTTP_ADDR).")
     @click.option("-token", "token", default=None, help="The token of the requests (CONSUL_HTTP_TOKEN).")
     @click.option("-datacenter", "datacenter", default="", help="Another datacentre than the agent's.")
+    @click.option("-stale", "stale", is_flag=True, help="Reads may be answered from what any agent has.")
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        address, token, datacenter = (kwargs.pop(name) for name in ("http_addr", "token", "datacenter"))
-        with Client(address, token=token, datacenter=datacenter) as client:  # type: ignore[arg-type]
+        address, token, datacenter, stale = (kwargs.pop(name) for name in ("http_addr", "token", "datacenter", "stale"))
+        given = {variable: kwargs.pop(name.replace("-", "_")) for name, variable in _VARIABLES.items()}
+        environ = {**os.environ, **{variable: str(value) for variable, value in given.items() if value}}
+        with Client(address, token=token, datacenter=datacenter, stale=stale, environ=environ) as client:  # type: ignore[arg-type]
             return command(client, *args, **kwargs)
 
+    for name, variable in _VARIABLES.items():
+        click.option(f"-{name}", name.replace("-", "_"), default="", help=f"As {variable}.")(wrapped)
     return wrapped
 
 

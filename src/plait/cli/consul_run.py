@@ -50,7 +50,7 @@ def run_watch(client: Client, kind: str, child: Sequence[str], given: Mapping[st
                 return 0
             environment = {**os.environ, "CONSUL_INDEX": str(seen.index)}
             try:
-                subprocess.run(_words(child), input=text.encode(), env=environment, check=False)
+                subprocess.run(child, input=text.encode(), env=environment, check=False)
             except OSError as error:
                 raise PlaitError(f"{child[0]} cannot be run: {error.strerror}") from error
     return 0
@@ -73,7 +73,7 @@ def run_locked(client: Client, prefix: str, child: Sequence[str], limit: int, ti
     )
     with taken:
         try:
-            process = subprocess.Popen(_words(child), env={**os.environ, "CONSUL_LOCK_HELD": "true"})
+            process = subprocess.Popen(child, env={**os.environ, "CONSUL_LOCK_HELD": "true"})
         except OSError as error:
             raise PlaitError(f"{child[0]} cannot be run: {error.strerror}") from error
         ended.append(process)
@@ -96,8 +96,8 @@ def seconds(text: str) -> float:
     return float(number) * _UNITS[unit]
 
 
-def _words(child: Sequence[str]) -> list[str]:
-    """One word is a line for the shell, several are a program and its arguments, as Consul has it."""
+def shell_words(child: Sequence[str]) -> list[str]:
+    """The words of the program to run: one word is a line for the shell, several are a program and its arguments, as Consul has it."""
     return ["/bin/sh", "-c", child[0]] if len(child) == 1 else list(child)
 
 
@@ -118,7 +118,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _query(kind: str, given: Mapping[str, Any]) -> Query[Seen]:
-    needed = {"key": "key", "keyprefix": "prefix", "service": "service"}
+    needed = {"key": "key", "keyprefix": "prefix", "service": "service", "agent_service": "service"}
     if kind in needed and not given[needed[kind]]:
         raise ConfigError("watch", kind, f"needs -{needed[kind]}")
     service, flags = given["service"], tuple(("tag", tag) for tag in given["tag"])
@@ -129,6 +129,7 @@ def _query(kind: str, given: Mapping[str, Any]) -> Query[Seen]:
         "nodes": ("catalog/nodes", ()),
         "service": (f"health/service/{service}", (*flags, *((("passing", "1"),) if given["passingonly"] else ()))),
         "checks": (f"health/checks/{service}" if service else f"health/state/{given['state']}", ()),
+        "agent_service": (f"agent/service/{service}", ()),
         "event": ("event/list", (("name", given["name"]),) if given["name"] else ()),
     }
     if kind not in wanted:
@@ -139,4 +140,5 @@ def _query(kind: str, given: Mapping[str, Any]) -> Query[Seen]:
         value = None if answer.status == 404 else decoded(request, answer)
         return Seen(value[0] if kind == "key" and value else value, answer.index)
 
-    return Query(Request("GET", path, params), parse, (404,) if kind.startswith("key") else (), ordered=kind != "event")
+    may_be_none = kind in ("key", "keyprefix", "agent_service")
+    return Query(Request("GET", path, params), parse, (404,) if may_be_none else (), ordered=kind != "event")

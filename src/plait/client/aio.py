@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Self, TypeVar, Unpack
 
 from plait.client import discovery, event, kv, lock, session, txn
@@ -95,14 +96,24 @@ class AsyncClient:
     """One agent. `address` is http://HOST:PORT, https://HOST:PORT or unix:///PATH; None: CONSUL_HTTP_ADDR, else http://127.0.0.1:8500.
 
     `token` None: CONSUL_HTTP_TOKEN. `datacenter` "": the agent's own. `timeout_s` bounds each request, apart from the time that it asks
-    the agent to hold the answer back; `wait_s` is that time for watches. `aclose` (or the end of the `async with` block) ends all that it
+    the agent to hold the answer back; `wait_s` is that time for watches. `stale`: reads may come from what any agent
+    has. `environ`: what is read instead of the environment. `aclose` (or the end of the `async with` block) ends all that it
     started.
     """
 
     def __init__(
-        self, address: str | None = None, *, token: str | None = None, datacenter: str = "", timeout_s: float = 10.0, wait_s: float = 60.0
+        self,
+        address: str | None = None,
+        *,
+        token: str | None = None,
+        datacenter: str = "",
+        timeout_s: float = 10.0,
+        wait_s: float = 60.0,
+        stale: bool = False,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
-        self.settings = settings(address, token, datacenter, timeout_s, os.environ)
+        given = settings(address, token, datacenter, timeout_s, os.environ if environ is None else environ)
+        self.settings = replace(given, stale=stale)
         self.wait_s = wait_s
         self._transport = Transport(self.settings)
         self._parts: weakref.WeakSet[Closes] = weakref.WeakSet()

@@ -35,6 +35,8 @@ class Settings:
     key_file: str = ""
     verify: bool = True
     server_name: str = ""
+    stale: bool = False
+    """Whether reads say that they may be answered from what any agent has."""
 
     def __post_init__(self) -> None:
         if any(not char.isprintable() or char == " " for char in self.token):

@@ -30,6 +30,8 @@ def request_bytes(request: Request, settings: Settings) -> bytes:
     """The whole request. The token goes into a header, never into the path, because paths are logged."""
     if settings.datacenter and not any(name == "dc" for name, _ in request.params):
         request = replace(request, params=(*request.params, ("dc", settings.datacenter)))
+    if settings.stale and request.method == "GET" and not any(name in ("stale", "consistent") for name, _ in request.params):
+        request = replace(request, params=(*request.params, ("stale", "")))
     lines = [f"{request.method} {request.target} HTTP/1.1", f"Host: {settings.host_header}", "Accept: application/json, */*"]
     if settings.token:
         lines.append(f"X-Consul-Token: {settings.token}")
