@@ -7,7 +7,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -37,11 +37,11 @@ from plait.model.objects import (
 from plait.reconcile import diff, order
 
 pytestmark = pytest.mark.root
-A, N = IPv4Address, IPv4Network
+A, N, A6, N6 = IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 
 def make_fake() -> Kernel:
-    return FakeKernel(hooks=[("ip", "filter", "DOCKER-USER")])
+    return FakeKernel(hooks=[(family, "filter", "DOCKER-USER") for family in ("ip", "ip6")])
 
 
 Run = Callable[[Callable[[Kernel], None]], None]
@@ -49,7 +49,8 @@ Run = Callable[[Callable[[Kernel], None]], None]
 
 MAKERS: dict[str, Callable[[], Kernel]] = {"fake": make_fake, "linux": make_linux}
 NAMESPACE = (
-    "ip -o link | cut -d' ' -f2; ip -4 -o addr; ip -4 route show table all; ip -4 neigh; nft list ruleset; sysctl -n net.ipv4.ip_forward"
+    "ip -o link | cut -d' ' -f2; nft list ruleset; sysctl -n net.ipv4.ip_forward net.ipv6.conf.all.forwarding;"
+    "for f in -4 -6; do ip $f -o addr show scope global; ip $f route show table all proto 112; ip $f neigh show nud permanent; done"
 )
 
 
@@ -107,6 +108,10 @@ CHANGED: tuple[KernelObject, ...] = (
     Fdb("pl-x1", "02:00:00:00:00:03", A("198.18.0.9")),
     Route(N("10.28.2.0/24"), "pl-x1", via=A("10.28.2.0"), onlink=True, src=A("10.28.1.0")),
     Route(N("10.28.1.2/32"), "pl-gw", scope="link"),
+    Neigh("pl-x1", A6("fe80::ff:fe00:3"), "02:00:00:00:00:77"),
+    Route(N6("fd00:31::200/120"), "pl-x1", via=A6("fe80::ff:fe00:9"), src=A6("fd11::1")),
+    Route(N6("fd00:31::102/128"), "pl-gw"),
+    NftSet("pools6", "ipv6_addr", frozenset({"fd00:31::/64", "fd00:33::/64"}), ("interval",)),
     NftSet("pools", "ipv4_addr", frozenset({"10.28.0.0/16", "10.31.0.0/16"}), ("interval",)),
     NftChain("plain", ('iifname "pl-x*" accept', "ip saddr @pools drop")),
     NftSet("ports", OBJECTS[15].type, frozenset({"127.0.0.1 . udp . 53 : 10.28.1.9 . 53"}), kind="map"),  # type: ignore[union-attr]
@@ -133,7 +138,7 @@ def test_a_link_with_another_mac_keeps_all_but_its_neighbours(run: Run) -> None:
         changed = replace(VXLAN, mac="02:00:00:00:00:99")
         kernel.apply([Op("put", changed, VXLAN)])
         probes = [key for key in PLAN if key[0] in ("sysctl", "hook")]
-        assert kernel.owned(probes) == {key: obj for key, obj in {**PLAN, changed.key: changed}.items() if key[0] != "neigh"}
+        assert kernel.owned(probes) == {key: obj for key, obj in {**PLAN, changed.key: changed}.items() if key[:2] != ("neigh", "pl-x1")}
 
     run(body)
 
@@ -156,6 +161,9 @@ BELOW_NOTHING: tuple[KernelObject, ...] = (
     Fdb("pl-none", "02:00:00:00:00:03", A("198.18.0.2")),
     Route(N("10.28.2.0/24"), "pl-none"),
     Sysctl("ipv4/conf/pl-none/route_localnet", "1"),
+    Addr("pl-none", IPv6Interface("fd00:31::1/128")),
+    Neigh("pl-none", A6("fd00:31::102"), "02:00:00:00:00:03"),
+    Route(N6("fd00:31::102/128"), "pl-none"),
 )
 
 
@@ -309,6 +317,11 @@ def test_values_that_fit_no_message_are_refused_by_name(obj: KernelObject) -> No
         "ip link set pl-x1 down; ip link set pl-x1 name eno1; ip link set eno1 up",
         "ip link set pl-gw down; ip link set pl-gw name br7",
         "ip link set pl-e1 down; ip link set pl-e1 name veth9",
+        "ip -6 addr flush dev pl-e1 scope global",
+        "ip -6 route flush proto 112",
+        "ip -6 neigh flush dev pl-e1 nud permanent",
+        "sysctl -qw net.ipv6.conf.all.forwarding=0",
+        "sysctl -qw net.ipv6.conf.pl-x1.disable_ipv6=1 net.ipv6.conf.pl-x1.disable_ipv6=0",
         "nft flush chain inet plait plain",
         "nft delete element inet plait pools '{ 10.28.0.0/16 }'",
         "nft 'insert rule inet plait plain drop'",

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import os
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,15 @@ from plait.plan import Local, plan_node
 from plait.reconcile import order
 
 FILES = Path(__file__).parent / "plans"
-A, N = IPv4Address, IPv4Network
+A, N, A6, N6 = IPv4Address, IPv4Network, IPv6Address, IPv6Network
+V6 = {"subnet6": N6("fd00:31::/64"), "gateway6": A6("fd00:31::1")}
 DEFAULT = Network("default", N("10.28.0.0/16"), A("10.28.0.1"), 24)
 INNER = Network("inner", N("10.29.0.0/16"), A("10.29.0.1"), 24, internal=True)
 LOCAL_ONLY = Network("here", N("10.30.0.0/24"), A("10.30.0.1"), 28, backend="none")
+DUAL = replace(DEFAULT, name="dual", subnet=N("10.31.0.0/16"), gateway=A("10.31.0.1"), **V6)
+DUAL_INNER = Network(
+    "shut", N("10.32.0.0/24"), A("10.32.0.1"), 28, internal=True, subnet6=N6("fd00:32::/64"), gateway6=A6("fd00:32::ffff:1")
+)
 
 
 def node(name: str, number: int, mtu: int = 1500) -> Node:
@@ -44,6 +50,17 @@ WEB = Endpoint(
     ports=(PortMapping("tcp", 8080, 80), PortMapping("udp", 5353, 53, A("127.0.0.1"))),
 )
 ENGINE_WEB = Endpoint("e-dock", "inner", "A", A("10.29.0.2"), "02:11:22:33:44:66", "pl-e0000000002", "docker", name="db")
+BOTH = replace(
+    WEB,
+    id="e-both",
+    ports=(PortMapping("tcp", 8090, 80), PortMapping("udp", 5390, 53, A("127.0.0.1"))),
+    network="dual",
+    address=A("10.31.1.2"),
+    address6=A6("fd00:31::102"),
+    dev="pl-e0000000003",
+)
+SHUT = replace(ENGINE_WEB, id="e-shut", network="shut", address=A("10.32.0.2"), address6=A6("fd00:32::2"), dev="pl-e0000000004")
+STRAY = replace(SHUT, id="e-stray", node="B", address=A("10.32.0.3"), address6=A6("fd00:32::3"), dev="pl-e0000000005")
 ALL = {"A": node("A", 1), "B": node("B", 2), "C": node("C", 3, 1400), "D": node("D", 4)}
 CASES = {
     "alone": Snapshot("A", 1, {"A": ALL["A"]}, frozenset("A"), {"default": DEFAULT}, blocks("A")),
@@ -56,6 +73,17 @@ CASES = {
         {n.name: n for n in (DEFAULT, INNER, LOCAL_ONLY)},
         blocks("A", "B", "C", "D"),
         {"e-web": WEB, "e-dock": ENGINE_WEB},
+    ),
+    "dual": Snapshot(
+        "A",
+        1,
+        {k: ALL[k] for k in "ABC"},
+        frozenset("ABC"),
+        {n.name: n for n in (DEFAULT, DUAL, DUAL_INNER)},
+        blocks("A", "B", "C")
+        | {("dual", N(f"10.31.{n}.0/24")): Block("dual", N(f"10.31.{n}.0/24"), name) for n, name in enumerate("ABC", 1)}
+        | {("shut", N("10.32.0.0/28")): Block("shut", N("10.32.0.0/28"), "A")},
+        {e.id: e for e in (WEB, BOTH, SHUT, STRAY)},
     ),
 }
 
@@ -73,6 +101,13 @@ def test_plan(name: str) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     assert text == path.read_text()
+
+
+def test_a_kernel_without_ipv6_gets_the_plan_without_it() -> None:
+    text = lines(CASES["dual"], Local(fast_path=True, ipv6=False))
+    assert "ip6" not in text and "ipv6" not in text and "fd00" not in text
+    plain = [replace(n, subnet6=None, gateway6=None) for n in (DEFAULT, DUAL, DUAL_INNER)]
+    assert text == lines(replace(CASES["dual"], networks={n.name: n for n in plain}), Local(fast_path=True))
 
 
 def test_a_node_that_is_not_in_the_cluster_wants_nothing() -> None:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, ip_address
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from tests.support.kernel import converge
 
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns
 from plait.kernel.linux.netns import in_thread, inside
+from plait.model.addr import IPAddress
 from plait.model.cluster import Block, Endpoint, Network, Node, PortMapping, Snapshot
 from plait.plan import Local, plan_node
 
@@ -86,26 +87,29 @@ class Hosts:
 
         return in_thread(work)
 
-    def pings(self, where: str, to: IPv4Address, options: str = "") -> bool:
+    def pings(self, where: str, to: IPAddress, options: str = "") -> bool:
         command = f"nsenter --net={self.paths[where]} ping -c1 -W1 {options} {to}"
         return subprocess.run(command, shell=True, capture_output=True, timeout=10, check=False).returncode == 0
 
-    def socket(self, where: str) -> socket.socket:
+    def socket(self, where: str, family: int = socket.AF_INET, wait_s: float = WAIT_S) -> socket.socket:
         """A TCP socket of that namespace: it stays there whoever uses it."""
 
         def work() -> socket.socket:
             with self.paths[where].open() as file, inside(file.fileno()):
-                return socket.socket()
+                return socket.socket(family)
 
         sock = in_thread(work)
-        sock.settimeout(WAIT_S)
+        sock.settimeout(wait_s)
         return sock
 
-    def connects(self, client: str, to: IPv4Address, port: int, server: str = "web", listen: int = 80, size: int = 1) -> IPv4Address | None:
+    def connects(
+        self, client: str, to: IPAddress, port: int, server: str = "web", listen: int = 80, size: int = 1, wait_s: float = WAIT_S
+    ) -> IPAddress | None:
         """The address from which `server` sees a connection that `client` makes and sends `size` bytes over; None if it cannot."""
-        with self.socket(server) as listener, self.socket(client) as caller:
+        family, everywhere = (socket.AF_INET6, "::") if to.version == 6 else (socket.AF_INET, "0.0.0.0")
+        with self.socket(server, family) as listener, self.socket(client, family, wait_s) as caller:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(("0.0.0.0", listen))
+            listener.bind((everywhere, listen))
             listener.listen()
             try:
                 caller.connect((str(to), port))
@@ -118,7 +122,7 @@ class Hosts:
                 got = 0
                 while got < size:
                     got += len(caller.recv(size))
-            return A(peer[0])
+            return ip_address(peer[0])
 
 
 def _blocks() -> Iterator[Block]:
@@ -286,7 +290,7 @@ def test_a_path_that_is_smaller_towards_one_peer_is_told_to_the_sender(hosts: Ho
 
 
 @contextlib.contextmanager
-def counted(hosts: Hosts, address: IPv4Address) -> Iterator[Callable[[], int]]:
+def counted(hosts: Hosts, address: IPAddress) -> Iterator[Callable[[], int]]:
     """How many packets to `address` somebody else's hook saw on both hosts: those on the way through the IP stack."""
 
     def seen() -> int:
@@ -295,7 +299,7 @@ def counted(hosts: Hosts, address: IPv4Address) -> Iterator[Callable[[], int]]:
 
     for host in WIRE:
         hosts.run(host, "nft 'add table inet spy; add chain inet spy seen { type filter hook prerouting priority -400; }'")
-        hosts.run(host, f"nft 'add rule inet spy seen ip daddr {address} counter'")
+        hosts.run(host, f"nft 'add rule inet spy seen {'ip6' if address.version == 6 else 'ip'} daddr {address} counter'")
     try:
         yield seen
     finally:

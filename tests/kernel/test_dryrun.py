@@ -84,6 +84,6 @@ def test_the_lines_of_an_endpoint_plumb_its_inside(tmp_path: Path) -> None:
 
 
 def test_the_deletion_of_a_hook_rule_names_what_to_look_for() -> None:
-    (hook,) = (obj for obj in OBJECTS if obj.key[0] == "hook")
+    hook = next(obj for obj in OBJECTS if obj.key[0] == "hook")
     (line,) = render(Op("del", None, hook))
     assert line.startswith("nft delete rule ip filter DOCKER-USER handle") and line.endswith('oifname "pl-*" accept')

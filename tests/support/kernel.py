@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 from plait.kernel.api import Kernel
 from plait.kernel.linux import LinuxKernel
@@ -28,7 +28,7 @@ from plait.model.objects import (
 )
 from plait.reconcile import diff, order
 
-A, N = IPv4Address, IPv4Network
+A, N, A6, N6 = IPv4Address, IPv4Network, IPv6Address, IPv6Network
 VXLAN = VxlanLink("pl-x1", 7, 4789, A("198.18.0.1"), "02:00:00:00:00:01", 1450)
 OBJECTS: tuple[KernelObject, ...] = (
     VXLAN,
@@ -79,6 +79,51 @@ OBJECTS: tuple[KernelObject, ...] = (
         "netdev",
     ),
     HookRule("ip", "filter", "DOCKER-USER", 'oifname "pl-*" accept'),
+    HookRule("ip6", "filter", "DOCKER-USER", 'oifname "pl-*" accept'),
+    Sysctl("ipv6/conf/all/forwarding", "1"),
+    Addr("pl-x1", IPv6Interface("fd11::1/128")),
+    Addr("pl-gw", IPv6Interface("fd00:31::1/128")),
+    Addr("pl-e1", IPv6Interface("fd00:31::1/128")),
+    Neigh("pl-x1", A6("fe80::ff:fe00:3"), "02:00:00:00:00:03"),
+    Neigh("pl-e1", A6("fd00:31::102"), "02:00:00:00:00:02"),
+    Route(N6("fd00:31::200/120"), "pl-x1", via=A6("fe80::ff:fe00:3"), src=A6("fd11::1"), mtu=1400),
+    Route(N6("fd00:31::102/128"), "pl-e1"),
+    Route(N6("fd00:31::/64"), kind="unreachable", metric=4278198272),
+    NftSet("pools6", "ipv6_addr", frozenset({"fd00:31::/64", "fd00:32::/64"}), ("interval",)),
+    NftSet("same6", "ipv6_addr . ipv6_addr", frozenset({"fd00:31::/64 . fd00:31::/64"}), ("interval",)),
+    NftSet(
+        "ports6",
+        "ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service",
+        frozenset({"fd11::9 . tcp . 53 : fd00:31::102 . 53"}),
+        kind="map",
+    ),
+    NftChain(
+        "six",
+        (
+            "ip6 saddr . ip6 daddr @same6 accept",
+            "ip6 saddr @pools6 ip6 daddr != @pools6 drop",
+            'iifname "pl-*" ip6 saddr fd00:31::/64 ip6 daddr fd00:31::/64 notrack accept',
+        ),
+    ),
+    NftChain(
+        "in6",
+        ("ip6 daddr != ::1 fib daddr type local dnat ip6 to ip6 daddr . meta l4proto . th dport map @ports6",),
+        "type nat hook prerouting priority dstnat; policy accept;",
+    ),
+    NftSet("here6", "ipv6_addr : iface_index", frozenset({'fd00:31::102 : "pl-e1"'}), kind="map", family="netdev"),
+    NftSet("next6", "ipv6_addr : ipv6_addr", frozenset({"fd00:31::200 : fe80::ff:fe00:3"}), kind="map", family="netdev"),
+    NftChain(
+        "pl-e2",
+        (
+            "exthdr frag exists accept",
+            "ip6 saddr fd00:31::102 ip6 daddr fd00:31::/64 ip6 hoplimit > 1 fwd ip6 to ip6 daddr device ip6 daddr map @here6",
+            "ip6 saddr fd00:31::102 ip6 daddr fd00:31::/64 ip6 hoplimit > 1 fwd ip6 to ip6 daddr"
+            ' & ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00 map @next6 device "pl-x1"',
+        ),
+        'type filter hook ingress device "pl-e2" priority filter; policy accept;',
+        "netdev",
+    ),
+    EndpointLink("pl-e2", 1450, peer="pl-p2", mac="02:00:00:00:00:0c"),
 )
 PLAN: Plan = {obj.key: obj for obj in OBJECTS}
 
@@ -108,6 +153,7 @@ def make_linux() -> LinuxKernel:
     own_namespace()
     sh("ip link add eth0 type bridge && ip addr add 198.18.0.1/24 dev eth0 && ip link set eth0 up")
     sh("nft 'add table ip filter; add chain ip filter DOCKER-USER; add rule ip filter DOCKER-USER counter return'")
+    sh("nft 'add table ip6 filter; add chain ip6 filter DOCKER-USER; add rule ip6 filter DOCKER-USER counter return'")
     return LinuxKernel()
 
 

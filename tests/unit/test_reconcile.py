@@ -37,7 +37,7 @@ EVERY: tuple[KernelObject, ...] = (
     NftChain("forward", ("ip saddr @hosts accept",)),
     HookRule("ip", "filter", "DOCKER-USER", "accept"),
 )
-STAGES = ("link", "addr", "sysctl", "neigh|fdb", "route", "nft set", "nft chain", "hook")
+STAGES = ("link", "sysctl", "addr", "neigh|fdb", "route", "nft set", "nft chain", "hook")
 
 
 def keyed(*objects: KernelObject) -> Plan:

@@ -27,7 +27,7 @@ from plait.model.errors import KernelError, NotFound, PlaitError
 from plait.model.objects import KernelObject, NftElement, Sysctl
 from plait.plan import endpoint_objects
 from plait.plan.desired import device_name, endpoint_mac
-from plait.plan.fastpath import fast_chain, fast_element
+from plait.plan.fastpath import fast_chain, fast_elements
 from plait.plan.firewall import port_objects
 from plait.runtimes.api import AttachRequest, NetworkRequest
 from plait.store.codec import decode, encode
@@ -95,7 +95,7 @@ class AgentOperations:
             await self._remember(endpoint)
             try:
                 await self._kernel.put(self._objects(endpoint))
-                await self._quicken([endpoint], [fast_element(endpoint)])
+                await self._quicken([endpoint], fast_elements(endpoint))
                 if request.ports:
                     endpoint = await self._publish(endpoint, request.ports)
             except (PlaitError, OSError):

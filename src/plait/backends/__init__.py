@@ -7,4 +7,7 @@ from plait.backends.vxlan import VxlanBackend
 
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (VxlanBackend(), NoneBackend())}
 
-__all__ = ["BACKENDS", "Backend", "Peer"]
+DUAL = frozenset({"vxlan", "none"})
+"""Backends of networks that may have IPv6 beside IPv4."""
+
+__all__ = ["BACKENDS", "DUAL", "Backend", "Peer"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Protocol
 
 from plait.model.cluster import Network, Node
@@ -16,11 +16,12 @@ from plait.model.objects import KernelObject
 class Peer:
     """Another node, the blocks of the network at hand that are routed to it (a single address where it has one of another node's block in
     use), ascending, and how large a packet the underlay carries
-    there, bytes (at most what this node's own link does)."""
+    there, bytes (at most what this node's own link does). `blocks6` are their images, where the network has IPv6."""
 
     node: Node
     blocks: tuple[IPv4Network, ...]
     mtu: int
+    blocks6: tuple[IPv6Network, ...] = ()
 
 
 class Backend(Protocol):

@@ -3,7 +3,9 @@
 
 In: this node, a network, the peers with their blocks. Out, per VNI: the device and the node's tunnel address on it; per peer one
 neighbour entry (tunnel address -> tunnel MAC) and one FDB row (tunnel MAC -> underlay address); per block of a peer one route with
-the peer's tunnel address as on-link next hop. Every row is derived from the store, so a stale one cannot outlive a pass.
+the peer's tunnel address as on-link next hop. A network with IPv6 has the same for that: the next hop is the link-local address that
+is made of the peer's tunnel MAC, and one route more leads to the peer's own address, from which its host speaks. Every row is derived from
+the store, so a stale one cannot outlive a pass.
 
 Tried elsewhere and dropped: L2/L3-miss notifications and learning, both of which keep state in the kernel that nobody re-derives.
 """
@@ -11,11 +13,12 @@ Tried elsewhere and dropped: L2/L3-miss notifications and learning, both of whic
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv6Interface, IPv6Network
 
 from plait.backends.base import Peer
+from plait.model.addr import link_local
 from plait.model.cluster import Network, Node
-from plait.model.objects import PREFIX, Addr, Fdb, KernelObject, Neigh, Route, VxlanLink
+from plait.model.objects import PREFIX, Addr, Fdb, KernelObject, Neigh, Route, Sysctl, VxlanLink
 
 PORT = 4789
 OVERHEAD = 50
@@ -42,15 +45,32 @@ class VxlanBackend:
             VxlanLink(dev, network.vni, PORT, me.address, me.vtep_mac, me.mtu - OVERHEAD),
             Addr(dev, IPv4Interface((me.tunnel, 32))),
         ]
+        if network.subnet6 is not None:
+            objects += [Sysctl(f"ipv6/conf/{dev}/disable_ipv6", "0"), Addr(dev, IPv6Interface(me.tunnel6))]
         for peer in peers:
             objects += self._peer(me, dev, peer)
+            if network.subnet6 is not None:
+                objects += self._peer6(me, dev, peer)
         return objects
 
     def _peer(self, me: Node, dev: str, peer: Peer) -> list[KernelObject]:
         node = peer.node
         if node.tunnel is None or not node.vtep_mac:
             return []
-        smaller = peer.mtu - OVERHEAD if peer.mtu < me.mtu else 0
+        smaller = _smaller(me, peer)
         rows: list[KernelObject] = [Neigh(dev, node.tunnel, node.vtep_mac), Fdb(dev, node.vtep_mac, node.address)]
         rows += [Route(block, dev, via=node.tunnel, onlink=True, src=me.tunnel, mtu=smaller) for block in peer.blocks]
         return rows
+
+    def _peer6(self, me: Node, dev: str, peer: Peer) -> list[KernelObject]:
+        node = peer.node
+        if node.tunnel is None or not node.vtep_mac:
+            return []
+        hop, smaller = link_local(node.vtep_mac), _smaller(me, peer)
+        reached = (IPv6Network(node.tunnel6), *peer.blocks6)
+        return [Neigh(dev, hop, node.vtep_mac), *(Route(block, dev, via=hop, src=me.tunnel6, mtu=smaller) for block in reached)]
+
+
+def _smaller(me: Node, peer: Peer) -> int:
+    """MTU of the routes to a peer that is reached by a narrower way than the device's, else 0."""
+    return peer.mtu - OVERHEAD if peer.mtu < me.mtu else 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 
+from plait.ipam.dual import check_network6
 from plait.model.cluster import Network, Node
 from plait.model.errors import ConfigError, PoolExhausted
 
@@ -96,6 +97,7 @@ def check_network(network: Network, others: Collection[Network], nodes: Iterable
     for other in others:
         if other.name != network.name and other.subnet.overlaps(subnet):
             raise ConfigError("subnet", str(subnet), f"overlaps {other.subnet} of network {other.name!r}", "choose another range")
+    check_network6(network, others)
     for node in nodes:
         if node.address in subnet:
             raise ConfigError("subnet", str(subnet), f"holds {node.address}, the address of node {node.name}", "choose another range")

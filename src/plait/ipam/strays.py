@@ -3,16 +3,23 @@
 
 from __future__ import annotations
 
+from plait.ipam.dual import origin
 from plait.model.cluster import Endpoint, Snapshot
 
 
 def stray_endpoints(snapshot: Snapshot) -> list[Endpoint]:
-    """Those of all nodes whose address lies in no block of their own node, by id. One look-up each, because every pass asks."""
+    """Those of all nodes whose address lies in no block of their own node, or whose IPv6 address in no image of one, by id. One look-up per
+    address, because every pass asks."""
     masks = {network.name: -1 << (32 - network.block_prefix) for network in snapshot.networks.values()}
     holders = {(block.network, int(block.cidr.network_address)): block.node for block in snapshot.blocks.values()}
     found: list[Endpoint] = []
     for endpoint in snapshot.endpoints.values():
         mask = masks.get(endpoint.network)
-        if mask is not None and holders.get((endpoint.network, int(endpoint.address) & mask)) != endpoint.node:
+        if mask is None:
+            continue
+        addresses = [endpoint.address]
+        if endpoint.address6 is not None and (of := origin(snapshot.networks[endpoint.network], endpoint.address6)) is not None:
+            addresses.append(of)
+        if any(holders.get((endpoint.network, int(address) & mask)) != endpoint.node for address in addresses):
             found.append(endpoint)
     return sorted(found, key=lambda e: e.id)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from plait.kernel.api import Kernel, Result, changeable
 from plait.kernel.image import KernelImage
 from plait.kernel.linux.nftscript import script_of
+from plait.kernel.linux.sysctl import OPEN6
 from plait.model.objects import (
     HOOK_COMMENT,
     NFT_TABLE,
@@ -21,6 +22,7 @@ from plait.model.objects import (
     EndpointLink,
     Fdb,
     HookRule,
+    Inside6,
     KernelObject,
     Key,
     Neigh,
@@ -88,7 +90,8 @@ def render(op: Op) -> list[str]:
         case VxlanLink() | BridgeLink() | EndpointLink() as link:
             return _link(link, op.old) if op.verb == "put" else [f"ip link del {link.name}"]
         case Addr(dev, address):
-            return [f"ip addr {'replace' if op.verb == 'put' else 'del'} {address} dev {dev}"]
+            at_once = " nodad noprefixroute" if address.version == 6 and op.verb == "put" else ""
+            return [f"ip addr {'replace' if op.verb == 'put' else 'del'} {address} dev {dev}{at_once}"]
         case Route() as route:
             return [f"ip route {'replace' if op.verb == 'put' else 'del'} {_route(route)}"]
         case Neigh(dev, address, mac):
@@ -144,13 +147,25 @@ def _endpoint(link: EndpointLink) -> list[str]:
     ]
     if link.netns:
         enter = f"nsenter --net={link.netns} ip"
+        if link.inside6 is not None:
+            sysctls = (f"sysctl -w net.ipv6.conf.{link.ifname}.{name}={value}" for name, value in OPEN6)
+            lines += [f"nsenter --net={link.netns} {line}" for line in sysctls]
         lines += [f"{enter} link set lo up", f"{enter} link set {link.ifname} up"]
         if link.address is not None:
             lines.append(f"{enter} addr replace {link.address} dev {link.ifname}")
         if link.gateway is not None:
             lines.append(f"{enter} route replace {link.gateway} dev {link.ifname} scope link")
             lines += [f"{enter} route replace {network} via {link.gateway} dev {link.ifname}" for network in link.through]
+        if link.inside6 is not None:
+            lines += [f"{enter} {what}" for what in _inside6(link.ifname, link.inside6)]
     return lines
+
+
+def _inside6(dev: str, has: Inside6) -> list[str]:
+    routes = [f"{has.gateway} dev {dev}", f"{has.subnet} via {has.gateway} dev {dev}"]
+    if has.default:
+        routes.append(f"default via {has.gateway} dev {dev}")
+    return [f"addr replace {has.address}/128 dev {dev} nodad noprefixroute", *(f"-6 route replace {route}" for route in routes)]
 
 
 def _answers(link: EndpointLink) -> list[str]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Address types shared by every room. Past a parser an address is never a plain string."""
 
+import hashlib
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 IPAddress = IPv4Address | IPv6Address
@@ -18,3 +19,14 @@ def mac_from_digest(digest: bytes) -> str:
         raise ValueError(f"a MAC needs 6 bytes of digest, got {len(digest)}")
     first = (digest[0] | 0x02) & 0xFE
     return ":".join(f"{byte:02x}" for byte in (first, *digest[1:6]))
+
+
+def link_local(mac: str) -> IPv6Address:
+    """The link-local address that is made of a MAC: fe80::/64 and its modified EUI-64 (RFC 4291, appendix A)."""
+    raw = bytes.fromhex(mac.replace(":", ""))
+    return IPv6Address(b"\xfe\x80" + bytes(6) + bytes((raw[0] ^ 0x02,)) + raw[1:3] + b"\xff\xfe" + raw[3:])
+
+
+def unique_local(identity: bytes) -> IPv6Address:
+    """An address of fd00::/8 (RFC 4193) that only `identity` has: 120 bits of its digest."""
+    return IPv6Address(b"\xfd" + hashlib.sha256(b"ula:" + identity).digest()[:15])

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
+from plait.model.addr import unique_local
 from plait.model.discovery import CatalogNode, Check
 
 Protocol = Literal["tcp", "udp", "sctp"]
@@ -34,11 +35,19 @@ class Node:
     version: str = ""
     meta: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def tunnel6(self) -> IPv6Address:
+        """The overlay address of the host itself in IPv6. It lies in no network's subnet, so it is there whichever of them have IPv6."""
+        return unique_local(self.id.encode())
+
 
 @dataclass(frozen=True, slots=True)
 class Network:
     """A network of the cluster. `gateway` is held by every node (anycast, answered locally). `ip_range` is the part of the subnet that
-    addresses are handed out from on every node, None for all of it; one that is asked for by itself may lie outside."""
+    addresses are handed out from on every node, None for all of it; one that is asked for by itself may lie outside.
+
+    `subnet6` and `gateway6` are there both or neither. IPv6 follows IPv4 address by address (`ipam.dual`): what is true of an IPv4 address
+    or block (leased, in use, kept) is true of its image."""
 
     name: str
     subnet: IPv4Network
@@ -50,6 +59,8 @@ class Network:
     labels: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
     ip_range: IPv4Network | None = None
+    subnet6: IPv6Network | None = None
+    gateway6: IPv6Address | None = None
 
     @property
     def pool(self) -> IPv4Network:
@@ -81,7 +92,8 @@ class PortMapping:
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """One attachment of a sandbox to a network. `dev` is the host side of its veth; `netns` the path of the
-    sandbox's namespace where the agent itself plumbs it ("" while the engine moves the link)."""
+    sandbox's namespace where the agent itself plumbs it ("" while the engine moves the link). `address6`: on a network with IPv6, the image
+    of `address` unless another was asked for."""
 
     id: str
     network: str
@@ -98,12 +110,13 @@ class Endpoint:
     netns: str = ""
     ifname: str = "eth0"
     default_route: bool = True
+    address6: IPv6Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container as its engine tells it; `addresses` keyed by network name ("bridge" becomes "default"). `health` is what the engine's
-    own health check of it finds (starting, healthy, unhealthy; "" if it has none), `health_output` what that wrote last.
+    """A container as its engine tells it; `addresses` and `addresses6` keyed by network name ("bridge" becomes "default"). `health` is what
+    the engine's own health check of it finds (starting, healthy, unhealthy; "" if it has none), `health_output` what that wrote last.
 
     `env` holds only those of its variables that describe services (SERVICE_…), `exposed` the ports (number, protocol) that it says to
     listen on. `host_network`: it has no network of its own. `known` False: only its labels are known yet, not its env and ports.
@@ -126,6 +139,7 @@ class Container:
     exposed: tuple[tuple[int, Protocol], ...] = ()
     host_network: bool = False
     known: bool = True
+    addresses6: Mapping[str, IPv6Address] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,10 @@ neighbours and FDB rows by lying on such a link, nft objects by their table `ine
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
+
+from plait.model.addr import IPAddress, IPInterface, IPNetwork
 
 PREFIX = "pl-"
 """Every interface that plait makes starts with this."""
@@ -56,11 +58,23 @@ class BridgeLink:
 
 
 @dataclass(frozen=True, slots=True)
+class Inside6:
+    """What a sandbox has of IPv6: `address` alone on its link (/128), everything else of `subnet` behind `gateway`, which the host's side
+    answers for; with `default`, the rest of the world too."""
+
+    address: IPv6Address
+    gateway: IPv6Address
+    subnet: IPv6Network
+    default: bool
+
+
+@dataclass(frozen=True, slots=True)
 class EndpointLink:
     """The host side of an endpoint's veth: up, proxy ARP answering at once (proxy_arp=1, proxy_delay=0), `mtu`.
 
-    `netns` names the sandbox's namespace when plait itself plumbs the inside (then `ifname`, `mac`, `address` say how, and `through` which
-    networks are reached by way of `gateway`) and is "" when the container engine moves the peer (named `peer`).
+    `netns` names the sandbox's namespace when plait itself plumbs the inside (then `ifname`, `mac`, `address` say how, `through` which
+    networks are reached by way of `gateway`, and `inside6` the same for IPv6, None without) and is "" when the container engine moves the
+    peer (named `peer`).
     Compared with the kernel are only the facts of the host side: name, MTU and `ready` (up, proxy ARP on).
     """
 
@@ -74,6 +88,7 @@ class EndpointLink:
     address: IPv4Interface | None = field(default=None, compare=False)
     gateway: IPv4Address | None = field(default=None, compare=False)
     through: tuple[IPv4Network, ...] = field(default=(), compare=False)
+    inside6: Inside6 | None = field(default=None, compare=False)
 
     @property
     def key(self) -> Key:
@@ -82,8 +97,10 @@ class EndpointLink:
 
 @dataclass(frozen=True, slots=True)
 class Addr:
+    """An address of a link; one of IPv6 is there at once (no duplicate address detection) and brings no route of its prefix."""
+
     dev: str
-    address: IPv4Interface
+    address: IPInterface
 
     @property
     def key(self) -> Key:
@@ -92,13 +109,14 @@ class Addr:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`via` with `onlink` set for tunnel next hops. `kind` "blackhole"/"unreachable" has no dev. `src` is the preferred source."""
+    """`via` with `onlink` set for tunnel next hops. `kind` "blackhole"/"unreachable" has no dev. `src` is the preferred source.
+    IPv6 has no scopes, and `metric` 0 is what the kernel takes by itself (1024 there)."""
 
-    dst: IPv4Network
+    dst: IPNetwork
     dev: str = ""
-    via: IPv4Address | None = None
+    via: IPAddress | None = None
     onlink: bool = False
-    src: IPv4Address | None = None
+    src: IPAddress | None = None
     mtu: int = 0
     kind: str = "unicast"
     scope: str = "global"
@@ -114,7 +132,7 @@ class Neigh:
     """A permanent neighbour entry on an owned link."""
 
     dev: str
-    address: IPv4Address
+    address: IPAddress
     mac: str
 
     @property

@@ -8,12 +8,12 @@ neighbours, FDB rows, sysctls and the nft table (see `firewall.py`). Determinist
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from ipaddress import IPv4Interface, IPv4Network
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Interface, IPv4Network, IPv6Network
 
 from plait.backends import BACKENDS, Peer
-from plait.ipam import stray_endpoints
+from plait.ipam import image_block, stray_endpoints
 from plait.model.addr import mac_from_digest
 from plait.model.cluster import Block, Endpoint, Network, Node, Snapshot
 from plait.model.objects import (
@@ -26,6 +26,7 @@ from plait.model.objects import (
     Route,
     Sysctl,
 )
+from plait.plan.dual import endpoint6_objects, gateways6, inside6, without6
 from plait.plan.fastpath import fast_objects
 from plait.plan.firewall import firewall_objects
 
@@ -40,13 +41,15 @@ the one routing daemons use for "worst"."""
 class Local:
     """Facts of this node that are not replicated: whether it forwards for hosts without an agent, the namespaces of
     sandboxes whose inside plait plumbs (endpoint id -> path; also where a vanished link is to be put back), whether its kernel
-    can forward at ingress (`fastpath.CAPABILITY`), what was measured of the way to other nodes (name -> bytes a packet may have)."""
+    can forward at ingress (`fastpath.CAPABILITY`), what was measured of the way to other nodes (name -> bytes a packet may have), whether
+    its kernel has IPv6."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
     docker_bridge: bool = False
     fast_path: bool = False
     path_mtu: Mapping[str, int] = field(default_factory=dict)
+    ipv6: bool = True
 
 
 def network_mtu(me: Node, network: Network) -> int:
@@ -64,6 +67,8 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     me = snapshot.nodes.get(snapshot.me)
     if me is None:
         return {}
+    if not local.ipv6:
+        snapshot = replace(snapshot, networks={n.name: n for n in without6(snapshot.networks.values())})
     networks = sorted(snapshot.networks.values(), key=lambda n: n.name)
     objects: list[KernelObject] = [Sysctl("ipv4/ip_forward", "1")]
     objects += _gateways(me, networks)
@@ -92,8 +97,10 @@ def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str 
         address=IPv4Interface((endpoint.address, 32)),
         gateway=network.gateway,
         through=(network.subnet, *([EVERYWHERE] if endpoint.default_route and not network.internal else [])),
+        inside6=inside6(network, endpoint),
     )
     objects: list[KernelObject] = [link, Route(IPv4Network((endpoint.address, 32)), endpoint.dev, scope="link")]
+    objects += endpoint6_objects(network, endpoint)
     if endpoint.ports:
         objects.append(Sysctl(f"ipv4/conf/{endpoint.dev}/route_localnet", "1"))
     return objects
@@ -119,32 +126,41 @@ def _own_endpoints(snapshot: Snapshot) -> Iterable[Endpoint]:
     return sorted(own, key=lambda e: e.id)
 
 
-def _gateways(me: Node, networks: Iterable[Network]) -> list[KernelObject]:
+def _gateways(me: Node, networks: Sequence[Network]) -> list[KernelObject]:
     """Every node holds every gateway: an anycast address that is never sent between nodes."""
     mac = mac_from_digest(hashlib.sha256(b"gw:" + me.id.encode()).digest())
     objects: list[KernelObject] = [BridgeLink(GATEWAY_LINK, mac)]
     objects += [Addr(GATEWAY_LINK, IPv4Interface((n.gateway, 32))) for n in networks]
-    return objects
+    return objects + gateways6(GATEWAY_LINK, networks)
 
 
 def _backstops(network: Network, snapshot: Snapshot) -> list[KernelObject]:
     """Unreachable routes for the pool and for this node's own blocks: what nobody holds gets an ICMP error, not a way out."""
     own = [b.cidr for b in snapshot.blocks.values() if b.network == network.name and b.node == snapshot.me and b.purpose == "pool"]
-    return [Route(cidr, kind="unreachable", metric=BACKSTOP_METRIC) for cidr in {network.subnet, *own}]
+    images = {network.subnet6, *(image_block(network, cidr) for cidr in own)} - {None}
+    return [Route(cidr, kind="unreachable", metric=BACKSTOP_METRIC) for cidr in (*{network.subnet, *own}, *images) if cidr is not None]
 
 
 def _peers(snapshot: Snapshot, network: Network, local: Local, strays: Iterable[Endpoint]) -> list[Peer]:
     """The other nodes, each with its blocks and with the addresses that it has in use of blocks that are not its own."""
     blocks: dict[str, list[IPv4Network]] = {}
+    blocks6: dict[str, list[IPv6Network]] = {}
     for block in snapshot.blocks.values():
         if block.network == network.name and block.node != snapshot.me:
             blocks.setdefault(block.node, []).append(block.cidr)
+            if (images := image_block(network, block.cidr)) is not None:
+                blocks6.setdefault(block.node, []).append(images)
     for stray in strays:
         if stray.network == network.name and stray.node != snapshot.me:
             blocks.setdefault(stray.node, []).append(IPv4Network(stray.address))
+            if network.subnet6 is not None and stray.address6 is not None:
+                blocks6.setdefault(stray.node, []).append(IPv6Network(stray.address6))
     me = snapshot.nodes[snapshot.me]
     nodes = sorted((n for n in snapshot.nodes.values() if n.name != snapshot.me), key=lambda n: n.name)
-    return [Peer(n, tuple(sorted(blocks.get(n.name, []))), path_mtu(me, n, local.path_mtu)) for n in nodes]
+    return [
+        Peer(n, tuple(sorted(blocks.get(n.name, []))), path_mtu(me, n, local.path_mtu), tuple(sorted(blocks6.get(n.name, []))))
+        for n in nodes
+    ]
 
 
 def _routed_strays(snapshot: Snapshot) -> list[Endpoint]:
@@ -153,8 +169,8 @@ def _routed_strays(snapshot: Snapshot) -> list[Endpoint]:
     if not strays:
         return []
     ids = {stray.id for stray in strays}
-    rightful = {(e.network, e.address) for e in snapshot.endpoints.values() if e.id not in ids}
-    return [stray for stray in strays if (stray.network, stray.address) not in rightful]
+    rightful = {(e.network, address) for e in snapshot.endpoints.values() if e.id not in ids for address in (e.address, e.address6)}
+    return [s for s in strays if not rightful & {(s.network, s.address), (s.network, s.address6 or s.address)}]
 
 
 def first_default_block(blocks: Iterable[Block], node: str, network: str) -> Block | None:

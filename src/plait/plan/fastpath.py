@@ -16,81 +16,115 @@ puts them right.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 
 from plait.backends import BACKENDS
+from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network
 from plait.model.objects import NFT_FAST_FAMILY, KernelObject, NftChain, NftElement, NftSet, Route
+from plait.plan.dual import V4, V6, Family, families
 
 CAPABILITY = "fwd"
 """What the kernel must be able to do (`kernel.api.Kernel.capabilities`)."""
 _PLAIN_NETWORKS = 8
 """So many networks are told apart by a rule each on a tunnel device; further ones by a set of pairs of ranges, which costs more."""
-_ALIVE = "ip ttl > 1"
+_ALIVE = {V4: "ip ttl > 1", V6: "ip6 hoplimit > 1"}
 """A packet whose time is over needs an ICMP answer, which only the IP stack gives."""
-_TO_ENDPOINT = "fwd ip to ip daddr device ip daddr map @here"
+_FRAGMENT = {V4: "ip frag-off & 16383 != 0 accept", V6: "exthdr frag exists accept"}
 
 
 def fast_objects(networks: Sequence[Network], endpoints: Iterable[Endpoint], routes: Iterable[Route]) -> list[KernelObject]:
     """The whole table. `networks` in their order of name, `endpoints` those of this node, `routes` all that are planned."""
-    own = list(endpoints)
+    own, planned = list(endpoints), list(routes)
     by_name = {network.name: network for network in networks}
-    hops = frozenset(f"{route.dst.network_address} : {route.via}" for route in routes if _is_block(route, networks))
-    objects: list[KernelObject] = [
-        _here(frozenset(_element(endpoint) for endpoint in own)),
-        NftSet("next", "ipv4_addr : ipv4_addr", hops, kind="map", family=NFT_FAST_FAMILY),
-    ]
-    if len(networks) > _PLAIN_NETWORKS:
-        pairs = frozenset(f"{network.subnet} . {network.subnet}" for network in networks)
-        objects.append(NftSet("same", "ipv4_addr . ipv4_addr", pairs, ("interval",), family=NFT_FAST_FAMILY))
+    present = families(networks)
+    objects: list[KernelObject] = [obj for family in present for obj in _maps(family, networks, own, planned)]
     tunnels = {device: [n for n in networks if _device(n) == device] for device in sorted({_device(n) for n in networks} - {""})}
     objects += [_from_tunnel(device, found) for device, found in tunnels.items()]
     objects += [fast_chain(endpoint, by_name[endpoint.network]) for endpoint in own]
     return objects
 
 
-def fast_element(endpoint: Endpoint) -> NftElement:
-    """What leads to one endpoint. An attach puts it at once: the address may have been another endpoint's a moment ago."""
-    return NftElement(_here(frozenset()), _element(endpoint))
+def _maps(family: Family, networks: Sequence[Network], own: Sequence[Endpoint], routes: Iterable[Route]) -> list[KernelObject]:
+    hops = frozenset(f"{route.dst.network_address} : {route.via}" for route in routes if _is_block(family, route, networks))
+    here = frozenset(_element(address, endpoint) for endpoint in own if (address := family.address(endpoint)) is not None)
+    kind, subnets = family.type, family.subnets(networks)
+    maps = [_here(family, here), NftSet(f"next{family.end}", f"{kind} : {kind}", hops, kind="map", family=NFT_FAST_FAMILY)]
+    if len(subnets) > _PLAIN_NETWORKS:
+        pairs = frozenset(f"{subnet} . {subnet}" for subnet in subnets)
+        maps.append(NftSet(f"same{family.end}", f"{kind} . {kind}", pairs, ("interval",), family=NFT_FAST_FAMILY))
+    return [*maps]
+
+
+def fast_elements(endpoint: Endpoint) -> list[NftElement]:
+    """What leads to one endpoint. An attach puts it at once: the addresses may have been another endpoint's a moment ago."""
+    found = [(family, address) for family in (V4, V6) if (address := family.address(endpoint)) is not None]
+    return [NftElement(_here(family, frozenset()), _element(address, endpoint)) for family, address in found]
 
 
 def fast_chain(endpoint: Endpoint, network: Network) -> NftChain:
-    """What one endpoint sends, only from its own address. Answers of its published ports may have to be turned back, and of a packet in
+    """What one endpoint sends, only from its own addresses. Answers of its published ports may have to be turned back, and of a packet in
     fragments only the first tells its port."""
+    present = families([network])
     rules = [f"{proto} sport {port} accept" for proto, port in sorted({(p.proto, p.container_port) for p in endpoint.ports})]
     if rules:
-        rules.append("ip frag-off & 16383 != 0 accept")
-    within = f"ip saddr {endpoint.address} ip daddr {network.subnet} {_ALIVE}"
-    rules.append(f"{within} {_TO_ENDPOINT}")
-    if device := _device(network):
-        rules.append(f"ip daddr {network.gateway} accept")  # every host has it, whoever's block it lies in
-        mask = IPv4Network((0, network.block_prefix)).netmask
-        rules.append(f'{within} fwd ip to ip daddr & {mask} map @next device "{device}"')
+        rules += [_FRAGMENT[family] for family in present]
+    for family in present:
+        rules += _to_others(family, endpoint, network)
     return NftChain(endpoint.dev, tuple(rules), _hook(endpoint.dev), NFT_FAST_FAMILY)
+
+
+def _to_others(family: Family, endpoint: Endpoint, network: Network) -> list[str]:
+    address, ip = family.address(endpoint), family.ip
+    if address is None:
+        return []
+    within = f"{ip} saddr {address} {ip} daddr {family.subnet(network)} {_ALIVE[family]}"
+    rules = [f"{within} {_to_endpoint(family)}"]
+    if device := _device(network):
+        rules.append(f"{ip} daddr {family.gateway(network)} accept")  # every host has it, whoever's block it lies in
+        rules.append(f'{within} fwd {ip} to {ip} daddr & {_mask(family, network)} map @next{family.end} device "{device}"')
+    return rules
+
+
+def _mask(family: Family, network: Network) -> IPAddress:
+    host_bits = 32 - network.block_prefix
+    return IPv4Network((0, network.block_prefix)).netmask if family is V4 else IPv6Network((0, 128 - host_bits)).netmask
+
+
+def _to_endpoint(family: Family) -> str:
+    return f"fwd {family.ip} to {family.ip} daddr device {family.ip} daddr map @here{family.end}"
 
 
 def _device(network: Network) -> str:
     return BACKENDS[network.backend].device(network)
 
 
-def _here(elements: frozenset[str]) -> NftSet:
-    return NftSet("here", "ipv4_addr : iface_index", elements, kind="map", family=NFT_FAST_FAMILY)
+def _here(family: Family, elements: frozenset[str]) -> NftSet:
+    return NftSet(f"here{family.end}", f"{family.type} : iface_index", elements, kind="map", family=NFT_FAST_FAMILY)
 
 
-def _element(endpoint: Endpoint) -> str:
-    return f'{endpoint.address} : "{endpoint.dev}"'
+def _element(address: IPAddress, endpoint: Endpoint) -> str:
+    return f'{address} : "{endpoint.dev}"'
 
 
-def _is_block(route: Route, networks: Iterable[Network]) -> bool:
+def _is_block(family: Family, route: Route, networks: Iterable[Network]) -> bool:
     """Whether a look-up by the network's block prefix finds exactly this route, and every packet fits through it as it is."""
-    whole = any(route.dst.subnet_of(n.subnet) and route.dst.prefixlen == n.block_prefix for n in networks)
-    return route.via is not None and not route.mtu and whole
+    if route.via is None or route.mtu or route.dst.version != route.via.version or (route.dst.version == 4) != (family is V4):
+        return False
+    return any(_is_in(route.dst, family.subnet(n)) and route.dst.netmask == _mask(family, n) for n in networks)
+
+
+def _is_in(part: IPNetwork, whole: IPNetwork | None) -> bool:
+    return whole is not None and part.network_address in whole
 
 
 def _from_tunnel(dev: str, networks: Sequence[Network]) -> NftChain:
-    rules = [f"ip saddr {n.subnet} ip daddr {n.subnet} {_ALIVE} {_TO_ENDPOINT}" for n in networks[:_PLAIN_NETWORKS]]
-    if len(networks) > _PLAIN_NETWORKS:
-        rules.append(f"ip saddr . ip daddr @same {_ALIVE} {_TO_ENDPOINT}")
+    rules: list[str] = []
+    for family in families(networks):
+        ip, subnets, onward = family.ip, family.subnets(networks), f"{_ALIVE[family]} {_to_endpoint(family)}"
+        rules += [f"{ip} saddr {subnet} {ip} daddr {subnet} {onward}" for subnet in subnets[:_PLAIN_NETWORKS]]
+        if len(subnets) > _PLAIN_NETWORKS:
+            rules.append(f"{ip} saddr . {ip} daddr @same{family.end} {onward}")
     return NftChain(dev, tuple(rules), _hook(dev), NFT_FAST_FAMILY)
 
 

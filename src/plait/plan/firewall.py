@@ -12,6 +12,7 @@ from ipaddress import IPv4Address
 
 from plait.model.cluster import Endpoint, Network, PortMapping, Snapshot
 from plait.model.objects import HookRule, KernelObject, NftChain, NftSet
+from plait.plan.dual import V4, Family, families
 
 ANY = IPv4Address("0.0.0.0")
 _TUNNEL = "udp dport 4789 notrack accept"
@@ -21,54 +22,62 @@ second against 33,700); further ones by the set, so that the chain stays of boun
 
 
 def firewall_objects(snapshot: Snapshot, networks: Sequence[Network], gateway: bool, docker_bridge: bool) -> list[KernelObject]:
-    """Chains, sets and maps of the table, and the two rules in Docker's documented hook that let overlay traffic pass its
-    FORWARD policy."""
+    """Chains, sets and maps of the table, and the rules in Docker's documented hook that let overlay traffic pass its FORWARD policy."""
     own = [e for e in snapshot.endpoints.values() if e.node == snapshot.me and e.network in snapshot.networks]
-    objects: list[KernelObject] = [*_sets(snapshot, networks), *port_objects(own, networks), *_chains(gateway)]
-    objects += _hooks()
-    return objects
+    present = families(networks)
+    objects: list[KernelObject] = [_set for family in present for _set in _sets(family, snapshot, networks)]
+    objects += [*port_objects(own, networks), *_chains(present, gateway)]
+    return objects + [hook for family in present for hook in _hooks(family)]
 
 
-def _sets(snapshot: Snapshot, networks: Iterable[Network]) -> list[KernelObject]:
-    networks = list(networks)
-    tunnels = {str(n.tunnel) for n in snapshot.nodes.values() if n.tunnel is not None}
-    interval = ("interval",)
+def _sets(family: Family, snapshot: Snapshot, networks: Sequence[Network]) -> list[KernelObject]:
+    subnets, inner = family.subnets(networks), family.subnets(n for n in networks if n.internal)
+    tunnels = {str(tunnel) for n in snapshot.nodes.values() if (tunnel := family.tunnel(n)) is not None}
+    interval, kind, end = ("interval",), family.type, family.end
     return [
-        NftSet("pools", "ipv4_addr", frozenset(str(n.subnet) for n in networks), interval),
-        NftSet("same", "ipv4_addr . ipv4_addr", frozenset(f"{n.subnet} . {n.subnet}" for n in networks), interval),
-        NftSet("internal", "ipv4_addr", frozenset(str(n.subnet) for n in networks if n.internal), interval),
-        NftSet("hosts", "ipv4_addr", frozenset(tunnels)),
+        NftSet(f"pools{end}", kind, frozenset(map(str, subnets)), interval),
+        NftSet(f"same{end}", f"{kind} . {kind}", frozenset(f"{subnet} . {subnet}" for subnet in subnets), interval),
+        NftSet(f"internal{end}", kind, frozenset(map(str, inner)), interval),
+        NftSet(f"hosts{end}", kind, frozenset(tunnels)),
     ]
 
 
 def port_objects(endpoints: Iterable[Endpoint], networks: Iterable[Network]) -> list[KernelObject]:
     """What depends on the published ports of this node's endpoints: a publication changes elements of maps alone, the first one and
     the last one also the chain `raw`."""
+    networks, publishing = sorted(networks, key=lambda n: n.name), [e for e in endpoints if e.ports]
+    present = families(networks)
+    return [*(obj for family in present for obj in _port_sets(family, publishing)), _raw_chain(present, networks, bool(publishing))]
+
+
+def _port_sets(family: Family, endpoints: Iterable[Endpoint]) -> list[KernelObject]:
     exact: set[str] = set()
     wildcard: set[str] = set()
     hairpin: set[str] = set()
     published: set[str] = set()
     for endpoint in endpoints:
+        address = family.address(endpoint)
+        if address is None:
+            continue
         for port in endpoint.ports:
-            target = f"{endpoint.address} . {port.container_port}"
+            target = f"{address} . {port.container_port}"
             if port.host_ip == ANY:
                 wildcard.add(f"{port.proto} . {port.host_port} : {target}")
-            else:
+            elif family is V4:
                 exact.add(f"{port.host_ip} . {port.proto} . {port.host_port} : {target}")
-            published.add(f"{endpoint.address} . {port.proto} . {port.container_port}")
-        if endpoint.ports:
-            hairpin.add(f"{endpoint.address} . {endpoint.address}")
-    target_type = "ipv4_addr . inet_service"
+            published.add(f"{address} . {port.proto} . {port.container_port}")
+        hairpin.add(f"{address} . {address}")
+    kind, end = family.type, family.end
+    target_type = f"{kind} . inet_service"
     return [
-        NftSet("ports", f"ipv4_addr . inet_proto . inet_service : {target_type}", frozenset(exact), kind="map"),
-        NftSet("ports_any", f"inet_proto . inet_service : {target_type}", frozenset(wildcard), kind="map"),
-        NftSet("hairpin", "ipv4_addr . ipv4_addr", frozenset(hairpin)),
-        NftSet("published", "ipv4_addr . inet_proto . inet_service", frozenset(published)),
-        _raw_chain(sorted(networks, key=lambda n: n.name), bool(published)),
+        NftSet(f"ports{end}", f"{kind} . inet_proto . inet_service : {target_type}", frozenset(exact), kind="map"),
+        NftSet(f"ports_any{end}", f"inet_proto . inet_service : {target_type}", frozenset(wildcard), kind="map"),
+        NftSet(f"hairpin{end}", f"{kind} . {kind}", frozenset(hairpin)),
+        NftSet(f"published{end}", f"{kind} . inet_proto . inet_service", frozenset(published)),
     ]
 
 
-def _raw_chain(networks: Sequence[Network], any_published: bool) -> NftChain:
+def _raw_chain(present: Sequence[Family], networks: Sequence[Network], any_published: bool) -> NftChain:
     """Traffic inside one network needs no connection tracking, nor do the tunnel's own packets: it is what a packet between hosts costs
     most. Answers of published ports are tracked, because their addresses must be turned back.
 
@@ -76,49 +85,64 @@ def _raw_chain(networks: Sequence[Network], any_published: bool) -> NftChain:
     """
     rules = [_TUNNEL, 'iifname "pl-*" ip daddr 127.0.0.0/8 drop']
     if any_published:
-        rules.append('iifname "pl-*" ip saddr . meta l4proto . th sport @published accept')
-    rules += [f'iifname "pl-*" ip saddr {n.subnet} ip daddr {n.subnet} notrack accept' for n in networks[:_PLAIN_NETWORKS]]
-    if len(networks) > _PLAIN_NETWORKS:
-        rules.append('iifname "pl-*" ip saddr . ip daddr @same notrack')
+        rules += [f'iifname "pl-*" {ip} saddr . meta l4proto . th sport @published{end} accept' for ip, _, end in present]
+    for family in present:
+        ip, subnets = family.ip, family.subnets(networks)
+        rules += [f'iifname "pl-*" {ip} saddr {subnet} {ip} daddr {subnet} notrack accept' for subnet in subnets[:_PLAIN_NETWORKS]]
+        if len(subnets) > _PLAIN_NETWORKS:
+            rules.append(f'iifname "pl-*" {ip} saddr . {ip} daddr @same{family.end} notrack')
     return NftChain("raw", tuple(rules), "type filter hook prerouting priority raw; policy accept;")
 
 
-def _chains(gateway: bool) -> list[KernelObject]:
-    publish = (
-        "dnat ip to ip daddr . meta l4proto . th dport map @ports",
-        "fib daddr type local dnat ip to meta l4proto . th dport map @ports_any",
-    )
-    forward = [
-        "ct state established,related,untracked accept",
-        "ip saddr . ip daddr @same accept",
-        "ct status dnat accept",
-        "ip saddr @hosts accept",
-        "ip saddr @internal drop",
-        "ip daddr @internal drop",
-        "ip saddr @pools ip daddr @pools drop",
-    ]
-    if not gateway:
-        forward.append('iifname != "pl-x*" ip daddr @pools drop')
+def _chains(present: Sequence[Family], gateway: bool) -> list[KernelObject]:
+    publish, masquerade = _publish(present), [rule for family in present for rule in _masquerade(family)]
     return [
         NftChain("raw_output", (_TUNNEL,), "type filter hook output priority raw; policy accept;"),
         NftChain("prerouting", publish, "type nat hook prerouting priority dstnat; policy accept;"),
         NftChain("output", publish, "type nat hook output priority -100; policy accept;"),
-        NftChain(
-            "postrouting",
-            (
-                "ip saddr . ip daddr @hairpin ct status dnat masquerade",
-                'ip saddr 127.0.0.0/8 oifname "pl-e*" masquerade',
-                'ip saddr @pools ip daddr != @pools oifname != "pl-*" masquerade',
-            ),
-            "type nat hook postrouting priority srcnat; policy accept;",
-        ),
-        NftChain("forward", tuple(forward), "type filter hook forward priority filter; policy accept;"),
+        NftChain("postrouting", tuple(masquerade), "type nat hook postrouting priority srcnat; policy accept;"),
+        NftChain("forward", _forward(present, gateway), "type filter hook forward priority filter; policy accept;"),
     ]
 
 
-def _hooks() -> list[KernelObject]:
+def _publish(present: Sequence[Family]) -> tuple[str, ...]:
+    """A host's ::1 is left out: what comes from there never leaves the host (IPv6 has no route_localnet), so it is refused at once, and
+    who asked for `localhost` goes on to 127.0.0.1."""
+    rules: list[str] = []
+    for family in present:
+        ip, end, where = family.ip, family.end, "" if family is V4 else "ip6 daddr != ::1 "
+        rules.append(f"dnat {ip} to {ip} daddr . meta l4proto . th dport map @ports{end}")
+        rules.append(f"{where}fib daddr type local dnat {ip} to meta l4proto . th dport map @ports_any{end}")
+    return tuple(rules)
+
+
+def _masquerade(family: Family) -> list[str]:
+    ip, _, end = family
+    rules = [f"{ip} saddr . {ip} daddr @hairpin{end} ct status dnat masquerade"]
+    if family is V4:
+        rules.append('ip saddr 127.0.0.0/8 oifname "pl-e*" masquerade')
+    return [*rules, f'{ip} saddr @pools{end} {ip} daddr != @pools{end} oifname != "pl-*" masquerade']
+
+
+def _forward(present: Sequence[Family], gateway: bool) -> tuple[str, ...]:
+    rules = ["ct state established,related,untracked accept"]
+    rules += [f"{ip} saddr . {ip} daddr @same{end} accept" for ip, _, end in present]
+    rules.append("ct status dnat accept")
+    rules += [f"{ip} saddr @hosts{end} accept" for ip, _, end in present]
+    for ip, _, end in present:
+        rules += [
+            f"{ip} saddr @internal{end} drop",
+            f"{ip} daddr @internal{end} drop",
+            f"{ip} saddr @pools{end} {ip} daddr @pools{end} drop",
+        ]
+    if not gateway:
+        rules += [f'iifname != "pl-x*" {ip} daddr @pools{end} drop' for ip, _, end in present]
+    return tuple(rules)
+
+
+def _hooks(family: Family) -> list[KernelObject]:
     rules = ('iifname "pl-*" oifname != "br-*" accept', 'oifname "pl-*" accept')
-    return [HookRule("ip", "filter", "DOCKER-USER", rule) for rule in rules]
+    return [HookRule(family.ip, "filter", "DOCKER-USER", rule) for rule in rules]
 
 
 def port_text(port: PortMapping) -> str:

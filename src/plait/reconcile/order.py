@@ -24,8 +24,8 @@ from plait.model.objects import (
 
 _RANKS: tuple[tuple[type[KernelObject], ...], ...] = (
     (VxlanLink, BridgeLink, EndpointLink),
-    (Addr,),
     (Sysctl,),
+    (Addr,),
     (Neigh, Fdb),
     (Route,),
     (NftSet,),
@@ -36,7 +36,7 @@ _RANKS: tuple[tuple[type[KernelObject], ...], ...] = (
 
 
 def rank(obj: KernelObject) -> int:
-    """0 for links, growing with what depends on what: address, sysctl, neighbour, route, set, element, chain, hook rule."""
+    """0 for links, growing with what depends on what: sysctl, address, neighbour, route, set, element, chain, hook rule."""
     return next(number for number, kinds in enumerate(_RANKS) if isinstance(obj, kinds))
 
 

@@ -21,6 +21,7 @@ from plait.kernel.linux.foreign import foreign_drops, foreign_guards
 from plait.kernel.linux.netns import inside
 from plait.kernel.linux.nft import Ruleset, open_nft
 from plait.kernel.linux.probe import probe_capabilities
+from plait.kernel.linux.sysctl import answer_at_once, open_for_ipv6, read_sysctls, write_sysctl
 from plait.kernel.linux.watch import watch_kernel
 from plait.model.errors import KernelError
 from plait.model.objects import (
@@ -44,7 +45,6 @@ from plait.model.objects import (
 _GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}
 _BROKEN = (OSError, ValueError, struct.error, nl.NetlinkParseError)
 """Everything that the kernel's answer or an object's values can make go wrong below the seam."""
-_SYSCTL_ROOT = Path("/proc/sys/net")
 _INDEX_FROM = 1 << 20
 """Interface indexes that we choose lie above this, far from those that the kernel counts up."""
 
@@ -81,7 +81,7 @@ class LinuxKernel:
                 objects += routes.dump_fdbs(self._sock, item.index, item.name)
         held: dict[Key, KernelObject] = {obj.key: obj for obj in objects}
         held.update(self._ruleset.owned(probe, ours))
-        held.update(_read_sysctls(probe))
+        held.update(read_sysctls(probe))
         return held
 
     def capabilities(self) -> frozenset[str]:
@@ -111,7 +111,9 @@ class LinuxKernel:
     def forget_paths(self) -> None:
         """Drop what the kernel learnt of path MTUs (ten minutes old at most, sysctl mtu_expires): a way that has become wider is used at
         once. What is still narrow it learns again from the next packet. May be called from any thread."""
-        Path("/proc/sys/net/ipv4/route/flush").write_text("1")
+        write_sysctl("ipv4/route/flush", "1")
+        with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+            write_sysctl("ipv6/route/flush", "1")
 
     # --- writing
 
@@ -176,7 +178,7 @@ class LinuxKernel:
     def _perform(self, op: Op) -> None:
         match op.subject:
             case Sysctl(path, value):
-                (_SYSCTL_ROOT / path).write_text(value)
+                write_sysctl(path, value)
             case VxlanLink() | BridgeLink() | EndpointLink() as link if op.verb == "del":
                 self._must(links.delete_link(self._index(link.name)))
             case EndpointLink() as link:
@@ -207,7 +209,7 @@ class LinuxKernel:
             self._plumb_inside(link)
         else:
             self._create_pair(link, None)
-        _answer_at_once(link.name)
+        answer_at_once(link.name)
 
     def _set_endpoint(self, found: links.Found, link: EndpointLink) -> None:
         """The host side as wanted; the MTU on the other side too where that is known, for what one end sends longer than the other
@@ -222,6 +224,9 @@ class LinuxKernel:
         with _opened(link.netns) as (fd, there):
             peer_index = self._create_pair(link, fd)
             try:
+                if link.inside6 is not None:
+                    with inside(fd):
+                        open_for_ipv6(link.ifname)
                 _all_done(link, there.transact(links.inside_messages(link, peer_index)))
             except OSError:
                 with contextlib.suppress(OSError):
@@ -302,20 +307,6 @@ def _all_done(link: EndpointLink, replies: Iterable[nl.Reply]) -> None:
     for reply in replies:
         if reply.errno:
             raise OSError(reply.errno, f"inside {link.netns}: {reply.text or os.strerror(reply.errno)}")
-
-
-def _answer_at_once(dev: str) -> None:
-    """No random delay before a proxy ARP answer (default up to 0.8 s, arp(7) proxy_delay)."""
-    (_SYSCTL_ROOT / "ipv4/neigh" / dev / "proxy_delay").write_text("0")
-
-
-def _read_sysctls(probe: Iterable[Key]) -> dict[Key, KernelObject]:
-    found: dict[Key, KernelObject] = {}
-    for key in probe:
-        if key[0] == "sysctl":
-            with contextlib.suppress(OSError):
-                found[key] = Sysctl(key[1], (_SYSCTL_ROOT / key[1]).read_text().strip())
-    return found
 
 
 def _kernel_error(op: str, key: Key, error: Exception) -> KernelError:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 from plait.kernel.linux import netlink as nl
-from plait.model.objects import PREFIX, BridgeLink, EndpointLink, VxlanLink
+from plait.model.objects import PREFIX, BridgeLink, EndpointLink, Inside6, VxlanLink
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_NEWROUTE = 20, 24
@@ -29,6 +30,8 @@ _CONF_PROXY_ARP = 3
 _IFF_UP = 1
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _RTPROT_STATIC, _SCOPE_LINK = 4, 253
+ADDRESS6_FLAGS = 0x02 | 0x200
+"""Of an IPv6 address: there at once (IFA_F_NODAD), without a route of its prefix (IFA_F_NOPREFIXROUTE; include/uapi/linux/if_addr.h)."""
 Link = VxlanLink | BridgeLink | EndpointLink
 
 
@@ -160,19 +163,31 @@ def delete_link(index: int) -> nl.Message:
 
 
 def inside_messages(link: EndpointLink, peer_index: int) -> list[nl.Message]:
-    """What makes the sandbox's side work, in order: loopback up, the link up, its address, the way to the gateway, what lies behind it."""
+    """What makes the sandbox's side work, in order: loopback up, the link up, and each family's address and routes."""
     messages = [set_link(1, up=True), set_link(peer_index, up=True)]
     if link.address is not None:
         messages.append(_address(peer_index, link.address))
     if link.gateway is not None:
-        messages.append(_route(peer_index, IPv4Network(link.gateway)))
-        messages += [_route(peer_index, network, link.gateway) for network in link.through]
-    return messages
+        messages += _routes(peer_index, link.gateway, link.through)
+    return messages + (_inside6(peer_index, link.inside6) if link.inside6 is not None else [])
 
 
-def _route(index: int, to: IPv4Network, via: IPv4Address | None = None) -> nl.Message:
+def _inside6(index: int, has: Inside6) -> list[nl.Message]:
+    head = struct.pack("=BBBBI", socket.AF_INET6, 128, 0, 0, index)
+    address = head + nl.attr(2, has.address.packed) + nl.attr(1, has.address.packed) + nl.attr_u32(8, ADDRESS6_FLAGS)
+    through = (has.subnet, *([IPv6Network("::/0")] if has.default else []))
+    return [nl.Message(RTM_NEWADDR, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, address), *_routes(index, has.gateway, through)]
+
+
+def _routes(index: int, gateway: IPv4Address | IPv6Address, through: Iterable[IPv4Network | IPv6Network]) -> list[nl.Message]:
+    """The gateway as the one neighbour, and everything that is reached by way of it."""
+    return [_route(index, ip_network(gateway)), *(_route(index, network, gateway) for network in through)]
+
+
+def _route(index: int, to: IPv4Network | IPv6Network, via: IPv4Address | IPv6Address | None = None) -> nl.Message:
     """A route of the main table: by way of `via`, or to what is on the link itself."""
-    body = struct.pack("=BBBBBBBBI", socket.AF_INET, to.prefixlen, 0, 0, 254, _RTPROT_STATIC, _SCOPE_LINK if via is None else 0, 1, 0)
+    family = socket.AF_INET if to.version == 4 else socket.AF_INET6
+    body = struct.pack("=BBBBBBBBI", family, to.prefixlen, 0, 0, 254, _RTPROT_STATIC, _SCOPE_LINK if via is None else 0, 1, 0)
     body += nl.attr_u32(_RTA_OIF, index)
     if to.prefixlen:
         body += nl.attr(_RTA_DST, to.network_address.packed)

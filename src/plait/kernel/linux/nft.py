@@ -29,7 +29,7 @@ _NFNL_SUBSYS_NFTABLES, _NFT_MSG_GETGEN, _NFT_MSG_NEWGEN, _NFTA_GEN_ID = 10, 16, 
 _PROGRAM_TIMEOUT_S = 10.0
 _ONE_AT_A_TIME = threading.Lock()
 """The library keeps state of its own outside its contexts: two threads in it at once end the process (seen as a segmentation fault)."""
-_HOOKS = (("ip", "filter", "DOCKER-USER"),)
+_HOOKS = (("ip", "filter", "DOCKER-USER"), ("ip6", "filter", "DOCKER-USER"))
 """Chains of other programs that are documented as places for local rules, and in which plait may keep rules."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from ipaddress import IPv4Address
+from pathlib import Path
 
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
@@ -21,7 +22,7 @@ _SCRIPTS = {
 
 
 def probe_capabilities() -> frozenset[str]:
-    """Of "vxlan", "bridge", "veth", "nft", "fwd" (forwarding at ingress, nft_fwd_netdev) those that work here."""
+    """Of "vxlan", "bridge", "veth", "nft", "fwd" (forwarding at ingress, nft_fwd_netdev), "ipv6" those that work here."""
     return in_thread(_probe)
 
 
@@ -37,6 +38,8 @@ def _probe() -> frozenset[str]:
         for name, message in trials.items():
             if sock.transact([message])[0].errno == 0:
                 found.add(name)
+    if Path("/proc/sys/net/ipv6").is_dir():
+        found.add("ipv6")
     for name, script in _SCRIPTS.items():
         with contextlib.suppress(NftError):
             open_nft().run(script)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import socket
 import struct
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 from plait.kernel.linux import netlink as nl
-from plait.kernel.linux.link import mac_bytes
+from plait.kernel.linux.link import ADDRESS6_FLAGS, mac_bytes
+from plait.model.addr import IPAddress
 from plait.model.objects import ROUTE_PROTOCOL, Addr, Fdb, Neigh, Route
 
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
@@ -19,9 +20,9 @@ RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 _IFADDR = struct.Struct("=BBBBI")
 _RTMSG = struct.Struct("=BBBBBBBBI")
-_ATTR4, _ATTR4_U32 = struct.Struct("=HH"), struct.Struct("=HHI")
+_ATTR4_U32 = struct.Struct("=HHI")
 _NDMSG = struct.Struct("=BxxxiHBB")
-_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
 _RTAX_MTU, _RTNH_F_ONLINK, _TABLE_MAIN = 2, 4, 254
 _KINDS = {"unicast": 1, "blackhole": 6, "unreachable": 7}
@@ -30,6 +31,10 @@ _SCOPES = {"global": 0, "link": 253, "host": 254}
 _SCOPE_NAMES = {number: name for name, number in _SCOPES.items()}
 _NDA_DST, _NDA_LLADDR = 1, 2
 _NUD_PERMANENT, _NUD_NOARP, _NTF_SELF = 0x80, 0x40, 0x02
+_BITS: dict[int, int] = {socket.AF_INET: 32, socket.AF_INET6: 128}
+_FAMILIES = tuple(_BITS)
+_METRIC6 = 1024
+"""The metric that IPv6 gives a route without one (IP6_RT_PRIO_USER, include/uapi/linux/ipv6_route.h)."""
 
 
 def _short(body: bytes, size: int, what: str) -> None:
@@ -37,10 +42,14 @@ def _short(body: bytes, size: int, what: str) -> None:
         raise nl.NetlinkParseError(f"{what} message of {len(body)} bytes is too short")
 
 
-def _address(data: bytes) -> IPv4Address:
-    if len(data) != 4:
-        raise nl.NetlinkParseError(f"an IPv4 address of {len(data)} bytes")
-    return IPv4Address(data)
+def _address(data: bytes, family: int) -> IPAddress:
+    if len(data) * 8 != _BITS.get(family):
+        raise nl.NetlinkParseError(f"an address of family {family} of {len(data)} bytes")
+    return IPv4Address(data) if family == socket.AF_INET else IPv6Address(data)
+
+
+def _family(address: IPAddress) -> int:
+    return socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
 
 
 # --- addresses
@@ -55,28 +64,28 @@ def del_addr(addr: Addr, index: int) -> nl.Message:
 
 
 def _addr_body(addr: Addr, index: int) -> bytes:
-    packed = addr.address.ip.packed
-    return (
-        _IFADDR.pack(socket.AF_INET, addr.address.network.prefixlen, 0, 0, index)
-        + nl.attr(_IFA_LOCAL, packed)
-        + nl.attr(_IFA_ADDRESS, packed)
-    )
+    family, packed = _family(addr.address.ip), addr.address.ip.packed
+    body = _IFADDR.pack(family, addr.address.network.prefixlen, 0, 0, index) + nl.attr(_IFA_LOCAL, packed) + nl.attr(_IFA_ADDRESS, packed)
+    return body if family == socket.AF_INET else body + nl.attr_u32(_IFA_FLAGS, ADDRESS6_FLAGS)
 
 
 def dump_addrs(sock: nl.NetlinkSocket, names: dict[int, str]) -> list[Addr]:
-    """IPv4 addresses on the links in `names` (index -> name)."""
-    found = sock.dump(RTM_GETADDR, _IFADDR.pack(socket.AF_INET, 0, 0, 0, 0))
+    """Addresses on the links in `names` (index -> name), but those of link scope, which IPv6 makes itself."""
+    found = [row for family in _FAMILIES for row in sock.dump(RTM_GETADDR, _IFADDR.pack(family, 0, 0, 0, 0))]
     return [addr for kind, body in found if kind == RTM_NEWADDR and (addr := decode_addr(body, names)) is not None]
 
 
 def decode_addr(body: bytes, names: dict[int, str]) -> Addr | None:
     _short(body, _IFADDR.size, "address")
-    _, prefix, _, _, index = _IFADDR.unpack_from(body)
+    family, prefix, _, _, index = _IFADDR.unpack_from(body)
     attrs = nl.parse_attrs(body[_IFADDR.size :])
     local = attrs.get(_IFA_LOCAL, attrs.get(_IFA_ADDRESS))
-    if index not in names or local is None or prefix > 32:
+    if index not in names or local is None or prefix > _BITS.get(family, 0):
         return None
-    return Addr(names[index], IPv4Interface((_address(local), prefix)))
+    address = _address(local, family)
+    if isinstance(address, IPv4Address):
+        return Addr(names[index], IPv4Interface((address, prefix)))
+    return None if address.is_link_local else Addr(names[index], IPv6Interface((address, prefix)))
 
 
 # --- routes
@@ -92,17 +101,17 @@ def del_route(route: Route, index: int) -> nl.Message:
 
 def _route_body(route: Route, index: int) -> bytes:
     flags = _RTNH_F_ONLINK if route.onlink else 0
-    kind, scope = _KINDS[route.kind], _SCOPES[route.scope]
-    head = _RTMSG.pack(socket.AF_INET, route.dst.prefixlen, 0, 0, _TABLE_MAIN, ROUTE_PROTOCOL, scope, kind, flags)
-    parts = [head, _ATTR4.pack(8, _RTA_DST), route.dst.network_address.packed]
+    kind, scope, family = _KINDS[route.kind], _SCOPES[route.scope], _family(route.dst.network_address)
+    head = _RTMSG.pack(family, route.dst.prefixlen, 0, 0, _TABLE_MAIN, ROUTE_PROTOCOL, scope, kind, flags)
+    parts = [head, nl.attr(_RTA_DST, route.dst.network_address.packed)]
     if index:
         parts.append(_ATTR4_U32.pack(8, _RTA_OIF, index))
     if route.via is not None:
-        parts += (_ATTR4.pack(8, _RTA_GATEWAY), route.via.packed)
+        parts.append(nl.attr(_RTA_GATEWAY, route.via.packed))
     if route.metric:
         parts.append(_ATTR4_U32.pack(8, _RTA_PRIORITY, route.metric))
     if route.src is not None:
-        parts += (_ATTR4.pack(8, _RTA_PREFSRC), route.src.packed)
+        parts.append(nl.attr(_RTA_PREFSRC, route.src.packed))
     if route.mtu:
         parts.append(nl.nested(_RTA_METRICS, nl.attr_u32(_RTAX_MTU, route.mtu)))
     return b"".join(parts)
@@ -110,8 +119,8 @@ def _route_body(route: Route, index: int) -> bytes:
 
 def dump_routes(sock: nl.NetlinkSocket, names: dict[int, str]) -> list[Route]:
     """Routes of our protocol in the main table; the kernel filters by protocol (strict checking)."""
-    head = _RTMSG.pack(socket.AF_INET, 0, 0, 0, _TABLE_MAIN, ROUTE_PROTOCOL, 0, 0, 0)
-    found = sock.dump(RTM_GETROUTE, head)
+    heads = [_RTMSG.pack(family, 0, 0, 0, _TABLE_MAIN, ROUTE_PROTOCOL, 0, 0, 0) for family in _FAMILIES]
+    found = [row for head in heads for row in sock.dump(RTM_GETROUTE, head)]
     return [route for kind, body in found if kind == RTM_NEWROUTE and (route := decode_route(body, names)) is not None]
 
 
@@ -120,32 +129,36 @@ def decode_route(body: bytes, names: dict[int, str]) -> Route | None:
     family, prefix, _, _, table, protocol, scope, kind, flags = _RTMSG.unpack_from(body)
     attrs = nl.parse_attrs(body[_RTMSG.size :])
     table = nl.number_of(attrs.get(_RTA_TABLE), table)
-    if family != socket.AF_INET or protocol != ROUTE_PROTOCOL or table != _TABLE_MAIN or kind not in _KIND_NAMES or prefix > 32:
+    bits = _BITS.get(family, -1)
+    if protocol != ROUTE_PROTOCOL or table != _TABLE_MAIN or kind not in _KIND_NAMES or prefix > bits:
         return None
     metrics = nl.parse_attrs(attrs.get(_RTA_METRICS, b""))
     oif = nl.number_of(attrs.get(_RTA_OIF))
     unicast = _KIND_NAMES[kind] == "unicast"
+    metric = nl.number_of(attrs.get(_RTA_PRIORITY))
+    dst = _address(attrs.get(_RTA_DST, bytes(bits // 8)), family)
     return Route(
-        dst=IPv4Network((_address(attrs.get(_RTA_DST, b"\0\0\0\0")), prefix), strict=False),
+        dst=IPv4Network((dst, prefix), strict=False) if isinstance(dst, IPv4Address) else IPv6Network((dst, prefix), strict=False),
         dev=names.get(oif, f"if{oif}") if unicast else "",
-        via=_address(attrs[_RTA_GATEWAY]) if _RTA_GATEWAY in attrs else None,
+        via=_address(attrs[_RTA_GATEWAY], family) if _RTA_GATEWAY in attrs else None,
         onlink=bool(flags & _RTNH_F_ONLINK),
-        src=_address(attrs[_RTA_PREFSRC]) if _RTA_PREFSRC in attrs else None,
+        src=_address(attrs[_RTA_PREFSRC], family) if _RTA_PREFSRC in attrs else None,
         mtu=nl.number_of(metrics.get(_RTAX_MTU)),
         kind=_KIND_NAMES[kind],
         scope=_SCOPE_NAMES.get(scope, "global") if unicast else "global",
-        metric=nl.number_of(attrs.get(_RTA_PRIORITY)),
+        metric=0 if family == socket.AF_INET6 and metric == _METRIC6 else metric,
     )
 
 
-def look_up(sock: nl.NetlinkSocket, address: IPv4Address) -> tuple[int, IPv4Address | None]:
+def look_up(sock: nl.NetlinkSocket, address: IPAddress) -> tuple[int, IPAddress | None]:
     """Interface index and source address that the kernel would use to reach `address`. OSError if there is no route."""
-    body = _RTMSG.pack(socket.AF_INET, 32, 0, 0, 0, 0, 0, 0, 0) + nl.attr(_RTA_DST, address.packed)
+    family = _family(address)
+    body = _RTMSG.pack(family, _BITS[family], 0, 0, 0, 0, 0, 0, 0) + nl.attr(_RTA_DST, address.packed)
     for kind, answer in sock.ask(nl.Message(RTM_GETROUTE, 0, body)):
         if kind == RTM_NEWROUTE:
             attrs = nl.parse_attrs(answer[_RTMSG.size :])
             source = attrs.get(_RTA_PREFSRC)
-            return nl.number_of(attrs.get(_RTA_OIF)), _address(source) if source else None
+            return nl.number_of(attrs.get(_RTA_OIF)), _address(source, family) if source else None
     raise OSError(101, f"no route to {address}")
 
 
@@ -161,7 +174,7 @@ def del_neigh(neigh: Neigh, index: int) -> nl.Message:
 
 
 def _neigh_body(neigh: Neigh, index: int) -> bytes:
-    head = _NDMSG.pack(socket.AF_INET, index, _NUD_PERMANENT, 0, 0)
+    head = _NDMSG.pack(_family(neigh.address), index, _NUD_PERMANENT, 0, 0)
     return head + nl.attr(_NDA_DST, neigh.address.packed) + nl.attr(_NDA_LLADDR, mac_bytes(neigh.mac))
 
 
@@ -179,26 +192,25 @@ def _fdb_body(fdb: Fdb, index: int) -> bytes:
 
 
 def dump_neighs(sock: nl.NetlinkSocket, names: dict[int, str]) -> list[Neigh]:
-    """Permanent IPv4 neighbours on the links in `names`."""
-    found = sock.dump(RTM_GETNEIGH, _NDMSG.pack(socket.AF_INET, 0, 0, 0, 0))
+    """Permanent neighbours on the links in `names`."""
+    found = [row for family in _FAMILIES for row in sock.dump(RTM_GETNEIGH, _NDMSG.pack(family, 0, 0, 0, 0))]
     return [neigh for kind, body in found if kind == RTM_NEWNEIGH and (neigh := decode_neigh(body, names)) is not None]
 
 
 def decode_neigh(body: bytes, names: dict[int, str]) -> Neigh | None:
     _short(body, _NDMSG.size, "neighbour")
-    _, index, state, _, _ = _NDMSG.unpack_from(body)
+    family, index, state, _, _ = _NDMSG.unpack_from(body)
     attrs = nl.parse_attrs(body[_NDMSG.size :])
     if index not in names or not state & _NUD_PERMANENT or _NDA_DST not in attrs or _NDA_LLADDR not in attrs:
         return None
-    return Neigh(names[index], _address(attrs[_NDA_DST]), attrs[_NDA_LLADDR].hex(":"))
+    return Neigh(names[index], _address(attrs[_NDA_DST], family), attrs[_NDA_LLADDR].hex(":"))
 
 
 def neighbour_index(body: bytes) -> int | None:
-    """Interface index of a neighbour or FDB message; None for what plait never writes: IPv6, and multicast, which the kernel makes
-    itself (NOARP)."""
+    """Interface index of a neighbour or FDB message; None for what plait never writes: multicast, which the kernel makes itself (NOARP)."""
     _short(body, _NDMSG.size, "neighbour")
     family, index, state, _, _ = _NDMSG.unpack_from(body)
-    written = family == socket.AF_BRIDGE or (family == socket.AF_INET and not state & _NUD_NOARP)
+    written = family == socket.AF_BRIDGE or (family in _FAMILIES and not state & _NUD_NOARP)
     return index if written else None
 
 

@@ -18,6 +18,8 @@ from plait.kernel.linux.route import neighbour_index
 from plait.model.objects import PREFIX
 
 _RTMGRP_LINK, _RTMGRP_NEIGH, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE = 0x1, 0x4, 0x10, 0x40
+_RTMGRP_IPV6_IFADDR, _RTMGRP_IPV6_ROUTE = 0x100, 0x400
+_ROUTE_GROUPS = _RTMGRP_LINK | _RTMGRP_NEIGH | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV4_ROUTE | _RTMGRP_IPV6_IFADDR | _RTMGRP_IPV6_ROUTE
 _NFNLGRP_NFTABLES = 7
 _RECV_BYTES = 64 * 1024
 _READS_AT_ONCE = 64
@@ -70,7 +72,7 @@ async def watch_kernel() -> AsyncIterator[str]:
     loop = asyncio.get_running_loop()
     pending: set[str] = set()
     wake = asyncio.Event()
-    route = _open(socket.NETLINK_ROUTE, _RTMGRP_LINK | _RTMGRP_NEIGH | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV4_ROUTE)
+    route = _open(socket.NETLINK_ROUTE, _ROUTE_GROUPS)
     nft = _open(NETLINK_NETFILTER, 1 << (_NFNLGRP_NFTABLES - 1))
 
     def on_readable(sock: socket.socket, is_nft: bool) -> None:

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""IPv6 of a network as the image of its IPv4: the offset in the subnet is the offset in `subnet6`.
+
+So there is one mechanism: who leases a block leases its image, who has an address has its image, and both families cannot disagree. The
+image of an address ends in the bytes of its offset (10.29.4.7 in 10.29.0.0/16 becomes …::407 in a /64); what of `subnet6` lies beyond the
+last image is nobody's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from plait.model.cluster import Network
+from plait.model.errors import ConfigError
+
+PREFIX6 = 64
+"""Of a subnet that nobody named. A named one is as large or larger: what is smaller holds neither every pool nor what engines expect."""
+_UNICAST = (IPv6Network("fc00::/7"), IPv6Network("2000::/3"))
+"""Unique local and global unicast (RFC 4193, RFC 4291 section 2.4)."""
+_BITS4, _BITS6 = 32, 128
+
+
+def image(network: Network, address: IPv4Address) -> IPv6Address | None:
+    """The IPv6 address that goes with `address` of the network's subnet; None if the network has no IPv6."""
+    if network.subnet6 is None:
+        return None
+    return network.subnet6.network_address + (int(address) - int(network.subnet.network_address))
+
+
+def image_block(network: Network, block: IPv4Network) -> IPv6Network | None:
+    """The IPv6 block that goes with a part of the subnet: the images of all its addresses and no others."""
+    first = image(network, block.network_address)
+    return None if first is None else IPv6Network((first, _BITS6 - _BITS4 + block.prefixlen))
+
+
+def origin(network: Network, address: IPv6Address) -> IPv4Address | None:
+    """The IPv4 address whose image `address` is; None if there is none."""
+    if network.subnet6 is None or address not in network.subnet6:
+        return None
+    offset = int(address) - int(network.subnet6.network_address)
+    return network.subnet[offset] if offset < network.subnet.num_addresses else None
+
+
+def default_subnet6(random_bits: int) -> IPv6Network:
+    """The first /64 of a unique local prefix (RFC 4193) with 40 bits that the caller has drawn at random."""
+    return IPv6Network(((0xFD << 120) | (random_bits & ((1 << 40) - 1)) << 80, PREFIX6))
+
+
+def check_network6(network: Network, others: Collection[Network]) -> None:
+    """Raise ConfigError unless the network's IPv6, if it has any, is sound and overlaps none of `others`."""
+    subnet, gateway = network.subnet6, network.gateway6
+    if subnet is None or gateway is None:
+        return
+    if subnet.prefixlen > PREFIX6:
+        raise ConfigError("IPv6 subnet", str(subnet), "is too small for a network", f"use a prefix length of {PREFIX6} or less")
+    if not any(subnet.subnet_of(part) for part in _UNICAST):
+        raise ConfigError("IPv6 subnet", str(subnet), "is no unicast range", "use a part of fd00::/8, or of a range that is routed to you")
+    if gateway not in subnet or gateway == subnet.network_address:
+        raise ConfigError("IPv6 gateway", str(gateway), f"is not a host address of {subnet}")
+    same = origin(network, gateway)
+    if same is not None and same != network.gateway:
+        hint = f"use {image(network, network.gateway)}, or one beyond {image(network, network.subnet.broadcast_address)}"
+        raise ConfigError("IPv6 gateway", str(gateway), f"goes with {same}, which a container may get", hint)
+    for other in others:
+        if other.name != network.name and other.subnet6 is not None and other.subnet6.overlaps(subnet):
+            raise ConfigError("IPv6 subnet", str(subnet), f"overlaps {other.subnet6} of network {other.name!r}", "choose another range")

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two families of addresses in a plan. IPv4 is always there; IPv6 as soon as one network has it, and then nothing of it is left out.
+
+Both are treated alike but for how a container finds its gateway. ARP has a proxy that answers for everybody, neighbour discovery has none.
+So an endpoint's IPv6 address stands alone on its link (/128), and the gateway is the one neighbour that it has: that address lies on the
+host's side of every endpoint's link. The way back is a permanent neighbour entry, the MAC being the endpoint's own. Neither side ever waits
+for a discovery or for a search for duplicates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from ipaddress import IPv6Interface, IPv6Network
+from typing import NamedTuple
+
+from plait.model.addr import IPAddress, IPNetwork
+from plait.model.cluster import Endpoint, Network, Node
+from plait.model.objects import Addr, Inside6, KernelObject, Neigh, Route, Sysctl
+
+FORWARDING = Sysctl("ipv6/conf/all/forwarding", "1")
+
+
+class Family(NamedTuple):
+    """How nft spells a family: its word, the type of its addresses, and what the names of its sets and maps end in."""
+
+    ip: str
+    type: str
+    end: str
+
+    def subnet(self, network: Network) -> IPNetwork | None:
+        return network.subnet if self is V4 else network.subnet6
+
+    def gateway(self, network: Network) -> IPAddress | None:
+        return network.gateway if self is V4 else network.gateway6
+
+    def address(self, endpoint: Endpoint) -> IPAddress | None:
+        return endpoint.address if self is V4 else endpoint.address6
+
+    def tunnel(self, node: Node) -> IPAddress | None:
+        return node.tunnel if self is V4 else node.tunnel6
+
+    def subnets(self, networks: Iterable[Network]) -> list[IPNetwork]:
+        """Of those networks that have the family, in their order."""
+        return [subnet for network in networks if (subnet := self.subnet(network)) is not None]
+
+
+V4, V6 = Family("ip", "ipv4_addr", ""), Family("ip6", "ipv6_addr", "6")
+
+
+def families(networks: Iterable[Network]) -> tuple[Family, ...]:
+    """Those that any of the networks has."""
+    return (V4, V6) if any(network.subnet6 is not None for network in networks) else (V4,)
+
+
+def without6(networks: Iterable[Network]) -> list[Network]:
+    """The networks on a host whose kernel has no IPv6."""
+    return [replace(network, subnet6=None, gateway6=None) for network in networks]
+
+
+def opened(dev: str) -> list[KernelObject]:
+    """What a link of ours must have set before it can have IPv6 addresses (the host may have IPv6 switched off by default); no container
+    may be the host's router."""
+    return [Sysctl(f"ipv6/conf/{dev}/disable_ipv6", "0"), Sysctl(f"ipv6/conf/{dev}/accept_ra", "0")]
+
+
+def gateways6(dev: str, networks: Iterable[Network]) -> list[KernelObject]:
+    """Forwarding, and every IPv6 gateway on `dev`, where DNS answers on it whatever is attached."""
+    gateways = [network.gateway6 for network in networks if network.gateway6 is not None]
+    return [FORWARDING, *opened(dev), *(Addr(dev, IPv6Interface(gateway)) for gateway in gateways)] if gateways else []
+
+
+def inside6(network: Network, endpoint: Endpoint) -> Inside6 | None:
+    """What an endpoint's sandbox has of IPv6."""
+    if network.subnet6 is None or network.gateway6 is None or endpoint.address6 is None:
+        return None
+    default = endpoint.default_route and not network.internal
+    return Inside6(endpoint.address6, network.gateway6, network.subnet6, default)
+
+
+def endpoint6_objects(network: Network, endpoint: Endpoint) -> list[KernelObject]:
+    """What one endpoint needs on the host's side of its link."""
+    has = inside6(network, endpoint)
+    if has is None:
+        return []
+    dev = endpoint.dev
+    answers = Addr(dev, IPv6Interface(has.gateway))
+    return [*opened(dev), answers, Neigh(dev, has.address, endpoint.mac), Route(IPv6Network(has.address), dev)]
