@@ -316,6 +316,39 @@ def test_run_without_a_command_makes_a_sandbox_that_stays(capsys: pytest.Capture
     assert client.asked == [("POST", "sandboxes", body)]
 
 
+def test_what_is_asked_of_ipv6_is_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
+    client = Canned(networks={"name": "mesh", "subnet": "10.30.0.0/16", "subnet6": "fd00:30::/64"})
+    words = ["network", "create", "mesh", "--ipv6", "--subnet6", "fd00:30::/64", "--gateway6", "fd00:30::9"]
+    assert run(capsys, client, *words) == (0, "mesh 10.30.0.0/16 fd00:30::/64\n", "")
+    assert run(capsys, client, "run", "--name", "web", "--ip6", "fd00:30::7") == (0, "web\n", "")
+    (_, _, made), (_, _, started) = client.asked
+    assert (made["ipv6"], made["subnet6"], made["gateway6"], started["address6"]) == (True, "fd00:30::/64", "fd00:30::9", "fd00:30::7")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["network", "create", "m", "--subnet6", "10.0.0.0/8"], "is not an IPv6 network such as fd12:3456:789a::/64"),
+        (["network", "create", "m", "--gateway6", "10.0.0.1"], "is not an IPv6 address"),
+        (["run", "--name", "w", "--ip6", "10.0.0.1"], "is not an IPv6 address"),
+    ],
+)
+def test_ipv4_where_ipv6_is_wanted_is_a_usage_error(capsys: pytest.CaptureFixture[str], words: list[str], says: str) -> None:
+    client = Canned()
+    status, _, error = run(capsys, client, *words)
+    assert status == 2 and says in error and client.asked == []
+
+
+def test_both_families_are_shown_and_older_agents_rows_too(capsys: pytest.CaptureFixture[str]) -> None:
+    old = {"node": "A", "name": "old", "addresses": {"m": "10.30.0.2"}, "state": "running", "runtime": "docker", "image": "", "ports": []}
+    rows = [old | {"labels": {}}, old | {"labels": {}, "name": "new", "addresses6": {"m": "fd00:30::2"}}]
+    _, out, _ = run(capsys, Canned(ps=rows), "ps")
+    assert [line.split()[1:3] for line in out.splitlines()[1:]] == [["old", "m=10.30.0.2"], ["new", "m=10.30.0.2,fd00:30::2"]]
+    blocks = [{"network": "m", "cidr": "10.30.0.0/24", "cidr6": "fd00:30::/120", "node": "A", "purpose": "pool", "used": 1, "size": 2}]
+    _, out, _ = run(capsys, Canned(ipam=blocks), "ipam")
+    assert "10.30.0.0/24 fd00:30::/120" in out
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -13,16 +13,29 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 from itertools import islice
 
 from plait.agent.journal import Journal, Write
 from plait.agent.keys import Record, network_key, record_key
 from plait.agent.view import View
-from plait.ipam import Reservation, block_of, choose_address, exhausted, expire, free_blocks, is_block_of, is_large, usable
+from plait.ipam import (
+    Reservation,
+    block_of,
+    choose_address,
+    exhausted,
+    expire,
+    free_blocks,
+    image,
+    is_block_of,
+    is_large,
+    origin,
+    usable,
+)
 from plait.model.cluster import Block, Network
-from plait.model.errors import Conflict, NotFound, PoolExhausted, StoreUnavailable
+from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, PoolExhausted, StoreUnavailable
 from plait.plan.desired import first_default_block
+from plait.runtimes.api import paired
 from plait.store.api import Compare, Delete, Put, Store
 from plait.store.codec import decode, encode
 
@@ -62,6 +75,19 @@ class Addresses:
                 kept = name or (known.name if known is not None and known.owner == owner else "")
                 await self._record(Reservation(network.name, address, owner, kept, True, self._next_serial()))
             return IPv4Interface((address, network.subnet.prefixlen))
+
+    async def reserve6(self, network: Network, owner: str, address: IPv4Address, wanted: IPv6Address | None = None) -> IPv6Address:
+        """See `Operations.reserve6`; `owner` has `address`."""
+        own = image(network, address)
+        if own is None:
+            raise NotSupported(f"network {network.name!r} has no IPv6: make one with `plait network create NAME --ipv6`")
+        if wanted in (None, own):
+            return own
+        try:
+            await self.reserve(network, paired(owner), origin_of(network, wanted))
+        except (Conflict, NotFound) as error:
+            raise Conflict(f"IPv6 address {wanted} cannot be had: {error}") from error
+        return wanted
 
     async def release(self, network: str, address: IPv4Address) -> None:
         """The address is free again, remembered for its name. Unknown: success."""
@@ -299,3 +325,14 @@ class Addresses:
         live = {a for a, r in held.items() if r.live}
         own = [b.cidr for b in self._own_blocks(network.name) if b.purpose == "pool"]
         return sum(1 for block in own for a in usable(network, block) if a not in live)
+
+
+def origin_of(network: Network, address: IPv6Address) -> IPv4Address:
+    """The IPv4 address with which `address` goes, and so is held. ConfigError if there is none."""
+    found = origin(network, address)
+    if found is None:
+        first, last = image(network, network.subnet[0]), image(network, network.subnet[-1])
+        raise ConfigError(
+            "IPv6 address", str(address), f"is none that network {network.name!r} gives", f"ask for one from {first} to {last}"
+        )
+    return found

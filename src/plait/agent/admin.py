@@ -155,6 +155,7 @@ class AgentAdmin:
                 labels=tuple(request.labels.items()),
                 aliases=request.aliases,
                 ports=parse_ports(request.ports),
+                address6=request.address6,
             )
         )
         return self._sandbox_view(request.name, endpoint, 0)
@@ -170,6 +171,7 @@ class AgentAdmin:
             "network": network.name,
             "netns": str(self._p.sandboxes.path(name)),
             "address": str(endpoint.address),
+            "address6": str(endpoint.address6 or ""),
             "gateway": "" if network.internal else str(network.gateway),
             "dns": [str(network.gateway)],
             "search": self._p.search,

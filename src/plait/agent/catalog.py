@@ -13,7 +13,7 @@ from plait.agent.journal import Journal, Write
 from plait.agent.view import View
 from plait.model.cluster import Instance, Snapshot
 from plait.model.errors import StoreUnavailable
-from plait.services.views import container_address
+from plait.services.views import at_container, container_address
 from plait.store.codec import decode, encode
 
 log = logging.getLogger("plait.catalog")
@@ -106,7 +106,8 @@ class Catalog:
             address = container_address(snapshot, own.container or own.name, self._view.me)
             if not own.container and not address:
                 continue
-            fresh = replace(own, address=address or own.address, down=not address, container=own.container or own.name)
+            bound = replace(own, down=not address, container=own.container or own.name)
+            fresh = at_container(snapshot, bound, address) if address else bound
             if fresh == own:
                 continue
             log.info("service_followed", extra={"service": own.name, "id": own.id, "address": fresh.address, "down": fresh.down})

@@ -39,9 +39,10 @@ def _places(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
     yield from ((name, str(node.address)) for name, node in snapshot.nodes.items())
     yield from ((name, node.address) for name, node in snapshot.catalog_nodes.items())
     yield from ((instance.node, instance.address) for instance in snapshot.instances.values() if instance.address)
-    yield from ((endpoint.node, str(endpoint.address)) for endpoint in snapshot.endpoints.values())
+    for endpoint in snapshot.endpoints.values():
+        yield from ((endpoint.node, str(address)) for address in (endpoint.address, endpoint.address6) if address is not None)
     for container in snapshot.containers.values():
-        yield from ((container.node, str(address)) for address in container.addresses.values())
+        yield from ((container.node, str(address)) for address in (*container.addresses.values(), *container.addresses6.values()))
 
 
 class DnsNear:

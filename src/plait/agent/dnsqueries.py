@@ -33,9 +33,11 @@ def node_at(snapshot: Snapshot, origin: Origin) -> str:
     subnet = ip_network((packed, prefix), strict=False)
     if subnet.is_loopback:
         return snapshot.me
-    held = [(node.name, address) for node in snapshot.nodes.values() for address in (node.address, node.tunnel)]
-    held += [(endpoint.node, endpoint.address) for endpoint in snapshot.endpoints.values()]
-    held += [(container.node, address) for container in snapshot.containers.values() for address in container.addresses.values()]
+    held = [(node.name, address) for node in snapshot.nodes.values() for address in (node.address, node.tunnel, node.tunnel6)]
+    held += [(endpoint.node, address) for endpoint in snapshot.endpoints.values() for address in (endpoint.address, endpoint.address6)]
+    for container in snapshot.containers.values():
+        held += [(container.node, address) for address in container.addresses.values()]
+        held += [(container.node, address) for address in container.addresses6.values()]
     return min((node for node, address in held if address is not None and address in subnet), default="")
 
 

@@ -43,6 +43,10 @@ class KernelWork:
         self.passes = self.writes = 0
         self.took_s = Summary()
 
+    def capabilities(self) -> frozenset[str]:
+        """See `kernel.api.Kernel`."""
+        return self._kernel.capabilities()
+
     async def converge(self, plan: Callable[[], Plan], may_delete: bool) -> PassReport:
         """One full pass: list, plan, diff, apply. `plan` is called in the loop after the listing."""
         async with self._door:

@@ -7,11 +7,12 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from plait.agent.keys import NETWORK_GUARD, blocks_prefix, network_key
 from plait.agent.view import View
-from plait.backends import BACKENDS
-from plait.ipam import check_network, default_block_prefix, next_subnet
+from plait.backends import BACKENDS, DUAL
+from plait.ipam import check_network, default_block_prefix, default_subnet6, image, next_subnet
 from plait.model.cluster import Network
 from plait.model.errors import ConfigError, Conflict, NotFound
 from plait.runtimes.api import NetworkRequest
@@ -77,7 +78,9 @@ class Networks:
         if backend not in BACKENDS:
             raise ConfigError("backend", backend, "is not known", f"use one of {', '.join(sorted(BACKENDS))}")
         prefix = request.block_prefix or default_block_prefix(request.ip_range or subnet)
-        return Network(
+        if request.dual and backend not in DUAL:
+            raise ConfigError("backend", backend, "carries no IPv6", f"use one of {', '.join(sorted(DUAL))}, or leave --ipv6 out")
+        network = Network(
             name=request.name,
             subnet=subnet,
             gateway=request.gateway or subnet.network_address + 1,
@@ -88,6 +91,12 @@ class Networks:
             options=dict(request.options),
             ip_range=request.ip_range,
         )
+        return _with_ipv6(network, request) if request.dual else network
+
+
+def _with_ipv6(network: Network, request: NetworkRequest) -> Network:
+    both = replace(network, subnet6=request.subnet6 or default_subnet6(random.SystemRandom().getrandbits(40)))
+    return replace(both, gateway6=request.gateway6 or image(both, network.gateway))
 
 
 def _check_name(name: str) -> None:
@@ -102,6 +111,9 @@ def _same(existing: Network, request: NetworkRequest) -> Network:
         ("gateway", request.gateway, existing.gateway),
         ("internal", request.internal or None, existing.internal),
         ("IP range", request.ip_range, existing.ip_range or "none"),
+        ("IPv6", request.dual or None, existing.subnet6 is not None),
+        ("IPv6 subnet", request.subnet6, existing.subnet6),
+        ("IPv6 gateway", request.gateway6, existing.gateway6),
     )
     for what, asked, present in pairs:
         if asked is not None and asked != present:

@@ -12,7 +12,6 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from pathlib import Path
 
 from plait import __version__
@@ -31,7 +30,7 @@ from plait.agent.view import View
 from plait.backends import BACKENDS
 from plait.dns.zone import Zone
 from plait.kernel.linux import LinuxKernel
-from plait.model.addr import mac_from_digest
+from plait.model.addr import IPAddress, mac_from_digest
 from plait.model.cluster import Node
 from plait.model.errors import PlaitError, StoreUnavailable
 from plait.model.objects import Plan
@@ -114,8 +113,13 @@ class NodeLoops:
             docker_bridge=self._p.config.docker_bridge,
             fast_path=self.fast_path,
             path_mtu=self._p.path_mtus.known,
+            ipv6=self._ipv6,
         )
         return plan_node(snapshot, local)
+
+    @property
+    def _ipv6(self) -> bool:
+        return "ipv6" in self._p.kernel.capabilities()
 
     async def set_gateway(self, enabled: bool) -> None:
         """Whether this node forwards for hosts without an agent; kept over restarts."""
@@ -234,7 +238,10 @@ class NodeLoops:
     def _listen_addresses(self) -> frozenset[tuple[str, int]]:
         loopback = {(address, port) for address in _loopbacks() for port in (53, 8600)}
         snapshot = self._p.view.snapshot
-        gateways: set[IPv4Address] = {n.gateway for n in snapshot.networks.values()}
+        gateways: set[IPAddress] = {n.gateway for n in snapshot.networks.values()}
+        six = {n.gateway6 for n in snapshot.networks.values() if n.gateway6 is not None}
+        if six and self._ipv6:
+            gateways |= six
         block = self._p.addresses.bridge_block()
         if block is not None:
             gateways.add(block.cidr[1])
@@ -291,7 +298,7 @@ class NodeLoops:
         while True:
             texts: dict[str, str] = {}
             for network in self._p.view.snapshot.networks.values():
-                lacks = BACKENDS[network.backend].needs() - present
+                lacks = (BACKENDS[network.backend].needs() | ({"ipv6"} if network.subnet6 is not None else set())) - present
                 if lacks:
                     texts[network.name] = f"network {network.name} needs {', '.join(sorted(lacks))}"
             self._p.health.replace("kernel-lacks", texts)

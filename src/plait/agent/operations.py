@@ -14,22 +14,23 @@ import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address
 
-from plait.agent.addresses import Addresses
+from plait.agent.addresses import Addresses, origin_of
 from plait.agent.journal import Journal, Write
 from plait.agent.kernelwork import KernelWork
 from plait.agent.networks import Networks
 from plait.agent.ports import assign_ports, ephemeral_range
 from plait.agent.view import View
+from plait.ipam import origin
 from plait.model.cluster import Container, Endpoint, Network, PortMapping, Snapshot
-from plait.model.errors import KernelError, NotFound, PlaitError
+from plait.model.errors import KernelError, NotFound, NotSupported, PlaitError
 from plait.model.objects import KernelObject, NftElement, Sysctl
 from plait.plan import endpoint_objects
 from plait.plan.desired import device_name, endpoint_mac
 from plait.plan.fastpath import fast_chain, fast_elements
 from plait.plan.firewall import port_objects
-from plait.runtimes.api import AttachRequest, NetworkRequest
+from plait.runtimes.api import AttachRequest, NetworkRequest, paired
 from plait.store.codec import decode, encode
 
 log = logging.getLogger("plait.operations")
@@ -74,6 +75,12 @@ class AgentOperations:
     async def reserve(self, network: str, owner: str, address: IPv4Address | None = None, name: str = "") -> IPv4Interface:
         return await self._addresses.reserve(self._network(network), owner, address, name)
 
+    async def reserve6(self, network: str, owner: str, address: IPv6Address | None = None) -> IPv6Address:
+        if not self._has_ipv6:
+            raise NotSupported("the kernel of this host has no IPv6 (`plait status` names it)")
+        found = self._network(network)
+        return await self._addresses.reserve6(found, owner, (await self._addresses.reserve(found, owner)).ip, address)
+
     async def release(self, network: str, address: IPv4Address) -> None:
         await self._addresses.release(network, address)
 
@@ -114,10 +121,20 @@ class AgentOperations:
         self._locks.pop(endpoint, None)
 
     async def _design(self, request: AttachRequest, network: Network, known: Endpoint | None) -> Endpoint:
-        wanted = request.address or (known.address if known is not None else None)
+        wanted, wanted6 = request.address, request.address6
+        if known is not None:
+            wanted, wanted6 = wanted or known.address, wanted6 or known.address6
+        if wanted is None and wanted6 is not None and network.subnet6 is not None:
+            wanted = origin_of(network, wanted6)
         if wanted is not None:
-            await self._adopt(request, wanted)
+            await self._adopt(request, wanted, request.endpoint)
         reserved = await self._addresses.reserve(network, request.endpoint, wanted, request.name)
+        try:
+            address6 = await self._design6(request, network, reserved.ip, wanted6)
+        except PlaitError:
+            if known is None:
+                await self._addresses.release(network.name, reserved.ip)
+            raise
         return Endpoint(
             id=request.endpoint,
             network=network.name,
@@ -134,13 +151,24 @@ class AgentOperations:
             netns=request.netns,
             ifname=request.ifname,
             default_route=request.default_route,
+            address6=address6,
         )
 
-    async def _adopt(self, request: AttachRequest, wanted: IPv4Address) -> None:
-        """An address reserved under another owner id (Docker asks before the endpoint has one) passes to the endpoint."""
-        used = any(e.network == request.network and e.address == wanted and e.id != request.endpoint for e in self._own())
+    async def _design6(
+        self, request: AttachRequest, network: Network, address: IPv4Address, wanted: IPv6Address | None
+    ) -> IPv6Address | None:
+        """None where there is no IPv6 and none was asked for."""
+        if wanted is None and (network.subnet6 is None or not self._has_ipv6):
+            return None
+        if wanted is not None and (other := origin(network, wanted)) not in (None, address):
+            await self._adopt(request, other, paired(request.endpoint))
+        return await self.reserve6(network.name, request.endpoint, wanted)
+
+    async def _adopt(self, request: AttachRequest, wanted: IPv4Address, owner: str) -> None:
+        """An address reserved under another owner id (Docker asks before the endpoint has one) passes to `owner`, of the endpoint."""
+        used = any(e.network == request.network and wanted in self._held_by(e) and e.id != request.endpoint for e in self._own())
         if not used:
-            await self._addresses.hand_over(request.network, wanted, request.endpoint)
+            await self._addresses.hand_over(request.network, wanted, owner)
 
     def _objects(self, endpoint: Endpoint) -> list[KernelObject]:
         me = self._view.snapshot.nodes[self._view.me]
@@ -159,7 +187,14 @@ class AgentOperations:
         if endpoint.ports:
             await self._apply_ports(before)
         await self._journal.write([Write("endpoint", endpoint.id, None)])
-        await self._addresses.release(endpoint.network, endpoint.address)
+        for address in self._held_by(endpoint):
+            await self._addresses.release(endpoint.network, address)
+
+    def _held_by(self, endpoint: Endpoint) -> set[IPv4Address]:
+        """What is reserved for the endpoint: its address, and the one with which its IPv6 address goes, which may be another."""
+        network = self._view.snapshot.networks.get(endpoint.network)
+        of = origin(network, endpoint.address6) if network is not None and endpoint.address6 is not None else None
+        return {endpoint.address, of or endpoint.address}
 
     # --- published ports
 
@@ -221,13 +256,17 @@ class AgentOperations:
 
     async def recover(self) -> None:
         """Once at start: release reservations that no endpoint stands behind. Docker's are kept until it says what it has."""
-        held = {(e.network, e.address) for e in self._own()}
+        held = {(e.network, address) for e in self._own() for address in self._held_by(e)}
         for reservation in self._addresses.reservations():
             ours = not reservation.owner.startswith("docker:")
             if reservation.live and ours and (reservation.network, reservation.address) not in held:
                 await self._addresses.release(reservation.network, reservation.address)
 
     # --- helpers
+
+    @property
+    def _has_ipv6(self) -> bool:
+        return "ipv6" in self._kernel.capabilities()
 
     def _own(self) -> list[Endpoint]:
         return [e for e in self._view.snapshot.endpoints.values() if e.node == self._view.me]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from plait.agent.health import Health
 from plait.agent.pathmtu import PathMtus
 from plait.backends import BACKENDS
-from plait.ipam import block_of, stray_endpoints, usable
+from plait.ipam import block_of, image_block, stray_endpoints, usable
 from plait.kernel.dryrun import render
 from plait.model.cluster import Block, Container, Endpoint, Network, Node, PortMapping, Snapshot
 from plait.model.objects import Op
@@ -71,6 +71,8 @@ def network_row(snapshot: Snapshot, network: Network) -> NetworkRow:
         "endpoints": sum(1 for e in snapshot.endpoints.values() if e.network == network.name),
         "labels": dict(network.labels),
         "options": dict(network.options),
+        "subnet6": str(network.subnet6 or ""),
+        "gateway6": str(network.gateway6 or ""),
     }
 
 
@@ -97,6 +99,7 @@ def _endpoint_row(endpoint: Endpoint) -> EndpointRow:
         "mac": endpoint.mac,
         "aliases": list(endpoint.aliases),
         "ports": [port_text(p) for p in endpoint.ports],
+        "address6": str(endpoint.address6 or ""),
     }
 
 
@@ -133,6 +136,7 @@ def _block_row(snapshot: Snapshot, block: Block) -> BlockRow:
         "purpose": block.purpose,
         "size": size,
         "used": used,
+        "cidr6": str(image_block(network, block.cidr) or "") if block.purpose == "pool" else "",
     }
 
 
@@ -180,6 +184,7 @@ def _container_row(snapshot: Snapshot, container: Container) -> ContainerRow:
         "addresses": {network: str(address) for network, address in container.addresses.items()},
         "ports": [port_text(p) for p in container.ports],
         "started": container.started,
+        "addresses6": {network: str(address) for network, address in container.addresses6.items()},
     }
 
 

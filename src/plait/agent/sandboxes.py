@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from plait.agent.journal import Journal, Write
@@ -46,6 +46,7 @@ class SandboxRequest:
     labels: tuple[tuple[str, str], ...] = ()
     aliases: tuple[str, ...] = ()
     ports: tuple[PortMapping, ...] = ()
+    address6: IPv6Address | None = None
 
 
 class Sandboxes:
@@ -106,6 +107,7 @@ class Sandboxes:
                     labels=dict(request.labels),
                     ports=request.ports,
                     netns=str(self.path(request.name)),
+                    address6=request.address6,
                 )
             )
         except BaseException:
@@ -191,6 +193,7 @@ class Sandboxes:
             addresses={endpoint.network: endpoint.address},
             ports=endpoint.ports,
             pid=self._sandboxes[endpoint.container].pid,
+            addresses6={endpoint.network: endpoint.address6} if endpoint.address6 is not None else {},
         )
 
     def _watch(self, sandbox: Sandbox) -> None:

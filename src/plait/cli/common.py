@@ -17,7 +17,7 @@ import click
 from plait.model.errors import PlaitError
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Address, IPv4Network
+    from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
     from plait.client.admin import AdminClient
 
@@ -75,6 +75,31 @@ def cidr(text: str) -> IPv4Network:
         return IPv4Network(text)
     except ValueError as error:
         raise click.BadParameter(f"{text!r} is not an IPv4 network such as 10.28.0.0/16: {error}") from error
+
+
+def address6(text: str) -> IPv6Address:
+    """Option type: an IPv6 address; a wrong one is a usage error."""
+    from ipaddress import IPv6Address
+
+    try:
+        return IPv6Address(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not an IPv6 address") from error
+
+
+def cidr6(text: str) -> IPv6Network:
+    """Option type: an IPv6 network; host bits or a wrong prefix are a usage error."""
+    from ipaddress import IPv6Network
+
+    try:
+        return IPv6Network(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not an IPv6 network such as fd12:3456:789a::/64: {error}") from error
+
+
+def both(four: str, six: str, between: str = " ") -> str:
+    """What there is of one thing in both families, in one cell."""
+    return between.join(filter(None, (four, six)))
 
 
 def duration(text: str) -> int:

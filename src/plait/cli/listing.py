@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from plait import __version__
-from plait.cli.common import json_option, show_json, show_table, with_agent
+from plait.cli.common import both, json_option, show_json, show_table, with_agent
 
 if TYPE_CHECKING:
     from plait.client.admin import AdminClient
@@ -66,14 +66,14 @@ def ps(client: AdminClient, as_json: bool) -> None:
             (
                 r["node"],
                 r["name"],
-                " ".join(f"{network}={address}" for network, address in r["addresses"].items()),
+                " ".join(f"{network}={both(address, six.get(network, ''), ',')}" for network, address in r["addresses"].items()),
                 r["state"],
                 r["runtime"],
                 r["image"],
                 " ".join(r["ports"]),
                 ",".join(f"{key}={value}" for key, value in r["labels"].items()),
             )
-            for r in rows
+            for r, six in ((row, row.get("addresses6", {})) for row in rows)
         ),
     )
 
@@ -114,7 +114,10 @@ def ipam(client: AdminClient, as_json: bool) -> None:
         return
     show_table(
         ("NETWORK", "BLOCK", "NODE", "FOR", "USED", "SIZE"),
-        ((r["network"], r["cidr"], r["node"], r["purpose"], r["used"] if r["used"] >= 0 else "?", r["size"]) for r in rows),
+        (
+            (r["network"], both(r["cidr"], r.get("cidr6", "")), r["node"], r["purpose"], r["used"] if r["used"] >= 0 else "?", r["size"])
+            for r in rows
+        ),
     )
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from plait.cli.common import address, cidr, json_option, pairs, show_json, show_table, with_agent
+from plait.cli.common import address, address6, both, cidr, cidr6, json_option, pairs, show_json, show_table, with_agent
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Address, IPv4Network
+    from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
     from plait.client.admin import AdminClient
     from plait.model.report import NetworkView
@@ -32,7 +32,18 @@ def ls(client: AdminClient, as_json: bool) -> None:
         return
     show_table(
         ("NETWORK", "SUBNET", "GATEWAY", "BACKEND", "VNI", "INTERNAL", "ENDPOINTS"),
-        ((r["name"], r["subnet"], r["gateway"], r["backend"], r["vni"], "yes" if r["internal"] else "no", r["endpoints"]) for r in rows),
+        (
+            (
+                r["name"],
+                both(r["subnet"], r.get("subnet6", "")),
+                both(r["gateway"], r.get("gateway6", "")),
+                r["backend"],
+                r["vni"],
+                "yes" if r["internal"] else "no",
+                r["endpoints"],
+            )
+            for r in rows
+        ),
     )
 
 
@@ -53,18 +64,24 @@ def _show(view: NetworkView) -> None:
     reach = "internal: no way out" if view["internal"] else "with a way out"
     part = f", addresses from {view['ip_range']}" if view["ip_range"] else ""
     click.echo(f"{view['name']}: {view['subnet']}{part}, gateway {view['gateway']}, {reach}")
+    if view.get("subnet6"):
+        click.echo(f"IPv6 {view['subnet6']}, gateway {view['gateway6']}")
     click.echo(f"backend {view['backend']}, vni {view['vni']}, blocks of /{view['block_prefix']}")
     for title, mapping in (("labels", view["labels"]), ("options", view["options"])):
         if mapping:
             click.echo(f"{title}: " + ", ".join(f"{key}={value}" for key, value in mapping.items()))
     click.echo()
     show_table(
-        ("BLOCK", "NODE", "FOR", "USED", "SIZE"), ((b["cidr"], b["node"], b["purpose"], _used(b["used"]), b["size"]) for b in view["held"])
+        ("BLOCK", "NODE", "FOR", "USED", "SIZE"),
+        ((both(b["cidr"], b.get("cidr6", "")), b["node"], b["purpose"], _used(b["used"]), b["size"]) for b in view["held"]),
     )
     click.echo()
     show_table(
         ("ADDRESS", "NAME", "NODE", "RUNTIME", "PORTS", "ALIASES"),
-        ((e["address"], e["name"], e["node"], e["runtime"], " ".join(e["ports"]), " ".join(e["aliases"])) for e in view["attached"]),
+        (
+            (both(e["address"], e.get("address6", "")), e["name"], e["node"], e["runtime"], " ".join(e["ports"]), " ".join(e["aliases"]))
+            for e in view["attached"]
+        ),
     )
 
 
@@ -77,6 +94,9 @@ def _used(count: int) -> str:
 @click.option("--subnet", type=cidr, help="Its addresses. [default: the next free /16 of 10.28.0.0 and up]")
 @click.option("--gateway", type=address, help="Address that every node holds. [default: the subnet's first]")
 @click.option("--ip-range", type=cidr, help="The part of it that addresses are handed out from, on every host. [default: all]")
+@click.option("--ipv6", is_flag=True, help="With IPv6 beside IPv4.")
+@click.option("--subnet6", type=cidr6, help="Its IPv6 addresses, a /64 or larger; implies --ipv6. [default: a unique local one]")
+@click.option("--gateway6", type=address6, help="IPv6 address that every node holds; implies --ipv6. [default: like --gateway]")
 @click.option("--internal", is_flag=True, help="Without a way out to other networks.")
 @click.option("--label", "labels", multiple=True, callback=pairs, metavar="K=V", help="A label; can be repeated.")
 @click.option(
@@ -90,6 +110,9 @@ def create(
     subnet: IPv4Network | None,
     gateway: IPv4Address | None,
     ip_range: IPv4Network | None,
+    ipv6: bool,
+    subnet6: IPv6Network | None,
+    gateway6: IPv6Address | None,
     internal: bool,
     labels: dict[str, str],
     options: dict[str, str],
@@ -104,11 +127,14 @@ def create(
         internal=internal,
         labels=labels,
         options=options,
+        ipv6=ipv6,
+        subnet6=str(subnet6) if subnet6 else None,
+        gateway6=str(gateway6) if gateway6 else None,
     )
     if as_json:
         show_json(made)
     else:
-        click.echo(f"{made['name']} {made['subnet']}")
+        click.echo(both(f"{made['name']} {made['subnet']}", made.get("subnet6", "")))
 
 
 @network.command()

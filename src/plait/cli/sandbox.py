@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from plait.cli.common import address, need_root, pairs, with_agent
+from plait.cli.common import address, address6, need_root, pairs, with_agent
 from plait.model.errors import PlaitError
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Address
+    from ipaddress import IPv4Address, IPv6Address
 
     from plait.client.admin import AdminClient
     from plait.model.report import SandboxView
@@ -29,6 +29,7 @@ _NO_MIX = {"allow_interspersed_args": False}  # what follows the first plain wor
 @click.option("--name", required=True, help="Its name; other containers find it by this.")
 @click.option("--network", default="", help="Which network. [default: the cluster's first]")
 @click.option("--ip", type=address, help="This address. [default: any; the same one for the same name if it is free]")
+@click.option("--ip6", type=address6, help="This IPv6 address. [default: what goes with the IPv4 one, on a network with IPv6]")
 @click.option("--label", "labels", multiple=True, callback=pairs, metavar="K=V", help="A label; can be repeated.")
 @click.option("-p", "--publish", "ports", multiple=True, metavar="HOST:CONT[/udp]", help="Publish a port; can be repeated.")
 @click.option("-d", "--detach", is_flag=True, help="Run the command in the background, without input and output.")
@@ -39,6 +40,7 @@ def run(
     name: str,
     network: str,
     ip: IPv4Address | None,
+    ip6: IPv6Address | None,
     labels: dict[str, str],
     ports: tuple[str, ...],
     detach: bool,
@@ -49,7 +51,7 @@ def run(
         raise click.UsageError("--detach needs a command; without one the sandbox stays anyway")
     if command:
         need_root("plait run")
-    view = client.create_sandbox(name, network, str(ip) if ip else None, labels, ports)
+    view = client.create_sandbox(name, network, str(ip) if ip else None, labels, ports, address6=str(ip6) if ip6 else None)
     if command and not detach:
         return _execute(client, view, command)
     if command:

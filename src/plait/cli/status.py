@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from plait.cli.common import json_option, show_json, with_agent
+from plait.cli.common import both, json_option, show_json, with_agent
 from plait.model.errors import PlaitError
 
 if TYPE_CHECKING:
@@ -107,10 +107,9 @@ def _nodes(view: StatusView) -> list[str]:
 
 
 def _networks(view: StatusView) -> list[str]:
-    return [
-        _some([f"{row['name']} {row['subnet']} ({row['backend']}, {_plural(row['endpoints'], 'endpoint')})" for row in view["networks"]])
-        or "none"
-    ]
+    subnets = [(row, both(row["subnet"], row.get("subnet6", ""))) for row in view["networks"]]
+    shown = [f"{row['name']} {subnet} ({row['backend']}, {_plural(row['endpoints'], 'endpoint')})" for row, subnet in subnets]
+    return [_some(shown) or "none"]
 
 
 def _engines(view: StatusView) -> list[str]:

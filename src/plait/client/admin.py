@@ -95,8 +95,12 @@ class AdminClient:
         labels: Mapping[str, str] | None = None,
         options: Mapping[str, str] | None = None,
         ip_range: str | None = None,
+        ipv6: bool = False,
+        subnet6: str | None = None,
+        gateway6: str | None = None,
     ) -> NetworkRow:
-        """Make a network. `subnet` None: the next free one; `ip_range` None: addresses are handed out from all of it."""
+        """Make a network. `subnet` None: the next free one; `ip_range` None: addresses are handed out from all of it. With `ipv6`, or with
+        one of the last two, it has IPv6 too."""
         body = {
             "name": name,
             "subnet": subnet,
@@ -106,7 +110,8 @@ class AdminClient:
             "options": dict(options or {}),
             "ip_range": ip_range,
         }
-        return cast(NetworkRow, self._call("POST", "networks", body))
+        six = _given(ipv6=ipv6 or None, subnet6=subnet6, gateway6=gateway6)
+        return cast(NetworkRow, self._call("POST", "networks", body | six))
 
     def remove_network(self, name: str, force: bool = False) -> None:
         self._call("DELETE", f"networks/{quote(name, '')}?force={int(force)}")
@@ -138,6 +143,7 @@ class AdminClient:
         labels: Mapping[str, str] | None = None,
         ports: tuple[str, ...] = (),
         aliases: tuple[str, ...] = (),
+        address6: str | None = None,
     ) -> SandboxView:
         """Make a sandbox; it stays until `remove_sandbox`, or until the process told to `sandbox_started` ends."""
         body = {
@@ -148,7 +154,7 @@ class AdminClient:
             "ports": list(ports),
             "aliases": list(aliases),
         }
-        return cast(SandboxView, self._call("POST", "sandboxes", body))
+        return cast(SandboxView, self._call("POST", "sandboxes", body | _given(address6=address6)))
 
     def sandbox(self, name: str) -> SandboxView:
         return cast(SandboxView, self._call("GET", f"sandboxes/{quote(name, '')}"))
@@ -188,6 +194,11 @@ class AdminClient:
         finally:
             connection.close()
         return answer.status, raw
+
+
+def _given(**values: object) -> dict[str, object]:
+    """Keys that came later than others: an older agent, which refuses what it does not know, is sent them only if it must be."""
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _decoded(status: int, raw: bytes, what: str) -> object:

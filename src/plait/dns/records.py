@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from ipaddress import IPv4Network, IPv6Address, ip_address
+from ipaddress import IPv6Address, ip_address
 
 from plait.dns import message as m
-from plait.model.addr import IPAddress
+from plait.model.addr import IPAddress, IPNetwork
 
 
 def dotted(name: str) -> bytes:
@@ -38,12 +38,14 @@ def located(text: str) -> tuple[list[m.Record], IPAddress | None]:
     return [address_record(address)], address
 
 
-def reverse_zones(subnet: IPv4Network) -> Iterator[bytes]:
-    """The in-addr.arpa names that cover exactly `subnet`: one if its prefix ends at a byte, else up to 128."""
-    octets = -(-subnet.prefixlen // 8)
-    for part in subnet.subnets(new_prefix=octets * 8):
-        labels = str(part.network_address).split(".")[:octets]
-        yield ".".join((*reversed(labels), "in-addr.arpa")).encode()
+def reverse_zones(subnet: IPNetwork) -> Iterator[bytes]:
+    """The names below in-addr.arpa or ip6.arpa that cover exactly `subnet`: one if its prefix ends at a byte (IPv6: at four bits), else up
+    to 128 (8)."""
+    bits = 8 if subnet.version == 4 else 4
+    labels = -(-subnet.prefixlen // bits)
+    beyond = subnet.max_prefixlen // bits - labels
+    for part in subnet.subnets(new_prefix=labels * bits):
+        yield part.network_address.reverse_pointer.split(".", beyond)[beyond].encode()
 
 
 def label_word(text: str) -> bytes:

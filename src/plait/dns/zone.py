@@ -8,8 +8,8 @@
 | `consul.service.<domain>` | A and SRV (port 8300) of every living node that carries the store |
 | `KEY--VALUE.label.<domain>`, `KEY.label.<domain>` | SRV of such instances with that label, in their metadata or on their container |
 | `NODE.node.<domain>` | A, TXT (its meta) of a living node, or of one that was put into the catalogue |
-| `WEB`, `WEB.<search>`, `WEB.<network>`, `WEB.<network>.<search>` and the same for aliases | A of the running containers |
-| `….in-addr.arpa` | PTR to node, container or service |
+| `WEB`, `WEB.<search>`, `WEB.<network>`, `WEB.<network>.<search>` and the same for aliases | A and AAAA of the running containers |
+| `….in-addr.arpa`, `….ip6.arpa` | PTR to node, container or service |
 | each zone | NS: up to three living nodes |
 
 Records of containers are bound to their network, and containers of this host are known by their addresses (see `view`).
@@ -36,7 +36,7 @@ from plait.dns.table import Changes, Table, diff_tables
 from plait.dns.view import asker_entries, bound
 from plait.model.addr import IPAddress
 from plait.model.cluster import Container, Endpoint, Instance, Node, Snapshot
-from plait.model.discovery import CatalogNode, Check
+from plait.model.discovery import LAN6, CatalogNode, Check
 from plait.model.labels import Labels
 
 SERVER_META, SERVER_PORT = "server", 8300
@@ -198,7 +198,9 @@ class Zone:
         owner = dotted(name) + b".node." + self.domain
         records, own = located(self._addresses[name])
         yield from ((owner, record) for record in (*records, *texts))
-        for address in (own, agent.tunnel if agent is not None else None):
+        six = any(network.subnet6 is not None for network in self._snapshot.networks.values())
+        tunnels = (agent.tunnel, agent.tunnel6 if six else None) if agent is not None else ()
+        for address in (own, *tunnels):
             if address is not None:
                 yield from _pointer(address, NODE_POINTER, self._node_target(name))
         if agent is not None and SERVER_META in agent.meta:
@@ -209,17 +211,20 @@ class Zone:
         container as running, and the attach must find its name."""
         if endpoint.node not in self._nodes:
             return
-        yield from self._asker(endpoint.node, endpoint.container or endpoint.id, endpoint.network, endpoint.address)
-        for name in sorted({endpoint.name, *endpoint.aliases} - {""}):
-            yield from self._attached(dotted(name), endpoint.network, endpoint.address)
+        for address in (endpoint.address, endpoint.address6):
+            if address is not None:
+                yield from self._asker(endpoint.node, endpoint.container or endpoint.id, endpoint.network, address)
+                for name in sorted({endpoint.name, *endpoint.aliases} - {""}):
+                    yield from self._attached(dotted(name), endpoint.network, address)
 
     def _container(self, container: Container) -> Iterator[Entry]:
         """A container without an endpoint of ours (on the engine's own bridge) counts while it runs."""
         if container.node not in self._nodes or container.state != "running":
             return
-        for name, address in container.addresses.items():
+        found: list[tuple[str, IPAddress]] = [*container.addresses.items(), *container.addresses6.items()]
+        for name, address in found:
             network = self._snapshot.networks.get(name)
-            if network is not None and address in network.subnet:
+            if network is not None and any(subnet is not None and address in subnet for subnet in (network.subnet, network.subnet6)):
                 yield from self._asker(container.node, container.id, name, address)
                 yield from self._attached(dotted(container.name), name, address)
 
@@ -287,12 +292,15 @@ class Zone:
         records, address = located(instance.address)
         if address is None:
             return records, dotted(instance.address) if records else b""
+        if instance.container and (other := instance.tagged_addresses.get(LAN6)):
+            records += located(other)[0]
         return records, address.packed.hex().encode() + b".addr." + self.datacenter + b"." + self.domain
 
     # --- zones
 
     def _zones(self) -> frozenset[bytes]:
-        reverse = (zone for network in self._snapshot.networks.values() for zone in reverse_zones(network.subnet))
+        subnets = (s for network in self._snapshot.networks.values() for s in (network.subnet, network.subnet6) if s is not None)
+        reverse = (zone for subnet in subnets for zone in reverse_zones(subnet))
         return frozenset((self.domain, self.search, *reverse))
 
     def _fixed(self) -> Iterator[bytes]:

@@ -14,6 +14,8 @@ Status = Literal["passing", "warning", "critical"]
 CheckKind = Literal["", "ttl", "script", "http", "tcp", "udp", "grpc", "h2ping", "docker", "os_service", "alias"]
 """Who finds the status out; "" = nobody here: whoever registered the check says it (catalogue registrations, maintenance)."""
 
+LAN4, LAN6 = "lan_ipv4", "lan_ipv6"
+"""Kinds of tagged addresses: where an instance that follows its container is reached by either family, if the container has both."""
 OUTPUT_MAX = 4096
 SERF_CHECK = "serfHealth"
 NODE_MAINTENANCE = "_node_maintenance"

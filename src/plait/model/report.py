@@ -26,7 +26,8 @@ class NodeRow(TypedDict):
 
 
 class NetworkRow(TypedDict):
-    """A network; `endpoints` counts its attachments on all nodes, `ip_range` is "" where addresses come from all of the subnet."""
+    """A network; `endpoints` counts its attachments on all nodes, `ip_range` is "" where addresses come from all of the subnet, `subnet6`
+    and `gateway6` where it has no IPv6."""
 
     name: str
     subnet: str
@@ -39,10 +40,12 @@ class NetworkRow(TypedDict):
     endpoints: int
     labels: dict[str, str]
     options: dict[str, str]
+    subnet6: str
+    gateway6: str
 
 
 class EndpointRow(TypedDict):
-    """One attachment of a container or sandbox to a network."""
+    """One attachment of a container or sandbox to a network; `address6` is "" without IPv6."""
 
     id: str
     name: str
@@ -52,6 +55,7 @@ class EndpointRow(TypedDict):
     mac: str
     aliases: list[str]
     ports: list[str]
+    address6: str
 
 
 class NetworkView(NetworkRow):
@@ -62,7 +66,8 @@ class NetworkView(NetworkRow):
 
 
 class BlockRow(TypedDict):
-    """A part of a pool. `size` and `used` count addresses that can be handed out; `used` is -1 where an engine counts them itself."""
+    """A part of a pool. `size` and `used` count addresses that can be handed out; `used` is -1 where an engine counts them itself. `cidr6`
+    is what goes with it in IPv6, "" without."""
 
     network: str
     cidr: str
@@ -70,6 +75,7 @@ class BlockRow(TypedDict):
     purpose: str
     size: int
     used: int
+    cidr6: str
 
 
 class PortRow(TypedDict):
@@ -86,7 +92,7 @@ class PortRow(TypedDict):
 
 
 class ContainerRow(TypedDict):
-    """A container or sandbox anywhere in the cluster; `addresses` by network; `ports` as "0.0.0.0:8080->80/tcp"."""
+    """A container or sandbox anywhere in the cluster; `addresses` and `addresses6` by network; `ports` as "0.0.0.0:8080->80/tcp"."""
 
     id: str
     name: str
@@ -98,6 +104,7 @@ class ContainerRow(TypedDict):
     addresses: dict[str, str]
     ports: list[str]
     started: float
+    addresses6: dict[str, str]
 
 
 class StoreState(TypedDict):
@@ -189,3 +196,4 @@ class SandboxView(TypedDict):
     search: str
     ports: list[str]
     pid: int
+    address6: str

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkRequest:
     """A network to be made. `subnet` None: the next free one of the cluster's range; `gateway` None: its first address;
-    `ip_range` None: addresses are handed out from all of the subnet; `block_prefix` 0: by the size of what they are handed out from."""
+    `ip_range` None: addresses are handed out from all of the subnet; `block_prefix` 0: by the size of what they are handed out from.
+
+    It has IPv6 too if `ipv6` says so or one of the two is named; `subnet6` None: a unique local one that is drawn; `gateway6` None: the
+    image of the gateway."""
 
     name: str
     subnet: IPv4Network | None = None
@@ -21,3 +24,11 @@ class NetworkRequest:
     labels: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
     ip_range: IPv4Network | None = None
+    ipv6: bool = False
+    subnet6: IPv6Network | None = None
+    gateway6: IPv6Address | None = None
+
+    @property
+    def dual(self) -> bool:
+        """Whether the network shall have IPv6."""
+        return self.ipv6 or self.subnet6 is not None or self.gateway6 is not None

@@ -9,19 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address
 from typing import Protocol
 
 from plait.model.cluster import Container, Endpoint, Network, PortMapping
 from plait.model.requests import NetworkRequest
 
-__all__ = ["AttachRequest", "NetworkRequest", "Operations"]
+__all__ = ["AttachRequest", "NetworkRequest", "Operations", "paired"]
+
+
+def paired(owner: str) -> str:
+    """Who holds the IPv4 address with which the IPv6 address goes that `owner` asked for, if that is not its own."""
+    return f"{owner}#6"
 
 
 @dataclass(frozen=True, slots=True)
 class AttachRequest:
     """`endpoint` is the runtime's own id of the attachment and the key of idempotence. `address` None: allocate
-    (sticky by (network, name)). `netns` "" = the engine moves the peer link itself."""
+    (sticky by (network, name)). `address6` None: on a network with IPv6, what goes with the address. `netns` "" = the engine moves the
+    peer link itself."""
 
     endpoint: str
     network: str
@@ -36,6 +42,7 @@ class AttachRequest:
     netns: str = ""
     ifname: str = "eth0"
     default_route: bool = True
+    address6: IPv6Address | None = None
 
 
 class Operations(Protocol):
@@ -53,6 +60,11 @@ class Operations(Protocol):
         """An address from this node's blocks, held for `owner` (an opaque id: endpoint, MAC …), durable before the answer.
         Same owner asks again: same address. `name` makes it sticky across restarts of the container. A given `address`
         must be free. The prefix length is that of the network's subnet. PoolExhausted names pool, size, holders."""
+        ...
+
+    async def reserve6(self, network: str, owner: str, address: IPv6Address | None = None) -> IPv6Address:
+        """The IPv6 address of `owner`, which has an IPv4 address (`reserve`): what goes with that, or the one that is asked for, then held
+        as well, under `paired(owner)`. Idempotent. NotSupported on a network or host without IPv6."""
         ...
 
     async def release(self, network: str, address: IPv4Address) -> None: ...

@@ -16,7 +16,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import NamedTuple, Protocol
 from urllib.parse import parse_qs, unquote
@@ -60,6 +60,7 @@ class NewSandbox:
     labels: Mapping[str, str] = field(default_factory=dict)
     ports: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    address6: IPv6Address | None = None
 
 
 class AdminBackend(Protocol):
@@ -258,7 +259,8 @@ class _Routes:
         return _json(await self._backend.network(call.name))
 
     async def create_network(self, call: _Call) -> Answer:
-        body = read_body(call.body, "name", "subnet", "gateway", "block_prefix", "internal", "labels", "options", "ip_range")
+        known = ("name", "subnet", "gateway", "block_prefix", "internal", "labels", "options", "ip_range", "ipv6", "subnet6", "gateway6")
+        body = read_body(call.body, *known)
         wanted = NetworkRequest(
             name=body.text("name"),
             subnet=body.parsed("subnet", IPv4Network, "an IPv4 network such as 10.29.0.0/16"),
@@ -268,6 +270,9 @@ class _Routes:
             labels=body.texts_by_name("labels"),
             options=body.texts_by_name("options"),
             ip_range=body.parsed("ip_range", IPv4Network, "an IPv4 network such as 10.29.4.0/24"),
+            ipv6=body.flag("ipv6"),
+            subnet6=body.parsed("subnet6", IPv6Network, "an IPv6 network such as fd12:3456:789a::/64"),
+            gateway6=body.parsed("gateway6", IPv6Address, "an IPv6 address"),
         )
         return _json(await self._backend.create_network(wanted), 201)
 
@@ -289,7 +294,7 @@ class _Routes:
         return _done()
 
     async def create_sandbox(self, call: _Call) -> Answer:
-        body = read_body(call.body, "name", "network", "address", "labels", "ports", "aliases")
+        body = read_body(call.body, "name", "network", "address", "labels", "ports", "aliases", "address6")
         wanted = NewSandbox(
             name=body.text("name"),
             network=body.text("network", ""),
@@ -297,6 +302,7 @@ class _Routes:
             labels=body.texts_by_name("labels"),
             ports=body.texts("ports"),
             aliases=body.texts("aliases"),
+            address6=body.parsed("address6", IPv6Address, "an IPv6 address"),
         )
         return _json(await self._backend.create_sandbox(wanted), 201)
 

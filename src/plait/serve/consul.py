@@ -40,7 +40,7 @@ from plait.services.directory import CONSUL_VERSION, SERVER_META, Topic
 from plait.services.figures import Reading
 from plait.services.index import content_hash
 from plait.services.requests import BadRequest, parse_service
-from plait.services.views import Views, container_address, seed_answer
+from plait.services.views import Views, at_container, container_address, seed_answer
 
 _APPEARANCE_S = 1.0
 """How long the seed's form of a registration, which answers with the address, waits for a container that was started a moment ago."""
@@ -290,7 +290,7 @@ class ConsulApi:
         is meant while it does not run."""
         snapshot = self._backend.snapshot()
         if here := container_address(snapshot, instance.name, self._node):
-            return replace(instance, address=here, container=instance.name)
+            return at_container(snapshot, replace(instance, container=instance.name), here)
         if elsewhere := container_address(snapshot, instance.name):
             return replace(instance, address=elsewhere)
         known = snapshot.instances.get((self._node, instance.id))

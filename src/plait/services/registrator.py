@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from plait.model.cluster import Container, Instance
-from plait.model.discovery import Check
+from plait.model.discovery import LAN4, LAN6, Check
 from plait.services.checkrequests import service_checks
 from plait.services.requests import BadRequest, parse_service
 
@@ -202,7 +202,10 @@ def _registration(
         "Meta": _meta(said),
     }
     instance = parse_service(body, container.node)
-    bound = replace(instance, container=container.name, runtime=container.runtime, down=container.state == "paused")
+    tagged = _tagged(container, address)
+    bound = replace(
+        instance, tagged_addresses=tagged, container=container.name, runtime=container.runtime, down=container.state == "paused"
+    )
     checks = service_checks({"Check": _check(said, address, number, container)}, bound)
     return Registration(bound, tuple(replace(check, runtime=container.runtime) for check in checks))
 
@@ -219,6 +222,12 @@ def _place(container: Container, port: Port, host: str, where: str) -> tuple[str
     if port.host:
         return host, port.host
     raise BadRequest("it has no address that other hosts reach; publish the port, or put the container on a network of plait")
+
+
+def _tagged(container: Container, address: str) -> dict[str, str]:
+    """Both addresses of a container that has IPv6 on the network where it has `address`, by their kind."""
+    six = (container.addresses6.get(network) for network, own in container.addresses.items() if str(own) == address)
+    return next(({LAN4: address, LAN6: str(other)} for other in six if other is not None), {})
 
 
 def _ports_body(container: Container, words: _Words, host: str, where: str) -> list[dict[str, object]]:

@@ -8,9 +8,10 @@ deterministic: nodes, then service ids, then check ids, ascending. Empty lists a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from plait.model.cluster import Instance, Snapshot
-from plait.model.discovery import SERF_CHECK, CatalogNode, Check
+from plait.model.discovery import LAN4, LAN6, SERF_CHECK, CatalogNode, Check
 from plait.services.checkviews import Json, health_check
 from plait.services.directory import SERVER_META, SERVER_PORT, Directory
 from plait.services.status import Aggregate
@@ -238,6 +239,15 @@ def container_address(snapshot: Snapshot, name: str, node: str = "") -> str:
         (e.node, str(e.address)) for e in snapshot.endpoints.values() if e.name == name and node in ("", e.node) and e.node not in resting
     ]
     return min(found, key=lambda row: (row[0] != snapshot.me, row[0]))[1] if found else ""
+
+
+def at_container(snapshot: Snapshot, instance: Instance, address: str) -> Instance:
+    """The instance at `address` of its container; if that has IPv6 too, both addresses are tagged with their kind."""
+    moved = address != instance.address
+    tagged = {kind: where for kind, where in instance.tagged_addresses.items() if not moved or kind not in (LAN4, LAN6)}
+    own = (e for e in snapshot.endpoints.values() if e.node == instance.node and str(e.address) == address)
+    six = next((str(e.address6) for e in own if e.address6 is not None), "")
+    return replace(instance, address=address, tagged_addresses=tagged | ({LAN4: address, LAN6: six} if six else {}))
 
 
 def _with_meta(nodes: Mapping[str, CatalogNode], node_meta: Sequence[str]) -> dict[str, CatalogNode]:

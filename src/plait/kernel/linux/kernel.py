@@ -57,6 +57,7 @@ class LinuxKernel:
         self._ruleset = Ruleset(open_nft())
         self._renamed: dict[str, int] = {}
         """Indexes, by what they should be called, of links of ours that somebody had renamed when they were listed last."""
+        self._able: frozenset[str] = frozenset()
 
     # --- reading
 
@@ -85,7 +86,8 @@ class LinuxKernel:
         return held
 
     def capabilities(self) -> frozenset[str]:
-        return probe_capabilities()
+        self._able = self._able or probe_capabilities()
+        return self._able
 
     def watch(self) -> AsyncIterator[str]:
         return watch_kernel()

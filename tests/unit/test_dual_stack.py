@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""IPv6 beside IPv4 in the agent: networks, addresses and names. What packets do is in tests/kernel/test_dual.py."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+
+import dnslib
+import pytest
+from tests.support.cluster import FakeNode, nodes
+from tests.support.consulapi import Cuttable
+
+from plait.agent import reports
+from plait.dns import message as m
+from plait.dns.records import reverse_zones
+from plait.dns.zone import Zone
+from plait.kernel.fake import CAPABILITIES, FakeKernel
+from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node, Snapshot
+from plait.model.discovery import LAN4, LAN6
+from plait.model.errors import ConfigError, Conflict, NotSupported, PlaitError
+from plait.runtimes.api import AttachRequest, NetworkRequest, paired
+from plait.serve.dns_responder import Counters, Responder
+from plait.services.registrator import registrations
+from plait.services.views import at_container
+
+A, N, A6, N6 = IPv4Address, IPv4Network, IPv6Address, IPv6Network
+WANTED = NetworkRequest("dual", N("10.31.0.0/24"), block_prefix=26, subnet6=N6("fd00:31::/64"))
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[Cuttable]:
+    store = Cuttable()
+    yield store
+    await store.close()
+
+
+async def attach(node: FakeNode, name: str, four: str = "", six: str = "", network: str = "dual") -> Endpoint:
+    wanted = {"address": A(four) if four else None, "address6": A6(six) if six else None}
+    return await node.ops.attach(AttachRequest(f"{node.name}.{name}", network, "sandbox", name, name, **wanted))  # type: ignore[arg-type]
+
+
+def live(node: FakeNode) -> dict[str, str]:
+    """Who holds which address of the network."""
+    return {str(r.address): r.owner for r in node.addresses.reservations() if r.live and r.network == "dual"}
+
+
+async def test_a_network_with_ipv6_gets_a_subnet_of_its_own_and_the_image_of_its_gateway(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A", "B") as (a, b):
+        made = [await node.ops.ensure_network(NetworkRequest(f"m{i}", ipv6=True)) for i, node in enumerate((a, b))]
+        subnets = [network.subnet6 for network in made]
+        assert all(subnet is not None and subnet.subnet_of(N6("fd00::/8")) and subnet.prefixlen == 64 for subnet in subnets)
+        assert subnets[0] != subnets[1] and [n.gateway6 for n in made] == [s[1] for s in subnets if s is not None]
+        assert await a.ops.ensure_network(NetworkRequest("m0", ipv6=True)) == made[0], "asked again, it is the same one"
+
+
+@pytest.mark.parametrize(
+    ("again", "says"),
+    [
+        (NetworkRequest("default", ipv6=True), "exists already with IPv6 False, not True"),
+        (replace(WANTED, subnet6=N6("fd00:32::/64")), "exists already with IPv6 subnet fd00:31::/64, not fd00:32::/64"),
+        (replace(WANTED, gateway6=A6("fd00:31::9:9")), "exists already with IPv6 gateway fd00:31::1, not fd00:31::9:9"),
+    ],
+)
+async def test_a_network_that_exists_otherwise_is_not_taken_for_it(
+    store: Cuttable, tmp_path: Path, again: NetworkRequest, says: str
+) -> None:
+    async with nodes(store, tmp_path, "A") as (a,):
+        await a.ops.ensure_network(WANTED)
+        with pytest.raises(Conflict, match=says):
+            await a.ops.ensure_network(again)
+
+
+async def test_a_backend_that_carries_no_ipv6_is_refused(store: Cuttable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plait.agent.networks.DUAL", frozenset({"vxlan"}))
+    async with nodes(store, tmp_path, "A") as (a,):
+        with pytest.raises(ConfigError, match="carries no IPv6; use one of vxlan, or leave --ipv6 out"):
+            await a.ops.ensure_network(replace(WANTED, options={"backend": "none"}))
+
+
+async def test_an_endpoint_has_the_image_of_its_address_and_the_next_pass_finds_it_plumbed(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A") as (a,):
+        await a.ops.ensure_network(WANTED)
+        await attach(a, "first")
+        await a.converge()
+        endpoint = await attach(a, "web")
+        assert (endpoint.address, endpoint.address6) == (A("10.31.0.3"), A6("fd00:31::3"))
+        assert await a.converge() == 0
+        assert ("neigh", endpoint.dev, "fd00:31::3") in a.kernel.objects
+        await a.ops.detach(endpoint.id)
+        assert await a.converge() == 0
+        assert not [key for key in a.kernel.objects if endpoint.dev in key]
+        assert (await attach(a, "web")).address6 == endpoint.address6, "a name keeps both"
+
+
+async def test_an_ipv6_address_that_is_asked_for_brings_its_ipv4_address(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A") as (a,):
+        await a.ops.ensure_network(WANTED)
+        endpoint = await attach(a, "web", six="fd00:31::7")
+        assert (endpoint.address, endpoint.address6) == (A("10.31.0.7"), A6("fd00:31::7"))
+
+
+async def test_of_two_that_do_not_go_together_both_are_held_and_both_come_back(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A") as (a,):
+        await a.ops.ensure_network(WANTED)
+        endpoint = await attach(a, "web", "10.31.0.5", "fd00:31::7")
+        assert (endpoint.address, endpoint.address6) == (A("10.31.0.5"), A6("fd00:31::7"))
+        assert live(a) == {"10.31.0.5": endpoint.id, "10.31.0.7": paired(endpoint.id)}
+        with pytest.raises(Conflict, match=r"address 10\.31\.0\.7 .* is in use"):
+            await attach(a, "other", "10.31.0.7")
+        with pytest.raises(Conflict, match=r"IPv6 address fd00:31::7 cannot be had: address 10\.31\.0\.7"):
+            await attach(a, "other", "10.31.0.8", "fd00:31::7")
+        assert set(live(a)) == {"10.31.0.5", "10.31.0.7"}, "a refusal leaves nothing behind"
+        await a.stop()
+        await a.start()
+        await a.ops.recover()
+        assert set(live(a)) == {"10.31.0.5", "10.31.0.7"}, "a restart of the agent loses neither"
+        assert await attach(a, "web") == endpoint
+        await a.ops.detach(endpoint.id)
+        assert live(a) == {}
+
+
+async def test_an_engine_that_asks_ahead_hands_both_over(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A") as (a,):
+        await a.ops.ensure_network(WANTED)
+        four = (await a.ops.reserve("dual", "docker:mac")).ip
+        assert await a.ops.reserve6("dual", "docker:mac") == A6("fd00:31::2")
+        assert await a.ops.reserve6("dual", "docker:mac", A6("fd00:31::9")) == A6("fd00:31::9")
+        endpoint = await attach(a, "web", str(four), "fd00:31::9")
+        assert live(a) == {"10.31.0.2": endpoint.id, "10.31.0.9": paired(endpoint.id)}
+
+
+REFUSED: list[tuple[str, str, type[PlaitError], str]] = [
+    ("dual", "fd00:31::1:0", ConfigError, "is none that network 'dual' gives; ask for one from fd00:31:: to fd00:31::ff"),
+    ("dual", "fd00:99::7", ConfigError, "is none that network 'dual' gives"),
+    ("dual", "fd00:31::41", Conflict, r"lies in block 10\.31\.0\.64/26, which node B holds"),
+    ("dual", "fd00:31::1", Conflict, "is kept for the network itself"),
+    ("default", "fd00:31::7", NotSupported, "network 'default' has no IPv6"),
+]
+
+
+@pytest.mark.parametrize(("network", "six", "kind", "says"), REFUSED)
+@pytest.mark.parametrize("four", ["", "own"])
+async def test_what_cannot_be_had_is_refused_with_words_and_leaves_nothing(
+    store: Cuttable, tmp_path: Path, network: str, six: str, kind: type[PlaitError], says: str, four: str
+) -> None:
+    async with nodes(store, tmp_path, "A", "B") as (a, b):
+        await a.ops.ensure_network(WANTED)
+        await attach(a, "first")
+        await b.until(lambda: ("dual", N("10.31.0.0/26")) in b.view.snapshot.blocks)
+        await attach(b, "second", "10.31.0.65")
+        await a.until(lambda: ("dual", N("10.31.0.64/26")) in a.view.snapshot.blocks)
+        before = [r for r in a.addresses.reservations() if r.live]
+        own = {"dual": "10.31.0.20", "default": "10.28.0.20"}[network] if four else ""
+        with pytest.raises(kind, match=says):
+            await attach(a, "web", own, six, network)
+        assert [r for r in a.addresses.reservations() if r.live] == before
+        assert "A.web" not in a.view.snapshot.endpoints
+
+
+async def test_a_kernel_without_ipv6_gives_ipv4_alone(store: Cuttable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeKernel, "capabilities", lambda self: CAPABILITIES - {"ipv6"})
+    async with nodes(store, tmp_path, "A") as (a,):
+        await a.ops.ensure_network(WANTED)
+        assert (await attach(a, "web")).address6 is None
+        assert not [key for key in a.kernel.objects if "fd00" in " ".join(key)]
+        with pytest.raises(NotSupported, match="the kernel of this host has no IPv6"):
+            await attach(a, "other", six="fd00:31::7")
+
+
+# --- names
+
+DUAL = Network("dual", N("10.31.0.0/16"), A("10.31.0.1"), 24, subnet6=N6("fd00:31::/64"), gateway6=A6("fd00:31::1"))
+PLAIN = Network("plain", N("10.32.0.0/16"), A("10.32.0.1"), 24)
+WEB = Endpoint("1", "dual", "A", A("10.31.0.2"), "", "", "docker", "w", "web", address6=A6("fd00:31::2"))
+FAR = Endpoint("2", "dual", "B", A("10.31.1.2"), "", "", "docker", "f", "far", ("alias",), address6=A6("fd00:31::102"))
+OLD = Endpoint("3", "plain", "A", A("10.32.0.2"), "", "", "docker", "o", "old")
+BOX = Container(
+    "w", "web", "A", "docker", labels={"plait.service": "shop", "plait.port": "80"}, addresses={"dual": WEB.address}, addresses6={}
+)
+SNAPSHOT = Snapshot(
+    "A",
+    1,
+    {name: Node(name, name, A(f"192.0.2.{i}")) for i, name in enumerate("AB", 1)},
+    frozenset("AB"),
+    {"dual": DUAL, "plain": PLAIN},
+    {("dual", N("10.31.0.0/24")): Block("dual", N("10.31.0.0/24"), "A")},
+    {e.id: e for e in (WEB, FAR, OLD)},
+    {("A", "w"): replace(BOX, addresses6={"dual": A6("fd00:31::2")})},
+    {
+        ("A", "s"): Instance("s", "shop", "A", "10.31.0.2", 80, container="web", tagged_addresses={LAN6: "fd00:31::2"}),
+        ("A", "c"): Instance("c", "client", "A", "10.31.0.2", 80, tagged_addresses={LAN6: "fd00:31::2"}),
+    },
+)
+
+
+def ask(name: str, qtype: str, asker: str = "127.0.0.1", snapshot: Snapshot = SNAPSHOT) -> tuple[int, set[str]]:
+    responder = Responder(Counters())
+    responder.set_table(Zone(snapshot).table)
+    packed = A6(asker).packed if ":" in asker else A(asker).packed
+    response = responder.reply(bytes(dnslib.DNSRecord.question(name, qtype).pack()), lambda slot: packed)
+    assert isinstance(response, bytes)
+    record = dnslib.DNSRecord.parse(response)
+    return record.header.rcode, {str(row.rdata) for row in record.rr}
+
+
+PTR6 = A6("fd00:31::102").reverse_pointer
+
+
+@pytest.mark.parametrize(
+    ("name", "qtype", "wanted"),
+    [
+        ("far", "AAAA", (m.NOERROR, {"fd00:31::102"})),
+        ("far", "A", (m.NOERROR, {"10.31.1.2"})),
+        ("alias.dual.plait", "AAAA", (m.NOERROR, {"fd00:31::102"})),
+        ("old", "AAAA", (m.NOERROR, set())),
+        ("nobody", "AAAA", (m.NXDOMAIN, set())),
+        (PTR6, "PTR", (m.NOERROR, {"far.plait."})),
+        (A6("fd00:31::103").reverse_pointer, "PTR", (m.NXDOMAIN, set())),
+        ("shop.service.consul", "AAAA", (m.NOERROR, {"fd00:31::2"})),
+        ("shop.service.consul", "A", (m.NOERROR, {"10.31.0.2"})),
+        ("client.service.consul", "AAAA", (m.NOERROR, set())),
+    ],
+)
+def test_names_of_both_families(name: str, qtype: str, wanted: tuple[int, set[str]]) -> None:
+    assert ask(name, qtype) == wanted
+
+
+def test_who_asks_by_ipv6_sees_what_it_sees_by_ipv4() -> None:
+    for asker in ("10.31.0.2", "fd00:31::2"):
+        assert ask("far", "AAAA", asker)[1] == {"fd00:31::102"}
+        assert ask("old", "A", asker) == (m.NXDOMAIN, set()), "it is on another network"
+
+
+def test_a_host_that_speaks_to_a_container_has_a_name() -> None:
+    tunnel = SNAPSHOT.nodes["B"].tunnel6.reverse_pointer
+    assert ask(tunnel, "PTR")[1] == {"B.node.dc1.consul."} or ask(tunnel, "PTR")[1] == {"b.node.dc1.consul."}
+    without = replace(SNAPSHOT, networks={"plain": PLAIN}, endpoints={"3": OLD}, containers={}, instances={})
+    assert b"ip6.arpa" not in b" ".join(Zone(without).table.names), "nothing of IPv6 where there is none"
+
+
+@pytest.mark.parametrize(
+    ("subnet", "count", "first"),
+    [
+        ("fd00:31::/64", 1, b"0.0.0.0.0.0.0.0.1.3.0.0.0.0.d.f.ip6.arpa"),
+        ("fd00::/15", 2, b"0.0.d.f.ip6.arpa"),
+        ("fd00::/8", 1, b"d.f.ip6.arpa"),
+    ],
+)
+def test_reverse_zones_cover_the_subnet_and_no_more(subnet: str, count: int, first: bytes) -> None:
+    zones = list(reverse_zones(N6(subnet)))
+    assert len(zones) == count and zones[0] == first
+
+
+# --- what is listed and registered
+
+
+def test_lists_show_both_families() -> None:
+    assert [row["cidr6"] for row in reports.block_rows(SNAPSHOT)] == ["fd00:31::/120"]
+    rows = {row["name"]: row for row in reports.network_rows(SNAPSHOT)}
+    assert (rows["dual"]["subnet6"], rows["dual"]["gateway6"], rows["plain"]["subnet6"]) == ("fd00:31::/64", "fd00:31::1", "")
+    assert reports.container_rows(SNAPSHOT)[0]["addresses6"] == {"dual": "fd00:31::2"}
+    assert [row["address6"] for row in reports.network_view(SNAPSHOT, DUAL)["attached"]] == ["fd00:31::2", "fd00:31::102"]
+
+
+def test_a_container_that_names_a_service_tags_both_of_its_addresses() -> None:
+    for box, wanted in ((BOX, {}), (SNAPSHOT.containers["A", "w"], {LAN4: "10.31.0.2", LAN6: "fd00:31::2"})):
+        (made,), problems = registrations(box, "192.0.2.1", "named", "container")
+        assert (made.instance.address, dict(made.instance.tagged_addresses), problems) == ("10.31.0.2", wanted, [])
+
+
+def test_a_service_that_follows_its_container_takes_both_addresses_with_it() -> None:
+    before = Instance("s", "shop", "A", "", 80, container="web", tagged_addresses={"wan": "203.0.113.1"})
+    on_dual = at_container(SNAPSHOT, before, "10.31.0.2")
+    assert on_dual.tagged_addresses == {"wan": "203.0.113.1", LAN4: "10.31.0.2", LAN6: "fd00:31::2"}
+    assert at_container(SNAPSHOT, on_dual, "10.32.0.2").tagged_addresses == {"wan": "203.0.113.1"}, "and leaves them behind"
