@@ -11,7 +11,7 @@ import socket
 import stat
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from plait.runtimes.docker.known import KnownContainers
 from plait.runtimes.docker.mounts import rootfs_places
 from plait.runtimes.docker.names import WHY_DEFERRED
 from plait.runtimes.docker.networks import ORIGIN_LABEL, DockerNetworks
+from plait.runtimes.docker.networks import creation as in_engine
 from plait.runtimes.docker.plugin import CONTENT_TYPE, DockerPlugin, inherited_socket, listen
 from plait.runtimes.docker.state import memory_state
 from plait.runtimes.fake import FakeOperations
@@ -36,6 +37,7 @@ A = IPv4Address
 MAC = "com.docker.network.endpoint.macaddress"
 GATEWAY = {"RequestAddressType": "com.docker.network.gateway"}
 MESH = "plait:10.29.0.0/16"
+SIX = {"AddressSpace": "plait-local", "Pool": "fd00:40::/64", "Gateway": "", "AuxAddresses": {}}
 
 
 @dataclass
@@ -234,7 +236,11 @@ async def test_without_it_the_name_is_learnt_later(s: Setup) -> None:
         (creation(space="null"), "add --ipam-driver plait"),
         (creation() | {"IPv4Data": None}, "add --ipam-driver plait"),
         (creation(mtu="9000"), "plait.backend, plait.net"),
-        (creation() | {"IPv6Data": [{"Pool": "fd00::/64"}]}, "without --ipv6"),
+        (creation() | {"IPv6Data": [{"Pool": "fd00::/64"}]}, "would give the same address on two hosts"),
+        (creation() | {"IPv6Data": [SIX | {"Pool": "fd00::/80"}]}, "is too small for a network"),
+        (creation() | {"IPv6Data": [SIX | {"Gateway": "fd00:40::5"}]}, "goes with 10.31.0.5, which a container may get"),
+        (creation() | {"IPv6Data": [SIX | {"Gateway": "10.0.0.1"}]}, "is no IPv6 address"),
+        (creation() | {"IPv6Data": [SIX, SIX]}, "one --subnet of each family"),
         (creation("10.29.128.0/17"), "overlaps 10.29.0.0/16 of network 'mesh'"),
         (creation("8.8.0.0/16"), "not a private"),
         (creation("10.31.0.1/16"), "host bits"),
@@ -305,7 +311,11 @@ async def test_named_pools_and_their_ids_are_stable(s: Setup) -> None:
     assert (await ask(Pool="10.40.0.0/24", SubPool="10.40.0.64/26"))["PoolID"] == "plait:10.40.0.0/24,10.40.0.64/26"
     assert "no part of" in (await ask(Pool="10.40.0.0/24", SubPool="10.41.0.0/26"))["Error"]
     assert "needs the --subnet" in (await ask(Pool="", SubPool="10.41.0.0/26"))["Error"]
-    assert "IPv4 only" in (await ask(Pool="", V6=True))["Error"]
+    assert (await ask(Pool="fd00:40::/64", V6=True))["PoolID"] == "plait:fd00:40::/64"
+    drawn = [(await ask(Pool="", V6=True))["Pool"] for _ in range(2)]
+    assert all(IPv6Network(pool).subnet_of(IPv6Network("fd00::/8")) for pool in drawn) and drawn[0] != drawn[1]
+    assert "give the range in IPv4" in (await ask(Pool="fd00:40::/64", SubPool="fd00:40::/96", V6=True))["Error"]
+    assert "is no IPv6 network" in (await ask(Pool="10.0.0.0/8", V6=True))["Error"]
     assert "Swarm" in (await ask(Pool="", AddressSpace="plait-global"))["Error"]
 
 
@@ -725,3 +735,100 @@ async def test_nothing_to_publish_writes_nothing(s: Setup) -> None:
     s.ops.calls.clear()
     await s.docker.call("NetworkDriver.ProgramExternalConnectivity", NetworkID="mesh-id", EndpointID="ep020000000001", Options=ports())
     assert s.ops.calls == []
+
+
+# --- both families
+
+DUAL4, DUAL6 = "plait:10.40.0.0/16", "plait:fd00:40::/64"
+
+
+@pytest.fixture
+async def dual(s: Setup) -> Setup:
+    """With a network of both families, which the engine lists as dockerd does: the IPv6 pool second, its gateway with a length."""
+    body = creation("10.40.0.0/16", **{"plait.net": "dual"}) | {"IPv6Data": [SIX], "NetworkID": "dual-id"}
+    assert await s.docker.call("NetworkDriver.CreateNetwork", **body) == {}
+    s.engine.add_network("dual", "10.40.0.0/16", Id="dual-id", Options={"plait.net": "dual"})
+    s.engine.networks["dual-id"]["IPAM"]["Config"].append({"Subnet": "fd00:40::/64", "Gateway": "fd00:40::1/64"})
+    return s
+
+
+async def joined(s: Setup, mac: str, six: str = "") -> tuple[str, str, dict[str, Any]]:
+    """Both addresses of a container that starts, and what its Join was answered."""
+    found = [
+        str((await s.docker.call("IpamDriver.RequestAddress", PoolID=pool, Address=wanted, Options={MAC: mac}))["Address"])
+        for pool, wanted in ((DUAL4, ""), (DUAL6, six))
+    ]
+    ids = {"NetworkID": "dual-id", "EndpointID": f"ep{mac.replace(':', '')}"}
+    face = {"Address": found[0], "AddressIPv6": found[1], "MacAddress": mac}
+    assert await s.docker.call("NetworkDriver.CreateEndpoint", **ids, Interface=face) == {"Interface": {}}
+    return found[0], found[1], await s.docker.call("NetworkDriver.Join", **ids, SandboxKey="/x")
+
+
+async def test_a_container_gets_an_address_of_each_family_and_a_way_to_the_others(dual: Setup) -> None:
+    assert dual.ops.networks()["dual"].gateway6 == IPv6Address("fd00:40::1")
+    gateway = await dual.docker.call("IpamDriver.RequestAddress", PoolID=DUAL6, Address="", Options=GATEWAY)
+    assert gateway["Address"] == "fd00:40::1/64"
+    four, six, answer = await joined(dual, "02:00:00:00:00:01")
+    assert (four, six) == ("10.40.0.2/32", "fd00:40::2/128")
+    assert answer["GatewayIPv6"] == "fd00:40::1"
+    assert answer["StaticRoutes"] == [
+        {"Destination": "fd00:40::1/128", "RouteType": 1},
+        {"Destination": "fd00:40::/64", "RouteType": 0, "NextHop": "fd00:40::1"},
+    ]
+    (endpoint,) = dual.ops.attached.values()
+    assert endpoint.address6 == IPv6Address("fd00:40::2")
+
+
+async def test_after_a_restart_of_dockerd_it_gets_the_same_answers(dual: Setup) -> None:
+    _, six, _ = await joined(dual, "02:00:00:00:00:01")
+    for pool in (DUAL4, DUAL6):
+        assert (await dual.docker.call("IpamDriver.RequestPool", AddressSpace="plait-local", Pool=pool[6:], V6=pool == DUAL6))[
+            "PoolID"
+        ] == pool
+    before = dict(dual.ops.held(""))
+    assert (await dual.docker.call("IpamDriver.RequestAddress", PoolID=DUAL6, Address="fd00:40::2"))["Address"] == six
+    assert dict(dual.ops.held("")) == before
+
+
+async def test_an_ipv6_address_that_is_chosen_is_held_until_its_container_goes(dual: Setup) -> None:
+    four, six, _ = await joined(dual, "02:00:00:00:00:01", "fd00:40::77")
+    assert (four, six) == ("10.40.0.2/32", "fd00:40::77/128")
+    apart = ("dual", A("10.40.0.119"))
+    assert apart in dual.ops.held("")
+    assert await dual.docker.call("IpamDriver.ReleaseAddress", PoolID=DUAL6, Address="fd00:40::77") == {}
+    assert apart in dual.ops.held(""), "it is in use"
+    await dual.docker.call("IpamDriver.RequestAddress", PoolID=DUAL4, Address="", Options={MAC: "02:00:00:00:00:02"})
+    await dual.docker.call("IpamDriver.RequestAddress", PoolID=DUAL6, Address="fd00:40::88", Options={MAC: "02:00:00:00:00:02"})
+    assert ("dual", A("10.40.0.136")) in dual.ops.held("")
+    assert dual.plugin.ipam.age("docker:02:00:00:00:00:02#6") < 5, "nobody takes it for forgotten while the container starts"
+    assert await dual.docker.call("IpamDriver.ReleaseAddress", PoolID=DUAL6, Address="fd00:40::88") == {}
+    assert ("dual", A("10.40.0.136")) not in dual.ops.held(""), "its container did not start"
+
+
+async def test_an_internal_network_leads_to_itself_alone(s: Setup) -> None:
+    body = creation("10.40.0.0/16", **{"plait.net": "dual"}) | {"IPv6Data": [SIX], "NetworkID": "dual-id"}
+    body["Options"]["com.docker.network.internal"] = True
+    assert await s.docker.call("NetworkDriver.CreateNetwork", **body) == {}
+    _, _, answer = await joined(s, "02:00:00:00:00:01")
+    assert "GatewayIPv6" not in answer and answer["DisableGatewayService"] and len(answer["StaticRoutes"]) == 4
+
+
+async def test_an_engine_may_not_have_half_of_a_network(dual: Setup) -> None:
+    refused = await dual.docker.call("NetworkDriver.CreateNetwork", **creation("10.40.0.0/16", **{"plait.net": "dual"}))
+    assert "add --ipv6 --subnet fd00:40::/64" in refused["Err"]
+    more = await dual.docker.call("NetworkDriver.CreateNetwork", **creation("10.29.0.0/16", **{"plait.net": "mesh"}) | {"IPv6Data": [SIX]})
+    assert "exists already with IPv6 subnet None" in more["Err"]
+
+
+async def test_networks_of_both_families_are_made_in_the_engine_and_adopted_from_it(s: Setup) -> None:
+    await s.ops.ensure_network(NetworkRequest("made", IPv4Network("10.50.0.0/16"), subnet6=IPv6Network("fd00:50::/64")))
+    await s.networks.sync()
+    assert "made" in {row["Name"] for row in s.engine.networks.values()}
+    made = in_engine(s.ops.networks()["made"])
+    assert made["EnableIPv6"] is True
+    assert made["IPAM"]["Config"][1] == {"Subnet": "fd00:50::/64", "Gateway": "fd00:50::1"}
+    s.engine.add_network("found", "10.51.0.0/16", Id="found-id")
+    s.engine.networks["found-id"]["IPAM"]["Config"].append({"Subnet": "fd00:51::/64", "Gateway": "fd00:51::1/64"})
+    await s.networks.sync()
+    found = s.ops.networks()["found"]
+    assert (found.subnet6, found.gateway6) == (IPv6Network("fd00:51::/64"), IPv6Address("fd00:51::1"))

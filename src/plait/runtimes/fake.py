@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 
-from plait.ipam import Reservation, check_network, choose_address, default_block_prefix, exhausted, next_subnet
+from plait.ipam import Reservation, check_network, choose_address, default_block_prefix, exhausted, image, next_subnet, origin
 from plait.model.cluster import Container, Endpoint, Network, PortMapping
 from plait.model.errors import Conflict, NotFound, PlaitError, PortInUse
 from plait.plan.desired import device_name, endpoint_mac
-from plait.runtimes.api import AttachRequest, NetworkRequest
+from plait.runtimes.api import AttachRequest, NetworkRequest, paired
 
 Plumb = Callable[[Endpoint, Network], Awaitable[None]]
 
@@ -56,6 +56,8 @@ class FakeOperations:
         if known is not None:
             if request.ip_range not in (None, known.ip_range):
                 raise Conflict(f"network {request.name!r} exists already with IP range {known.ip_range}, not {request.ip_range}")
+            if request.subnet6 not in (None, known.subnet6):
+                raise Conflict(f"network {request.name!r} exists already with IPv6 subnet {known.subnet6}, not {request.subnet6}")
             if request.subnet not in (None, known.subnet):
                 raise Conflict(f"network {request.name!r} exists already with subnet {known.subnet}, not {request.subnet}")
             return known
@@ -69,7 +71,9 @@ class FakeOperations:
             labels=dict(request.labels),
             options=dict(request.options),
             ip_range=request.ip_range,
+            subnet6=request.subnet6,
         )
+        made = replace(made, gateway6=request.gateway6 or image(made, made.gateway))
         check_network(made, list(self._networks.values()))
         self._networks[made.name] = made
         return made
@@ -96,6 +100,17 @@ class FakeOperations:
         held[chosen] = Reservation(network, chosen, owner, name, True, self._serial)
         return IPv4Interface((chosen, found.subnet.prefixlen))
 
+    async def reserve6(self, network: str, owner: str, address: IPv6Address | None = None) -> IPv6Address:
+        found = self._network(network)
+        own = image(found, (await self.reserve(network, owner)).ip)
+        assert own is not None
+        if address in (None, own):
+            return own
+        of = origin(found, address)
+        assert of is not None
+        await self.reserve(network, paired(owner), of)
+        return address
+
     async def release(self, network: str, address: IPv4Address) -> None:
         self._enter("release")
         known = self.reserved.get(network, {}).get(address)
@@ -118,6 +133,7 @@ class FakeOperations:
         if wanted in held and not any(e.address == wanted and e.id != request.endpoint for e in self._on(network.name)):
             held[wanted] = replace(held[wanted], owner=request.endpoint, name=request.name)
         address = (await self.reserve(network.name, request.endpoint, wanted, request.name)).ip
+        address6 = request.address6 or image(network, address)
         endpoint = Endpoint(
             id=request.endpoint,
             network=network.name,
@@ -131,6 +147,7 @@ class FakeOperations:
             aliases=request.aliases,
             labels=dict(request.labels),
             ports=known.ports if known is not None else (),
+            address6=address6,
         )
         if known is None:
             await self._plumb(endpoint, network)

@@ -57,6 +57,7 @@ def container_of(
         exposed=exposed_ports(config.exposed_ports or {}) if config is not None else (),
         host_network=row.host_config.network_mode == "host",
         known=config is not None and (details is not None or not alive),
+        addresses6={e.network: e.address6 for e in sorted(joined, key=lambda e: e.network) if e.address6 is not None},
     )
 
 

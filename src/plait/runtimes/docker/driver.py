@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
-from ipaddress import IPv4Address
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
-from plait.ipam import check_network, default_block_prefix
+from plait.ipam import check_network, default_block_prefix, image
+from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network, PortMapping
 from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, PlaitError, PortInUse
 from plait.plan.desired import endpoint_mac, peer_name
@@ -35,6 +36,7 @@ class Created:
 
     address: IPv4Address
     mac: str
+    address6: IPv6Address | None = None
 
 
 class NetworkDriver:
@@ -58,16 +60,15 @@ class NetworkDriver:
         unknown = sorted(given.keys() - OPTIONS)
         if unknown:
             raise ConfigError("-o", unknown[0], "is no option of the driver plait", f"it knows {', '.join(sorted(OPTIONS))}")
-        if request.ipv6 or (request.options or {}).get(wire.ENABLE_IPV6):
-            raise NotSupported("plait networks are IPv4 only so far: create the network without --ipv6")
-        data = request.ipv4 or []
-        if not data or any(one.address_space != SPACE for one in data):
+        data, data6 = request.ipv4 or [], request.ipv6 or []
+        if not data or any(one.address_space != SPACE for one in (*data, *data6)):
             raise ConfigError(
                 "--ipam-driver", "default", "would give the same address on two hosts", "add --ipam-driver plait to docker network create"
             )
-        if len(data) > 1:
-            raise NotSupported("a plait network has one --subnet; create a second network for the second one")
+        if len(data) > 1 or len(data6) > 1:
+            raise NotSupported("a plait network has one --subnet of each family; create a second network for the second one")
         wanted = self._wanted(data[0], given, bool((request.options or {}).get(wire.INTERNAL)))
+        wanted = self._wanted6(wanted, data6[0] if data6 else None)
         aux = [wire.parse_address(text, "--aux-address") for text in (data[0].aux_addresses or {}).values()]
         network = await self._ops.ensure_network(wanted) if wanted.name else self._provisional(wanted)
         if network.name:
@@ -94,12 +95,24 @@ class NetworkDriver:
             options={"backend": given[BACKEND_OPTION]} if BACKEND_OPTION in given else {},
         )
 
+    def _wanted6(self, wanted: NetworkRequest, data: wire.IpamData | None) -> NetworkRequest:
+        """The same with what is asked of IPv6. Conflict if the cluster's network has IPv6 and this engine's would have none: its containers
+        would be named with addresses that they lack."""
+        if data is None:
+            known = self._ops.networks().get(wanted.name)
+            if known is not None and known.subnet6 is not None:
+                raise Conflict(f"network {known.name!r} exists already with IPv6: add --ipv6 --subnet {known.subnet6}")
+            return wanted
+        subnet6 = wire.parse_subnet6(data.pool or "", "--subnet")
+        return replace(wanted, subnet6=subnet6, gateway6=wire.parse_address6(data.gateway, "--gateway") if data.gateway else None)
+
     def _provisional(self, wanted: NetworkRequest) -> Network:
         """The network as it will be, without its name: refused now if no name could make it possible."""
         assert wanted.subnet is not None
         prefix = default_block_prefix(wanted.ip_range or wanted.subnet)
         gateway = wanted.gateway or wanted.subnet[1]
-        network = Network("", wanted.subnet, gateway, prefix, internal=wanted.internal, ip_range=wanted.ip_range)
+        network = Network("", wanted.subnet, gateway, prefix, internal=wanted.internal, ip_range=wanted.ip_range, subnet6=wanted.subnet6)
+        network = replace(network, gateway6=wanted.gateway6 or image(network, gateway))
         check_network(network, [n for n in self._ops.networks().values() if n.subnet != wanted.subnet])
         return network
 
@@ -117,7 +130,8 @@ class NetworkDriver:
             raise ConfigError("CreateEndpoint", network.name, "has no address", "create the Docker network with --ipam-driver plait")
         address = wire.parse_address(given.address, "endpoint address")
         mac = given.mac_address or endpoint_mac(request.endpoint_id)
-        self._created[request.endpoint_id] = Created(address, mac)
+        address6 = wire.parse_address6(given.address6, "endpoint address") if given.address6 else None
+        self._created[request.endpoint_id] = Created(address, mac, address6)
         self._joined[request.endpoint_id] = asyncio.get_running_loop().time()
         return {"Interface": {} if given.mac_address else {"MacAddress": mac}}
 
@@ -136,6 +150,7 @@ class NetworkDriver:
                 address=created.address,
                 mac=created.mac,
                 labels=(row.labels or {}) if row is not None else {},
+                address6=created.address6,
             )
         )
         self._created.pop(request.endpoint_id, None)
@@ -143,11 +158,12 @@ class NetworkDriver:
         self._ipam.settled(created.mac)
         self._names.joined(endpoint.network, endpoint.name, created.mac)
         answer: dict[str, object] = {"InterfaceName": {"SrcName": peer_name(endpoint.dev), "DstPrefix": "eth"}}
-        answer["StaticRoutes"] = [
-            {"Destination": f"{network.gateway}/32", "RouteType": wire.ON_LINK},
-            {"Destination": str(network.subnet), "RouteType": wire.NEXT_HOP, "NextHop": str(network.gateway)},
-        ]
-        return answer | ({"DisableGatewayService": True} if network.internal else {"Gateway": str(network.gateway)})
+        routes = _behind(network.gateway, network.subnet)
+        answer |= {"DisableGatewayService": True} if network.internal else {"Gateway": str(network.gateway)}
+        if endpoint.address6 is not None and network.gateway6 is not None and network.subnet6 is not None:
+            routes += _behind(network.gateway6, network.subnet6)
+            answer |= {} if network.internal else {"GatewayIPv6": str(network.gateway6)}
+        return answer | {"StaticRoutes": routes}
 
     async def _who(self, request: wire.EndpointOnly) -> tuple[Attached | None, ContainerRow | None]:
         """The joining container as far as the engine tells at once; an engine that does not (dockerd is starting) tells the watcher
@@ -163,9 +179,11 @@ class NetworkDriver:
         """The agent was restarted since CreateEndpoint, or Join is repeated: the journal or the engine knows."""
         known = self._ops.endpoints(RUNTIME).get(endpoint_id)
         if known is not None:
-            return Created(known.address, known.mac)
+            return Created(known.address, known.mac, known.address6)
         if attached is not None and attached.address:
-            return Created(wire.parse_address(attached.address, "endpoint address"), attached.mac_address or endpoint_mac(endpoint_id))
+            address = wire.parse_address(attached.address, "endpoint address")
+            address6 = wire.parse_address6(attached.address6, "endpoint address") if attached.address6 else None
+            return Created(address, attached.mac_address or endpoint_mac(endpoint_id), address6)
         raise NotFound(f"endpoint {endpoint_id[:12]} was created before the agent was restarted; start the container again")
 
     async def leave(self, request: wire.EndpointOnly) -> Answer:
@@ -180,6 +198,8 @@ class NetworkDriver:
         known = self._ops.endpoints(RUNTIME).get(endpoint_id)
         if known is not None:
             self._ipam.ended(known.network, known.address)
+            if known.address6 is not None:
+                self._ipam.ended(known.network, known.address6)
         await self._ops.detach(endpoint_id)
         return {}
 
@@ -223,3 +243,11 @@ class NetworkDriver:
     async def revoke(self, request: wire.EndpointOnly) -> Answer:
         await self._ops.unpublish(request.endpoint_id)
         return {}
+
+
+def _behind(gateway: IPAddress, subnet: IPNetwork) -> list[dict[str, object]]:
+    """The gateway as the one neighbour, and the rest of the network behind it; dockerd sets connected routes first."""
+    return [
+        {"Destination": str(ip_network(gateway)), "RouteType": wire.CONNECTED},
+        {"Destination": str(subnet), "RouteType": wire.BY_HOP, "NextHop": str(gateway)},
+    ]

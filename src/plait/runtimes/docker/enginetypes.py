@@ -131,6 +131,8 @@ class ContainerDetails(_Json, frozen=True):
 
 
 class IpamConfig(_Json, frozen=True):
+    """`ip_range`: what its addresses are handed out from, "" for all of the subnet. `aux`: what `--aux-address` keeps from it, by name."""
+
     subnet: str = ""
     gateway: str = ""
     ip_range: str = field(name="IPRange", default="")
@@ -149,6 +151,7 @@ class Attached(_Json, frozen=True):
     endpoint_id: str = field(name="EndpointID", default="")
     mac_address: str = ""
     address: str = field(name="IPv4Address", default="")
+    address6: str = field(name="IPv6Address", default="")
 
 
 class EngineNetwork(_Json, frozen=True):
@@ -162,23 +165,22 @@ class EngineNetwork(_Json, frozen=True):
     containers: dict[str, Attached] | None = None
 
     @property
+    def pool(self) -> IpamConfig:
+        """Its first pool of IPv4; all of it "" if it has none."""
+        return next((config for config in self.ipam.config or [] if ":" not in config.subnet), IpamConfig())
+
+    @property
+    def pool6(self) -> IpamConfig:
+        """Its first pool of IPv6; all of it "" if it has none."""
+        return next((config for config in self.ipam.config or [] if ":" in config.subnet), IpamConfig())
+
+    @property
     def subnet(self) -> str:
-        """Of its first pool, "" if it has none."""
-        return self.ipam.config[0].subnet if self.ipam.config else ""
+        return self.pool.subnet
 
     @property
-    def gateway(self) -> str:
-        return self.ipam.config[0].gateway if self.ipam.config else ""
-
-    @property
-    def ip_range(self) -> str:
-        """What its addresses are handed out from, "" for all of the subnet."""
-        return self.ipam.config[0].ip_range if self.ipam.config else ""
-
-    @property
-    def aux_addresses(self) -> list[str]:
-        """What `--aux-address` keeps from being handed out."""
-        return list(((self.ipam.config or [IpamConfig()])[0].aux or {}).values())
+    def subnet6(self) -> str:
+        return self.pool6.subnet
 
 
 class CreatedNetwork(_Json, frozen=True):

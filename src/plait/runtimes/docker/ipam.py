@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from random import SystemRandom
 
-from plait.ipam import next_subnet
+from plait.ipam import default_subnet6, next_subnet, origin
+from plait.model.addr import IPAddress, IPNetwork
+from plait.model.cluster import Network
 from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported
-from plait.runtimes.api import Operations
+from plait.runtimes.api import Operations, paired
 from plait.runtimes.docker import wire
 from plait.runtimes.docker.names import StartingNames
 from plait.runtimes.docker.networks import AUX_OWNER, NET_OPTION, DockerNetworks
@@ -34,7 +37,7 @@ class IpamDriver:
         self._ops, self._networks, self._names = ops, networks, names
         self._offered: set[IPv4Network] = set()
         self._ranges: dict[IPv4Network, IPv4Network] = {}
-        self._released: dict[tuple[str, IPv4Address], float] = {}
+        self._released: dict[tuple[str, IPAddress], float] = {}
         self._asked: dict[str, float] = {}
 
     # --- pools
@@ -42,10 +45,10 @@ class IpamDriver:
     async def request_pool(self, request: wire.RequestPool) -> Mapping[str, object]:
         """The pool that was named, or the next one that neither the cluster has nor anybody was offered: dockerd asks again while it
         dislikes what it gets, and gives back all at the end. PoolExhausted when there is none left."""
-        if request.v6:
-            raise NotSupported("plait networks are IPv4 only so far: create the network without --ipv6 and without an IPv6 --subnet")
         if request.address_space not in (None, "", SPACE):
             raise NotSupported(f"address space {request.address_space!r} is Swarm's; create a local network (without --scope swarm)")
+        if request.v6:
+            return self._request_pool6(request)
         if not request.pool:
             if request.sub_pool:
                 raise ConfigError("--ip-range", request.sub_pool, "needs the --subnet that it is a part of")
@@ -61,6 +64,17 @@ class IpamDriver:
         self._ranges[subnet] = part
         return {"PoolID": f"{_POOL}{subnet},{part}", "Pool": str(subnet), "Data": {}}
 
+    def _request_pool6(self, request: wire.RequestPool) -> Mapping[str, object]:
+        """The pool that was named, or a unique local one; where the IPAM option says for which network of the cluster, that one's."""
+        if request.sub_pool:
+            raise NotSupported("an IPv6 --ip-range: IPv6 addresses of a plait network follow the IPv4 ones; give the range in IPv4")
+        known = self._ops.networks().get((request.options or {}).get(NET_OPTION, ""))
+        if request.pool:
+            subnet = wire.parse_subnet6(request.pool, "--subnet")
+        else:
+            subnet = (known.subnet6 if known is not None else None) or default_subnet6(SystemRandom().getrandbits(40))
+        return {"PoolID": f"{_POOL}{subnet}", "Pool": str(subnet), "Data": {}}
+
     def _next_pool(self, options: Mapping[str, str]) -> IPv4Network:
         networks = self._ops.networks()
         if NET_OPTION in options and options[NET_OPTION] in networks:
@@ -72,9 +86,10 @@ class IpamDriver:
         return subnet
 
     async def release_pool(self, request: wire.ReleasePool) -> Mapping[str, object]:
-        subnet, _ = _pool(request.pool_id)
-        self._offered.discard(subnet)
-        self._ranges.pop(subnet, None)
+        subnet = _pool(request.pool_id)
+        if isinstance(subnet, IPv4Network):
+            self._offered.discard(subnet)
+            self._ranges.pop(subnet, None)
         return {}
 
     def asked_range(self, subnet: IPv4Network) -> IPv4Network | None:
@@ -84,8 +99,9 @@ class IpamDriver:
     # --- addresses
 
     async def request_address(self, request: wire.RequestAddress) -> Mapping[str, object]:
-        subnet, _ = _pool(request.pool_id)
-        options = request.options or {}
+        subnet, options = _pool(request.pool_id), request.options or {}
+        if isinstance(subnet, IPv6Network):
+            return await self._request_address6(subnet, options, request.address)
         wanted = wire.parse_address(request.address, "address") if request.address else None
         if options.get(wire.ADDRESS_TYPE) == wire.GATEWAY_TYPE:
             return {"Address": f"{self._gateway(subnet, wanted)}/{subnet.prefixlen}", "Data": {}}
@@ -98,11 +114,30 @@ class IpamDriver:
         # Alone on its link: everybody else is behind the gateway (see `driver.join`).
         return {"Address": f"{address}/32", "Data": {}}
 
+    async def _request_address6(self, subnet: IPv6Network, options: Mapping[str, str], text: str | None) -> Mapping[str, object]:
+        """dockerd asks for it after the IPv4 address of the same container, and with the same MAC."""
+        wanted = wire.parse_address6(text, "address") if text else None
+        network = self._networks.by_subnet(subnet)
+        if options.get(wire.ADDRESS_TYPE) == wire.GATEWAY_TYPE:
+            return {"Address": f"{_gateway6(network, subnet, wanted)}/{subnet.prefixlen}", "Data": {}}
+        if wire.MAC in options:
+            if network is None:
+                raise NotFound(f"no network of the cluster has the pool {subnet}; remove this Docker network and create it again")
+            address = await self._ops.reserve6(network.name, f"{OWNER}{options[wire.MAC]}", wanted)
+        elif wanted is not None:
+            address = await self._again6(network, wanted)
+        else:
+            raise ConfigError("RequestAddress", "", "names neither an address nor a MAC address")
+        return {"Address": f"{address}/128", "Data": {}}
+
     async def release_address(self, request: wire.ReleaseAddress) -> Mapping[str, object]:
         """Free the address, unless the endpoint's end has done so already or it is somebody else's by now. Unknown: success."""
-        subnet, _ = _pool(request.pool_id)
-        address = wire.parse_address(request.address, "address")
+        subnet = _pool(request.pool_id)
         network = self._networks.by_subnet(subnet)
+        if isinstance(subnet, IPv6Network):
+            await self._release6(network, wire.parse_address6(request.address, "address"))
+            return {}
+        address = wire.parse_address(request.address, "address")
         if network is None or address == network.gateway:
             return {}
         due = self._released.pop((network.name, address), 0.0)
@@ -111,7 +146,18 @@ class IpamDriver:
             await self._ops.release(network.name, address)
         return {}
 
-    def ended(self, network: str, address: IPv4Address) -> None:
+    async def _release6(self, network: Network | None, address: IPv6Address) -> None:
+        """What goes with an IPv4 address comes back with that; only one that was asked for apart is held by itself."""
+        of = origin(network, address) if network is not None else None
+        if network is None or of is None:
+            return
+        due = self._released.pop((network.name, address), 0.0)
+        used = any(e.network == network.name and e.address6 == address for e in self._ops.endpoints(RUNTIME).values())
+        apart = self._ops.held(OWNER).get((network.name, of), "").endswith(paired(""))
+        if apart and not used and due < asyncio.get_running_loop().time():
+            await self._ops.release(network.name, of)
+
+    def ended(self, network: str, address: IPAddress) -> None:
         """An endpoint's end has freed `address`; dockerd's own release of it is still to come and must not touch a new owner's."""
         now = asyncio.get_running_loop().time()
         self._released = {key: due for key, due in self._released.items() if due > now}
@@ -119,7 +165,7 @@ class IpamDriver:
 
     def age(self, owner: str) -> float:
         """Seconds since `owner` asked last; infinite if it did not since the agent started."""
-        return asyncio.get_running_loop().time() - self._asked.get(owner, float("-inf"))
+        return asyncio.get_running_loop().time() - self._asked.get(owner.removesuffix(paired("")), float("-inf"))
 
     def settled(self, mac: str) -> None:
         """The container has joined."""
@@ -156,10 +202,25 @@ class IpamDriver:
             await self._ops.reserve(network.name, f"{AUX_OWNER}{wanted}", wanted)
         return wanted
 
+    async def _again6(self, network: Network | None, wanted: IPv6Address) -> IPv6Address:
+        """As `_again`: what it goes with is held already, unless it is an --aux-address."""
+        of = origin(network, wanted) if network is not None else None
+        if network is not None and of is not None and (network.name, of) not in self._ops.held(""):
+            await self._ops.reserve(network.name, f"{AUX_OWNER}{wanted}", of)
+        return wanted
 
-def _pool(pool_id: str) -> tuple[IPv4Network, IPv4Network | None]:
-    """Subnet and range of a pool's id. Raises ConfigError."""
+
+def _gateway6(network: Network | None, subnet: IPv6Network, wanted: IPv6Address | None) -> IPv6Address:
+    if network is None or network.gateway6 is None:
+        return wanted or subnet[1]
+    if wanted not in (None, network.gateway6):
+        raise Conflict(f"network {network.name!r} has the gateway {network.gateway6}, not {wanted}: use --gateway {network.gateway6}")
+    return network.gateway6
+
+
+def _pool(pool_id: str) -> IPNetwork:
+    """The subnet of a pool's id. Raises ConfigError."""
     if not pool_id.startswith(_POOL):
         raise ConfigError("PoolID", pool_id, "is none of plait's")
-    subnet, _, part = pool_id.removeprefix(_POOL).partition(",")
-    return wire.parse_subnet(subnet, "PoolID"), wire.parse_subnet(part, "PoolID") if part else None
+    subnet = pool_id.removeprefix(_POOL).partition(",")[0]
+    return wire.parse_subnet6(subnet, "PoolID") if ":" in subnet else wire.parse_subnet(subnet, "PoolID")

@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Protocol
 
+from plait.model.addr import IPNetwork
 from plait.model.cluster import Network
 from plait.model.errors import ConfigError, Conflict, EngineUnavailable, NotFound, PlaitError
 from plait.runtimes.api import NetworkRequest, Operations
 from plait.runtimes.docker.engine import DockerEngine
 from plait.runtimes.docker.enginetypes import EngineNetwork
 from plait.runtimes.docker.state import NETWORKS, DockerState
-from plait.runtimes.docker.wire import parse_address, parse_subnet
+from plait.runtimes.docker.wire import parse_address, parse_address6, parse_subnet, parse_subnet6
 
 log = logging.getLogger("plait.docker")
 DRIVER = "plait"
@@ -90,8 +91,8 @@ class DockerNetworks:
             )
         return found
 
-    def by_subnet(self, subnet: IPv4Network) -> Network | None:
-        return next((n for n in self._ops.networks().values() if n.subnet == subnet), None)
+    def by_subnet(self, subnet: IPNetwork) -> Network | None:
+        return next((n for n in self._ops.networks().values() if subnet in (n.subnet, n.subnet6)), None)
 
     async def adopt_subnet(self, subnet: IPv4Network) -> Network | None:
         """The network with this pool, adopted from the engine if the cluster does not have it yet."""
@@ -141,19 +142,8 @@ class DockerNetworks:
     async def _adopt(self, network: EngineNetwork) -> Network:
         """Make the cluster have the Docker network. Raises Conflict or ConfigError if it cannot."""
         name = identity(network)
-        options = network.options or {}
-        made = await self._ops.ensure_network(
-            NetworkRequest(
-                name=name,
-                subnet=parse_subnet(network.subnet, f"subnet of Docker network {network.name}"),
-                gateway=parse_address(network.gateway, f"gateway of Docker network {network.name}") if network.gateway else None,
-                internal=network.internal,
-                ip_range=parse_subnet(network.ip_range, f"range of Docker network {network.name}") if network.ip_range else None,
-                labels={**(network.labels or {}), ORIGIN_LABEL: ORIGIN_DOCKER},
-                options={"backend": options[BACKEND_OPTION]} if BACKEND_OPTION in options else {},
-            )
-        )
-        await self.reserve_aux(name, [parse_address(text, "--aux-address") for text in network.aux_addresses])
+        made = await self._ops.ensure_network(_request(name, network))
+        await self.reserve_aux(name, [parse_address(text, "--aux-address") for text in (network.pool.aux or {}).values()])
         await self.remember(network.id, name)
         log.info("network_adopted", extra={"network": name, "docker_network": network.id[:12]})
         return made
@@ -217,7 +207,7 @@ class DockerNetworks:
     async def _settle(self, network: EngineNetwork, name: str) -> bool:
         """One Docker network of ours: adopt, keep or remove it. Returns whether it stands for the cluster's one afterwards."""
         ours = self._ops.networks().get(name)
-        if ours is not None and network.subnet == str(ours.subnet):
+        if ours is not None and (network.subnet, network.subnet6) == (str(ours.subnet), str(ours.subnet6 or "")):
             await self.remember(network.id, name)
             return True
         if ours is None and not self.known(network.id):
@@ -257,15 +247,35 @@ def identity(network: EngineNetwork) -> str:
     return (network.options or {}).get(NET_OPTION) or network.name
 
 
+def _request(name: str, network: EngineNetwork) -> NetworkRequest:
+    """The network of the cluster that a Docker network stands for. ConfigError if it can be none."""
+    of, options, four, six = f"of Docker network {network.name}", network.options or {}, network.pool, network.pool6
+    return NetworkRequest(
+        name=name,
+        subnet=parse_subnet(four.subnet, f"subnet {of}"),
+        gateway=parse_address(four.gateway, f"gateway {of}") if four.gateway else None,
+        internal=network.internal,
+        ip_range=parse_subnet(four.ip_range, f"range {of}") if four.ip_range else None,
+        labels={**(network.labels or {}), ORIGIN_LABEL: ORIGIN_DOCKER},
+        options={"backend": options[BACKEND_OPTION]} if BACKEND_OPTION in options else {},
+        subnet6=parse_subnet6(six.subnet, f"IPv6 subnet {of}") if six.subnet else None,
+        gateway6=parse_address6(six.gateway, f"IPv6 gateway {of}") if six.gateway else None,
+    )
+
+
 def creation(network: Network) -> Mapping[str, Any]:
     """The body of `POST /networks/create` that shows a network of the cluster in an engine."""
     part = {"IPRange": str(network.ip_range)} if network.ip_range is not None else {}
+    pools = [{"Subnet": str(network.subnet), "Gateway": str(network.gateway), **part}]
+    if network.subnet6 is not None:
+        pools.append({"Subnet": str(network.subnet6), "Gateway": str(network.gateway6)})
     return {
         "Name": network.name,
         "CheckDuplicate": True,
         "Driver": DRIVER,
         "Internal": network.internal,
-        "IPAM": {"Driver": DRIVER, "Config": [{"Subnet": str(network.subnet), "Gateway": str(network.gateway), **part}]},
+        "EnableIPv6": network.subnet6 is not None,
+        "IPAM": {"Driver": DRIVER, "Config": pools},
         "Options": {NET_OPTION: network.name},
         "Labels": dict(network.labels),
     }

@@ -8,8 +8,8 @@ recorded traffic of Docker 20.10.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Callable, Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,16 +18,16 @@ from plait.model.cluster import PortMapping, Protocol
 from plait.model.errors import ConfigError, NotSupported
 
 T = TypeVar("T", bound="Body")
+R = TypeVar("R")
 
 GENERIC = "com.docker.network.generic"
 INTERNAL = "com.docker.network.internal"
-ENABLE_IPV6 = "com.docker.network.enable_ipv6"
 PORTMAP = "com.docker.network.portmap"
 MAC = "com.docker.network.endpoint.macaddress"
-NEXT_HOP, ON_LINK = 0, 1
-"""Kinds of a static route in the answer to Join (libnetwork `types.RouteType`)."""
 ADDRESS_TYPE, GATEWAY_TYPE = "RequestAddressType", "com.docker.network.gateway"
 
+BY_HOP, CONNECTED = 0, 1
+"""RouteType of a static route in the answer to Join."""
 _PROTOCOLS: Mapping[int, Protocol] = {6: "tcp", 17: "udp", 132: "sctp"}
 
 
@@ -82,6 +82,7 @@ class NetworkOnly(Body, frozen=True):
 
 class EndpointInterface(Body, frozen=True):
     address: str | None = None
+    address6: str | None = msgspec.field(name="AddressIPv6", default=None)
     mac_address: str | None = None
 
 
@@ -117,18 +118,29 @@ def parse(wanted: type[T], body: bytes, call: str) -> T:
 
 def parse_address(text: str, where: str) -> IPv4Address:
     """An address, with or without a prefix length behind it. Raises ConfigError."""
-    try:
-        return IPv4Address(text.partition("/")[0])
-    except ValueError as error:
-        raise ConfigError(where, text, f"is no IPv4 address: {error}") from error
+    return _read(IPv4Address, text.partition("/")[0], where, "IPv4 address")
 
 
 def parse_subnet(text: str, where: str) -> IPv4Network:
     """Raises ConfigError, also where host bits are set."""
+    return _read(IPv4Network, text, where, "IPv4 network")
+
+
+def parse_address6(text: str, where: str) -> IPv6Address:
+    """As `parse_address`."""
+    return _read(IPv6Address, text.partition("/")[0], where, "IPv6 address")
+
+
+def parse_subnet6(text: str, where: str) -> IPv6Network:
+    """As `parse_subnet`."""
+    return _read(IPv6Network, text, where, "IPv6 network")
+
+
+def _read(kind: Callable[[str], R], text: str, where: str, what: str) -> R:
     try:
-        return IPv4Network(text)
+        return kind(text)
     except ValueError as error:
-        raise ConfigError(where, text, f"is no IPv4 network: {error}") from error
+        raise ConfigError(where, text, f"is no {what}: {error}") from error
 
 
 def port_requests(options: Mapping[str, Any] | None) -> list[tuple[PortMapping, int]]:
