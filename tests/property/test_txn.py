@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.agent.keys import record_key
-from plait.agent.kv import KINDS, Kv
+from plait.agent.kv import Kv
 from plait.agent.outside import OutsideCatalog
 from plait.agent.transactions import Transactions
 from plait.agent.view import View
@@ -46,8 +46,7 @@ class Store:
         if commit is None:
             return TxnResult(False, self.state.revision)
         self.state.apply(commit)
-        self.kv.change(commit.changes, commit.revision)
-        self.view.change((c for c in commit.changes if c.item.key.partition("/")[0] not in KINDS), commit.revision)
+        self.view.change(self.kv.change(commit.changes, commit.revision), commit.revision)
         return TxnResult(True, commit.revision)
 
     async def list(self, prefix: str) -> Listing:

@@ -30,7 +30,6 @@ from plait.agent.identity import Identity
 from plait.agent.indexes import Indexes
 from plait.agent.journal import Journal
 from plait.agent.keys import kind_of
-from plait.agent.kv import KINDS as KV_KINDS
 from plait.agent.kv import Kv
 from plait.agent.outside import OutsideCatalog
 from plait.agent.publisher import Publisher
@@ -170,9 +169,7 @@ class Discovery:
 
     def change(self, changes: Iterable[Change], revision: int) -> None:
         """What the store says goes to who keeps that kind; keys and sessions are none of the view's business."""
-        told = list(changes)
-        self.kv.change(told, revision)
-        others = [change for change in told if kind_of(change.item.key) not in KV_KINDS]
+        others = self.kv.change(changes, revision)
         if others:  # keys change so often that nobody else should look at each
             self.consul_state.change(others)
             self.queries.change(others)

@@ -37,7 +37,6 @@ _LIFE_FACTOR = 2
 """A session ends between one and two times its TTL: clients renew at half of it and count on Consul's patience."""
 _BATCH_BYTES = 1 << 20
 KV, SESSION, LIFE, DELAY = "kv/", "sessions/", "sessionlife/", "lockdelay/"
-KINDS = frozenset({"kv", "sessions", "sessionlife", "lockdelay"})
 
 
 class _Stored(msgspec.Struct, frozen=True):
@@ -107,12 +106,13 @@ class Kv:
 
     # --- what the store says
 
-    def change(self, changes: Iterable[Change], revision: int) -> None:
-        """Replicated changes in their order; those of other kinds are passed over."""
+    def change(self, changes: Iterable[Change], revision: int) -> list[Change]:
+        """Replicated changes in their order. Those of other kinds come back."""
         if not self._started:
             self._started = True
             self.table.start_at(revision)
             self.sessions_index = max(self.sessions_index, revision)
+        others = []
         for change in changes:
             kind, _, name = change.item.key.partition("/")
             if kind == "kv":
@@ -124,6 +124,9 @@ class Kv:
                 self.session_waiters.wake(name)
             elif kind == "lockdelay":
                 _note(self._delayed, name, change)
+            else:
+                others.append(change)
+        return others
 
     def start(self) -> None:
         """Begin with what the disk has: it may be older than what was answered before, until the store is `heard`."""

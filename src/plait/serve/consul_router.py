@@ -100,12 +100,15 @@ class Router:
         found = self._kept.get((request.method, request.target)) or self._find(request)
         if isinstance(found, Answer):
             return found
-        accept, last_id, call = request.header(b"accept"), request.header(b"last-event-id"), found.call
-        if call is not None and not request.body and call.accept == accept and call.last_event_id == last_id:
+        accept, last_id = request.header(b"accept"), request.header(b"last-event-id")
+        if request.body:
+            return found.handler(Call(found.path, found.parts, found.params, request.body, accept, last_id))
+        call = found.call
+        if call is not None and call.accept == accept and call.last_event_id == last_id:
             return found.handler(call) if found.again is None else found.again()
-        call = Call(found.path, found.parts, found.params, request.body, accept, last_id)
-        if request.body or not isinstance(found.handler, Repeated):
-            found.call, found.again = None if request.body else call, None
+        call = Call(found.path, found.parts, found.params, b"", accept, last_id)
+        if not isinstance(found.handler, Repeated):
+            found.call, found.again = call, None
             return found.handler(call)
         found.call, found.again = call, found.handler.prepare(call)
         return found.again()

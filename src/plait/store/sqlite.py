@@ -34,19 +34,13 @@ _CLOSE_WAIT = 10.0
 """Seconds to wait for the last batch when closing."""
 
 
-class _Entry(NamedTuple):
-    """A commit to write. Entries of one generation were evaluated on top of each other; `floor`: log up to here may go."""
+class _Entry(NamedTuple, Generic[T]):
+    """A commit to write. Entries of one generation were evaluated on top of each other; `floor`: log up to here may go; `done` has `result`
+    when the commit is durable."""
 
     generation: int
     commit: Commit
     floor: int
-
-
-class _Pending(NamedTuple, Generic[T]):
-    """A commit that is not durable yet, and whoever waits for that with the result that it gets then."""
-
-    generation: int
-    commit: Commit
     done: asyncio.Future[T]
     result: T
 
@@ -69,13 +63,13 @@ class _Writer(Thread):
     def __init__(self, database: Database, report: Callable[[int, _Failure | None], None]) -> None:
         super().__init__(name="plait-store-writer", daemon=True)
         self._database, self._report, self._loop = database, report, asyncio.get_running_loop()
-        self._entries: deque[_Entry] = deque()
+        self._entries: deque[_Entry[Any]] = deque()
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._sleeps = self._rings = self._closing = False
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self._failed: tuple[int, _Failure] | None = None
 
-    def add(self, entry: _Entry) -> None:
+    def add(self, entry: _Entry[Any]) -> None:
         """Have it written. From the loop."""
         self._entries.append(entry)
         if not self._rings:
@@ -102,7 +96,7 @@ class _Writer(Thread):
             log.exception("store_close_failed")
         self._post(self.closed.set_result, None)
 
-    def _next_batch(self) -> list[_Entry]:
+    def _next_batch(self) -> list[_Entry[Any]]:
         """All entries that wait, of one generation; none once the store is closing."""
         while not self._entries:
             self._sleeps = True  # before the second look: whoever adds after that sees it
@@ -116,7 +110,7 @@ class _Writer(Thread):
             batch.append(self._entries.popleft())
         return batch
 
-    def _write(self, batch: list[_Entry]) -> _Failure | None:
+    def _write(self, batch: list[_Entry[Any]]) -> _Failure | None:
         generation = batch[0].generation
         if self._failed is not None and self._failed[0] == generation:
             return self._failed[1]
@@ -146,7 +140,7 @@ class SqliteStore(LocalStore):
         super().__init__(state, history, clock)
         self._generation = 0
         self._loop = asyncio.get_running_loop()
-        self._pending: deque[_Pending[Any]] = deque()
+        self._pending: deque[_Entry[Any]] = deque()
         self._writer = _Writer(database, self._written)
         self._writer.start()
         for lease, ttl in state.leases.items():
@@ -189,16 +183,17 @@ class SqliteStore(LocalStore):
         if empty and not self._pending:
             done.set_result(result)
             return done
-        self._pending.append(_Pending(self._generation, commit, done, result))
-        self._writer.add(_Entry(self._generation, commit, self._history.floor))
+        entry = _Entry(self._generation, commit, self._history.floor, done, result)
+        self._pending.append(entry)
+        self._writer.add(entry)
         return done
 
     def _written(self, count: int, failure: _Failure | None) -> None:
         """The oldest `count` pending commits are durable, or failed together."""
         batch = [self._pending.popleft() for _ in range(count)]
         if failure is None:
-            self._take(pending.commit for pending in batch)
-        for _, _, done, result in batch:
+            self._take(entry.commit for entry in batch)
+        for _, _, _, done, result in batch:
             if done.done():
                 continue
             if failure is None:
