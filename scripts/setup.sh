@@ -14,6 +14,7 @@ die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 PACKAGES=(
   iproute2 nftables libnftables1 conntrack util-linux procps   # the kernel's tools
   docker.io containerd runc iptables docker-compose             # the engine of the lab's hosts, and who drives it
+  podman containernetworking-plugins gcc libc6-dev              # others that use CNI, and a compiler for the plug-in in C
   debootstrap                                                   # images are made here
   nginx-light mariadb-client-core                               # real parts of the four-host case, on host D
   curl bind9-dnsutils iputils-ping tcpdump iperf3               # real clients
@@ -42,7 +43,7 @@ if [ ${#missing[@]} -gt 0 ] && [ -z "${PLAIT_SKIP_APT:-}" ]; then
   # Of those that come with the packages; what the machine had before stays as it was.
   fresh=()
   for service in docker.socket docker.service containerd.service nginx.service prometheus.service haproxy.service unbound.service \
-    patroni.service postgresql.service; do
+    patroni.service postgresql.service podman.service podman.socket podman-auto-update.timer podman-restart.service; do
     [ -n "$(systemctl is-enabled "$service" 2>/dev/null)" ] || fresh+=("$service")
   done
   export DEBIAN_FRONTEND=noninteractive

@@ -83,8 +83,10 @@ def test_hosts_reach_each_other_by_name_and_nothing_else(three: Lab) -> None:
 
 
 def test_a_host_has_its_own_files(three: Lab) -> None:
-    three.run("A", "sh", "-c", "echo a >/etc/lab-probe; echo a >/var/lib/plait/probe; echo a >/run/probe; mkdir -p /etc/cni/net.d")
-    for path in ("/etc/lab-probe", "/var/lib/plait/probe", "/run/probe", "/etc/cni/net.d"):
+    three.run(
+        "A", "sh", "-c", "echo a >/etc/lab-probe; echo a >/var/lib/plait/probe; echo a >/run/probe; mkdir -p /etc/cni/probe /opt/probe"
+    )
+    for path in ("/etc/lab-probe", "/var/lib/plait/probe", "/run/probe", "/etc/cni/probe", "/opt/probe"):
         assert three.run("B", "test", "-e", path, check=False).returncode == 1
         assert not Path(path).exists()
     assert three.run("A", "cat", "/etc/resolv.conf").stdout == "nameserver 127.0.0.1\n"

@@ -38,6 +38,15 @@ class Paths:
         return self.run / "plait.sock"
 
     @property
+    def cni_socket(self) -> Path:
+        return self.run / "cni.sock"
+
+    @property
+    def cni_spool(self) -> Path:
+        """Where the plug-in leaves removals while the agent is away."""
+        return self.lib / "cni-pending"
+
+    @property
     def dns_successors(self) -> Path:
         """Where the DNS process waits for the next agent's."""
         return self.run / "dns.sock"
@@ -57,6 +66,11 @@ class Config:
     docker_enabled: bool
     docker_bridge: bool
     docker_socket: str
+    cni_enabled: bool
+    cni_config_dir: str
+    cni_bin_dir: str
+    cni_version: str
+    cni_netavark_dir: str
     http_address: IPv4Address
     http_port: int
     dns_domain: str
@@ -122,6 +136,16 @@ OPTIONS = (
         "Lease Docker's default bridge a block of the network `default`.",
     ),
     Option("docker.socket", "path", "/run/docker.sock", "The engine's API socket."),
+    Option(
+        "cni.enabled",
+        "true or false",
+        "true if /etc/cni/net.d is there",
+        "Serve the plug-in of CNI and netavark (Podman, containerd, CRI-O), install it and write a configuration for each network.",
+    ),
+    Option("cni.config_dir", "path", "/etc/cni/net.d", "Where these configurations are written."),
+    Option("cni.bin_dir", "path", "/opt/cni/bin", "Where the plug-in is installed for CNI."),
+    Option("cni.version", "0.3.1, 0.4.0, 1.0.0 or 1.1.0", "1.0.0", "The version that these configurations are written in."),
+    Option("cni.netavark_dir", "path", "none", "Where the plug-in is installed for netavark (Podman 5: /usr/local/libexec/netavark)."),
     Option("http.address", "address", "127.0.0.1", "Where the Consul-compatible HTTP API listens."),
     Option("http.port", "port", "8500", "Its port."),
     Option("dns.domain", "name", "consul", "Domain of the service names (`web.service.<domain>`)."),
@@ -254,6 +278,11 @@ def parse_config(raw: Mapping[str, object], where: str) -> Config:
         docker_enabled=docker,
         docker_bridge=docker and get.flag("docker.default_bridge", lambda: True),
         docker_socket=get.text("docker.socket", "/run/docker.sock"),
+        cni_enabled=get.flag("cni.enabled", Path("/etc/cni/net.d").is_dir),
+        cni_config_dir=get.text("cni.config_dir", "/etc/cni/net.d"),
+        cni_bin_dir=get.text("cni.bin_dir", "/opt/cni/bin"),
+        cni_version=get.choice("cni.version", ("0.3.1", "0.4.0", "1.0.0", "1.1.0"), "1.0.0"),
+        cni_netavark_dir=get.text("cni.netavark_dir", "none"),
         http_address=get.address("http.address") or IPv4Address("127.0.0.1"),
         http_port=get.port("http.port", 8500),
         dns_domain=get.text("dns.domain", "consul").strip(".").lower(),

@@ -70,6 +70,18 @@ REGISTRY: dict[str, Condition] = {
             "See the error; it is tried again whenever the networks or the engine change.",
         ),
         Condition(
+            "cni-files",
+            "warning",
+            "The plug-in of CNI could not be installed",
+            "See the error: make cni.bin_dir writable, or set another; or set cni.enabled = false in /etc/plait/plait.toml.",
+        ),
+        Condition(
+            "cni-network",
+            "warning",
+            "A network could not be made known to the engines that use CNI",
+            "See the error: rename the other configuration or the network, or make cni.config_dir writable.",
+        ),
+        Condition(
             "checks-late",
             "warning",
             "Health checks wait for their turn",

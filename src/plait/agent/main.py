@@ -110,6 +110,11 @@ def _purge(paths: Paths) -> list[str]:
             done.append(asyncio.run(leave(identity, paths)))
         else:
             done.append("deleted the cluster's store, which this node carried")
+    with contextlib.suppress(ConfigError):
+        from plait.agent.engines import places_of
+        from plait.runtimes.cni.files import remove_files
+
+        done += [f"deleted {path}" for path in remove_files(places_of(load_config(paths.config)))]
     for folder in (paths.lib, paths.etc):
         shutil.rmtree(folder, ignore_errors=True)
         done.append(f"deleted {folder}")

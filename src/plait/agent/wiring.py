@@ -9,8 +9,6 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from plait.agent.addresses import Addresses
 from plait.agent.admin import AdminParts, AgentAdmin
@@ -19,11 +17,12 @@ from plait.agent.discovery import Discovery, DiscoveryParts
 from plait.agent.dnsnear import DnsNear
 from plait.agent.dnswatch import DnsWatch
 from plait.agent.echo import Echo
+from plait.agent.engines import EngineParts, Engines
 from plait.agent.figures import of_kernel
 from plait.agent.health import Health
 from plait.agent.hostresolvers import HostResolvers
 from plait.agent.identity import Identity
-from plait.agent.journal import Journal, Write
+from plait.agent.journal import Journal
 from plait.agent.kernelwork import KernelWork
 from plait.agent.keys import own_prefixes, single_keys
 from plait.agent.networks import Networks
@@ -57,9 +56,6 @@ from plait.store.server import StoreServer
 from plait.store.sqlite import SqliteStore
 from plait.store.tls import cluster_pin, ssl_context_client, ssl_context_join_server, ssl_context_server
 from plait.store.token import create_token
-
-if TYPE_CHECKING:
-    from plait.runtimes.docker.runtime import DockerRuntime
 
 log = logging.getLogger("plait.node")
 DEFAULT_NETWORK = "default"
@@ -135,10 +131,10 @@ class _Wiring:
         )
         self.ops = self._operations()
         self.sandboxes = self._sandboxes()
-        self.docker = self._docker() if config.docker_enabled else None
-        engine = self.docker.engine if self.docker is not None else None
+        self.engines = self._engines()
+        docker = self.engines.docker_api
         self.discovery = Discovery(
-            DiscoveryParts(config, identity, journal, store, self.view, self.health, self.publisher, self._contact_ms, engine)
+            DiscoveryParts(config, identity, journal, store, self.view, self.health, self.publisher, self._contact_ms, docker)
         )
         self.discovery.api.add(ControlApi(self, identity.name).routes)
         self.dns_watch = DnsWatch(self.dns, self.health)
@@ -187,24 +183,22 @@ class _Wiring:
         name, run_dir, settled = self.identity.name, self.paths.run, self.loops.names_settled
         return Sandboxes(name, self.ops, self.journal, run_dir, create_netns, delete_netns, netns_exists, settled)
 
-    def _docker(self) -> DockerRuntime:
-        """Docker's side. A host without an engine spares the time and the memory of loading it."""
-        from plait.runtimes.docker.engine import DockerEngine
-        from plait.runtimes.docker.runtime import DockerRuntime
-        from plait.runtimes.docker.state import CachedState
-
-        async def write(kind: str, key: str, body: bytes | None) -> None:
-            await self.journal.write([Write(kind, key, body)])
-
-        state = CachedState(self.journal.load, write)
-        return DockerRuntime(
-            self.identity.name,
-            self.ops,
-            state,
-            DockerEngine(Path(self.config.docker_socket)),
-            self.health,
-            DEFAULT_NETWORK,
-            lambda: self.replica.synced and self.replica.connected,
+    def _engines(self) -> Engines:
+        return Engines(
+            EngineParts(
+                config=self.config,
+                paths=self.paths,
+                node=self.identity.name,
+                journal=self.journal,
+                view=self.view,
+                ops=self.ops,
+                work=self.work,
+                health=self.health,
+                default_network=DEFAULT_NETWORK,
+                plan=self.loops.plan,
+                waiting=lambda: self.loops.waiting(self.reconciler),
+                current=lambda: self.replica.synced and self.replica.connected,
+            )
         )
 
     def _measure(self, group: asyncio.TaskGroup) -> None:
@@ -224,8 +218,8 @@ class _Wiring:
             self.reconciler.mark()
         if self.view.unsettled():
             self.publisher.wake()
-        if self.docker is not None and "networks" in kinds:
-            self.docker.networks_changed()
+        if "networks" in kinds:
+            self.engines.networks_changed()
 
     async def run(self) -> None:
         admin = AdminServer(AgentAdmin(self._admin_parts()), self.paths.admin_socket)
@@ -233,8 +227,7 @@ class _Wiring:
         self._load()
         await admin.start()
         try:
-            if self.docker is not None:
-                await self.docker.start(self.paths.docker_plugin)
+            await self.engines.answer_docker()
             await http.start(str(self.config.http_address), self.config.http_port)
             await self._set_dns(self.config)
             await self.dns.start()
@@ -244,8 +237,7 @@ class _Wiring:
             await http.stop()
             await self.discovery.close()
             await self.dns.close()
-            if self.docker is not None:
-                await self.docker.close()
+            await self.engines.close()
             self.work.close()
 
     def _load(self) -> None:
@@ -259,14 +251,13 @@ class _Wiring:
         await self.loops.look_at_firewall()
         await self.ops.recover()
         await self.sandboxes.recover()
+        await self.engines.recover()
         async with asyncio.TaskGroup() as group:
             if not self.identity.store:
                 self._serve_store(group)
             else:
                 host, port = split_address(self.identity.store, STORE_PORT)
                 group.create_task(StoreHost(self.view, host, port, self._server_name, lambda: self.replica.connected).run())
-            if self.docker is not None:
-                group.create_task(self.docker.run())
             self._measure(group)
             for loop in (
                 self.replica.run(),
@@ -284,6 +275,7 @@ class _Wiring:
                 self.reconciler.watch(),
                 self.reconciler.run(),
                 self.sandboxes.run(),
+                self.engines.run(),
                 *self.discovery.loops(),
             ):
                 group.create_task(loop)
@@ -329,7 +321,7 @@ class _Wiring:
             plan=self.loops.plan,
             waiting=lambda: self.loops.waiting(self.reconciler),
             store_state=self._store_state,
-            engines=lambda: [self.docker.state] if self.docker is not None else [],
+            engines=self.engines.states,
             token=self._token,
             gateway=self.loops.set_gateway,
             caught_up=self.view.caught_up,

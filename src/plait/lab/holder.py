@@ -31,7 +31,7 @@ KINDS = {
 }
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_MOVE, MS_REC, MS_PRIVATE = 2, 4, 8, 0x1000, 0x2000, 0x4000, 0x40000
 
-# Directories a host has for itself; below its disk they are `own/<path>`. The rest of /etc and /var is the machine's, with
+# Directories a host has for itself; below its disk they are `own/<path>`. The rest of /etc, /opt and /var is the machine's, with
 # the host's changes laid over it.
 OWN = (
     "/etc/cni",
@@ -39,11 +39,12 @@ OWN = (
     "/etc/plait",
     "/var/lib/cni",
     "/var/lib/containerd",
+    "/var/lib/containers",
     "/var/lib/docker",
     "/var/lib/plait",
     "/var/lib/plait-lab",
 )
-LAYERED = ("/etc", "/var")
+LAYERED = ("/etc", "/opt", "/var")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

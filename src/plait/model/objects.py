@@ -8,6 +8,7 @@ neighbours and FDB rows by lying on such a link, nft objects by their table `ine
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
@@ -258,6 +259,23 @@ class Op:
     @property
     def key(self) -> Key:
         return self.subject.key
+
+
+@dataclass(frozen=True, slots=True)
+class InsideLink:
+    """A link as it is found in a sandbox's namespace."""
+
+    mac: str
+    up: bool
+    addresses: frozenset[IPv4Interface] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxState:
+    """What a sandbox's namespace holds: links by name, and the next hops of its IPv4 default routes."""
+
+    links: Mapping[str, InsideLink] = field(default_factory=dict)
+    gateways: frozenset[IPv4Address] = frozenset()
 
 
 Plan = dict[Key, KernelObject]

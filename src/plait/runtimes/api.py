@@ -15,7 +15,7 @@ from typing import Protocol
 from plait.model.cluster import Container, Endpoint, Network, PortMapping
 from plait.model.requests import NetworkRequest
 
-__all__ = ["AttachRequest", "NetworkRequest", "Operations", "paired"]
+__all__ = ["AttachRequest", "Health", "NetworkRequest", "Operations", "paired"]
 
 
 def paired(owner: str) -> str:
@@ -43,6 +43,16 @@ class AttachRequest:
     ifname: str = "eth0"
     default_route: bool = True
     address6: IPv6Address | None = None
+
+
+class Health(Protocol):
+    """The agent's health conditions, as far as runtimes have any."""
+
+    def set(self, code: str, subject: str, text: str) -> None: ...
+
+    def clear(self, code: str, subject: str = "") -> None: ...
+
+    def replace(self, code: str, texts: dict[str, str]) -> None: ...
 
 
 class Operations(Protocol):

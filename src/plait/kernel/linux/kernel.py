@@ -9,7 +9,7 @@ import os
 import random
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux import route as routes
 from plait.kernel.linux.foreign import foreign_drops, foreign_guards
+from plait.kernel.linux.inside import opened
 from plait.kernel.linux.netns import inside
 from plait.kernel.linux.nft import Ruleset, open_nft
 from plait.kernel.linux.probe import probe_capabilities
@@ -218,12 +219,12 @@ class LinuxKernel:
         takes is lost without a word."""
         self._must(links.set_link(found.index, link.mtu, up=True, proxy_arp=True))
         if link.netns and found.away and found.link is not None and found.link.mtu != link.mtu:
-            with _opened(link.netns) as (_, there):
+            with opened(link.netns) as (_, there):
                 _all_done(link, there.transact([links.set_link(found.away, link.mtu)]))
 
     def _plumb_inside(self, link: EndpointLink) -> None:
         """The pair with its other end in the sandbox's namespace, and everything there, in two sends."""
-        with _opened(link.netns) as (fd, there):
+        with opened(link.netns) as (fd, there):
             peer_index = self._create_pair(link, fd)
             try:
                 if link.inside6 is not None:
@@ -290,19 +291,6 @@ def _index(name: str) -> int:
         return socket.if_nametoindex(name)
     except OSError as error:
         raise OSError(errno.ENODEV, f"no link named {name}") from error
-
-
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[tuple[int, nl.NetlinkSocket]]:
-    """A sandbox's namespace as a descriptor, and a netlink socket that lives in it."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with inside(fd):
-            there = nl.NetlinkSocket()
-        with contextlib.closing(there):
-            yield fd, there
-    finally:
-        os.close(fd)
 
 
 def _all_done(link: EndpointLink, replies: Iterable[nl.Reply]) -> None:

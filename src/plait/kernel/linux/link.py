@@ -96,6 +96,26 @@ def dump_links(sock: nl.NetlinkSocket) -> list[Found]:
     return [decode_link(body) for kind, body in found if kind == RTM_NEWLINK]
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Of a link of whatever kind."""
+
+    name: str
+    mac: str
+    up: bool
+
+
+def dump_facts(sock: nl.NetlinkSocket) -> dict[int, Facts]:
+    """Every link of the namespace by its index, whosever it is."""
+    found = {}
+    for kind, body in sock.dump(RTM_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0)):
+        if kind == RTM_NEWLINK and len(body) >= _IFINFO.size:
+            _, _, index, flags, _ = _IFINFO.unpack_from(body)
+            attrs = nl.parse_attrs(body[_IFINFO.size :])
+            found[index] = Facts(nl.text_of(attrs.get(_IFLA_IFNAME, b"")), attrs.get(_IFLA_ADDRESS, b"").hex(":"), bool(flags & _IFF_UP))
+    return found
+
+
 def _head(index: int = 0, up: bool | None = None) -> bytes:
     flags, change = (0, 0) if up is None else (_IFF_UP if up else 0, _IFF_UP)
     return _IFINFO.pack(0, 0, index, flags, change)

@@ -150,6 +150,18 @@ def decode_route(body: bytes, names: dict[int, str]) -> Route | None:
     )
 
 
+def dump_default_gateways(sock: nl.NetlinkSocket) -> frozenset[IPv4Address]:
+    """Next hops of the IPv4 default routes in the main table, whosever they are; one without a next hop counts as 0.0.0.0."""
+    found = set()
+    for kind, body in sock.dump(RTM_GETROUTE, _RTMSG.pack(socket.AF_INET, 0, 0, 0, _TABLE_MAIN, 0, 0, 0, 0)):
+        if kind == RTM_NEWROUTE:
+            _short(body, _RTMSG.size, "route")
+            family, prefix, _, _, table, *_ = _RTMSG.unpack_from(body)
+            if (family, prefix, table) == (socket.AF_INET, 0, _TABLE_MAIN):
+                found.add(IPv4Address(nl.parse_attrs(body[_RTMSG.size :]).get(_RTA_GATEWAY, b"\0\0\0\0")))
+    return frozenset(found)
+
+
 def look_up(sock: nl.NetlinkSocket, address: IPAddress) -> tuple[int, IPAddress | None]:
     """Interface index and source address that the kernel would use to reach `address`. OSError if there is no route."""
     family = _family(address)

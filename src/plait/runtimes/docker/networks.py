@@ -16,12 +16,12 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any, Protocol
+from typing import Any
 
 from plait.model.addr import IPNetwork
 from plait.model.cluster import Network
 from plait.model.errors import ConfigError, Conflict, EngineUnavailable, NotFound, PlaitError
-from plait.runtimes.api import NetworkRequest, Operations
+from plait.runtimes.api import Health, NetworkRequest, Operations
 from plait.runtimes.docker.engine import DockerEngine
 from plait.runtimes.docker.enginetypes import EngineNetwork
 from plait.runtimes.docker.state import NETWORKS, DockerState
@@ -40,16 +40,6 @@ RETRY_S = 5.0
 VIEW_S = 3.0
 GOING_S = 1.0
 """The engine stops listing a network before it tells its driver of the end; this long the driver waits for the word."""
-
-
-class Health(Protocol):
-    """The agent's health conditions, as far as Docker has any."""
-
-    def set(self, code: str, subject: str, text: str) -> None: ...
-
-    def clear(self, code: str, subject: str = "") -> None: ...
-
-    def replace(self, code: str, texts: dict[str, str]) -> None: ...
 
 
 class DockerNetworks:

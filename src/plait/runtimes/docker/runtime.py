@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from plait.model.report import EngineState
-from plait.runtimes.api import Operations
+from plait.runtimes.api import Health, Operations
 from plait.runtimes.docker.collector import Collector
 from plait.runtimes.docker.deferred import DeferredStarts
 from plait.runtimes.docker.engine import DockerEngine
 from plait.runtimes.docker.enginetypes import ContainerDetails, ContainerRow
 from plait.runtimes.docker.known import KnownContainers
-from plait.runtimes.docker.networks import DockerNetworks, Health
+from plait.runtimes.docker.networks import DockerNetworks
 from plait.runtimes.docker.plugin import DockerPlugin, inherited_socket
 from plait.runtimes.docker.state import DockerState
 from plait.runtimes.docker.watcher import DockerWatcher

@@ -22,11 +22,10 @@ from msgspec import structs
 from plait.model.cluster import Container
 from plait.model.errors import NotFound, PlaitError
 from plait.model.report import EngineState
-from plait.runtimes.api import Operations
+from plait.runtimes.api import Health, Operations
 from plait.runtimes.docker.containers import ALIVE, RUNTIME, container_of
 from plait.runtimes.docker.engine import DockerEngine
 from plait.runtimes.docker.enginetypes import ContainerConfig, ContainerDetails, ContainerRow, EngineEvent
-from plait.runtimes.docker.networks import Health
 from plait.runtimes.docker.processes import birth_of
 
 log = logging.getLogger("plait.docker")

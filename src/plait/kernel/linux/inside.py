@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The inside of a sandbox: a netlink socket that lives in its namespace, and what is found there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Interface
+
+from plait.kernel.linux import link as links
+from plait.kernel.linux import netlink as nl
+from plait.kernel.linux import route as routes
+from plait.kernel.linux.netns import inside
+from plait.model.objects import InsideLink, SandboxState
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[tuple[int, nl.NetlinkSocket]]:
+    """A sandbox's namespace as a descriptor, and a netlink socket that lives in it."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with inside(fd):
+            there = nl.NetlinkSocket()
+        with contextlib.closing(there):
+            yield fd, there
+    finally:
+        os.close(fd)
+
+
+def inspect_sandbox(path: str) -> SandboxState:
+    """Links, their IPv4 addresses and the default routes of the namespace at `path`. OSError if there is none. Any thread may call it."""
+    with opened(path) as (_, there):
+        named = links.dump_facts(there)
+        addresses: dict[str, set[IPv4Interface]] = {}
+        for addr in routes.dump_addrs(there, {index: facts.name for index, facts in named.items()}):
+            if isinstance(addr.address, IPv4Interface):
+                addresses.setdefault(addr.dev, set()).add(addr.address)
+        gateways: frozenset[IPv4Address] = routes.dump_default_gateways(there)
+    found = {facts.name: InsideLink(facts.mac, facts.up, frozenset(addresses.get(facts.name, ()))) for facts in named.values()}
+    return SandboxState(found, gateways)

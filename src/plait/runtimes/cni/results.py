@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results of CNI: what an endpoint is in the words of a version, and what a result of before says of one.
+
+Data in: an endpoint and its network. Data out: JSON as mappings, in the format of the configuration's version: up to 0.4.0 addresses carry
+their family as `version`, from 1.1.0 on interfaces carry their MTU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface
+from typing import Any
+
+from plait.model.cluster import Endpoint, Network
+from plait.runtimes.cni.wire import INVALID, CniError, Dns
+
+Result = Mapping[str, Any]
+
+
+def add_result(version: str, endpoint: Endpoint, network: Network, mtu: int, dns: Mapping[str, Any]) -> Result:
+    """The result of an ADD: the host's side, the container's, the address, the default route if it is the endpoint's."""
+    inside: dict[str, Any] = {"name": endpoint.ifname, "mac": endpoint.mac, "sandbox": endpoint.netns}
+    outside: dict[str, Any] = {"name": endpoint.dev}
+    if version == "1.1.0":
+        inside["mtu"] = outside["mtu"] = mtu
+    gateway = {} if network.internal else {"gateway": str(network.gateway)}
+    address = {"address": str(IPv4Interface((endpoint.address, 32))), "interface": 1} | gateway
+    if version in ("0.3.1", "0.4.0"):
+        address["version"] = "4"
+    routes = [{"dst": "0.0.0.0/0", "gw": str(network.gateway)}] if endpoint.default_route and not network.internal else []
+    return {"cniVersion": version, "interfaces": [outside, inside], "ips": [address], "routes": routes, "dns": dns}
+
+
+def dns_of(network: Network, search: str, asked: Dns | None) -> dict[str, Any]:
+    """What the runtime asked for by the capability `dns`, else the agent on the network's gateway."""
+    if asked is not None and (asked.servers or asked.nameservers):
+        found = {
+            "nameservers": asked.servers or asked.nameservers,
+            "search": asked.searches or asked.search,
+            "options": asked.options,
+        }
+        return {key: value for key, value in found.items() if value}
+    return {"nameservers": [str(network.gateway)], "search": [search]}
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a result says of one interface of a container. `mac` "" = nothing."""
+
+    mac: str
+    addresses: frozenset[IPv4Address]
+
+
+def seen_in(result: Result, ifname: str, netns: str = "") -> Seen | None:
+    """The interface `ifname` of the container in a result of any version, None if it is not there. CniError 7 if it is no result."""
+    try:
+        rows = list(result.get("interfaces") or [])
+        index = next(
+            (n for n, row in enumerate(rows) if row["name"] == ifname and row.get("sandbox") and netns in ("", row["sandbox"])), None
+        )
+        if index is None:
+            return None
+        ips = [row for row in result.get("ips") or [] if row.get("interface", index) == index]
+        addresses = (IPv4Interface(row["address"]).ip for row in ips if ":" not in row["address"])
+        return Seen(str(rows[index].get("mac") or "").lower(), frozenset(addresses))
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise CniError(INVALID, f"prevResult is no result of CNI: {error!r}") from error

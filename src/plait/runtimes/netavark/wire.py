@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""netavark's JSON -> typed values, or errors that name the field. Source: its plugin-API.md and network/types.rs (API version 1.0.0)."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+import msgspec
+
+from plait.model.cluster import PortMapping
+from plait.model.errors import ConfigError, NotSupported
+from plait.model.requests import NetworkRequest
+from plait.runtimes.cni.wire import Port, wanted_ports
+
+NET_OPTION, BACKEND_OPTION = "plait.net", "plait.backend"
+
+
+class Subnet(msgspec.Struct):
+    subnet: str
+    gateway: str | None = None
+    lease_range: dict[str, Any] | None = None
+
+
+class Network(msgspec.Struct):
+    """A network of Podman's. Fields that plait makes nothing of are not listed; `create` answers with them as they came."""
+
+    name: str
+    id: str = ""
+    internal: bool = False
+    ipv6_enabled: bool = False
+    options: dict[str, str] | None = None
+    subnets: list[Subnet] | None = None
+    routes: list[Any] | None = None
+
+    @property
+    def cluster_name(self) -> str:
+        """The cluster's network that it is."""
+        return (self.options or {}).get(NET_OPTION) or self.name
+
+
+class PublishedPort(msgspec.Struct):
+    """`count` ports from `host_port` and `container_port` on; `protocol` may be several, joined by commas."""
+
+    container_port: int
+    host_port: int
+    host_ip: str = ""
+    protocol: str = "tcp"
+    count: int = msgspec.field(default=1, name="range")
+
+
+class NetworkOptions(msgspec.Struct):
+    interface_name: str
+    aliases: list[str] | None = None
+    static_ips: list[str] | None = None
+    static_mac: str | None = None
+
+
+class Exec(msgspec.Struct):
+    """The input of setup and teardown."""
+
+    container_id: str
+    container_name: str
+    network: Network
+    network_options: NetworkOptions
+    port_mappings: list[PublishedPort] | None = None
+
+    @property
+    def key(self) -> str:
+        """What an attachment is known by."""
+        return f"netavark.{self.network.name}.{self.container_id}.{self.network_options.interface_name}"
+
+
+def ports_of(given: Exec) -> tuple[PortMapping, ...]:
+    """Every single port; as CNI's they are checked."""
+    return wanted_ports(
+        [
+            Port(port.host_port + number, port.container_port + number, proto.strip(), port.host_ip or None)
+            for port in given.port_mappings or ()
+            for proto in (port.protocol or "tcp").split(",")
+            for number in range(max(port.count, 1))
+        ]
+    )
+
+
+def address_of(given: Exec) -> IPv4Address | None:
+    found = given.network_options.static_ips or []
+    if len(found) > 1:
+        raise NotSupported(f"a container has one address of a network, not {len(found)}: {', '.join(found)}")
+    try:
+        return IPv4Address(found[0]) if found else None
+    except ValueError as error:
+        raise ConfigError("--ip", found[0], "is not an IPv4 address") from error
+
+
+def request_of(given: Network) -> NetworkRequest:
+    """The network of the cluster that `podman network create -d plait` asks for."""
+    options = dict(given.options or {})
+    unknown = sorted(options.keys() - {NET_OPTION, BACKEND_OPTION})
+    if unknown:
+        raise ConfigError("-o", unknown[0], "is no option of the driver plait", f"it knows {BACKEND_OPTION}, {NET_OPTION}")
+    if given.ipv6_enabled:
+        raise NotSupported("plait networks are IPv4 only so far: create the network without --ipv6")
+    if given.routes:
+        raise NotSupported("plait makes the routes of its networks itself: create the network without --route")
+    subnets = given.subnets or []
+    if len(subnets) > 1:
+        raise NotSupported("a plait network has one --subnet; create a second network for the second one")
+    if subnets and subnets[0].lease_range:
+        raise NotSupported(
+            "--ip-range is given when the network is made: plait network create --ip-range, then podman network create with its name"
+        )
+    return NetworkRequest(
+        name=given.cluster_name,
+        subnet=_parsed(IPv4Network, subnets[0].subnet, "--subnet") if subnets else None,
+        gateway=_parsed(IPv4Address, subnets[0].gateway, "--gateway") if subnets and subnets[0].gateway else None,
+        internal=given.internal,
+        options={"backend": options[BACKEND_OPTION]} if BACKEND_OPTION in options else {},
+    )
+
+
+def _parsed(wanted: Any, text: str, where: str) -> Any:
+    try:
+        return wanted(text)
+    except ValueError as error:
+        raise ConfigError(where, text, f"is not possible: {error}") from error

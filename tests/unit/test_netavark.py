@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""netavark's plug-in protocol, by the documents that Podman and netavark send (plugin-API.md, API version 1.0.0); the test is netavark."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import AsyncIterator
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.cluster import nodes
+from tests.support.cniagent import CniAgent
+
+from plait.model.objects import InsideLink, SandboxState
+from plait.runtimes.api import NetworkRequest
+from plait.store.memory import MemoryStore
+
+ID = "2f259bab93aaaaa2542ba43ef33eb990d0999ee1b9924b557b7be53c0b7a1bb9"
+NETWORK: dict[str, Any] = {
+    "name": "mesh",
+    "id": ID,
+    "driver": "plait",
+    "network_interface": "podman1",
+    "created": "2026-11-30T12:00:00.123456789+01:00",
+    "subnets": None,
+    "routes": None,
+    "ipv6_enabled": False,
+    "internal": False,
+    "dns_enabled": True,
+    "network_dns_servers": None,
+    "ipam_options": {"driver": "host-local"},
+    "options": None,
+}
+EXEC: dict[str, Any] = {
+    "container_id": "752947ff91f961eb3cb47ffe9315016979f3ffbec09e4d96a4fae3fb03391697",
+    "container_name": "testctr",
+    "port_mappings": [
+        {"container_port": 80, "host_ip": "127.0.0.1", "host_port": 8080, "protocol": "tcp", "range": 2},
+        {"container_port": 53, "host_ip": "", "host_port": 5353, "protocol": "tcp,udp", "range": 1},
+    ],
+    "network": NETWORK,
+    "network_options": {
+        "aliases": ["752947ff91f9", "www"],
+        "interface_name": "eth0",
+        "static_ips": None,
+        "static_mac": None,
+    },
+}
+
+
+@pytest.fixture
+async def agent(tmp_path: Path) -> AsyncIterator[CniAgent]:
+    async with nodes(MemoryStore(), tmp_path, "A") as (a,):
+        agent = CniAgent(a, tmp_path)
+        await agent.start()
+        yield agent
+        await agent.stop()
+
+
+@pytest.fixture
+async def mesh(agent: CniAgent) -> CniAgent:
+    await agent.node.ops.ensure_network(NetworkRequest("mesh", IPv4Network("10.40.0.0/16")))
+    return agent
+
+
+def changed(document: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    found = copy.deepcopy(document)
+    for name, value in fields.items():
+        target, _, key = name.rpartition("__")
+        (found[target] if target else found)[key] = value
+    return found
+
+
+# --- create
+
+
+async def test_create_makes_the_clusters_network_and_completes_podmans(agent: CniAgent) -> None:
+    status, answer = await agent.netavark("create", NETWORK)
+    made = agent.node.ops.networks()["mesh"]
+    assert status == 200 and answer == NETWORK | {
+        "subnets": [{"subnet": str(made.subnet), "gateway": str(made.gateway)}],
+        "ipam_options": {"driver": "plait"},
+    }, "everything else stays as it came"
+    assert await agent.netavark("create", NETWORK) == (200, answer), "another host of the cluster asks for the same"
+
+
+async def test_create_takes_a_subnet_and_an_internal_network(agent: CniAgent) -> None:
+    wanted = changed(NETWORK, internal=True, subnets=[{"subnet": "10.60.0.0/16", "gateway": "10.60.0.9", "lease_range": None}])
+    status, answer = await agent.netavark("create", wanted)
+    made = agent.node.ops.networks()["mesh"]
+    assert status == 200 and (made.subnet, made.gateway, made.internal) == (IPv4Network("10.60.0.0/16"), IPv4Address("10.60.0.9"), True)
+    assert answer["internal"] and answer["subnets"] == [{"subnet": "10.60.0.0/16", "gateway": "10.60.0.9"}]
+
+
+async def test_create_joins_a_network_of_another_name(mesh: CniAgent) -> None:
+    status, answer = await mesh.netavark("create", changed(NETWORK, name="front", options={"plait.net": "mesh"}))
+    assert status == 200 and (answer["name"], answer["subnets"][0]["subnet"]) == ("front", "10.40.0.0/16")
+    assert "front" not in mesh.node.ops.networks()
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"options": {"mtu": "9000"}}, "'mtu' is no option"),
+        ({"options": {"plait.backend": "carrier-pigeon"}}, "carrier-pigeon"),
+        ({"ipv6_enabled": True}, "IPv4 only"),
+        ({"routes": [{"destination": "10.0.0.0/8", "gateway": "10.1.1.1"}]}, "without --route"),
+        ({"subnets": [{"subnet": "10.60.0.0/16"}, {"subnet": "10.61.0.0/16"}]}, "one --subnet"),
+        ({"subnets": [{"subnet": "10.60.0.0/33"}]}, "10.60.0.0/33"),
+        ({"subnets": [{"subnet": "10.60.0.0/16", "gateway": "x"}]}, "--gateway"),
+        ({"subnets": [{"subnet": "10.60.0.0/16", "lease_range": {"start_ip": "10.60.1.1"}}]}, "--ip-range"),
+        ({"subnets": [{"subnet": "10.28.0.0/16"}]}, "10.28.0.0/16"),
+        ({"subnets": 7}, "subnets"),
+    ],
+)
+async def test_create_refuses_what_would_not_be_kept(agent: CniAgent, fields: dict[str, Any], text: str) -> None:
+    status, answer = await agent.netavark("create", changed(NETWORK, **fields))
+    assert status == 500 and set(answer) == {"error"} and answer["error"].startswith("plait: ") and text in answer["error"]
+    assert set(agent.node.ops.networks()) == {"default"}
+
+
+# --- setup and teardown
+
+
+async def test_setup_attaches_and_answers_with_a_status_block(mesh: CniAgent) -> None:
+    status, answer = await mesh.netavark("setup", EXEC, mesh.netns("n"))
+    endpoint = next(iter(mesh.node.ops.endpoints("netavark").values()))
+    assert status == 200 and answer == {
+        "dns_search_domains": ["plait"],
+        "dns_server_ips": ["10.40.0.1"],
+        "interfaces": {"eth0": {"mac_address": endpoint.mac, "subnets": [{"gateway": "10.40.0.1", "ipnet": f"{endpoint.address}/32"}]}},
+    }
+    assert (endpoint.name, endpoint.aliases) == ("testctr", ("752947ff91f9", "www"))
+    assert [(p.proto, str(p.host_ip), p.host_port, p.container_port) for p in endpoint.ports] == [
+        ("tcp", "127.0.0.1", 8080, 80),
+        ("tcp", "127.0.0.1", 8081, 81),
+        ("tcp", "0.0.0.0", 5353, 53),
+        ("udp", "0.0.0.0", 5353, 53),
+    ]
+    assert [c.name for c in mesh.node.view.snapshot.containers.values()] == ["testctr"]
+
+
+async def test_setup_gives_the_address_and_mac_that_are_asked_for(mesh: CniAgent) -> None:
+    wanted = changed(EXEC, network_options__static_ips=["10.40.0.50"], network_options__static_mac="AA:BB:CC:DD:AA:00", port_mappings=None)
+    status, answer = await mesh.netavark("setup", wanted, mesh.netns("n"))
+    assert status == 200 and answer["interfaces"]["eth0"]["mac_address"] == "aa:bb:cc:dd:aa:00"
+    assert answer["interfaces"]["eth0"]["subnets"][0]["ipnet"] == "10.40.0.50/32"
+
+
+async def test_teardown_is_the_reverse_and_may_be_repeated(mesh: CniAgent) -> None:
+    path = mesh.netns("n")
+    await mesh.netavark("setup", EXEC, path)
+    Path(path).unlink()
+    for _ in range(2):
+        assert await mesh.netavark("teardown", EXEC, path) == (200, None)
+    assert not mesh.node.ops.endpoints("netavark") and not mesh.node.view.snapshot.containers
+    assert not mesh.node.journal.load("netavark")
+
+
+async def test_a_teardown_that_was_left_is_carried_out(mesh: CniAgent) -> None:
+    path = mesh.netns("n")
+    await mesh.netavark("setup", EXEC, path)
+    await mesh.stop()
+    mesh.leave("1", {"NETAVARK_COMMAND": "teardown", "NETAVARK_NETNS": path}, json.dumps(EXEC).encode())
+    await mesh.start()
+    assert not mesh.node.ops.endpoints("netavark")
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"network_options__static_ips": ["10.40.0.50", "10.40.0.51"]}, "one address"),
+        ({"network_options__static_ips": ["x"]}, "--ip"),
+        ({"network__name": "nowhere"}, "plait network create nowhere"),
+        ({"container_id": 7}, "container_id"),
+        ({"network_options__static_mac": "02:xx"}, "02:xx"),
+    ],
+)
+async def test_setup_refuses_and_leaves_nothing(mesh: CniAgent, fields: dict[str, Any], text: str) -> None:
+    status, answer = await mesh.netavark("setup", changed(EXEC, **fields), mesh.netns("n"))
+    assert status == 500 and set(answer) == {"error"} and text in answer["error"]
+    assert not mesh.node.ops.endpoints("netavark") and not mesh.node.journal.load("netavark")
+
+
+async def test_setup_needs_a_namespace_without_that_interface(mesh: CniAgent) -> None:
+    assert "no network namespace" in (await mesh.netavark("setup", EXEC, "/nowhere"))[1]["error"]
+    path = mesh.netns("n")
+    mesh.foreign[path] = SandboxState({"eth0": InsideLink("02:00:00:00:00:01", True)})
+    assert "has an interface eth0 already" in (await mesh.netavark("setup", EXEC, path))[1]["error"]
+
+
+async def test_an_unknown_command_is_refused(mesh: CniAgent) -> None:
+    assert "is unknown" in (await mesh.netavark("destroy", EXEC))[1]["error"]
