@@ -48,6 +48,7 @@ def status_of(**changes: Any) -> StatusView:
                 "subnet": "10.28.0.0/16",
                 "gateway": "10.28.0.1",
                 "ip_range": "",
+                "model": "overlay",
                 "backend": "vxlan",
                 "vni": 1,
                 "internal": False,
@@ -198,7 +199,7 @@ ROWS: dict[tuple[str, ...], tuple[str, object, str]] = {
         "A     0.0.0.0:53  udp    web        mesh     10.29.0.7:5353",
     ),
     ("ipam",): ("ipam", status_of()["blocks"], "default  10.28.0.0/20   A     bridge  ?     4093"),
-    ("network", "ls"): ("networks", status_of()["networks"], "default  10.28.0.0/16  10.28.0.1  vxlan    1    no        1"),
+    ("network", "ls"): ("networks", status_of()["networks"], "default  10.28.0.0/16  10.28.0.1  overlay  vxlan    1    no        1"),
 }
 
 
@@ -233,7 +234,7 @@ def test_network_inspect_shows_holders_and_attachments(capsys: pytest.CaptureFix
     status, out, _ = run(capsys, Canned(networks_default=view), "network", "inspect", "default")
     assert status == 0
     assert "default: 10.28.0.0/16, addresses from 10.28.16.0/20, gateway 10.28.0.1, with a way out\n" in out
-    assert "backend vxlan, vni 1, blocks of /20\nlabels: a=b\n" in out
+    assert "model overlay, backend vxlan, vni 1, blocks of /20\nlabels: a=b\n" in out
     assert "10.28.16.1  web   B     docker   -      www" in out
     status, out, _ = run(capsys, Canned(networks_default=view), "network", "inspect", "default", "--json")
     assert json.loads(out) == view
@@ -284,7 +285,11 @@ def test_network_create_passes_every_option(capsys: pytest.CaptureFixture[str]) 
         "--label",
         "a=b=c",
         "-o",
-        "backend=none",
+        "extra=1",
+        "--model",
+        "sandbox",
+        "--backend",
+        "none",
         "--label",
         "d",
     ]
@@ -295,7 +300,7 @@ def test_network_create_passes_every_option(capsys: pytest.CaptureFixture[str]) 
         "gateway": "10.30.0.9",
         "internal": True,
         "labels": {"a": "b=c", "d": ""},
-        "options": {"backend": "none"},
+        "options": {"extra": "1", "model": "sandbox", "backend": "none"},
         "ip_range": "10.30.4.0/24",
     }
     assert client.asked == [("POST", "networks", wanted)]

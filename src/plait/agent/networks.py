@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from plait.agent.keys import NETWORK_GUARD, blocks_prefix, network_key
 from plait.agent.view import View
-from plait.backends import BACKENDS, DUAL
+from plait.backends import BACKENDS, DUAL, check_names, choose_backend
 from plait.ipam import check_network, default_block_prefix, default_subnet6, image, next_subnet
 from plait.model.cluster import Network
 from plait.model.errors import ConfigError, Conflict, NotFound
@@ -74,18 +74,17 @@ class Networks:
     def _design(self, request: NetworkRequest) -> Network:
         snapshot = self._view.snapshot
         subnet = request.subnet or next_subnet([n.subnet for n in snapshot.networks.values()])
-        backend = request.options.get("backend", "vxlan")
-        if backend not in BACKENDS:
-            raise ConfigError("backend", backend, "is not known", f"use one of {', '.join(sorted(BACKENDS))}")
+        check_names(request.options)
+        backend = choose_backend(request.options, BACKENDS.values())
         prefix = request.block_prefix or default_block_prefix(request.ip_range or subnet)
-        if request.dual and backend not in DUAL:
-            raise ConfigError("backend", backend, "carries no IPv6", f"use one of {', '.join(sorted(DUAL))}, or leave --ipv6 out")
+        if request.dual and backend.name not in DUAL:
+            raise ConfigError("backend", backend.name, "carries no IPv6", f"use one of {', '.join(sorted(DUAL))}, or leave --ipv6 out")
         network = Network(
             name=request.name,
             subnet=subnet,
             gateway=request.gateway or subnet.network_address + 1,
             block_prefix=prefix,
-            backend=backend,
+            backend=backend.name,
             internal=request.internal,
             labels=dict(request.labels),
             options=dict(request.options),
@@ -110,6 +109,7 @@ def _same(existing: Network, request: NetworkRequest) -> Network:
         ("subnet", request.subnet, existing.subnet),
         ("gateway", request.gateway, existing.gateway),
         ("internal", request.internal or None, existing.internal),
+        ("backend", request.options.get("backend"), existing.backend),
         ("IP range", request.ip_range, existing.ip_range or "none"),
         ("IPv6", request.dual or None, existing.subnet6 is not None),
         ("IPv6 subnet", request.subnet6, existing.subnet6),

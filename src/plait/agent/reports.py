@@ -64,6 +64,7 @@ def network_row(snapshot: Snapshot, network: Network) -> NetworkRow:
         "subnet": str(network.subnet),
         "gateway": str(network.gateway),
         "ip_range": str(network.ip_range or ""),
+        "model": BACKENDS[network.backend].model,
         "backend": network.backend,
         "vni": network.vni,
         "internal": network.internal,

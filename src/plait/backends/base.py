@@ -11,6 +11,12 @@ from typing import Protocol
 from plait.model.cluster import Network, Node
 from plait.model.objects import KernelObject
 
+MODELS = {
+    "sandbox": "isolated containers on one host",
+    "overlay": "one network over all hosts, whatever lies between them",
+}
+"""What a network can promise; a backend says how it is kept."""
+
 
 @dataclass(frozen=True, slots=True)
 class Peer:
@@ -25,6 +31,11 @@ class Peer:
 
 
 class Backend(Protocol):
+    @property
+    def model(self) -> str:
+        """What a network of this backend promises, one of `MODELS`."""
+        ...
+
     @property
     def name(self) -> str:
         """The value of `--backend`, and the name of the file."""

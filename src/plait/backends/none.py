@@ -11,7 +11,7 @@ from plait.model.objects import KernelObject
 
 
 class NoneBackend:
-    name = "none"
+    name, model = "none", "sandbox"
 
     def needs(self) -> frozenset[str]:
         return frozenset({"veth", "nft"})

@@ -26,7 +26,7 @@ OVERHEAD = 50
 
 
 class VxlanBackend:
-    name = "vxlan"
+    name, model = "vxlan", "overlay"
 
     def needs(self) -> frozenset[str]:
         return frozenset({"vxlan", "veth", "nft"})

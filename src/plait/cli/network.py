@@ -9,6 +9,8 @@ import click
 
 from plait.cli.common import address, address6, both, cidr, cidr6, json_option, pairs, show_json, show_table, with_agent
 
+MODELS = ("sandbox", "overlay")
+
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
@@ -31,12 +33,13 @@ def ls(client: AdminClient, as_json: bool) -> None:
         show_json(rows)
         return
     show_table(
-        ("NETWORK", "SUBNET", "GATEWAY", "BACKEND", "VNI", "INTERNAL", "ENDPOINTS"),
+        ("NETWORK", "SUBNET", "GATEWAY", "MODEL", "BACKEND", "VNI", "INTERNAL", "ENDPOINTS"),
         (
             (
                 r["name"],
                 both(r["subnet"], r.get("subnet6", "")),
                 both(r["gateway"], r.get("gateway6", "")),
+                r["model"],
                 r["backend"],
                 r["vni"],
                 "yes" if r["internal"] else "no",
@@ -66,7 +69,7 @@ def _show(view: NetworkView) -> None:
     click.echo(f"{view['name']}: {view['subnet']}{part}, gateway {view['gateway']}, {reach}")
     if view.get("subnet6"):
         click.echo(f"IPv6 {view['subnet6']}, gateway {view['gateway6']}")
-    click.echo(f"backend {view['backend']}, vni {view['vni']}, blocks of /{view['block_prefix']}")
+    click.echo(f"model {view['model']}, backend {view['backend']}, vni {view['vni']}, blocks of /{view['block_prefix']}")
     for title, mapping in (("labels", view["labels"]), ("options", view["options"])):
         if mapping:
             click.echo(f"{title}: " + ", ".join(f"{key}={value}" for key, value in mapping.items()))
@@ -97,10 +100,12 @@ def _used(count: int) -> str:
 @click.option("--ipv6", is_flag=True, help="With IPv6 beside IPv4.")
 @click.option("--subnet6", type=cidr6, help="Its IPv6 addresses, a /64 or larger; implies --ipv6. [default: a unique local one]")
 @click.option("--gateway6", type=address6, help="IPv6 address that every node holds; implies --ipv6. [default: like --gateway]")
+@click.option("--model", type=click.Choice(MODELS), help="What it promises. [default: overlay, or that of --backend]")
+@click.option("--backend", default="", metavar="NAME", help="How that is kept. [default: by the model: none, vxlan]")
 @click.option("--internal", is_flag=True, help="Without a way out to other networks.")
 @click.option("--label", "labels", multiple=True, callback=pairs, metavar="K=V", help="A label; can be repeated.")
 @click.option(
-    "-o", "--opt", "options", multiple=True, callback=pairs, metavar="K=V", help="An option, such as backend=vxlan; can be repeated."
+    "-o", "--opt", "options", multiple=True, callback=pairs, metavar="K=V", help="An option, such as model=overlay; can be repeated."
 )
 @json_option
 @with_agent
@@ -113,6 +118,8 @@ def create(
     ipv6: bool,
     subnet6: IPv6Network | None,
     gateway6: IPv6Address | None,
+    model: str | None,
+    backend: str,
     internal: bool,
     labels: dict[str, str],
     options: dict[str, str],
@@ -126,7 +133,7 @@ def create(
         ip_range=str(ip_range) if ip_range else None,
         internal=internal,
         labels=labels,
-        options=options,
+        options=options | ({"model": model} if model else {}) | ({"backend": backend} if backend else {}),
         ipv6=ipv6,
         subnet6=str(subnet6) if subnet6 else None,
         gateway6=str(gateway6) if gateway6 else None,

@@ -33,6 +33,7 @@ class NetworkRow(TypedDict):
     subnet: str
     gateway: str
     ip_range: str
+    model: str
     backend: str
     vni: int
     internal: bool

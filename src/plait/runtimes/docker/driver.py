@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
+from plait.backends import BACKENDS, choose_backend
 from plait.ipam import check_network, default_block_prefix, image
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network, PortMapping
@@ -24,10 +25,9 @@ from plait.runtimes.docker.engine import DockerEngine
 from plait.runtimes.docker.enginetypes import Attached, ContainerRow
 from plait.runtimes.docker.ipam import RUNTIME, SPACE, IpamDriver
 from plait.runtimes.docker.names import StartingNames
-from plait.runtimes.docker.networks import BACKEND_OPTION, NET_OPTION, ORIGIN_DOCKER, ORIGIN_LABEL, DockerNetworks
+from plait.runtimes.docker.networks import NET_OPTION, OPTIONS, ORIGIN_DOCKER, ORIGIN_LABEL, DockerNetworks, network_options
 
 Answer = Mapping[str, object]
-OPTIONS = frozenset({NET_OPTION, BACKEND_OPTION})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,10 @@ class NetworkDriver:
         """Check everything that can be checked, and make the cluster's network if the option says which; otherwise its name is known
         only later (see `networks.py`)."""
         given = wire.text_options(request.options, wire.GENERIC)
-        unknown = sorted(given.keys() - OPTIONS)
-        if unknown:
-            raise ConfigError("-o", unknown[0], "is no option of the driver plait", f"it knows {', '.join(sorted(OPTIONS))}")
+        known = {NET_OPTION, *OPTIONS}
+        for unknown in sorted(given.keys() - known):
+            raise ConfigError("-o", unknown, "is no option of the driver plait", f"it knows {', '.join(sorted(known))}")
+        choose_backend(network_options(given), BACKENDS.values())
         data, data6 = request.ipv4 or [], request.ipv6 or []
         if not data or any(one.address_space != SPACE for one in (*data, *data6)):
             raise ConfigError(
@@ -92,7 +93,7 @@ class NetworkDriver:
             internal=internal,
             ip_range=self._ipam.asked_range(subnet),
             labels={} if known is not None else {ORIGIN_LABEL: ORIGIN_DOCKER},
-            options={"backend": given[BACKEND_OPTION]} if BACKEND_OPTION in given else {},
+            options=network_options(given),
         )
 
     def _wanted6(self, wanted: NetworkRequest, data: wire.IpamData | None) -> NetworkRequest:

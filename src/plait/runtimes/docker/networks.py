@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
+from plait.backends import SETTINGS
 from plait.model.addr import IPNetwork
 from plait.model.cluster import Network
 from plait.model.errors import ConfigError, Conflict, EngineUnavailable, NotFound, PlaitError
@@ -29,7 +30,9 @@ from plait.runtimes.docker.wire import parse_address, parse_address6, parse_subn
 
 log = logging.getLogger("plait.docker")
 DRIVER = "plait"
-NET_OPTION, BACKEND_OPTION = "plait.net", "plait.backend"
+NET_OPTION = "plait.net"
+OPTIONS = {"plait.backend": "backend", **{name: name for name in SETTINGS}}
+"""What `-o` takes besides `NET_OPTION` -> the option of the cluster's network."""
 ORIGIN_LABEL, ORIGIN_DOCKER = "plait.origin", "docker"
 """Label of a network that was made through a Docker Engine: only such a one may be removed through one."""
 AUX_OWNER = "docker:aux:"
@@ -239,7 +242,7 @@ def identity(network: EngineNetwork) -> str:
 
 def _request(name: str, network: EngineNetwork) -> NetworkRequest:
     """The network of the cluster that a Docker network stands for. ConfigError if it can be none."""
-    of, options, four, six = f"of Docker network {network.name}", network.options or {}, network.pool, network.pool6
+    of, four, six = f"of Docker network {network.name}", network.pool, network.pool6
     return NetworkRequest(
         name=name,
         subnet=parse_subnet(four.subnet, f"subnet {of}"),
@@ -247,10 +250,15 @@ def _request(name: str, network: EngineNetwork) -> NetworkRequest:
         internal=network.internal,
         ip_range=parse_subnet(four.ip_range, f"range {of}") if four.ip_range else None,
         labels={**(network.labels or {}), ORIGIN_LABEL: ORIGIN_DOCKER},
-        options={"backend": options[BACKEND_OPTION]} if BACKEND_OPTION in options else {},
+        options=network_options(network.options or {}),
         subnet6=parse_subnet6(six.subnet, f"IPv6 subnet {of}") if six.subnet else None,
         gateway6=parse_address6(six.gateway, f"IPv6 gateway {of}") if six.gateway else None,
     )
+
+
+def network_options(given: Mapping[str, str]) -> dict[str, str]:
+    """The options of the cluster's network among those of a Docker network."""
+    return {OPTIONS[name]: value for name, value in given.items() if name in OPTIONS}
 
 
 def creation(network: Network) -> Mapping[str, Any]:
