@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from plait.kernel.dryrun import render
-from plait.model.cluster import Block, Endpoint, Network, Node, PortMapping, Snapshot
+from plait.model.cluster import Block, Endpoint, Network, Node, PortMapping, Reach, Snapshot
 from plait.model.objects import Op
 from plait.plan import Local, plan_node
 from plait.reconcile import order
@@ -87,6 +87,25 @@ CASES = {
     ),
 }
 
+HYBRID = Network("default", N("10.28.0.0/16"), A("10.28.0.1"), 24, backend="hybrid")
+REACH = {
+    "A": Reach("A", ("B",), {"pl-x1": ("D",)}),
+    "B": Reach("B", ("A",), {"pl-x1": ("D",)}),
+    "D": Reach("D", (), {"pl-x1": ("A", "B")}),
+}
+CASES |= {
+    f"{name}-paths": Snapshot(
+        "A", 1, ALL, frozenset("ABCD"), {"default": network}, blocks("A", "B", "C", "D"), {"e-web": replace(WEB, ports=())}, reach=REACH
+    )
+    for name, network in (("hybrid", HYBRID), ("vxlan", DEFAULT), ("direct", replace(HYBRID, backend="direct")))
+}
+"""B is on A's link, C behind a router; nothing comes through the tunnel to D, which C reaches."""
+LOCALS = {
+    "alone": Local(),
+    "three-peers": Local(gateway=True, fast_path=True),
+    "hybrid-paths": Local(fast_path=True, underlay="eth0", strict=True),
+}
+
 
 def lines(snapshot: Snapshot, local: Local) -> str:
     ops = order(Op("put", obj) for obj in plan_node(snapshot, local).values())
@@ -95,7 +114,7 @@ def lines(snapshot: Snapshot, local: Local) -> str:
 
 @pytest.mark.parametrize("name", CASES)
 def test_plan(name: str) -> None:
-    text = lines(CASES[name], Local(gateway=name == "three-peers", fast_path=name != "alone"))
+    text = lines(CASES[name], LOCALS.get(name, Local(fast_path=True, underlay="eth0")))
     path = FILES / f"{name}.txt"
     if os.environ.get("PLAIT_UPDATE_GOLDEN"):
         path.parent.mkdir(exist_ok=True)

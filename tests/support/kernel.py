@@ -78,6 +78,17 @@ OBJECTS: tuple[KernelObject, ...] = (
         'type filter hook ingress device "pl-e1" priority filter; policy accept;',
         "netdev",
     ),
+    NftSet("relayed", "ipv4_addr", frozenset({"10.28.4.0/24", "10.28.9.7"}), ("interval",)),
+    NftChain(
+        "relay",
+        ('iifname "pl-x*" ip daddr @relayed drop', 'iifname "eth0" ip saddr @pools ip daddr @relayed drop'),
+        "type filter hook forward priority filter; policy accept;",
+    ),
+    NftChain(
+        "raw_direct",
+        ('iifname "eth0" ip saddr 10.28.0.0/16 ip daddr 10.28.0.0/16 notrack accept',),
+        "type filter hook prerouting priority raw; policy accept;",
+    ),
     HookRule("ip", "filter", "DOCKER-USER", 'oifname "pl-*" accept'),
     HookRule("ip6", "filter", "DOCKER-USER", 'oifname "pl-*" accept'),
     Sysctl("ipv6/conf/all/forwarding", "1"),
@@ -124,6 +135,7 @@ OBJECTS: tuple[KernelObject, ...] = (
         "netdev",
     ),
     EndpointLink("pl-e2", 1450, peer="pl-p2", mac="02:00:00:00:00:0c"),
+    HookRule("ip", "filter", "DOCKER-USER", "ip saddr 10.28.0.0/16 ip daddr 10.28.0.0/16 accept"),
 )
 PLAN: Plan = {obj.key: obj for obj in OBJECTS}
 

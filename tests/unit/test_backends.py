@@ -15,6 +15,8 @@ from plait.model.errors import ConfigError
         ({}, "vxlan"),
         ({"model": "overlay"}, "vxlan"),
         ({"model": "sandbox"}, "none"),
+        ({"model": "hybrid"}, "hybrid"),
+        ({"model": "hybrid", "backend": "direct"}, "direct"),
         ({"backend": "none"}, "none"),
         ({"model": "overlay", "backend": "vxlan"}, "vxlan"),
     ],
@@ -26,7 +28,7 @@ def test_a_model_has_a_backend_and_a_backend_a_model(options: dict[str, str], ch
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"model": "mesh"}, "'mesh' is not known; use one of sandbox, overlay"),
+        ({"model": "mesh"}, "'mesh' is not known; use one of sandbox, overlay, hybrid"),
         ({"backend": "ipsec"}, "backend: 'ipsec' is not known; use one of .*none, vxlan"),
         ({"model": "overlay", "backend": "none"}, r"is of the model sandbox and cannot promise what overlay does .*use one of vxlan"),
         ({"model": "sandbox", "backend": "vxlan"}, r"of the model overlay and cannot promise what sandbox does .isolated containers"),

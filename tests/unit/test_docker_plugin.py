@@ -242,7 +242,7 @@ async def test_without_it_the_name_is_learnt_later(s: Setup) -> None:
         (creation() | {"IPv6Data": [SIX | {"Gateway": "10.0.0.1"}]}, "is no IPv6 address"),
         (creation() | {"IPv6Data": [SIX, SIX]}, "one --subnet of each family"),
         (creation(model="overlay", backend="none"), "cannot promise what overlay does"),
-        (creation(model="mesh"), "use one of sandbox, overlay"),
+        (creation(model="mesh"), "use one of sandbox, overlay, hybrid"),
         (creation("10.29.128.0/17"), "overlaps 10.29.0.0/16 of network 'mesh'"),
         (creation("8.8.0.0/16"), "not a private"),
         (creation("10.31.0.1/16"), "host bits"),

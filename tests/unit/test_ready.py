@@ -56,6 +56,7 @@ async def keeping(blocks: Blocks, folder: Path, config: dict[str, Any]) -> Async
         health=SimpleNamespace(set=lambda *what: None, clear=lambda *what: None),
         publisher=SimpleNamespace(wake=lambda: None),
         addresses=blocks,
+        underlay=SimpleNamespace(look=lambda address: 1500),
     )
     loops = NodeLoops(parts, "default")
     loops._names_shown = 0

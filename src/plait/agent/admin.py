@@ -14,8 +14,8 @@ from plait.agent.health import Health
 from plait.agent.identity import Identity
 from plait.agent.kernelwork import KernelWork
 from plait.agent.keys import alive_key, block_key, own_prefixes, single_keys
-from plait.agent.pathmtu import PathMtus
 from plait.agent.sandboxes import Sandboxes, SandboxRequest, parse_ports
+from plait.agent.underlay import Underlay
 from plait.agent.view import View
 from plait.model.cluster import Endpoint
 from plait.model.errors import Conflict, NotFound
@@ -27,6 +27,7 @@ from plait.model.report import (
     NetworkRow,
     NetworkView,
     NodeRow,
+    PathRow,
     PlanEntry,
     PortRow,
     SandboxView,
@@ -51,7 +52,7 @@ class AdminParts:
     sandboxes: Sandboxes
     work: KernelWork
     health: Health
-    paths: PathMtus
+    underlay: Underlay
     default_network: str
     search: str
     plan: Callable[[], Plan]
@@ -84,7 +85,7 @@ class AgentAdmin:
             "networks": reports.network_rows(snapshot),
             "engines": self._p.engines(),
             "blocks": reports.block_rows(snapshot),
-            "paths": reports.path_rows(snapshot, self._p.paths),
+            "paths": reports.path_states(snapshot, self._p.underlay),
             "conditions": reports.condition_rows(self._p.health),
         }
 
@@ -125,6 +126,9 @@ class AgentAdmin:
 
     async def remove_network(self, name: str, force: bool) -> None:
         await self._p.ops.remove_network(name, force)
+
+    async def paths(self) -> list[PathRow]:
+        return self._p.underlay.paths.rows()
 
     async def ipam(self) -> list[BlockRow]:
         return reports.block_rows(self._p.view.snapshot)

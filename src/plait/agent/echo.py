@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ICMP echo to another node's underlay address: how long the way takes, and how large a packet it lets through.
+"""ICMP echo to another node: how long the way takes, how large a packet it lets through, whether a tunnel or a link leads there at all.
 
 Data in: an address and the length of the request. Data out: the time until its reply, or what a router said of its length. The other
 end's kernel answers, so that a busy agent there counts for nothing. Every request forbids fragments and goes out whole whatever the
 kernel believes of the path. Source: RFC 792 (echo), RFC 1191 (path MTU), icmp(7), raw(7) (ICMP_FILTER), ip(7) (IP_MTU_DISCOVER,
-IP_RECVERR).
+IP_RECVERR), linux/in.h (IP_UNICAST_IF: the device to send by, not to receive from).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHORTEST = _IP_HEAD + _HEAD.size + _NONCE
 _ECHO, _ECHO_REPLY = 8, 0
 _SOL_RAW, _ICMP_FILTER = 255, 1
 _IP_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 3
-_IP_RECVERR = 11
+_IP_RECVERR, _IP_UNICAST_IF = 11, 50
 _ERROR = struct.Struct("=IBBBBI")
 """The head of struct sock_extended_err (linux/errqueue.h): errno, origin, type, code, padding, info."""
 _FROM_ICMP, _UNREACHABLE, _TOO_BIG = 2, 3, 4
@@ -46,10 +46,30 @@ class Echoed:
 LOST = Echoed(None)
 
 
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One way to send a request: from the address `source`, through the tunnel `device`, or without one ("") to what is on the own link. No
+    router and no relay is asked (SO_DONTROUTE: what the routes say of a tunnel's far end is not looked at), none would pass it on (its TTL
+    is 1). The answer may come in from anywhere: the far end sends it by the path that it has chosen."""
+
+    source: IPv4Address
+    device: str = ""
+
+
 class Probe(Protocol):
     async def ask(self, address: IPv4Address, size: int = SHORTEST, timeout_s: float = TIMEOUT_S) -> Echoed:
         """Send one request of `size` bytes (IP head included, at least `SHORTEST`). Nothing is raised: what could not be sent is lost."""
         ...
+
+
+class LaneProbe(Protocol):
+    async def ask_by(self, lane: Lane, address: IPv4Address, timeout_s: float = TIMEOUT_S) -> float | None:
+        """Seconds until the reply to a short request that goes by `lane`, None if there was none. Raises LaneAbsent."""
+        ...
+
+
+class LaneAbsent(Exception):
+    """This host has not got the source address or the device of a lane (yet)."""
 
 
 class Echo:
@@ -61,22 +81,41 @@ class Echo:
         _raw_socket().close()
 
     async def ask(self, address: IPv4Address, size: int = SHORTEST, timeout_s: float = TIMEOUT_S) -> Echoed:
-        loop, nonce = asyncio.get_running_loop(), os.urandom(_NONCE)
-        outcome: asyncio.Future[float | int] = loop.create_future()
+        with _raw_socket() as sock:
+            return await _exchange(sock, address, size, timeout_s)
+
+    async def ask_by(self, lane: Lane, address: IPv4Address, timeout_s: float = TIMEOUT_S) -> float | None:
+        with _raw_socket() as sock:
+            try:
+                sock.bind((str(lane.source), 0))
+                index = socket.if_nametoindex(lane.device) if lane.device else 0
+            except OSError as error:
+                raise LaneAbsent(f"{lane}: {error}") from error
+            sock.setsockopt(socket.IPPROTO_IP, _IP_UNICAST_IF, struct.pack("!I", index))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_DONTROUTE, 1)
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
+            return (await _exchange(sock, address, SHORTEST, timeout_s)).rtt_s
+
+
+async def _exchange(sock: socket.socket, address: IPv4Address, size: int, timeout_s: float) -> Echoed:
+    """Send one request and wait for what comes of it."""
+    loop, nonce = asyncio.get_running_loop(), os.urandom(_NONCE)
+    outcome: asyncio.Future[float | int] = loop.create_future()
+    try:
+        sock.connect((str(address), 0))
+        loop.add_reader(sock, _read, sock, nonce, outcome)
         try:
-            with _raw_socket() as sock:
-                sock.connect((str(address), 0))
-                loop.add_reader(sock, _read, sock, nonce, outcome)
-                try:
-                    sent = time.monotonic()
-                    sock.send(_request(nonce, size))
-                    async with asyncio.timeout(timeout_s):
-                        came = await outcome
-                finally:
-                    loop.remove_reader(sock)
-        except (TimeoutError, OSError):
-            return LOST
-        return Echoed(None, came) if isinstance(came, int) else Echoed(came - sent)
+            sent = time.monotonic()
+            sock.send(_request(nonce, size))
+            await asyncio.wait([outcome], timeout=timeout_s)
+        finally:
+            loop.remove_reader(sock)
+    except OSError:
+        return LOST
+    if not outcome.done():
+        return LOST
+    came = outcome.result()
+    return Echoed(None, came) if isinstance(came, int) else Echoed(came - sent)
 
 
 def _raw_socket() -> socket.socket:

@@ -142,6 +142,18 @@ REGISTRY: dict[str, Condition] = {
             "Remove and start these containers again, for addresses of this node, which was taken for gone (`plait node rm`).",
         ),
         Condition(
+            "path-detour",
+            "warning",
+            "A node is reached by another path than its networks want",
+            "See `plait paths`; most often a firewall drops the tunnel's UDP port between the two hosts. It is taken back by itself.",
+        ),
+        Condition(
+            "path-lost",
+            "error",
+            "Containers do not reach those of a living node",
+            "See `plait paths`; let the tunnel's UDP port pass between the two hosts, or ICMP echo if only that is dropped.",
+        ),
+        Condition(
             "mtu-too-small",
             "warning",
             "The underlay's MTU leaves less than 1280 bytes inside",

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from ipaddress import IPv4Network
 
-from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node
+from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node, Reach
 from plait.model.discovery import CatalogNode, Check, OtherTags
 
-Record = Node | Network | Block | Endpoint | Container | Instance | Check | CatalogNode | OtherTags
+Record = Node | Reach | Network | Block | Endpoint | Container | Instance | Check | CatalogNode | OtherTags
 
 TYPES: dict[str, type[Record]] = {
     "nodes": Node,
+    "reach": Reach,
     "networks": Network,
     "blocks": Block,
     "endpoints": Endpoint,
@@ -36,6 +37,10 @@ def alive_key(name: str) -> str:
     return f"alive/{name}"
 
 
+def reach_key(node: str) -> str:
+    return f"reach/{node}"
+
+
 def network_key(name: str) -> str:
     return f"networks/{name}"
 
@@ -53,6 +58,8 @@ def record_key(record: Record) -> str:
     match record:
         case Node():
             return node_key(record.name)
+        case Reach():
+            return reach_key(record.node)
         case Network():
             return network_key(record.name)
         case Block():
@@ -82,7 +89,7 @@ def own_prefixes(node: str) -> tuple[str, ...]:
 
 def single_keys(node: str) -> tuple[str, ...]:
     """The keys of what there is once of a node; they go when it leaves."""
-    return node_key(node), alive_key(node), f"coordinates/{node}"
+    return node_key(node), alive_key(node), reach_key(node), f"coordinates/{node}"
 
 
 def shown_from(ref: tuple[str, ...]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from plait.agent.keys import TYPES, Record, kind_of
-from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node, Snapshot
+from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node, Reach, Snapshot
 from plait.model.discovery import CatalogNode, Check, OtherTags
 
 _LAYERED = {"instances": "catalog/instances", "checks": "catalog/checks"}
@@ -65,6 +65,7 @@ class Merged:
             self._map("instances"),
             self._map("checks"),
             self._map("catalog/nodes"),
+            self._map("reach"),
         )
 
     def _thaw(self, kind: str, ident: Hashable) -> None:
@@ -106,5 +107,7 @@ def _ident(record: Record) -> Hashable:
             return record.id
         case Container() | Instance() | Check() | OtherTags():
             return record.node, record.id
+        case Reach():
+            return record.node
         case Node() | Network() | CatalogNode():
             return record.name

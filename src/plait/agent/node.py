@@ -22,10 +22,10 @@ from plait.agent.health import Health
 from plait.agent.identity import Identity
 from plait.agent.journal import Journal, Write
 from plait.agent.networks import Networks
-from plait.agent.pathmtu import PathMtus
 from plait.agent.publisher import Publisher
 from plait.agent.reconciler import Reconciler
 from plait.agent.reports import GATEWAY_META, merged_meta, strays
+from plait.agent.underlay import Underlay
 from plait.agent.view import View
 from plait.backends import BACKENDS
 from plait.dns.zone import Zone
@@ -63,7 +63,7 @@ class Parts:
     dns: DnsService
     on_zone: Callable[[Zone], None]
     fast_path: bool
-    path_mtus: PathMtus
+    underlay: Underlay
 
 
 _FIREWALL_APART_S = 0.2
@@ -112,8 +112,10 @@ class NodeLoops:
             netns=netns_of_containers(self._p.view, own),
             docker_bridge=self._p.config.docker_bridge,
             fast_path=self.fast_path,
-            path_mtu=self._p.path_mtus.known,
             ipv6=self._ipv6,
+            path_mtu=self._p.underlay.path_mtus.known,
+            underlay=self._p.underlay.link,
+            strict=self._p.underlay.strict,
         )
         return plan_node(snapshot, local)
 
@@ -134,7 +136,7 @@ class NodeLoops:
         identity = self._p.identity
         known = self._p.view.snapshot.nodes.get(identity.name)
         try:
-            _, mtu = self._p.kernel.underlay(identity.address)
+            mtu = self._p.underlay.look(identity.address)
         except OSError as error:
             log.warning("underlay_missing", extra={"address": str(identity.address), "error": str(error)})
             mtu = known.mtu if known is not None else 1500
@@ -260,6 +262,9 @@ class NodeLoops:
             lost = {n: f"node {n} gives no sign of life" for n in snapshot.nodes if n not in snapshot.alive}
             self._p.health.replace("node-lost", lost)
             self._p.health.replace("block-lost", strays(snapshot))
+            detours, unreached = self._p.underlay.paths.troubles()
+            self._p.health.replace("path-detour", detours)
+            self._p.health.replace("path-lost", unreached)
             refused = self._p.dns.bind_errors
             self._p.health.replace("dns-bind", {f"{e.address}:{e.port}/{e.protocol}": str(e) for e in refused})
             await asyncio.sleep(1)
@@ -274,11 +279,11 @@ class NodeLoops:
         self._firewall_dirty.set()
 
     async def look_at_firewall(self) -> bool:
-        """Learn whose rules forwarded traffic must meet; True if that has changed."""
+        """Learn whose rules forwarded traffic must meet, and whether the host is strict about sources; True if that has changed."""
         before, self._guards = self._guards, await asyncio.to_thread(self._p.kernel.foreign_guards)
         if before is not None and before != self._guards:
             log.info("fast_path", extra={"on": self.fast_path, "guards": ", ".join(sorted(self._guards))})
-        return before != self._guards
+        return self._p.underlay.look_at_sources() or before != self._guards
 
     async def watch_firewall(self, changed: Callable[[], None]) -> None:
         """Name foreign chains that stop what is forwarded, and obey them: `changed` is called when the plan is another. Never returns."""

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from plait.agent.health import Health
-from plait.agent.pathmtu import PathMtus
-from plait.backends import BACKENDS
+from plait.agent.paths import shown
+from plait.agent.underlay import Underlay
+from plait.backends import BACKENDS, Path
 from plait.ipam import block_of, image_block, stray_endpoints, usable
 from plait.kernel.dryrun import render
 from plait.model.cluster import Block, Container, Endpoint, Network, Node, PortMapping, Snapshot
@@ -24,7 +25,7 @@ from plait.model.report import (
     PlanEntry,
     PortRow,
 )
-from plait.plan import path_mtu
+from plait.plan import choose, inner_mtu
 
 GATEWAY_META = "gateway"
 """Key of a node's meta: it forwards for hosts without an agent."""
@@ -189,25 +190,28 @@ def _container_row(snapshot: Snapshot, container: Container) -> ContainerRow:
     }
 
 
-def path_rows(snapshot: Snapshot, paths: PathMtus) -> list[PathState]:
-    """How this node reaches each other one by the network `default`'s backend."""
+def path_states(snapshot: Snapshot, underlay: Underlay) -> list[PathState]:
+    """How this node reaches each other one for the first network that leaves its host."""
     me = snapshot.nodes.get(snapshot.me)
-    networks = sorted(snapshot.networks.values(), key=lambda n: n.name)
-    if me is None or not networks:
+    network = next((n for _, n in sorted(snapshot.networks.items()) if BACKENDS[n.backend].ways), None)
+    if me is None or network is None:
         return []
-    return [_path_row(snapshot, me, snapshot.nodes[name], networks[0], paths) for name in sorted(snapshot.nodes) if name != snapshot.me]
+    paths = choose(snapshot, network)
+    return [_path_state(snapshot, me, snapshot.nodes[name], network, paths[name], underlay) for name in sorted(paths)]
 
 
-def _path_row(snapshot: Snapshot, me: Node, node: Node, network: Network, paths: PathMtus) -> PathState:
+def _path_state(snapshot: Snapshot, me: Node, node: Node, network: Network, path: Path | None, underlay: Underlay) -> PathState:
     error = "" if node.tunnel is not None and node.vtep_mac else "has no block yet"
     if node.name not in snapshot.alive:
         error = "gives no sign of life"
+    elif not error and (path is None or not path.works):
+        error = "no packet comes through"
     return {
         "node": node.name,
         "address": str(node.address),
-        "backend": network.backend,
-        "mtu": path_mtu(me, node, paths.known) - BACKENDS[network.backend].overhead(),
-        "probed": node.name in paths.answered,
+        "backend": shown(path) if path is not None else network.backend,
+        "mtu": inner_mtu(me, node, network, path, underlay.path_mtus.known),
+        "probed": node.name in underlay.path_mtus.answered,
         "error": error,
     }
 

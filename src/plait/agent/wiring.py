@@ -16,7 +16,6 @@ from plait.agent.config import Config, Paths, load_config
 from plait.agent.discovery import Discovery, DiscoveryParts
 from plait.agent.dnsnear import DnsNear
 from plait.agent.dnswatch import DnsWatch
-from plait.agent.echo import Echo
 from plait.agent.engines import EngineParts, Engines
 from plait.agent.figures import of_kernel
 from plait.agent.health import Health
@@ -28,11 +27,11 @@ from plait.agent.keys import own_prefixes, single_keys
 from plait.agent.networks import Networks
 from plait.agent.node import LEASE_TTL_S, NodeLoops, Parts
 from plait.agent.operations import AgentOperations
-from plait.agent.pathmtu import durable_path_mtus
 from plait.agent.publisher import Publisher
 from plait.agent.reconciler import Reconciler
 from plait.agent.sandboxes import Sandboxes
 from plait.agent.storehost import StoreHost
+from plait.agent.underlay import Underlay
 from plait.agent.view import View
 from plait.dns.zone import Zone
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_exists
@@ -117,7 +116,7 @@ class _Wiring:
         self.publisher = Publisher(self.view, store, self.view.caught_up)
         self.dns = DnsService(on_crash=self._on_dns_crash, on_query=lambda *q: self.discovery.names(*q), successors=paths.dns_successors)
         self.resolvers = HostResolvers(self.dns.set_upstreams)
-        self.path_mtus = durable_path_mtus(journal, lambda: self.view.snapshot, self._on_path_mtu)
+        self.underlay = Underlay(journal, self.view, self.kernel, lambda: self.reconciler.mark())
         self._linked = asyncio.Event()
         self.loops = NodeLoops(self._parts(), DEFAULT_NETWORK)
         self.reconciler = Reconciler(
@@ -171,13 +170,8 @@ class _Wiring:
             dns=self.dns,
             on_zone=self._on_zone,
             fast_path=self.config.fast_path and CAPABILITY in self.kernel.capabilities(),
-            path_mtus=self.path_mtus,
+            underlay=self.underlay,
         )
-
-    def _on_path_mtu(self, wider: bool) -> None:
-        if wider:
-            self.kernel.forget_paths()
-        self.reconciler.mark()
 
     def _sandboxes(self) -> Sandboxes:
         name, run_dir, settled = self.identity.name, self.paths.run, self.loops.names_settled
@@ -200,18 +194,6 @@ class _Wiring:
                 current=lambda: self.replica.synced and self.replica.connected,
             )
         )
-
-    def _measure(self, group: asyncio.TaskGroup) -> None:
-        """Ask the other nodes for echoes, as far as is wanted and allowed."""
-        try:
-            echo = Echo()
-        except OSError as error:
-            log.warning("echo_off", extra={"error": str(error)})
-            return
-        if self.config.coordinates:
-            group.create_task(self.discovery.roundtrips().run(echo))
-        if self.config.path_mtu:
-            group.create_task(self.path_mtus.run(echo))
 
     def _on_view(self, kinds: frozenset[str]) -> None:
         if kinds != {"checks"}:  # of which the plan knows nothing, and which change all the time
@@ -258,7 +240,6 @@ class _Wiring:
             else:
                 host, port = split_address(self.identity.store, STORE_PORT)
                 group.create_task(StoreHost(self.view, host, port, self._server_name, lambda: self.replica.connected).run())
-            self._measure(group)
             for loop in (
                 self.replica.run(),
                 self._notice_absent_store(),
@@ -277,6 +258,7 @@ class _Wiring:
                 self.sandboxes.run(),
                 self.engines.run(),
                 *self.discovery.loops(),
+                *self.underlay.measuring(self.discovery.roundtrips() if self.config.coordinates else None, self.config.path_mtu),
             ):
                 group.create_task(loop)
 
@@ -315,7 +297,7 @@ class _Wiring:
             sandboxes=self.sandboxes,
             work=self.work,
             health=self.health,
-            paths=self.path_mtus,
+            underlay=self.underlay,
             default_network=DEFAULT_NETWORK,
             search=self.config.search_domain,
             plan=self.loops.plan,

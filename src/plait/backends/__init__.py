@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """How traffic goes between nodes. One file a backend; `BACKENDS` is the only place that lists them."""
 
-from plait.backends.base import MODELS, Backend, Peer
+from plait.backends.base import DIRECT, MODELS, Backend, Path, Peer
+from plait.backends.direct import DirectBackend
+from plait.backends.hybrid import HybridBackend
 from plait.backends.none import NoneBackend
 from plait.backends.settings import OPTIONS as SETTINGS
 from plait.backends.settings import check_names, choose_backend
 from plait.backends.vxlan import VxlanBackend
 
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (VxlanBackend(), NoneBackend())}
+_VXLAN = VxlanBackend()
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (_VXLAN, NoneBackend(), HybridBackend(_VXLAN), DirectBackend())}
 """Of each model the first is the one that is taken where none is asked for, of all of them the first where no model is either."""
 
 DUAL = frozenset({"vxlan", "none"})
 """Backends of networks that may have IPv6 beside IPv4."""
 
-__all__ = ["BACKENDS", "DUAL", "MODELS", "SETTINGS", "Backend", "Peer", "check_names", "choose_backend"]
+__all__ = ["BACKENDS", "DIRECT", "DUAL", "MODELS", "SETTINGS", "Backend", "Path", "Peer", "check_names", "choose_backend"]

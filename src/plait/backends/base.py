@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Protocol
 
@@ -14,20 +14,43 @@ from plait.model.objects import KernelObject
 MODELS = {
     "sandbox": "isolated containers on one host",
     "overlay": "one network over all hosts, whatever lies between them",
+    "hybrid": "plain routes between hosts that share a link",
 }
 """What a network can promise; a backend says how it is kept."""
+
+
+DIRECT = "direct"
+"""The kind of path that needs no tunnel: the other node is the next hop on this node's own link. The other kinds are called like the
+backend whose tunnel they go through."""
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """How packets leave this node for another one. `kind` is that of the first step, `relay` the node which that leads to if it is not the
+    other one itself. `works` False: nothing that was probed does, and this is what was wanted. `why` is for people."""
+
+    kind: str
+    why: str = field(compare=False)
+    relay: Node | None = None
+    works: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
     """Another node, the blocks of the network at hand that are routed to it (a single address where it has one of another node's block in
-    use), ascending, and how large a packet the underlay carries
-    there, bytes (at most what this node's own link does). `blocks6` are their images, where the network has IPv6."""
+    use), ascending, by which path (None: by none), and how large a packet from inside may be on that, bytes (0: as large as the network's
+    own MTU). `blocks6` are the images of the blocks, where the network has IPv6."""
 
     node: Node
     blocks: tuple[IPv4Network, ...]
-    mtu: int
+    path: Path | None
+    mtu: int = 0
     blocks6: tuple[IPv6Network, ...] = ()
+
+    @property
+    def hop(self) -> Node:
+        """The node which the first step leads to."""
+        return self.path.relay if self.path is not None and self.path.relay is not None else self.node
 
 
 class Backend(Protocol):
@@ -41,18 +64,41 @@ class Backend(Protocol):
         """The value of `--backend`, and the name of the file."""
         ...
 
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """Kinds of path between two nodes that a network of this backend may use, the preferred one first: `DIRECT`, and the name of the
+        backend whose tunnel `plan` makes. None: its containers reach their own host's only."""
+        ...
+
     def needs(self) -> frozenset[str]:
         """Kernel capabilities without which the backend cannot work."""
         ...
 
     def overhead(self) -> int:
-        """Bytes that each packet grows by on the underlay. The only source of MTU arithmetic."""
+        """Bytes by which containers' packets must be smaller than the underlay's. The only source of MTU arithmetic."""
         ...
 
     def device(self, network: Network) -> str:
-        """The link of this node through which the network's blocks on other nodes are reached, "" if they are not reached."""
+        """The tunnel device of this node for the network, "" if it has none."""
         ...
 
     def plan(self, me: Node, network: Network, peers: Sequence[Peer]) -> list[KernelObject]:
-        """All kernel objects for this network between this node and `peers`; several networks may share some."""
+        """All kernel objects of the tunnel for this network between this node and `peers`, whatever their paths (what is not used is probed
+        through it), and routes for those whose path goes through it; several networks may share some. Direct routes are the plan's."""
         ...
+
+
+class NoTunnel:
+    """What the backends without a tunnel have in common."""
+
+    def needs(self) -> frozenset[str]:
+        return frozenset({"veth", "nft"})
+
+    def overhead(self) -> int:
+        return 0
+
+    def device(self, network: Network) -> str:
+        return ""
+
+    def plan(self, me: Node, network: Network, peers: Sequence[Peer]) -> list[KernelObject]:
+        return []

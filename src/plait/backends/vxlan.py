@@ -2,10 +2,10 @@
 """Backend `vxlan`: routed VXLAN (RFC 7348), one device per VNI, nothing learned, nothing flooded.
 
 In: this node, a network, the peers with their blocks. Out, per VNI: the device and the node's tunnel address on it; per peer one
-neighbour entry (tunnel address -> tunnel MAC) and one FDB row (tunnel MAC -> underlay address); per block of a peer one route with
-the peer's tunnel address as on-link next hop. A network with IPv6 has the same for that: the next hop is the link-local address that
-is made of the peer's tunnel MAC, and one route more leads to the peer's own address, from which its host speaks. Every row is derived from
-the store, so a stale one cannot outlive a pass.
+neighbour entry (tunnel address -> tunnel MAC) and one FDB row (tunnel MAC -> underlay address); per block of a peer whose path is the
+tunnel one route with the peer's tunnel address (or that of the node which relays) as on-link next hop. A network with IPv6 has the same for
+that: the next hop is the link-local address that is made of the tunnel MAC, and one route more leads to the peer's own address, from which
+its host speaks. Every row is derived from the store, so a stale one cannot outlive a pass.
 
 Tried elsewhere and dropped: L2/L3-miss notifications and learning, both of which keep state in the kernel that nobody re-derives.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ipaddress import IPv4Interface, IPv6Interface, IPv6Network
 
-from plait.backends.base import Peer
+from plait.backends.base import DIRECT, Peer
 from plait.model.addr import link_local
 from plait.model.cluster import Network, Node
 from plait.model.objects import PREFIX, Addr, Fdb, KernelObject, Neigh, Route, Sysctl, VxlanLink
@@ -27,6 +27,7 @@ OVERHEAD = 50
 
 class VxlanBackend:
     name, model = "vxlan", "overlay"
+    ways = ("vxlan", DIRECT)
 
     def needs(self) -> frozenset[str]:
         return frozenset({"vxlan", "veth", "nft"})
@@ -57,20 +58,18 @@ class VxlanBackend:
         node = peer.node
         if node.tunnel is None or not node.vtep_mac:
             return []
-        smaller = _smaller(me, peer)
         rows: list[KernelObject] = [Neigh(dev, node.tunnel, node.vtep_mac), Fdb(dev, node.vtep_mac, node.address)]
-        rows += [Route(block, dev, via=node.tunnel, onlink=True, src=me.tunnel, mtu=smaller) for block in peer.blocks]
+        if peer.path is not None and peer.path.kind == self.name:
+            rows += [Route(block, dev, via=peer.hop.tunnel, onlink=True, src=me.tunnel, mtu=peer.mtu) for block in peer.blocks]
         return rows
 
     def _peer6(self, me: Node, dev: str, peer: Peer) -> list[KernelObject]:
+        """IPv6 goes through the tunnel alone: a peer that is reached past it by IPv4 is not reached by IPv6."""
         node = peer.node
         if node.tunnel is None or not node.vtep_mac:
             return []
-        hop, smaller = link_local(node.vtep_mac), _smaller(me, peer)
-        reached = (IPv6Network(node.tunnel6), *peer.blocks6)
-        return [Neigh(dev, hop, node.vtep_mac), *(Route(block, dev, via=hop, src=me.tunnel6, mtu=smaller) for block in reached)]
-
-
-def _smaller(me: Node, peer: Peer) -> int:
-    """MTU of the routes to a peer that is reached by a narrower way than the device's, else 0."""
-    return peer.mtu - OVERHEAD if peer.mtu < me.mtu else 0
+        rows: list[KernelObject] = [Neigh(dev, link_local(node.vtep_mac), node.vtep_mac)]
+        if peer.path is not None and peer.path.kind == self.name:
+            via = link_local(peer.hop.vtep_mac)
+            rows += [Route(to, dev, via=via, src=me.tunnel6, mtu=peer.mtu) for to in (IPv6Network(node.tunnel6), *peer.blocks6)]
+        return rows

@@ -135,3 +135,14 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     for line in table(columns, rows):
         click.echo(line)
+
+
+def span(seconds: float) -> str:
+    """A duration in its two largest units, such as "3h 12m"."""
+    rest = int(seconds)
+    parts: list[str] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        if rest >= size or (unit == "s" and not parts):
+            parts.append(f"{rest // size}{unit}")
+        rest %= size
+    return " ".join(parts[:2])

@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, str] = {
     "gateway": "plait.cli.node",
     "status": "plait.cli.status",
     "wait": "plait.cli.status",
+    "paths": "plait.cli.paths",
     "nodes": "plait.cli.listing",
     "node": "plait.cli.listing",
     "ps": "plait.cli.listing",

@@ -9,7 +9,7 @@ import click
 
 from plait.cli.common import address, address6, both, cidr, cidr6, json_option, pairs, show_json, show_table, with_agent
 
-MODELS = ("sandbox", "overlay")
+MODELS = ("sandbox", "overlay", "hybrid")
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -101,7 +101,7 @@ def _used(count: int) -> str:
 @click.option("--subnet6", type=cidr6, help="Its IPv6 addresses, a /64 or larger; implies --ipv6. [default: a unique local one]")
 @click.option("--gateway6", type=address6, help="IPv6 address that every node holds; implies --ipv6. [default: like --gateway]")
 @click.option("--model", type=click.Choice(MODELS), help="What it promises. [default: overlay, or that of --backend]")
-@click.option("--backend", default="", metavar="NAME", help="How that is kept. [default: by the model: none, vxlan]")
+@click.option("--backend", default="", metavar="NAME", help="How that is kept. [default: by the model: none, vxlan, hybrid]")
 @click.option("--internal", is_flag=True, help="Without a way out to other networks.")
 @click.option("--label", "labels", multiple=True, callback=pairs, metavar="K=V", help="A label; can be repeated.")
 @click.option(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from plait.cli.common import both, json_option, show_json, with_agent
+from plait.cli.common import both, json_option, show_json, span, with_agent
 from plait.model.errors import PlaitError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def wait(client: AdminClient, timeout: float) -> None:
 
 def page(view: StatusView) -> Iterator[str]:
     """The lines of the screen."""
-    yield f"{view['node']}: {_verdict(view)}  (plait {view['version']}, up {_span(view['uptime_s'])})"
+    yield f"{view['node']}: {_verdict(view)}  (plait {view['version']}, up {span(view['uptime_s'])})"
     yield ""
     for title, lines in (
         ("store", _store(view)),
@@ -155,14 +155,3 @@ def _some(names: list[str]) -> str:
 
 def _plural(count: int, thing: str) -> str:
     return f"{count} {thing}" + ("" if count == 1 else "s")
-
-
-def _span(seconds: float) -> str:
-    """A duration in its two largest units, such as "3h 12m"."""
-    rest = int(seconds)
-    parts: list[str] = []
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        if rest >= size or (unit == "s" and not parts):
-            parts.append(f"{rest // size}{unit}")
-        rest %= size
-    return " ".join(parts[:2])

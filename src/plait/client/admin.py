@@ -22,6 +22,7 @@ from plait.model.report import (
     NetworkRow,
     NetworkView,
     NodeRow,
+    PathRow,
     PlanEntry,
     PortRow,
     SandboxView,
@@ -115,6 +116,9 @@ class AdminClient:
 
     def remove_network(self, name: str, force: bool = False) -> None:
         self._call("DELETE", f"networks/{quote(name, '')}?force={int(force)}")
+
+    def paths(self) -> list[PathRow]:
+        return cast(list[PathRow], self._call("GET", "paths"))
 
     def ipam(self) -> list[BlockRow]:
         return cast(list[BlockRow], self._call("GET", "ipam"))

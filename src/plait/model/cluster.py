@@ -69,6 +69,16 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
+class Reach:
+    """Which of the other nodes `node` reaches, as it has probed: `linked` are those on its own link, routers aside; `broken`, by tunnel
+    device, those that it does not reach through that. Who is in neither was not found to be so yet."""
+
+    node: str
+    linked: tuple[str, ...] = ()
+    broken: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Block:
     """A part of a network's pool leased to one node. `purpose` "bridge": given whole to the engine's own default
     bridge (its first host address is the bridge); "pool": addresses handed out by the agent."""
@@ -204,3 +214,4 @@ class Snapshot:
     instances: Mapping[tuple[str, str], Instance] = field(default_factory=dict)
     checks: Mapping[tuple[str, str], Check] = field(default_factory=dict)
     catalog_nodes: Mapping[str, CatalogNode] = field(default_factory=dict)
+    reach: Mapping[str, Reach] = field(default_factory=dict)

@@ -128,8 +128,8 @@ class EngineState(TypedDict):
 
 
 class PathState(TypedDict):
-    """The way to one other node: underlay address, backend, bytes that a packet may have inside, whether that was probed (else it is what
-    both ends' links allow); `error` is "" when it is usable."""
+    """The way to one other node: underlay address, path (`PathRow` says more), bytes that a packet may have inside, whether that was
+    probed (else it is what both ends' links allow); `error` is "" when it is usable."""
 
     node: str
     address: str
@@ -137,6 +137,24 @@ class PathState(TypedDict):
     mtu: int
     probed: bool
     error: str
+
+
+class PathRow(TypedDict):
+    """The path to one other node for the packets of `networks`. `kind`: direct, the name of a tunnel's backend, relay, none. `first`: the
+    kind of the first step, `relay` the node which that leads to ("" : the node itself). `mtu` is that inside, bytes; `rtt_ms` and `loss`
+    (0 to 1) are those of the first step as probed last, None where nothing was."""
+
+    node: str
+    networks: list[str]
+    kind: str
+    relay: str
+    first: str
+    why: str
+    since: float
+    mtu: int
+    rtt_ms: float | None
+    loss: float | None
+    works: bool
 
 
 class ConditionRow(TypedDict):

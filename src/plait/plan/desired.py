@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Interface, IPv4Network, IPv6Network
 
-from plait.backends import BACKENDS, Peer
+from plait.backends import BACKENDS, DIRECT, Peer
 from plait.ipam import image_block, stray_endpoints
 from plait.model.addr import mac_from_digest
 from plait.model.cluster import Block, Endpoint, Network, Node, Snapshot
@@ -25,10 +25,12 @@ from plait.model.objects import (
     Plan,
     Route,
     Sysctl,
+    VxlanLink,
 )
 from plait.plan.dual import endpoint6_objects, gateways6, inside6, without6
 from plait.plan.fastpath import fast_objects
-from plait.plan.firewall import firewall_objects
+from plait.plan.firewall import direct_objects, firewall_objects, relay_objects
+from plait.plan.paths import choose, direct_routes, inner_mtu, network_mtu
 
 GATEWAY_LINK = f"{PREFIX}gw"
 EVERYWHERE = IPv4Network("0.0.0.0/0")
@@ -42,7 +44,8 @@ class Local:
     """Facts of this node that are not replicated: whether it forwards for hosts without an agent, the namespaces of
     sandboxes whose inside plait plumbs (endpoint id -> path; also where a vanished link is to be put back), whether its kernel
     can forward at ingress (`fastpath.CAPABILITY`), what was measured of the way to other nodes (name -> bytes a packet may have), whether
-    its kernel has IPv6."""
+    its kernel has IPv6, the link that carries the node's address, whether this host drops what comes from where it would not send to
+    (rp_filter 1)."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
@@ -50,16 +53,8 @@ class Local:
     fast_path: bool = False
     path_mtu: Mapping[str, int] = field(default_factory=dict)
     ipv6: bool = True
-
-
-def network_mtu(me: Node, network: Network) -> int:
-    """MTU inside the containers of `network` on this node: the underlay's minus what the backend adds, bytes."""
-    return me.mtu - BACKENDS[network.backend].overhead()
-
-
-def path_mtu(me: Node, node: Node, measured: Mapping[str, int]) -> int:
-    """How large a packet the underlay carries from this node to `node`, bytes: the least of both ends' links and what was measured."""
-    return min(me.mtu, node.mtu, measured.get(node.name, me.mtu))
+    underlay: str = ""
+    strict: bool = False
 
 
 def plan_node(snapshot: Snapshot, local: Local) -> Plan:
@@ -73,13 +68,20 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     objects: list[KernelObject] = [Sysctl("ipv4/ip_forward", "1")]
     objects += _gateways(me, networks)
     strays = _routed_strays(snapshot)
+    peers = {network.name: _peers(snapshot, network, local, strays) for network in networks}
     for network in networks:
-        objects += BACKENDS[network.backend].plan(me, network, _peers(snapshot, network, local, strays))
+        objects += BACKENDS[network.backend].plan(me, network, peers[network.name])
+        objects += direct_routes(me, local.underlay, peers[network.name])
         objects += _backstops(network, snapshot)
+    direct = [network for network in networks if any(peer.path and peer.path.kind == DIRECT for peer in peers[network.name])]
     for endpoint in _own_endpoints(snapshot):
         network = snapshot.networks[endpoint.network]
         objects += endpoint_objects(me, network, endpoint, local.netns.get(endpoint.id, ""))
     objects += firewall_objects(snapshot, networks, local.gateway, local.docker_bridge)
+    objects += direct_objects(direct, local.underlay)
+    objects += relay_objects([peer for found in peers.values() for peer in found], local.underlay)
+    if local.strict:
+        objects += _loosened(objects, [n for n in networks if BACKENDS[n.backend].ways[:1] == (DIRECT,)], local.underlay)
     if local.fast_path and me.tunnel is not None:
         objects += fast_objects(networks, _own_endpoints(snapshot), [o for o in objects if isinstance(o, Route)])
     return {obj.key: obj for obj in objects}
@@ -127,11 +129,21 @@ def _own_endpoints(snapshot: Snapshot) -> Iterable[Endpoint]:
 
 
 def _gateways(me: Node, networks: Sequence[Network]) -> list[KernelObject]:
-    """Every node holds every gateway: an anycast address that is never sent between nodes."""
+    """Every node holds every gateway: an anycast address that is never sent between nodes. Its own tunnel address lies there too, for
+    networks without a tunnel, and so that routes from it outlive a tunnel device that is replaced."""
     mac = mac_from_digest(hashlib.sha256(b"gw:" + me.id.encode()).digest())
     objects: list[KernelObject] = [BridgeLink(GATEWAY_LINK, mac)]
-    objects += [Addr(GATEWAY_LINK, IPv4Interface((n.gateway, 32))) for n in networks]
+    addresses = [n.gateway for n in networks] + ([me.tunnel] if me.tunnel is not None else [])
+    objects += [Addr(GATEWAY_LINK, IPv4Interface((address, 32))) for address in addresses]
     return objects + gateways6(GATEWAY_LINK, networks)
+
+
+def _loosened(objects: Iterable[KernelObject], direct: Iterable[Network], underlay: str) -> list[KernelObject]:
+    """Where the host is strict about where packets come from, it must not be so on links whose packets may come another way than their
+    answers go: two networks in one container, a path that changes at one end first. The greater of this and `all` counts (kernel:
+    ip-sysctl, rp_filter), and 2 asks that the source be reachable at all."""
+    devs = [o.name for o in objects if isinstance(o, VxlanLink | EndpointLink)] + [underlay for _ in list(direct)[:1] if underlay]
+    return [Sysctl(f"ipv4/conf/{dev}/rp_filter", "2") for dev in devs]
 
 
 def _backstops(network: Network, snapshot: Snapshot) -> list[KernelObject]:
@@ -155,12 +167,14 @@ def _peers(snapshot: Snapshot, network: Network, local: Local, strays: Iterable[
             blocks.setdefault(stray.node, []).append(IPv4Network(stray.address))
             if network.subnet6 is not None and stray.address6 is not None:
                 blocks6.setdefault(stray.node, []).append(IPv6Network(stray.address6))
-    me = snapshot.nodes[snapshot.me]
-    nodes = sorted((n for n in snapshot.nodes.values() if n.name != snapshot.me), key=lambda n: n.name)
-    return [
-        Peer(n, tuple(sorted(blocks.get(n.name, []))), path_mtu(me, n, local.path_mtu), tuple(sorted(blocks6.get(n.name, []))))
-        for n in nodes
-    ]
+    me, paths = snapshot.nodes[snapshot.me], choose(snapshot, network)
+    found = []
+    for name in sorted(paths):
+        node, path = snapshot.nodes[name], paths[name]
+        mtu = inner_mtu(me, node, network, path, local.path_mtu)
+        mtu = mtu if mtu < network_mtu(me, network) else 0
+        found.append(Peer(node, tuple(sorted(blocks.get(name, []))), path, mtu, tuple(sorted(blocks6.get(name, [])))))
+    return found
 
 
 def _routed_strays(snapshot: Snapshot) -> list[Endpoint]:

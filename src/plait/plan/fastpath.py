@@ -108,10 +108,11 @@ def _element(address: IPAddress, endpoint: Endpoint) -> str:
 
 
 def _is_block(family: Family, route: Route, networks: Iterable[Network]) -> bool:
-    """Whether a look-up by the network's block prefix finds exactly this route, and every packet fits through it as it is."""
+    """Whether a look-up by the network's block prefix finds exactly this route through its tunnel, and every packet fits as it is."""
     if route.via is None or route.mtu or route.dst.version != route.via.version or (route.dst.version == 4) != (family is V4):
         return False
-    return any(_is_in(route.dst, family.subnet(n)) and route.dst.netmask == _mask(family, n) for n in networks)
+    fit = (n for n in networks if route.dev == _device(n))
+    return any(_is_in(route.dst, family.subnet(n)) and route.dst.netmask == _mask(family, n) for n in fit)
 
 
 def _is_in(part: IPNetwork, whole: IPNetwork | None) -> bool:

@@ -8,8 +8,9 @@ length decides each packet. Rules are spelled as `nft -s -nn list table` prints 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, collapse_addresses
 
+from plait.backends import Peer
 from plait.model.cluster import Endpoint, Network, PortMapping, Snapshot
 from plait.model.objects import HookRule, KernelObject, NftChain, NftSet
 from plait.plan.dual import V4, Family, families
@@ -28,6 +29,31 @@ def firewall_objects(snapshot: Snapshot, networks: Sequence[Network], gateway: b
     objects: list[KernelObject] = [_set for family in present for _set in _sets(family, snapshot, networks)]
     objects += [*port_objects(own, networks), *_chains(present, gateway)]
     return objects + [hook for family in present for hook in _hooks(family)]
+
+
+def direct_objects(networks: Sequence[Network], underlay: str) -> list[KernelObject]:
+    """What lets packets of `networks`, which some node sends without a tunnel, come in from the link `underlay`: untracked like all that
+    stays inside one network, and past Docker's FORWARD policy."""
+    within = [f"ip saddr {n.subnet} ip daddr {n.subnet}" for n in networks]
+    if not within or not underlay:
+        return []
+    rules = tuple(f'iifname "{underlay}" {match} notrack accept' for match in within)
+    hooks = [HookRule("ip", "filter", "DOCKER-USER", f"{match} accept") for match in within]
+    return [NftChain("raw_direct", rules, "type filter hook prerouting priority raw; policy accept;"), *hooks]
+
+
+def relay_objects(peers: Iterable[Peer], underlay: str) -> list[KernelObject]:
+    """What comes from another node is passed on to its destination or not at all, never to a third one that would relay it: whatever nodes
+    believe of each other meanwhile, a packet is relayed once."""
+    blocks = collapse_addresses(block for peer in peers if peer.path is not None and peer.path.relay is not None for block in peer.blocks)
+    relayed = frozenset(str(block).removesuffix("/32") for block in blocks)
+    if not relayed:
+        return []
+    rules = ('iifname "pl-x*" ip daddr @relayed drop', f'iifname "{underlay}" ip saddr @pools ip daddr @relayed drop')
+    return [
+        NftSet("relayed", "ipv4_addr", relayed, ("interval",)),
+        NftChain("relay", rules, "type filter hook forward priority filter; policy accept;"),
+    ]
 
 
 def _sets(family: Family, snapshot: Snapshot, networks: Sequence[Network]) -> list[KernelObject]:

@@ -31,6 +31,7 @@ from plait.model.report import (
     NetworkRow,
     NetworkView,
     NodeRow,
+    PathRow,
     PlanEntry,
     PortRow,
     SandboxView,
@@ -85,6 +86,8 @@ class AdminBackend(Protocol):
     async def create_network(self, request: NetworkRequest) -> NetworkRow: ...
 
     async def remove_network(self, name: str, force: bool) -> None: ...
+
+    async def paths(self) -> list[PathRow]: ...
 
     async def ipam(self) -> list[BlockRow]: ...
 
@@ -227,6 +230,7 @@ class _Routes:
             "nodes": backend.nodes,
             "networks": backend.networks,
             "ipam": backend.ipam,
+            "paths": backend.paths,
             "ports": backend.ports,
             "ps": backend.ps,
         }

@@ -22,7 +22,7 @@ from plait.kernel.linux.inside import opened
 from plait.kernel.linux.netns import inside
 from plait.kernel.linux.nft import Ruleset, open_nft
 from plait.kernel.linux.probe import probe_capabilities
-from plait.kernel.linux.sysctl import answer_at_once, open_for_ipv6, read_sysctls, write_sysctl
+from plait.kernel.linux.sysctl import answer_at_once, open_for_ipv6, read_sysctls, rp_filter, write_sysctl
 from plait.kernel.linux.watch import watch_kernel
 from plait.model.errors import KernelError
 from plait.model.objects import (
@@ -110,6 +110,12 @@ class LinuxKernel:
             if addr.address.ip == address:
                 return addr.dev, int(Path(f"/sys/class/net/{addr.dev}/mtu").read_text())
         raise OSError(errno.EADDRNOTAVAIL, f"no link of this host has the address {address}")
+
+    def strict_sources(self, dev: str) -> bool:
+        """Whether new links, or `dev`, drop what comes from where they would not send to (ip-sysctl: rp_filter 1, where the greater of
+        the link's and that of `all` counts). May be called from any thread."""
+        every, fresh, own = (rp_filter(name) for name in ("all", "default", dev))
+        return 1 in (max(every, fresh), max(every, own))
 
     def forget_paths(self) -> None:
         """Drop what the kernel learnt of path MTUs (ten minutes old at most, sysctl mtu_expires): a way that has become wider is used at

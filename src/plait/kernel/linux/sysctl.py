@@ -27,6 +27,13 @@ def read_sysctls(probe: Iterable[Key]) -> dict[Key, KernelObject]:
     return found
 
 
+def rp_filter(dev: str) -> int:
+    """How strict the link (or "all", "default") is about where packets come from; 0 where that cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        return int((_ROOT / "ipv4/conf" / dev / "rp_filter").read_text())
+    return 0
+
+
 def write_sysctl(path: str, value: str) -> None:
     """Raises OSError."""
     if path == FORWARDING6 and value == "1":

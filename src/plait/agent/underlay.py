@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this node knows of the network below: its own link, how large packets may be, who is reached by which path.
+
+It puts together what is measured (`pathmtu`, `lanes`) and what follows of it (`paths`), and runs the measuring.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from ipaddress import IPv4Address
+from typing import Protocol
+
+from plait.agent.echo import Echo
+from plait.agent.journal import Journal
+from plait.agent.lanes import Lanes
+from plait.agent.pathmtu import durable_path_mtus
+from plait.agent.paths import Paths
+from plait.agent.roundtrips import RoundTrips
+from plait.agent.view import View
+
+log = logging.getLogger("plait.node")
+_OF_PATHS = frozenset({"reach", "nodes", "alive", "networks"})
+"""Kinds of records that paths are chosen by."""
+
+
+class LinkKernel(Protocol):
+    """What is asked of the kernel here."""
+
+    def underlay(self, address: IPv4Address) -> tuple[str, int]: ...
+
+    def strict_sources(self, dev: str) -> bool: ...
+
+    def forget_paths(self) -> None: ...
+
+
+class Underlay:
+    """`changed` is called when the plan may be another. `link` is the name of the link that carries the node's address, "" while none
+    does; `strict`: see `plan.Local`."""
+
+    def __init__(self, journal: Journal, view: View, kernel: LinkKernel, changed: Callable[[], None]) -> None:
+        self._view, self._kernel, self._changed = view, kernel, changed
+        self.link = ""
+        self.strict = False
+        self.path_mtus = durable_path_mtus(journal, lambda: view.snapshot, self._on_path_mtu)
+        self.lanes = Lanes(lambda: view.snapshot, view.put)
+        self.paths = Paths(self.lanes, lambda: self.path_mtus.known, time.time)
+        view.subscribe(self._on_view)
+
+    def look(self, address: IPv4Address) -> int:
+        """Find the link that carries `address`, and how it treats what comes in; returns its MTU. OSError if there is none."""
+        self.link, mtu = self._kernel.underlay(address)
+        return mtu
+
+    def look_at_sources(self) -> bool:
+        """Learn whether the host is strict about where packets come from; True if that has changed."""
+        before, self.strict = self.strict, self._kernel.strict_sources(self.link)
+        return before != self.strict
+
+    def measuring(self, roundtrips: RoundTrips | None, path_mtu: bool) -> Iterator[Coroutine[None, None, None]]:
+        """What asks the other nodes for echoes, as far as is wanted and allowed; none of it ever returns."""
+        try:
+            echo = Echo()
+        except OSError as error:
+            log.warning("echo_off", extra={"error": str(error)})
+            return
+        yield self.lanes.run(echo)
+        if roundtrips is not None:
+            yield roundtrips.run(echo)
+        if path_mtu:
+            yield self.path_mtus.run(echo)
+
+    def _on_path_mtu(self, wider: bool) -> None:
+        if wider:
+            self._kernel.forget_paths()
+        self._changed()
+
+    def _on_view(self, kinds: frozenset[str]) -> None:
+        if kinds & _OF_PATHS:
+            self.paths.observe(self._view.snapshot)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""By which path each other node is reached: chosen for every pair from what all nodes found out by probing. Pure.
+
+Data in: the snapshot, with each node's `Reach`; a network. Data out: a `Path` per node. A node is on the same link if both ends say so,
+for the packets of both must pass; through a tunnel it is reached until this end has found that it is not.
+
+Where nothing leads there, a third node that both of these are reached by relays: exactly one, so that no packet can go in circles
+(`firewall.relay_objects` holds even while nodes disagree). Both ends choose the same one, and different pairs different ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+from plait.backends import BACKENDS, DIRECT, Path, Peer
+from plait.model.cluster import Network, Node, Reach, Snapshot
+from plait.model.objects import Route
+
+ON_LINK = "both are on one link"
+AS_WANTED = "the tunnel is what the backend wants"
+NOT_LINKED = "they share no link"
+NOTHING = "nothing reaches it"
+
+
+def choose(snapshot: Snapshot, network: Network) -> dict[str, Path | None]:
+    """The path to each other node for the packets of `network`; None where there is no way at all for this backend."""
+    chooser = _Chooser(snapshot, BACKENDS[network.backend].ways, BACKENDS[network.backend].device(network))
+    return {name: chooser.path(node) for name, node in snapshot.nodes.items() if name != snapshot.me}
+
+
+def tunnel_devices(networks: Iterable[Network]) -> frozenset[str]:
+    """The tunnel devices of all of `networks`."""
+    return frozenset(BACKENDS[network.backend].device(network) for network in networks) - {""}
+
+
+def path_mtu(me: Node, node: Node, measured: Mapping[str, int]) -> int:
+    """How large a packet the underlay carries from this node to `node`, bytes: the least of both ends' links and what was measured."""
+    return min(me.mtu, node.mtu, measured.get(node.name, me.mtu))
+
+
+def network_mtu(me: Node, network: Network) -> int:
+    """MTU inside the containers of `network` on this node: the underlay's minus what the backend adds, bytes."""
+    return me.mtu - BACKENDS[network.backend].overhead()
+
+
+def inner_mtu(me: Node, node: Node, network: Network, path: Path | None, measured: Mapping[str, int]) -> int:
+    """How large a packet of `network` may be inside on its way to `node`, bytes. Beyond a relay, the far end's link is what is known."""
+    if path is None:
+        return network_mtu(me, network)
+    carried = path_mtu(me, path.relay or node, measured)
+    return min(network_mtu(me, network), min(carried, node.mtu) - BACKENDS[path.kind].overhead())
+
+
+def direct_routes(me: Node, dev: str, peers: Iterable[Peer]) -> list[Route]:
+    """To the blocks of those whose first step is on the link `dev`."""
+    return [
+        Route(block, dev, via=peer.hop.address, onlink=True, src=me.tunnel, mtu=peer.mtu)
+        for peer in peers
+        if peer.path is not None and peer.path.kind == DIRECT
+        for block in peer.blocks
+    ]
+
+
+class _Chooser:
+    """For one backend's ways and one tunnel device."""
+
+    def __init__(self, snapshot: Snapshot, ways: tuple[str, ...], device: str) -> None:
+        self._snapshot, self._ways, self._device = snapshot, ways, device
+
+    def path(self, node: Node) -> Path | None:
+        me = self._snapshot.me
+        kind = self._first(me, node.name)
+        if kind:
+            return Path(kind, self._why(kind))
+        relay = self._relay(node.name)
+        if relay is not None:
+            first = self._first(me, relay.name)
+            return Path(first, f"{self._trouble()}; {relay.name} reaches it", relay)
+        tunnels = [way for way in self._ways if way != DIRECT]
+        return Path(tunnels[0], NOTHING, works=False) if tunnels else None
+
+    def _first(self, here: str, there: str) -> str:
+        """The kind of path by which `here` reaches `there` without anybody's help, "" if there is none."""
+        return next((way for way in self._ways if self._works(way, here, there)), "")
+
+    def _works(self, way: str, here: str, there: str) -> bool:
+        if way == DIRECT:
+            return there in self._of(here).linked and here in self._of(there).linked
+        return there not in self._of(here).broken.get(self._device, ())
+
+    def _of(self, name: str) -> Reach:
+        return self._snapshot.reach.get(name) or Reach(name)
+
+    def _relay(self, name: str) -> Node | None:
+        me = self._snapshot.me
+        others = (self._snapshot.nodes[n] for n in self._snapshot.alive & self._snapshot.nodes.keys() - {me, name})
+        fit = [node for node in others if self._first(me, node.name) and self._first(node.name, name)]
+        pair = " ".join(sorted((me, name)))
+        return min(fit, key=lambda node: hashlib.sha256(f"{pair} {node.name}".encode()).digest(), default=None)
+
+    def _why(self, kind: str) -> str:
+        if kind == self._ways[0]:
+            return ON_LINK if kind == DIRECT else AS_WANTED
+        return NOT_LINKED if kind != DIRECT else f"{self._trouble()}; {ON_LINK}"
+
+    def _trouble(self) -> str:
+        return f"nothing comes through the tunnel {self._device}" if self._device else NOT_LINKED

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a lane counts as working, what is asked for that, and what this node says of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from plait.agent.echo import TIMEOUT_S, Lane, LaneAbsent
+from plait.agent.lanes import LINK, STEADY, TRIES, Lanes, Measured, lanes, reach
+from plait.model.cluster import Network, Node, Reach, Snapshot
+
+A, N = IPv4Address, IPv4Network
+NODES = {n: Node(n, f"id-{n}", A(f"192.0.2.{i}"), 1500, f"02::0{i}", A(f"10.28.{i}.0")) for i, n in enumerate("ABC", 1)}
+VXLAN = Network("default", N("10.28.0.0/16"), A("10.28.0.1"), 24)
+SNAPSHOT = Snapshot("A", 1, NODES, frozenset("ABC"), {"default": VXLAN, "here": replace(VXLAN, name="here", backend="none")})
+TO_B = ("B", "pl-x1"), Lane(A("10.28.1.0"), "pl-x1"), A("10.28.2.0")
+
+
+def verdicts(words: str, up: bool | None = None) -> str:
+    """What a lane counts as after each of the outcomes ("." answered, "x" lost): "+", "-", "?"."""
+    lane = Measured(up)
+    told = ""
+    for outcome in words:
+        lane.took(0.001 if outcome == "." else None)
+        told += {True: "+", False: "-", None: "?"}[lane.up]
+    return told
+
+
+@pytest.mark.parametrize(
+    ("up", "words", "told"),
+    [
+        (None, ".", "+"),
+        (None, "xx.", "??+"),
+        (None, "xxx..", "??---"),
+        (True, "xx.xx.xxx.", "++++++++--"),
+        (False, "..x..x...", "--------+"),
+    ],
+)
+def test_a_lane_is_given_up_after_losses_in_a_row_and_believed_again_after_answers_in_a_row(up: bool | None, words: str, told: str) -> None:
+    assert (TRIES, STEADY) == (3, 3)
+    assert verdicts(words, up) == told
+
+
+def test_who_answers_quickly_is_waited_for_less() -> None:
+    lane = Measured()
+    waited = [lane.patience_s]
+    for rtt_s in (0.001, 0.1, 0.7):
+        lane.took(rtt_s)
+        waited.append(lane.patience_s)
+    assert waited == [1.0, 0.5, 0.8, 1.0]
+
+
+class Air:
+    """What is asked and answered: lanes of `silent` lose everything, those of `absent` cannot be tried."""
+
+    def __init__(self) -> None:
+        self.silent: set[str] = set()
+        self.absent: set[str] = set()
+        self.asked: defaultdict[str, list[IPv4Address]] = defaultdict(list)
+
+    async def ask_by(self, lane: Lane, address: IPv4Address, timeout_s: float = TIMEOUT_S) -> float | None:
+        assert lane.source == A("10.28.1.0")
+        if lane.device in self.absent:
+            raise LaneAbsent("no such device")
+        self.asked[lane.device].append(address)
+        return None if lane.device in self.silent else 0.001
+
+
+async def test_a_lost_request_is_followed_by_others_at_once_until_the_verdict() -> None:
+    air, subject = Air(), Lanes(lambda: SNAPSHOT, lambda said: None)
+    for silent, asked in ((False, 1), (True, TRIES), (True, 1), (False, 1)):
+        air.silent = {"pl-x1"} if silent else set()
+        air.asked.clear()
+        await subject.measure(air, *TO_B)
+        assert len(air.asked["pl-x1"]) == asked
+
+
+async def test_what_cannot_be_tried_is_not_judged() -> None:
+    air, subject = Air(), Lanes(lambda: SNAPSHOT, lambda said: None)
+    air.absent = {"pl-x1"}
+    for _ in range(5):
+        await subject.measure(air, *TO_B)
+    known = subject.of("B", "pl-x1")
+    assert known is not None and known.up is None and known.loss == 0
+
+
+def test_every_other_node_is_asked_on_the_link_and_through_every_tunnel() -> None:
+    found = lanes(replace(SNAPSHOT, alive=frozenset("AB")))
+    assert found["B", LINK] == (Lane(A("10.28.1.0")), A("192.0.2.2"))
+    assert found["B", "pl-x1"] == (Lane(A("10.28.1.0"), "pl-x1"), A("10.28.2.0"))
+    assert found.keys() == {(node, device) for node in "BC" for device in (LINK, "pl-x1")}, "those that seem dead too"
+    assert lanes(replace(SNAPSHOT, nodes={**NODES, "A": replace(NODES["A"], tunnel=None)})) == {}
+    assert lanes(replace(SNAPSHOT, nodes={**NODES, "C": replace(NODES["C"], tunnel=None)})).keys() == {("B", LINK), ("B", "pl-x1")}
+
+
+def test_what_is_said_is_short_and_always_the_same() -> None:
+    known = {("C", LINK): Measured(True), ("B", LINK): Measured(True), ("D", LINK): Measured(False), ("E", LINK): Measured()}
+    known |= {("C", "pl-x1"): Measured(False), ("B", "pl-x1"): Measured(False), ("D", "pl-x1"): Measured(True)}
+    assert reach("A", known) == Reach("A", ("B", "C"), {"pl-x1": ("B", "C")})
+
+
+class Running:
+    """Lanes that run with rounds as quick as they can be; `said` is what was told, `snapshot` what they see."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *said: Reach) -> None:
+        for name in ("EVERY_S", "APART_S", "TELL_S"):
+            monkeypatch.setattr(f"plait.agent.lanes.{name}", 0.001)
+        self.said: list[Reach] = []
+        self.more = asyncio.Event()
+        self.snapshot = replace(SNAPSHOT, reach={r.node: r for r in said})
+        self.air = Air()
+        self.lanes = Lanes(lambda: self.snapshot, self.hear)
+
+    def hear(self, said: Reach) -> None:
+        self.said.append(said)
+        self.more.set()
+
+    async def until(self, wanted: Reach) -> None:
+        """Run until that is said."""
+        async with asyncio.timeout(5):
+            running = asyncio.create_task(self.lanes.run(self.air))
+            try:
+                while not self.said or self.said[-1] != wanted:
+                    self.more.clear()
+                    await self.more.wait()
+            finally:
+                running.cancel()
+
+
+async def test_a_change_is_said_and_said_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = Running(monkeypatch)
+    await subject.until(Reach("A", ("B", "C"), {}))
+    subject.air.silent = {"pl-x1"}
+    await subject.until(Reach("A", ("B", "C"), {"pl-x1": ("B", "C")}))
+    subject.air.silent = {LINK}
+    await subject.until(Reach("A"))
+    assert len(subject.said) <= 20, "only what changed is said"
+
+
+async def test_a_restart_changes_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = Reach("A", ("B",), {"pl-x1": ("C",)})
+    subject = Running(monkeypatch, said)
+    subject.air.absent = {LINK, "pl-x1"}
+    running = asyncio.create_task(subject.lanes.run(subject.air))
+    await asyncio.sleep(0.05)
+    running.cancel()
+    assert not subject.said and reach("A", subject.lanes._lanes) == said
+
+
+async def test_of_a_node_that_is_gone_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = Running(monkeypatch)
+    await subject.until(Reach("A", ("B", "C")))
+    subject.snapshot = replace(subject.snapshot, nodes={n: NODES[n] for n in "AB"})
+    await subject.until(Reach("A", ("B",)))
