@@ -28,7 +28,6 @@ _SLICE = 16 * 1024
 _AHEAD = 64 * 1024
 """Bytes that may come while a request is answered."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_READS = frozenset(("GET", "HEAD", "OPTIONS"))
 _NEVER = math.inf
 _BROKEN = Request("", b"", {})
 """Stands for one that could not be read."""
@@ -235,11 +234,10 @@ class Connection(asyncio.BufferedProtocol):
             self._current, self._lingers = _BROKEN, True
             return self._finish(request)
         self._current, self._busy, self.deadline = request, True, _NEVER
-        app = self._server.app
         try:
-            made = app.respond(request) if request.method in _READS or self._may_write() else app.rejected(403, "Access is restricted")
+            made = self._server.respond(request, self._transport)
         except Exception as error:
-            made = app.refused(error, request)
+            made = self._server.app.refused(error, request)
         if type(made) is Answer and len(made.body) < COMPRESS_APART:
             self._finish(made)
             self._busy = False
@@ -253,10 +251,6 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._task = asyncio.get_running_loop().create_task(self._work(made))
         return None
-
-    def _may_write(self) -> bool:
-        peer = self._transport.get_extra_info("peername")
-        return self._server.may_write(peer[0] if isinstance(peer, tuple) else "")
 
     async def _work(self, made: Answer | Awaitable[Answer | Parked]) -> None:
         """Answer the present request with what is not there at once, or not in one piece."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 
 from plait.http.connection import Connection
-from plait.http.message import Answer, App, Request, Stamp
+from plait.http.message import Answer, App, Request, Response, Stamp
 from plait.http.reader import Allowed
 
 log = logging.getLogger("plait.http")
@@ -31,6 +31,7 @@ _RESERVE = 512
 _LEAST = 64
 _COMPLAIN_S = 60.0
 _KNOWN, _KNOWN_BYTES = 4096, 512
+_READS = frozenset(("GET", "HEAD", "OPTIONS"))
 _HEAD_END = b"\r\n\r\n"
 
 
@@ -80,8 +81,8 @@ class HttpServer:
         """With the date of the last sweep."""
         self.fields: tuple[tuple[str, str], ...] = ()
         """Header fields of every answer from the next sweep on, unless it has others of that name itself."""
-        self.may_write: Callable[[str], bool] = lambda _: True
-        """Whether requests of other methods than GET, HEAD and OPTIONS are taken from an IP address ("" = of a Unix socket)."""
+        self.may_write: Callable[[str], bool] | None = None
+        """Whether other requests than GET, HEAD and OPTIONS are taken from an IP address ("" = of a Unix socket); None: from all."""
         self.port = 0
         """Of the address that was first listened on."""
         self.answered = [0] * 6
@@ -143,6 +144,14 @@ class HttpServer:
         if self._opened is not None:
             self._opened(sock)
         return room
+
+    def respond(self, request: Request, transport: asyncio.BaseTransport) -> Response:
+        """The application's answer, if the client may ask for this (see `may_write`)."""
+        if self.may_write is not None and request.method not in _READS:
+            peer = transport.get_extra_info("peername")
+            if not self.may_write(peer[0] if isinstance(peer, tuple) else ""):
+                return self.app.rejected(403, "Access is restricted")
+        return self.app.respond(request)
 
     def _has_room(self) -> bool:
         if len(self.connections) < self._max:
