@@ -21,6 +21,7 @@ PACKAGES=(
   libfaketime                                                   # clocks that jump
   prometheus                                                    # discovers and scrapes services over http_sd
   haproxy dnsmasq-base unbound dnsperf                          # ask the DNS server in earnest
+  wireguard-go wireguard-tools                                  # encrypted networks where the kernel has no WireGuard, and who checks them
   patroni python3-consul postgresql-15                          # keeps databases by sessions, locks and services
   python3 python3-venv git
 )

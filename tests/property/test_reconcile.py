@@ -10,11 +10,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plait.kernel.fake import FakeKernel
-from plait.model.objects import Addr, BridgeLink, Fdb, KernelObject, Neigh, NftChain, NftSet, Plan, Route, Sysctl, VxlanLink
+from plait.model.objects import (
+    Addr,
+    AllowedIp,
+    BridgeLink,
+    Fdb,
+    KernelObject,
+    Neigh,
+    NftChain,
+    NftSet,
+    Plan,
+    Route,
+    Sysctl,
+    VxlanLink,
+    WireguardLink,
+    WireguardPeer,
+)
 from plait.reconcile import diff, order
 from plait.reconcile.order import rank
 
 DEVS = ("pl-x1", "pl-gw")
+KEYS = ("one", "two", "three")
 MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02")
 A = IPv4Address
 
@@ -30,10 +46,20 @@ def objects_on(dev: str) -> st.SearchStrategy[KernelObject]:
     )
 
 
+def in_wireguard() -> st.SearchStrategy[KernelObject]:
+    """Peers, and rows that move between them."""
+    endpoint = st.sampled_from((A("198.18.0.1"), A("198.18.0.2"))).map(lambda address: (address, 7472))
+    return st.one_of(
+        st.tuples(st.sampled_from(KEYS), endpoint, st.sampled_from((0, 25))).map(lambda t: WireguardPeer("pl-wg", *t)),
+        st.tuples(st.integers(1, 3), st.sampled_from(KEYS)).map(lambda t: AllowedIp("pl-wg", IPv4Network(f"10.29.{t[0]}.0/24"), t[1])),
+    )
+
+
 def plans() -> st.SearchStrategy[Plan]:
     links: st.SearchStrategy[KernelObject] = st.one_of(
         st.tuples(st.sampled_from(MACS), st.sampled_from((1400, 1450))).map(lambda t: VxlanLink("pl-x1", 1, 4789, A("198.18.0.1"), *t)),
         st.sampled_from(MACS).map(lambda mac: BridgeLink("pl-gw", mac)),
+        st.tuples(st.sampled_from(KEYS), st.sampled_from((7472, 7473))).map(lambda t: WireguardLink("pl-wg", *t, 1440)),
     )
     others: st.SearchStrategy[KernelObject] = st.one_of(
         st.sampled_from(("0", "1")).map(lambda v: Sysctl("ipv4/ip_forward", v)),
@@ -46,10 +72,10 @@ def plans() -> st.SearchStrategy[Plan]:
     def close(parts: tuple[list[KernelObject], list[KernelObject], list[KernelObject]]) -> Plan:
         plan: Plan = {obj.key: obj for obj in (*parts[0], *parts[2])}
         plan |= {obj.key: obj for obj in parts[1] if ("link", obj.dev) in plan}  # type: ignore[union-attr]
-        return plan
+        return {key: obj for key, obj in plan.items() if not isinstance(obj, AllowedIp) or ("peer", obj.dev, obj.public) in plan}
 
-    below = st.lists(st.one_of(*(objects_on(dev) for dev in DEVS)), max_size=8)
-    return st.tuples(st.lists(links, max_size=3), below, st.lists(others, max_size=4)).map(close)
+    below = st.lists(st.one_of(*(objects_on(dev) for dev in DEVS), in_wireguard()), max_size=12)
+    return st.tuples(st.lists(links, max_size=4), below, st.lists(others, max_size=4)).map(close)
 
 
 def one_pass(kernel: FakeKernel, plan: Plan) -> int:

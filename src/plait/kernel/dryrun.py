@@ -18,6 +18,7 @@ from plait.model.objects import (
     NFT_TABLE,
     ROUTE_PROTOCOL,
     Addr,
+    AllowedIp,
     BridgeLink,
     EndpointLink,
     Fdb,
@@ -31,8 +32,12 @@ from plait.model.objects import (
     Route,
     Sysctl,
     VxlanLink,
+    WireguardLink,
+    WireguardPeer,
 )
 
+STATE_DIR = "/var/lib/plait"
+"""Where a node keeps its private keys; the rendered lines name them as wg(8) takes them, by file."""
 _UNMARKED = ("sysctl", "hook")
 """Kinds that a kernel shows only to those who ask for them by key."""
 
@@ -87,7 +92,7 @@ class DryRunKernel:
 def render(op: Op) -> list[str]:
     """The lines that perform `op`; never empty for a put."""
     match op.subject:
-        case VxlanLink() | BridgeLink() | EndpointLink() as link:
+        case VxlanLink() | BridgeLink() | WireguardLink() | EndpointLink() as link:
             return _link(link, op.old) if op.verb == "put" else [f"ip link del {link.name}"]
         case Addr(dev, address):
             at_once = " nodad noprefixroute" if address.version == 6 and op.verb == "put" else ""
@@ -99,6 +104,10 @@ def render(op: Op) -> list[str]:
             return [f"ip neigh {'replace' if op.verb == 'put' else 'del'} {address} dev {dev}{tail}"]
         case Fdb(dev, mac, dst):
             return [f"bridge fdb {'replace' if op.verb == 'put' else 'del'} {mac} dev {dev} dst {dst} self permanent"]
+        case WireguardPeer() as peer:
+            return [_peer(peer) if op.verb == "put" else f"wg set {peer.dev} peer {peer.public} remove"]
+        case AllowedIp(dev, cidr, public):
+            return [f"wg set {dev} peer {public} allowed-ips {'+' if op.verb == 'put' else '-'}{cidr}"]
         case Sysctl(path, value):
             return [f"sysctl -w net.{path.replace('/', '.')}={value}"]
         case HookRule(family, table, chain, rule):
@@ -116,12 +125,17 @@ def _nft(command: str) -> str:
     return f"nft {shlex.quote(command)}"
 
 
-def _link(link: VxlanLink | BridgeLink | EndpointLink, old: KernelObject | None) -> list[str]:
+def _peer(peer: WireguardPeer) -> str:
+    endpoint = f" endpoint {peer.endpoint[0]}:{peer.endpoint[1]}" if peer.endpoint is not None else ""
+    return f"wg set {peer.dev} peer {peer.public}{endpoint} persistent-keepalive {peer.keepalive or 'off'}"
+
+
+def _link(link: VxlanLink | BridgeLink | WireguardLink | EndpointLink, old: KernelObject | None) -> list[str]:
     """A link that is there and can be brought in line is set, one that cannot is deleted first."""
     if old is not None and changeable(old, link):
-        address = "" if isinstance(link, EndpointLink) else f" address {link.mac}"
+        address = f" address {link.mac}" if isinstance(link, VxlanLink | BridgeLink) else ""
         lines = [f"ip link set {link.name}{address} mtu {link.mtu} up"]
-        return lines + (_answers(link) if isinstance(link, EndpointLink) else [])
+        return lines + (_answers(link) if isinstance(link, EndpointLink) else _keyed(link) if isinstance(link, WireguardLink) else [])
     gone = [f"ip link del {link.name}"] if old is not None else []
     match link:
         case VxlanLink():
@@ -132,9 +146,20 @@ def _link(link: VxlanLink | BridgeLink | EndpointLink, old: KernelObject | None)
                 f"ip link add {link.name} address {link.mac} mtu {link.mtu} type bridge",
                 f"ip link set {link.name} up alias {link.name}",
             ]
+        case WireguardLink():
+            made = [
+                f"ip link add {link.name} mtu {link.mtu} type wireguard",
+                *_keyed(link),
+                f"ip link set {link.name} up alias {link.name}",
+            ]
         case EndpointLink():
             made = _endpoint(link)
     return gone + made
+
+
+def _keyed(link: WireguardLink) -> list[str]:
+    """wg(8) is told the file of the private key, never the key."""
+    return [f"wg set {link.name} listen-port {link.port} private-key {STATE_DIR}/{link.key_file}"]
 
 
 def _endpoint(link: EndpointLink) -> list[str]:

@@ -21,6 +21,7 @@ from plait.model.objects import (
     NFT_FAST_FAMILY,
     PREFIX,
     Addr,
+    AllowedIp,
     BridgeLink,
     Fdb,
     KernelObject,
@@ -33,6 +34,7 @@ from plait.model.objects import (
     Route,
     Sysctl,
     VxlanLink,
+    WireguardPeer,
 )
 
 _GONE = "gone"
@@ -66,6 +68,8 @@ class KernelImage:
         parent = parent_of(op.subject)
         if op.verb == "put" and parent is not None and parent not in self.objects:
             return errno.ENOENT if isinstance(op.subject, Sysctl) else errno.ENODEV
+        if op.verb == "put" and isinstance(op.subject, AllowedIp) and _peer_of(op.subject) not in self.objects:
+            return errno.ENOENT
         return 0
 
     def perform(self, op: Op) -> None:
@@ -81,11 +85,14 @@ class KernelImage:
         old = self.objects.get(op.key)
         if old is not None and op.key[0] == "link":
             self._change_link(old, op.subject)
-        self.objects[op.key] = op.subject
+        self.objects[op.key] = _heard_from(old, op.subject)
 
     def remove(self, key: Key) -> None:
         """Take an object away, a link with all that lies on it. An absent one is fine."""
         obj = self.objects.pop(key, None)
+        if isinstance(obj, WireguardPeer):
+            for row in [k for k, o in self.objects.items() if isinstance(o, AllowedIp) and _peer_of(o) == key]:
+                del self.objects[row]
         if obj is not None and key[0] == "link":
             for other in [k for k, o in self.objects.items() if parent_of(o) == key]:
                 del self.objects[other]
@@ -122,9 +129,22 @@ def parent_of(obj: KernelObject) -> Key | None:
     match obj:
         case Addr(dev=dev) | Neigh(dev=dev) | Fdb(dev=dev) | Route(dev=dev) if dev.startswith(PREFIX):
             return ("link", dev)
+        case WireguardPeer(dev=dev) | AllowedIp(dev=dev):
+            return ("link", dev)
         case Sysctl(path=path) if f"/{PREFIX}" in path:
             return ("link", path.split("/")[2])
     return None
+
+
+def _peer_of(row: AllowedIp) -> Key:
+    return ("peer", row.dev, row.public)
+
+
+def _heard_from(old: KernelObject | None, new: KernelObject) -> KernelObject:
+    """A peer of which no endpoint is wanted keeps the one that it has."""
+    if isinstance(old, WireguardPeer) and isinstance(new, WireguardPeer) and new.endpoint is None:
+        return replace(new, endpoint=old.endpoint)
+    return new
 
 
 def _without_device(obj: KernelObject, name: str) -> KernelObject | None:

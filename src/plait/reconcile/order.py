@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from plait.model.objects import (
     Addr,
+    AllowedIp,
     BridgeLink,
     EndpointLink,
     Fdb,
@@ -20,13 +21,16 @@ from plait.model.objects import (
     Route,
     Sysctl,
     VxlanLink,
+    WireguardLink,
+    WireguardPeer,
 )
 
 _RANKS: tuple[tuple[type[KernelObject], ...], ...] = (
-    (VxlanLink, BridgeLink, EndpointLink),
+    (VxlanLink, BridgeLink, WireguardLink, EndpointLink),
     (Sysctl,),
     (Addr,),
-    (Neigh, Fdb),
+    (Neigh, Fdb, WireguardPeer),
+    (AllowedIp,),
     (Route,),
     (NftSet,),
     (NftElement,),
@@ -36,7 +40,7 @@ _RANKS: tuple[tuple[type[KernelObject], ...], ...] = (
 
 
 def rank(obj: KernelObject) -> int:
-    """0 for links, growing with what depends on what: sysctl, address, neighbour, route, set, element, chain, hook rule."""
+    """0 for links, growing with what depends on what: sysctl, address, neighbour or peer, route, set, element, chain, hook rule."""
     return next(number for number, kinds in enumerate(_RANKS) if isinstance(obj, kinds))
 
 

@@ -20,13 +20,16 @@ from plait.kernel.linux import route as routes
 from plait.kernel.linux.foreign import foreign_drops, foreign_guards
 from plait.kernel.linux.inside import opened
 from plait.kernel.linux.netns import inside
-from plait.kernel.linux.nft import Ruleset, open_nft
+from plait.kernel.linux.nft import Ruleset, counted, open_nft
 from plait.kernel.linux.probe import probe_capabilities
 from plait.kernel.linux.sysctl import answer_at_once, open_for_ipv6, read_sysctls, rp_filter, write_sysctl
 from plait.kernel.linux.watch import watch_kernel
+from plait.kernel.linux.wgdevice import Device
+from plait.kernel.linux.wireguard import Wireguard
 from plait.model.errors import KernelError
 from plait.model.objects import (
     Addr,
+    AllowedIp,
     BridgeLink,
     EndpointLink,
     Fdb,
@@ -41,8 +44,11 @@ from plait.model.objects import (
     Route,
     Sysctl,
     VxlanLink,
+    WireguardLink,
+    WireguardPeer,
 )
 
+STATE_DIR = Path("/var/lib/plait")
 _GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}
 _BROKEN = (OSError, ValueError, struct.error, nl.NetlinkParseError)
 """Everything that the kernel's answer or an object's values can make go wrong below the seam."""
@@ -51,14 +57,16 @@ _INDEX_FROM = 1 << 20
 
 
 class LinuxKernel:
-    """See `kernel.api.Kernel`. Netlink sockets belong to the namespace in which the object is made."""
+    """See `kernel.api.Kernel`. Netlink sockets belong to the namespace in which the object is made. `keys` is the directory with
+    the private keys of WireGuard devices."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: Path = STATE_DIR) -> None:
         self._sock = nl.NetlinkSocket()
         self._ruleset = Ruleset(open_nft())
         self._renamed: dict[str, int] = {}
         """Indexes, by what they should be called, of links of ours that somebody had renamed when they were listed last."""
         self._able: frozenset[str] = frozenset()
+        self._wireguard = Wireguard(keys)
 
     # --- reading
 
@@ -75,6 +83,9 @@ class LinuxKernel:
         names = {f.index: f.name for f in found}
         ours = {f.index: f.name for f in found if f.link is not None}
         objects: list[KernelObject] = [f.link for f in found if f.link is not None]
+        for item in found:
+            if isinstance(item.link, WireguardLink):
+                objects += self._wireguard.held(item.link, item.index)
         objects += routes.dump_addrs(self._sock, ours)
         objects += routes.dump_routes(self._sock, names)
         objects += routes.dump_neighs(self._sock, ours)
@@ -124,11 +135,27 @@ class LinuxKernel:
         with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
             write_sysctl("ipv6/route/flush", "1")
 
+    def wireguard(self, name: str) -> Device | None:
+        """What a WireGuard device says of itself and its peers now, None if there is none that answers. May be called from any thread."""
+        with contextlib.closing(Wireguard(STATE_DIR)) as reader, contextlib.suppress(OSError, ValueError):
+            return reader.read(name, _index(name))
+        return None
+
+    def counted(self, chains: Sequence[str]) -> int:
+        """Packets that the counters in these chains of our table have counted. May be called from any thread."""
+        return counted(open_nft(), chains)
+
+    @property
+    def wireguard_repairs(self) -> int:
+        """How often the process of a WireGuard device had ended by itself and was started again."""
+        return self._wireguard.repairs
+
     # --- writing
 
     def apply(self, ops: Sequence[Op]) -> Result:
         failed: dict[Key, KernelError] = {}
         nft_ops: list[Op] = []
+        self._wireguard.forget()
         batch: list[tuple[Op, nl.Message]] = []
         indexes = _Indexes()
         for op in ops:
@@ -188,8 +215,14 @@ class LinuxKernel:
         match op.subject:
             case Sysctl(path, value):
                 write_sysctl(path, value)
-            case VxlanLink() | BridgeLink() | EndpointLink() as link if op.verb == "del":
+            case VxlanLink() | BridgeLink() | WireguardLink() | EndpointLink() as link if op.verb == "del":
                 self._must(links.delete_link(self._index(link.name)))
+                if isinstance(link, WireguardLink):
+                    self._wireguard.ended(link.name)
+            case WireguardLink() as link:
+                self._put_wireguard(link)
+            case WireguardPeer(dev=dev) | AllowedIp(dev=dev):
+                self._wireguard.apply(op, _index(dev))
             case EndpointLink() as link:
                 self._put_endpoint(link)
             case VxlanLink() | BridgeLink() as link:
@@ -206,6 +239,24 @@ class LinuxKernel:
             self._must(create, links.set_link(0, name=link.name, alias=link.name))
         else:
             self._must(links.set_link(found.index, link.mtu, link.mac, up=True))
+
+    def _put_wireguard(self, link: WireguardLink) -> None:
+        """Create, or bring in line; a device for which nobody answers is replaced."""
+        found = self._find(link.name)
+        if found is not None:
+            try:
+                self._wireguard.set_up(link, found.index)
+            except (ConnectionError, TimeoutError):
+                self._must(links.delete_link(found.index))
+                found = None
+        if found is None:
+            reply = self._sock.transact([links.create_wireguard(link)])[0]
+            if reply.errno == errno.EOPNOTSUPP:
+                self._wireguard.start(link.name)
+            elif reply.errno:
+                raise OSError(reply.errno, reply.text or os.strerror(reply.errno))
+            self._wireguard.set_up(link, _index(link.name))
+        self._must(links.set_link(_index(link.name), link.mtu, up=True, alias=link.name))
 
     def _put_endpoint(self, link: EndpointLink) -> None:
         found = self._find(link.name)
@@ -281,6 +332,7 @@ class LinuxKernel:
 
     def close(self) -> None:
         self._sock.close()
+        self._wireguard.close()
 
 
 class _Indexes(dict[str, int]):

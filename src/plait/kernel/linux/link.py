@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Links as `ip link` knows them: VXLAN, bridge and the host side of an endpoint's veth <-> RTM_NEWLINK messages.
+"""Links as `ip link` knows them: VXLAN, bridge, WireGuard (less what only the device itself tells) and the host side of an endpoint's
+veth <-> RTM_NEWLINK messages.
 
 Sources: rtnetlink(7), include/uapi/linux/if_link.h. A veth pair is made by one request with both interface indexes chosen by us: the
 peer's index is honoured only if the host side's is given too, and a peer may not be created already up.
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 from plait.kernel.linux import netlink as nl
-from plait.model.objects import PREFIX, BridgeLink, EndpointLink, Inside6, VxlanLink
+from plait.model.objects import PREFIX, BridgeLink, EndpointLink, Inside6, VxlanLink, WireguardLink
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_NEWROUTE = 20, 24
@@ -32,7 +33,9 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _RTPROT_STATIC, _SCOPE_LINK = 4, 253
 ADDRESS6_FLAGS = 0x02 | 0x200
 """Of an IPv6 address: there at once (IFA_F_NODAD), without a route of its prefix (IFA_F_NOPREFIXROUTE; include/uapi/linux/if_addr.h)."""
-Link = VxlanLink | BridgeLink | EndpointLink
+Link = VxlanLink | BridgeLink | WireguardLink | EndpointLink
+WIREGUARD_NAMES = f"{PREFIX}wg"
+"""What the names of WireGuard devices begin with: in user space they are TUN devices like others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ def decode_link(body: bytes) -> Found:
         return Found(index, name, _decode_vxlan(name, info.get(_INFO_DATA, b""), mac, mtu, up), renamed=renamed)
     if kind == "bridge":
         return Found(index, name, BridgeLink(name, mac, mtu, up), renamed=renamed)
+    if kind in ("wireguard", "tun") and name.startswith(WIREGUARD_NAMES):
+        return Found(index, name, WireguardLink(name, "", 0, mtu, up), renamed=renamed)
     if kind == "veth" and name.startswith(f"{PREFIX}e"):
         away = nl.number_of(attrs.get(_IFLA_LINK)) if _IFLA_LINK_NETNSID in attrs else 0
         return Found(index, name, EndpointLink(name, mtu, up and _proxy_arp(attrs.get(_IFLA_AF_SPEC, b""))), away, renamed)
@@ -142,8 +147,13 @@ def create_bridge(link: BridgeLink) -> nl.Message:
     return _create(link.name, link.mac, link.mtu, "bridge", data)
 
 
+def create_wireguard(link: WireguardLink) -> nl.Message:
+    return _create(link.name, "", link.mtu, "wireguard", b"")
+
+
 def _create(name: str, mac: str, mtu: int, kind: str, data: bytes) -> nl.Message:
-    body = _head(up=True) + nl.attr_text(_IFLA_IFNAME, name) + nl.attr(_IFLA_ADDRESS, mac_bytes(mac)) + nl.attr_u32(_IFLA_MTU, mtu)
+    body = _head(up=True) + nl.attr_text(_IFLA_IFNAME, name) + nl.attr_u32(_IFLA_MTU, mtu)
+    body += nl.attr(_IFLA_ADDRESS, mac_bytes(mac)) if mac else b""
     body += nl.nested(_IFLA_LINKINFO, nl.attr_text(_INFO_KIND, kind), data)
     return nl.Message(RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, body)
 

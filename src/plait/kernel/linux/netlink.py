@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from plait.model.errors import PlaitError
 
-NETLINK_NETFILTER = 12
+NETLINK_NETFILTER, NETLINK_GENERIC = 12, 16
 NLMSG_ERROR, NLMSG_DONE, NLMSG_MIN_TYPE = 2, 3, 16
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x100, 0x200, 0x400, 0x800
@@ -69,6 +69,10 @@ def attr_u16be(kind: int, value: int) -> bytes:
     return attr(kind, struct.pack("!H", value))
 
 
+def attr_u16(kind: int, value: int) -> bytes:
+    return attr(kind, struct.pack("=H", value))
+
+
 def attr_u32(kind: int, value: int) -> bytes:
     return attr(kind, struct.pack("=I", value))
 
@@ -83,15 +87,18 @@ def nested(kind: int, *attributes: bytes) -> bytes:
 
 def parse_attrs(data: bytes) -> dict[int, bytes]:
     """Attributes by kind (flag bits removed); of a repeated kind the last. Raises NetlinkParseError on broken lengths."""
-    found: dict[int, bytes] = {}
+    return dict(each_attr(data))
+
+
+def each_attr(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Attributes in order as (kind without flag bits, content), repeated ones too: a nested array. Raises NetlinkParseError."""
     position, end = 0, len(data)
     while position + 4 <= end:
         length, kind = _ATTR.unpack_from(data, position)
         if length < 4 or position + length > end:
             raise NetlinkParseError(f"attribute {kind & 0x3FFF} at byte {position} claims {length} bytes of {end - position}")
-        found[kind & 0x3FFF] = data[position + 4 : position + length]
+        yield kind & 0x3FFF, data[position + 4 : position + length]
         position += (length + 3) & ~3
-    return found
 
 
 def text_of(data: bytes) -> str:

@@ -11,7 +11,8 @@ from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux.netns import in_thread, unshare_net
 from plait.kernel.linux.nft import NftError, open_nft
-from plait.model.objects import BridgeLink, EndpointLink, VxlanLink
+from plait.kernel.linux.wireguard import in_user_space
+from plait.model.objects import BridgeLink, EndpointLink, VxlanLink, WireguardLink
 
 _MAC = "02:00:00:00:00:01"
 _SCRIPTS = {
@@ -22,16 +23,18 @@ _SCRIPTS = {
 
 
 def probe_capabilities() -> frozenset[str]:
-    """Of "vxlan", "bridge", "veth", "nft", "fwd" (forwarding at ingress, nft_fwd_netdev), "ipv6" those that work here."""
+    """Of "vxlan", "bridge", "veth", "wireguard" (the kernel's or wireguard-go), "nft", "fwd" (forwarding at ingress, nft_fwd_netdev) and
+    "ipv6" those that work here."""
     return in_thread(_probe)
 
 
 def _probe() -> frozenset[str]:
     unshare_net()
-    found: set[str] = set()
+    found: set[str] = {"wireguard"} if in_user_space() else set()
     trials = {
         "vxlan": links.create_vxlan(VxlanLink("pl-x1", 1, 4789, IPv4Address("127.0.0.1"), _MAC, 1450)),
         "bridge": links.create_bridge(BridgeLink("pl-gw", _MAC)),
+        "wireguard": links.create_wireguard(WireguardLink("pl-wg", "", 0, 1420)),
         "veth": links.create_veth(EndpointLink("pl-e0", 1500, peer="pl-p0", mac=_MAC), 1001, 1002, None),
     }
     with contextlib.closing(nl.NetlinkSocket()) as sock:
