@@ -126,7 +126,7 @@ def metrics_reference() -> str:
         "`GET /v1/agent/metrics` as JSON in Consul's shape: counters and samples of the ten seconds that ended last;",
         "`agent/metrics/stream`: each ten seconds as a line, as they end. All since the agent started with `format=prometheus`, or to",
         "who accepts text, in Prometheus' text format under the names in the second column. A summary has `_sum` and `_count` there.",
-        "`plait.kernel.*` and `plait.roundtrips` are of a node of a cluster, `plait.dns.*` of an agent that answers DNS.",
+        "`plait.kernel.*`, `plait.encrypted.*` and `plait.roundtrips` are of a node of a cluster, `plait.dns.*` of whoever answers DNS.",
         "",
         "| figure | Prometheus | kind | meaning |",
         "|---|---|---|---|",

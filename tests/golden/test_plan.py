@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from plait.kernel.dryrun import render
-from plait.model.cluster import Block, Endpoint, Network, Node, PortMapping, Reach, Snapshot
+from plait.model.cluster import Block, Endpoint, Network, Node, PortMapping, Reach, Snapshot, TunnelKey
 from plait.model.objects import Op
 from plait.plan import Local, plan_node
 from plait.reconcile import order
@@ -28,8 +28,17 @@ DUAL_INNER = Network(
 )
 
 
+SECRET = Network("secret", N("10.31.0.0/16"), A("10.31.0.1"), 24, backend="wireguard")
+HIDDEN = Network("hidden", N("10.32.0.0/16"), A("10.32.0.1"), 24, backend="wireguard", internal=True)
+
+
 def node(name: str, number: int, mtu: int = 1500) -> Node:
     return Node(name, name.lower() * 8, A(f"198.18.0.{number}"), mtu, f"02:00:00:00:00:0{number}", A(f"10.28.{number}.0"))
+
+
+def encrypting(name: str, number: int, mtu: int = 1500) -> Node:
+    """A node with a tunnel key, whose own address is the first of its block of `hidden`."""
+    return replace(node(name, number, mtu), wireguard=TunnelKey(f"{name * 42}A=", 7472, A(f"10.32.{number}.0")))
 
 
 def blocks(*names: str) -> dict[tuple[str, IPv4Network], Block]:
@@ -37,6 +46,12 @@ def blocks(*names: str) -> dict[tuple[str, IPv4Network], Block]:
     return {(b.network, b.cidr): b for b in made}
 
 
+def encrypted_blocks(*names: str) -> dict[tuple[str, IPv4Network], Block]:
+    made = [Block(f"{net}", N(f"10.{second}.{number}.0/24"), name) for number, name in enumerate(names, 1) for net, second in ENCRYPTED]
+    return {(b.network, b.cidr): b for b in made}
+
+
+ENCRYPTED = (("secret", 31), ("hidden", 32))
 WEB = Endpoint(
     "e-web",
     "default",
@@ -105,6 +120,15 @@ LOCALS = {
     "three-peers": Local(gateway=True, fast_path=True),
     "hybrid-paths": Local(fast_path=True, underlay="eth0", strict=True),
 }
+CASES["encrypted"] = Snapshot(  # D cannot encrypt, C has a narrower link
+    "A",
+    1,
+    {"A": encrypting("A", 1), "B": encrypting("B", 2), "C": encrypting("C", 3, 1400), "D": ALL["D"]},
+    frozenset("ABCD"),
+    {n.name: n for n in (DEFAULT, SECRET, HIDDEN)},
+    blocks("A", "B", "C", "D") | encrypted_blocks("A", "B", "C", "D"),
+    {"e-vault": replace(WEB, id="e-vault", network="secret", address=A("10.31.1.1"), name="vault", ports=())},
+)
 
 
 def lines(snapshot: Snapshot, local: Local) -> str:

@@ -39,6 +39,7 @@ async def test_only_passing_is_taken_from_the_file_again() -> None:
     dns, zones = Dns(), list[object]()
     view = SimpleNamespace(snapshot=snapshot, follow=set, subscribe=lambda tell: None)
     parts: Any = SimpleNamespace(
+        capabilities=frozenset(),
         journal=SimpleNamespace(load=lambda kind: {}),
         view=view,
         config=parse_config({}, "f"),

@@ -47,6 +47,7 @@ async def keeping(blocks: Blocks, folder: Path, config: dict[str, Any]) -> Async
     view = View("b")
     view.put(Network("default", IPv4Network("10.28.0.0/16"), IPv4Address("10.28.0.1"), 24))
     parts: Any = SimpleNamespace(
+        capabilities=frozenset(),
         config=parse_config(config, "f"),
         identity=SimpleNamespace(name="b", id="0" * 32, address=IPv4Address("192.0.2.2"), store="192.0.2.1:7470"),
         paths=SimpleNamespace(run=folder),

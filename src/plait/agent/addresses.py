@@ -319,6 +319,13 @@ class Addresses:
         block = first_default_block(self._view.snapshot.blocks.values(), self._view.me, self._default)
         return block.cidr.network_address if block is not None else None
 
+    def encrypted_address(self) -> IPv4Address | None:
+        """The host's own address in encrypted networks: the first of its first block of the first of them."""
+        networks = self._view.snapshot.networks
+        own = (b for name in sorted(networks) if networks[name].encrypted for b in self._own_blocks(name))
+        block = next((b for b in own if b.purpose == "pool" and b.cidr.network_address != networks[b.network].gateway), None)
+        return block.cidr.network_address if block is not None else None
+
     def free_count(self, network: Network) -> int:
         """Addresses that could be handed out now without another block."""
         held = self._held.get(network.name, {})

@@ -15,6 +15,7 @@ from plait.agent.identity import Identity
 from plait.agent.kernelwork import KernelWork
 from plait.agent.keys import alive_key, block_key, own_prefixes, single_keys
 from plait.agent.sandboxes import Sandboxes, SandboxRequest, parse_ports
+from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
 from plait.model.cluster import Endpoint
@@ -53,6 +54,7 @@ class AdminParts:
     work: KernelWork
     health: Health
     underlay: Underlay
+    tunnels: Tunnels
     default_network: str
     search: str
     plan: Callable[[], Plan]
@@ -85,7 +87,7 @@ class AgentAdmin:
             "networks": reports.network_rows(snapshot),
             "engines": self._p.engines(),
             "blocks": reports.block_rows(snapshot),
-            "paths": reports.path_states(snapshot, self._p.underlay),
+            "paths": reports.path_states(snapshot, self._p.underlay, self._p.tunnels),
             "conditions": reports.condition_rows(self._p.health),
         }
 

@@ -32,9 +32,9 @@ class Figures:
         self._finished: Interval | None = None
         self._ended = asyncio.Condition()
 
-    def add(self, source: Source) -> None:
-        """One more that is asked from now on; no two may give the same figure."""
-        self._sources.append(source)
+    def add(self, *sources: Source) -> None:
+        """More that are asked from now on; no two may give the same figure."""
+        self._sources += sources
 
     def read(self) -> list[Reading]:
         """All, since the agent started."""

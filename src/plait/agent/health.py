@@ -154,6 +154,18 @@ REGISTRY: dict[str, Condition] = {
             "See `plait paths`; let the tunnel's UDP port pass between the two hosts, or ICMP echo if only that is dropped.",
         ),
         Condition(
+            "tunnel-silent",
+            "error",
+            "Nothing comes back through an encrypted tunnel; nothing passes in clear instead",
+            "Let UDP 7472 pass both ways; see `plait status` on the node that is named too, and restart its agent: it sets its key anew.",
+        ),
+        Condition(
+            "clear-traffic",
+            "warning",
+            "Packets of an encrypted network came from or would have gone to somewhere else than its tunnel, and were dropped",
+            "`nft list chain inet plait clear_in` (`clear_out`) counts them, tcpdump shows who sends: somebody forges or misroutes.",
+        ),
+        Condition(
             "mtu-too-small",
             "warning",
             "The underlay's MTU leaves less than 1280 bytes inside",

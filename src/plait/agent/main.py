@@ -81,7 +81,7 @@ def down(purge: bool = False, paths: Paths | None = None) -> list[str]:
     if _stop_agent(paths.run):
         done.append("stopped the agent")
     dismiss(paths.dns_successors)
-    kernel = LinuxKernel()
+    kernel = LinuxKernel(paths.lib)
     try:
         ops = order(diff({}, kernel.owned(), True))
         result = kernel.apply(ops)

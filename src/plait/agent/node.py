@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +26,20 @@ from plait.agent.networks import Networks
 from plait.agent.publisher import Publisher
 from plait.agent.reconciler import Reconciler
 from plait.agent.reports import GATEWAY_META, merged_meta, strays
+from plait.agent.tunnelkeys import own_public_key
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
 from plait.backends import BACKENDS
+from plait.backends.wireguard import PORT as WIREGUARD_PORT
 from plait.dns.zone import Zone
 from plait.kernel.linux import LinuxKernel
+from plait.kernel.linux.wireguard import MISSING as WIREGUARD_MISSING
 from plait.model.addr import IPAddress, mac_from_digest
-from plait.model.cluster import Node
+from plait.model.cluster import Node, TunnelKey
 from plait.model.errors import PlaitError, StoreUnavailable
 from plait.model.objects import Plan
 from plait.plan import Local, network_mtu, plan_node
+from plait.plan.fastpath import CAPABILITY
 from plait.runtimes.api import NetworkRequest
 from plait.runtimes.docker.options import docker_env
 from plait.serve.dns_parent import DnsService, DnsUnavailable
@@ -62,10 +67,14 @@ class Parts:
     publisher: Publisher
     dns: DnsService
     on_zone: Callable[[Zone], None]
-    fast_path: bool
+    capabilities: frozenset[str]
     underlay: Underlay
 
 
+_CAPABILITIES_EVERY_S = 5.0
+"""Between two looks at a kernel that lacks something: a module may be loaded, a program installed."""
+_HELP = {"wireguard": WIREGUARD_MISSING}
+"""What to say of a capability that can be had."""
 _FIREWALL_APART_S = 0.2
 """Least time between two looks at the rules of others: many attaches change our own table in a moment."""
 _NAMED = frozenset({"nodes", "alive", "networks", "blocks", "endpoints", "containers", "instances", "checks"}) | {
@@ -92,6 +101,7 @@ class NodeLoops:
         """Whether dockerd, when it starts now, finds what there is to say of its default bridge."""
         self._firewall_dirty = asyncio.Event()
         self._guards: frozenset[str] | None = None
+        self._capabilities = parts.capabilities
         parts.view.subscribe(self._on_view)
 
     def _on_view(self, kinds: frozenset[str]) -> None:
@@ -149,6 +159,7 @@ class NodeLoops:
             tunnel=self._p.addresses.tunnel_address(),
             version=__version__,
             meta=merged_meta(merged_meta({}, SERVER_META, not identity.store), GATEWAY_META, self._gateway),
+            wireguard=self._tunnel_key(),
         )
         self._p.view.put(node)
         network = self._p.view.snapshot.networks.get(self._default)
@@ -157,6 +168,12 @@ class NodeLoops:
             self._p.health.set("mtu-too-small", identity.name, f"containers get an MTU of {inner}, the underlay has {mtu}")
         else:
             self._p.health.clear("mtu-too-small", identity.name)
+
+    def _tunnel_key(self) -> TunnelKey | None:
+        """How this node is reached in encrypted networks; None while its kernel cannot encrypt."""
+        if "wireguard" not in self._capabilities:
+            return None
+        return TunnelKey(own_public_key(self._p.paths.lib), WIREGUARD_PORT, self._p.addresses.encrypted_address())
 
     # --- loops
 
@@ -272,7 +289,7 @@ class NodeLoops:
     @property
     def fast_path(self) -> bool:
         """Whether traffic inside a network may go round the host's IP stack: only while nobody else's rules would have to see it there."""
-        return self._p.fast_path and self._guards == frozenset()
+        return self._p.config.fast_path and CAPABILITY in self._capabilities and self._guards == frozenset()
 
     def firewall_changed(self) -> None:
         """Somebody, perhaps this agent, changed an nft table."""
@@ -298,16 +315,21 @@ class NodeLoops:
                     await self._firewall_dirty.wait()
 
     async def watch_capabilities(self) -> None:
-        """Name what the kernel lacks for the networks that there are. Never returns."""
-        present = await asyncio.to_thread(self._p.kernel.capabilities)
+        """Name what the kernel lacks for the networks that there are, and look again while it lacks something. Never returns."""
+        looked = time.monotonic()
         while True:
             texts: dict[str, str] = {}
             for network in self._p.view.snapshot.networks.values():
-                lacks = (BACKENDS[network.backend].needs() | ({"ipv6"} if network.subnet6 is not None else set())) - present
+                lacks = (BACKENDS[network.backend].needs() | ({"ipv6"} if network.subnet6 is not None else set())) - self._capabilities
                 if lacks:
-                    texts[network.name] = f"network {network.name} needs {', '.join(sorted(lacks))}"
+                    texts[network.name] = f"network {network.name} needs {', '.join(sorted(lacks))}" + "".join(
+                        f"; {_HELP[what]}" for what in sorted(lacks & _HELP.keys())
+                    )
             self._p.health.replace("kernel-lacks", texts)
-            await asyncio.sleep(30)
+            await asyncio.sleep(1)
+            if texts and time.monotonic() - looked > _CAPABILITIES_EVERY_S:
+                self._capabilities, looked = await asyncio.to_thread(self._p.kernel.capabilities), time.monotonic()
+                self.refresh_node()
 
     def waiting(self, reconciler: Reconciler) -> str:
         """ "" when the node can serve containers, else what it waits for."""

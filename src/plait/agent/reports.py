@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from plait.agent.health import Health
 from plait.agent.paths import shown
+from plait.agent.tunnels import Tunnel, Tunnels
 from plait.agent.underlay import Underlay
 from plait.backends import BACKENDS, Path
 from plait.ipam import block_of, image_block, stray_endpoints, usable
@@ -190,14 +191,31 @@ def _container_row(snapshot: Snapshot, container: Container) -> ContainerRow:
     }
 
 
-def path_states(snapshot: Snapshot, underlay: Underlay) -> list[PathState]:
-    """How this node reaches each other one for the first network that leaves its host."""
+def path_states(snapshot: Snapshot, underlay: Underlay, tunnels: Tunnels) -> list[PathState]:
+    """How this node reaches each other one for the first network that leaves its host, and by the encrypted tunnels if there are any."""
     me = snapshot.nodes.get(snapshot.me)
     network = next((n for _, n in sorted(snapshot.networks.items()) if BACKENDS[n.backend].ways), None)
     if me is None or network is None:
         return []
     paths = choose(snapshot, network)
-    return [_path_state(snapshot, me, snapshot.nodes[name], network, paths[name], underlay) for name in sorted(paths)]
+    rows = [_path_state(snapshot, me, snapshot.nodes[name], network, paths[name], underlay) for name in sorted(paths)]
+    return rows + _tunnel_states(snapshot, me, underlay, tunnels)
+
+
+def _tunnel_states(snapshot: Snapshot, me: Node, underlay: Underlay, tunnels: Tunnels) -> list[PathState]:
+    network = next((n for _, n in sorted(snapshot.networks.items()) if n.encrypted), None)
+    if network is None:
+        return []
+    paths = choose(snapshot, network)
+    others = [(snapshot.nodes[name], paths[name]) for name in sorted(paths)]
+    return [_encrypted(_path_state(snapshot, me, node, network, path, underlay), me, node, tunnels) for node, path in others]
+
+
+def _encrypted(row: PathState, me: Node, node: Node, tunnels: Tunnels) -> PathState:
+    tunnel = tunnels.known.get(node.name, Tunnel())
+    lacks = next((n.name for n in (me, node) if n.wireguard is None), "")
+    error = row["error"] or (f"{lacks} cannot encrypt (see `plait status` there)" if lacks else "")
+    return {**row, "error": error, "encrypted": "proved" if tunnel.proved and not error else "unproved", "handshake": tunnel.handshake}
 
 
 def _path_state(snapshot: Snapshot, me: Node, node: Node, network: Network, path: Path | None, underlay: Underlay) -> PathState:
@@ -213,6 +231,8 @@ def _path_state(snapshot: Snapshot, me: Node, node: Node, network: Network, path
         "mtu": inner_mtu(me, node, network, path, underlay.path_mtus.known),
         "probed": node.name in underlay.path_mtus.answered,
         "error": error,
+        "encrypted": "",
+        "handshake": 0.0,
     }
 
 

@@ -18,6 +18,7 @@ from plait.agent.lanes import Lanes
 from plait.agent.pathmtu import durable_path_mtus
 from plait.agent.paths import Paths
 from plait.agent.roundtrips import RoundTrips
+from plait.agent.tunnels import Tunnels
 from plait.agent.view import View
 
 log = logging.getLogger("plait.node")
@@ -58,7 +59,7 @@ class Underlay:
         before, self.strict = self.strict, self._kernel.strict_sources(self.link)
         return before != self.strict
 
-    def measuring(self, roundtrips: RoundTrips | None, path_mtu: bool) -> Iterator[Coroutine[None, None, None]]:
+    def measuring(self, tunnels: Tunnels, roundtrips: RoundTrips | None, path_mtu: bool) -> Iterator[Coroutine[None, None, None]]:
         """What asks the other nodes for echoes, as far as is wanted and allowed; none of it ever returns."""
         try:
             echo = Echo()
@@ -66,6 +67,7 @@ class Underlay:
             log.warning("echo_off", extra={"error": str(error)})
             return
         yield self.lanes.run(echo)
+        yield tunnels.run(echo)
         if roundtrips is not None:
             yield roundtrips.run(echo)
         if path_mtu:

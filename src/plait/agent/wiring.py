@@ -23,7 +23,7 @@ from plait.agent.hostresolvers import HostResolvers
 from plait.agent.identity import Identity
 from plait.agent.journal import Journal
 from plait.agent.kernelwork import KernelWork
-from plait.agent.keys import own_prefixes, single_keys
+from plait.agent.leaving import remove_records
 from plait.agent.networks import Networks
 from plait.agent.node import LEASE_TTL_S, NodeLoops, Parts
 from plait.agent.operations import AgentOperations
@@ -31,20 +31,18 @@ from plait.agent.publisher import Publisher
 from plait.agent.reconciler import Reconciler
 from plait.agent.sandboxes import Sandboxes
 from plait.agent.storehost import StoreHost
+from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
 from plait.dns.zone import Zone
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_exists
-from plait.model.cluster import Block
-from plait.model.errors import NotSupported, PlaitError
+from plait.model.errors import NotSupported
 from plait.model.report import StoreState, TokenView
-from plait.plan.fastpath import CAPABILITY
 from plait.serve.admin import AdminServer
 from plait.serve.consul_control import ControlApi
 from plait.serve.dns_parent import DnsService
 from plait.services.directory import SERVER_META
-from plait.store.api import Change, Compare, Delete, Store
-from plait.store.codec import decode
+from plait.store.api import Change, Store
 from plait.store.join import split_address
 from plait.store.joinserver import PORT as JOIN_PORT
 from plait.store.joinserver import JoinServer
@@ -75,15 +73,7 @@ async def run_node(config: Config, identity: Identity, paths: Paths) -> None:
 async def leave(identity: Identity, paths: Paths) -> str:
     """Remove this node's records from the store; says what happened. Never raises for a store out of reach."""
     async with _open_store(identity, paths) as store:
-        ops = [Delete(prefix, prefix=True) for prefix in own_prefixes(identity.name)]
-        try:
-            blocks = [b for b in (await store.list("blocks/")).items if decode(Block, b.value, b.key).node == identity.name]
-            ops += [Delete(key) for key in (*single_keys(identity.name), *(block.key for block in blocks))]
-            if not (await store.txn([Compare(block.key, block.mod_revision) for block in blocks], ops)).ok:
-                return f"could not tell the cluster (its blocks changed meanwhile); run `plait node rm {identity.name}` on another node"
-        except PlaitError as error:
-            return f"could not tell the cluster ({error}); run `plait node rm {identity.name}` on another node"
-    return "left the cluster"
+        return await remove_records(store, identity.name)
 
 
 @contextlib.asynccontextmanager
@@ -108,7 +98,7 @@ class _Wiring:
         self.config, self.identity, self.paths, self.journal, self.store = config, identity, paths, journal, store
         self.view = View(identity.name)
         self.health = Health(time.time)
-        self.kernel = LinuxKernel()
+        self.kernel = LinuxKernel(paths.lib)
         self.work = KernelWork(self.kernel)
         self.replica = Replica(store, paths.lib / "replica.bin")
         self.networks = Networks(self.view, store, DEFAULT_NETWORK, self.view.caught_up)
@@ -117,6 +107,7 @@ class _Wiring:
         self.dns = DnsService(on_crash=self._on_dns_crash, on_query=lambda *q: self.discovery.names(*q), successors=paths.dns_successors)
         self.resolvers = HostResolvers(self.dns.set_upstreams)
         self.underlay = Underlay(journal, self.view, self.kernel, lambda: self.reconciler.mark())
+        self.tunnels = Tunnels(lambda: self.view.snapshot, self.kernel, self.health, lambda: self.reconciler.mark())
         self._linked = asyncio.Event()
         self.loops = NodeLoops(self._parts(), DEFAULT_NETWORK)
         self.reconciler = Reconciler(
@@ -139,7 +130,7 @@ class _Wiring:
         self.dns_watch = DnsWatch(self.dns, self.health)
         self.dns_near = DnsNear(self.dns, lambda: self.view.snapshot, lambda: self.discovery.near("_agent"))
         self.discovery.watch_dns(self.dns_watch)
-        self.discovery.figures.add(partial(of_kernel, self.work))
+        self.discovery.figures.add(partial(of_kernel, self.work), self.tunnels.readings)
         self.view.subscribe(self._on_view)
         self.replica.subscribe(self.discovery.change, self._on_store)
 
@@ -169,7 +160,7 @@ class _Wiring:
             publisher=self.publisher,
             dns=self.dns,
             on_zone=self._on_zone,
-            fast_path=self.config.fast_path and CAPABILITY in self.kernel.capabilities(),
+            capabilities=self.kernel.capabilities(),
             underlay=self.underlay,
         )
 
@@ -258,7 +249,9 @@ class _Wiring:
                 self.sandboxes.run(),
                 self.engines.run(),
                 *self.discovery.loops(),
-                *self.underlay.measuring(self.discovery.roundtrips() if self.config.coordinates else None, self.config.path_mtu),
+                *self.underlay.measuring(
+                    self.tunnels, self.discovery.roundtrips() if self.config.coordinates else None, self.config.path_mtu
+                ),
             ):
                 group.create_task(loop)
 
@@ -298,6 +291,7 @@ class _Wiring:
             work=self.work,
             health=self.health,
             underlay=self.underlay,
+            tunnels=self.tunnels,
             default_network=DEFAULT_NETWORK,
             search=self.config.search_domain,
             plan=self.loops.plan,

@@ -8,9 +8,12 @@ from plait.backends.none import NoneBackend
 from plait.backends.settings import OPTIONS as SETTINGS
 from plait.backends.settings import check_names, choose_backend
 from plait.backends.vxlan import VxlanBackend
+from plait.backends.wireguard import WireguardBackend
 
 _VXLAN = VxlanBackend()
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (_VXLAN, NoneBackend(), HybridBackend(_VXLAN), DirectBackend())}
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend for backend in (_VXLAN, NoneBackend(), HybridBackend(_VXLAN), DirectBackend(), WireguardBackend())
+}
 """Of each model the first is the one that is taken where none is asked for, of all of them the first where no model is either."""
 
 DUAL = frozenset({"vxlan", "none"})

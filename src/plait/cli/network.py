@@ -101,7 +101,12 @@ def _used(count: int) -> str:
 @click.option("--subnet6", type=cidr6, help="Its IPv6 addresses, a /64 or larger; implies --ipv6. [default: a unique local one]")
 @click.option("--gateway6", type=address6, help="IPv6 address that every node holds; implies --ipv6. [default: like --gateway]")
 @click.option("--model", type=click.Choice(MODELS), help="What it promises. [default: overlay, or that of --backend]")
-@click.option("--backend", default="", metavar="NAME", help="How that is kept. [default: by the model: none, vxlan, hybrid]")
+@click.option(
+    "--backend",
+    default="",
+    metavar="NAME",
+    help="How that is kept, such as wireguard (encrypted). [default: by the model: none, vxlan, hybrid]",
+)
 @click.option("--internal", is_flag=True, help="Without a way out to other networks.")
 @click.option("--label", "labels", multiple=True, callback=pairs, metavar="K=V", help="A label; can be repeated.")
 @click.option(

@@ -18,7 +18,7 @@ from plait.model.errors import PlaitError
 
 if TYPE_CHECKING:
     from plait.client.admin import AdminClient
-    from plait.model.report import StatusView
+    from plait.model.report import PathState, StatusView
 
 NAMED = 8
 """How many things of a kind are named one by one; of more, the count is shown."""
@@ -138,13 +138,20 @@ def _blocks(view: StatusView) -> list[str]:
 def _paths(view: StatusView) -> list[str]:
     rows = view["paths"]
     broken = [f"to {row['node']} ({row['address']}): {row['error']}" for row in rows if row["error"]]
-    usable = [
-        f"{row['node']} ({row['backend']}, mtu {row['mtu']}{'' if row['probed'] else ' not probed'})" for row in rows if not row["error"]
-    ]
+    usable = [f"{row['node']} ({_how(row)})" for row in rows if not row["error"]]
     if not rows:
         return ["no other node"]
     more = [f"and {len(broken) - NAMED} more"] if len(broken) > NAMED else []
     return [f"{len(usable)} of {len(rows)} usable: {_some(usable)}".rstrip(": "), *broken[:NAMED], *more]
+
+
+def _how(row: PathState) -> str:
+    """One usable path: its backend, what fits through it and, of an encrypted one, what is known of that."""
+    line = f"{row['backend']}, mtu {row['mtu']}{'' if row['probed'] else ' not probed'}"
+    if not row.get("encrypted"):
+        return line
+    handshake = f"handshake {span(max(0.0, time.time() - row['handshake']))} ago" if row["handshake"] else "no handshake yet"
+    return f"{line}, encrypted {'proved' if row['encrypted'] == 'proved' else 'NOT PROVED'}, {handshake}"
 
 
 def _some(names: list[str]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
-from plait.ipam.pool import block_count, usable
+from plait.ipam.pool import block_count, block_of, usable
 from plait.model.cluster import Block, Network
 from plait.model.errors import Conflict, NotFound, PoolExhausted
 
@@ -88,6 +88,7 @@ def _check_wanted(
     if not _inside(wanted, blocks):
         raise NotFound(f"address {wanted} lies in no block of network {network.name!r} that this node holds")
     kept = {network.subnet.network_address, network.subnet.broadcast_address, network.gateway, tunnel}
+    kept |= {block_of(network, wanted).network_address} if network.encrypted else set()
     if wanted in kept:
         raise Conflict(
             f"address {wanted} of network {network.name!r} is kept for the network itself (gateway, first or last); ask for another"

@@ -60,9 +60,11 @@ def free_blocks(network: Network, taken: Collection[IPv4Network]) -> Iterator[IP
 
 
 def usable(network: Network, block: IPv4Network, tunnel: IPv4Address | None = None) -> Iterator[IPv4Address]:
-    """Addresses of `block` to hand out, ascending: not the pool's first, last or gateway, nor the node's tunnel address, nor in a
-    pool larger than a /24 those that end in 0 or 255, which people and old programs take for network and broadcast addresses."""
+    """Addresses of `block` to hand out, ascending: not the pool's first, last or gateway, nor the node's tunnel address, nor the first of
+    a block of an encrypted network (which is the host's own there), nor in a pool larger than a /24 those that end in 0 or 255, which
+    people and old programs take for network and broadcast addresses."""
     kept = {network.subnet.network_address, network.subnet.broadcast_address, network.gateway, tunnel}
+    kept |= {block.network_address} if network.encrypted else set()
     wide = network.pool.prefixlen < 24
     pool = network.pool
     return (a for a in block if a in pool and a not in kept and not (wide and a.packed[3] in (0, 255)))

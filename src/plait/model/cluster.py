@@ -19,11 +19,22 @@ Protocol = Literal["tcp", "udp", "sctp"]
 
 
 @dataclass(frozen=True, slots=True)
+class TunnelKey:
+    """How a node is reached in encrypted networks: its WireGuard public key (base64), the UDP port that it listens on, and `address`, that
+    of the host itself inside them (the first of its first block of such a network, None while it holds none)."""
+
+    public: str
+    port: int
+    address: IPv4Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """A host with an agent. Identity is `id` (made once by init/join), never the address.
 
     `address` is the underlay address that peers send tunnel packets to; `tunnel` the overlay address of the
-    host itself (first address of its first default-network block); `mtu` that of the underlay link, bytes.
+    host itself (first address of its first default-network block); `mtu` that of the underlay link, bytes. `wireguard` is None where
+    the host cannot encrypt.
     """
 
     name: str
@@ -34,6 +45,7 @@ class Node:
     tunnel: IPv4Address | None = None
     version: str = ""
     meta: Mapping[str, str] = field(default_factory=dict)
+    wireguard: TunnelKey | None = None
 
     @property
     def tunnel6(self) -> IPv6Address:
@@ -61,6 +73,11 @@ class Network:
     ip_range: IPv4Network | None = None
     subnet6: IPv6Network | None = None
     gateway6: IPv6Address | None = None
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether its packets may leave their host in no other form than encrypted."""
+        return self.backend == "wireguard"
 
     @property
     def pool(self) -> IPv4Network:

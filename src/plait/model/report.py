@@ -129,7 +129,8 @@ class EngineState(TypedDict):
 
 class PathState(TypedDict):
     """The way to one other node: underlay address, path (`PathRow` says more), bytes that a packet may have inside, whether that was
-    probed (else it is what both ends' links allow); `error` is "" when it is usable."""
+    probed (else it is what both ends' links allow); `error` is "" when it is usable. `encrypted` is "" for what is not, "proved" while
+    echoes through the tunnel are answered, else "unproved"; `handshake` is when the latest one was, 0 for never."""
 
     node: str
     address: str
@@ -137,6 +138,8 @@ class PathState(TypedDict):
     mtu: int
     probed: bool
     error: str
+    encrypted: str
+    handshake: float
 
 
 class PathRow(TypedDict):

@@ -21,13 +21,14 @@ from ipaddress import IPv4Network, IPv6Network
 from plait.backends import BACKENDS
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network
-from plait.model.objects import NFT_FAST_FAMILY, KernelObject, NftChain, NftElement, NftSet, Route
+from plait.model.objects import NFT_FAST_FAMILY, PREFIX, KernelObject, NftChain, NftElement, NftSet, Route
 from plait.plan.dual import V4, V6, Family, families
 
 CAPABILITY = "fwd"
 """What the kernel must be able to do (`kernel.api.Kernel.capabilities`)."""
 _PLAIN_NETWORKS = 8
 """So many networks are told apart by a rule each on a tunnel device; further ones by a set of pairs of ranges, which costs more."""
+_FRAMED = f"{PREFIX}x"
 _ALIVE = {V4: "ip ttl > 1", V6: "ip6 hoplimit > 1"}
 """A packet whose time is over needs an ICMP answer, which only the IP stack gives."""
 _FRAGMENT = {V4: "ip frag-off & 16383 != 0 accept", V6: "exthdr frag exists accept"}
@@ -96,7 +97,9 @@ def _to_endpoint(family: Family) -> str:
 
 
 def _device(network: Network) -> str:
-    return BACKENDS[network.backend].device(network)
+    """The network's tunnel device, "" if it has none that carries Ethernet frames: what is encrypted goes the complete way."""
+    device = BACKENDS[network.backend].device(network)
+    return device if device.startswith(_FRAMED) else ""
 
 
 def _here(family: Family, elements: frozenset[str]) -> NftSet:

@@ -30,8 +30,8 @@ def choose(snapshot: Snapshot, network: Network) -> dict[str, Path | None]:
 
 
 def tunnel_devices(networks: Iterable[Network]) -> frozenset[str]:
-    """The tunnel devices of all of `networks`."""
-    return frozenset(BACKENDS[network.backend].device(network) for network in networks) - {""}
+    """The tunnel devices of all of `networks` that only an echo between tunnel addresses can judge: an encrypted one knows by itself."""
+    return frozenset(BACKENDS[network.backend].device(network) for network in networks if not network.encrypted) - {""}
 
 
 def path_mtu(me: Node, node: Node, measured: Mapping[str, int]) -> int:
