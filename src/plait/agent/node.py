@@ -328,7 +328,7 @@ class NodeLoops:
             self._p.health.replace("kernel-lacks", texts)
             await asyncio.sleep(1)
             if texts and time.monotonic() - looked > _CAPABILITIES_EVERY_S:
-                self._capabilities, looked = await asyncio.to_thread(self._p.kernel.capabilities), time.monotonic()
+                self._capabilities, looked = await asyncio.to_thread(self._p.kernel.capabilities, True), time.monotonic()
                 self.refresh_node()
 
     def waiting(self, reconciler: Reconciler) -> str:

@@ -97,8 +97,10 @@ class LinuxKernel:
         held.update(read_sysctls(probe))
         return held
 
-    def capabilities(self) -> frozenset[str]:
-        self._able = self._able or probe_capabilities()
+    def capabilities(self, afresh: bool = False) -> frozenset[str]:
+        """Looked for once, or again (`afresh`): a module may have been loaded, a program installed."""
+        if afresh or not self._able:
+            self._able = probe_capabilities()
         return self._able
 
     def watch(self) -> AsyncIterator[str]:
