@@ -40,6 +40,8 @@ class Parts:
                 return Taskless(self._now())
             case b"/taskless-fault":
                 return Taskless(self._fault())
+            case b"/taskless-cancelled":
+                return Taskless(self._cancelled())
             case b"/parked":
                 return Parked(
                     lambda: 30.0,
@@ -89,6 +91,12 @@ class Parts:
 
     async def _now(self) -> Answer:
         return plain(200, "now")
+
+    async def _cancelled(self) -> Answer:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
+        loop.call_later(0.01, future.cancel)
+        return await future
 
     async def _fault(self) -> Answer:
         await asyncio.sleep(0.01)

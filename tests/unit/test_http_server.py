@@ -442,6 +442,14 @@ async def test_an_idle_connection_makes_room_and_without_one_the_next_is_refused
 # --- the end
 
 
+async def test_an_answer_whose_work_is_cancelled_ends_its_connection() -> None:
+    async with served() as found:
+        peer = await found.peer()
+        await peer.send(put(b"/taskless-cancelled", b"") + GET % b"/echo")
+        assert await peer.rest() == b"" and len(found.app.seen) == 1
+        await become(lambda: not found.server.connections)
+
+
 async def test_many_answers_without_a_task_that_need_not_wait_do_not_nest() -> None:
     async with served() as found:
         peer = await found.peer()

@@ -280,8 +280,7 @@ class Connection(asyncio.BufferedProtocol):
             self._go_on()
 
     def _advance(self, steps: Coroutine[Any, None, Answer]) -> bool:
-        """Run the present request's steps, or on with them. Whether they have come to their end; else they go on when what they await is
-        done."""
+        """Run the present request's steps on. Whether they came to their end; else they go on when what they await is done."""
         try:
             awaited = steps.send(None)
         except StopIteration as end:
@@ -289,6 +288,7 @@ class Connection(asyncio.BufferedProtocol):
         except Exception as error:
             self._finish(self._server.app.refused(error, self._current))
         except asyncio.CancelledError:  # of what they awaited: the agent is stopping
+            self._queue.clear()
             self.abort()
         else:
             if awaited is None:
