@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import shutil
@@ -11,6 +12,7 @@ import signal
 import sqlite3
 import stat
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -21,7 +23,7 @@ from plait.model.errors import Compacted, Conflict, StoreUnavailable
 from plait.store import database
 from plait.store.api import Change, Compare, Delete, Put
 from plait.store.database import Database
-from plait.store.sqlite import SqliteStore
+from plait.store.sqlite import SqliteStore, _Entry, _Failure, _Writer
 from plait.store.state import Commit
 
 WRITER = """
@@ -161,6 +163,35 @@ async def test_a_failed_write_fails_all_built_on_it_and_the_store_goes_on(tmp_pa
     store = await SqliteStore.open(tmp_path / "s.db")
     listing = await store.list("")
     assert [(item.key, item.value) for item in listing.items] == [("a", b"2")] and listing.revision == 3
+    await store.close()
+
+
+async def test_who_tries_again_at_once_is_not_failed_with_what_still_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first batch fails, and with it the batches that were evaluated on top of it; what is tried again then lies behind those."""
+    store = await SqliteStore.open(tmp_path / "s.db")
+    write, fate, fail = Database.write, _Writer._write, [True]
+
+    def failing(self: Database, commits: Sequence[Commit], floor: int) -> None:
+        if fail:
+            fail.pop()
+            raise StoreUnavailable("disk full")
+        write(self, commits, floor)
+
+    def slowly(self: _Writer, batch: list[_Entry[object]]) -> _Failure | None:
+        found = fate(self, batch)
+        time.sleep(0.05)
+        return found
+
+    async def insist(key: str) -> int:
+        with contextlib.suppress(StoreUnavailable):
+            return (await store.txn([Compare(key, 0)], [Put(key, b"")])).revision
+        return -(await store.txn([Compare(key, 0)], [Put(key, b"")])).revision
+
+    monkeypatch.setattr(Database, "write", failing)
+    monkeypatch.setattr(_Writer, "_write", slowly)
+    revisions = await asyncio.gather(*(insist(f"k/{number}") for number in range(600)))
+    assert sorted(-revision for revision in revisions) == list(range(2, 602))
+    assert len((await store.list("k/")).items) == 600
     await store.close()
 
 

@@ -105,10 +105,10 @@ class _Writer(Thread):
                     return []
                 self._bell.get()
             self._sleeps = False
-        batch = [self._entries.popleft()]
-        while self._entries and len(batch) < _BATCH and self._entries[0].generation == batch[0].generation:
-            batch.append(self._entries.popleft())
-        return batch
+        count, generation = min(len(self._entries), _BATCH), self._entries[0].generation
+        while self._entries[count - 1].generation != generation:
+            count -= 1
+        return [self._entries.popleft() for _ in range(count)]
 
     def _write(self, batch: list[_Entry[Any]]) -> _Failure | None:
         generation = batch[0].generation
