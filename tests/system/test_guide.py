@@ -5,6 +5,7 @@ Debian's own systemd and docker.service (`tests/support/booted.py`)."""
 from __future__ import annotations
 
 import configparser
+import contextlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -173,6 +175,35 @@ def test_a_host_without_a_default_route_is_told_what_to_give(make_lab) -> None:
         "give it with --address, or as node.address in /etc/plait/plait.toml\n"
     )
     lab.run("A", "plait", "init", "--address", lab.address("A"))
+
+
+HOLD = "import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('127.0.0.1', 53)); print(); time.sleep(120)"
+
+
+def test_a_host_whose_resolver_port_is_taken_is_told_by_whom(make_lab) -> None:
+    lab = make_lab(hosts=1, agents=False)
+
+    @contextlib.contextmanager
+    def held() -> Iterator[None]:
+        with lab.popen("A", sys.executable, "-c", HOLD, stdout=subprocess.PIPE) as program:
+            assert program.stdout is not None and program.stdout.readline() == b"\n"
+            try:
+                yield
+            finally:
+                program.kill()
+
+    with held():
+        refused = lab.run("A", "plait", "init", "--address", lab.address("A"), check=False)
+        assert refused.returncode == 1 and "127.0.0.1:53/udp is held by python" in refused.stderr
+        assert not lab.path("A", "/var/lib/plait").exists() or not any(lab.path("A", "/var/lib/plait").iterdir()), "nothing was made"
+    lab.run("A", "plait", "init", "--address", lab.address("A"))
+    with held():
+        lab.start_agent("A")
+        status = lab.run("A", "plait", "status", check=False)
+        assert status.returncode != 0 and "127.0.0.1:53/udp" in status.stdout and "in use by python" in status.stdout, (
+            "as soon as it is ready"
+        )
+    until("DNS answers", lambda: lab.run("A", "dig", "+short", "@127.0.0.1", "consul.service.consul", check=False).stdout.strip(), 10)
 
 
 def test_the_front_page_is_tried_without_the_demo() -> None:

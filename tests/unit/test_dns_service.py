@@ -24,7 +24,7 @@ from plait.dns.table import HIDDEN, Table
 from plait.dns.zone import build_table
 from plait.model.cluster import Container, Instance, Network, Node, Snapshot
 from plait.serve.dns_core import Core
-from plait.serve.dns_holder import holder
+from plait.serve.dns_holder import held, holder
 from plait.serve.dns_link import Upstreams
 from plait.serve.dns_parent import DnsService, DnsUnavailable
 from plait.serve.dns_process import DnsProcess
@@ -271,6 +271,20 @@ def test_the_holder_of_a_tcp_port_is_found() -> None:
         tcp.listen()
         assert f"(pid {os.getpid()})" in holder("tcp", HOST, tcp.getsockname()[1])
     assert holder("tcp", HOST, free_port()) == ""
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+def test_a_port_that_could_not_be_had_is_known_before(kind: socket.SocketKind) -> None:
+    with socket.socket(socket.AF_INET, kind) as other:
+        other.bind(("0.0.0.0", 0))
+        port = other.getsockname()[1]
+        if kind == socket.SOCK_STREAM:
+            other.listen()
+        protocol = "udp" if kind == socket.SOCK_DGRAM else "tcp"
+        assert held(HOST, (free_port(), port)).startswith(f"{HOST}:{port}/{protocol} is held by ")
+        assert f"(pid {os.getpid()})" in held(HOST, (port,))
+    for _ in range(2):
+        assert held(HOST, (port,)) == "", "and nothing of the look stays"
 
 
 async def test_junk_is_survived(service: DnsService, where: Pair) -> None:

@@ -96,6 +96,8 @@ class Option:
     doc: str
 
 
+DNS_PORTS = (53, 8600)
+"""Where DNS answers on loopback."""
 OPTIONS = (
     Option(
         "node.name",

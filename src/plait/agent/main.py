@@ -16,7 +16,7 @@ from collections.abc import Coroutine, Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from plait.agent.config import Config, Paths, check_node_name, load_config
+from plait.agent.config import DNS_PORTS, Config, Paths, check_node_name, load_config
 from plait.agent.identity import Identity, load_identity, new_id, save_identity
 from plait.agent.logs import set_up
 from plait.model.errors import ConfigError, Conflict, NotFound, PlaitError
@@ -28,9 +28,11 @@ _STOP_TIMEOUT_S = 10.0
 
 
 def init(name: str | None = None, address: str | None = None, pool: str | None = None, paths: Paths | None = None) -> Identity:
-    """Make a new cluster whose first node is this host. Conflict if the host is in one already; ConfigError for bad values."""
+    """Make a new cluster whose first node is this host. Conflict if the host is in one already, or somebody holds DNS's ports; ConfigError
+    for bad values."""
     paths = paths or Paths()
     _refuse_member(paths)
+    _refuse_held_ports()
     config = load_config(paths.config)
     identity = Identity(name=check_node_name(name or config.name), id=new_id(), address=_own_address(address, config), pool=_pool(pool))
     if identity.address in identity.pool:
@@ -46,6 +48,7 @@ def join(server: str, token: str, name: str | None = None, address: str | None =
 
     paths = paths or Paths()
     _refuse_member(paths)
+    _refuse_held_ports()
     config = load_config(paths.config)
     node_name, node_id, own = check_node_name(name or config.name), new_id(), _own_address(address, config)
     joined = asyncio.run(join_cluster(server, token, node_name, node_id, paths.lib / "pki"))
@@ -119,6 +122,14 @@ def _purge(paths: Paths) -> list[str]:
         shutil.rmtree(folder, ignore_errors=True)
         done.append(f"deleted {folder}")
     return done
+
+
+def _refuse_held_ports() -> None:
+    """Before anything is made: names would not work on this host. An agent that finds them held later goes on and says so."""
+    from plait.serve.dns_holder import held
+
+    if what := held("127.0.0.1", DNS_PORTS):
+        raise Conflict(f"DNS of this host cannot be plait's: {what}; stop that program or have it listen elsewhere, then run this again")
 
 
 def _refuse_member(paths: Paths) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from plait import __version__
 from plait.agent.addresses import Addresses
 from plait.agent.admin import netns_of_containers
-from plait.agent.config import Config, Paths, replace_file
+from plait.agent.config import DNS_PORTS, Config, Paths, replace_file
 from plait.agent.health import Health
 from plait.agent.identity import Identity
 from plait.agent.journal import Journal, Write
@@ -223,6 +223,7 @@ class NodeLoops:
                 await asyncio.sleep(0.2)
                 continue
             self._p.health.clear("dns-child", "dns")
+            self._name_refused()
             async with self._names_done:
                 self._names_shown = generation
                 self._names_done.notify_all()
@@ -255,7 +256,7 @@ class NodeLoops:
         self._names_dirty.set()
 
     def _listen_addresses(self) -> frozenset[tuple[str, int]]:
-        loopback = {(address, port) for address in _loopbacks() for port in (53, 8600)}
+        loopback = {(address, port) for address in _loopbacks() for port in DNS_PORTS}
         snapshot = self._p.view.snapshot
         gateways: set[IPAddress] = {n.gateway for n in snapshot.networks.values()}
         six = {n.gateway6 for n in snapshot.networks.values() if n.gateway6 is not None}
@@ -282,9 +283,13 @@ class NodeLoops:
             detours, unreached = self._p.underlay.paths.troubles()
             self._p.health.replace("path-detour", detours)
             self._p.health.replace("path-lost", unreached)
-            refused = self._p.dns.bind_errors
-            self._p.health.replace("dns-bind", {f"{e.address}:{e.port}/{e.protocol}": str(e) for e in refused})
+            self._name_refused()
             await asyncio.sleep(1)
+
+    def _name_refused(self) -> None:
+        """Raise and clear the condition of addresses that DNS cannot have; a node that says it is ready has told of them."""
+        refused = self._p.dns.bind_errors
+        self._p.health.replace("dns-bind", {f"{e.address}:{e.port}/{e.protocol}": str(e) for e in refused})
 
     @property
     def fast_path(self) -> bool:

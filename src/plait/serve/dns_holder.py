@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""(protocol, address, port) -> which process holds that port, from /proc: for the message about a failed bind."""
+"""(protocol, address, port) -> which process holds that port, from /proc: for the message about a bind that failed, or would fail."""
 
 from __future__ import annotations
 
 import ipaddress
+import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from errno import EADDRINUSE
 from pathlib import Path
 
 _LISTENING = {"tcp": "0A", "udp": "07"}  # TCP_LISTEN and TCP_CLOSE of net/tcp_states.h, as /proc/net/tcp and udp print them
@@ -21,6 +23,24 @@ def holder(protocol: str, address: str, port: int) -> str:
                 return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
         except OSError:  # it ended meanwhile, or belongs to another user
             continue
+    return ""
+
+
+def held(address: str, ports: Iterable[int]) -> str:
+    """ "127.0.0.1:53/udp is held by NAME (pid 123)" of the first of the ports that cannot be listened on at the IPv4 address, over UDP or
+    TCP, because somebody else does; "" if there is none. Nothing stays open."""
+    for port in ports:
+        for protocol, kind in (("udp", socket.SOCK_DGRAM), ("tcp", socket.SOCK_STREAM)):
+            with socket.socket(socket.AF_INET, kind) as probe:
+                if protocol == "tcp":  # what ended connections left behind holds up no listener
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((address, port))
+                    if protocol == "tcp":
+                        probe.listen(1)
+                except OSError as error:
+                    if error.errno == EADDRINUSE:
+                        return f"{address}:{port}/{protocol} is held by {holder(protocol, address, port) or 'another program'}"
     return ""
 
 
