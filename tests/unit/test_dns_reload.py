@@ -18,6 +18,7 @@ class Dns:
 
     def __init__(self) -> None:
         self.table: Any = None
+        self.bind_errors: list[object] = []
 
     async def set_table(self, table: Table) -> None:
         self.table = table
@@ -46,7 +47,7 @@ async def test_only_passing_is_taken_from_the_file_again() -> None:
         dns=dns,
         on_zone=zones.append,
         addresses=SimpleNamespace(bridge_block=lambda: None),
-        health=SimpleNamespace(clear=lambda *what: None),
+        health=SimpleNamespace(clear=lambda *what: None, replace=lambda *what: None),
     )
     loops = NodeLoops(parts, "default")
     serving = asyncio.create_task(loops.serve_names())
