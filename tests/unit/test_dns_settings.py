@@ -51,6 +51,7 @@ def test_the_file_of_a_node() -> None:
                 "a_record_limit": 1,
                 "udp_answer_limit": 3,
                 "enable_truncate": False,
+                "enable_additional_node_meta_txt": True,
                 "client_rate": 500,
                 "client_timeout": "1s",
             }
@@ -59,7 +60,7 @@ def test_the_file_of_a_node() -> None:
     ).dns
     assert dns.limits.parts() == (500, 1.0)
     assert dns.upstreams.parts() == ((("192.0.2.1", 53), ("2001:db8::1", 5353)), True, 1.5, 10)
-    wanted = Options(3, {b"*": 5, b"web": 90}, (3600, 600, 86400, 7), b"corp.example", 1, 3, False)
+    wanted = Options(3, {b"*": 5, b"web": 90}, (3600, 600, 86400, 7), b"corp.example", 1, 3, False, True)
     assert dns.options.parts() == wanted.parts() and dns.only_passing
 
 
@@ -92,13 +93,14 @@ def test_a_file_made_for_consul() -> None:
             "a_record_limit": 5,
             "udp_answer_limit": 6,
             "enable_truncate": True,
+            "enable_additional_node_meta_txt": True,
             "allow_stale": True,
             "max_stale": "1h",
             "use_cache": True,
         },
     }
     settings, warnings = settings_of(raw, {}, "host")
-    assert settings.dns.options.parts() == Options(1, {b"*": 2}, (1, 2, 3, 4), b"alt", 5, 6).parts()
+    assert settings.dns.options.parts() == Options(1, {b"*": 2}, (1, 2, 3, 4), b"alt", 5, 6, node_meta_txt=True).parts()
     assert settings.dns.upstreams.parts() == ((("::1", 53), ("192.0.2.1", 53)), True, 0.1, 256)
     assert settings.dns.only_passing and warnings == []
 

@@ -90,6 +90,17 @@ def test_limits_on_the_number_of_records() -> None:
     assert ask(TABLES[1], "web.service.consul", "A", options=plain)[0].header.tc == 0
 
 
+def test_meta_of_the_nodes_stands_beside_srv_if_that_is_asked_for() -> None:
+    nodes = {"a": Node("a", "1", IPv4Address("192.0.2.1"), meta={"rack": "7", "rfc1035-x": "y"})}
+    table = build_table(Snapshot(me="a", revision=7, nodes=nodes, instances={("a", "web"): Instance("web", "web", "a", "", 80)}))
+    wanted, _ = ask(table, "web.service.consul", "SRV", edns=1232, options=Options(node_meta_txt=True))
+    beside = {(str(rr.rname), rr.rtype, str(rr.rdata)) for rr in wanted.ar if rr.rtype != m.OPT}
+    name = "a.node.dc1.consul."
+    assert beside == {(name, m.A, "192.0.2.1"), (name, m.TXT, '"rack=7"'), (name, m.TXT, '"y"')}
+    assert {rr.rtype for rr in ask(table, "web.service.consul", "SRV")[0].ar} == {m.A}
+    assert {rr.rtype for rr in ask(table, "consul", "NS", options=Options(node_meta_txt=True))[0].ar} == {m.A}
+
+
 def test_who_asks_for_it_gets_unmarked_truncation() -> None:
     record, _ = ask(TABLES[50], "web.service.consul", options=Options(truncate=False))
     assert record.header.tc == 0 and 20 < len(record.rr) < 50

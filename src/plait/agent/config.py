@@ -176,6 +176,7 @@ OPTIONS = (
     ),
     Option("dns.a_record_limit", "0 to 65536", "0", "Most records of an answer to A, AAAA or ANY, chosen anew each time; 0 = all."),
     Option("dns.udp_answer_limit", "0 to 65536", "0", "Most records of an answer over UDP without EDNS, never over 8; 0 = what fits."),
+    Option("dns.enable_additional_node_meta_txt", "true or false", "false", "Tell the meta of the nodes that SRV records name too."),
     Option("dns.enable_truncate", "true or false", "true", "Mark what did not fit, so that clients ask again over TCP."),
     Option(
         "dns.upstreams",

@@ -39,8 +39,8 @@ _WITHOUT_EFFECT_WORDS = """
 acl advertise_addr_ipv4 advertise_addr_ipv6 advertise_addr_wan advertise_reconnect_timeout audit auto_config
 auto_encrypt autopilot bootstrap bootstrap_expect cache check_output_max_size check_update_interval
 config_entries connect default_query_time disable_anonymous_signature disable_host_node_id
-disable_http_unprintable_char_filter disable_keyring_file disable_remote_exec disable_update_check discard_check_output
-discovery_max_stale enable_acl_replication enable_agent_tls_for_checks enable_central_service_config
+disable_http_unprintable_char_filter disable_kv_key_validation disable_keyring_file disable_remote_exec disable_update_check
+discard_check_output discovery_max_stale enable_acl_replication enable_agent_tls_for_checks enable_central_service_config
 enable_debug enable_syslog encrypt encrypt_verify_incoming encrypt_verify_outgoing experiments gossip_lan gossip_wan
 leave_on_terminate license_path
 limits log_file log_rotate_bytes log_rotate_duration log_rotate_max_files max_query_time partition peering performance
@@ -58,6 +58,7 @@ _DNS_CONFIG = {
     "recursor_strategy": "upstream_strategy",
     "recursor_timeout": "upstream_timeout",
     **{key: key for key in ("node_ttl", "service_ttl", "only_passing", "soa", "a_record_limit", "udp_answer_limit", "enable_truncate")},
+    "enable_additional_node_meta_txt": "enable_additional_node_meta_txt",
 }
 _DNS_KEYS = {"recursors": "upstreams", "alt_domain": "alt_domain"}
 

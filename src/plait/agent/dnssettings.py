@@ -18,7 +18,7 @@ from plait.services.requests import duration_s
 
 _WORDS = """
 upstreams upstream_strategy upstream_timeout upstream_limit alt_domain node_ttl service_ttl only_passing soa a_record_limit
-udp_answer_limit enable_truncate client_rate client_timeout near
+udp_answer_limit enable_truncate enable_additional_node_meta_txt client_rate client_timeout near
 """
 KEYS = frozenset(_WORDS.split())
 STRATEGIES = ("sequential", "random")
@@ -53,6 +53,7 @@ def read_dns(raw: Mapping[str, object], where: Mapping[str, str]) -> DnsSettings
         a_record_limit=get.count("a_record_limit", 0, 0, 1 << 16),
         udp_answer_limit=get.count("udp_answer_limit", 0, 0, 1 << 16),
         truncate=get.flag("enable_truncate", True),
+        node_meta_txt=get.flag("enable_additional_node_meta_txt", False),
     )
     upstreams = Upstreams(
         get.resolvers(),

@@ -340,13 +340,14 @@ def _wanted(records: Records, qtype: int) -> list[m.Record]:
 
 
 def _additional(asked: _Asked, record: m.Record, ttl: int) -> list[m.Owned]:
-    """The addresses of the host that an SRV or NS record names."""
+    """The addresses of the host that an SRV or NS record names; beside SRV the meta of a node too, if that is wanted."""
     rtype, rdata = record
     if rtype not in (m.SRV, m.NS):
         return []
+    shown = (m.A, m.AAAA, m.TXT) if rtype == m.SRV and asked.options.node_meta_txt else (m.A, m.AAAA)
     target = rdata[6:] if rtype == m.SRV else rdata
     found = lookup(asked.table, m.dotted(target), asked.view) or ()
-    return [(asked.spelled(target), kind, ttl, address) for kind, address in found if kind in (m.A, m.AAAA)]
+    return [(asked.spelled(target), kind, ttl, data) for kind, data in found if kind in shown]
 
 
 def _renamed(asked: _Asked, record: m.Record) -> bytes:

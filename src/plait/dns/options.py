@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 Soa = tuple[int, int, int, int]
 """Refresh, retry, expire, minimum TTL, in seconds (RFC 1035 section 3.3.13; the last as RFC 2308 reads it)."""
-OptionParts = tuple[int, dict[bytes, int], Soa, bytes, int, int, bool, dict[bytes, int] | None]
+OptionParts = tuple[int, dict[bytes, int], Soa, bytes, int, int, bool, bool, dict[bytes, int] | None]
 MOST_PLAIN = 8
 """Most answers that `udp_answer_limit` allows a client without EDNS; a higher one counts as this."""
 
@@ -16,10 +16,11 @@ class Options:
     """`node_ttl`, `service_ttl`: seconds that an answer about a node or an address, or about a service, may be kept; the keys of the
     second are a service's name, a beginning followed by `*`, or `*`. `alt_domain`: a second name of the domain, dotted, b"" for
     none. `a_record_limit`: most records of an answer to A, AAAA or ANY; `udp_answer_limit`: to any question over UDP without EDNS;
-    0 for neither. `truncate`: whether TC marks what did not fit. `near`: how far packed addresses are, by which answers are ordered; None:
+    0 for neither. `truncate`: whether TC marks what did not fit. `node_meta_txt`: whether the meta of a node that an SRV record
+    names stands beside its addresses. `near`: how far packed addresses are, by which answers are ordered; None:
     the order is drawn. Nothing changes a value after it was made."""
 
-    __slots__ = ("a_record_limit", "alt_domain", "near", "node_ttl", "service_ttl", "soa", "truncate", "udp_answer_limit")
+    __slots__ = ("a_record_limit", "alt_domain", "near", "node_meta_txt", "node_ttl", "service_ttl", "soa", "truncate", "udp_answer_limit")
 
     def __init__(
         self,
@@ -30,10 +31,12 @@ class Options:
         a_record_limit: int = 0,
         udp_answer_limit: int = 0,
         truncate: bool = True,
+        node_meta_txt: bool = False,
         near: Mapping[bytes, int] | None = None,
     ) -> None:
         self.node_ttl, self.service_ttl, self.soa, self.alt_domain = node_ttl, dict(service_ttl or {}), soa, alt_domain
         self.a_record_limit, self.udp_answer_limit, self.truncate = a_record_limit, udp_answer_limit, truncate
+        self.node_meta_txt = node_meta_txt
         self.near = None if near is None else dict(near)
 
     def with_near(self, near: Mapping[bytes, int] | None) -> Options:
@@ -50,6 +53,7 @@ class Options:
             self.a_record_limit,
             self.udp_answer_limit,
             self.truncate,
+            self.node_meta_txt,
             self.near,
         )
 
