@@ -181,11 +181,11 @@ HOLD = "import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind((
 
 
 def test_a_host_whose_resolver_port_is_taken_is_told_by_whom(make_lab) -> None:
-    lab = make_lab(hosts=1, agents=False)
+    lab = make_lab(hosts=2, agents=False)
 
     @contextlib.contextmanager
-    def held() -> Iterator[None]:
-        with lab.popen("A", sys.executable, "-c", HOLD, stdout=subprocess.PIPE) as program:
+    def held(host: str = "A") -> Iterator[None]:
+        with lab.popen(host, sys.executable, "-c", HOLD, stdout=subprocess.PIPE) as program:
             assert program.stdout is not None and program.stdout.readline() == b"\n"
             try:
                 yield
@@ -203,6 +203,18 @@ def test_a_host_whose_resolver_port_is_taken_is_told_by_whom(make_lab) -> None:
         assert status.returncode != 0 and "127.0.0.1:53/udp" in status.stdout and "in use by python" in status.stdout, (
             "as soon as it is ready"
         )
+    with held("B"):
+        lab.path("B", "/etc/plait").mkdir(parents=True, exist_ok=True)
+        lab.path("B", "/etc/plait/plait.toml").write_text("[dns]\nenabled = false\n[docker]\nenabled = false\n")
+        lab.run("B", "plait", "init", "--address", lab.address("B"))
+        lab.start_agent("B")
+        status = lab.run("B", "plait", "status", check=False)
+        assert status.returncode == 0, status.stdout
+        box = ("sh", "-c", "cat /etc/resolv.conf; getent hosts static.example")
+        lab.path("B", "/etc/hosts").write_text("192.0.2.7 static.example\n")
+        said = lab.run("B", "plait", "run", "--name", "box", "--", *box).stdout
+        assert said.splitlines()[0] == lab.path("B", "/etc/resolv.conf").read_text().strip() and "192.0.2.7" in said
+        assert "plait" not in lab.run("B", "ss", "-lunp").stdout.replace("plait-", ""), "nothing of plait listens over UDP"
     until("DNS answers", lambda: lab.run("A", "dig", "+short", "@127.0.0.1", "consul.service.consul", check=False).stdout.strip(), 10)
 
 

@@ -57,6 +57,7 @@ class AdminParts:
     tunnels: Tunnels
     default_network: str
     search: str
+    names: bool
     plan: Callable[[], Plan]
     waiting: Callable[[], str]
     store_state: Callable[[], StoreState]
@@ -179,7 +180,7 @@ class AgentAdmin:
             "address": str(endpoint.address),
             "address6": str(endpoint.address6 or ""),
             "gateway": "" if network.internal else str(network.gateway),
-            "dns": [str(network.gateway)],
+            "dns": [str(network.gateway)] if self._p.names else [],
             "search": self._p.search,
             "ports": [reports.port_text(port) for port in endpoint.ports],
             "pid": pid,

@@ -76,6 +76,7 @@ class Config:
     dns_domain: str
     datacenter: str
     search_domain: str
+    dns_enabled: bool
     dns: DnsSettings
     script_checks: bool
     local_script_checks: bool
@@ -150,6 +151,12 @@ OPTIONS = (
     Option("cni.netavark_dir", "path", "none", "Where the plug-in is installed for netavark (Podman 5: /usr/local/libexec/netavark)."),
     Option("http.address", "address", "127.0.0.1", "Where the Consul-compatible HTTP API listens."),
     Option("http.port", "port", "8500", "Its port."),
+    Option(
+        "dns.enabled",
+        "true or false",
+        "true",
+        "Answer DNS; if not, the host's ports 53 and 8600 stay free and containers have its resolvers.",
+    ),
     Option("dns.domain", "name", "consul", "Domain of the service names (`web.service.<domain>`)."),
     Option("dns.datacenter", "name", "dc1", "Name of the datacentre in the API and in DNS names."),
     Option("dns.search", "name", "plait", "Domain under which container names answer, besides the bare name."),
@@ -291,6 +298,7 @@ def parse_config(raw: Mapping[str, object], where: str) -> Config:
         dns_domain=get.text("dns.domain", "consul").strip(".").lower(),
         datacenter=get.text("dns.datacenter", "dc1").lower(),
         search_domain=get.text("dns.search", "plait").strip(".").lower(),
+        dns_enabled=get.flag("dns.enabled", lambda: True),
         dns=read_dns(get.section("dns", DNS_KEYS), {key: f"{where}: dns.{key}" for key in DNS_KEYS}),
         script_checks=get.flag("checks.enable_script_checks", lambda: False),
         local_script_checks=get.flag("checks.enable_local_script_checks", lambda: False),

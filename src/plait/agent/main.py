@@ -32,8 +32,8 @@ def init(name: str | None = None, address: str | None = None, pool: str | None =
     for bad values."""
     paths = paths or Paths()
     _refuse_member(paths)
-    _refuse_held_ports()
     config = load_config(paths.config)
+    _refuse_held_ports(config)
     identity = Identity(name=check_node_name(name or config.name), id=new_id(), address=_own_address(address, config), pool=_pool(pool))
     if identity.address in identity.pool:
         raise ConfigError("--pool", str(identity.pool), f"holds {identity.address}, this host's own address", "choose another range")
@@ -48,8 +48,8 @@ def join(server: str, token: str, name: str | None = None, address: str | None =
 
     paths = paths or Paths()
     _refuse_member(paths)
-    _refuse_held_ports()
     config = load_config(paths.config)
+    _refuse_held_ports(config)
     node_name, node_id, own = check_node_name(name or config.name), new_id(), _own_address(address, config)
     joined = asyncio.run(join_cluster(server, token, node_name, node_id, paths.lib / "pki"))
     pool = IPv4Network(joined.info.get("pool", str(DEFAULT_POOL)))
@@ -124,12 +124,13 @@ def _purge(paths: Paths) -> list[str]:
     return done
 
 
-def _refuse_held_ports() -> None:
+def _refuse_held_ports(config: Config) -> None:
     """Before anything is made: names would not work on this host. An agent that finds them held later goes on and says so."""
     from plait.serve.dns_holder import held
 
-    if what := held("127.0.0.1", DNS_PORTS):
-        raise Conflict(f"DNS of this host cannot be plait's: {what}; stop that program or have it listen elsewhere, then run this again")
+    if config.dns_enabled and (what := held("127.0.0.1", DNS_PORTS)):
+        hint = "stop that program or have it listen elsewhere, then run this again; or set dns.enabled = false in /etc/plait/plait.toml"
+        raise Conflict(f"DNS of this host cannot be plait's: {what}; {hint}")
 
 
 def _refuse_member(paths: Paths) -> None:

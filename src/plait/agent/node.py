@@ -201,11 +201,11 @@ class NodeLoops:
                 pass
 
     def _write_docker_options(self) -> None:
-        block, me = self._p.addresses.bridge_block(), self._p.view.snapshot.nodes.get(self._p.identity.name)
+        config, block, me = self._p.config, self._p.addresses.bridge_block(), self._p.view.snapshot.nodes.get(self._p.identity.name)
         network = self._p.view.snapshot.networks.get(self._default)
         if block is None or me is None or network is None:
             return
-        text = docker_env(block.cidr, network_mtu(me, network))
+        text = docker_env(block.cidr, network_mtu(me, network), dns=config.dns_enabled)
         path = self._p.paths.run / "docker.env"
         if not path.exists() or path.read_text() != text:
             replace_file(path, text)
@@ -256,6 +256,9 @@ class NodeLoops:
         self._names_dirty.set()
 
     def _listen_addresses(self) -> frozenset[tuple[str, int]]:
+        """Where DNS is to answer; nowhere if it is switched off."""
+        if not self._p.config.dns_enabled:
+            return frozenset()
         loopback = {(address, port) for address in _loopbacks() for port in DNS_PORTS}
         snapshot = self._p.view.snapshot
         gateways: set[IPAddress] = {n.gateway for n in snapshot.networks.values()}

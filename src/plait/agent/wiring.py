@@ -294,6 +294,7 @@ class _Wiring:
             tunnels=self.tunnels,
             default_network=DEFAULT_NETWORK,
             search=self.config.search_domain,
+            names=self.config.dns_enabled,
             plan=self.loops.plan,
             waiting=lambda: self.loops.waiting(self.reconciler),
             store_state=self._store_state,

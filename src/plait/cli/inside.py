@@ -39,8 +39,9 @@ def _cannot_run(command: str, error: OSError) -> CommandFailed:
 
 
 def enter(netns: str, dns: Sequence[str], search: str) -> None:
-    """Move this process (which must have one thread) into the network namespace at `netns`, with a mount namespace of its own in
-    which /etc/resolv.conf names `dns` and `search`. PlaitError if the namespace is gone or the kernel refuses."""
+    """Move this process (which must have one thread) into the network namespace at `netns`, with a mount namespace of its own in which
+    /etc/resolv.conf names `dns` and `search`, or is the host's if `dns` is empty. PlaitError if the namespace is gone or the kernel
+    refuses."""
     libc = ctypes.CDLL(None, use_errno=True)
 
     def checked(result: int, what: str) -> None:
@@ -57,6 +58,8 @@ def enter(netns: str, dns: Sequence[str], search: str) -> None:
         os.close(namespace)
     checked(libc.unshare(_CLONE_NEWNS), "unshare the mounts")
     checked(libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None), "keep the mounts to itself")
+    if not dns:
+        return
     with tempfile.NamedTemporaryFile("w", dir="/run", prefix="plait-resolv-") as source:  # the mount outlives the file's name
         source.write("".join(f"nameserver {address}\n" for address in dns) + f"search {search}\noptions ndots:1\n")
         source.flush()

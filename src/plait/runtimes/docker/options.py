@@ -12,12 +12,15 @@ from ipaddress import IPv4Address, IPv4Network
 VARIABLE = "PLAIT_DOCKER_OPTS"
 
 
-def dockerd_options(block: IPv4Network, mtu: int, dns: IPv4Address) -> str:
+def dockerd_options(block: IPv4Network, mtu: int, dns: IPv4Address | None) -> str:
     """dockerd's arguments, separated by spaces: the bridge holds the first host address of `block`, packets between containers keep their
-    source address (plait translates what leaves the overlay), and `dns` answers what Docker's own resolver does not know."""
-    return f"--bip={block[1]}/{block.prefixlen} --mtu={mtu} --ip-masq=false --dns={dns}"
+    source address (plait translates what leaves the overlay), and `dns` answers what Docker's own resolver does not know; None: whoever
+    answers the host."""
+    asks = f" --dns={dns}" if dns is not None else ""
+    return f"--bip={block[1]}/{block.prefixlen} --mtu={mtu} --ip-masq=false{asks}"
 
 
-def docker_env(block: IPv4Network, mtu: int) -> str:
-    """The whole text of /run/plait/docker.env. The DNS server is the bridge's own address: the agent answers on it."""
-    return f'# Written by plait: start dockerd with these options.\n{VARIABLE}="{dockerd_options(block, mtu, block[1])}"\n'
+def docker_env(block: IPv4Network, mtu: int, *, dns: bool = True) -> str:
+    """The whole text of /run/plait/docker.env. The DNS server is the bridge's own address: the agent answers on it, unless not `dns`."""
+    options = dockerd_options(block, mtu, block[1] if dns else None)
+    return f'# Written by plait: start dockerd with these options.\n{VARIABLE}="{options}"\n'
