@@ -164,6 +164,16 @@ def test_a_container_that_cannot_be_registered_is_a_condition(two: Lab) -> None:
     until("B is well again", lambda: two.run("B", "plait", "status", check=False).returncode == 0, 5)
 
 
+def test_a_container_without_names_is_reached_by_its_service_and_static_hosts(two: Lab) -> None:
+    address = shop(two, "-l", "plait.dns=off")
+    docker(two, "B", "run", "-d", "--name", "static", "--network", "mesh", "--add-host", f"fixed:{address}", "nginx")
+    becomes(two, {"B:web:80": address})
+    until("A knows the other", lambda: two.run("A", "dig", "+short", "@127.0.0.1", "static.plait").stdout != "", 5)
+    for name in (("web.plait",), ("web.mesh",), ("-x", address)):
+        assert "web" not in two.run("A", "dig", "+short", "@127.0.0.1", *name).stdout
+    assert docker(two, "B", "exec", "static", "getent", "hosts", "fixed").split()[0] == address
+
+
 def test_a_sandbox_names_its_service_too(two: Lab) -> None:
     two.run("B", "plait", "run", "--name", "box", "--label", "plait.service=shop", "--label", "plait.port=9000")
     until("A finds it", lambda: [e["ServicePort"] for e in asked(two, "catalog/service/shop")] == [9000], 5)

@@ -3,6 +3,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 import dnslib
@@ -147,6 +148,18 @@ def test_the_zone_of_any_name_of_the_domain_is_told_as_consul_tells_it(name: str
         assert {str(rr.rname) for rr in record.rr} == {"consul."}
         assert {str(rr.rname) for rr in record.ar} == servers
         assert {str(rr.rdata) for rr in record.auth} == (servers if qtype == "SOA" else set())
+
+
+def test_a_container_may_have_no_names() -> None:
+    off = {"plait.dns": "off"}
+    endpoint = Endpoint("e1", "mesh", "B", IP("10.29.0.9"), "", "pl-e1", "docker", name="db", aliases=("sql",), labels=off)
+    box = Container("c1", "web", "A", "docker", labels=off, addresses={"default": IP("10.28.0.2")})
+    table = build_table(snapshot(endpoints={"e1": endpoint}, containers={("A", "c1"): box}))
+    for name in ("db.plait", "sql.mesh", "web.plait", "9.0.29.10.in-addr.arpa"):
+        assert not data(resolve(name, "ANY", table=table)), name
+    assert data(resolve("web.service.consul", table=table)) == {"10.28.0.2", "192.0.2.2"}, "services are named by who registers them"
+    on = build_table(snapshot(endpoints={"e1": replace(endpoint, labels={"plait.dns": "on"})}))
+    assert data(resolve("db.plait", table=on)) == {"10.29.0.9"}
 
 
 def test_a_node_without_an_agent_has_its_pointer_too() -> None:

@@ -39,6 +39,11 @@ def test_a_named_container_is_registered_with_its_own_address_and_port() -> None
     )
 
 
+def test_the_label_that_takes_its_names_away_says_nothing_of_the_service() -> None:
+    (one,) = instances(box({"SERVICE_NAME": "shop"}, {"plait.dns": "off"}))
+    assert one.name == "shop" and one.meta == {}
+
+
 TWO = ((80, "tcp"), (443, "tcp"))
 EACH: list[tuple[str, Container, list[tuple[str, str, str, int]]]] = [
     ("says nothing", box(), []),

@@ -37,7 +37,7 @@ from plait.dns.view import asker_entries, bound
 from plait.model.addr import IPAddress
 from plait.model.cluster import Container, Endpoint, Instance, Node, Snapshot
 from plait.model.discovery import LAN6, CatalogNode, Check
-from plait.model.labels import Labels
+from plait.model.labels import Labels, has_names
 
 SERVER_META, SERVER_PORT = "server", 8300
 """Key of a node's meta that marks the node that carries the store, and the port that the service `consul` has there; a
@@ -211,10 +211,11 @@ class Zone:
         container as running, and the attach must find its name."""
         if endpoint.node not in self._nodes:
             return
+        names = sorted({endpoint.name, *endpoint.aliases} - {""}) if has_names(endpoint.labels) else ()
         for address in (endpoint.address, endpoint.address6):
             if address is not None:
                 yield from self._asker(endpoint.node, endpoint.container or endpoint.id, endpoint.network, address)
-                for name in sorted({endpoint.name, *endpoint.aliases} - {""}):
+                for name in names:
                     yield from self._attached(dotted(name), endpoint.network, address)
 
     def _container(self, container: Container) -> Iterator[Entry]:
@@ -226,7 +227,8 @@ class Zone:
             network = self._snapshot.networks.get(name)
             if network is not None and any(subnet is not None and address in subnet for subnet in (network.subnet, network.subnet6)):
                 yield from self._asker(container.node, container.id, name, address)
-                yield from self._attached(dotted(container.name), name, address)
+                if has_names(container.labels):
+                    yield from self._attached(dotted(container.name), name, address)
 
     def _asker(self, node: str, sandbox: str, network: str, address: IPAddress) -> Iterator[Entry]:
         """Which networks a container of this host sees: others ask the agents of their own."""

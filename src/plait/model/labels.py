@@ -12,6 +12,13 @@ from collections.abc import Mapping
 from plait.model.cluster import Container, Instance
 
 _Key = tuple[str, str]
+DNS_LABEL = "plait.dns"
+"""A container with this label, "off", has no names of its own."""
+
+
+def has_names(labels: Mapping[str, str]) -> bool:
+    """Whether a container with these labels has names in DNS."""
+    return labels.get(DNS_LABEL) != "off"
 
 
 class Labels:

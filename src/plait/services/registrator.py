@@ -19,6 +19,7 @@ from typing import Literal
 
 from plait.model.cluster import Container, Instance
 from plait.model.discovery import LAN4, LAN6, Check
+from plait.model.labels import DNS_LABEL
 from plait.services.checkrequests import service_checks
 from plait.services.requests import BadRequest, parse_service
 
@@ -121,7 +122,7 @@ def _spoken(container: Container) -> Iterable[tuple[str, str]]:
             if key.lower().startswith(_PREFIX):
                 yield key.lower().removeprefix(_PREFIX), value
     for key, value in sorted(container.labels.items()):
-        if key.startswith(_OWN):
+        if key.startswith(_OWN) and key != DNS_LABEL:
             yield _translated(key.removeprefix(_OWN)), value
 
 
