@@ -115,6 +115,14 @@ CASES |= {
     for name, network in (("hybrid", HYBRID), ("vxlan", DEFAULT), ("direct", replace(HYBRID, backend="direct")))
 }
 """B is on A's link, C behind a router; nothing comes through the tunnel to D, which C reaches."""
+CASES["two-tunnels"] = Snapshot(
+    "A",
+    1,
+    {k: ALL[k] for k in "AB"},
+    frozenset("AB"),
+    {"default": DEFAULT, "far": replace(INNER, name="far", vni=7, port=8472, internal=False)},
+    blocks("A", "B") | {("far", N("10.29.5.0/24")): Block("far", N("10.29.5.0/24"), "B")},
+)
 LOCALS = {
     "alone": Local(),
     "three-peers": Local(gateway=True, fast_path=True),

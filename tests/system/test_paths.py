@@ -215,3 +215,39 @@ def test_hosts_that_do_not_reach_each_other_talk_through_one_that_reaches_both(l
         lab.run("B", "ip", "link", "set", "eth0", "up")
         lab.run("B", "ip", "route", "add", "198.18.1.0/24", "via", "198.18.0.254")
     until("it works again", lambda: pings(lab, "A", "C"), RETURNS_S)
+
+
+def lost_while(lab: Lab, change: tuple[str, ...]) -> int:
+    """How many of the pings from A to C, a hundred a second, go unanswered around a change of the network."""
+    ping = ("plait", "exec", "in-A", "--", "ping", "-q", "-i", "0.01", "-c", "400", address(lab, "C"))
+    process = lab.popen("A", *ping, stdout=subprocess.PIPE, text=True)
+    time.sleep(0.5)
+    lab.run("B", "plait", "network", "set", "hyb", *change)
+    said = process.communicate(timeout=30)[0]
+    sent, received = map(int, re.findall(r"(\d+) (?:packets transmitted|received)", said))
+    print(f"network set hyb {' '.join(change)}: {sent - received} of {sent} pings lost, 10 ms apart")
+    return sent - received
+
+
+def test_port_vni_and_backend_change_under_traffic(lab: Lab) -> None:
+    with stream(lab, "A", "C") as heard:
+        for change, device, port in (
+            (("-o", "port=8472"), "pl-x1", 8472),
+            (("-o", "vni=7", "-o", "port=4790"), "pl-x7", 4790),
+            (("-o", "vni=1"), "pl-x1", 8472),
+        ):
+            assert lost_while(lab, change) < 400, "it works again meanwhile"
+            for host in "AC":
+                link = json.loads(lab.run(host, "ip", "-j", "-d", "link", "show", device).stdout)[0]
+                assert link["linkinfo"]["info_data"]["port"] == port
+            with captured(lab, "A", f"udp port {port}") as seen:
+                assert heard() and pings(lab, "A", "C")
+            assert [line for line in seen if f".{port}: " in line]
+        until("the tunnel that nobody needs is gone", lambda: lab.run("A", "ip", "link", "show", "pl-x7", check=False).returncode == 1, 10)
+        assert shown(lab, "C", "network", "inspect", "default")["port"] == 8472, "which shares the tunnel"
+        lab.run("B", "plait", "network", "set", "default", "-o", "backend=hybrid", "-o", "port=4789")
+        until("A and B need no tunnel", lambda: path(lab, "A", "B", "default")["kind"] == "direct", TAKEN_S)
+        assert heard()
+        lab.run("B", "plait", "network", "set", "default", "-o", "backend=vxlan")
+    refused = lab.run("A", "plait", "network", "set", "hyb", "-o", "backend=none", check=False)
+    assert refused.returncode == 1 and "make a second network for it" in refused.stderr

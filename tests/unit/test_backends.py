@@ -1,16 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the options of a network mean, and what is refused with which words."""
+"""What the options of a network mean, which networks share a tunnel, and what is refused with which words."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
 import pytest
 
-from plait.backends import BACKENDS, MODELS, check_names, choose_backend
+from plait.backends import BACKENDS, MODELS, changed, settle
+from plait.model.cluster import Network
 from plait.model.errors import ConfigError
+
+ONE = Network("one", IPv4Network("10.28.0.0/16"), IPv4Address("10.28.0.1"), 24)
+TWO, SEVEN = replace(ONE, name="two"), replace(ONE, name="seven", vni=7, port=8472, backend="hybrid")
+LOCAL = replace(ONE, name="local", backend="none", vni=9)
+ALL = (ONE, TWO, SEVEN, LOCAL)
+
+
+def came_to(options: dict[str, str], *others: Network) -> tuple[str, int, int]:
+    settled = settle(options, BACKENDS.values(), others)
+    return settled.backend.name, settled.vni, settled.port
 
 
 @pytest.mark.parametrize(
-    ("options", "chosen"),
+    ("options", "backend"),
     [
         ({}, "vxlan"),
         ({"model": "overlay"}, "vxlan"),
@@ -21,8 +36,9 @@ from plait.model.errors import ConfigError
         ({"model": "overlay", "backend": "vxlan"}, "vxlan"),
     ],
 )
-def test_a_model_has_a_backend_and_a_backend_a_model(options: dict[str, str], chosen: str) -> None:
-    assert choose_backend(options, BACKENDS.values()).name == chosen
+def test_a_model_has_a_backend_and_a_backend_a_model(options: dict[str, str], backend: str) -> None:
+    assert came_to(options) == (backend, 1, 4789)
+    assert {backend.model for backend in BACKENDS.values()} <= MODELS.keys()
 
 
 @pytest.mark.parametrize(
@@ -32,18 +48,68 @@ def test_a_model_has_a_backend_and_a_backend_a_model(options: dict[str, str], ch
         ({"backend": "ipsec"}, "backend: 'ipsec' is not known; use one of .*none, vxlan"),
         ({"model": "overlay", "backend": "none"}, r"is of the model sandbox and cannot promise what overlay does .*use one of vxlan"),
         ({"model": "sandbox", "backend": "vxlan"}, r"of the model overlay and cannot promise what sandbox does .isolated containers"),
+        ({"bakend": "vxlan"}, "'bakend' is not known; use one of model, backend, port, vni"),
+        ({"port": "0"}, "port: '0' is not possible; a number from 1 to 65535"),
+        ({"port": "65536"}, "a number from 1 to 65535"),
+        ({"port": "\u0663"}, "a number from 1 to 65535"),
+        ({"vni": "16777216"}, "a number from 1 to 16777215"),
+        ({"vni": ""}, "a number from 1 to 16777215"),
+        ({"backend": "none", "vni": "3"}, "vni: '3' means nothing to backend none, which has no tunnel"),
+        ({"backend": "direct", "port": "3"}, "means nothing to backend direct"),
+        ({"vni": "1", "port": "8472"}, "port: 8472 is not that of the tunnel with VNI 1, 4789; give another vni"),
     ],
 )
-def test_wrong_pairs_are_refused_with_words(options: dict[str, str], words: str) -> None:
+def test_what_cannot_be_is_refused_with_words(options: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        choose_backend(options, BACKENDS.values())
+        came_to(options, *ALL)
 
 
-def test_an_option_that_no_network_has_is_refused() -> None:
-    check_names({"model": "overlay", "backend": "vxlan"})
-    with pytest.raises(ConfigError, match="'bakend' is not known; use one of model, backend"):
-        check_names({"bakend": "vxlan"})
+@pytest.mark.parametrize(
+    ("options", "vni", "port"),
+    [
+        ({}, 1, 4789),
+        ({"port": "4789"}, 1, 4789),
+        ({"port": "8472"}, 2, 8472),
+        ({"port": "8472", "vni": "7"}, 7, 8472),
+        ({"vni": "7"}, 7, 8472),
+        ({"vni": "9"}, 9, 4789),
+        ({"vni": "9", "port": "9"}, 9, 9),
+    ],
+)
+def test_a_tunnel_is_shared_by_those_of_its_vni_and_one_that_fits_a_port_is_found(options: dict[str, str], vni: int, port: int) -> None:
+    assert came_to(options, *ALL) == ("vxlan", vni, port)
 
 
-def test_every_backend_keeps_one_of_the_models() -> None:
-    assert {backend.model for backend in BACKENDS.values()} <= MODELS.keys()
+def test_a_new_network_follows_the_port_that_its_tunnel_was_given() -> None:
+    assert came_to({}, replace(ONE, port=8472)) == ("vxlan", 1, 8472)
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"port": "8472"}, [("one", "vxlan", 1, 8472), ("two", "vxlan", 1, 8472)]),
+        ({"vni": "7"}, [("one", "vxlan", 7, 8472)]),
+        ({"vni": "3"}, [("one", "vxlan", 3, 4789)]),
+        ({"vni": "3", "port": "9"}, [("one", "vxlan", 3, 9)]),
+        ({"backend": "hybrid"}, [("one", "hybrid", 1, 4789)]),
+        ({"model": "overlay"}, [("one", "vxlan", 1, 4789)]),
+    ],
+)
+def test_a_change_takes_along_who_shares_the_tunnel(options: dict[str, str], wanted: list[Any]) -> None:
+    found = changed(ONE, options, BACKENDS.values(), ALL)
+    assert [(n.name, n.backend, n.vni, n.port) for n in found] == wanted
+    assert found[0].options == options and not any(other.options for other in found[1:])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"backend": "none"}, "'none' is of another kind than vxlan; make a second network"),
+        ({"model": "hybrid"}, "cannot promise what hybrid does"),
+        ({"vni": "7", "port": "4789"}, "is not that of the tunnel with VNI 7, 8472"),
+        ({"subnet": "10.0.0.0/8"}, "'subnet' is not known"),
+    ],
+)
+def test_a_change_that_containers_cannot_follow_is_refused(options: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        changed(ONE, options, BACKENDS.values(), ALL)

@@ -51,6 +51,7 @@ def status_of(**changes: Any) -> StatusView:
                 "model": "overlay",
                 "backend": "vxlan",
                 "vni": 1,
+                "port": 4789,
                 "internal": False,
                 "block_prefix": 20,
                 "endpoints": 1,
@@ -234,7 +235,7 @@ def test_network_inspect_shows_holders_and_attachments(capsys: pytest.CaptureFix
     status, out, _ = run(capsys, Canned(networks_default=view), "network", "inspect", "default")
     assert status == 0
     assert "default: 10.28.0.0/16, addresses from 10.28.16.0/20, gateway 10.28.0.1, with a way out\n" in out
-    assert "model overlay, backend vxlan, vni 1, blocks of /20\nlabels: a=b\n" in out
+    assert "model overlay, backend vxlan, vni 1, port 4789, blocks of /20\nlabels: a=b\n" in out
     assert "10.28.16.1  web   B     docker   -      www" in out
     status, out, _ = run(capsys, Canned(networks_default=view), "network", "inspect", "default", "--json")
     assert json.loads(out) == view
@@ -304,6 +305,15 @@ def test_network_create_passes_every_option(capsys: pytest.CaptureFixture[str]) 
         "ip_range": "10.30.4.0/24",
     }
     assert client.asked == [("POST", "networks", wanted)]
+
+
+def test_network_set_says_what_changed_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"backend": "vxlan", "vni": 1, "port": 8472}
+    client = Canned(networks_mesh=[{"name": "mesh", **row}, {"name": "default", **row}])
+    said = "mesh vxlan vni 1 port 8472\ndefault vxlan vni 1 port 8472\n"
+    assert run(capsys, client, "network", "set", "mesh", "-o", "port=8472") == (0, said, "")
+    assert client.asked == [("PUT", "networks/mesh", {"options": {"port": "8472"}})]
+    assert run(capsys, client, "network", "set", "mesh")[0] == 2, "nothing to set"
 
 
 def test_run_without_a_command_makes_a_sandbox_that_stays(capsys: pytest.CaptureFixture[str]) -> None:

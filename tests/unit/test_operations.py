@@ -107,6 +107,21 @@ async def test_a_range_holds_on_every_node_and_over_restarts(store: Cuttable, tm
             await b.ops.ensure_network(NetworkRequest("part", ip_range=IPv4Network("10.40.8.0/24")))
 
 
+async def test_a_network_is_changed_for_all_nodes_with_those_that_share_its_tunnel(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A", "B") as (a, b):
+        await a.ops.ensure_network(NetworkRequest("mesh"))
+        await b.until(lambda: "mesh" in b.view.snapshot.networks)
+        assert [n.name for n in await b.ops.change_network("mesh", {"port": "8472"})] == ["mesh", "default"]
+        await a.until(lambda: {n.port for n in a.view.snapshot.networks.values()} == {8472})
+        await asyncio.gather(a.ops.change_network("mesh", {"vni": "5"}), b.ops.change_network("mesh", {"backend": "hybrid"}))
+        await a.until(lambda: (n := a.view.snapshot.networks["mesh"]).vni == 5 and n.backend == "hybrid")
+        assert a.view.snapshot.networks["default"].vni == 1
+        with pytest.raises(NotFound):
+            await a.ops.change_network("nowhere", {"port": "1"})
+        with pytest.raises(Conflict, match="exists already with port 8472, not 4789"):
+            await a.ops.ensure_network(NetworkRequest("mesh", options={"port": "4789"}))
+
+
 async def test_a_chosen_address_is_given_once(store: Cuttable, tmp_path: Path) -> None:
     async with nodes(store, tmp_path, "A", "B") as (a, b):
         assert await a.attach("web", address="10.28.0.77") == A("10.28.0.77")

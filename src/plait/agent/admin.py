@@ -14,6 +14,7 @@ from plait.agent.health import Health
 from plait.agent.identity import Identity
 from plait.agent.kernelwork import KernelWork
 from plait.agent.keys import alive_key, block_key, own_prefixes, single_keys
+from plait.agent.operations import AgentOperations
 from plait.agent.sandboxes import Sandboxes, SandboxRequest, parse_ports
 from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
@@ -37,7 +38,6 @@ from plait.model.report import (
     TokenView,
 )
 from plait.model.requests import NetworkRequest
-from plait.runtimes.api import Operations
 from plait.serve.admin import NewSandbox
 from plait.store.api import Compare, Delete, Store
 
@@ -49,7 +49,7 @@ class AdminParts:
     identity: Identity
     view: View
     store: Store
-    ops: Operations
+    ops: AgentOperations
     sandboxes: Sandboxes
     work: KernelWork
     health: Health
@@ -126,6 +126,9 @@ class AgentAdmin:
         if request.name in self._p.view.snapshot.networks:
             raise Conflict(f"network {request.name!r} exists already; `plait network inspect {request.name}` shows it")
         return reports.network_row(self._p.view.snapshot, await self._p.ops.ensure_network(request))
+
+    async def change_network(self, name: str, options: Mapping[str, str]) -> list[NetworkRow]:
+        return [reports.network_row(self._p.view.snapshot, network) for network in await self._p.ops.change_network(name, options)]
 
     async def remove_network(self, name: str, force: bool) -> None:
         await self._p.ops.remove_network(name, force)

@@ -6,12 +6,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
 from plait.agent.keys import NETWORK_GUARD, blocks_prefix, network_key
 from plait.agent.view import View
-from plait.backends import BACKENDS, DUAL, check_names, choose_backend
+from plait.backends import BACKENDS, DUAL, changed, settle
 from plait.ipam import check_network, default_block_prefix, default_subnet6, image, next_subnet
 from plait.model.cluster import Network
 from plait.model.errors import ConfigError, Conflict, NotFound
@@ -55,6 +55,28 @@ class Networks:
             await asyncio.sleep(random.uniform(0.01, 0.1))  # somebody else made a network just now: look at it, then try again
         raise Conflict(f"network {request.name!r} could not be created: other networks are being created at the same time; try again")
 
+    async def change(self, name: str, options: Mapping[str, str]) -> list[Network]:
+        """See `Operations.change_network`."""
+        for _ in range(_TRIES):
+            networks = self._view.snapshot.networks
+            if name not in networks:
+                raise NotFound(f"there is no network {name!r}; `plait network ls` lists them")
+            wanted = changed(networks[name], options, BACKENDS.values(), networks.values())
+            if wanted[0].subnet6 is not None:
+                _check_dual(wanted[0].backend)
+            items = {network.name: self._view.item(network_key(network.name)) for network in wanted}
+            guard = await self._store.get(NETWORK_GUARD)
+            same = [Compare(item.key, item.mod_revision) for item in items.values() if item is not None]
+            puts = [Put(network_key(network.name), encode(network)) for network in wanted]
+            guards = Compare(NETWORK_GUARD, guard.mod_revision if guard else 0), Put(NETWORK_GUARD, name.encode())
+            result = await self._store.txn([*same, guards[0]], [*puts, guards[1]])
+            await self._caught_up(result.revision)
+            if result.ok and len(same) == len(puts):
+                for network in wanted:
+                    log.info("network_changed", extra={"network": network.name, "fields": ", ".join(sorted(options))})
+                return wanted
+        raise Conflict(f"network {name!r} could not be changed: networks are being changed at the same time; try again")
+
     async def remove(self, name: str, force: bool = False) -> None:
         """See `Operations.remove_network`."""
         snapshot = self._view.snapshot
@@ -74,23 +96,29 @@ class Networks:
     def _design(self, request: NetworkRequest) -> Network:
         snapshot = self._view.snapshot
         subnet = request.subnet or next_subnet([n.subnet for n in snapshot.networks.values()])
-        check_names(request.options)
-        backend = choose_backend(request.options, BACKENDS.values())
+        settled = settle(request.options, BACKENDS.values(), snapshot.networks.values())
         prefix = request.block_prefix or default_block_prefix(request.ip_range or subnet)
-        if request.dual and backend.name not in DUAL:
-            raise ConfigError("backend", backend.name, "carries no IPv6", f"use one of {', '.join(sorted(DUAL))}, or leave --ipv6 out")
+        if request.dual:
+            _check_dual(settled.backend.name)
         network = Network(
             name=request.name,
             subnet=subnet,
             gateway=request.gateway or subnet.network_address + 1,
             block_prefix=prefix,
-            backend=backend.name,
+            backend=settled.backend.name,
+            vni=settled.vni,
+            port=settled.port,
             internal=request.internal,
             labels=dict(request.labels),
             options=dict(request.options),
             ip_range=request.ip_range,
         )
         return _with_ipv6(network, request) if request.dual else network
+
+
+def _check_dual(backend: str) -> None:
+    if backend not in DUAL:
+        raise ConfigError("backend", backend, "carries no IPv6", f"use one of {', '.join(sorted(DUAL))}, or a network without IPv6")
 
 
 def _with_ipv6(network: Network, request: NetworkRequest) -> Network:
@@ -110,6 +138,8 @@ def _same(existing: Network, request: NetworkRequest) -> Network:
         ("gateway", request.gateway, existing.gateway),
         ("internal", request.internal or None, existing.internal),
         ("backend", request.options.get("backend"), existing.backend),
+        ("port", request.options.get("port"), str(existing.port)),
+        ("VNI", request.options.get("vni"), str(existing.vni)),
         ("IP range", request.ip_range, existing.ip_range or "none"),
         ("IPv6", request.dual or None, existing.subnet6 is not None),
         ("IPv6 subnet", request.subnet6, existing.subnet6),

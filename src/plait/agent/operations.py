@@ -69,6 +69,11 @@ class AgentOperations:
         await self._addresses.maintain()
         return network
 
+    async def change_network(self, name: str, options: Mapping[str, str]) -> list[Network]:
+        """Give network `name` these options in place of what it has, while it is used; returns it first, then the others whose tunnel it
+        shares and that changed with it. NotFound, ConfigError, Conflict."""
+        return await self._networks.change(name, options)
+
     async def remove_network(self, name: str, force: bool = False) -> None:
         await self._networks.remove(name, force)
 

@@ -69,6 +69,7 @@ def network_row(snapshot: Snapshot, network: Network) -> NetworkRow:
         "model": BACKENDS[network.backend].model,
         "backend": network.backend,
         "vni": network.vni,
+        "port": network.port,
         "internal": network.internal,
         "block_prefix": network.block_prefix,
         "endpoints": sum(1 for e in snapshot.endpoints.values() if e.network == network.name),

@@ -6,7 +6,7 @@ from plait.backends.direct import DirectBackend
 from plait.backends.hybrid import HybridBackend
 from plait.backends.none import NoneBackend
 from plait.backends.settings import OPTIONS as SETTINGS
-from plait.backends.settings import check_names, choose_backend
+from plait.backends.settings import Settings, changed, has_tunnel, settle
 from plait.backends.vxlan import VxlanBackend
 from plait.backends.wireguard import WireguardBackend
 
@@ -19,4 +19,4 @@ BACKENDS: dict[str, Backend] = {
 DUAL = frozenset({"vxlan", "none"})
 """Backends of networks that may have IPv6 beside IPv4."""
 
-__all__ = ["BACKENDS", "DIRECT", "DUAL", "MODELS", "SETTINGS", "Backend", "Path", "Peer", "check_names", "choose_backend"]
+__all__ = ["BACKENDS", "DIRECT", "DUAL", "MODELS", "SETTINGS", "Backend", "Path", "Peer", "Settings", "changed", "has_tunnel", "settle"]

@@ -7,12 +7,83 @@ what is wrong with it and what is allowed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import count
 
 from plait.backends.base import MODELS, Backend
+from plait.model.cluster import VXLAN_PORT, Network
 from plait.model.errors import ConfigError
 
-OPTIONS = ("model", "backend")
+OPTIONS = ("model", "backend", "port", "vni")
+WITH_VNI = frozenset({"vxlan"})
+"""Kinds of path that a VNI and a port tell apart."""
+LARGEST_VNI, LARGEST_PORT = (1 << 24) - 1, (1 << 16) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the options of a network come to."""
+
+    backend: Backend
+    vni: int
+    port: int
+
+
+def settle(
+    options: Mapping[str, str], backends: Collection[Backend], others: Iterable[Network], present: Network | None = None
+) -> Settings:
+    """What `options` mean beside the networks `others`, which share a tunnel where they have the same VNI; `present` gives what is not
+    asked for anew. ConfigError says what is wrong."""
+    check_names(options)
+    backend = choose_backend(options, backends)
+    port, vni = _number(options, "port", LARGEST_PORT), _number(options, "vni", LARGEST_VNI)
+    if not has_tunnel(backend):
+        for name in {"port", "vni"} & options.keys():
+            raise ConfigError(name, options[name], f"means nothing to backend {backend.name}, which has no tunnel", "leave it out")
+    tunnels = {b.name for b in backends if has_tunnel(b)}
+    taken = {network.vni: network.port for network in others if network.backend in tunnels}
+    if not vni:
+        vni = present.vni if present is not None else next(v for v in count(1) if not port or taken.get(v, port) == port)
+    if not port:
+        port = taken.get(vni, present.port if present is not None else VXLAN_PORT)
+    if taken.get(vni, port) != port:
+        raise ConfigError(
+            "port", port, f"is not that of the tunnel with VNI {vni}, {taken[vni]}", "give another vni, or leave out the port"
+        )
+    return Settings(backend, vni, port)
+
+
+def changed(network: Network, options: Mapping[str, str], backends: Collection[Backend], networks: Iterable[Network]) -> list[Network]:
+    """`network` with these options instead of what it has, and the other ones whose tunnel changes with it. ConfigError if that cannot be
+    while containers are attached."""
+    everyone = [other for other in networks if other.name != network.name]
+    known = {backend.name: backend for backend in backends}
+    shared = "port" in options and "vni" not in options
+    along = [n for n in everyone if shared and n.vni == network.vni and has_tunnel(known[n.backend])]
+    wanted = {"backend": network.backend, **options}
+    settled = settle(wanted, backends, [other for other in everyone if other not in along], network)
+    if bool(settled.backend.ways) != bool(known[network.backend].ways):
+        raise ConfigError("backend", settled.backend.name, f"is of another kind than {network.backend}", "make a second network for it")
+    own = replace(network, backend=settled.backend.name, vni=settled.vni, port=settled.port, options={**network.options, **options})
+    if own.encrypted != network.encrypted:
+        raise ConfigError("backend", own.backend, f"would change whether {network.name} is encrypted", "make a second network for it")
+    return [own, *(replace(other, port=settled.port) for other in along)]
+
+
+def has_tunnel(backend: Backend) -> bool:
+    """Whether its networks have a tunnel of a VNI and port that may be chosen."""
+    return any(way in WITH_VNI for way in backend.ways)
+
+
+def _number(options: Mapping[str, str], name: str, largest: int) -> int:
+    """A number from 1 to `largest`, 0 if it is not asked for."""
+    text = options.get(name)
+    if text is None:
+        return 0
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= largest):
+        raise ConfigError(name, text, "is not possible", f"a number from 1 to {largest}")
+    return int(text)
 
 
 def check_names(options: Mapping[str, str]) -> None:

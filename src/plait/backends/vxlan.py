@@ -20,7 +20,6 @@ from plait.model.addr import link_local
 from plait.model.cluster import Network, Node
 from plait.model.objects import PREFIX, Addr, Fdb, KernelObject, Neigh, Route, Sysctl, VxlanLink
 
-PORT = 4789
 OVERHEAD = 50
 """Outer IPv4 20 + UDP 8 + VXLAN 8 + inner Ethernet 14 bytes (RFC 7348, section 5)."""
 
@@ -43,7 +42,7 @@ class VxlanBackend:
             return []
         dev = self.device(network)
         objects: list[KernelObject] = [
-            VxlanLink(dev, network.vni, PORT, me.address, me.vtep_mac, me.mtu - OVERHEAD),
+            VxlanLink(dev, network.vni, network.port, me.address, me.vtep_mac, me.mtu - OVERHEAD),
             Addr(dev, IPv4Interface((me.tunnel, 32))),
         ]
         if network.subnet6 is not None:

@@ -69,7 +69,8 @@ def _show(view: NetworkView) -> None:
     click.echo(f"{view['name']}: {view['subnet']}{part}, gateway {view['gateway']}, {reach}")
     if view.get("subnet6"):
         click.echo(f"IPv6 {view['subnet6']}, gateway {view['gateway6']}")
-    click.echo(f"model {view['model']}, backend {view['backend']}, vni {view['vni']}, blocks of /{view['block_prefix']}")
+    tunnel = f"vni {view['vni']}, port {view['port']}"
+    click.echo(f"model {view['model']}, backend {view['backend']}, {tunnel}, blocks of /{view['block_prefix']}")
     for title, mapping in (("labels", view["labels"]), ("options", view["options"])):
         if mapping:
             click.echo(f"{title}: " + ", ".join(f"{key}={value}" for key, value in mapping.items()))
@@ -147,6 +148,18 @@ def create(
         show_json(made)
     else:
         click.echo(both(f"{made['name']} {made['subnet']}", made.get("subnet6", "")))
+
+
+@network.command(name="set")
+@click.argument("name")
+@click.option(
+    "-o", "--opt", "options", multiple=True, required=True, callback=pairs, metavar="K=V", help="backend, port or vni; can be repeated."
+)
+@with_agent
+def set_(client: AdminClient, name: str, options: dict[str, str]) -> None:
+    """Change options of the network NAME while it is used, on every node. A port changes for all networks of the same VNI."""
+    for row in client.change_network(name, options):
+        click.echo(f"{row['name']} {row['backend']} vni {row['vni']} port {row['port']}")
 
 
 @network.command()

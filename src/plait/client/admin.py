@@ -114,6 +114,10 @@ class AdminClient:
         six = _given(ipv6=ipv6 or None, subnet6=subnet6, gateway6=gateway6)
         return cast(NetworkRow, self._call("POST", "networks", body | six))
 
+    def change_network(self, name: str, options: Mapping[str, str]) -> list[NetworkRow]:
+        """Give a network these options while it is used; it first, then those whose tunnel it shares and that changed with it."""
+        return cast(list[NetworkRow], self._call("PUT", f"networks/{quote(name, '')}", {"options": dict(options)}))
+
     def remove_network(self, name: str, force: bool = False) -> None:
         self._call("DELETE", f"networks/{quote(name, '')}?force={int(force)}")
 

@@ -53,10 +53,15 @@ class Node:
         return unique_local(self.id.encode())
 
 
+VXLAN_PORT = 4789
+"""UDP port of tunnels unless another is asked for (RFC 7348, section 5)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Network:
     """A network of the cluster. `gateway` is held by every node (anycast, answered locally). `ip_range` is the part of the subnet that
-    addresses are handed out from on every node, None for all of it; one that is asked for by itself may lie outside.
+    addresses are handed out from on every node, None for all of it; one that is asked for by itself may lie outside. `vni` and
+    `port` (UDP) are those of its tunnel; networks of one VNI share it.
 
     `subnet6` and `gateway6` are there both or neither. IPv6 follows IPv4 address by address (`ipam.dual`): what is true of an IPv4 address
     or block (leased, in use, kept) is true of its image."""
@@ -71,6 +76,7 @@ class Network:
     labels: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
     ip_range: IPv4Network | None = None
+    port: int = VXLAN_PORT
     subnet6: IPv6Network | None = None
     gateway6: IPv6Address | None = None
 

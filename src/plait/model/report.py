@@ -36,6 +36,7 @@ class NetworkRow(TypedDict):
     model: str
     backend: str
     vni: int
+    port: int
     internal: bool
     block_prefix: int
     endpoints: int

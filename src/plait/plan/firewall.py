@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, collapse_addresses
 
-from plait.backends import Peer
+from plait.backends import BACKENDS, Peer, has_tunnel
 from plait.model.cluster import Endpoint, Network, PortMapping, Snapshot
 from plait.model.objects import HookRule, KernelObject, NftChain, NftSet
 from plait.plan.dual import V4, Family, families
@@ -20,7 +20,6 @@ CLEAR_IN, CLEAR_OUT = "clear_in", "clear_out"
 """Chains that drop and count packets of encrypted networks that are not."""
 _PROTECTED = ("pl-e*", "pl-wg*", "lo")
 """Devices that packets of encrypted networks may be seen on."""
-_TUNNEL = "udp dport 4789 notrack accept"
 _PLAIN_NETWORKS = 8
 """So many networks are matched by a rule each, which is quicker than a look-up in a set of pairs of ranges (measured: 36,300 round trips a
 second against 33,700); further ones by the set, so that the chain stays of bounded length."""
@@ -32,6 +31,7 @@ def firewall_objects(snapshot: Snapshot, networks: Sequence[Network], gateway: b
     present = families(networks)
     objects: list[KernelObject] = [_set for family in present for _set in _sets(family, snapshot, networks)]
     objects += [*port_objects(own, networks), *_chains(present, gateway)]
+    objects.append(NftChain("raw_output", _untracked(networks), "type filter hook output priority raw; policy accept;"))
     objects += [hook for family in present for hook in _hooks(family)]
     return objects + (_encrypted_only(networks) if any(network.encrypted for network in networks) else [])
 
@@ -118,7 +118,7 @@ def _raw_chain(present: Sequence[Family], networks: Sequence[Network], any_publi
 
     A container must not reach the host's loopback, which route_localnet (published ports on 127.0.0.1) would allow.
     """
-    rules = [_TUNNEL, 'iifname "pl-*" ip daddr 127.0.0.0/8 drop']
+    rules = [*_untracked(networks), 'iifname "pl-*" ip daddr 127.0.0.0/8 drop']
     if any_published:
         rules += [f'iifname "pl-*" {ip} saddr . meta l4proto . th sport @published{end} accept' for ip, _, end in present]
     for family in present:
@@ -129,10 +129,16 @@ def _raw_chain(present: Sequence[Family], networks: Sequence[Network], any_publi
     return NftChain("raw", tuple(rules), "type filter hook prerouting priority raw; policy accept;")
 
 
+def _untracked(networks: Iterable[Network]) -> tuple[str, ...]:
+    """The rule for the tunnels' own packets, none if there is no tunnel."""
+    ports = sorted({network.port for network in networks if has_tunnel(BACKENDS[network.backend])})
+    which = str(ports[0]) if len(ports) == 1 else f"{{ {', '.join(map(str, ports))} }}"
+    return (f"udp dport {which} notrack accept",) if ports else ()
+
+
 def _chains(present: Sequence[Family], gateway: bool) -> list[KernelObject]:
     publish, masquerade = _publish(present), [rule for family in present for rule in _masquerade(family)]
     return [
-        NftChain("raw_output", (_TUNNEL,), "type filter hook output priority raw; policy accept;"),
         NftChain("prerouting", publish, "type nat hook prerouting priority dstnat; policy accept;"),
         NftChain("output", publish, "type nat hook output priority -100; policy accept;"),
         NftChain("postrouting", tuple(masquerade), "type nat hook postrouting priority srcnat; policy accept;"),

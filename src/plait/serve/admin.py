@@ -85,6 +85,10 @@ class AdminBackend(Protocol):
 
     async def create_network(self, request: NetworkRequest) -> NetworkRow: ...
 
+    async def change_network(self, name: str, options: Mapping[str, str]) -> list[NetworkRow]:
+        """Give a network these options while it is used; it first, then those that changed with it."""
+        ...
+
     async def remove_network(self, name: str, force: bool) -> None: ...
 
     async def paths(self) -> list[PathRow]: ...
@@ -240,7 +244,7 @@ class _Routes:
             "ready": {"GET": self.ready},
             "plan": {"GET": self.plan},
             "nodes/*": {"DELETE": self.forget_node},
-            "networks/*": {"GET": self.network, "DELETE": self.remove_network},
+            "networks/*": {"GET": self.network, "PUT": self.change_network, "DELETE": self.remove_network},
             "tokens": {"POST": self.create_token},
             "gateway": {"POST": self.enable_gateway, "DELETE": self.disable_gateway},
             "sandboxes": {"POST": self.create_sandbox},
@@ -279,6 +283,10 @@ class _Routes:
             gateway6=body.parsed("gateway6", IPv6Address, "an IPv6 address"),
         )
         return _json(await self._backend.create_network(wanted), 201)
+
+    async def change_network(self, call: _Call) -> Answer:
+        options = read_body(call.body, "options").texts_by_name("options")
+        return _json(await self._backend.change_network(call.name, options))
 
     async def remove_network(self, call: _Call) -> Answer:
         await self._backend.remove_network(call.name, force=_query_flag(call, "force"))

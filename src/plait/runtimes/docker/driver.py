@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
-from plait.backends import BACKENDS, choose_backend
+from plait.backends import BACKENDS, settle
 from plait.ipam import check_network, default_block_prefix, image
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network, PortMapping
@@ -60,7 +60,7 @@ class NetworkDriver:
         known = {NET_OPTION, *OPTIONS}
         for unknown in sorted(given.keys() - known):
             raise ConfigError("-o", unknown, "is no option of the driver plait", f"it knows {', '.join(sorted(known))}")
-        choose_backend(network_options(given), BACKENDS.values())
+        settle(network_options(given), BACKENDS.values(), [n for n in self._ops.networks().values() if n.name != given.get(NET_OPTION)])
         data, data6 = request.ipv4 or [], request.ipv6 or []
         if not data or any(one.address_space != SPACE for one in (*data, *data6)):
             raise ConfigError(
