@@ -103,6 +103,7 @@ CHANGED: tuple[KernelObject, ...] = (
     replace(VXLAN, mtu=1400),
     replace(VXLAN, vni=8),
     replace(VXLAN, local=A("127.0.0.1")),
+    replace(VXLAN, tx_checksum=False),
     EndpointLink("pl-e1", 1400, peer="pl-p1", mac="02:00:00:00:00:02"),
     Neigh("pl-x1", A("10.28.2.0"), "02:00:00:00:00:77"),
     Fdb("pl-x1", "02:00:00:00:00:03", A("198.18.0.9")),
@@ -139,6 +140,17 @@ def test_a_link_with_another_mac_keeps_all_but_its_neighbours(run: Run) -> None:
         kernel.apply([Op("put", changed, VXLAN)])
         probes = [key for key in PLAN if key[0] in ("sysctl", "hook")]
         assert kernel.owned(probes) == {key: obj for key, obj in {**PLAN, changed.key: changed}.items() if key[:2] != ("neigh", "pl-x1")}
+
+    run(body)
+
+
+def test_a_tunnel_device_is_told_to_compute_checksums_or_not_and_keeps_all(run: Run) -> None:
+    def body(kernel: Kernel) -> None:
+        converge(kernel, PLAN)
+        software = replace(VXLAN, tx_checksum=False)
+        for now, then in ((VXLAN, software), (software, VXLAN)):
+            kernel.apply([Op("put", then, now)])
+            assert kernel.owned(PLAN) == {**PLAN, then.key: then}
 
     run(body)
 

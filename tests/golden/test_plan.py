@@ -127,6 +127,7 @@ LOCALS = {
     "alone": Local(),
     "three-peers": Local(gateway=True, fast_path=True),
     "hybrid-paths": Local(fast_path=True, underlay="eth0", strict=True),
+    "two-tunnels": Local(fast_path=True, underlay="eth0", software_checksums=frozenset({"pl-x7"})),
 }
 CASES["encrypted"] = Snapshot(  # D cannot encrypt, C has a narrower link
     "A",

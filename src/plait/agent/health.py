@@ -166,6 +166,12 @@ REGISTRY: dict[str, Condition] = {
             "`nft list chain inet plait clear_in` (`clear_out`) counts them, tcpdump shows who sends: somebody forges or misroutes.",
         ),
         Condition(
+            "checksums-broken",
+            "warning",
+            "Checksums of what goes through a tunnel come out wrong",
+            "They are computed in software now, which costs throughput. See to the card's driver; with another kernel it is tried anew.",
+        ),
+        Condition(
             "mtu-too-small",
             "warning",
             "The underlay's MTU leaves less than 1280 bytes inside",

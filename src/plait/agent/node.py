@@ -126,6 +126,7 @@ class NodeLoops:
             path_mtu=self._p.underlay.path_mtus.known,
             underlay=self._p.underlay.link,
             strict=self._p.underlay.strict,
+            software_checksums=self._p.underlay.checksums.software,
         )
         return plan_node(snapshot, local)
 
@@ -286,6 +287,7 @@ class NodeLoops:
             detours, unreached = self._p.underlay.paths.troubles()
             self._p.health.replace("path-detour", detours)
             self._p.health.replace("path-lost", unreached)
+            self._p.health.replace("checksums-broken", self._p.underlay.checksums.texts)
             self._name_refused()
             await asyncio.sleep(1)
 

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What this node knows of the network below: its own link, how large packets may be, who is reached by which path.
 
-It puts together what is measured (`pathmtu`, `lanes`) and what follows of it (`paths`), and runs the measuring.
+It puts together what is measured (`pathmtu`, `lanes`, `checksums`) and what follows of it (`paths`), and runs the measuring.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from ipaddress import IPv4Address
 from typing import Protocol
 
+from plait.agent.checksums import Checksums, Udp
 from plait.agent.echo import Echo
 from plait.agent.journal import Journal
 from plait.agent.lanes import Lanes
@@ -47,6 +49,7 @@ class Underlay:
         self.path_mtus = durable_path_mtus(journal, lambda: view.snapshot, self._on_path_mtu)
         self.lanes = Lanes(lambda: view.snapshot, view.put)
         self.paths = Paths(self.lanes, lambda: self.path_mtus.known, time.time)
+        self.checksums = Checksums(journal, lambda: view.snapshot, self.lanes, changed, os.uname().release)
         view.subscribe(self._on_view)
 
     def look(self, address: IPv4Address) -> int:
@@ -68,6 +71,7 @@ class Underlay:
             return
         yield self.lanes.run(echo)
         yield tunnels.run(echo)
+        yield self.checksums.run(Udp())
         if roundtrips is not None:
             yield roundtrips.run(echo)
         if path_mtu:

@@ -135,12 +135,16 @@ def _link(link: VxlanLink | BridgeLink | WireguardLink | EndpointLink, old: Kern
     if old is not None and changeable(old, link):
         address = f" address {link.mac}" if isinstance(link, VxlanLink | BridgeLink) else ""
         lines = [f"ip link set {link.name}{address} mtu {link.mtu} up"]
-        return lines + (_answers(link) if isinstance(link, EndpointLink) else _keyed(link) if isinstance(link, WireguardLink) else [])
+        return lines + _rest(link, old)
     gone = [f"ip link del {link.name}"] if old is not None else []
     match link:
         case VxlanLink():
             kind = f"type vxlan id {link.vni} local {link.local} dstport {link.port} nolearning"
-            made = [f"ip link add {link.name} address {link.mac} mtu {link.mtu} {kind}", f"ip link set {link.name} up alias {link.name}"]
+            made = [
+                f"ip link add {link.name} address {link.mac} mtu {link.mtu} {kind}",
+                f"ip link set {link.name} up alias {link.name}",
+                *_offload(link),
+            ]
         case BridgeLink():
             made = [
                 f"ip link add {link.name} address {link.mac} mtu {link.mtu} type bridge",
@@ -157,9 +161,26 @@ def _link(link: VxlanLink | BridgeLink | WireguardLink | EndpointLink, old: Kern
     return gone + made
 
 
+def _rest(link: VxlanLink | BridgeLink | WireguardLink | EndpointLink, old: KernelObject) -> list[str]:
+    """What a link that is set has besides its own attributes."""
+    match link:
+        case EndpointLink():
+            return _answers(link)
+        case WireguardLink():
+            return _keyed(link)
+    return _offload(link, old)
+
+
 def _keyed(link: WireguardLink) -> list[str]:
     """wg(8) is told the file of the private key, never the key."""
     return [f"wg set {link.name} listen-port {link.port} private-key {STATE_DIR}/{link.key_file}"]
+
+
+def _offload(link: KernelObject, old: KernelObject | None = None) -> list[str]:
+    """What switches the checksum offload of a tunnel device that has it otherwise (a new one has it on)."""
+    if not isinstance(link, VxlanLink) or link.tx_checksum == (old.tx_checksum if isinstance(old, VxlanLink) else True):
+        return []
+    return [f"ethtool -K {link.name} tx {'on' if link.tx_checksum else 'off'}"]
 
 
 def _endpoint(link: EndpointLink) -> list[str]:

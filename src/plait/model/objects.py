@@ -29,7 +29,8 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class VxlanLink:
-    """A VXLAN device in routed use: learning off, no default destination. `local` is the outer source address."""
+    """A VXLAN device in routed use: learning off, no default destination. `local` is the outer source address; `tx_checksum`: it leaves
+    the checksums of what is inside to the devices below (offload)."""
 
     name: str
     vni: int
@@ -38,6 +39,7 @@ class VxlanLink:
     mac: str
     mtu: int
     up: bool = True
+    tx_checksum: bool = True
 
     @property
     def key(self) -> Key:

@@ -45,7 +45,7 @@ class Local:
     sandboxes whose inside plait plumbs (endpoint id -> path; also where a vanished link is to be put back), whether its kernel
     can forward at ingress (`fastpath.CAPABILITY`), what was measured of the way to other nodes (name -> bytes a packet may have), whether
     its kernel has IPv6, the link that carries the node's address, whether this host drops what comes from where it would not send to
-    (rp_filter 1)."""
+    (rp_filter 1), the tunnel devices that must compute checksums themselves."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
@@ -55,6 +55,7 @@ class Local:
     ipv6: bool = True
     underlay: str = ""
     strict: bool = False
+    software_checksums: frozenset[str] = frozenset()
 
 
 def plan_node(snapshot: Snapshot, local: Local) -> Plan:
@@ -84,7 +85,7 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
         objects += _loosened(objects, [n for n in networks if BACKENDS[n.backend].ways[:1] == (DIRECT,)], local.underlay)
     if local.fast_path and me.tunnel is not None:
         objects += fast_objects(networks, _own_endpoints(snapshot), [o for o in objects if isinstance(o, Route)])
-    return {obj.key: obj for obj in objects}
+    return {obj.key: _as_local(obj, local) for obj in objects}
 
 
 def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str = "") -> list[KernelObject]:
@@ -136,6 +137,11 @@ def _gateways(me: Node, networks: Sequence[Network]) -> list[KernelObject]:
     addresses = [n.gateway for n in networks] + ([me.tunnel] if me.tunnel is not None else [])
     objects += [Addr(GATEWAY_LINK, IPv4Interface((address, 32))) for address in addresses]
     return objects + gateways6(GATEWAY_LINK, networks)
+
+
+def _as_local(obj: KernelObject, local: Local) -> KernelObject:
+    """A tunnel device as this host's hardware needs it."""
+    return replace(obj, tx_checksum=False) if isinstance(obj, VxlanLink) and obj.name in local.software_checksums else obj
 
 
 def _loosened(objects: Iterable[KernelObject], direct: Iterable[Network], underlay: str) -> list[KernelObject]:

@@ -10,10 +10,12 @@ import random
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
 from plait.kernel.api import Result, changeable
+from plait.kernel.linux import ethtool
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux import route as routes
@@ -82,7 +84,7 @@ class LinuxKernel:
         self._renamed = {f.name: f.index for f in found if f.renamed}
         names = {f.index: f.name for f in found}
         ours = {f.index: f.name for f in found if f.link is not None}
-        objects: list[KernelObject] = [f.link for f in found if f.link is not None]
+        objects: list[KernelObject] = [_with_offload(f.link) for f in found if f.link is not None]
         for item in found:
             if isinstance(item.link, WireguardLink):
                 objects += self._wireguard.held(item.link, item.index)
@@ -240,7 +242,11 @@ class LinuxKernel:
             create = links.create_vxlan(link) if isinstance(link, VxlanLink) else links.create_bridge(link)
             self._must(create, links.set_link(0, name=link.name, alias=link.name))
         else:
-            self._must(links.set_link(found.index, link.mtu, link.mac, up=True))
+            assert isinstance(found.link, VxlanLink | BridgeLink)
+            mac = "" if found.link.mac == link.mac else link.mac  # being told the one it has makes it forget its neighbours too
+            self._must(links.set_link(found.index, link.mtu, mac, up=True))
+        if isinstance(link, VxlanLink):
+            ethtool.set_tx_checksum(link.name, link.tx_checksum)
 
     def _put_wireguard(self, link: WireguardLink) -> None:
         """Create, or bring in line; a device for which nobody answers is replaced."""
@@ -357,6 +363,14 @@ def _all_done(link: EndpointLink, replies: Iterable[nl.Reply]) -> None:
     for reply in replies:
         if reply.errno:
             raise OSError(reply.errno, f"inside {link.netns}: {reply.text or os.strerror(reply.errno)}")
+
+
+def _with_offload(link: links.Link) -> links.Link:
+    """What rtnetlink does not tell of a link."""
+    if isinstance(link, VxlanLink):
+        with contextlib.suppress(OSError):  # it may have gone meanwhile
+            return replace(link, tx_checksum=ethtool.tx_checksum(link.name))
+    return link
 
 
 def _kernel_error(op: str, key: Key, error: Exception) -> KernelError:
