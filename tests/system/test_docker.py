@@ -158,6 +158,50 @@ def test_the_default_bridge_is_reachable_from_the_other_host(two: Lab) -> None:
 # --- addresses
 
 
+def test_hosts_on_one_link_need_no_tunnel(two: Lab) -> None:
+    """A network made through Docker as hybrid, and Docker's default bridge, whose FORWARD policy is drop, made one while it is used."""
+    refused = docker(
+        two,
+        "A",
+        "network",
+        "create",
+        "-d",
+        "plait",
+        "--ipam-driver",
+        "plait",
+        "-o",
+        "model=hybrid",
+        "-o",
+        "backend=vxlan",
+        "x",
+        check=False,
+    )
+    assert "cannot promise what hybrid does" in refused.stderr
+    docker(two, "A", "network", "create", "-d", "plait", "--ipam-driver", "plait", "-o", "model=hybrid", "near")
+    process.until("B has it too", lambda: networks(two, "B") >= {"near"}, 5)
+    assert json.loads(two.run("B", "plait", "network", "inspect", "near", "--json").stdout)["model"] == "hybrid"
+
+    def paths() -> set[tuple[str, str]]:
+        return {(n, row["kind"]) for row in json.loads(two.run("A", "plait", "paths", "--json").stdout) for n in row["networks"]}
+
+    for host, network, name in (("A", "near", "n1"), ("B", "near", "n2"), ("A", "bridge", "d1"), ("B", "bridge", "d2")):
+        docker(two, host, "run", "-d", "--name", name, "--network", network, "nginx")
+    two.run("A", "plait", "network", "set", "default", "-o", "backend=hybrid")
+    try:
+        process.until("both go by the link", lambda: paths() >= {("near", "direct"), ("default", "direct")}, 20)
+        two.run("B", "nft", "add table netdev t; add chain netdev t in { type filter hook ingress device eth0 priority -500; }")
+        two.run("B", "nft", "add rule netdev t in udp dport 4789 udp length > 200 drop")
+        assert answers(two, "A", "n1", f"http://{address(two, 'B', 'n2', 'near')}/") and answers(two, "A", "n1", "http://n2/")
+        assert answers(two, "A", "d1", f"http://{address(two, 'B', 'd2', 'bridge')}/"), "through no tunnel that carries as much"
+        assert answers(two, "B", "d2", f"http://{address(two, 'A', 'd1', 'bridge')}/")
+    finally:
+        two.run("B", "nft", "delete table netdev t", check=False)
+        two.run("A", "plait", "network", "set", "default", "-o", "backend=vxlan")
+    for host, name in (("A", "n1"), ("B", "n2")):
+        docker(two, host, "rm", "-f", name)
+    docker(two, "A", "network", "rm", "near")
+
+
 def test_addresses_stick_to_names(two: Lab) -> None:
     first = {name: run(two, "A", name) for name in ("aa", "bb", "cc")}
     docker(two, "A", "stop", "-t", "0", *first)

@@ -223,7 +223,7 @@ def test_hosts_that_do_not_reach_each_other_talk_through_one_that_reaches_both(l
 
 def lost_while(lab: Lab, change: tuple[str, ...]) -> int:
     """How many of the pings from A to C, a hundred a second, go unanswered around a change of the network."""
-    ping = ("plait", "exec", "in-A", "--", "ping", "-q", "-i", "0.01", "-c", "400", address(lab, "C"))
+    ping = ("plait", "exec", "in-A", "--", "ping", "-q", "-i", "0.01", "-c", "200", address(lab, "C"))
     process = lab.popen("A", *ping, stdout=subprocess.PIPE, text=True)
     time.sleep(0.5)
     lab.run("B", "plait", "network", "set", "hyb", *change)
@@ -240,7 +240,7 @@ def test_port_vni_and_backend_change_under_traffic(lab: Lab) -> None:
             (("-o", "vni=7", "-o", "port=4790"), "pl-x7", 4790),
             (("-o", "vni=1"), "pl-x1", 8472),
         ):
-            assert lost_while(lab, change) < 400, "it works again meanwhile"
+            assert lost_while(lab, change) < 200, "it works again meanwhile"
             for host in "AC":
                 link = json.loads(lab.run(host, "ip", "-j", "-d", "link", "show", device).stdout)[0]
                 assert link["linkinfo"]["info_data"]["port"] == port
