@@ -209,7 +209,7 @@ async def test_the_registry_itself_cannot_be_registered(client: Client) -> None:
 async def test_agent_services_are_those_of_this_node(client: Client, backend: Backend) -> None:
     assert (await client.get("/v1/agent/services")).text == "{}"
     backend.add(Instance("x", "x", "B"))
-    made = backend.add(Instance("web", "web", "A", "10.28.0.2", 80, ("http",), {"k": "v"}, weight_warning=0))
+    backend.add(Instance("web", "web", "A", "10.28.0.2", 80, ("http",), {"k": "v"}, weight_warning=0))
     answer = await client.get("/v1/agent/services")
     assert "X-Consul-Index" not in answer.headers
     assert answer.json == {
@@ -223,8 +223,6 @@ async def test_agent_services_are_those_of_this_node(client: Client, backend: Ba
             "Weights": {"Passing": 1, "Warning": 0},
             "EnableTagOverride": False,
             "Datacenter": "dc1",
-            "CreateIndex": made.create_index,
-            "ModifyIndex": made.modify_index,
         }
     }
 
@@ -239,9 +237,8 @@ async def test_one_agent_service_blocks_on_its_hash(client: Client, backend: Bac
     waiter = asyncio.create_task(client.get(f"/v1/agent/service/web?hash={digest}&wait=10s"))
     await settled(backend)
     backend.add(Instance("other", "other", "A"))
-    backend.add(Instance("web", "web", "A", port=80))
     await settled(backend)
-    assert not waiter.done(), "another index is no other content"
+    assert not waiter.done()
     backend.add(Instance("web", "web", "A", port=81))
     assert (await waiter).json["Port"] == 81
     waiter = asyncio.create_task(

@@ -246,8 +246,7 @@ class ConsulApi:
             if found is None or not _agents(found):
                 raise Missing(f"unknown service ID: {wanted}")
             body = self._views(call).agent_service(found)
-            content = {key: value for key, value in body.items() if key not in ("CreateIndex", "ModifyIndex")}
-            digest = content_hash(encoded(content, False))
+            digest = content_hash(encoded(body, False))
             if digest == known and not over:
                 return None
             return json_answer(encoded({**body, "ContentHash": digest}, call.flag("pretty")), {"X-Consul-ContentHash": digest})

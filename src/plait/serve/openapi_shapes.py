@@ -112,7 +112,7 @@ SHAPES: Mapping[str, Shape] = {
         "Status": "number",
         **dict.fromkeys(("ProtocolMin", "ProtocolMax", "ProtocolCur", "DelegateMin", "DelegateMax", "DelegateCur"), "number"),
     },
-    "AgentService": {**_SERVICE, "Proxy?": {"*": "any"}, "Datacenter": "text", "ContentHash?": "text", **_INDEXES},
+    "AgentService": {**_SERVICE, "Proxy?": {"*": "any"}, "Datacenter": "text", "ContentHash?": "text"},
     "NodeService": {**_SERVICE, "Proxy": {"*": "any"}, "Connect": {"*": "any"}, "PeerName": "text", **_INDEXES},
     "CatalogService": {
         "ID": "text",

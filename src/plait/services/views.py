@@ -151,8 +151,8 @@ class Views:
         return service_json(instance)
 
     def agent_service(self, instance: Instance) -> Json:
-        """As its own agent shows it."""
-        hidden = {"Proxy", "Connect", "PeerName"} - instance.extra.keys()
+        """As its own agent shows it, which knows no index of the catalogue."""
+        hidden = {"Proxy", "Connect", "PeerName", "CreateIndex", "ModifyIndex"} - instance.extra.keys()
         empty = {"TaggedAddresses"} if not instance.tagged_addresses else set()
         body = {key: value for key, value in self.node_service(instance).items() if key not in hidden | empty}
         return {**body, "Datacenter": self.datacenter}
