@@ -55,7 +55,8 @@ class Store:
 
 class Model:
     """Everything by place: ("kv", key), ("node", name), ("service", node, id), ("check", node, id). `own`: what A's agent says, `put`: what
-    others put there; a row holds what is compared, and its two indexes."""
+    others put there; a row holds what is compared, and its two indexes. A check that others put there holds its service's tags as well,
+    which it has from when it was put: put again when they are others it is another."""
 
     def __init__(self, override: bool, created: int) -> None:
         self.override, self.revision = override, created
@@ -74,7 +75,8 @@ class Model:
         if place == ("service", "A", "own") and self.tags is not None:
             row = self.own[place]
             return {**row, "says": (row["says"][0], self.tags["says"]), "modify": self.tags["modify"]}
-        return self.own.get(place) or self.put.get(place)
+        row = self.own.get(place) or self.put.get(place)
+        return {key: row[key] for key in ("says", "create", "modify")} if row else None
 
     def write(self, place: Place, says: object) -> None:
         if place in self.own and place[0] == "node":
@@ -84,8 +86,10 @@ class Model:
                 self.tags = {"says": says[1], "modify": self.revision}  # type: ignore[index]
             return
         row = self.put.get(place)
-        if row is None or row["says"] != says:
-            self.put[place] = {"says": says, "create": row["create"] if row else self.revision, "modify": self.revision}
+        service = self.seen(("service", place[1], says[1])) if place[0] == "check" else None  # type: ignore[index]
+        holds = says, service["says"][1] if service else ()
+        if row is None or (row["says"], row["tags"]) != holds:
+            self.put[place] = {"says": says, "tags": holds[1], "create": row["create"] if row else self.revision, "modify": self.revision}
 
     def remove(self, place: Place) -> None:
         for other, row in list(self.put.items()):
