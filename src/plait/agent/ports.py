@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published host ports: who has one already, and which one is free. Reads /proc/net of this process's namespace."""
+"""Published host ports: who has one already, and which one is free. Asks the kernel of this process's namespace."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from plait.kernel.linux.sockets import Waiting, waiting_sockets
 from plait.model.cluster import Endpoint, PortMapping, Snapshot
 from plait.model.errors import PortInUse
 
 ANY = IPv4Address("0.0.0.0")
-_TABLES = {"tcp": ("tcp", "tcp6"), "udp": ("udp", "udp6"), "sctp": ()}
+_PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 _TCP_LISTEN, _UDP_UNCONN = "0A", "07"
 
 
@@ -67,29 +69,33 @@ def _check(port: PortMapping, taken: dict[tuple[str, int], tuple[IPv4Address, En
 
 def listener(proto: str, port: int, address: IPv4Address = ANY) -> str | None:
     """The local process that has `port` open for `address` (as "nginx (pid 12)"), or None if nobody does."""
-    for table in _TABLES[proto]:
-        try:
-            lines = Path("/proc/self/net", table).read_text().splitlines()[1:]
-        except FileNotFoundError:
-            continue
-        for line in lines:
-            fields = line.split()
-            if _holds(fields, table, port, address):
-                return _owner(fields[9])
+    for found in _waiting(proto):
+        if found.port == port and (found.address is None or found.address == address or ANY in (found.address, address)):
+            return _owner(str(found.inode))
     return None
 
 
-def _holds(fields: Sequence[str], table: str, port: int, address: IPv4Address) -> bool:
-    """Whether one row of /proc/net/{tcp,udp} (proc(5)) is a listener on `port` that would clash with `address`."""
-    if fields[3] != (_TCP_LISTEN if table.startswith("tcp") else _UDP_UNCONN):
-        return False
-    raw, _, number = fields[1].partition(":")
-    if int(number, 16) != port:
-        return False
-    if len(raw) > 8:
-        return True
-    bound = IPv4Address(int.from_bytes(bytes.fromhex(raw), "little"))
-    return ANY in (bound, address) or bound == address
+def _waiting(proto: str) -> list[Waiting]:
+    """Sockets that would clash with a publication; read from /proc where the kernel has no sock_diag."""
+    if proto not in _PROTOCOLS:
+        return []
+    try:
+        return waiting_sockets(_PROTOCOLS[proto])
+    except OSError:
+        tables = (Path("/proc/self/net", table) for table in (proto, f"{proto}6"))
+        return [found for table in tables if table.exists() for found in parse_table(table.read_text(), proto)]
+
+
+def parse_table(text: str, proto: str) -> list[Waiting]:
+    """The sockets in /proc/net/{tcp,tcp6,udp,udp6} (proc(5)) that wait for somebody."""
+    found = []
+    for line in text.splitlines()[1:]:
+        fields = line.split()
+        raw, _, number = fields[1].partition(":")
+        if fields[3] == (_TCP_LISTEN if proto == "tcp" else _UDP_UNCONN):
+            bound = IPv4Address(int.from_bytes(bytes.fromhex(raw), "little")) if len(raw) == 8 else None
+            found.append(Waiting(int(number, 16), bound, int(fields[9])))
+    return found
 
 
 def _owner(inode: str) -> str:
