@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ class CniAgent:
     async def start(self) -> None:
         node = self.node
 
-        async def save(kind: str, key: str, body: bytes | None) -> None:
-            await node.journal.write([Write(kind, key, body)])
+        def save(kind: str, key: str, body: bytes | None) -> Awaitable[None]:
+            return node.journal.queue([Write(kind, key, body)])
 
         async def missing(endpoint: Endpoint) -> list[str]:
             return missing_of(await node.work.rehearse(lambda: plan_node(node.view.snapshot, Local())), endpoint)

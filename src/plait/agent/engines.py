@@ -7,7 +7,7 @@ A host without an engine spares the time and the memory of loading what serves i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,8 +94,8 @@ class Engines:
             if runtime is not None:
                 await runtime.close()
 
-    async def _save(self, kind: str, key: str, body: bytes | None) -> None:
-        await self._p.journal.write([Write(kind, key, body)])
+    def _save(self, kind: str, key: str, body: bytes | None) -> Awaitable[None]:
+        return self._p.journal.queue([Write(kind, key, body)])
 
     def _docker(self) -> DockerRuntime:
         from plait.runtimes.docker.engine import DockerEngine

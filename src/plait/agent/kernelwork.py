@@ -82,14 +82,14 @@ class KernelWork:
         ops = order(diff(plan(), owned, may_delete))
         return ops, await loop.run_in_executor(self._thread, kernel.apply, ops) if ops else Result()
 
-    async def put(self, objects: Sequence[KernelObject], old: Sequence[KernelObject | None] = ()) -> None:
-        """Make just these objects true, now; those equal to their `old` are left alone. Raises the first KernelError."""
+    async def put(
+        self, objects: Sequence[KernelObject], old: Sequence[KernelObject | None] = (), gone: Sequence[KernelObject] = ()
+    ) -> None:
+        """Remove `gone` (absent ones are fine) and make just these objects true, now; those equal to their `old` are left alone. Raises
+        the first KernelError."""
         before = [*old, *([None] * (len(objects) - len(old)))]
-        await self._apply([Op("put", new, previous) for new, previous in zip(objects, before, strict=True) if new != previous])
-
-    async def delete(self, objects: Sequence[KernelObject]) -> None:
-        """Remove these objects; absent ones are fine. Raises the first KernelError."""
-        await self._apply([Op("del", None, obj) for obj in objects])
+        puts = [Op("put", new, previous) for new, previous in zip(objects, before, strict=True) if new != previous]
+        await self._apply([*(Op("del", None, obj) for obj in gone), *puts])
 
     async def _apply(self, ops: Sequence[Op]) -> None:
         async with self._door:

@@ -25,7 +25,7 @@ from plait.agent.view import View
 from plait.ipam import origin
 from plait.model.cluster import Container, Endpoint, Network, PortMapping, Snapshot
 from plait.model.errors import KernelError, NotFound, NotSupported, PlaitError
-from plait.model.objects import KernelObject, NftElement, Sysctl
+from plait.model.objects import KernelObject, Sysctl
 from plait.plan import endpoint_objects
 from plait.plan.desired import device_name, endpoint_mac
 from plait.plan.fastpath import fast_chain, fast_elements
@@ -104,12 +104,15 @@ class AgentOperations:
             network = self._network(request.network)
             known = self._find(request.endpoint)
             endpoint = await self._design(request, network, known)
-            await self._remember(endpoint)
             try:
-                await self._kernel.put(self._objects(endpoint))
-                await self._quicken([endpoint], fast_elements(endpoint))
-                if request.ports:
-                    endpoint = await self._publish(endpoint, request.ports)
+                async with self._ports_lock if request.ports else contextlib.nullcontext():
+                    if request.ports:
+                        endpoint = replace(endpoint, ports=await self._assign(endpoint, request.ports))
+                    before = self._own()
+                    saved = self._journal.queue([Write("endpoint", endpoint.id, encode(endpoint))])
+                    self._view.put(endpoint)
+                await self._plumb(endpoint, before)
+                await saved
             except (PlaitError, OSError):
                 await self._remove(endpoint)
                 raise
@@ -179,6 +182,20 @@ class AgentOperations:
         me = self._view.snapshot.nodes[self._view.me]
         return endpoint_objects(me, self._network(endpoint.network), endpoint)
 
+    async def _plumb(self, endpoint: Endpoint, before: Sequence[Endpoint]) -> None:
+        """All of a new endpoint at once: each change of the nft tables costs the kernel some milliseconds. A refusal in these leads to a
+        full pass, as after every change of ports; one of a link or route is raised."""
+        fresh = self._objects(endpoint)
+        if self._fast_path():
+            fresh += [*fast_elements(endpoint), fast_chain(endpoint, self._network(endpoint.network))]
+        maps, old_maps = self._port_maps(before)
+        try:
+            await self._kernel.put([*fresh, *maps], [*[None] * len(fresh), *old_maps])
+        except KernelError as error:
+            if error.op != "nft":
+                raise
+            await self._full_pass()
+
     async def _remember(self, endpoint: Endpoint) -> None:
         await self._journal.write([Write("endpoint", endpoint.id, encode(endpoint))])
         self._view.put(endpoint)
@@ -187,13 +204,19 @@ class AgentOperations:
         """Take every trace of the endpoint away. The link's routes go with it; a kernel refusal is retried by the next pass."""
         before = self._own()
         self._view.drop(endpoint)
-        with contextlib.suppress(KernelError, NotFound):
-            await self._kernel.delete([o for o in reversed(self._objects(endpoint)) if not isinstance(o, Sysctl)])
-        if endpoint.ports:
-            await self._apply_ports(before)
-        await self._journal.write([Write("endpoint", endpoint.id, None)])
+        gone: list[KernelObject] = []
+        with contextlib.suppress(NotFound):
+            gone = [o for o in reversed(self._objects(endpoint)) if not isinstance(o, Sysctl)]
+        try:
+            maps, old_maps = self._port_maps(before) if endpoint.ports else ([], [])
+            await self._kernel.put(maps, old_maps, gone)
+        except KernelError:
+            if endpoint.ports:
+                await self._full_pass()
+        saved = self._journal.queue([Write("endpoint", endpoint.id, None)])
         for address in self._held_by(endpoint):
             await self._addresses.release(endpoint.network, address)
+        await saved
 
     def _held_by(self, endpoint: Endpoint) -> set[IPv4Address]:
         """What is reserved for the endpoint: its address, and the one with which its IPv6 address goes, which may be another."""
@@ -220,9 +243,7 @@ class AgentOperations:
 
     async def _publish(self, endpoint: Endpoint, wanted: Sequence[PortMapping]) -> Endpoint:
         async with self._ports_lock:
-            candidates = list(ephemeral_range())
-            random.shuffle(candidates)
-            ports = await asyncio.to_thread(assign_ports, wanted, endpoint, self._view.snapshot, candidates)
+            ports = await self._assign(endpoint, wanted)
             before = self._own()
             published = replace(endpoint, ports=ports)
             await self._remember(published)
@@ -231,24 +252,36 @@ class AgentOperations:
         await self._apply_ports(before)
         return published
 
+    async def _assign(self, endpoint: Endpoint, wanted: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
+        """`wanted` with host ports that are free. To be called, and its result remembered, under the lock of ports."""
+        candidates: list[int] = []
+        if any(not port.host_port for port in wanted):
+            candidates = list(ephemeral_range())
+            random.shuffle(candidates)
+        return await asyncio.to_thread(assign_ports, wanted, endpoint, self._view.snapshot, candidates)
+
     async def _apply_ports(self, before: Sequence[Endpoint]) -> None:
         """Bring the port maps from what `before` asks for to what the view asks for now, element by element. Where the kernel
         holds something else (a pass came between, somebody flushed the table) a full pass finds out and makes it true."""
-        networks = self._view.snapshot.networks.values()
         try:
-            await self._kernel.put(port_objects(self._own(), networks), port_objects(before, networks))
+            await self._kernel.put(*self._port_maps(before))
         except KernelError:
             await self._full_pass()
             return
         ports = {e.id: e.ports for e in before}
-        await self._quicken([e for e in self._own() if e.ports != ports.get(e.id, ())], [])
+        await self._quicken([e for e in self._own() if e.ports != ports.get(e.id, ())])
 
-    async def _quicken(self, endpoints: Sequence[Endpoint], elements: Sequence[NftElement]) -> None:
-        """Let what these endpoints send, and what is meant for `elements`, take the fast path, if this kernel has it."""
+    def _port_maps(self, before: Sequence[Endpoint]) -> tuple[list[KernelObject], list[KernelObject]]:
+        """What ports want of the kernel now, and what they wanted when the node's endpoints were those."""
+        networks = self._view.snapshot.networks.values()
+        return port_objects(self._own(), networks), port_objects(before, networks)
+
+    async def _quicken(self, endpoints: Sequence[Endpoint]) -> None:
+        """Let what these endpoints send take the fast path, if this kernel has it."""
         if not self._fast_path() or not endpoints:
             return
         try:
-            await self._kernel.put([*elements, *(fast_chain(e, self._network(e.network)) for e in endpoints)])
+            await self._kernel.put([fast_chain(e, self._network(e.network)) for e in endpoints])
         except KernelError:
             await self._full_pass()
 

@@ -24,6 +24,7 @@ from plait.runtimes.api import AttachRequest, Operations
 log = logging.getLogger("plait.cni")
 Load = Callable[[str], Mapping[str, bytes]]
 Save = Callable[[str, str, bytes | None], Awaitable[None]]
+"""Puts a write in line at once; what it returns is done when the disk has it, after everything that was put in line before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,9 @@ class Attachments:
             await self._erase(attachment.key)
         self._held[attachment.key] = attachment
         try:
-            await self._save(self.runtime, attachment.key, msgspec.json.encode(attachment))
+            saved = self._save(self.runtime, attachment.key, msgspec.json.encode(attachment))  # on disk before what is written after it
             endpoint = await self._ops.attach(request) if request is not None else None
+            await saved
         except BaseException:
             await self._erase(attachment.key)
             raise
