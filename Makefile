@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Every target prepares the machine by itself (scripts/setup.sh); a second run starts in seconds.
 PY := .venv/bin/python
-.PHONY: help setup demo test quick lint bench docs cni-shim clean
+.PHONY: help setup demo test quick lint bench docs shim clean
 
 help:
 	@echo "make demo    the four-host case, live, with real Docker Engines"
@@ -10,7 +10,7 @@ help:
 	@echo "make lint    ruff, mypy --strict, import contracts"
 	@echo "make bench   figures beside peers, written to docs/benchmarks.md"
 	@echo "make docs    regenerate the references in docs/"
-	@echo "make cni-shim   the plug-in of CNI in C: build/plait-cni (optional; faster than the Python one)"
+	@echo "make shim    the plug-in of CNI in C: build/plait-cni (optional)"
 	@echo "make clean   remove labs a dead run left, caches and the virtual environment"
 
 setup:
@@ -37,7 +37,7 @@ bench: setup
 docs: setup
 	@$(PY) scripts/docs.py
 
-cni-shim: build/plait-cni
+shim: build/plait-cni
 
 build/plait-cni: packaging/cni/plait.c
 	@mkdir -p build

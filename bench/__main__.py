@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bench.core import Row
 
-NAMES = ("plumbing", "network", "lab", "agent", "dns", "names", "docker", "checks", "kv", "http", "propagation")
+NAMES = ("plumbing", "network", "lab", "agent", "dns", "names", "docker", "cni", "checks", "kv", "http", "propagation")
 TOOLS = {
     "sockperf": "sockperf",
     "wrk": "wrk",

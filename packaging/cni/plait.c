@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* plait's plug-in for CNI and netavark in C: what src/plait/runtimes/cni/shim.py does, word for word, but started in a fraction of the time.
- * `make cni-shim` builds build/plait-cni; install it as `plait` in the directories of plug-ins. The agent leaves it there. */
+ * `make shim` builds build/plait-cni; install it as `plait` in the directories of plug-ins. The agent leaves it there. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
