@@ -16,7 +16,7 @@ from tests.support.consulapi import Cuttable
 
 from plait.model.cluster import PortMapping
 from plait.model.errors import ConfigError, Conflict, KernelError, NotFound, PoolExhausted, PortInUse, StoreUnavailable
-from plait.runtimes.api import NetworkRequest
+from plait.runtimes.api import AttachRequest, NetworkRequest
 
 A = IPv4Address
 
@@ -146,6 +146,34 @@ async def test_a_refused_link_leaves_nothing(store: Cuttable, tmp_path: Path) ->
         assert a.kernel.objects == before
         assert not a.ops.endpoints("sandbox") and not a.journal.load("endpoint")
         assert not [r for r in a.addresses.reservations() if r.live and r.name == "web"]
+
+
+async def test_an_attach_with_ports_is_one_change_of_the_kernel_and_so_is_its_end(
+    store: Cuttable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each change of the nft tables waits some milliseconds for the kernel's readers."""
+    async with nodes(store, tmp_path, "A") as (a,):
+        await a.converge()
+        empty, changes = dict(a.kernel.objects), []
+        apply = a.kernel.apply
+        monkeypatch.setattr(a.kernel, "apply", lambda ops: (changes.append(len(ops)), apply(ops))[1])
+        request = AttachRequest("A.web", "default", "sandbox", "web", "web", ports=(PortMapping("tcp", 8080, 80),))
+        await a.ops.attach(request)
+        assert len(changes) == 1 and await a.converge() == 0
+        await a.ops.detach("A.web")
+        assert len(changes) == 2 and await a.converge() == 0 and a.kernel.objects == empty
+
+
+async def test_maps_that_somebody_changed_meanwhile_are_made_true_by_a_full_pass(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A") as (a,):
+        await a.converge()
+        a.kernel.fail_next(("nft", "map", "ports_any"))
+        request = AttachRequest("A.web", "default", "sandbox", "web", "web", ports=(PortMapping("tcp", 8080, 80),))
+        endpoint = await a.ops.attach(request)
+        assert [port.host_port for port in endpoint.ports] == [8080] and await a.converge() == 0
+        a.kernel.fail_next(("nft", "map", "ports_any"))
+        await a.ops.detach("A.web")
+        assert await a.converge() == 0 and not [key for key in a.kernel.objects if "pl-e" in " ".join(key)]
 
 
 async def test_killed_at_any_moment_nothing_leaks(store: Cuttable, tmp_path: Path) -> None:

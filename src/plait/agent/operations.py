@@ -192,7 +192,7 @@ class AgentOperations:
         try:
             await self._kernel.put([*fresh, *maps], [*[None] * len(fresh), *old_maps])
         except KernelError as error:
-            if error.op != "nft":
+            if not str(error.key).startswith("nft "):
                 raise
             await self._full_pass()
 
