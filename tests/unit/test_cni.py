@@ -444,6 +444,7 @@ async def test_removals_that_were_left_come_before_the_next_call(agent: CniAgent
     agent.leave("1", *_del("c1"))
     Path(netns).unlink()
     status, _ = await agent.call("ADD", netns=agent.netns("fresh"), args="K8S_POD_NAME=again")
+    await agent.runtime.server.drain()
     assert status == 200 and [e.name for e in endpoints(agent).values()] == ["again"]
 
 
@@ -458,5 +459,7 @@ async def test_a_removal_that_fails_for_now_stays(agent: CniAgent, monkeypatch: 
         patch.setattr(agent.node.ops, "detach", fails)
         await agent.runtime.server.drain()
         assert left.exists()
+        status, error = await agent.call("ADD", netns=agent.netns("fresh"))
+        assert (status, error["code"]) == (500, 11), "it would be taken down by what was left before"
     await agent.runtime.server.drain()
     assert not left.exists() and not endpoints(agent)

@@ -49,8 +49,9 @@ class PluginServer:
 
     # --- what was left
 
-    async def drain(self) -> None:
-        """Carry out what was left, the oldest first. What fails for now stays; what cannot be read is dropped with a word in the log."""
+    async def drain(self) -> bool:
+        """Carry out what was left, the oldest first; whether nothing is left. What fails for now stays, what cannot be read is dropped with
+        a word in the log."""
         async with self._draining:
             for file in self._left():
                 try:
@@ -62,8 +63,9 @@ class PluginServer:
                     log.warning("removal_dropped", extra={"path": str(file), "error": str(error)})
                 except (PlaitError, TimeoutError) as error:
                     log.warning("removal_waits", extra={"path": str(file), "error": str(error) or "it took too long"})
-                    return
+                    return False
                 file.unlink(missing_ok=True)
+        return True
 
     def _left(self) -> list[Path]:
         return sorted(p for p in self._spool.iterdir() if p.name[0] != ".") if self._spool.is_dir() else []
@@ -79,7 +81,8 @@ class PluginServer:
         try:
             variables, given = wire.split_body(request.body)
             version = _version(given)
-            await self.drain()
+            if not await self.drain() and _verb(variables) in ("ADD", "setup"):  # what is left may be about this container
+                raise wire.CniError(wire.TRY_AGAIN, "a removal that was left while the agent was away cannot be carried out; see its log")
             async with asyncio.timeout(self._call_s):
                 return _answer(await self._carry_out(variables, given))
         except PlaitError as error:
