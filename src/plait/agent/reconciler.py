@@ -42,6 +42,8 @@ class Reconciler:
         self._may_delete, self._health, self._on_link, self._on_nft = may_delete, health, on_link, on_nft
         self._dirty = asyncio.Event()
         self._first = asyncio.Event()
+        self._moved = False
+        """Whether links or addresses changed since they were last looked at: every attach changes some, so once a pass is enough."""
 
     def mark(self) -> None:
         self._dirty.set()
@@ -55,6 +57,9 @@ class Reconciler:
         """Pass after pass. Never returns; a programming error ends it (and the agent)."""
         while True:
             self._dirty.clear()
+            if self._moved:
+                self._moved = False
+                self._on_link()
             await self.once()
             self._first.set()
             await asyncio.sleep(APART_S)
@@ -81,7 +86,7 @@ class Reconciler:
         async for word in self._kernel.watch():
             log.debug("kernel_event", extra={"kind": word, "at": round(time.monotonic(), 3)})
             if word in ("link", "addr", "overrun"):
-                self._on_link()
+                self._moved = True
             if word in ("nft", "overrun"):
                 self._on_nft()
             self._dirty.set()

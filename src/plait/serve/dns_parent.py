@@ -153,8 +153,10 @@ class DnsService:
 
     async def set_listen(self, addresses: Iterable[Address]) -> tuple[BindError, ...]:
         """Listen on exactly these (address, port), UDP and TCP; sockets that stay wanted are not touched. Returns what
-        could not be opened. An upstream among them is not asked meanwhile. Raises DnsUnavailable as `set_table`."""
-        await self._want(replace(self._wanted, listen=frozenset(addresses)))
+        could not be opened, which is tried again. An upstream among them is not asked meanwhile. Raises DnsUnavailable as `set_table`."""
+        wanted = frozenset(addresses)
+        if wanted != self._wanted.listen or self._bind_errors:  # else there is nothing to wait for: every change of names asks
+            await self._want(replace(self._wanted, listen=wanted))
         return self._bind_errors
 
     async def set_upstreams(self, upstreams: Upstreams) -> None:
