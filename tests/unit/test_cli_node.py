@@ -32,6 +32,23 @@ def test_init_makes_a_node_once_and_purge_unmakes_it() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_purge_takes_the_files_of_cni_and_none_of_others() -> None:
+    write = (
+        "from pathlib import Path; from plait.agent.config import load_config, replace_file; from plait.agent.engines import places_of; "
+        "from plait.runtimes.cni.files import install_shim, sync_conflists; p = places_of(load_config(Path('/etc/plait/plait.toml'))); "
+        "install_shim(p, replace_file); sync_conflists(p, ['mesh'], replace_file)"
+    )
+    done = on_a_new_host(
+        "plait init --name A --address 198.18.0.1; mkdir -p /etc/cni/net.d /etc/plait; echo '{}' >/etc/cni/net.d/10-other.conf; "
+        f'printf \'[cni]\\nbin_dir = "/etc/bin"\\n\' >/etc/plait/plait.toml; {sys.executable} -c "{write}"; '
+        "find /etc/cni /etc/bin -type f; plait down; plait down --purge; echo after; find /etc/cni /etc/bin -type f"
+    )
+    lines = done.stdout.splitlines()
+    assert {"/etc/bin/plait", "/etc/cni/net.d/50-plait-mesh.conflist", "/etc/cni/net.d/10-other.conf"} < set(lines), done.stderr
+    assert lines[lines.index("after") :] == ["after", "/etc/cni/net.d/10-other.conf"]
+    assert "deleted /etc/cni/net.d/50-plait-mesh.conflist" in lines and "deleted /etc/bin/plait" in lines
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
