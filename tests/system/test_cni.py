@@ -138,12 +138,14 @@ def test_the_life_of_an_attachment_in_the_oldest_and_the_newest_version(lab: Lab
 
 
 def test_a_namespace_that_goes_without_a_word_leaves_nothing(lab: Lab, runner: Runner) -> None:
-    before = links(lab)
+    before, log = links(lab), lab.state.disks / "A" / "agent.log"
+    refusals = log.read_text().count("kernel_refused")
     runner.add("lost", netns(lab, "lost"), portMappings=[{"hostPort": 8098, "containerPort": 80}])
     assert "lost" in running(lab, "A")
     lab.run("A", "ip", "netns", "del", "lost")
     until("what stood there is given back", lambda: "lost" not in running(lab, "A"), 15)
     assert links(lab) == before and shown(lab, "A", "ports") == []
+    assert log.read_text().count("kernel_refused") == refusals, "nobody tried to make anything where the namespace was"
 
 
 def test_an_agent_that_is_killed_leaks_nothing_and_loses_no_removal(lab: Lab, runner: Runner) -> None:

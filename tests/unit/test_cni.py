@@ -398,6 +398,14 @@ async def test_attachments_outlive_the_agent_and_go_with_their_namespace(agent: 
     assert not endpoints(agent) and not agent.node.journal.load("cni")
 
 
+async def test_nothing_is_made_where_a_namespace_was(agent: CniAgent) -> None:
+    """Another process may have the path by now: /proc/PID/ns/net."""
+    netns, _ = await added(agent)
+    assert agent.runtime.vanished() == set()
+    Path(agent.netns("other")).rename(netns)
+    assert agent.runtime.vanished() == {"cni.default.c1.eth0"}
+
+
 async def test_a_new_namespace_in_the_place_of_the_old_one_is_another(agent: CniAgent) -> None:
     netns, _ = await added(agent)
     other = agent.netns("other")

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from plait import __version__
 from plait.runtimes.cni import shim
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,7 +158,7 @@ def test_an_agent_that_ends_in_the_middle_is_away(run: Run, tmp_path: Path, said
 
 
 def test_netavark_is_served_by_the_same_program(run: Run, tmp_path: Path) -> None:
-    assert json.loads(run("info", "-").stdout)["api_version"] == "1.0.0"
+    assert json.loads(run("info", "-").stdout) == {"version": __version__, "api_version": "1.0.0"}
     with agent(tmp_path / "sock", answer(200, b"{}")) as bodies:
         done = run("setup", "/run/netns/x", given=b'{"container_id": "c"}', CNI_COMMAND="ADD")
     assert (done.returncode, done.stdout) == (0, b"{}")

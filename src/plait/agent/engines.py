@@ -66,6 +66,10 @@ class Engines:
     def states(self) -> list[EngineState]:
         return [self.docker.state] if self.docker is not None else []
 
+    def vanished(self) -> set[str]:
+        """Ids of endpoints whose namespace is gone: the plan has nothing for them."""
+        return self.cni.vanished() if self.cni is not None else set()
+
     def networks_changed(self) -> None:
         for runtime in (self.docker, self.cni):
             if runtime is not None:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from plait import __version__
@@ -69,6 +69,7 @@ class Parts:
     on_zone: Callable[[Zone], None]
     capabilities: frozenset[str]
     underlay: Underlay
+    vanished: Callable[[], set[str]]
 
 
 _CAPABILITIES_EVERY_S = 5.0
@@ -115,7 +116,9 @@ class NodeLoops:
 
     def plan(self) -> Plan:
         """The whole desired state of this node now."""
-        snapshot = self._p.view.snapshot
+        snapshot, vanished = self._p.view.snapshot, self._p.vanished()
+        if vanished:
+            snapshot = replace(snapshot, endpoints={key: e for key, e in snapshot.endpoints.items() if key not in vanished})
         own = {e.id: e for e in snapshot.endpoints.values() if e.node == snapshot.me}
         local = Local(
             gateway=self._gateway,

@@ -162,6 +162,7 @@ class _Wiring:
             on_zone=self._on_zone,
             capabilities=self.kernel.capabilities(),
             underlay=self.underlay,
+            vanished=lambda: self.engines.vanished(),
         )
 
     def _sandboxes(self) -> Sandboxes:

@@ -112,6 +112,11 @@ class Attachments:
         self._held.pop(key, None)
         await self._save(self.runtime, key, None)
 
+    def vanished(self) -> set[str]:
+        """Ids of endpoints whose namespace is gone. Its path may stand for another one by now (/proc/PID/ns/net, or a mount point): nothing
+        must be made there."""
+        return {key for key, attachment in self._held.items() if not self._stands(attachment)}
+
     # --- by itself
 
     async def recover(self) -> None:
@@ -125,9 +130,8 @@ class Attachments:
 
     async def reap(self) -> None:
         """Give back what stands in namespaces that are gone."""
-        for key, attachment in list(self._held.items()):
-            if self._stands(attachment):
-                continue
+        for key in self.vanished():
+            attachment = self._held[key]
             async with self.turn(key):
                 if self._held.get(key) is attachment and not self._stands(attachment):
                     log.info("attachment_reaped", extra={"endpoint": key[:40], "container": attachment.name, "netns": attachment.netns})

@@ -57,6 +57,10 @@ class CniRuntime:
             except TimeoutError:
                 pass
 
+    def vanished(self) -> set[str]:
+        """Ids of endpoints whose namespace is gone, until they are given back."""
+        return {key for attachments in self._kinds for key in attachments.vanished()}
+
     async def close(self) -> None:
         await self.server.stop()
 
