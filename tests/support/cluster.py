@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from plait.agent.networks import Networks
 from plait.agent.operations import AgentOperations
 from plait.agent.publisher import Publisher
 from plait.agent.view import View
+from plait.ipam import NamedRange
 from plait.kernel.fake import FakeKernel
 from plait.model.cluster import Node
+from plait.model.errors import StoreUnavailable
 from plait.plan import Local, plan_node
 from plait.runtimes.api import AttachRequest, NetworkRequest
 from plait.store.api import Store
@@ -33,6 +36,8 @@ class FakeNode:
         self.name, self.store, self.folder = name, store, folder / name
         self.kernel = FakeKernel()
         self._address = IPv4Address(f"198.18.0.{number}")
+        self.reuse_after_s, self.clock = 0.0, time.monotonic
+        self.ranges: list[NamedRange] = []
 
     async def start(self) -> None:
         self.journal = Journal(self.folder / "journal.db")
@@ -41,14 +46,26 @@ class FakeNode:
         self.replica.subscribe(self.view.change)
         self.work = KernelWork(self.kernel)
         self.networks = Networks(self.view, self.store, DEFAULT, self.view.caught_up)
-        self.addresses = Addresses(self.view, self.store, self.journal, DEFAULT, docker_bridge=False)
+        self.addresses = Addresses(self.view, self.store, self.journal, DEFAULT, False, self.reuse_after_s, lambda: self.ranges, self.clock)
         self.publisher = Publisher(self.view, self.store, self.view.caught_up)
         self.ops = AgentOperations(self.view, self.journal, self.work, self.addresses, self.networks, self._settled, self.converge)
-        self._task = asyncio.create_task(self.replica.run())
+        self._task = asyncio.create_task(self._live())
         await self.until(lambda: self.replica.synced)
         await self.networks.ensure(NetworkRequest(DEFAULT, IPv4Network("10.28.0.0/16")))
         await self.addresses.maintain()
         self._put_node()
+
+    async def _live(self) -> None:
+        """What an agent does by itself, as far as the store asks for it at once."""
+        touched = asyncio.Event()
+        self.view.subscribe(lambda kinds: touched.set() if "assigned" in kinds else None)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.replica.run())
+            while True:
+                await touched.wait()
+                touched.clear()
+                with contextlib.suppress(StoreUnavailable):
+                    await self.addresses.assigned.tend()
 
     def _put_node(self) -> None:
         tunnel = self.addresses.tunnel_address()
@@ -78,7 +95,7 @@ class FakeNode:
                 return first
         raise AssertionError("the kernel does not come to rest")
 
-    async def attach(self, name: str, network: str = DEFAULT, address: str = "") -> IPv4Address:
+    async def attach(self, name: str, network: str = DEFAULT, address: str = "", labels: Mapping[str, str] | None = None) -> IPv4Address:
         request = AttachRequest(
             endpoint=f"{self.name}.{name}",
             network=network,
@@ -86,6 +103,7 @@ class FakeNode:
             container=name,
             name=name,
             address=IPv4Address(address) if address else None,
+            labels=labels or {},
         )
         return (await self.ops.attach(request)).address
 

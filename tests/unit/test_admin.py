@@ -18,6 +18,7 @@ import pytest
 
 from plait.client.admin import AdminClient, AgentNotRunning, Refused
 from plait.model import errors
+from plait.model.addr import parse_range
 from plait.model.requests import NetworkRequest
 from plait.serve.admin import AdminServer, NewSandbox
 
@@ -71,7 +72,9 @@ CALLS: list[tuple[Callable[[AdminClient], object], tuple[Any, ...]]] = [
     (lambda c: c.network("a/b c"), ("network", "a/b c")),
     (lambda c: c.create_network("mesh"), ("create_network", NetworkRequest("mesh"))),
     (
-        lambda c: c.create_network("mesh", "10.30.0.0/16", "10.30.0.9", True, {"a": "b"}, {"backend": "vxlan"}, "10.30.4.0/24"),
+        lambda c: c.create_network(
+            "mesh", "10.30.0.0/16", "10.30.0.9", True, {"a": "b"}, {"backend": "vxlan"}, "10.30.4.0/24", excluded=["10.30.4.8/29"]
+        ),
         (
             "create_network",
             NetworkRequest(
@@ -82,12 +85,15 @@ CALLS: list[tuple[Callable[[AdminClient], object], tuple[Any, ...]]] = [
                 labels={"a": "b"},
                 options={"backend": "vxlan"},
                 ip_range=IPv4Network("10.30.4.0/24"),
+                excluded=(parse_range("10.30.4.8/29"),),
             ),
         ),
     ),
     (lambda c: c.remove_network("mesh"), ("remove_network", "mesh", False)),
     (lambda c: c.remove_network("mesh", force=True), ("remove_network", "mesh", True)),
     (lambda c: c.ipam(), ("ipam",)),
+    (lambda c: c.reserve_address("mesh", "db", "10.30.0.7"), ("reserve_address", "mesh", "db", IPv4Address("10.30.0.7"))),
+    (lambda c: c.unreserve_address("mesh", "a/b c"), ("unreserve_address", "mesh", "a/b c")),
     (lambda c: c.ports(), ("ports",)),
     (lambda c: c.ps(), ("ps",)),
     (lambda c: c.plan(), ("plan", False)),
@@ -188,6 +194,11 @@ async def test_ready_says_what_it_waits_for(path: Path, backend: Recorder) -> No
         ("POST", "/v1/networks", b'{"name": "m", "subnet": "10.0.0.1/8"}', 400, "IPv4 network"),
         ("POST", "/v1/networks", b'{"name": "m", "internal": "yes"}', 400, "true or false"),
         ("POST", "/v1/networks", b'{"name": "m", "labels": {"a": 1}}', 400, "values are texts"),
+        ("POST", "/v1/networks", b'{"name": "m", "excluded": ["10.0.0.9-10.0.0.2"]}', 400, "10.0.0.9 lies behind 10.0.0.2"),
+        ("POST", "/v1/networks", b'{"name": "m", "excluded": ["10.0.0.1/24"]}', 400, "host bits"),
+        ("POST", "/v1/networks", b'{"name": "m", "excluded": ["fd00::/120"]}', 400, "no address, network or range"),
+        ("POST", "/v1/networks/m/reservations", b'{"name": "db"}', 400, "address"),
+        ("POST", "/v1/networks/m/reservations", b'{"name": "db", "address": "fd00::1"}', 400, "IPv4 address"),
         ("POST", "/v1/sandboxes", b'{"name": "s", "address": "10.28.0.256"}', 400, "IPv4 address"),
         ("POST", "/v1/sandboxes", b'{"name": "s", "ports": "80"}', 400, "list of texts"),
         ("POST", "/v1/sandboxes/s/pid", b"{}", 400, "whole number"),

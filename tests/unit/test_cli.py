@@ -260,6 +260,11 @@ def test_token_is_the_last_word_of_the_output(capsys: pytest.CaptureFixture[str]
         (("gateway", "enable"), ("POST", "gateway", None)),
         (("gateway", "disable"), ("DELETE", "gateway", None)),
         (("node", "rm", "B"), ("DELETE", "nodes/B", None)),
+        (
+            ("ipam", "reserve", "mesh", "db", "10.30.0.7"),
+            ("POST", "networks/mesh/reservations", {"name": "db", "address": "10.30.0.7"}),
+        ),
+        (("ipam", "unreserve", "mesh", "db"), ("DELETE", "networks/mesh/reservations?name=db", None)),
         (("network", "rm", "--force", "mesh"), ("DELETE", "networks/mesh?force=1", None)),
     ],
 )
@@ -281,6 +286,10 @@ def test_network_create_passes_every_option(capsys: pytest.CaptureFixture[str]) 
         "10.30.0.9",
         "--ip-range",
         "10.30.4.0/24",
+        "--exclude",
+        "10.30.4.9",
+        "--exclude",
+        "10.30.4.32-10.30.4.40",
         "--internal",
         "--label",
         "a=b=c",
@@ -302,6 +311,7 @@ def test_network_create_passes_every_option(capsys: pytest.CaptureFixture[str]) 
         "labels": {"a": "b=c", "d": ""},
         "options": {"extra": "1", "model": "sandbox", "backend": "none"},
         "ip_range": "10.30.4.0/24",
+        "excluded": ["10.30.4.9", "10.30.4.32-10.30.4.40"],
     }
     assert client.asked == [("POST", "networks", wanted)]
 

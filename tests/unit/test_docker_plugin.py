@@ -227,6 +227,33 @@ async def test_without_it_the_name_is_learnt_later(s: Setup) -> None:
     got = await s.docker.call("IpamDriver.RequestAddress", PoolID="plait:10.31.0.0/16", Address="", Options={MAC: "02:00:00:00:00:01"})
     assert got["Address"] == "10.31.0.3/32"
     assert s.ops.networks()["blue"].labels == {ORIGIN_LABEL: "docker"}
+    assert [str(part) for part in s.ops.networks()["blue"].excluded] == ["10.31.0.2"]
+    again = await s.docker.call("IpamDriver.RequestAddress", PoolID="plait:10.31.0.0/16", Address="10.31.0.2", Options=None)
+    assert again["Address"] == "10.31.0.2/32" and not [a for a in s.ops.reserved["blue"] if a == A("10.31.0.2")]
+
+
+async def _asks_for(s: Setup, address: str, mac: str) -> dict[str, Any]:
+    return await s.docker.call("IpamDriver.RequestAddress", PoolID=MESH, Address=address, Options={MAC: mac})
+
+
+async def test_what_is_kept_for_a_container_it_gets_by_ip_too(s: Setup) -> None:
+    s.ops.kept[A("10.29.0.50")] = "db"
+    for name in ("db", "web"):
+        row = s.engine.add_container(name, "running")
+        row["NetworkSettings"]["Networks"]["mesh"]["IPAMConfig"] = {"IPv4Address": "10.29.0.50"}
+    s.engine.containers[1]["State"] = "created"
+    assert "reserved for 'db'" in (await _asks_for(s, "10.29.0.50", "02:00:00:00:00:01"))["Error"]
+    s.engine.containers[0]["State"] = "created"
+    assert "reserved for 'db'" in (await _asks_for(s, "10.29.0.50", "02:00:00:00:00:02"))["Error"], "it may be either"
+    s.engine.containers[1]["State"] = "running"
+    assert (await _asks_for(s, "10.29.0.50", "02:00:00:00:00:03"))["Address"] == "10.29.0.50/32"
+
+
+async def test_what_is_kept_for_somebody_waits_for_an_engine_that_starts(s: Setup) -> None:
+    s.ops.kept[A("10.29.0.50")] = "db"
+    s.engine.silent = True
+    assert WHY_DEFERRED in (await _asks_for(s, "10.29.0.50", "02:00:00:00:00:01"))["Error"]
+    assert (await _asks_for(s, "10.29.0.51", "02:00:00:00:00:02"))["Address"] == "10.29.0.51/32", "nobody has to know for whom"
 
 
 @pytest.mark.parametrize(

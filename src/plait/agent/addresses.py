@@ -4,7 +4,8 @@
 An address is only ever handed out from a block that this node holds: it made the block's key in the store (compare-and-set on "does not
 exist") and has the block in its journal. So no address can be given twice, and giving one needs neither a peer nor the store. The journal
 loses a block before the store does, never after. Where the two disagree, because the node was taken for gone (`plait node rm`), a network
-was removed while it was away or it was killed between the two, the store decides, and `maintain` brings the journal in line.
+was removed while it was away or it was killed between the two, the store decides, and `maintain` brings the journal in line. Single
+addresses that go round the blocks: `assigned.py`.
 """
 
 from __future__ import annotations
@@ -12,25 +13,36 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 from itertools import islice
 
+from plait.agent.assigned import Assignments
+from plait.agent.cooling import Cooling
 from plait.agent.journal import Journal, Write
 from plait.agent.keys import Record, network_key, record_key
 from plait.agent.view import View
 from plait.ipam import (
+    NOBODY,
+    Asker,
+    NamedRange,
     Reservation,
     block_of,
     choose_address,
-    exhausted,
+    exhausted_in,
     expire,
     free_blocks,
+    held_by,
     image,
     is_block_of,
     is_large,
     origin,
-    usable,
+    range_addresses,
+    range_exhausted,
+    ranges_for,
+    reserved_for,
 )
 from plait.model.cluster import Block, Network
 from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, PoolExhausted, StoreUnavailable
@@ -44,11 +56,23 @@ _TRIES = 32
 
 
 class Addresses:
-    """Reservations of this node by network and address, and the leasing of its blocks."""
+    """Reservations of this node by network and address, and the leasing of its blocks. `reuse_after_s`: how long after its release an
+    address is kept from other names; `ranges()`: what is kept for some containers; `clock` must not jump."""
 
-    def __init__(self, view: View, store: Store, journal: Journal, default_network: str, docker_bridge: bool) -> None:
+    def __init__(
+        self,
+        view: View,
+        store: Store,
+        journal: Journal,
+        default_network: str,
+        docker_bridge: bool,
+        reuse_after_s: float = 0.0,
+        ranges: Callable[[], Sequence[NamedRange]] = tuple,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._view, self._store, self._journal = view, store, journal
         self._default, self._docker_bridge = default_network, docker_bridge
+        self._cooling = Cooling(reuse_after_s, clock)
         self._held: dict[str, dict[IPv4Address, Reservation]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._serial = 0
@@ -56,6 +80,8 @@ class Addresses:
             reservation = decode(Reservation, body, key)
             self._held.setdefault(reservation.network, {})[reservation.address] = reservation
             self._serial = max(self._serial, reservation.serial)
+            if not reservation.live:
+                self._cooling.began(reservation.network, reservation.address)
         self._made: dict[str, int] = {}
         """Revision at which each network of ours was made."""
         self._doubtful: set[str] = set()
@@ -63,28 +89,36 @@ class Addresses:
         for key, body in journal.load("block").items():
             view.put(decode(Block, body, key))
         view.subscribe(self._on_view)
+        self.assigned = Assignments(view, store, journal, self.is_live, self._lock, ranges)
 
     # --- addresses
 
-    async def reserve(self, network: Network, owner: str, wanted: IPv4Address | None = None, name: str = "") -> IPv4Interface:
+    async def reserve(self, network: Network, owner: str, wanted: IPv4Address | None = None, asker: Asker = NOBODY) -> IPv4Interface:
         """See `Operations.reserve`. Durable before it returns."""
+        return IPv4Interface((await self._reserve(network, owner, wanted, asker, asker.name), network.subnet.prefixlen))
+
+    async def _reserve(self, network: Network, owner: str, wanted: IPv4Address | None, asker: Asker, name: str) -> IPv4Address:
+        """`name`: what the address is remembered for."""
         async with self._lock(network.name):
-            address = await self._find(network, owner, wanted, name)
+            address = await self._address_for(network, owner, wanted, asker)
             known = self._held.get(network.name, {}).get(address)
             if known is None or not known.live or known.owner != owner or (name and known.name != name):
                 kept = name or (known.name if known is not None and known.owner == owner else "")
                 await self._record(Reservation(network.name, address, owner, kept, True, self._next_serial()))
-            return IPv4Interface((address, network.subnet.prefixlen))
+            return address
 
-    async def reserve6(self, network: Network, owner: str, address: IPv4Address, wanted: IPv6Address | None = None) -> IPv6Address:
-        """See `Operations.reserve6`; `owner` has `address`."""
+    async def reserve6(
+        self, network: Network, owner: str, address: IPv4Address, wanted: IPv6Address | None = None, asker: Asker = NOBODY
+    ) -> IPv6Address:
+        """See `Operations.reserve6`; `owner` has `address`. What goes with another one is remembered for no name: next time too the name
+        has `address` first."""
         own = image(network, address)
         if own is None:
             raise NotSupported(f"network {network.name!r} has no IPv6: make one with `plait network create NAME --ipv6`")
         if wanted in (None, own):
             return own
         try:
-            await self.reserve(network, paired(owner), origin_of(network, wanted))
+            await self._reserve(network, paired(owner), origin_of(network, wanted), asker, "")
         except (Conflict, NotFound) as error:
             raise Conflict(f"IPv6 address {wanted} cannot be had: {error}") from error
         return wanted
@@ -94,6 +128,7 @@ class Addresses:
         known = self._held.get(network, {}).get(address)
         if known is not None and known.live:
             await self._record(replace(known, live=False, serial=self._next_serial()))
+            self._cooling.began(network, address)
 
     async def hand_over(self, network: str, address: IPv4Address, owner: str) -> None:
         """A live reservation of `address` belongs to `owner` from now on. The caller knows that nothing else uses it."""
@@ -105,14 +140,70 @@ class Addresses:
         """All of this node's, live and remembered."""
         return [r for per_network in self._held.values() for r in per_network.values()]
 
-    async def _find(self, network: Network, owner: str, wanted: IPv4Address | None, name: str) -> IPv4Address:
-        me = self._view.snapshot.nodes.get(self._view.me)
-        tunnel = me.tunnel if me is not None else None
+    def is_live(self, network: str, address: IPv4Address) -> bool:
+        """Whether somebody on this node has `address`."""
+        known = self._held.get(network, {}).get(address)
+        return known is not None and known.live
+
+    def cooling(self, network: str) -> set[IPv4Address]:
+        """Addresses that were released a moment ago and are kept from other names."""
+        return {address for address in self._cooling.of(network) if not self.is_live(network, address)}
+
+    async def _address_for(self, network: Network, owner: str, wanted: IPv4Address | None, asker: Asker) -> IPv4Address:
+        held = self._held.get(network.name, {}).values()
+        has = next((r.address for r in held if r.live and r.owner == owner and wanted in (None, r.address)), None)
+        if has is not None:
+            return has
+        reserved = reserved_for(network.name, asker.name, self._view.snapshot.assigned.values())
+        ranges = ranges_for(network.name, asker, self.assigned.ranges())
+        if wanted is None and reserved is None and ranges:
+            return await self._find_in(network, owner, asker, ranges)
+        wanted = wanted or reserved
+        if wanted is not None and wanted in network.subnet and (wanted == reserved or any(wanted in one for one in ranges)):
+            return await self._take(network, owner, asker, wanted)
+        return await self._find(network, owner, wanted, asker)
+
+    async def _take(self, network: Network, owner: str, asker: Asker, wanted: IPv4Address) -> IPv4Address:
+        """One that is meant for the asker, whoever holds its block."""
+        if reason := self.assigned.refuse(network, asker)(wanted):
+            raise Conflict(reason)
+        known = self._held.get(network.name, {}).get(wanted)
+        if known is not None and known.live and known.owner != owner:
+            raise Conflict(f"address {wanted} of network {network.name!r} is in use by {known.name or known.owner!r} on this node")
+        if wanted in self._elsewhere(network.name):
+            raise Conflict(f"address {wanted} of network {network.name!r} is in use on another node; remove its container there first")
+        block = self._view.snapshot.blocks.get((network.name, block_of(network, wanted)))
+        if block is None or (block.node == self._view.me and block.purpose == "pool"):
+            await self._find(network, owner, wanted, asker)
+        elif block.purpose == "bridge":
+            raise Conflict(f"address {wanted} of network {network.name!r} lies in a block of Docker's default bridge on node {block.node}")
+        await self.assigned.take(network, wanted)
+        return wanted
+
+    async def _find_in(self, network: Network, owner: str, asker: Asker, ranges: Sequence[NamedRange]) -> IPv4Address:
+        """An address of the ranges: the one the name had last, then of blocks of this node, then any."""
+        snapshot, held = self._view.snapshot, self._held.get(network.name, {})
+        taken = {a for a, r in held.items() if r.live} | self._elsewhere(network.name)
+        taken |= {n.tunnel for n in snapshot.nodes.values() if n.tunnel is not None}
+        refuse = self.assigned.refuse(network, asker)
+        found = [a for a in range_addresses(network, ranges, taken) if not refuse(a)]
+        last = {a: -r.serial for a, r in held.items() if asker.name and r.name == asker.name}
+        cooling = self.cooling(network.name) - last.keys()
+        mine = {b.cidr for b in self._own_blocks(network.name)}
+        found.sort(key=lambda a: (last.get(a, 0), a in cooling, block_of(network, a) not in mine))
+        for address in found[:_TRIES]:
+            with contextlib.suppress(Conflict):
+                return await self._take(network, owner, asker, address)
+        raise range_exhausted(network, ranges, self._view.snapshot)
+
+    async def _find(self, network: Network, owner: str, wanted: IPv4Address | None, asker: Asker) -> IPv4Address:
+        tunnel, cooling = self.tunnel_address(), self.cooling(network.name)
         for _ in range(_TRIES):
             blocks = [b.cidr for b in self._own_blocks(network.name) if b.purpose == "pool"]
-            held = self._held.get(network.name, {})
+            held, refuse = self._held.get(network.name, {}), self.assigned.refuse(network, asker)
             try:
-                found = choose_address(network, blocks, held, owner, name, wanted, tunnel, self._elsewhere(network.name))
+                elsewhere = self._elsewhere(network.name)
+                found = choose_address(network, blocks, held, owner, asker.name, wanted, tunnel, elsewhere, refuse, cooling)
             except NotFound:
                 if wanted is None or wanted not in network.subnet:
                     raise
@@ -122,9 +213,15 @@ class Addresses:
             unconfirmed = self._unconfirmed(network.name)
             for block in unconfirmed:
                 await self._confirm(block)
-            if not unconfirmed:
-                await self.lease(network, wanted)
-        raise exhausted(network, self._view.snapshot.blocks.values(), self._live(network.name))
+            try:
+                if not unconfirmed:
+                    await self.lease(network, wanted)
+            except PoolExhausted:
+                if not cooling:
+                    raise
+                log.warning("address_reused_early", extra={"network": network.name, "container": asker.name})
+                cooling = set()
+        raise exhausted_in(self._view.snapshot, network)
 
     async def _record(self, reservation: Reservation) -> None:
         key = f"{reservation.network}/{reservation.address}"
@@ -165,15 +262,9 @@ class Addresses:
 
     def _elsewhere(self, network: str) -> set[IPv4Address]:
         """Addresses that other nodes have in use, of blocks that may have been theirs."""
-        endpoints = self._view.snapshot.endpoints.values()
-        return {e.address for e in endpoints if e.network == network and e.node != self._view.me}
-
-    def _live(self, network: str) -> dict[str, int]:
-        live: dict[str, int] = {}
-        for endpoint in self._view.snapshot.endpoints.values():
-            if endpoint.network == network:
-                live[endpoint.node] = live.get(endpoint.node, 0) + 1
-        return live
+        snapshot = self._view.snapshot
+        others = (e for e in snapshot.endpoints.values() if e.network == network and e.node != self._view.me)
+        return {address for e in others for address in held_by(snapshot.networks.get(network), e)}
 
     # --- blocks
 
@@ -195,7 +286,7 @@ class Addresses:
             if await self._store.get(network_key(network.name)) is None:
                 raise NotFound(f"network {network.name!r} was removed while an address of it was asked for")
             refused.add(cidr)
-        raise exhausted(network, self._view.snapshot.blocks.values(), self._live(network.name))
+        raise exhausted_in(self._view.snapshot, network)
 
     def _pick(self, network: Network, taken: set[IPv4Network], wanted: IPv4Address | None) -> IPv4Network:
         if wanted is not None:
@@ -209,7 +300,7 @@ class Addresses:
             return cidr
         cidr_or_none = next(iter(islice(free_blocks(network, taken), 1)), None)
         if cidr_or_none is None:
-            raise exhausted(network, self._view.snapshot.blocks.values(), self._live(network.name))
+            raise exhausted_in(self._view.snapshot, network)
         return cidr_or_none
 
     async def maintain(self) -> None:
@@ -225,6 +316,8 @@ class Addresses:
                 log.warning("block_lease_failed", extra={"network": network.name, "error": str(error)})
                 if isinstance(error, StoreUnavailable):
                     return
+        with contextlib.suppress(StoreUnavailable):
+            await self.assigned.tend()
 
     async def _maintain(self, network: Network) -> None:
         if network.name == self._default and self._docker_bridge and self.bridge_block() is None:
@@ -245,8 +338,11 @@ class Addresses:
         async with self._lock(network.name):
             own = self._own_blocks(network.name)
             held = self._held.get(network.name, {})
+            taken = {b.cidr for b in self._view.snapshot.blocks.values() if b.network == network.name}
+            scarce = next(free_blocks(network, taken), None) is None
+            cooling = set() if scarce else self.cooling(network.name)
             for block in own:
-                if block.purpose == "bridge" or any(r.live and a in block.cidr for a, r in held.items()):
+                if block.purpose == "bridge" or any((r.live or a in cooling) and a in block.cidr for a, r in held.items()):
                     continue
                 stored = self._view.item(record_key(block))
                 if stored is None:  # leased a moment ago, or lost by the store and soon there again
@@ -256,6 +352,7 @@ class Addresses:
 
     async def _hold(self, block: Block) -> None:
         """The store says that `block` is this node's."""
+        await self.assigned.learn(block)
         await self._journal.write([Write("block", record_key(block), encode(block))])
         self._doubtful.discard(record_key(block))
         self._view.put(block)
@@ -318,13 +415,6 @@ class Addresses:
         """The node's tunnel address: the first of its first default block."""
         block = first_default_block(self._view.snapshot.blocks.values(), self._view.me, self._default)
         return block.cidr.network_address if block is not None else None
-
-    def free_count(self, network: Network) -> int:
-        """Addresses that could be handed out now without another block."""
-        held = self._held.get(network.name, {})
-        live = {a for a, r in held.items() if r.live}
-        own = [b.cidr for b in self._own_blocks(network.name) if b.purpose == "pool"]
-        return sum(1 for block in own for a in usable(network, block) if a not in live)
 
 
 def origin_of(network: Network, address: IPv6Address) -> IPv4Address:

@@ -6,18 +6,20 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from plait import __version__
 from plait.agent import reports
+from plait.agent.assigned import Assignments
 from plait.agent.health import Health
 from plait.agent.identity import Identity
 from plait.agent.kernelwork import KernelWork
-from plait.agent.keys import alive_key, block_key, own_prefixes, single_keys
+from plait.agent.removal import forget_node
 from plait.agent.sandboxes import Sandboxes, SandboxRequest, parse_ports
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
-from plait.model.cluster import Endpoint
+from plait.model.cluster import Endpoint, Network
 from plait.model.errors import Conflict, NotFound
 from plait.model.objects import Plan
 from plait.model.report import (
@@ -38,7 +40,7 @@ from plait.model.report import (
 from plait.model.requests import NetworkRequest
 from plait.runtimes.api import Operations
 from plait.serve.admin import NewSandbox
-from plait.store.api import Compare, Delete, Store
+from plait.store.api import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class AdminParts:
     work: KernelWork
     health: Health
     underlay: Underlay
+    assigned: Assignments
     default_network: str
     search: str
     plan: Callable[[], Plan]
@@ -93,31 +96,13 @@ class AgentAdmin:
         return reports.node_rows(self._p.view.snapshot)
 
     async def forget_node(self, name: str) -> None:
-        snapshot = self._p.view.snapshot
-        if name not in snapshot.nodes:
-            raise NotFound(f"there is no node {name!r}; `plait nodes` lists them")
-        if name in snapshot.alive:
-            raise Conflict(f"node {name!r} gives signs of life; run `plait down --purge` there instead")
-        blocks = [block_key(b.network, b.cidr) for b in snapshot.blocks.values() if b.node == name]
-        held = [item for item in map(self._p.view.item, blocks) if item is not None]
-        ops = [Delete(prefix, prefix=True) for prefix in own_prefixes(name)]
-        ops += [Delete(key) for key in (*single_keys(name), *(item.key for item in held))]
-        unchanged = [Compare(item.key, item.mod_revision) for item in held]
-        result = await self._p.store.txn([Compare(alive_key(name), 0), *unchanged], ops)
-        if not result.ok:
-            raise Conflict(
-                f"node {name!r} came back, or its blocks changed, while it was to be removed; look at `plait nodes` and try again"
-            )
-        await self._p.caught_up(result.revision)
+        await forget_node(self._p.view, self._p.store, name)
 
     async def networks(self) -> list[NetworkRow]:
         return reports.network_rows(self._p.view.snapshot)
 
     async def network(self, name: str) -> NetworkView:
-        snapshot = self._p.view.snapshot
-        if name not in snapshot.networks:
-            raise NotFound(f"there is no network {name!r}; `plait network ls` lists them")
-        return reports.network_view(snapshot, snapshot.networks[name])
+        return reports.network_view(self._p.view.snapshot, self._network(name))
 
     async def create_network(self, request: NetworkRequest) -> NetworkRow:
         if request.name in self._p.view.snapshot.networks:
@@ -129,6 +114,18 @@ class AgentAdmin:
 
     async def paths(self) -> list[PathRow]:
         return self._p.underlay.paths.rows()
+
+    async def reserve_address(self, network: str, name: str, address: IPv4Address) -> None:
+        await self._p.assigned.reserve(self._network(network), name, address)
+
+    async def unreserve_address(self, network: str, name: str) -> None:
+        await self._p.assigned.unreserve(self._network(network).name, name)
+
+    def _network(self, name: str) -> Network:
+        found = self._p.view.snapshot.networks.get(name)
+        if found is None:
+            raise NotFound(f"there is no network {name!r}; `plait network ls` lists them")
+        return found
 
     async def ipam(self) -> list[BlockRow]:
         return reports.block_rows(self._p.view.snapshot)

@@ -18,6 +18,7 @@ from plait.agent.dnssettings import KEYS as DNS_KEYS
 from plait.agent.dnssettings import DnsSettings, read_dns
 from plait.model.errors import ConfigError
 from plait.services.registrator import Where, Which
+from plait.services.requests import duration_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ class Config:
     register_services: Which
     register_address: Where
     parallel_checks: int
+    reuse_after_s: float
     log_level: str
     log_format: str
 
@@ -237,6 +239,12 @@ OPTIONS = (
         "container",
         "What these services get: the container's own address and port, or the host's with the published port.",
     ),
+    Option(
+        "ipam.reuse_after",
+        "duration",
+        "30s",
+        "How long an address is kept from other names after its container is gone, unless nothing else is left; `0s`: not at all.",
+    ),
     Option("log.level", "debug, info, warning or error", "info", "Least level that is written."),
     Option("log.format", "text or json", "text", "Form of the log lines on standard error."),
 )
@@ -292,6 +300,7 @@ def parse_config(raw: Mapping[str, object], where: str) -> Config:
         script_checks=get.flag("checks.enable_script_checks", lambda: False),
         local_script_checks=get.flag("checks.enable_local_script_checks", lambda: False),
         parallel_checks=get.count("checks.parallel", 512, 10000),
+        reuse_after_s=get.duration("ipam.reuse_after", "30s"),
         register_services=get.choice("services.register", ("off", "named", "published"), "named"),
         register_address=get.choice("services.address", ("container", "host"), "container"),
         log_level=get.choice("log.level", ("debug", "info", "warning", "error"), "info"),
@@ -333,6 +342,13 @@ class _Getter:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
             raise self._fail(key, f"must be a whole number from 1 to {most}")
         return value
+
+    def duration(self, key: str, default: str) -> float:
+        text = self.text(key, default)
+        try:
+            return duration_s(text)
+        except ValueError as error:
+            raise self._fail(key, "is no duration", 'write one like "30s", "10m" or "1h30m"') from error
 
     def choice(self, key: str, allowed: tuple[Word, ...], default: Word) -> Word:
         value = self.text(key, default)

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
-from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node, Reach
+from plait.model.cluster import Assigned, Block, Container, Endpoint, Instance, Network, Node, Reach
 from plait.model.discovery import CatalogNode, Check, OtherTags
 
-Record = Node | Reach | Network | Block | Endpoint | Container | Instance | Check | CatalogNode | OtherTags
+Record = Node | Reach | Network | Block | Endpoint | Container | Instance | Check | CatalogNode | OtherTags | Assigned
 
 TYPES: dict[str, type[Record]] = {
     "nodes": Node,
@@ -23,6 +23,7 @@ TYPES: dict[str, type[Record]] = {
     "catalog/instances": Instance,
     "catalog/checks": Check,
     "catalog/tags": OtherTags,
+    "assigned": Assigned,
 }
 """What is stored below `<kind>/`. The kinds of `catalog/` hold what was put into the catalogue by others than the node's own agent."""
 NETWORK_GUARD = "guards/networks"
@@ -49,6 +50,19 @@ def blocks_prefix(network: str) -> str:
     return f"blocks/{network}/"
 
 
+def assigned_prefix(network: str) -> str:
+    return f"assigned/{network}/"
+
+
+def assigned_guard(network: str) -> str:
+    """Rewritten with each reservation in `network`, so that a name cannot get two addresses."""
+    return f"guards/assigned/{network}"
+
+
+def assigned_key(network: str, address: IPv4Address) -> str:
+    return f"{assigned_prefix(network)}{address}"
+
+
 def block_key(network: str, cidr: IPv4Network) -> str:
     return f"{blocks_prefix(network)}{str(cidr).replace('/', '_')}"
 
@@ -64,6 +78,8 @@ def record_key(record: Record) -> str:
             return network_key(record.name)
         case Block():
             return block_key(record.network, record.cidr)
+        case Assigned():
+            return assigned_key(record.network, record.address)
         case Endpoint():
             return f"endpoints/{record.node}/{record.id}"
         case Container():

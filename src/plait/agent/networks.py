@@ -6,13 +6,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 
-from plait.agent.keys import NETWORK_GUARD, blocks_prefix, network_key
+from plait.agent.keys import NETWORK_GUARD, assigned_prefix, blocks_prefix, network_key
 from plait.agent.view import View
 from plait.backends import BACKENDS, DUAL, check_names, choose_backend
 from plait.ipam import check_network, default_block_prefix, default_subnet6, image, next_subnet
+from plait.model.addr import AddressRange
 from plait.model.cluster import Network
 from plait.model.errors import ConfigError, Conflict, NotFound
 from plait.runtimes.api import NetworkRequest
@@ -66,7 +67,8 @@ class Networks:
         if holders and not force:
             shown = ", ".join(holders[:5]) + (f" and {len(holders) - 5} more" if len(holders) > 5 else "")
             raise Conflict(f"network {name!r} is in use by {shown}; remove or disconnect them first, or use --force")
-        ops: list[Put | Delete] = [Delete(network_key(name)), Delete(blocks_prefix(name), prefix=True), Put(NETWORK_GUARD, name.encode())]
+        ops: list[Put | Delete] = [Delete(network_key(name)), Put(NETWORK_GUARD, name.encode())]
+        ops += [Delete(prefix, prefix=True) for prefix in (blocks_prefix(name), assigned_prefix(name))]
         result = await self._store.txn([], ops)
         await self._caught_up(result.revision)
         log.info("network_removed", extra={"network": name})
@@ -89,6 +91,7 @@ class Networks:
             labels=dict(request.labels),
             options=dict(request.options),
             ip_range=request.ip_range,
+            excluded=request.excluded,
         )
         return _with_ipv6(network, request) if request.dual else network
 
@@ -103,6 +106,10 @@ def _check_name(name: str) -> None:
         raise ConfigError("network name", name, "is not possible", "use letters, digits, _ . and -, at most 63, first a letter or digit")
 
 
+def _spelled(parts: Iterable[AddressRange]) -> str | None:
+    return ", ".join(map(str, parts)) or None
+
+
 def _same(existing: Network, request: NetworkRequest) -> Network:
     """The existing network if the request does not contradict it; Conflict otherwise."""
     pairs = (
@@ -111,6 +118,7 @@ def _same(existing: Network, request: NetworkRequest) -> Network:
         ("internal", request.internal or None, existing.internal),
         ("backend", request.options.get("backend"), existing.backend),
         ("IP range", request.ip_range, existing.ip_range or "none"),
+        ("exclusions", _spelled(request.excluded), _spelled(existing.excluded) or "none"),
         ("IPv6", request.dual or None, existing.subnet6 is not None),
         ("IPv6 subnet", request.subnet6, existing.subnet6),
         ("IPv6 gateway", request.gateway6, existing.gateway6),

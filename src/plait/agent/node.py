@@ -97,7 +97,7 @@ class NodeLoops:
     def _on_view(self, kinds: frozenset[str]) -> None:
         if kinds & _NAMED:
             self.names_changed()
-        if kinds & {"networks", "blocks", "endpoints"}:
+        if kinds & {"networks", "blocks", "endpoints", "assigned"}:
             self._blocks_dirty.set()
         self._p.publisher.wake()
 

@@ -22,9 +22,9 @@ from plait.agent.kernelwork import KernelWork
 from plait.agent.networks import Networks
 from plait.agent.ports import assign_ports, ephemeral_range
 from plait.agent.view import View
-from plait.ipam import origin
+from plait.ipam import Asker, held_by, origin
 from plait.model.cluster import Container, Endpoint, Network, PortMapping, Snapshot
-from plait.model.errors import KernelError, NotFound, NotSupported, PlaitError
+from plait.model.errors import Conflict, KernelError, NotFound, NotSupported, PlaitError
 from plait.model.objects import KernelObject, NftElement, Sysctl
 from plait.plan import endpoint_objects
 from plait.plan.desired import device_name, endpoint_mac
@@ -72,14 +72,30 @@ class AgentOperations:
     async def remove_network(self, name: str, force: bool = False) -> None:
         await self._networks.remove(name, force)
 
-    async def reserve(self, network: str, owner: str, address: IPv4Address | None = None, name: str = "") -> IPv4Interface:
-        return await self._addresses.reserve(self._network(network), owner, address, name)
+    async def reserve(
+        self,
+        network: str,
+        owner: str,
+        address: IPv4Address | None = None,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> IPv4Interface:
+        return await self._addresses.reserve(self._network(network), owner, address, Asker(name, labels or {}))
 
-    async def reserve6(self, network: str, owner: str, address: IPv6Address | None = None) -> IPv6Address:
+    async def reserve6(
+        self,
+        network: str,
+        owner: str,
+        address: IPv6Address | None = None,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> IPv6Address:
         if not self._has_ipv6:
             raise NotSupported("the kernel of this host has no IPv6 (`plait status` names it)")
         found = self._network(network)
-        return await self._addresses.reserve6(found, owner, (await self._addresses.reserve(found, owner)).ip, address)
+        return await self._addresses.reserve6(
+            found, owner, (await self._addresses.reserve(found, owner)).ip, address, Asker(name, labels or {})
+        )
 
     async def release(self, network: str, address: IPv4Address) -> None:
         await self._addresses.release(network, address)
@@ -121,16 +137,19 @@ class AgentOperations:
         self._locks.pop(endpoint, None)
 
     async def _design(self, request: AttachRequest, network: Network, known: Endpoint | None) -> Endpoint:
+        asker = Asker(request.name, request.labels)
         wanted, wanted6 = request.address, request.address6
         if known is not None:
             wanted, wanted6 = wanted or known.address, wanted6 or known.address6
         if wanted is None and wanted6 is not None and network.subnet6 is not None:
             wanted = origin_of(network, wanted6)
         if wanted is not None:
+            if known is None:
+                self._permit(network, asker, wanted)
             await self._adopt(request, wanted, request.endpoint)
-        reserved = await self._addresses.reserve(network, request.endpoint, wanted, request.name)
+        reserved = await self._addresses.reserve(network, request.endpoint, wanted, asker)
         try:
-            address6 = await self._design6(request, network, reserved.ip, wanted6)
+            address6 = await self._design6(request, network, reserved.ip, wanted6, known is None)
         except PlaitError:
             if known is None:
                 await self._addresses.release(network.name, reserved.ip)
@@ -154,15 +173,22 @@ class AgentOperations:
             address6=address6,
         )
 
+    def _permit(self, network: Network, asker: Asker, wanted: IPv4Address) -> None:
+        """Conflict if the asker may not have the address, whoever reserved it before its name was known."""
+        if reason := self._addresses.assigned.refuse(network, asker)(wanted):
+            raise Conflict(reason)
+
     async def _design6(
-        self, request: AttachRequest, network: Network, address: IPv4Address, wanted: IPv6Address | None
+        self, request: AttachRequest, network: Network, address: IPv4Address, wanted: IPv6Address | None, new: bool
     ) -> IPv6Address | None:
         """None where there is no IPv6 and none was asked for."""
         if wanted is None and (network.subnet6 is None or not self._has_ipv6):
             return None
         if wanted is not None and (other := origin(network, wanted)) not in (None, address):
+            if new and other is not None:
+                self._permit(network, Asker(request.name, request.labels), other)
             await self._adopt(request, other, paired(request.endpoint))
-        return await self.reserve6(network.name, request.endpoint, wanted)
+        return await self.reserve6(network.name, request.endpoint, wanted, request.name, request.labels)
 
     async def _adopt(self, request: AttachRequest, wanted: IPv4Address, owner: str) -> None:
         """An address reserved under another owner id (Docker asks before the endpoint has one) passes to `owner`, of the endpoint."""
@@ -191,10 +217,7 @@ class AgentOperations:
             await self._addresses.release(endpoint.network, address)
 
     def _held_by(self, endpoint: Endpoint) -> set[IPv4Address]:
-        """What is reserved for the endpoint: its address, and the one with which its IPv6 address goes, which may be another."""
-        network = self._view.snapshot.networks.get(endpoint.network)
-        of = origin(network, endpoint.address6) if network is not None and endpoint.address6 is not None else None
-        return {endpoint.address, of or endpoint.address}
+        return held_by(self._view.snapshot.networks.get(endpoint.network), endpoint)
 
     # --- published ports
 

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
 from functools import partial
 
 from plait.agent.addresses import Addresses
@@ -23,7 +22,6 @@ from plait.agent.hostresolvers import HostResolvers
 from plait.agent.identity import Identity
 from plait.agent.journal import Journal
 from plait.agent.kernelwork import KernelWork
-from plait.agent.keys import own_prefixes, single_keys
 from plait.agent.networks import Networks
 from plait.agent.node import LEASE_TTL_S, NodeLoops, Parts
 from plait.agent.operations import AgentOperations
@@ -31,29 +29,26 @@ from plait.agent.publisher import Publisher
 from plait.agent.reconciler import Reconciler
 from plait.agent.sandboxes import Sandboxes
 from plait.agent.storehost import StoreHost
+from plait.agent.stores import open_store
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
 from plait.dns.zone import Zone
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_exists
-from plait.model.cluster import Block
-from plait.model.errors import NotSupported, PlaitError
+from plait.model.errors import NotSupported
 from plait.model.report import StoreState, TokenView
 from plait.plan.fastpath import CAPABILITY
 from plait.serve.admin import AdminServer
 from plait.serve.consul_control import ControlApi
 from plait.serve.dns_parent import DnsService
 from plait.services.directory import SERVER_META
-from plait.store.api import Change, Compare, Delete, Store
-from plait.store.codec import decode
+from plait.store.api import Change, Store
 from plait.store.join import split_address
 from plait.store.joinserver import PORT as JOIN_PORT
 from plait.store.joinserver import JoinServer
-from plait.store.remote import RemoteStore
 from plait.store.replica import Replica
 from plait.store.server import PORT as STORE_PORT
 from plait.store.server import StoreServer
-from plait.store.sqlite import SqliteStore
-from plait.store.tls import cluster_pin, ssl_context_client, ssl_context_join_server, ssl_context_server
+from plait.store.tls import cluster_pin, ssl_context_join_server, ssl_context_server
 from plait.store.token import create_token
 
 log = logging.getLogger("plait.node")
@@ -66,39 +61,10 @@ async def run_node(config: Config, identity: Identity, paths: Paths) -> None:
     """Run this node until cancelled."""
     journal = Journal(paths.lib / "journal.db")
     try:
-        async with _open_store(identity, paths) as store:
+        async with open_store(identity, paths) as store:
             await _Wiring(config, identity, paths, journal, store).run()
     finally:
         journal.close()
-
-
-async def leave(identity: Identity, paths: Paths) -> str:
-    """Remove this node's records from the store; says what happened. Never raises for a store out of reach."""
-    async with _open_store(identity, paths) as store:
-        ops = [Delete(prefix, prefix=True) for prefix in own_prefixes(identity.name)]
-        try:
-            blocks = [b for b in (await store.list("blocks/")).items if decode(Block, b.value, b.key).node == identity.name]
-            ops += [Delete(key) for key in (*single_keys(identity.name), *(block.key for block in blocks))]
-            if not (await store.txn([Compare(block.key, block.mod_revision) for block in blocks], ops)).ok:
-                return f"could not tell the cluster (its blocks changed meanwhile); run `plait node rm {identity.name}` on another node"
-        except PlaitError as error:
-            return f"could not tell the cluster ({error}); run `plait node rm {identity.name}` on another node"
-    return "left the cluster"
-
-
-@contextlib.asynccontextmanager
-async def _open_store(identity: Identity, paths: Paths) -> AsyncIterator[Store]:
-    """The embedded store on the node that carries it, else the one over the wire."""
-    store: Store
-    if identity.store:
-        host, port = split_address(identity.store, STORE_PORT)
-        store = RemoteStore(host, port, ssl_context_client(paths.lib / "pki"))
-    else:
-        store = await SqliteStore.open(paths.lib / "store.db")
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 class _Wiring:
@@ -112,7 +78,7 @@ class _Wiring:
         self.work = KernelWork(self.kernel)
         self.replica = Replica(store, paths.lib / "replica.bin")
         self.networks = Networks(self.view, store, DEFAULT_NETWORK, self.view.caught_up)
-        self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge)
+        self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge, config.reuse_after_s)
         self.publisher = Publisher(self.view, store, self.view.caught_up)
         self.dns = DnsService(on_crash=self._on_dns_crash, on_query=lambda *q: self.discovery.names(*q), successors=paths.dns_successors)
         self.resolvers = HostResolvers(self.dns.set_upstreams)
@@ -298,6 +264,7 @@ class _Wiring:
             work=self.work,
             health=self.health,
             underlay=self.underlay,
+            assigned=self.addresses.assigned,
             default_network=DEFAULT_NETWORK,
             search=self.config.search_domain,
             plan=self.loops.plan,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 from urllib.parse import quote
@@ -99,6 +99,7 @@ class AdminClient:
         ipv6: bool = False,
         subnet6: str | None = None,
         gateway6: str | None = None,
+        excluded: Sequence[str] = (),
     ) -> NetworkRow:
         """Make a network. `subnet` None: the next free one; `ip_range` None: addresses are handed out from all of it. With `ipv6`, or with
         one of the last two, it has IPv6 too."""
@@ -110,6 +111,7 @@ class AdminClient:
             "labels": dict(labels or {}),
             "options": dict(options or {}),
             "ip_range": ip_range,
+            "excluded": list(excluded),
         }
         six = _given(ipv6=ipv6 or None, subnet6=subnet6, gateway6=gateway6)
         return cast(NetworkRow, self._call("POST", "networks", body | six))
@@ -119,6 +121,12 @@ class AdminClient:
 
     def paths(self) -> list[PathRow]:
         return cast(list[PathRow], self._call("GET", "paths"))
+
+    def reserve_address(self, network: str, name: str, address: str) -> None:
+        self._call("POST", f"networks/{quote(network, '')}/reservations", {"name": name, "address": address})
+
+    def unreserve_address(self, network: str, name: str) -> None:
+        self._call("DELETE", f"networks/{quote(network, '')}/reservations?name={quote(name, '')}")
 
     def ipam(self) -> list[BlockRow]:
         return cast(list[BlockRow], self._call("GET", "ipam"))

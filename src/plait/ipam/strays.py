@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from plait.ipam.dual import origin
+from plait.ipam.dual import held_by
 from plait.model.cluster import Endpoint, Snapshot
 
 
@@ -17,9 +17,7 @@ def stray_endpoints(snapshot: Snapshot) -> list[Endpoint]:
         mask = masks.get(endpoint.network)
         if mask is None:
             continue
-        addresses = [endpoint.address]
-        if endpoint.address6 is not None and (of := origin(snapshot.networks[endpoint.network], endpoint.address6)) is not None:
-            addresses.append(of)
+        addresses = held_by(snapshot.networks[endpoint.network], endpoint)
         if any(holders.get((endpoint.network, int(address) & mask)) != endpoint.node for address in addresses):
             found.append(endpoint)
     return sorted(found, key=lambda e: e.id)

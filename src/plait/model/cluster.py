@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
-from plait.model.addr import unique_local
+from plait.model.addr import AddressRange, unique_local
 from plait.model.discovery import CatalogNode, Check
 
 Protocol = Literal["tcp", "udp", "sctp"]
@@ -44,7 +44,8 @@ class Node:
 @dataclass(frozen=True, slots=True)
 class Network:
     """A network of the cluster. `gateway` is held by every node (anycast, answered locally). `ip_range` is the part of the subnet that
-    addresses are handed out from on every node, None for all of it; one that is asked for by itself may lie outside.
+    addresses are handed out from on every node, None for all of it; one that is asked for by itself may lie outside. `excluded`: never
+    given to anybody, asked for or not.
 
     `subnet6` and `gateway6` are there both or neither. IPv6 follows IPv4 address by address (`ipam.dual`): what is true of an IPv4 address
     or block (leased, in use, kept) is true of its image."""
@@ -61,6 +62,7 @@ class Network:
     ip_range: IPv4Network | None = None
     subnet6: IPv6Network | None = None
     gateway6: IPv6Address | None = None
+    excluded: tuple[AddressRange, ...] = ()
 
     @property
     def pool(self) -> IPv4Network:
@@ -87,6 +89,19 @@ class Block:
     cidr: IPv4Network
     node: str
     purpose: Literal["bridge", "pool"] = "pool"
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """An address that is taken out of what its block's holder hands out: reserved for containers called `name`, or ("") lent to a node that
+    holds not the block. `node` has it in use or is about to, "" = nobody. `cleared`: the holder of its block that has promised to give it
+    to nobody; until the present holder has, another node may not use it."""
+
+    network: str
+    address: IPv4Address
+    name: str = ""
+    node: str = ""
+    cleared: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,3 +230,4 @@ class Snapshot:
     checks: Mapping[tuple[str, str], Check] = field(default_factory=dict)
     catalog_nodes: Mapping[str, CatalogNode] = field(default_factory=dict)
     reach: Mapping[str, Reach] = field(default_factory=dict)
+    assigned: Mapping[tuple[str, IPv4Address], Assigned] = field(default_factory=dict)

@@ -26,13 +26,14 @@ class NodeRow(TypedDict):
 
 
 class NetworkRow(TypedDict):
-    """A network; `endpoints` counts its attachments on all nodes, `ip_range` is "" where addresses come from all of the subnet, `subnet6`
-    and `gateway6` where it has no IPv6."""
+    """A network; `endpoints` counts its attachments on all nodes, `ip_range` is "" where addresses come from all of the subnet, `excluded`
+    what is given to nobody, `subnet6` and `gateway6` are "" where it has no IPv6."""
 
     name: str
     subnet: str
     gateway: str
     ip_range: str
+    excluded: list[str]
     model: str
     backend: str
     vni: int

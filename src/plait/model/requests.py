@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+from plait.model.addr import AddressRange
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkRequest:
@@ -27,6 +29,7 @@ class NetworkRequest:
     ipv6: bool = False
     subnet6: IPv6Network | None = None
     gateway6: IPv6Address | None = None
+    excluded: tuple[AddressRange, ...] = ()
 
     @property
     def dual(self) -> bool:

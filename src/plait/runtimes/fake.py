@@ -2,7 +2,8 @@
 """`Operations` in memory, for the tests of runtime adapters. It raises what the agent raises.
 
 One node of a cluster of one: every pool is this node's. `plumb` is called with each endpoint that is attached and with its network, so that
-a test on a real engine can make the link; `unplumb` with each that goes. `fail` makes the next call of a name raise an error.
+a test on a real engine can make the link; `unplumb` with each that goes. `fail` makes the next call of a name raise an error. `kept`:
+addresses that only containers of that name get.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class FakeOperations:
         self.calls: list[str] = []
         self.reports: list[tuple[Container, ...]] = []
         self.attached: dict[str, Endpoint] = {}
+        self.kept: dict[IPv4Address, str] = {}
         self.reserved: dict[str, dict[IPv4Address, Reservation]] = {}
         self._networks: dict[str, Network] = {}
         self._fail: dict[str, PlaitError] = {}
@@ -71,6 +73,7 @@ class FakeOperations:
             labels=dict(request.labels),
             options=dict(request.options),
             ip_range=request.ip_range,
+            excluded=request.excluded,
             subnet6=request.subnet6,
         )
         made = replace(made, gateway6=request.gateway6 or image(made, made.gateway))
@@ -88,19 +91,36 @@ class FakeOperations:
 
     # --- addresses
 
-    async def reserve(self, network: str, owner: str, address: IPv4Address | None = None, name: str = "") -> IPv4Interface:
+    async def reserve(
+        self,
+        network: str,
+        owner: str,
+        address: IPv4Address | None = None,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> IPv4Interface:
         self._enter("reserve")
         found = self._network(network)
         held = self.reserved.setdefault(network, {})
         blocks: list[IPv4Network] = [found.subnet]
-        chosen = choose_address(found, blocks, held, owner, name, address)
+        chosen = choose_address(found, blocks, held, owner, name, address, refuse=lambda a: self._refuse(a, name))
         if chosen is None:
             raise exhausted(found, [], {})
         self._serial += 1
         held[chosen] = Reservation(network, chosen, owner, name, True, self._serial)
         return IPv4Interface((chosen, found.subnet.prefixlen))
 
-    async def reserve6(self, network: str, owner: str, address: IPv6Address | None = None) -> IPv6Address:
+    def _refuse(self, address: IPv4Address, name: str) -> str:
+        return "" if self.kept.get(address, name) == name else f"address {address} is reserved for {self.kept[address]!r}"
+
+    async def reserve6(
+        self,
+        network: str,
+        owner: str,
+        address: IPv6Address | None = None,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> IPv6Address:
         found = self._network(network)
         own = image(found, (await self.reserve(network, owner)).ip)
         assert own is not None
@@ -108,7 +128,7 @@ class FakeOperations:
             return own
         of = origin(found, address)
         assert of is not None
-        await self.reserve(network, paired(owner), of)
+        await self.reserve(network, paired(owner), of, name, labels)
         return address
 
     async def release(self, network: str, address: IPv4Address) -> None:

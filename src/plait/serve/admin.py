@@ -24,6 +24,7 @@ from urllib.parse import parse_qs, unquote
 from plait.http import unixsocket
 from plait.http.message import Answer, Request
 from plait.http.server import HttpServer
+from plait.model.addr import AddressRange, parse_range
 from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, PlaitError, PoolExhausted, PortInUse, StoreUnavailable
 from plait.model.report import (
     BlockRow,
@@ -88,6 +89,12 @@ class AdminBackend(Protocol):
     async def remove_network(self, name: str, force: bool) -> None: ...
 
     async def paths(self) -> list[PathRow]: ...
+
+    async def reserve_address(self, network: str, name: str, address: IPv4Address) -> None:
+        """Keep `address` for containers called `name`, on every node. Idempotent; Conflict names what stands against it."""
+        ...
+
+    async def unreserve_address(self, network: str, name: str) -> None: ...
 
     async def ipam(self) -> list[BlockRow]: ...
 
@@ -240,6 +247,7 @@ class _Routes:
             "ready": {"GET": self.ready},
             "plan": {"GET": self.plan},
             "nodes/*": {"DELETE": self.forget_node},
+            "networks/*/reservations": {"POST": self.reserve_address, "DELETE": self.unreserve_address},
             "networks/*": {"GET": self.network, "DELETE": self.remove_network},
             "tokens": {"POST": self.create_token},
             "gateway": {"POST": self.enable_gateway, "DELETE": self.disable_gateway},
@@ -263,8 +271,8 @@ class _Routes:
         return _json(await self._backend.network(call.name))
 
     async def create_network(self, call: _Call) -> Answer:
-        known = ("name", "subnet", "gateway", "block_prefix", "internal", "labels", "options", "ip_range", "ipv6", "subnet6", "gateway6")
-        body = read_body(call.body, *known)
+        known = ("name", "subnet", "gateway", "block_prefix", "internal", "labels", "options", "ip_range", "excluded")
+        body = read_body(call.body, *known, "ipv6", "subnet6", "gateway6")
         wanted = NetworkRequest(
             name=body.text("name"),
             subnet=body.parsed("subnet", IPv4Network, "an IPv4 network such as 10.29.0.0/16"),
@@ -274,6 +282,7 @@ class _Routes:
             labels=body.texts_by_name("labels"),
             options=body.texts_by_name("options"),
             ip_range=body.parsed("ip_range", IPv4Network, "an IPv4 network such as 10.29.4.0/24"),
+            excluded=tuple(_range(text) for text in body.texts("excluded")),
             ipv6=body.flag("ipv6"),
             subnet6=body.parsed("subnet6", IPv6Network, "an IPv6 network such as fd12:3456:789a::/64"),
             gateway6=body.parsed("gateway6", IPv6Address, "an IPv6 address"),
@@ -282,6 +291,18 @@ class _Routes:
 
     async def remove_network(self, call: _Call) -> Answer:
         await self._backend.remove_network(call.name, force=_query_flag(call, "force"))
+        return _done()
+
+    async def reserve_address(self, call: _Call) -> Answer:
+        body = read_body(call.body, "name", "address")
+        address = body.parsed("address", IPv4Address, "an IPv4 address")
+        if address is None:
+            raise ConfigError("address", None, "is missing")
+        await self._backend.reserve_address(call.name, body.text("name"), address)
+        return _done()
+
+    async def unreserve_address(self, call: _Call) -> Answer:
+        await self._backend.unreserve_address(call.name, call.query.get("name", [""])[-1])
         return _done()
 
     async def create_token(self, call: _Call) -> Answer:
@@ -321,6 +342,13 @@ class _Routes:
     async def remove_sandbox(self, call: _Call) -> Answer:
         await self._backend.remove_sandbox(call.name)
         return _done()
+
+
+def _range(text: str) -> AddressRange:
+    try:
+        return parse_range(text)
+    except ValueError as error:
+        raise ConfigError("exclusion", text, f"is no address, network or range: {error}", "write 10.29.0.9, 10.29.0.0/28 or A-B") from error
 
 
 def _listing(ask: Callable[[], Awaitable[object]]) -> _Handler:

@@ -25,7 +25,7 @@ from plait.runtimes.docker.engine import DockerEngine
 from plait.runtimes.docker.enginetypes import Attached, ContainerRow
 from plait.runtimes.docker.ipam import RUNTIME, SPACE, IpamDriver
 from plait.runtimes.docker.names import StartingNames
-from plait.runtimes.docker.networks import NET_OPTION, OPTIONS, ORIGIN_DOCKER, ORIGIN_LABEL, DockerNetworks, network_options
+from plait.runtimes.docker.networks import NET_OPTION, OPTIONS, ORIGIN_DOCKER, ORIGIN_LABEL, DockerNetworks, network_options, without_aux
 
 Answer = Mapping[str, object]
 
@@ -70,10 +70,8 @@ class NetworkDriver:
             raise NotSupported("a plait network has one --subnet of each family; create a second network for the second one")
         wanted = self._wanted(data[0], given, bool((request.options or {}).get(wire.INTERNAL)))
         wanted = self._wanted6(wanted, data6[0] if data6 else None)
-        aux = [wire.parse_address(text, "--aux-address") for text in (data[0].aux_addresses or {}).values()]
+        wanted = without_aux(wanted, data[0].aux_addresses, data6[0].aux_addresses if data6 else None)
         network = await self._ops.ensure_network(wanted) if wanted.name else self._provisional(wanted)
-        if network.name:
-            await self._networks.reserve_aux(network.name, aux)
         await self._networks.remember(request.network_id, network.name)
         self._networks.mark()
         return {}
@@ -113,7 +111,7 @@ class NetworkDriver:
         prefix = default_block_prefix(wanted.ip_range or wanted.subnet)
         gateway = wanted.gateway or wanted.subnet[1]
         network = Network("", wanted.subnet, gateway, prefix, internal=wanted.internal, ip_range=wanted.ip_range, subnet6=wanted.subnet6)
-        network = replace(network, gateway6=wanted.gateway6 or image(network, gateway))
+        network = replace(network, gateway6=wanted.gateway6 or image(network, gateway), excluded=wanted.excluded)
         check_network(network, [n for n in self._ops.networks().values() if n.subnet != wanted.subnet])
         return network
 

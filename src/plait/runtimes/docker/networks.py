@@ -14,12 +14,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from ipaddress import IPv4Network
 from typing import Any
 
 from plait.backends import SETTINGS
-from plait.model.addr import IPNetwork
+from plait.ipam import origin_in
+from plait.model.addr import AddressRange, IPNetwork
 from plait.model.cluster import Network
 from plait.model.errors import ConfigError, Conflict, EngineUnavailable, NotFound, PlaitError
 from plait.runtimes.api import Health, NetworkRequest, Operations
@@ -36,7 +38,7 @@ OPTIONS = {"plait.backend": "backend", **{name: name for name in SETTINGS}}
 ORIGIN_LABEL, ORIGIN_DOCKER = "plait.origin", "docker"
 """Label of a network that was made through a Docker Engine: only such a one may be removed through one."""
 AUX_OWNER = "docker:aux:"
-"""Owner of an `--aux-address`, together with the address."""
+"""Owner of an address that the engine asks for without saying for whom, together with the address."""
 HEALTH_NETWORK = "engine-network"
 RESYNC_S = 60.0
 RETRY_S = 5.0
@@ -127,16 +129,10 @@ class DockerNetworks:
         """Whether the engine is being asked to make network `name` by this module."""
         return name in self._making
 
-    async def reserve_aux(self, name: str, addresses: Iterable[IPv4Address]) -> None:
-        """Keep each `--aux-address` of network `name` from being handed out."""
-        for address in addresses:
-            await self._ops.reserve(name, f"{AUX_OWNER}{address}", address)
-
     async def _adopt(self, network: EngineNetwork) -> Network:
         """Make the cluster have the Docker network. Raises Conflict or ConfigError if it cannot."""
         name = identity(network)
         made = await self._ops.ensure_network(_request(name, network))
-        await self.reserve_aux(name, [parse_address(text, "--aux-address") for text in (network.pool.aux or {}).values()])
         await self.remember(network.id, name)
         log.info("network_adopted", extra={"network": name, "docker_network": network.id[:12]})
         return made
@@ -240,10 +236,19 @@ def identity(network: EngineNetwork) -> str:
     return (network.options or {}).get(NET_OPTION) or network.name
 
 
+def without_aux(request: NetworkRequest, four: Mapping[str, str] | None, six: Mapping[str, str] | None) -> NetworkRequest:
+    """The same with what `--aux-address` keeps from everybody, of IPv6 by the address that it goes with. ConfigError."""
+    kept = {parse_address(text, "--aux-address") for text in (four or {}).values()}
+    if request.subnet is not None:
+        asked6 = [parse_address6(text, "--aux-address") for text in (six or {}).values()]
+        kept |= {of for one in asked6 if (of := origin_in(request.subnet, request.subnet6, one)) is not None}
+    return replace(request, excluded=tuple(AddressRange(a, a) for a in sorted(kept)))
+
+
 def _request(name: str, network: EngineNetwork) -> NetworkRequest:
     """The network of the cluster that a Docker network stands for. ConfigError if it can be none."""
     of, four, six = f"of Docker network {network.name}", network.pool, network.pool6
-    return NetworkRequest(
+    request = NetworkRequest(
         name=name,
         subnet=parse_subnet(four.subnet, f"subnet {of}"),
         gateway=parse_address(four.gateway, f"gateway {of}") if four.gateway else None,
@@ -254,6 +259,7 @@ def _request(name: str, network: EngineNetwork) -> NetworkRequest:
         subnet6=parse_subnet6(six.subnet, f"IPv6 subnet {of}") if six.subnet else None,
         gateway6=parse_address6(six.gateway, f"IPv6 gateway {of}") if six.gateway else None,
     )
+    return without_aux(request, four.aux, six.aux)
 
 
 def network_options(given: Mapping[str, str]) -> dict[str, str]:
