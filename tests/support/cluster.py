@@ -20,7 +20,6 @@ from plait.agent.view import View
 from plait.ipam import NamedRange
 from plait.kernel.fake import FakeKernel
 from plait.model.cluster import Node
-from plait.model.errors import StoreUnavailable
 from plait.plan import Local, plan_node
 from plait.runtimes.api import AttachRequest, NetworkRequest
 from plait.store.api import Store
@@ -49,23 +48,17 @@ class FakeNode:
         self.addresses = Addresses(self.view, self.store, self.journal, DEFAULT, False, self.reuse_after_s, lambda: self.ranges, self.clock)
         self.publisher = Publisher(self.view, self.store, self.view.caught_up)
         self.ops = AgentOperations(self.view, self.journal, self.work, self.addresses, self.networks, self._settled, self.converge)
-        self._task = asyncio.create_task(self._live())
+        self._task = asyncio.create_task(self._run())
         await self.until(lambda: self.replica.synced)
         await self.networks.ensure(NetworkRequest(DEFAULT, IPv4Network("10.28.0.0/16")))
         await self.addresses.maintain()
         self._put_node()
 
-    async def _live(self) -> None:
-        """What an agent does by itself, as far as the store asks for it at once."""
-        touched = asyncio.Event()
-        self.view.subscribe(lambda kinds: touched.set() if "assigned" in kinds else None)
+    async def _run(self) -> None:
+        """What an agent does by itself, as far as others wait for it."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.replica.run())
-            while True:
-                await touched.wait()
-                touched.clear()
-                with contextlib.suppress(StoreUnavailable):
-                    await self.addresses.assigned.tend()
+            group.create_task(self.addresses.assigned.run())
 
     def _put_node(self) -> None:
         tunnel = self.addresses.tunnel_address()

@@ -133,7 +133,7 @@ async def test_one_in_use_is_reserved_only_when_it_is_free(store: Cuttable, tmp_
         await _mesh(a, b, c)
         assert await a.attach("early", "mesh") == A("10.40.0.2")  # not published: nobody else can know
         await _reserve(c, "db", "10.40.0.2", a, b)
-        with pytest.raises(Conflict, match=r"lies in block 10\.40\.0\.0/24 of node A, which does not let go"):
+        with pytest.raises(Conflict, match=r"lies in block 10\.40\.0\.0/24 of node A, which has it in use"):
             await b.attach("db", "mesh")
         record = await _record(store, "10.40.0.2")
         assert record is not None and record.node == "" and record.cleared == ""

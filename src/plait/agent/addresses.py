@@ -53,6 +53,7 @@ from plait.store.codec import decode, encode
 
 log = logging.getLogger("plait.addresses")
 _TRIES = 32
+PATIENCE_S = 5.0  # for an address of a range among blocks of other nodes, which may be slow to lend one
 
 
 class Addresses:
@@ -82,6 +83,7 @@ class Addresses:
             self._serial = max(self._serial, reservation.serial)
             if not reservation.live:
                 self._cooling.began(reservation.network, reservation.address)
+        self._giving: dict[str, IPv4Address] = {}  # by network; set in the moment in which it is chosen
         self._made: dict[str, int] = {}
         """Revision at which each network of ours was made."""
         self._doubtful: set[str] = set()
@@ -100,11 +102,14 @@ class Addresses:
     async def _reserve(self, network: Network, owner: str, wanted: IPv4Address | None, asker: Asker, name: str) -> IPv4Address:
         """`name`: what the address is remembered for."""
         async with self._lock(network.name):
-            address = await self._address_for(network, owner, wanted, asker)
-            known = self._held.get(network.name, {}).get(address)
-            if known is None or not known.live or known.owner != owner or (name and known.name != name):
-                kept = name or (known.name if known is not None and known.owner == owner else "")
-                await self._record(Reservation(network.name, address, owner, kept, True, self._next_serial()))
+            try:
+                address = await self._address_for(network, owner, wanted, asker)
+                known = self._held.get(network.name, {}).get(address)
+                if known is None or not known.live or known.owner != owner or (name and known.name != name):
+                    kept = name or (known.name if known is not None and known.owner == owner else "")
+                    await self._record(Reservation(network.name, address, owner, kept, True, self._next_serial()))
+            finally:
+                self._giving.pop(network.name, None)
             return address
 
     async def reserve6(
@@ -141,13 +146,11 @@ class Addresses:
         return [r for per_network in self._held.values() for r in per_network.values()]
 
     def is_live(self, network: str, address: IPv4Address) -> bool:
-        """Whether somebody on this node has `address`."""
+        """Whether somebody on this node has `address`, or is getting it."""
+        if self._giving.get(network) == address:
+            return True
         known = self._held.get(network, {}).get(address)
         return known is not None and known.live
-
-    def cooling(self, network: str) -> set[IPv4Address]:
-        """Addresses that were released a moment ago and are kept from other names."""
-        return {address for address in self._cooling.of(network) if not self.is_live(network, address)}
 
     async def _address_for(self, network: Network, owner: str, wanted: IPv4Address | None, asker: Asker) -> IPv4Address:
         held = self._held.get(network.name, {}).values()
@@ -177,27 +180,29 @@ class Addresses:
             await self._find(network, owner, wanted, asker)
         elif block.purpose == "bridge":
             raise Conflict(f"address {wanted} of network {network.name!r} lies in a block of Docker's default bridge on node {block.node}")
+        self._giving[network.name] = wanted
         await self.assigned.take(network, wanted)
         return wanted
 
     async def _find_in(self, network: Network, owner: str, asker: Asker, ranges: Sequence[NamedRange]) -> IPv4Address:
         """An address of the ranges: the one the name had last, then of blocks of this node, then any."""
-        snapshot, held = self._view.snapshot, self._held.get(network.name, {})
+        held = self._held.get(network.name, {})
         taken = {a for a, r in held.items() if r.live} | self._elsewhere(network.name)
-        taken |= {n.tunnel for n in snapshot.nodes.values() if n.tunnel is not None}
         refuse = self.assigned.refuse(network, asker)
         found = [a for a in range_addresses(network, ranges, taken) if not refuse(a)]
         last = {a: -r.serial for a, r in held.items() if asker.name and r.name == asker.name}
-        cooling = self.cooling(network.name) - last.keys()
+        cooling = self._cooling.of(network.name) - last.keys()
         mine = {b.cidr for b in self._own_blocks(network.name)}
         found.sort(key=lambda a: (last.get(a, 0), a in cooling, block_of(network, a) not in mine))
-        for address in found[:_TRIES]:
-            with contextlib.suppress(Conflict):
-                return await self._take(network, owner, asker, address)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                for address in found:
+                    with contextlib.suppress(Conflict):
+                        return await self._take(network, owner, asker, address)
         raise range_exhausted(network, ranges, self._view.snapshot)
 
     async def _find(self, network: Network, owner: str, wanted: IPv4Address | None, asker: Asker) -> IPv4Address:
-        tunnel, cooling = self.tunnel_address(), self.cooling(network.name)
+        tunnel, cooling = self.tunnel_address(), self._cooling.of(network.name)
         for _ in range(_TRIES):
             blocks = [b.cidr for b in self._own_blocks(network.name) if b.purpose == "pool"]
             held, refuse = self._held.get(network.name, {}), self.assigned.refuse(network, asker)
@@ -209,6 +214,7 @@ class Addresses:
                     raise
                 found = None
             if found is not None:
+                self._giving[network.name] = found
                 return found
             unconfirmed = self._unconfirmed(network.name)
             for block in unconfirmed:
@@ -262,9 +268,10 @@ class Addresses:
 
     def _elsewhere(self, network: str) -> set[IPv4Address]:
         """Addresses that other nodes have in use, of blocks that may have been theirs."""
-        snapshot = self._view.snapshot
-        others = (e for e in snapshot.endpoints.values() if e.network == network and e.node != self._view.me)
-        return {address for e in others for address in held_by(snapshot.networks.get(network), e)}
+        snapshot, me = self._view.snapshot, self._view.me
+        others = (e for e in snapshot.endpoints.values() if e.network == network and e.node != me)
+        used = {address for e in others for address in held_by(snapshot.networks.get(network), e)}
+        return used | {n.tunnel for n in snapshot.nodes.values() if n.tunnel is not None and n.name != me}
 
     # --- blocks
 
@@ -277,8 +284,8 @@ class Addresses:
             block = Block(network.name, cidr, self._view.me, "bridge" if purpose == "bridge" else "pool")
             key = record_key(block)
             of = self._view.item(network_key(network.name))
-            still = [Compare(of.key, of.mod_revision)] if of is not None else []
-            result = await self._store.txn([Compare(key, 0), *still], [Put(key, encode(block))])
+            still = Compare(network_key(network.name), of.mod_revision if of is not None else -1)
+            result = await self._store.txn([Compare(key, 0), still], [Put(key, encode(block))])
             if result.ok:
                 await self._hold(block)
                 log.info("block_leased", extra={"network": network.name, "cidr": str(cidr), "purpose": block.purpose})
@@ -340,7 +347,7 @@ class Addresses:
             held = self._held.get(network.name, {})
             taken = {b.cidr for b in self._view.snapshot.blocks.values() if b.network == network.name}
             scarce = next(free_blocks(network, taken), None) is None
-            cooling = set() if scarce else self.cooling(network.name)
+            cooling = set() if scarce else self._cooling.of(network.name)
             for block in own:
                 if block.purpose == "bridge" or any((r.live or a in cooling) and a in block.cidr for a, r in held.items()):
                     continue

@@ -10,9 +10,9 @@ node knew before.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from ipaddress import IPv4Address
 
@@ -21,20 +21,21 @@ from plait.agent.keys import assigned_guard, assigned_key, assigned_prefix, bloc
 from plait.agent.view import View
 from plait.ipam import Asker, NamedRange, assigned_of, block_of, held_by, is_excluded, is_kept, nothing_refused, refusal, reserved_for
 from plait.model.cluster import Assigned, Block, Network, Snapshot
-from plait.model.errors import Conflict, NotFound
+from plait.model.errors import Conflict, NotFound, StoreUnavailable
 from plait.store.api import Compare, Delete, Item, Put, Store
 from plait.store.codec import decode, encode
 
 log = logging.getLogger("plait.addresses")
 GRANT_S = 3.0
 """How long the holder of a block has to promise an address of it."""
+TEND_S = 30.0
 _TRIES = 16
 _JOURNAL = "promise"
 
 
 class Assignments:
-    """Reserving, borrowing and promising addresses. `live(network, address)`: whether this node has it in use; `lock(network)`: under
-    which that does not change; `ranges()`: what is kept for some containers."""
+    """Reserving, borrowing and promising addresses. `live(network, address)`: whether this node has it in use or is about to;
+    `lock(network)`: held while an address is being found, perhaps for seconds; `ranges()`: what is kept for some containers."""
 
     def __init__(
         self,
@@ -42,18 +43,20 @@ class Assignments:
         store: Store,
         journal: Journal,
         live: Callable[[str, IPv4Address], bool],
-        lock: Callable[[str], AbstractAsyncContextManager[object]],
+        lock: Callable[[str], asyncio.Lock],
         ranges: Callable[[], Sequence[NamedRange]],
     ) -> None:
         self._view, self._store, self._journal, self._live, self._lock = view, store, journal, live, lock
         self.ranges = ranges
         self._promised = {tuple(key.split("/")) for key in journal.load(_JOURNAL)}
-        self._changed = asyncio.Event()
+        self._changed, self._wake = asyncio.Event(), asyncio.Event()
         view.subscribe(self._on_view)
 
     def _on_view(self, kinds: frozenset[str]) -> None:
         if kinds & {"assigned", "blocks"}:
             self._changed.set()
+        if kinds & {"assigned", "blocks", "endpoints"}:
+            self._wake.set()
 
     def refuse(self, network: Network, asker: Asker) -> Callable[[IPv4Address], str]:
         """Says of an address why the asker may not have it; "" if it may. One that this node promised to give to nobody is refused too
@@ -145,7 +148,7 @@ class Assignments:
         raise Conflict(f"address {address} of network {network.name!r} changes hands all the time; try again")
 
     async def _granted(self, network: Network, address: IPv4Address, block: Block) -> bool:
-        """Wait for the promise of the block's holder; False if it does not come."""
+        """Wait for the promise of the block's holder; False if it says no, or nothing."""
         where = network.name, address
         if block.node not in self._view.snapshot.alive:
             known = self._view.snapshot.assigned.get(where)
@@ -155,8 +158,10 @@ class Assignments:
                 while True:
                     self._changed.clear()
                     known = self._view.snapshot.assigned.get(where)
-                    if known is None or known.cleared == block.node:
-                        return known is not None
+                    if known is None or known.node != self._view.me:
+                        return False
+                    if known.cleared == block.node:
+                        return True
                     await self._changed.wait()
         except TimeoutError:
             return False
@@ -164,7 +169,7 @@ class Assignments:
     async def _refused(self, network: Network, address: IPv4Address, block: Block) -> None:
         await self._give_back(network.name, address)
         silent = block.node not in self._view.snapshot.alive
-        why = f"gives no sign of life (`plait node rm {block.node}` if it is gone for good)" if silent else "does not let go of it now"
+        why = f"gives no sign of life (`plait node rm {block.node}` if it is gone for good)" if silent else "has it in use"
         raise Conflict(f"address {address} of network {network.name!r} lies in block {block.cidr} of node {block.node}, which {why}")
 
     async def _give_back(self, network: str, address: IPv4Address) -> None:
@@ -178,16 +183,28 @@ class Assignments:
         """Give back what this node no longer uses, promise what others want of its blocks, forget promises that nobody needs.
         StoreUnavailable leaves the rest for the next time."""
         for record in list(self._view.snapshot.assigned.values()):
-            async with self._lock(record.network):
-                if record.node == self._view.me and not self._live(record.network, record.address):
-                    await self._give_back(record.network, record.address)
-                await self._promise(record.network, record.address)
+            lock = self._lock(record.network)
+            if record.node == self._view.me and not lock.locked():  # while it is, whoever holds it may be taking just this one
+                async with lock:
+                    if not self._live(record.network, record.address):
+                        await self._give_back(record.network, record.address)
+            await self._promise(record.network, record.address)
         for network, text in list(self._promised):
             key = assigned_key(network, IPv4Address(text))
-            async with self._lock(network):
-                if self._view.item(key) is None and await self._store.get(key) is None:
-                    await self._journal.write([Write(_JOURNAL, f"{network}/{text}", None)])
-                    self._promised.discard((network, text))
+            if self._view.item(key) is None and await self._store.get(key) is None:
+                self._promised.discard((network, text))
+                await self._journal.write([Write(_JOURNAL, f"{network}/{text}", None)])
+
+    async def run(self) -> None:
+        """Tend whenever something changed, and every 30 s; beside whatever else waits, because two nodes may wait for each other's
+        promises. Never returns."""
+        while True:
+            self._wake.clear()
+            with contextlib.suppress(StoreUnavailable):
+                await self.tend()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TEND_S):
+                    await self._wake.wait()
 
     async def learn(self, block: Block) -> None:
         """Promise what the store has of a block that this node has just leased, before it hands out anything of it. StoreUnavailable."""
@@ -198,17 +215,21 @@ class Assignments:
         self._promised |= {(block.network, text) for text in mine}
 
     async def _promise(self, name: str, address: IPv4Address) -> None:
-        """Say that this node, as holder of the block, gives `address` to nobody else: durable here first."""
+        """Say that this node, as holder of the block, gives `address` to nobody else: durable here first. Between the look whether it is in
+        use and the promise nothing else runs."""
         known, network = self._view.snapshot.assigned.get((name, address)), self._view.snapshot.networks.get(name)
         item = self._view.item(assigned_key(name, address))
         if known is None or network is None or item is None or known.cleared == self._view.me:
             return
         block = self._view.snapshot.blocks.get((name, block_of(network, address)))
-        used = known.node != self._view.me and self._live(name, address)
-        if block is None or block.node != self._view.me or used:
+        if block is None or block.node != self._view.me:
             return
-        await self._journal.write([Write(_JOURNAL, f"{name}/{address}", b"")])
+        if known.node != self._view.me and self._live(name, address):
+            if known.node:  # in use here: no
+                await self._settle(item, replace(known, node=""))
+            return
         self._promised.add((name, str(address)))
+        await self._journal.write([Write(_JOURNAL, f"{name}/{address}", b"")])
         await self._settle(item, replace(known, cleared=self._view.me))
 
 

@@ -35,6 +35,10 @@ class Paths:
         return self.etc / "plait.toml"
 
     @property
+    def ranges(self) -> Path:
+        return self.etc / "ranges.toml"
+
+    @property
     def admin_socket(self) -> Path:
         return self.run / "plait.sock"
 

@@ -23,6 +23,7 @@ from plait.agent.identity import Identity
 from plait.agent.journal import Journal, Write
 from plait.agent.networks import Networks
 from plait.agent.publisher import Publisher
+from plait.agent.ranges import DIFFER, MISPLACED, differing, digest, misplaced
 from plait.agent.reconciler import Reconciler
 from plait.agent.reports import GATEWAY_META, merged_meta, strays
 from plait.agent.underlay import Underlay
@@ -148,6 +149,7 @@ class NodeLoops:
             vtep_mac=mac_from_digest(bytes.fromhex(identity.id.replace("-", ""))),
             tunnel=self._p.addresses.tunnel_address(),
             version=__version__,
+            ranges=digest(self._p.addresses.assigned.ranges()),
             meta=merged_meta(merged_meta({}, SERVER_META, not identity.store), GATEWAY_META, self._gateway),
         )
         self._p.view.put(node)
@@ -265,6 +267,9 @@ class NodeLoops:
             detours, unreached = self._p.underlay.paths.troubles()
             self._p.health.replace("path-detour", detours)
             self._p.health.replace("path-lost", unreached)
+            self._p.health.replace(DIFFER, differing(snapshot))
+            wrong = misplaced(self._p.addresses.assigned.ranges(), snapshot.networks)
+            self._p.health.replace(MISPLACED, {MISPLACED: "; ".join(wrong)} if wrong else {})
             refused = self._p.dns.bind_errors
             self._p.health.replace("dns-bind", {f"{e.address}:{e.port}/{e.protocol}": str(e) for e in refused})
             await asyncio.sleep(1)

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Sequence
 from functools import partial
 
 from plait.agent.addresses import Addresses
@@ -26,6 +27,7 @@ from plait.agent.networks import Networks
 from plait.agent.node import LEASE_TTL_S, NodeLoops, Parts
 from plait.agent.operations import AgentOperations
 from plait.agent.publisher import Publisher
+from plait.agent.ranges import RangesFile
 from plait.agent.reconciler import Reconciler
 from plait.agent.sandboxes import Sandboxes
 from plait.agent.storehost import StoreHost
@@ -33,6 +35,7 @@ from plait.agent.stores import open_store
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
 from plait.dns.zone import Zone
+from plait.ipam import NamedRange
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_exists
 from plait.model.errors import NotSupported
 from plait.model.report import StoreState, TokenView
@@ -78,7 +81,8 @@ class _Wiring:
         self.work = KernelWork(self.kernel)
         self.replica = Replica(store, paths.lib / "replica.bin")
         self.networks = Networks(self.view, store, DEFAULT_NETWORK, self.view.caught_up)
-        self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge, config.reuse_after_s)
+        self.ranges = RangesFile(paths.ranges, journal, self.health, lambda: self.loops.refresh_node())
+        self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge, config.reuse_after_s, self._ranges)
         self.publisher = Publisher(self.view, store, self.view.caught_up)
         self.dns = DnsService(on_crash=self._on_dns_crash, on_query=lambda *q: self.discovery.names(*q), successors=paths.dns_successors)
         self.resolvers = HostResolvers(self.dns.set_upstreams)
@@ -108,6 +112,9 @@ class _Wiring:
         self.discovery.figures.add(partial(of_kernel, self.work))
         self.view.subscribe(self._on_view)
         self.replica.subscribe(self.discovery.change, self._on_store)
+
+    def _ranges(self) -> Sequence[NamedRange]:
+        return self.ranges.ranges
 
     def _operations(self) -> AgentOperations:
         return AgentOperations(
@@ -197,6 +204,7 @@ class _Wiring:
 
     async def _run_loops(self) -> None:
         await self.loops.look_at_firewall()
+        await self.ranges.look()
         await self.ops.recover()
         await self.sandboxes.recover()
         await self.engines.recover()
@@ -213,6 +221,8 @@ class _Wiring:
                 self.publisher.stay_alive(LEASE_TTL_S),
                 self.loops.keep_blocks(),
                 self._serve_names(),
+                self.ranges.run(),
+                self.addresses.assigned.run(),
                 self.dns_watch.run(),
                 self.resolvers.run(),
                 self.dns_near.run(),

@@ -31,12 +31,13 @@ NOBODY = Asker()
 
 @dataclass(frozen=True, slots=True)
 class NamedRange:
-    """Addresses of a network for those containers that `is_for` says (by name and labels)."""
+    """Addresses of a network for those containers that `is_for` says (by name and labels). `spelled`: all that it says, as text."""
 
     name: str
     network: str
     parts: tuple[AddressRange, ...]
     is_for: Callable[[str, Mapping[str, str]], bool]
+    spelled: str = ""
 
     def __contains__(self, address: IPv4Address) -> bool:
         return any(address in part for part in self.parts)
@@ -96,7 +97,7 @@ def range_exhausted(network: Network, ranges: Iterable[NamedRange], snapshot: Sn
     more = f" and {len(users) - 8} more" if len(users) > 8 else ""
     return PoolExhausted(
         f"{' and '.join(map(str, mine))} of network {network.name!r} has no address left: {size} addresses,"
-        f" in use by {who or 'nobody'}{more}; remove containers (`plait ipam {network.name}` lists them), or make the range larger in"
+        f" in use by {who or 'nobody'}{more}; remove containers (`plait ipam ls {network.name}` lists them), or make the range larger in"
         " ranges.toml of every host"
     )
 

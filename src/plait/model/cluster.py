@@ -23,7 +23,8 @@ class Node:
     """A host with an agent. Identity is `id` (made once by init/join), never the address.
 
     `address` is the underlay address that peers send tunnel packets to; `tunnel` the overlay address of the
-    host itself (first address of its first default-network block); `mtu` that of the underlay link, bytes.
+    host itself (first address of its first default-network block); `mtu` that of the underlay link, bytes. `ranges`: digest of what it
+    keeps for some containers, "" = nothing.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Node:
     tunnel: IPv4Address | None = None
     version: str = ""
     meta: Mapping[str, str] = field(default_factory=dict)
+    ranges: str = ""
 
     @property
     def tunnel6(self) -> IPv6Address:
