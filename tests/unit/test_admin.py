@@ -73,7 +73,15 @@ CALLS: list[tuple[Callable[[AdminClient], object], tuple[Any, ...]]] = [
     (lambda c: c.create_network("mesh"), ("create_network", NetworkRequest("mesh"))),
     (
         lambda c: c.create_network(
-            "mesh", "10.30.0.0/16", "10.30.0.9", True, {"a": "b"}, {"backend": "vxlan"}, "10.30.4.0/24", excluded=["10.30.4.8/29"]
+            "mesh",
+            "10.30.0.0/16",
+            "10.30.0.9",
+            True,
+            {"a": "b"},
+            {"backend": "vxlan"},
+            "10.30.4.0/24",
+            excluded=["10.30.4.8/29"],
+            force=True,
         ),
         (
             "create_network",
@@ -86,6 +94,7 @@ CALLS: list[tuple[Callable[[AdminClient], object], tuple[Any, ...]]] = [
                 options={"backend": "vxlan"},
                 ip_range=IPv4Network("10.30.4.0/24"),
                 excluded=(parse_range("10.30.4.8/29"),),
+                force=True,
             ),
         ),
     ),

@@ -290,6 +290,7 @@ def test_network_create_passes_every_option(capsys: pytest.CaptureFixture[str]) 
         "10.30.4.9",
         "--exclude",
         "10.30.4.32-10.30.4.40",
+        "--force",
         "--internal",
         "--label",
         "a=b=c",
@@ -312,6 +313,7 @@ def test_network_create_passes_every_option(capsys: pytest.CaptureFixture[str]) 
         "options": {"extra": "1", "model": "sandbox", "backend": "none"},
         "ip_range": "10.30.4.0/24",
         "excluded": ["10.30.4.9", "10.30.4.32-10.30.4.40"],
+        "force": True,
     }
     assert client.asked == [("POST", "networks", wanted)]
 

@@ -232,6 +232,14 @@ async def test_without_it_the_name_is_learnt_later(s: Setup) -> None:
     assert again["Address"] == "10.31.0.2/32" and not [a for a in s.ops.reserved["blue"] if a == A("10.31.0.2")]
 
 
+async def test_a_pool_over_what_a_host_uses_is_refused_unless_forced_and_never_chosen(s: Setup) -> None:
+    s.ops.used += [IPv4Network("10.31.0.0/16"), IPv4Network("10.30.0.0/15")]
+    assert "overlaps what a host uses" in (await s.docker.call("NetworkDriver.CreateNetwork", **creation()))["Err"]
+    assert await s.docker.call("NetworkDriver.CreateNetwork", **creation(**{"plait.force": "true"})) == {}
+    got = await s.docker.call("IpamDriver.RequestPool", AddressSpace="plait-local", Pool="", SubPool="", Options=None, V6=False)
+    assert got["Pool"] == "10.32.0.0/16"
+
+
 async def _asks_for(s: Setup, address: str, mac: str) -> dict[str, Any]:
     return await s.docker.call("IpamDriver.RequestAddress", PoolID=MESH, Address=address, Options={MAC: mac})
 
@@ -262,7 +270,7 @@ async def test_what_is_kept_for_somebody_waits_for_an_engine_that_starts(s: Setu
         (creation(space="LocalDefault"), "add --ipam-driver plait"),
         (creation(space="null"), "add --ipam-driver plait"),
         (creation() | {"IPv4Data": None}, "add --ipam-driver plait"),
-        (creation(mtu="9000"), "plait.backend, plait.net"),
+        (creation(mtu="9000"), "plait.backend, plait.force, plait.net"),
         (creation() | {"IPv6Data": [{"Pool": "fd00::/64"}]}, "would give the same address on two hosts"),
         (creation() | {"IPv6Data": [SIX | {"Pool": "fd00::/80"}]}, "is too small for a network"),
         (creation() | {"IPv6Data": [SIX | {"Gateway": "fd00:40::5"}]}, "goes with 10.31.0.5, which a container may get"),

@@ -52,8 +52,7 @@ from plait.store.api import Compare, Delete, Put, Store
 from plait.store.codec import decode, encode
 
 log = logging.getLogger("plait.addresses")
-_TRIES = 32
-PATIENCE_S = 5.0  # for an address of a range among blocks of other nodes, which may be slow to lend one
+_TRIES, PATIENCE_S = 32, 5.0  # seconds for an address of a range among blocks of other nodes, which may be slow to lend one
 
 
 class Addresses:
@@ -105,11 +104,12 @@ class Addresses:
             try:
                 address = await self._address_for(network, owner, wanted, asker)
                 known = self._held.get(network.name, {}).get(address)
-                if known is None or not known.live or known.owner != owner or (name and known.name != name):
-                    kept = name or (known.name if known is not None and known.owner == owner else "")
+                if known is None or not known.live or known.owner != owner or (asker.name and known.name != asker.name):
+                    kept = asker.name or (known.name if known is not None and known.owner == owner else "")
                     await self._record(Reservation(network.name, address, owner, kept, True, self._next_serial()))
             finally:
                 self._giving.pop(network.name, None)
+                self.assigned.wake.set()
             return address
 
     async def reserve6(
@@ -134,6 +134,7 @@ class Addresses:
         if known is not None and known.live:
             await self._record(replace(known, live=False, serial=self._next_serial()))
             self._cooling.began(network, address)
+            self.assigned.wake.set()
 
     async def hand_over(self, network: str, address: IPv4Address, owner: str) -> None:
         """A live reservation of `address` belongs to `owner` from now on. The caller knows that nothing else uses it."""
@@ -163,6 +164,8 @@ class Addresses:
             return await self._find_in(network, owner, asker, ranges)
         wanted = wanted or reserved
         if wanted is not None and wanted in network.subnet and (wanted == reserved or any(wanted in one for one in ranges)):
+            if wanted == reserved:
+                await self.assigned.released(network.name, wanted)
             return await self._take(network, owner, asker, wanted)
         return await self._find(network, owner, wanted, asker)
 
@@ -173,8 +176,6 @@ class Addresses:
         known = self._held.get(network.name, {}).get(wanted)
         if known is not None and known.live and known.owner != owner:
             raise Conflict(f"address {wanted} of network {network.name!r} is in use by {known.name or known.owner!r} on this node")
-        if wanted in self._elsewhere(network.name):
-            raise Conflict(f"address {wanted} of network {network.name!r} is in use on another node; remove its container there first")
         block = self._view.snapshot.blocks.get((network.name, block_of(network, wanted)))
         if block is None or (block.node == self._view.me and block.purpose == "pool"):
             await self._find(network, owner, wanted, asker)

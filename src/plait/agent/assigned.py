@@ -28,6 +28,8 @@ from plait.store.codec import decode, encode
 log = logging.getLogger("plait.addresses")
 GRANT_S = 3.0
 """How long the holder of a block has to promise an address of it."""
+RELEASE_S = 1.5
+"""How long a reserved address may seem to be in use on another node before its container is refused."""
 TEND_S = 30.0
 _TRIES = 16
 _JOURNAL = "promise"
@@ -49,14 +51,14 @@ class Assignments:
         self._view, self._store, self._journal, self._live, self._lock = view, store, journal, live, lock
         self.ranges = ranges
         self._promised = {tuple(key.split("/")) for key in journal.load(_JOURNAL)}
-        self._changed, self._wake = asyncio.Event(), asyncio.Event()
+        self._changed, self.wake = asyncio.Event(), asyncio.Event()
+        """`wake` is to be set when what is live here, or what is being found, is another."""
         view.subscribe(self._on_view)
 
     def _on_view(self, kinds: frozenset[str]) -> None:
-        if kinds & {"assigned", "blocks"}:
-            self._changed.set()
         if kinds & {"assigned", "blocks", "endpoints"}:
-            self._wake.set()
+            self._changed.set()
+            self.wake.set()
 
     def refuse(self, network: Network, asker: Asker) -> Callable[[IPv4Address], str]:
         """Says of an address why the asker may not have it; "" if it may. One that this node promised to give to nobody is refused too
@@ -68,9 +70,13 @@ class Assignments:
 
         def reason(address: IPv4Address) -> str:
             known = snapshot.assigned.get((network.name, address))
-            if (known is None and (network.name, str(address)) in self._promised) or (known and known.node not in ("", self._view.me)):
-                return f"address {address} of network {network.name!r} is in use on another node; ask for another address"
-            return refusal(network, address, asker, known, ranges)
+            if text := refusal(network, address, asker, known, ranges):
+                return text
+            promised = known is None and (network.name, str(address)) in self._promised
+            if promised or (known is not None and known.node not in ("", self._view.me)):
+                where = f"node {known.node}; remove its container there first" if known is not None else "another node"
+                return f"address {address} of network {network.name!r} is in use on {where}"
+            return ""
 
         return reason
 
@@ -130,8 +136,8 @@ class Assignments:
             lent = block is not None and block.node != self._view.me
             key = assigned_key(network.name, address)
             known, item = self._view.snapshot.assigned.get((network.name, address)), self._view.item(key)
-            if known is not None and known.node not in ("", self._view.me):
-                raise Conflict(f"address {address} of network {network.name!r} is in use on node {known.node}; remove it there first")
+            if user := self._user(network.name, address):
+                raise Conflict(f"address {address} of network {network.name!r} is in use on node {user}; remove its container there first")
             if known is None and not lent:
                 return
             mine = replace(known or Assigned(network.name, address), node=self._view.me)
@@ -146,6 +152,22 @@ class Assignments:
                 return
             await self._refused(network, address, block)
         raise Conflict(f"address {address} of network {network.name!r} changes hands all the time; try again")
+
+    def _user(self, network: str, address: IPv4Address) -> str:
+        """The other node that has it, by what is given or by what is attached there; "" if none does."""
+        known, me = self._view.snapshot.assigned.get((network, address)), self._view.me
+        if known is not None and known.node not in ("", me):
+            return known.node
+        endpoints = self._view.snapshot.endpoints.values()
+        return next((e.node for e in endpoints if e.address == address and e.network == network and e.node != me), "")
+
+    async def released(self, network: str, address: IPv4Address) -> None:
+        """Wait a moment while another living node seems to have `address`: its container may have ended just now."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RELEASE_S):
+                while self._user(network, address) in self._view.snapshot.alive:
+                    self._changed.clear()
+                    await self._changed.wait()
 
     async def _granted(self, network: Network, address: IPv4Address, block: Block) -> bool:
         """Wait for the promise of the block's holder; False if it says no, or nothing."""
@@ -199,12 +221,12 @@ class Assignments:
         """Tend whenever something changed, and every 30 s; beside whatever else waits, because two nodes may wait for each other's
         promises. Never returns."""
         while True:
-            self._wake.clear()
+            self.wake.clear()
             with contextlib.suppress(StoreUnavailable):
                 await self.tend()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TEND_S):
-                    await self._wake.wait()
+                    await self.wake.wait()
 
     async def learn(self, block: Block) -> None:
         """Promise what the store has of a block that this node has just leased, before it hands out anything of it. StoreUnavailable."""

@@ -154,6 +154,13 @@ REGISTRY: dict[str, Condition] = {
             "See `plait paths`; let the tunnel's UDP port pass between the two hosts, or ICMP echo if only that is dropped.",
         ),
         Condition(
+            "pool-overlaps",
+            "warning",
+            "A host uses addresses of a network for something else",
+            "Remove the route or Docker network that is named, or make the network with another --subnet; until then some addresses lead "
+            "elsewhere on that host.",
+        ),
+        Condition(
             "ranges-refused",
             "error",
             "/etc/plait/ranges.toml is wrong; the ranges of before stay in force",

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network
 
-from plait.model.cluster import Assigned, Block, Container, Endpoint, Instance, Network, Node, Reach
+from plait.model.cluster import Assigned, Block, Container, Endpoint, HostRanges, Instance, Network, Node, Reach
 from plait.model.discovery import CatalogNode, Check, OtherTags
 
-Record = Node | Reach | Network | Block | Endpoint | Container | Instance | Check | CatalogNode | OtherTags | Assigned
+Record = Node | Reach | Network | Block | Endpoint | Container | Instance | Check | CatalogNode | OtherTags | Assigned | HostRanges
 
 TYPES: dict[str, type[Record]] = {
     "nodes": Node,
@@ -24,6 +24,7 @@ TYPES: dict[str, type[Record]] = {
     "catalog/checks": Check,
     "catalog/tags": OtherTags,
     "assigned": Assigned,
+    "hostranges": HostRanges,
 }
 """What is stored below `<kind>/`. The kinds of `catalog/` hold what was put into the catalogue by others than the node's own agent."""
 NETWORK_GUARD = "guards/networks"
@@ -48,6 +49,10 @@ def network_key(name: str) -> str:
 
 def blocks_prefix(network: str) -> str:
     return f"blocks/{network}/"
+
+
+def hostranges_key(node: str) -> str:
+    return f"hostranges/{node}"
 
 
 def assigned_prefix(network: str) -> str:
@@ -78,6 +83,8 @@ def record_key(record: Record) -> str:
             return network_key(record.name)
         case Block():
             return block_key(record.network, record.cidr)
+        case HostRanges():
+            return hostranges_key(record.node)
         case Assigned():
             return assigned_key(record.network, record.address)
         case Endpoint():
@@ -105,7 +112,7 @@ def own_prefixes(node: str) -> tuple[str, ...]:
 
 def single_keys(node: str) -> tuple[str, ...]:
     """The keys of what there is once of a node; they go when it leaves."""
-    return node_key(node), alive_key(node), reach_key(node), f"coordinates/{node}"
+    return node_key(node), alive_key(node), reach_key(node), f"coordinates/{node}", hostranges_key(node)
 
 
 def shown_from(ref: tuple[str, ...]) -> tuple[str, ...]:

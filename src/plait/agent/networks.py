@@ -12,7 +12,7 @@ from dataclasses import replace
 from plait.agent.keys import NETWORK_GUARD, assigned_prefix, blocks_prefix, network_key
 from plait.agent.view import View
 from plait.backends import BACKENDS, DUAL, check_names, choose_backend
-from plait.ipam import check_network, default_block_prefix, default_subnet6, image, next_subnet
+from plait.ipam import FORCED, check_network, check_overlaps, default_block_prefix, default_subnet6, image, next_subnet, taken
 from plait.model.addr import AddressRange
 from plait.model.cluster import Network
 from plait.model.errors import ConfigError, Conflict, NotFound
@@ -26,14 +26,24 @@ _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWX
 
 
 class Networks:
-    """Create, find and remove networks. `caught_up(revision)` waits until the view has that revision."""
+    """Create, find and remove networks. `caught_up(revision)` waits until the view has that revision; `look()` learns what this host uses
+    addresses for outside plait."""
 
-    def __init__(self, view: View, store: Store, default: str, caught_up: Callable[[int], Awaitable[None]]) -> None:
-        self._view, self._store, self._default, self._caught_up = view, store, default, caught_up
+    def __init__(
+        self,
+        view: View,
+        store: Store,
+        default: str,
+        caught_up: Callable[[int], Awaitable[None]],
+        look: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._view, self._store, self._default, self._caught_up, self._look = view, store, default, caught_up, look
 
     async def ensure(self, request: NetworkRequest) -> Network:
         """See `Operations.ensure_network`."""
         _check_name(request.name)
+        if self._look is not None and request.name not in self._view.snapshot.networks:
+            await self._look()
         for _ in range(_TRIES):
             guard = await self._store.get(NETWORK_GUARD)
             if guard is not None:  # what the guard stands for must be in the view before the view is judged by
@@ -45,6 +55,8 @@ class Networks:
             network = self._design(request)
             nodes = sorted(self._view.snapshot.nodes.values(), key=lambda n: n.name)
             check_network(network, list(known.values()), nodes)
+            if not request.force and request.name != self._default:
+                check_overlaps(network.subnet, self._view.snapshot)
             result = await self._store.txn(
                 [Compare(network_key(network.name), 0), Compare(NETWORK_GUARD, guard.mod_revision if guard else 0)],
                 [Put(network_key(network.name), encode(network)), Put(NETWORK_GUARD, network.name.encode())],
@@ -75,7 +87,7 @@ class Networks:
 
     def _design(self, request: NetworkRequest) -> Network:
         snapshot = self._view.snapshot
-        subnet = request.subnet or next_subnet([n.subnet for n in snapshot.networks.values()])
+        subnet = request.subnet or next_subnet(taken(snapshot))
         check_names(request.options)
         backend = choose_backend(request.options, BACKENDS.values())
         prefix = request.block_prefix or default_block_prefix(request.ip_range or subnet)
@@ -89,7 +101,7 @@ class Networks:
             backend=backend.name,
             internal=request.internal,
             labels=dict(request.labels),
-            options=dict(request.options),
+            options={**request.options, **({FORCED: "true"} if request.force else {})},
             ip_range=request.ip_range,
             excluded=request.excluded,
         )

@@ -14,7 +14,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 
 from plait.agent.addresses import Addresses, origin_of
 from plait.agent.journal import Journal, Write
@@ -22,7 +22,7 @@ from plait.agent.kernelwork import KernelWork
 from plait.agent.networks import Networks
 from plait.agent.ports import assign_ports, ephemeral_range
 from plait.agent.view import View
-from plait.ipam import Asker, held_by, origin
+from plait.ipam import Asker, check_overlaps, held_by, origin, taken
 from plait.model.cluster import Container, Endpoint, Network, PortMapping, Snapshot
 from plait.model.errors import Conflict, KernelError, NotFound, NotSupported, PlaitError
 from plait.model.objects import KernelObject, NftElement, Sysctl
@@ -63,6 +63,12 @@ class AgentOperations:
 
     def networks(self) -> Mapping[str, Network]:
         return self._view.snapshot.networks
+
+    def taken(self) -> Sequence[IPv4Network]:
+        return taken(self._view.snapshot)
+
+    def check_overlaps(self, subnet: IPv4Network) -> None:
+        check_overlaps(subnet, self._view.snapshot)
 
     async def ensure_network(self, request: NetworkRequest) -> Network:
         network = await self._networks.ensure(request)

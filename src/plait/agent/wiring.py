@@ -7,8 +7,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
+from ipaddress import IPv4Network
 
 from plait.agent.addresses import Addresses
 from plait.agent.admin import AdminParts, AgentAdmin
@@ -19,6 +20,7 @@ from plait.agent.dnswatch import DnsWatch
 from plait.agent.engines import EngineParts, Engines
 from plait.agent.figures import of_kernel
 from plait.agent.health import Health
+from plait.agent.hostranges import HostRangesWatch
 from plait.agent.hostresolvers import HostResolvers
 from plait.agent.identity import Identity
 from plait.agent.journal import Journal
@@ -37,6 +39,7 @@ from plait.agent.view import View
 from plait.dns.zone import Zone
 from plait.ipam import NamedRange
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_exists
+from plait.model.cluster import HostRange
 from plait.model.errors import NotSupported
 from plait.model.report import StoreState, TokenView
 from plait.plan.fastpath import CAPABILITY
@@ -80,7 +83,8 @@ class _Wiring:
         self.kernel = LinuxKernel()
         self.work = KernelWork(self.kernel)
         self.replica = Replica(store, paths.lib / "replica.bin")
-        self.networks = Networks(self.view, store, DEFAULT_NETWORK, self.view.caught_up)
+        self.host_ranges = HostRangesWatch(self.view, self.health, self.kernel.host_ranges, self._of_engines, self._bridge)
+        self.networks = Networks(self.view, store, DEFAULT_NETWORK, self.view.caught_up, self.host_ranges.look)
         self.ranges = RangesFile(paths.ranges, journal, self.health, lambda: self.loops.refresh_node())
         self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge, config.reuse_after_s, self._ranges)
         self.publisher = Publisher(self.view, store, self.view.caught_up)
@@ -97,6 +101,7 @@ class _Wiring:
             self.health,
             self.loops.refresh_node,
             self.loops.firewall_changed,
+            self.host_ranges.mark,
         )
         self.ops = self._operations()
         self.sandboxes = self._sandboxes()
@@ -115,6 +120,13 @@ class _Wiring:
 
     def _ranges(self) -> Sequence[NamedRange]:
         return self.ranges.ranges
+
+    def _of_engines(self) -> Iterable[HostRange]:
+        return self.engines.others()
+
+    def _bridge(self) -> IPv4Network | None:
+        block = self.addresses.bridge_block()
+        return block.cidr if block is not None else None
 
     def _operations(self) -> AgentOperations:
         return AgentOperations(
@@ -165,6 +177,7 @@ class _Wiring:
                 plan=self.loops.plan,
                 waiting=lambda: self.loops.waiting(self.reconciler),
                 current=lambda: self.replica.synced and self.replica.connected,
+                on_others=self.host_ranges.mark,
             )
         )
 
@@ -221,6 +234,7 @@ class _Wiring:
                 self.publisher.stay_alive(LEASE_TTL_S),
                 self.loops.keep_blocks(),
                 self._serve_names(),
+                self.host_ranges.run(),
                 self.ranges.run(),
                 self.addresses.assigned.run(),
                 self.dns_watch.run(),

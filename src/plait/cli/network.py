@@ -99,6 +99,7 @@ def _used(count: int) -> str:
 @click.option("--gateway", type=address, help="Address that every node holds. [default: the subnet's first]")
 @click.option("--ip-range", type=cidr, help="The part of it that addresses are handed out from, on every host. [default: all]")
 @click.option("--exclude", "excluded", multiple=True, metavar="ADDR|CIDR|A-B", help="Addresses that nobody gets; can be repeated.")
+@click.option("--force", is_flag=True, help="Although a host uses some of its addresses for something else (routes, Docker networks).")
 @click.option("--ipv6", is_flag=True, help="With IPv6 beside IPv4.")
 @click.option("--subnet6", type=cidr6, help="Its IPv6 addresses, a /64 or larger; implies --ipv6. [default: a unique local one]")
 @click.option("--gateway6", type=address6, help="IPv6 address that every node holds; implies --ipv6. [default: like --gateway]")
@@ -118,6 +119,7 @@ def create(
     gateway: IPv4Address | None,
     ip_range: IPv4Network | None,
     excluded: tuple[str, ...],
+    force: bool,
     ipv6: bool,
     subnet6: IPv6Network | None,
     gateway6: IPv6Address | None,
@@ -135,6 +137,7 @@ def create(
         gateway=str(gateway) if gateway else None,
         ip_range=str(ip_range) if ip_range else None,
         excluded=excluded,
+        force=force,
         internal=internal,
         labels=labels,
         options=options | ({"model": model} if model else {}) | ({"backend": backend} if backend else {}),

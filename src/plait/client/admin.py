@@ -100,6 +100,7 @@ class AdminClient:
         subnet6: str | None = None,
         gateway6: str | None = None,
         excluded: Sequence[str] = (),
+        force: bool = False,
     ) -> NetworkRow:
         """Make a network. `subnet` None: the next free one; `ip_range` None: addresses are handed out from all of it. With `ipv6`, or with
         one of the last two, it has IPv6 too."""
@@ -112,6 +113,7 @@ class AdminClient:
             "options": dict(options or {}),
             "ip_range": ip_range,
             "excluded": list(excluded),
+            "force": force,
         }
         six = _given(ipv6=ipv6 or None, subnet6=subnet6, gateway6=gateway6)
         return cast(NetworkRow, self._call("POST", "networks", body | six))

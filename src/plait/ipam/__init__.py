@@ -4,6 +4,7 @@
 from plait.ipam.access import NOBODY, Asker, NamedRange, assigned_of, range_addresses, range_exhausted, ranges_for, refusal, reserved_for
 from plait.ipam.allocate import Reservation, choose_address, exhausted, exhausted_in, expire, nothing_refused
 from plait.ipam.dual import default_subnet6, held_by, image, image_block, origin, origin_in
+from plait.ipam.overlap import FORCED, check_overlaps, clashes, own_ranges, taken
 from plait.ipam.pool import (
     block_of,
     blocks_of,
@@ -21,6 +22,7 @@ from plait.ipam.pool import (
 from plait.ipam.strays import stray_endpoints
 
 __all__ = [
+    "FORCED",
     "NOBODY",
     "Asker",
     "NamedRange",
@@ -29,7 +31,9 @@ __all__ = [
     "block_of",
     "blocks_of",
     "check_network",
+    "check_overlaps",
     "choose_address",
+    "clashes",
     "default_block_prefix",
     "default_subnet6",
     "exhausted",
@@ -47,12 +51,14 @@ __all__ = [
     "nothing_refused",
     "origin",
     "origin_in",
+    "own_ranges",
     "range_addresses",
     "range_exhausted",
     "ranges_for",
     "refusal",
     "reserved_for",
     "stray_endpoints",
+    "taken",
     "usable",
     "usable_count",
 ]

@@ -107,6 +107,22 @@ class Assigned:
 
 
 @dataclass(frozen=True, slots=True)
+class HostRange:
+    """Addresses that a host uses outside plait; `what` says how ("route via 192.0.2.1 dev eth0", "Docker network 'x'")."""
+
+    cidr: IPv4Network
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostRanges:
+    """Those of one node, the widest first; bounded by who publishes them."""
+
+    node: str
+    ranges: tuple[HostRange, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class PortMapping:
     """One published port: host side to container side. `host_ip` 0.0.0.0 means every address of the host."""
 
@@ -233,3 +249,4 @@ class Snapshot:
     catalog_nodes: Mapping[str, CatalogNode] = field(default_factory=dict)
     reach: Mapping[str, Reach] = field(default_factory=dict)
     assigned: Mapping[tuple[str, IPv4Address], Assigned] = field(default_factory=dict)
+    host_ranges: Mapping[str, HostRanges] = field(default_factory=dict)

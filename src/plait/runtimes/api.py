@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 from typing import Protocol
 
 from plait.model.cluster import Container, Endpoint, Network, PortMapping
@@ -58,8 +58,16 @@ class Health(Protocol):
 class Operations(Protocol):
     def networks(self) -> Mapping[str, Network]: ...
 
+    def taken(self) -> Sequence[IPv4Network]:
+        """What a pool that is chosen by itself must keep clear of: other pools, and what hosts use for something else."""
+        ...
+
+    def check_overlaps(self, subnet: IPv4Network) -> None:
+        """ConfigError that names what a host uses addresses of `subnet` for."""
+        ...
+
     async def ensure_network(self, request: NetworkRequest) -> Network:
-        """Create, or return the equal existing one. Conflict if it exists with another subnet or overlaps."""
+        """Create, or return the equal existing one. Conflict if it exists with another subnet, ConfigError if it overlaps."""
         ...
 
     async def remove_network(self, name: str, force: bool = False) -> None:

@@ -3,7 +3,7 @@
 
 One node of a cluster of one: every pool is this node's. `plumb` is called with each endpoint that is attached and with its network, so that
 a test on a real engine can make the link; `unplumb` with each that goes. `fail` makes the next call of a name raise an error. `kept`:
-addresses that only containers of that name get.
+addresses that only containers of that name get; `used`: what a host uses for something else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 
 from plait.ipam import Reservation, check_network, choose_address, default_block_prefix, exhausted, image, next_subnet, origin
 from plait.model.cluster import Container, Endpoint, Network, PortMapping
-from plait.model.errors import Conflict, NotFound, PlaitError, PortInUse
+from plait.model.errors import ConfigError, Conflict, NotFound, PlaitError, PortInUse
 from plait.plan.desired import device_name, endpoint_mac
 from plait.runtimes.api import AttachRequest, NetworkRequest, paired
 
@@ -34,6 +34,7 @@ class FakeOperations:
         self.reports: list[tuple[Container, ...]] = []
         self.attached: dict[str, Endpoint] = {}
         self.kept: dict[IPv4Address, str] = {}
+        self.used: list[IPv4Network] = []
         self.reserved: dict[str, dict[IPv4Address, Reservation]] = {}
         self._networks: dict[str, Network] = {}
         self._fail: dict[str, PlaitError] = {}
@@ -51,6 +52,13 @@ class FakeOperations:
 
     def networks(self) -> Mapping[str, Network]:
         return dict(self._networks)
+
+    def taken(self) -> Sequence[IPv4Network]:
+        return [*(n.subnet for n in self._networks.values()), *self.used]
+
+    def check_overlaps(self, subnet: IPv4Network) -> None:
+        if any(subnet.overlaps(other) for other in self.used):
+            raise ConfigError("subnet", str(subnet), "overlaps what a host uses")
 
     async def ensure_network(self, request: NetworkRequest) -> Network:
         self._enter("ensure_network")

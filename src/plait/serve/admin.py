@@ -271,7 +271,7 @@ class _Routes:
         return _json(await self._backend.network(call.name))
 
     async def create_network(self, call: _Call) -> Answer:
-        known = ("name", "subnet", "gateway", "block_prefix", "internal", "labels", "options", "ip_range", "excluded")
+        known = ("name", "subnet", "gateway", "block_prefix", "internal", "labels", "options", "ip_range", "excluded", "force")
         body = read_body(call.body, *known, "ipv6", "subnet6", "gateway6")
         wanted = NetworkRequest(
             name=body.text("name"),
@@ -283,6 +283,7 @@ class _Routes:
             options=body.texts_by_name("options"),
             ip_range=body.parsed("ip_range", IPv4Network, "an IPv4 network such as 10.29.4.0/24"),
             excluded=tuple(_range(text) for text in body.texts("excluded")),
+            force=body.flag("force"),
             ipv6=body.flag("ipv6"),
             subnet6=body.parsed("subnet6", IPv6Network, "an IPv6 network such as fd12:3456:789a::/64"),
             gateway6=body.parsed("gateway6", IPv6Address, "an IPv6 address"),

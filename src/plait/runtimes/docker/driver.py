@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from plait.backends import BACKENDS, choose_backend
-from plait.ipam import check_network, default_block_prefix, image
+from plait.ipam import FORCED, check_network, default_block_prefix, image
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network, PortMapping
 from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, PlaitError, PortInUse
@@ -57,7 +57,7 @@ class NetworkDriver:
         """Check everything that can be checked, and make the cluster's network if the option says which; otherwise its name is known
         only later (see `networks.py`)."""
         given = wire.text_options(request.options, wire.GENERIC)
-        known = {NET_OPTION, *OPTIONS}
+        known = {NET_OPTION, FORCED, *OPTIONS}
         for unknown in sorted(given.keys() - known):
             raise ConfigError("-o", unknown, "is no option of the driver plait", f"it knows {', '.join(sorted(known))}")
         choose_backend(network_options(given), BACKENDS.values())
@@ -92,6 +92,7 @@ class NetworkDriver:
             ip_range=self._ipam.asked_range(subnet),
             labels={} if known is not None else {ORIGIN_LABEL: ORIGIN_DOCKER},
             options=network_options(given),
+            force=given.get(FORCED) == "true",
         )
 
     def _wanted6(self, wanted: NetworkRequest, data: wire.IpamData | None) -> NetworkRequest:
@@ -112,7 +113,10 @@ class NetworkDriver:
         gateway = wanted.gateway or wanted.subnet[1]
         network = Network("", wanted.subnet, gateway, prefix, internal=wanted.internal, ip_range=wanted.ip_range, subnet6=wanted.subnet6)
         network = replace(network, gateway6=wanted.gateway6 or image(network, gateway), excluded=wanted.excluded)
-        check_network(network, [n for n in self._ops.networks().values() if n.subnet != wanted.subnet])
+        known = self._ops.networks().values()
+        check_network(network, [n for n in known if n.subnet != wanted.subnet])
+        if not wanted.force and all(n.subnet != wanted.subnet for n in known):
+            self._ops.check_overlaps(wanted.subnet)
         return network
 
     async def delete_network(self, request: wire.NetworkOnly) -> Answer:

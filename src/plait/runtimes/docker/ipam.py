@@ -82,8 +82,8 @@ class IpamDriver:
         networks = self._ops.networks()
         if NET_OPTION in options and options[NET_OPTION] in networks:
             return networks[options[NET_OPTION]].subnet
-        taken = {n.subnet for n in networks.values()}
-        self._offered -= taken
+        taken = self._ops.taken()
+        self._offered -= {n.subnet for n in networks.values()}
         subnet = next_subnet([*taken, *self._offered])
         self._offered.add(subnet)
         return subnet

@@ -14,15 +14,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Network
 from typing import Any
 
 from plait.backends import SETTINGS
-from plait.ipam import origin_in
+from plait.ipam import FORCED, origin_in
 from plait.model.addr import AddressRange, IPNetwork
-from plait.model.cluster import Network
+from plait.model.cluster import HostRange, Network
 from plait.model.errors import ConfigError, Conflict, EngineUnavailable, NotFound, PlaitError
 from plait.runtimes.api import Health, NetworkRequest, Operations
 from plait.runtimes.docker.engine import DockerEngine
@@ -61,6 +61,9 @@ class DockerNetworks:
         self._removing: set[str] = set()
         self._leaving: set[str] = set()
         self._going: dict[str, float] = {}
+        self.others: set[HostRange] = set()
+        self.on_others: Callable[[], None] = lambda: None
+        """Called when the engine's own networks use other addresses."""
 
     # --- which network is it?
 
@@ -170,7 +173,9 @@ class DockerNetworks:
             texts: dict[str, str] = {}
             present: set[str] = set()
             remembered = self._state.all(NETWORKS).keys()
-            listed = {network.id: network for network in await self._engine.networks() if network.driver == DRIVER}
+            everything = await self._engine.networks()
+            listed = {network.id: network for network in everything if network.driver == DRIVER}
+            self._note_others(network for network in everything if network.driver != DRIVER)
             for network in listed.values():
                 name = identity(network)
                 with _noted(texts, name):
@@ -183,6 +188,14 @@ class DockerNetworks:
                     with _noted(texts, name), _among(self._making, name):
                         await self._create(wanted)
             self._health.replace(HEALTH_NETWORK, texts)
+
+    def _note_others(self, networks: Iterable[EngineNetwork]) -> None:
+        """Remember what addresses the engine's own networks use; tell if that is another than before."""
+        pools = ((network.name, config.subnet) for network in networks for config in network.ipam.config or [])
+        found = {HostRange(IPv4Network(subnet, strict=False), f"Docker network {name!r}") for name, subnet in pools if "." in subnet}
+        if found != self.others:
+            self.others = found
+            self.on_others()
 
     async def _forget(self, unlisted: set[str]) -> set[str]:
         """Forget Docker networks that the engine has not listed for a while; names of the others, whose end may be told yet."""
@@ -256,6 +269,7 @@ def _request(name: str, network: EngineNetwork) -> NetworkRequest:
         ip_range=parse_subnet(four.ip_range, f"range {of}") if four.ip_range else None,
         labels={**(network.labels or {}), ORIGIN_LABEL: ORIGIN_DOCKER},
         options=network_options(network.options or {}),
+        force=(network.options or {}).get(FORCED) == "true",
         subnet6=parse_subnet6(six.subnet, f"IPv6 subnet {of}") if six.subnet else None,
         gateway6=parse_address6(six.gateway, f"IPv6 gateway {of}") if six.gateway else None,
     )
