@@ -50,6 +50,7 @@ class FakeNode:
         self.ops = AgentOperations(self.view, self.journal, self.work, self.addresses, self.networks, self._settled, self.converge)
         self._task = asyncio.create_task(self._run())
         await self.until(lambda: self.replica.synced)
+        self._put_node()
         await self.networks.ensure(NetworkRequest(DEFAULT, IPv4Network("10.28.0.0/16")))
         await self.addresses.maintain()
         self._put_node()

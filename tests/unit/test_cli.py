@@ -15,7 +15,7 @@ import pytest
 from plait.cli.main import COMMANDS, cli, main
 from plait.cli.status import page
 from plait.client.admin import AdminClient, AgentNotRunning, Refused
-from plait.model.report import ConditionRow, NodeRow, PathState, StatusView
+from plait.model.report import AddressRow, ConditionRow, NodeRow, PathState, StatusView
 
 
 def node(name: str, alive: bool = True) -> NodeRow:
@@ -162,6 +162,63 @@ def test_status_of_an_empty_node(state: dict[str, Any]) -> None:
     assert ("no other node" in lines and "none on this host" in lines) == ("paths" in state)
 
 
+USED: AddressRow = {
+    "network": "default",
+    "address": "10.28.0.2",
+    "node": "A",
+    "state": "used",
+    "name": "web",
+    "shared_by": ["log"],
+    "runtime": "docker",
+    "endpoint": "e" * 64,
+    "container": "c1",
+    "reserved_for": "web",
+    "lent_by": "B",
+    "started": 0.0,
+}
+IPAM = {
+    "pools": [
+        {
+            "network": "default",
+            "pool": "10.28.0.0/16",
+            "size": 65533,
+            "used": 2,
+            "used_by": {"A": 1, "B": 1},
+            "reserved": 1,
+            "remembered": 0,
+            "free": 65530,
+            "excluded": ["10.28.9.9"],
+        }
+    ],
+    "blocks": status_of()["blocks"],
+    "addresses": [USED, {**USED, "network": "other", "started": 1.0}],
+}
+
+
+def test_addresses_are_listed_by_network(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, Canned(ipam=IPAM), "ipam", "ls", "default")
+    assert status == 0 and len(out.splitlines()) == 2
+    assert "default  10.28.0.2  used   A     web, log  docker   -    reserved for web, lent by B, endpoint eeee" in out
+    assert json.loads(run(capsys, Canned(ipam=IPAM), "ipam", "ls", "--json")[1]) == IPAM["addresses"]
+
+
+def test_a_check_that_finds_something_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"kind": "twice", "node": "A", "network": "default", "address": "10.28.0.2", "text": "web: db has it too"}
+    client = Canned(**{"ipam-check": [row]})
+    assert run(capsys, client, "ipam", "check")[:2] == (
+        1,
+        "KIND   NODE  NETWORK  ADDRESS    WHAT\ntwice  A     default  10.28.0.2  web: db has it too\n",
+    )
+
+
+def test_reclaim_is_a_rehearsal_unless_applied(capsys: pytest.CaptureFixture[str]) -> None:
+    client = Canned(**{"ipam-reclaim": ["address 10.28.0.9: unused"]})
+    assert run(capsys, client, "ipam", "reclaim")[1] == "would free address 10.28.0.9: unused\n"
+    assert run(capsys, client, "ipam", "reclaim", "--apply")[1] == "freed address 10.28.0.9: unused\n"
+    assert [body for _, _, body in client.asked] == [{"apply": False}, {"apply": True}]
+    assert run(capsys, Canned(**{"ipam-reclaim": []}), "ipam", "reclaim")[2] == "nothing to reclaim\n"
+
+
 ROWS: dict[tuple[str, ...], tuple[str, object, str]] = {
     ("nodes",): ("nodes", [node("A"), node("B"), node("C", alive=False)], "A*    alive           198.18.0.1  -       1500  0.1.0"),
     ("ps",): (
@@ -198,7 +255,8 @@ ROWS: dict[tuple[str, ...], tuple[str, object, str]] = {
         ],
         "A     0.0.0.0:53  udp    web        mesh     10.29.0.7:5353",
     ),
-    ("ipam",): ("ipam", status_of()["blocks"], "default  10.28.0.0/20   A     bridge  ?     4093"),
+    ("ipam",): ("ipam", IPAM, "default  10.28.0.0/16  65533  2     1         0           65530  10.28.9.9  A=1 B=1"),
+    ("ipam", "check"): ("ipam-check", [], "no differences"),
     ("network", "ls"): ("networks", status_of()["networks"], "default  10.28.0.0/16  10.28.0.1  overlay  vxlan    1    no        1"),
 }
 

@@ -286,7 +286,7 @@ class Addresses:
             key = record_key(block)
             of = self._view.item(network_key(network.name))
             still = Compare(network_key(network.name), of.mod_revision if of is not None else -1)
-            result = await self._store.txn([Compare(key, 0), still], [Put(key, encode(block))])
+            result = await self._store.txn([Compare(key, 0), still], [Put(key, encode(block)), *self._view.introduction()])
             if result.ok:
                 await self._hold(block)
                 log.info("block_leased", extra={"network": network.name, "cidr": str(cidr), "purpose": block.purpose})

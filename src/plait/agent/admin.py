@@ -11,9 +11,11 @@ from pathlib import Path
 
 from plait import __version__
 from plait.agent import reports
-from plait.agent.assigned import Assignments
+from plait.agent.addresses import Addresses
 from plait.agent.health import Health
 from plait.agent.identity import Identity
+from plait.agent.ipamcare import IpamCare
+from plait.agent.ipamview import ipam_view
 from plait.agent.kernelwork import KernelWork
 from plait.agent.removal import forget_node
 from plait.agent.sandboxes import Sandboxes, SandboxRequest, parse_ports
@@ -23,9 +25,10 @@ from plait.model.cluster import Endpoint, Network
 from plait.model.errors import Conflict, NotFound
 from plait.model.objects import Plan
 from plait.model.report import (
-    BlockRow,
     ContainerRow,
     EngineState,
+    FindingRow,
+    IpamView,
     NetworkRow,
     NetworkView,
     NodeRow,
@@ -55,7 +58,8 @@ class AdminParts:
     work: KernelWork
     health: Health
     underlay: Underlay
-    assigned: Assignments
+    addresses: Addresses
+    care: IpamCare
     default_network: str
     search: str
     plan: Callable[[], Plan]
@@ -116,10 +120,10 @@ class AgentAdmin:
         return self._p.underlay.paths.rows()
 
     async def reserve_address(self, network: str, name: str, address: IPv4Address) -> None:
-        await self._p.assigned.reserve(self._network(network), name, address)
+        await self._p.addresses.assigned.reserve(self._network(network), name, address)
 
     async def unreserve_address(self, network: str, name: str) -> None:
-        await self._p.assigned.unreserve(self._network(network).name, name)
+        await self._p.addresses.assigned.unreserve(self._network(network).name, name)
 
     def _network(self, name: str) -> Network:
         found = self._p.view.snapshot.networks.get(name)
@@ -127,8 +131,15 @@ class AgentAdmin:
             raise NotFound(f"there is no network {name!r}; `plait network ls` lists them")
         return found
 
-    async def ipam(self) -> list[BlockRow]:
-        return reports.block_rows(self._p.view.snapshot)
+    async def ipam(self) -> IpamView:
+        return ipam_view(self._p.view.snapshot, self._p.addresses.reservations())
+
+    async def check_ipam(self) -> list[FindingRow]:
+        found = await self._p.care.check()
+        return [{"kind": f.kind, "node": f.node, "network": f.network, "address": f.address, "text": f.text} for f in found]
+
+    async def reclaim_addresses(self, apply: bool) -> list[str]:
+        return await self._p.care.reclaim(apply)
 
     async def ports(self) -> list[PortRow]:
         return reports.port_rows(self._p.view.snapshot)

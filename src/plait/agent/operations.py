@@ -22,7 +22,7 @@ from plait.agent.kernelwork import KernelWork
 from plait.agent.networks import Networks
 from plait.agent.ports import assign_ports, ephemeral_range
 from plait.agent.view import View
-from plait.ipam import Asker, check_overlaps, held_by, origin, taken
+from plait.ipam import Asker, Reservation, check_overlaps, held_by, origin, taken
 from plait.model.cluster import Container, Endpoint, Network, PortMapping, Snapshot
 from plait.model.errors import Conflict, KernelError, NotFound, NotSupported, PlaitError
 from plait.model.objects import KernelObject, NftElement, Sysctl
@@ -281,15 +281,26 @@ class AgentOperations:
     async def report(self, runtime: str, containers: Sequence[Container]) -> None:
         self._view.report(runtime, containers)
 
-    # --- start
+    # --- what nothing stands behind
 
     async def recover(self) -> None:
         """Once at start: release reservations that no endpoint stands behind. Docker's are kept until it says what it has."""
+        for reservation in self.idle():
+            await self._addresses.release(reservation.network, reservation.address)
+
+    def idle(self) -> list[Reservation]:
+        """Live reservations without an endpoint; not Docker's, whose collector cares for them."""
         held = {(e.network, address) for e in self._own() for address in self._held_by(e)}
-        for reservation in self._addresses.reservations():
-            ours = not reservation.owner.startswith("docker:")
-            if reservation.live and ours and (reservation.network, reservation.address) not in held:
+        ours = (r for r in self._addresses.reservations() if r.live and not r.owner.startswith("docker:"))
+        return [r for r in ours if (r.network, r.address) not in held]
+
+    async def release_idle(self, reservation: Reservation) -> bool:
+        """Release it if it is idle still, now that no attach of its endpoint is under way."""
+        async with self._lock(reservation.owner.removesuffix(paired(""))):
+            idle = reservation in self.idle()
+            if idle:
                 await self._addresses.release(reservation.network, reservation.address)
+            return idle
 
     # --- helpers
 

@@ -23,6 +23,7 @@ from plait.agent.health import Health
 from plait.agent.hostranges import HostRangesWatch
 from plait.agent.hostresolvers import HostResolvers
 from plait.agent.identity import Identity
+from plait.agent.ipamcare import IpamCare
 from plait.agent.journal import Journal
 from plait.agent.kernelwork import KernelWork
 from plait.agent.networks import Networks
@@ -288,7 +289,8 @@ class _Wiring:
             work=self.work,
             health=self.health,
             underlay=self.underlay,
-            assigned=self.addresses.assigned,
+            addresses=self.addresses,
+            care=IpamCare(self.view, self.store, self.ops, self.addresses, self.work, self.loops.plan, netns_exists),
             default_network=DEFAULT_NETWORK,
             search=self.config.search_domain,
             plan=self.loops.plan,

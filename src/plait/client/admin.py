@@ -17,8 +17,9 @@ from urllib.parse import quote
 
 from plait.model.errors import PlaitError
 from plait.model.report import (
-    BlockRow,
     ContainerRow,
+    FindingRow,
+    IpamView,
     NetworkRow,
     NetworkView,
     NodeRow,
@@ -130,8 +131,14 @@ class AdminClient:
     def unreserve_address(self, network: str, name: str) -> None:
         self._call("DELETE", f"networks/{quote(network, '')}/reservations?name={quote(name, '')}")
 
-    def ipam(self) -> list[BlockRow]:
-        return cast(list[BlockRow], self._call("GET", "ipam"))
+    def ipam(self) -> IpamView:
+        return cast(IpamView, self._call("GET", "ipam"))
+
+    def check_ipam(self) -> list[FindingRow]:
+        return cast(list[FindingRow], self._call("GET", "ipam-check"))
+
+    def reclaim_addresses(self, apply: bool) -> list[str]:
+        return cast(list[str], self._call("POST", "ipam-reclaim", {"apply": apply}))
 
     def ports(self) -> list[PortRow]:
         return cast(list[PortRow], self._call("GET", "ports"))

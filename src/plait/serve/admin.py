@@ -27,8 +27,9 @@ from plait.http.server import HttpServer
 from plait.model.addr import AddressRange, parse_range
 from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, PlaitError, PoolExhausted, PortInUse, StoreUnavailable
 from plait.model.report import (
-    BlockRow,
     ContainerRow,
+    FindingRow,
+    IpamView,
     NetworkRow,
     NetworkView,
     NodeRow,
@@ -96,7 +97,15 @@ class AdminBackend(Protocol):
 
     async def unreserve_address(self, network: str, name: str) -> None: ...
 
-    async def ipam(self) -> list[BlockRow]: ...
+    async def ipam(self) -> IpamView: ...
+
+    async def check_ipam(self) -> list[FindingRow]:
+        """What differs for longer than a moment; takes about a second."""
+        ...
+
+    async def reclaim_addresses(self, apply: bool) -> list[str]:
+        """What is dead beyond doubt, one line each; freed if `apply`. Safe to repeat, and on several nodes at once."""
+        ...
 
     async def ports(self) -> list[PortRow]: ...
 
@@ -238,6 +247,7 @@ class _Routes:
             "networks": backend.networks,
             "ipam": backend.ipam,
             "paths": backend.paths,
+            "ipam-check": backend.check_ipam,
             "ports": backend.ports,
             "ps": backend.ps,
         }
@@ -246,6 +256,7 @@ class _Routes:
         return found | {
             "ready": {"GET": self.ready},
             "plan": {"GET": self.plan},
+            "ipam-reclaim": {"POST": self.reclaim_addresses},
             "nodes/*": {"DELETE": self.forget_node},
             "networks/*/reservations": {"POST": self.reserve_address, "DELETE": self.unreserve_address},
             "networks/*": {"GET": self.network, "DELETE": self.remove_network},
@@ -305,6 +316,9 @@ class _Routes:
     async def unreserve_address(self, call: _Call) -> Answer:
         await self._backend.unreserve_address(call.name, call.query.get("name", [""])[-1])
         return _done()
+
+    async def reclaim_addresses(self, call: _Call) -> Answer:
+        return _json(await self._backend.reclaim_addresses(read_body(call.body, "apply").flag("apply")))
 
     async def create_token(self, call: _Call) -> Answer:
         body = read_body(call.body, "ttl_s")
