@@ -151,3 +151,37 @@ def test_a_pool_over_a_route_of_any_host_is_refused_and_a_later_one_named(lab: L
     lab.run("B", "ip", "link", "del", "vpn0")
     process.until("all is well", lambda: lab.run("C", "plait", "status", check=False).returncode == 0, 10)
     plait(lab, "A", "network", "rm", "clash")
+
+
+def test_the_owner_of_everything_goes_and_two_allocate_at_once_and_it_comes_back(lab: Lab) -> None:
+    """B holds every block of a pool; its host is cut off for longer than ipam.forget_after."""
+    for host in "AC":
+        config = lab.path(host, "/etc/plait/plait.toml")
+        config.write_text(f'{config.read_text()}\n[ipam]\nforget_after = "10s"\n')
+        lab.kill_agent(host)
+        lab.start_agent(host)
+    plait(lab, "A", "network", "create", "owned", "--subnet", "10.33.0.0/28")
+    for host in HOSTS:
+        process.until(f"{host} has it", lambda host=host: "owned" in plait(lab, host, "network", "ls"), 5)
+    old = {f"c{n}": run(lab, "B", f"c{n}", "--ip", f"10.33.0.{n}", network="owned") for n in (2, 5, 9, 13)}  # one in each block
+    for host in "AC":
+        text = refused(lab, host, "run", "--name", "early", "--network", "owned")
+        assert "13 usable addresses in 4 blocks of /30, held by B: 4 blocks, 4 addresses in use" in text
+    lab.cut("A", "B")
+    lab.cut("B", "C")
+    try:
+        process.until("B is forgotten", lambda: [row["name"] for row in shown(lab, "C", "nodes")] == ["A", "C"], 40)
+        new = {name: run(lab, host, name, network="owned") for host, name in (("A", "a1"), ("C", "c1"), ("A", "a2"), ("C", "c2"))}
+    finally:
+        lab.heal()
+    process.until("B is back", lambda: [row["name"] for row in shown(lab, "C", "nodes")] == ["A", "B", "C"], 20)
+    assert len({*new.values(), *old.values()}) == len(new) + len(old), "nobody has what B's containers had"
+    for address in (*old.values(), *new.values()):
+        process.until(f"C reaches {address}", lambda address=address: pings(lab, "C", "c1", address), 10)
+        process.until(f"B reaches {address}", lambda address=address: pings(lab, "B", "c2", address), 10)
+    fresh = run(lab, "B", "fresh", network="owned")
+    assert fresh not in {*old.values(), *new.values()}
+    rows = json.loads(lab.run("A", "plait", "ipam", "--json").stdout)["addresses"]
+    used = [row["address"] for row in rows if row["network"] == "owned" and row["state"] == "used"]
+    assert len(used) == len(set(used)) == 9
+    assert lab.run("A", "plait", "ipam", "check", check=False).stdout.count("twice") == 0

@@ -165,6 +165,7 @@ def test_status_of_an_empty_node(state: dict[str, Any]) -> None:
 USED: AddressRow = {
     "network": "default",
     "address": "10.28.0.2",
+    "address6": "",
     "node": "A",
     "state": "used",
     "name": "web",

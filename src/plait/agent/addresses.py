@@ -34,6 +34,7 @@ from plait.ipam import (
     exhausted_in,
     expire,
     free_blocks,
+    ghosts_of,
     held_by,
     image,
     is_block_of,
@@ -83,8 +84,7 @@ class Addresses:
             if not reservation.live:
                 self._cooling.began(reservation.network, reservation.address)
         self._giving: dict[str, IPv4Address] = {}  # by network; set in the moment in which it is chosen
-        self._made: dict[str, int] = {}
-        """Revision at which each network of ours was made."""
+        self._made: dict[str, int] = {}  # revision at which each network of ours was made
         self._doubtful: set[str] = set()
         """Keys of blocks whose network was removed, maybe made again, since: ours only where the store says so."""
         for key, body in journal.load("block").items():
@@ -192,7 +192,7 @@ class Addresses:
         refuse = self.assigned.refuse(network, asker)
         found = [a for a in range_addresses(network, ranges, taken) if not refuse(a)]
         last = {a: -r.serial for a, r in held.items() if asker.name and r.name == asker.name}
-        cooling = self._cooling.of(network.name) - last.keys()
+        cooling = (self._cooling.of(network.name) | ghosts_of(self._view.snapshot, network.name)) - last.keys()
         mine = {b.cidr for b in self._own_blocks(network.name)}
         found.sort(key=lambda a: (last.get(a, 0), a in cooling, block_of(network, a) not in mine))
         with contextlib.suppress(TimeoutError):
@@ -203,7 +203,7 @@ class Addresses:
         raise range_exhausted(network, ranges, self._view.snapshot)
 
     async def _find(self, network: Network, owner: str, wanted: IPv4Address | None, asker: Asker) -> IPv4Address:
-        tunnel, cooling = self.tunnel_address(), self._cooling.of(network.name)
+        tunnel, cooling = self.tunnel_address(), self._cooling.of(network.name) | ghosts_of(self._view.snapshot, network.name)
         for _ in range(_TRIES):
             blocks = [b.cidr for b in self._own_blocks(network.name) if b.purpose == "pool"]
             held, refuse = self._held.get(network.name, {}), self.assigned.refuse(network, asker)

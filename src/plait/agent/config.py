@@ -88,6 +88,7 @@ class Config:
     register_address: Where
     parallel_checks: int
     reuse_after_s: float
+    forget_after_s: float
     log_level: str
     log_format: str
 
@@ -249,9 +250,17 @@ OPTIONS = (
         "30s",
         "How long an address is kept from other names after its container is gone, unless nothing else is left; `0s`: not at all.",
     ),
+    Option(
+        "ipam.forget_after",
+        "duration",
+        "0s",
+        "How long a node may give no sign of life, and its host no echo, until this one removes it as `plait node rm` does; `0s`: never.",
+    ),
     Option("log.level", "debug, info, warning or error", "info", "Least level that is written."),
     Option("log.format", "text or json", "text", "Form of the log lines on standard error."),
 )
+LEAST_FORGET_S = 10.0
+"""Shortest `ipam.forget_after`: a node that only restarts its agent must not lose its blocks each time."""
 _KNOWN = {option.path for option in OPTIONS}
 _SECTIONS = " ".join(dict.fromkeys(f"[{option.path.partition('.')[0]}]" for option in OPTIONS))
 Word = TypeVar("Word", bound=str)
@@ -305,11 +314,19 @@ def parse_config(raw: Mapping[str, object], where: str) -> Config:
         local_script_checks=get.flag("checks.enable_local_script_checks", lambda: False),
         parallel_checks=get.count("checks.parallel", 512, 10000),
         reuse_after_s=get.duration("ipam.reuse_after", "30s"),
+        forget_after_s=_forget_after(get.duration("ipam.forget_after", "0s"), where),
         register_services=get.choice("services.register", ("off", "named", "published"), "named"),
         register_address=get.choice("services.address", ("container", "host"), "container"),
         log_level=get.choice("log.level", ("debug", "info", "warning", "error"), "info"),
         log_format=get.choice("log.format", ("text", "json"), "text"),
     )
+
+
+def _forget_after(seconds: float, where: str) -> float:
+    if 0 < seconds < LEAST_FORGET_S:
+        why, hint = "is shorter than a reboot takes", f"use at least {LEAST_FORGET_S:.0f}s, or 0s for never"
+        raise ConfigError(f"{where}: ipam.forget_after", f"{seconds:g}s", why, hint)
+    return seconds
 
 
 class _Getter:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network
 
-from plait.model.cluster import Assigned, Block, Container, Endpoint, HostRanges, Instance, Network, Node, Reach
+from plait.model.cluster import Assigned, Block, Container, Endpoint, Ghosts, HostRanges, Instance, Network, Node, Reach
 from plait.model.discovery import CatalogNode, Check, OtherTags
 
-Record = Node | Reach | Network | Block | Endpoint | Container | Instance | Check | CatalogNode | OtherTags | Assigned | HostRanges
+Record = Node | Reach | Network | Block | Endpoint | Container | Instance | Check | CatalogNode | OtherTags | Assigned | HostRanges | Ghosts
 
 TYPES: dict[str, type[Record]] = {
     "nodes": Node,
@@ -25,6 +25,7 @@ TYPES: dict[str, type[Record]] = {
     "catalog/tags": OtherTags,
     "assigned": Assigned,
     "hostranges": HostRanges,
+    "ghosts": Ghosts,
 }
 """What is stored below `<kind>/`. The kinds of `catalog/` hold what was put into the catalogue by others than the node's own agent."""
 NETWORK_GUARD = "guards/networks"
@@ -83,6 +84,8 @@ def record_key(record: Record) -> str:
             return network_key(record.name)
         case Block():
             return block_key(record.network, record.cidr)
+        case Ghosts():
+            return f"ghosts/{record.node}/all"
         case HostRanges():
             return hostranges_key(record.node)
         case Assigned():
@@ -107,7 +110,7 @@ def _catalog(record: Instance | Check) -> str:
 
 def own_prefixes(node: str) -> tuple[str, ...]:
     """Prefixes below which `node` is the only writer."""
-    return f"endpoints/{node}/", f"containers/{node}/", f"instances/{node}/", f"checks/{node}/"
+    return f"endpoints/{node}/", f"containers/{node}/", f"instances/{node}/", f"checks/{node}/", f"ghosts/{node}/"
 
 
 def single_keys(node: str) -> tuple[str, ...]:

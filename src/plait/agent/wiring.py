@@ -32,6 +32,7 @@ from plait.agent.operations import AgentOperations
 from plait.agent.publisher import Publisher
 from plait.agent.ranges import RangesFile
 from plait.agent.reconciler import Reconciler
+from plait.agent.removal import Forgetting
 from plait.agent.sandboxes import Sandboxes
 from plait.agent.storehost import StoreHost
 from plait.agent.stores import open_store
@@ -236,6 +237,7 @@ class _Wiring:
                 self.loops.keep_blocks(),
                 self._serve_names(),
                 self.host_ranges.run(),
+                Forgetting(self.view, self.store, self.config.forget_after_s, lambda: self.replica.connected).run(),
                 self.ranges.run(),
                 self.addresses.assigned.run(),
                 self.dns_watch.run(),

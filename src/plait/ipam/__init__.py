@@ -19,7 +19,7 @@ from plait.ipam.pool import (
     usable,
     usable_count,
 )
-from plait.ipam.strays import stray_endpoints
+from plait.ipam.strays import ghosts_of, stray_endpoints
 
 __all__ = [
     "FORCED",
@@ -40,6 +40,7 @@ __all__ = [
     "exhausted_in",
     "expire",
     "free_blocks",
+    "ghosts_of",
     "held_by",
     "image",
     "image_block",

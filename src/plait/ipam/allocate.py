@@ -70,9 +70,9 @@ def choose_address(
             if address in elsewhere or refuse(address):
                 continue
             last = held.get(address)
-            if last is None:
+            if last is None and address not in cooling:
                 return address
-            if not last.live and address not in cooling:
+            if last is not None and not last.live and address not in cooling:
                 released.append(last)
     return min(released, key=lambda r: r.serial).address if released else None
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
+
 from plait.ipam.dual import held_by
 from plait.model.cluster import Endpoint, Snapshot
 
@@ -21,3 +23,8 @@ def stray_endpoints(snapshot: Snapshot) -> list[Endpoint]:
         if any(holders.get((endpoint.network, int(address) & mask)) != endpoint.node for address in addresses):
             found.append(endpoint)
     return sorted(found, key=lambda e: e.id)
+
+
+def ghosts_of(snapshot: Snapshot, network: str) -> set[IPv4Address]:
+    """Addresses that containers of removed nodes may still have."""
+    return {address for ghosts in snapshot.ghosts.values() for where, address in ghosts.addresses if where == network}

@@ -123,6 +123,15 @@ class HostRanges:
 
 
 @dataclass(frozen=True, slots=True)
+class Ghosts:
+    """What the containers of a removed node had, (network, address). They may live on there, so that others get these addresses only when
+    nothing else is left. It goes when the node comes back."""
+
+    node: str
+    addresses: tuple[tuple[str, IPv4Address], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class PortMapping:
     """One published port: host side to container side. `host_ip` 0.0.0.0 means every address of the host."""
 
@@ -250,3 +259,4 @@ class Snapshot:
     reach: Mapping[str, Reach] = field(default_factory=dict)
     assigned: Mapping[tuple[str, IPv4Address], Assigned] = field(default_factory=dict)
     host_ranges: Mapping[str, HostRanges] = field(default_factory=dict)
+    ghosts: Mapping[str, Ghosts] = field(default_factory=dict)
