@@ -168,6 +168,7 @@ class AgentAdmin:
                 aliases=request.aliases,
                 ports=parse_ports(request.ports),
                 address6=request.address6,
+                share=request.share,
             )
         )
         return self._sandbox_view(request.name, endpoint, 0)

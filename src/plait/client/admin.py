@@ -165,6 +165,7 @@ class AdminClient:
         ports: tuple[str, ...] = (),
         aliases: tuple[str, ...] = (),
         address6: str | None = None,
+        share: str = "",
     ) -> SandboxView:
         """Make a sandbox; it stays until `remove_sandbox`, or until the process told to `sandbox_started` ends."""
         body = {
@@ -174,6 +175,7 @@ class AdminClient:
             "labels": dict(labels or {}),
             "ports": list(ports),
             "aliases": list(aliases),
+            "share": share,
         }
         return cast(SandboxView, self._call("POST", "sandboxes", body | _given(address6=address6)))
 

@@ -90,7 +90,7 @@ def _containers(snapshot: Snapshot) -> Iterator[Finding]:
     bridges = [block.cidr for block in snapshot.blocks.values() if block.purpose == "bridge"]
     for container in snapshot.containers.values():
         for name, address in (*container.addresses.items(), *container.addresses6.items()):
-            endpoint = attached.get((container.node, name, container.id))
+            endpoint = attached.get((container.node, name, container.shares or container.id))
             has = None if endpoint is None else endpoint.address if address.version == 4 else endpoint.address6
             if name not in snapshot.networks or any(address in cidr for cidr in bridges) or container.state != "running":
                 continue

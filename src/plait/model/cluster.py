@@ -171,7 +171,8 @@ class Container:
     the engine's own health check of it finds (starting, healthy, unhealthy; "" if it has none), `health_output` what that wrote last.
 
     `env` holds only those of its variables that describe services (SERVICE_…), `exposed` the ports (number, protocol) that it says to
-    listen on. `host_network`: it has no network of its own. `known` False: only its labels are known yet, not its env and ports.
+    listen on. `host_network`: it has no network of its own. `shares`: id of the container in whose network namespace it is ("" = its own):
+    it has the addresses of that. `known` False: only its labels are known yet, not its env and ports.
     """
 
     id: str
@@ -192,6 +193,7 @@ class Container:
     host_network: bool = False
     known: bool = True
     addresses6: Mapping[str, IPv6Address] = field(default_factory=dict)
+    shares: str = ""
 
 
 @dataclass(frozen=True, slots=True)

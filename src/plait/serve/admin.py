@@ -55,7 +55,8 @@ MAX_TOKEN_TTL_S = 7 * 86400
 
 @dataclass(frozen=True, slots=True)
 class NewSandbox:
-    """A sandbox to be made. `network` "" is the cluster's default one; `ports` are texts as `docker run -p` spells them."""
+    """A sandbox to be made. `network` "" is the cluster's default one; `ports` are texts as `docker run -p` spells them; `share`: the
+    sandbox of this host in whose network namespace it is to be."""
 
     name: str
     network: str = ""
@@ -64,6 +65,7 @@ class NewSandbox:
     ports: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     address6: IPv6Address | None = None
+    share: str = ""
 
 
 class AdminBackend(Protocol):
@@ -334,7 +336,7 @@ class _Routes:
         return _done()
 
     async def create_sandbox(self, call: _Call) -> Answer:
-        body = read_body(call.body, "name", "network", "address", "labels", "ports", "aliases", "address6")
+        body = read_body(call.body, "name", "network", "address", "labels", "ports", "aliases", "address6", "share")
         wanted = NewSandbox(
             name=body.text("name"),
             network=body.text("network", ""),
@@ -343,6 +345,7 @@ class _Routes:
             ports=body.texts("ports"),
             aliases=body.texts("aliases"),
             address6=body.parsed("address6", IPv6Address, "an IPv6 address"),
+            share=body.text("share", ""),
         )
         return _json(await self._backend.create_sandbox(wanted), 201)
 
