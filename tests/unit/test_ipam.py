@@ -176,6 +176,12 @@ def test_what_is_no_range_is_refused(text: str, words: str) -> None:
         parse_range(text)
 
 
+def test_a_block_of_which_nothing_is_left_is_not_leased() -> None:
+    excluded = tuple(map(parse_range, ("10.1.0.2", "10.1.0.3", "10.1.0.8-10.1.0.12", "10.1.0.14")))
+    network = replace(net("10.1.0.0/28", block=30), excluded=excluded)
+    assert list(free_blocks(network, [])) == [B("10.1.0.4/30"), B("10.1.0.12/30")]
+
+
 def test_ranges_are_written_as_people_do() -> None:
     texts = ["10.1.0.9", "10.1.0.8/29", "10.1.0.9-10.1.0.12"]
     assert [str(parse_range(text)) for text in (*texts, "10.1.0.8-10.1.0.15", "10.1.0.9/32")] == [*texts, texts[1], texts[0]]

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 
 from plait.ipam.dual import check_network6
+from plait.model.addr import AddressRange
 from plait.model.cluster import Network, Node
 from plait.model.errors import ConfigError, PoolExhausted
 
@@ -54,9 +55,17 @@ def is_large(network: Network) -> bool:
 
 
 def free_blocks(network: Network, taken: Collection[IPv4Network]) -> Iterator[IPv4Network]:
-    """Blocks that no node holds, ascending. `taken` may hold blocks of other pools; they do not matter."""
+    """Blocks that no node holds and that have an address to give, ascending. `taken` may hold blocks of other pools; they do not matter."""
     held = set(taken)
-    return (block for block in blocks_of(network) if block not in held)
+    return (block for block in blocks_of(network) if block not in held and not _is_useless(network, block))
+
+
+def _is_useless(network: Network, block: IPv4Network) -> bool:
+    """Whether exclusions leave nothing of the block."""
+    whole = AddressRange(block.network_address, block.broadcast_address)
+    touching = [part for part in network.excluded if part.overlaps(whole)]
+    covered = any(part.first <= whole.first and whole.last <= part.last for part in touching)
+    return covered or (bool(touching) and next(usable(network, block), None) is None)
 
 
 def usable(network: Network, block: IPv4Network, tunnel: IPv4Address | None = None) -> Iterator[IPv4Address]:

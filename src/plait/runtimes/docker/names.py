@@ -104,8 +104,9 @@ class StartingNames:
             self.deferred = True
             raise Deferred(f"{address} is kept for some containers, and Docker does not say which one asks; {WHY_DEFERRED}") from error
         self._labels = {row.name: row.labels or {} for row in rows}
-        found = [row.name for row in rows if row.state in STARTABLE and address in row.chosen(wanted_on)]
-        return found[0] if len(found) == 1 else ""
+        found = [row for row in rows if row.state in STARTABLE and address in row.chosen(wanted_on)]
+        names = await self._starting(found) if len(found) > 1 else [row.name for row in found]
+        return names[0] if len(names) == 1 else ""
 
     def labels(self, name: str) -> Mapping[str, str]:
         """The labels of the container that was named, as the engine said last."""
