@@ -56,8 +56,8 @@ def test_an_aux_address_is_given_to_nobody_on_any_host_and_a_full_pool_says_who_
     for host in "AB":
         text = refused(two, host, "run", "-d", "--name", "more", "--network", "few", "nginx")
         assert (
-            "pool 10.66.0.0/29 of network 'few' is exhausted: 4 usable addresses in 2 blocks of /30, held by A: 1 blocks, 1 addresses in use, B: 1 blocks, 3"
-            in text
+            "pool 10.66.0.0/29 of network 'few' is exhausted: 4 usable addresses in 2 blocks of /30,"
+            " held by A: 1 blocks, 1 addresses in use, B: 1 blocks, 3" in text
         )
         assert "addresses in use" in text and "`plait ipam`" in text
         docker(two, host, "rm", "-f", "more")

@@ -114,8 +114,8 @@ CALLS: list[tuple[Callable[[AdminClient], object], tuple[Any, ...]]] = [
     (lambda c: c.set_gateway(False), ("set_gateway", False)),
     (lambda c: c.create_sandbox("web"), ("create_sandbox", NewSandbox("web"))),
     (
-        lambda c: c.create_sandbox("web", "mesh", "10.30.0.7", {"k": "v"}, ("8080:80", "53:53/udp"), ("www",), "db"),
-        ("create_sandbox", NewSandbox("web", "mesh", IPv4Address("10.30.0.7"), {"k": "v"}, ("8080:80", "53:53/udp"), ("www",), "db")),
+        lambda c: c.create_sandbox("web", "mesh", "10.30.0.7", {"k": "v"}, ("8080:80", "53:53/udp"), ("www",), share="db"),
+        ("create_sandbox", NewSandbox("web", "mesh", IPv4Address("10.30.0.7"), {"k": "v"}, ("8080:80", "53:53/udp"), ("www",), share="db")),
     ),
     (lambda c: c.sandbox("web"), ("sandbox", "web")),
     (lambda c: c.sandbox_started("web", 4711), ("sandbox_started", "web", 4711)),

@@ -388,6 +388,7 @@ def test_run_without_a_command_makes_a_sandbox_that_stays(capsys: pytest.Capture
         "labels": {"k": "v"},
         "ports": ["8080:80", "53:53/udp"],
         "aliases": [],
+        "share": "",
     }
     assert client.asked == [("POST", "sandboxes", body)]
 
@@ -421,8 +422,10 @@ def test_both_families_are_shown_and_older_agents_rows_too(capsys: pytest.Captur
     _, out, _ = run(capsys, Canned(ps=rows), "ps")
     assert [line.split()[1:3] for line in out.splitlines()[1:]] == [["old", "m=10.30.0.2"], ["new", "m=10.30.0.2,fd00:30::2"]]
     blocks = [{"network": "m", "cidr": "10.30.0.0/24", "cidr6": "fd00:30::/120", "node": "A", "purpose": "pool", "used": 1, "size": 2}]
-    _, out, _ = run(capsys, Canned(ipam=blocks), "ipam")
-    assert "10.30.0.0/24 fd00:30::/120" in out
+    rows = [USED | {"address6": "fd00:30::2"}]
+    view = {"pools": [], "blocks": blocks, "addresses": rows}
+    assert "10.30.0.0/24 fd00:30::/120" in run(capsys, Canned(ipam=view), "ipam")[1]
+    assert "10.28.0.2 fd00:30::2" in run(capsys, Canned(ipam=view), "ipam", "ls")[1]
 
 
 @pytest.mark.parametrize(

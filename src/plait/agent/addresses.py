@@ -23,6 +23,7 @@ from plait.agent.assigned import Assignments
 from plait.agent.cooling import Cooling
 from plait.agent.journal import Journal, Write
 from plait.agent.keys import Record, network_key, record_key
+from plait.agent.ownblocks import OwnBlocks
 from plait.agent.view import View
 from plait.ipam import (
     NOBODY,
@@ -35,18 +36,18 @@ from plait.ipam import (
     expire,
     free_blocks,
     ghosts_of,
-    held_by,
     image,
+    in_use_elsewhere,
     is_block_of,
     is_large,
-    origin,
+    origin_of,
     range_addresses,
     range_exhausted,
     ranges_for,
     reserved_for,
 )
 from plait.model.cluster import Block, Network
-from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, PoolExhausted, StoreUnavailable
+from plait.model.errors import Conflict, NotFound, NotSupported, PoolExhausted, StoreUnavailable
 from plait.plan.desired import first_default_block
 from plait.runtimes.api import paired
 from plait.store.api import Compare, Delete, Put, Store
@@ -84,12 +85,10 @@ class Addresses:
             if not reservation.live:
                 self._cooling.began(reservation.network, reservation.address)
         self._giving: dict[str, IPv4Address] = {}  # by network; set in the moment in which it is chosen
-        self._made: dict[str, int] = {}  # revision at which each network of ours was made
-        self._doubtful: set[str] = set()
-        """Keys of blocks whose network was removed, maybe made again, since: ours only where the store says so."""
         for key, body in journal.load("block").items():
             view.put(decode(Block, body, key))
-        view.subscribe(self._on_view)
+        self._own = OwnBlocks(view)
+        self._own_blocks = self._own.of
         self.assigned = Assignments(view, store, journal, self.is_live, self._lock, ranges)
 
     # --- addresses
@@ -188,7 +187,7 @@ class Addresses:
     async def _find_in(self, network: Network, owner: str, asker: Asker, ranges: Sequence[NamedRange]) -> IPv4Address:
         """An address of the ranges: the one the name had last, then of blocks of this node, then any."""
         held = self._held.get(network.name, {})
-        taken = {a for a, r in held.items() if r.live} | self._elsewhere(network.name)
+        taken = {a for a, r in held.items() if r.live} | in_use_elsewhere(self._view.snapshot, network.name)
         refuse = self.assigned.refuse(network, asker)
         found = [a for a in range_addresses(network, ranges, taken) if not refuse(a)]
         last = {a: -r.serial for a, r in held.items() if asker.name and r.name == asker.name}
@@ -208,7 +207,7 @@ class Addresses:
             blocks = [b.cidr for b in self._own_blocks(network.name) if b.purpose == "pool"]
             held, refuse = self._held.get(network.name, {}), self.assigned.refuse(network, asker)
             try:
-                elsewhere = self._elsewhere(network.name)
+                elsewhere = in_use_elsewhere(self._view.snapshot, network.name)
                 found = choose_address(network, blocks, held, owner, asker.name, wanted, tunnel, elsewhere, refuse, cooling)
             except NotFound:
                 if wanted is None or wanted not in network.subnet:
@@ -217,7 +216,7 @@ class Addresses:
             if found is not None:
                 self._giving[network.name] = found
                 return found
-            unconfirmed = self._unconfirmed(network.name)
+            unconfirmed = self._own.unconfirmed(network.name)
             for block in unconfirmed:
                 await self._confirm(block)
             try:
@@ -241,38 +240,6 @@ class Addresses:
 
     def _lock(self, network: str) -> asyncio.Lock:
         return self._locks.setdefault(network, asyncio.Lock())
-
-    def _own_blocks(self, network: str) -> list[Block]:
-        """What this node holds, by journal and store, ascending."""
-        mine = (b for b in self._view.snapshot.blocks.values() if b.network == network and b.node == self._view.me)
-        return sorted((b for b in mine if self._is_held(record_key(b))), key=lambda b: b.cidr)
-
-    def _is_held(self, key: str) -> bool:
-        return self._view.own(key) is not None and (key not in self._doubtful or self._view.item(key) is not None)
-
-    def _on_view(self, kinds: frozenset[str]) -> None:
-        """Notice that a network was removed, in the moment in which this node hears of it: others may lease its blocks from now on."""
-        if "networks" not in kinds:
-            return
-        for key, block in self._view.own_records().items():
-            if isinstance(block, Block):
-                item = self._view.item(network_key(block.network))
-                if block.network in self._made and (item is None or item.create_revision != self._made[block.network]):
-                    self._doubtful.add(key)
-        items = {name: self._view.item(network_key(name)) for name in self._view.snapshot.networks}
-        self._made = {name: item.create_revision for name, item in items.items() if item is not None}
-
-    def _unconfirmed(self, network: str = "") -> list[Block]:
-        """What the store gives this node and its journal does not hold; "": of all networks."""
-        mine = (b for b in self._view.snapshot.blocks.values() if b.node == self._view.me and network in ("", b.network))
-        return [b for b in mine if self._view.own(record_key(b)) is None]
-
-    def _elsewhere(self, network: str) -> set[IPv4Address]:
-        """Addresses that other nodes have in use, of blocks that may have been theirs."""
-        snapshot, me = self._view.snapshot, self._view.me
-        others = (e for e in snapshot.endpoints.values() if e.network == network and e.node != me)
-        used = {address for e in others for address in held_by(snapshot.networks.get(network), e)}
-        return used | {n.tunnel for n in snapshot.nodes.values() if n.tunnel is not None and n.name != me}
 
     # --- blocks
 
@@ -362,7 +329,7 @@ class Addresses:
         """The store says that `block` is this node's."""
         await self.assigned.learn(block)
         await self._journal.write([Write("block", record_key(block), encode(block))])
-        self._doubtful.discard(record_key(block))
+        self._own.confirmed(block)
         self._view.put(block)
 
     async def _drop(self, block: Block) -> None:
@@ -381,7 +348,7 @@ class Addresses:
             async with self._lock(block.network):
                 if self._view.own(key) is not None:
                     await self._give_up(block, self._view.record(key))
-        for block in self._unconfirmed():
+        for block in self._own.unconfirmed():
             async with self._lock(block.network):
                 await self._confirm(block)
 
@@ -423,14 +390,3 @@ class Addresses:
         """The node's tunnel address: the first of its first default block."""
         block = first_default_block(self._view.snapshot.blocks.values(), self._view.me, self._default)
         return block.cidr.network_address if block is not None else None
-
-
-def origin_of(network: Network, address: IPv6Address) -> IPv4Address:
-    """The IPv4 address with which `address` goes, and so is held. ConfigError if there is none."""
-    found = origin(network, address)
-    if found is None:
-        first, last = image(network, network.subnet[0]), image(network, network.subnet[-1])
-        raise ConfigError(
-            "IPv6 address", str(address), f"is none that network {network.name!r} gives", f"ask for one from {first} to {last}"
-        )
-    return found

@@ -3,7 +3,7 @@
 
 from plait.ipam.access import NOBODY, Asker, NamedRange, assigned_of, range_addresses, range_exhausted, ranges_for, refusal, reserved_for
 from plait.ipam.allocate import Reservation, choose_address, exhausted, exhausted_in, expire, nothing_refused
-from plait.ipam.dual import default_subnet6, held_by, image, image_block, origin, origin_in
+from plait.ipam.dual import default_subnet6, held_by, image, image_block, origin, origin_in, origin_of
 from plait.ipam.overlap import FORCED, check_overlaps, clashes, own_ranges, taken
 from plait.ipam.pool import (
     block_of,
@@ -19,7 +19,7 @@ from plait.ipam.pool import (
     usable,
     usable_count,
 )
-from plait.ipam.strays import ghosts_of, stray_endpoints
+from plait.ipam.strays import ghosts_of, in_use_elsewhere, stray_endpoints
 
 __all__ = [
     "FORCED",
@@ -44,6 +44,7 @@ __all__ = [
     "held_by",
     "image",
     "image_block",
+    "in_use_elsewhere",
     "is_block_of",
     "is_excluded",
     "is_kept",
@@ -52,6 +53,7 @@ __all__ = [
     "nothing_refused",
     "origin",
     "origin_in",
+    "origin_of",
     "own_ranges",
     "range_addresses",
     "range_exhausted",

@@ -53,6 +53,17 @@ def held_by(network: Network | None, endpoint: Endpoint) -> set[IPv4Address]:
     return {endpoint.address, of or endpoint.address}
 
 
+def origin_of(network: Network, address: IPv6Address) -> IPv4Address:
+    """The IPv4 address with which `address` goes, and so is held. ConfigError if there is none."""
+    found = origin(network, address)
+    if found is None:
+        first, last = image(network, network.subnet[0]), image(network, network.subnet[-1])
+        raise ConfigError(
+            "IPv6 address", str(address), f"is none that network {network.name!r} gives", f"ask for one from {first} to {last}"
+        )
+    return found
+
+
 def default_subnet6(random_bits: int) -> IPv6Network:
     """The first /64 of a unique local prefix (RFC 4193) with 40 bits that the caller has drawn at random."""
     return IPv6Network(((0xFD << 120) | (random_bits & ((1 << 40) - 1)) << 80, PREFIX6))

@@ -28,3 +28,10 @@ def stray_endpoints(snapshot: Snapshot) -> list[Endpoint]:
 def ghosts_of(snapshot: Snapshot, network: str) -> set[IPv4Address]:
     """Addresses that containers of removed nodes may still have."""
     return {address for ghosts in snapshot.ghosts.values() for where, address in ghosts.addresses if where == network}
+
+
+def in_use_elsewhere(snapshot: Snapshot, network: str) -> set[IPv4Address]:
+    """Addresses that other nodes have in use, of blocks that may have been theirs."""
+    others = (e for e in snapshot.endpoints.values() if e.network == network and e.node != snapshot.me)
+    used = {address for e in others for address in held_by(snapshot.networks.get(network), e)}
+    return used | {n.tunnel for n in snapshot.nodes.values() if n.tunnel is not None and n.name != snapshot.me}
