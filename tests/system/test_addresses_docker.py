@@ -55,11 +55,8 @@ def test_an_aux_address_is_given_to_nobody_on_any_host_and_a_full_pool_says_who_
     assert given == {"10.66.0.3", "10.66.0.4", "10.66.0.5", "10.66.0.6"}
     for host in "AB":
         text = refused(two, host, "run", "-d", "--name", "more", "--network", "few", "nginx")
-        assert (
-            "pool 10.66.0.0/29 of network 'few' is exhausted: 4 usable addresses in 2 blocks of /30,"
-            " held by A: 1 blocks, 1 addresses in use, B: 1 blocks, 3" in text
-        )
-        assert "addresses in use" in text and "`plait ipam`" in text
+        assert "pool 10.66.0.0/29 of network 'few' is exhausted: 4 usable addresses in 2 blocks of /30," in text
+        assert "held by A: 1 blocks, 1 addresses in use, B: 1 blocks, 3 addresses in use; remove containers" in text
         docker(two, host, "rm", "-f", "more")
     docker(two, "B", "rm", "-f", "b2")
     docker(two, "B", "run", "-d", "--name", "now", "--network", "few", "nginx")

@@ -102,6 +102,7 @@ CALLS: list[tuple[Callable[[AdminClient], object], tuple[Any, ...]]] = [
     (lambda c: c.remove_network("mesh", force=True), ("remove_network", "mesh", True)),
     (lambda c: c.ipam(), ("ipam",)),
     (lambda c: c.check_ipam(), ("check_ipam",)),
+    (lambda c: c.cluster_conflicts(b'{"version": 1}'), ("cluster_conflicts", b'{"version": 1}')),
     (lambda c: c.reclaim_addresses(True), ("reclaim_addresses", True)),
     (lambda c: c.reserve_address("mesh", "db", "10.30.0.7"), ("reserve_address", "mesh", "db", IPv4Address("10.30.0.7"))),
     (lambda c: c.unreserve_address("mesh", "a/b c"), ("unreserve_address", "mesh", "a/b c")),

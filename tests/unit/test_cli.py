@@ -212,6 +212,17 @@ def test_a_check_that_finds_something_fails(capsys: pytest.CaptureFixture[str]) 
     )
 
 
+def test_an_export_goes_to_the_agent_as_it_is_and_a_conflict_fails(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert json.loads(run(capsys, Canned(**{"cluster-export": {"version": 1}}), "cluster", "export")[1]) == {"version": 1}
+    (tmp_path / "other.json").write_text('{"version": 1}')
+    row = {"kind": "block", "here": "A", "there": "B", "todo": "choose"}
+    client = Canned(**{"cluster-conflicts": [row]})
+    words = ("cluster", "conflicts", str(tmp_path / "other.json"))
+    assert run(capsys, client, *words)[:2] == (1, "KIND   HERE  THERE  TO DO\nblock  A     B      choose\n")
+    assert client.asked == [("POST", "cluster-conflicts", b'{"version": 1}')]
+    assert run(capsys, Canned(**{"cluster-conflicts": []}), *words)[:2] == (0, "no conflicts\n")
+
+
 def test_reclaim_is_a_rehearsal_unless_applied(capsys: pytest.CaptureFixture[str]) -> None:
     client = Canned(**{"ipam-reclaim": ["address 10.28.0.9: unused"]})
     assert run(capsys, client, "ipam", "reclaim")[1] == "would free address 10.28.0.9: unused\n"

@@ -21,10 +21,12 @@ from plait.agent.removal import forget_node
 from plait.agent.sandboxes import Sandboxes, SandboxRequest, parse_ports
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
+from plait.ipam.merge import VERSION, ClusterExport, conflicts, export
 from plait.model.cluster import Endpoint, Network
-from plait.model.errors import Conflict, NotFound
+from plait.model.errors import ConfigError, Conflict, NotFound
 from plait.model.objects import Plan
 from plait.model.report import (
+    ClashRow,
     ContainerRow,
     EngineState,
     FindingRow,
@@ -44,6 +46,7 @@ from plait.model.requests import NetworkRequest
 from plait.runtimes.api import Operations
 from plait.serve.admin import NewSandbox
 from plait.store.api import Store
+from plait.store.codec import decode, encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,16 @@ class AgentAdmin:
 
     async def reclaim_addresses(self, apply: bool) -> list[str]:
         return await self._p.care.reclaim(apply)
+
+    async def export_cluster(self) -> bytes:
+        return encode(export(self._p.view.snapshot))
+
+    async def cluster_conflicts(self, other: bytes) -> list[ClashRow]:
+        there = decode(ClusterExport, other, "of the export")
+        if there.version != VERSION:
+            raise ConfigError("export", there.version, f"is of another version than {VERSION}", "export it with this version of plait")
+        found = conflicts(export(self._p.view.snapshot), there)
+        return [{"kind": c.kind, "here": c.here, "there": c.there, "todo": c.todo} for c in found]
 
     async def ports(self) -> list[PortRow]:
         return reports.port_rows(self._p.view.snapshot)

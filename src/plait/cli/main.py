@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, str] = {
     "ipam": "plait.cli.ipam",
     "plan": "plait.cli.listing",
     "network": "plait.cli.network",
+    "cluster": "plait.cli.cluster",
     "run": "plait.cli.sandbox",
     "exec": "plait.cli.sandbox",
     "rm": "plait.cli.sandbox",

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from plait.model.errors import PlaitError
 from plait.model.report import (
+    ClashRow,
     ContainerRow,
     FindingRow,
     IpamView,
@@ -140,6 +141,13 @@ class AdminClient:
     def reclaim_addresses(self, apply: bool) -> list[str]:
         return cast(list[str], self._call("POST", "ipam-reclaim", {"apply": apply}))
 
+    def export_cluster(self) -> object:
+        return self._call("GET", "cluster-export")
+
+    def cluster_conflicts(self, other: bytes) -> list[ClashRow]:
+        """`other`: the export of another cluster, as it was printed."""
+        return cast(list[ClashRow], self._call("POST", "cluster-conflicts", other))
+
     def ports(self) -> list[PortRow]:
         return cast(list[PortRow], self._call("GET", "ports"))
 
@@ -197,7 +205,7 @@ class AdminClient:
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         connection = _Connection(self._path, timeout_s)
         try:
-            connection.request(method, f"/v1/{path}", body=None if body is None else json.dumps(body))
+            connection.request(method, f"/v1/{path}", body=body if body is None or isinstance(body, bytes) else json.dumps(body))
             answer = connection.getresponse()
             raw = answer.read()
         except (FileNotFoundError, ConnectionRefusedError) as error:

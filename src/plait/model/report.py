@@ -137,6 +137,15 @@ class FindingRow(TypedDict):
     text: str
 
 
+class ClashRow(TypedDict):
+    """Something that two clusters both use: what it is on either side, and what would end the conflict."""
+
+    kind: str
+    here: str
+    there: str
+    todo: str
+
+
 class PortRow(TypedDict):
     """A published port of one container."""
 

@@ -27,6 +27,7 @@ from plait.http.server import HttpServer
 from plait.model.addr import AddressRange, parse_range
 from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, PlaitError, PoolExhausted, PortInUse, StoreUnavailable
 from plait.model.report import (
+    ClashRow,
     ContainerRow,
     FindingRow,
     IpamView,
@@ -48,7 +49,7 @@ log = logging.getLogger("plait.admin")
 GROUP = "plait"
 REQUEST_TIMEOUT_S = 30.0
 """Longest time that one request may take inside the agent."""
-BODY_LIMIT = 1 << 20
+BODY_LIMIT, EXPORT_LIMIT = 1 << 20, 64 << 20
 DEFAULT_TOKEN_TTL_S = 3600
 MAX_TOKEN_TTL_S = 7 * 86400
 
@@ -107,6 +108,14 @@ class AdminBackend(Protocol):
 
     async def reclaim_addresses(self, apply: bool) -> list[str]:
         """What is dead beyond doubt, one line each; freed if `apply`. Safe to repeat, and on several nodes at once."""
+        ...
+
+    async def export_cluster(self) -> bytes:
+        """JSON of what of this cluster may conflict with another one."""
+        ...
+
+    async def cluster_conflicts(self, other: bytes) -> list[ClashRow]:
+        """Everything that this cluster and the exported one cannot both keep. ConfigError if that is no export."""
         ...
 
     async def ports(self) -> list[PortRow]: ...
@@ -207,7 +216,7 @@ class AdminApp:
         return _refusal(status, text, "HTTP")
 
     def max_body(self, target: bytes) -> int:
-        return BODY_LIMIT
+        return EXPORT_LIMIT if target.startswith(b"/v1/cluster-conflicts") else BODY_LIMIT
 
 
 def _status(error: PlaitError) -> int:
@@ -259,6 +268,8 @@ class _Routes:
             "ready": {"GET": self.ready},
             "plan": {"GET": self.plan},
             "ipam-reclaim": {"POST": self.reclaim_addresses},
+            "cluster-export": {"GET": self.export_cluster},
+            "cluster-conflicts": {"POST": self.cluster_conflicts},
             "nodes/*": {"DELETE": self.forget_node},
             "networks/*/reservations": {"POST": self.reserve_address, "DELETE": self.unreserve_address},
             "networks/*": {"GET": self.network, "DELETE": self.remove_network},
@@ -318,6 +329,12 @@ class _Routes:
     async def unreserve_address(self, call: _Call) -> Answer:
         await self._backend.unreserve_address(call.name, call.query.get("name", [""])[-1])
         return _done()
+
+    async def export_cluster(self, call: _Call) -> Answer:
+        return Answer(200, await self._backend.export_cluster(), "application/json")
+
+    async def cluster_conflicts(self, call: _Call) -> Answer:
+        return _json(await self._backend.cluster_conflicts(call.body))
 
     async def reclaim_addresses(self, call: _Call) -> Answer:
         return _json(await self._backend.reclaim_addresses(read_body(call.body, "apply").flag("apply")))
