@@ -842,6 +842,27 @@ async def test_an_ipv6_address_that_is_chosen_is_held_until_its_container_goes(d
     assert ("dual", A("10.40.0.136")) not in dual.ops.held(""), "its container did not start"
 
 
+async def test_what_is_kept_for_a_container_it_gets_by_ip6_too(dual: Setup) -> None:
+    dual.ops.kept[A("10.40.0.80")] = "db"
+    row = dual.engine.add_container("db", "created", "dual")
+    row["NetworkSettings"]["Networks"]["dual"]["IPAMConfig"] = {"IPv6Address": "fd00:40:0::50"}
+    assert (await joined(dual, "02:00:00:00:00:01", "fd00:40::50"))[1] == "fd00:40::50/128"
+    dual.ops.kept[A("10.40.0.81")] = "other"
+    await dual.docker.call("IpamDriver.RequestAddress", PoolID=DUAL4, Address="", Options={MAC: "02:00:00:00:00:02"})
+    got = await dual.docker.call("IpamDriver.RequestAddress", PoolID=DUAL6, Address="fd00:40::51", Options={MAC: "02:00:00:00:00:02"})
+    assert "10.40.0.81 is reserved for 'other'" in got["Error"]
+
+
+async def test_an_ipv6_aux_address_keeps_what_it_goes_with(s: Setup) -> None:
+    six = SIX | {"AuxAddresses": {"router": "fd00:40::9"}}
+    body = creation("10.40.0.0/16", **{"plait.net": "dual"}) | {"IPv6Data": [six], "NetworkID": "dual-id"}
+    body["IPv4Data"][0]["AuxAddresses"] = {"printer": "10.40.0.5"}
+    assert await s.docker.call("NetworkDriver.CreateNetwork", **body) == {}
+    assert [str(part) for part in s.ops.networks()["dual"].excluded] == ["10.40.0.5", "10.40.0.9"]
+    again = await s.docker.call("IpamDriver.RequestAddress", PoolID=DUAL6, Address="fd00:40::9", Options=None)
+    assert again["Address"] == "fd00:40::9/128" and not s.ops.held("")
+
+
 async def test_an_internal_network_leads_to_itself_alone(s: Setup) -> None:
     body = creation("10.40.0.0/16", **{"plait.net": "dual"}) | {"IPv6Data": [SIX], "NetworkID": "dual-id"}
     body["Options"]["com.docker.network.internal"] = True

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 
+from plait.ipam.dual import held_by
 from plait.model.cluster import Assigned, Block, Endpoint, HostRanges, Network, Node, Snapshot
 
 VERSION = 1
@@ -73,11 +75,17 @@ def _nodes(here: ClusterExport, there: ClusterExport) -> Iterator[Clash]:
 
 
 def _spelled(network: Network) -> str:
-    return f"network {network.name} {network.subnet}, gateway {network.gateway}, blocks of /{network.block_prefix}, {network.backend}"
+    six = f", {network.subnet6}, gateway {network.gateway6}" if network.subnet6 is not None else ""
+    return f"network {network.name} {network.subnet}, gateway {network.gateway}{six}, blocks of /{network.block_prefix}, {network.backend}"
+
+
+def _overlap(one: Network, other: Network) -> bool:
+    six = one.subnet6 is not None and other.subnet6 is not None and one.subnet6.overlaps(other.subnet6)
+    return six or one.subnet.overlaps(other.subnet)
 
 
 def _is_same(one: Network, other: Network) -> bool:
-    keys = ("subnet", "gateway", "block_prefix", "backend", "vni", "internal", "ip_range", "excluded")
+    keys = ("subnet", "gateway", "subnet6", "gateway6", "block_prefix", "backend", "vni", "internal", "ip_range", "excluded")
     return all(getattr(one, key) == getattr(other, key) for key in keys)
 
 
@@ -86,7 +94,7 @@ def _networks(here: ClusterExport, there: ClusterExport) -> Iterator[Clash]:
         for other in there.networks:
             if one.name == other.name and not _is_same(one, other):
                 yield Clash("network", _spelled(one), _spelled(other), "remove one, or make it again under another name")
-            elif one.name != other.name and one.subnet.overlaps(other.subnet):
+            elif one.name != other.name and _overlap(one, other):
                 yield Clash("overlap", _spelled(one), _spelled(other), "make one again with another --subnet")
         for node in there.nodes:
             if node.address in one.subnet:
@@ -126,12 +134,20 @@ def _of(endpoint: Endpoint) -> str:
 
 def _addresses(here: ClusterExport, there: ClusterExport) -> Iterator[Clash]:
     used: dict[tuple[str, object], list[Endpoint]] = {}
-    for endpoint in there.endpoints:
-        used.setdefault((endpoint.network, endpoint.address), []).append(endpoint)
-    for endpoint in here.endpoints:
-        for other in used.get((endpoint.network, endpoint.address), []):
+    for endpoint, addresses in _held(there):
+        for address in addresses:
+            used.setdefault((endpoint.network, address), []).append(endpoint)
+    for endpoint, addresses in _held(here):
+        others = {other.id: other for address in addresses for other in used.get((endpoint.network, address), [])}
+        for other in others.values():
             if other.id != endpoint.id:
                 yield Clash("address", _of(endpoint), _of(other), "make one of the two containers again")
+
+
+def _held(side: ClusterExport) -> Iterator[tuple[Endpoint, list[IPv4Address]]]:
+    """Endpoints and what each has, its IPv6 address by the one with which that goes."""
+    networks = {network.name: network for network in side.networks}
+    return ((endpoint, sorted(held_by(networks.get(endpoint.network), endpoint))) for endpoint in side.endpoints)
 
 
 def _kept(record: Assigned) -> str:
@@ -145,17 +161,18 @@ def _reservations(here: ClusterExport, there: ClusterExport) -> Iterator[Clash]:
             if both and (one.name == other.name) != (one.address == other.address):
                 yield Clash("reservation", _kept(one), _kept(other), "end one of them with `plait ipam unreserve`")
     todo = "end the reservation, or make the container again"
-    yield from (Clash("reservation", _kept(record), _of(user), todo) for record, user in _users(here.assigned, there.endpoints))
-    yield from (Clash("reservation", _of(user), _kept(record), todo) for record, user in _users(there.assigned, here.endpoints))
+    yield from (Clash("reservation", _kept(record), _of(user), todo) for record, user in _users(here.assigned, there))
+    yield from (Clash("reservation", _of(user), _kept(record), todo) for record, user in _users(there.assigned, here))
 
 
-def _users(assigned: Iterable[Assigned], endpoints: Iterable[Endpoint]) -> Iterator[tuple[Assigned, Endpoint]]:
+def _users(assigned: Iterable[Assigned], side: ClusterExport) -> Iterator[tuple[Assigned, Endpoint]]:
     """Reservations and who else has the address."""
     kept = {(record.network, record.address): record for record in assigned if record.name}
-    for endpoint in endpoints:
-        record = kept.get((endpoint.network, endpoint.address))
-        if record is not None and record.name != endpoint.name:
-            yield record, endpoint
+    for endpoint, addresses in _held(side):
+        for address in addresses:
+            record = kept.get((endpoint.network, address))
+            if record is not None and record.name != endpoint.name:
+                yield record, endpoint
 
 
 def _names(here: ClusterExport, there: ClusterExport) -> Iterator[Clash]:
