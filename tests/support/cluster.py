@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from plait.agent.networks import Networks
 from plait.agent.operations import AgentOperations
 from plait.agent.publisher import Publisher
 from plait.agent.view import View
+from plait.ipam import NamedRange
 from plait.kernel.fake import FakeKernel
 from plait.model.cluster import Node
 from plait.plan import Local, plan_node
@@ -33,6 +35,8 @@ class FakeNode:
         self.name, self.store, self.folder = name, store, folder / name
         self.kernel = FakeKernel()
         self._address = IPv4Address(f"198.18.0.{number}")
+        self.reuse_after_s, self.clock = 0.0, time.monotonic
+        self.ranges: list[NamedRange] = []
 
     async def start(self) -> None:
         self.journal = Journal(self.folder / "journal.db")
@@ -41,14 +45,21 @@ class FakeNode:
         self.replica.subscribe(self.view.change)
         self.work = KernelWork(self.kernel)
         self.networks = Networks(self.view, self.store, DEFAULT, self.view.caught_up)
-        self.addresses = Addresses(self.view, self.store, self.journal, DEFAULT, docker_bridge=False)
+        self.addresses = Addresses(self.view, self.store, self.journal, DEFAULT, False, self.reuse_after_s, lambda: self.ranges, self.clock)
         self.publisher = Publisher(self.view, self.store, self.view.caught_up)
         self.ops = AgentOperations(self.view, self.journal, self.work, self.addresses, self.networks, self._settled, self.converge)
-        self._task = asyncio.create_task(self.replica.run())
+        self._task = asyncio.create_task(self._run())
         await self.until(lambda: self.replica.synced)
+        self._put_node()
         await self.networks.ensure(NetworkRequest(DEFAULT, IPv4Network("10.28.0.0/16")))
         await self.addresses.maintain()
         self._put_node()
+
+    async def _run(self) -> None:
+        """What an agent does by itself, as far as others wait for it."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.replica.run())
+            group.create_task(self.addresses.assigned.run())
 
     def _put_node(self) -> None:
         tunnel = self.addresses.tunnel_address()
@@ -78,7 +89,7 @@ class FakeNode:
                 return first
         raise AssertionError("the kernel does not come to rest")
 
-    async def attach(self, name: str, network: str = DEFAULT, address: str = "") -> IPv4Address:
+    async def attach(self, name: str, network: str = DEFAULT, address: str = "", labels: Mapping[str, str] | None = None) -> IPv4Address:
         request = AttachRequest(
             endpoint=f"{self.name}.{name}",
             network=network,
@@ -86,6 +97,7 @@ class FakeNode:
             container=name,
             name=name,
             address=IPv4Address(address) if address else None,
+            labels=labels or {},
         )
         return (await self.ops.attach(request)).address
 

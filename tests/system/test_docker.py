@@ -281,7 +281,7 @@ def test_prune_takes_what_an_engine_made_and_nothing_else(two: Lab) -> None:
 def test_networks_that_would_collide_are_refused(two: Lab) -> None:
     for words, text in (
         (("-d", "plait", "x"), "add --ipam-driver plait"),
-        (("-d", "plait", "--ipam-driver", "plait", "-o", "speed=9", "x"), "plait.backend, plait.net"),
+        (("-d", "plait", "--ipam-driver", "plait", "-o", "speed=9", "x"), "plait.backend, plait.force, plait.net"),
         (("-d", "plait", "--ipam-driver", "plait", "--subnet", "10.29.64.0/24", "x"), "overlaps 10.29.0.0/16"),
     ):
         assert text in docker(two, "A", "network", "create", *words, check=False).stderr

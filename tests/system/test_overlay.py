@@ -341,7 +341,7 @@ def test_killed_at_random_moments_of_attach_and_detach_nothing_leaks(lab: Lab) -
         lab.run("B", "plait", "rm", *left)
     within(2, lambda: shown(lab, "B", "plan", "--diff") == [])
     assert traces(lab, "B") == (set(), set(), set())
-    assert not [row for row in shown(lab, "B", "ipam") if row["node"] == "B" and row["used"]]
+    assert not [row for row in shown(lab, "B", "ipam")["blocks"] if row["node"] == "B" and row["used"]]
 
 
 def test_a_thousand_concurrent_attaches_give_no_address_twice(lab: Lab) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from plait.client.admin import AdminClient, AgentNotRunning, Refused
 from plait.model import errors
+from plait.model.addr import parse_range
 from plait.model.requests import NetworkRequest
 from plait.serve.admin import AdminServer, NewSandbox
 
@@ -71,7 +72,17 @@ CALLS: list[tuple[Callable[[AdminClient], object], tuple[Any, ...]]] = [
     (lambda c: c.network("a/b c"), ("network", "a/b c")),
     (lambda c: c.create_network("mesh"), ("create_network", NetworkRequest("mesh"))),
     (
-        lambda c: c.create_network("mesh", "10.30.0.0/16", "10.30.0.9", True, {"a": "b"}, {"backend": "vxlan"}, "10.30.4.0/24"),
+        lambda c: c.create_network(
+            "mesh",
+            "10.30.0.0/16",
+            "10.30.0.9",
+            True,
+            {"a": "b"},
+            {"backend": "vxlan"},
+            "10.30.4.0/24",
+            excluded=["10.30.4.8/29"],
+            force=True,
+        ),
         (
             "create_network",
             NetworkRequest(
@@ -82,6 +93,8 @@ CALLS: list[tuple[Callable[[AdminClient], object], tuple[Any, ...]]] = [
                 labels={"a": "b"},
                 options={"backend": "vxlan"},
                 ip_range=IPv4Network("10.30.4.0/24"),
+                excluded=(parse_range("10.30.4.8/29"),),
+                force=True,
             ),
         ),
     ),
@@ -90,6 +103,11 @@ CALLS: list[tuple[Callable[[AdminClient], object], tuple[Any, ...]]] = [
     (lambda c: c.paths(), ("paths",)),
     (lambda c: c.remove_network("mesh", force=True), ("remove_network", "mesh", True)),
     (lambda c: c.ipam(), ("ipam",)),
+    (lambda c: c.check_ipam(), ("check_ipam",)),
+    (lambda c: c.cluster_conflicts(b'{"version": 1}'), ("cluster_conflicts", b'{"version": 1}')),
+    (lambda c: c.reclaim_addresses(True), ("reclaim_addresses", True)),
+    (lambda c: c.reserve_address("mesh", "db", "10.30.0.7"), ("reserve_address", "mesh", "db", IPv4Address("10.30.0.7"))),
+    (lambda c: c.unreserve_address("mesh", "a/b c"), ("unreserve_address", "mesh", "a/b c")),
     (lambda c: c.ports(), ("ports",)),
     (lambda c: c.ps(), ("ps",)),
     (lambda c: c.plan(), ("plan", False)),
@@ -99,8 +117,8 @@ CALLS: list[tuple[Callable[[AdminClient], object], tuple[Any, ...]]] = [
     (lambda c: c.set_gateway(False), ("set_gateway", False)),
     (lambda c: c.create_sandbox("web"), ("create_sandbox", NewSandbox("web"))),
     (
-        lambda c: c.create_sandbox("web", "mesh", "10.30.0.7", {"k": "v"}, ("8080:80", "53:53/udp"), ("www",)),
-        ("create_sandbox", NewSandbox("web", "mesh", IPv4Address("10.30.0.7"), {"k": "v"}, ("8080:80", "53:53/udp"), ("www",))),
+        lambda c: c.create_sandbox("web", "mesh", "10.30.0.7", {"k": "v"}, ("8080:80", "53:53/udp"), ("www",), share="db"),
+        ("create_sandbox", NewSandbox("web", "mesh", IPv4Address("10.30.0.7"), {"k": "v"}, ("8080:80", "53:53/udp"), ("www",), share="db")),
     ),
     (lambda c: c.sandbox("web"), ("sandbox", "web")),
     (lambda c: c.sandbox_started("web", 4711), ("sandbox_started", "web", 4711)),
@@ -190,6 +208,11 @@ async def test_ready_says_what_it_waits_for(path: Path, backend: Recorder) -> No
         ("POST", "/v1/networks", b'{"name": "m", "subnet": "10.0.0.1/8"}', 400, "IPv4 network"),
         ("POST", "/v1/networks", b'{"name": "m", "internal": "yes"}', 400, "true or false"),
         ("POST", "/v1/networks", b'{"name": "m", "labels": {"a": 1}}', 400, "values are texts"),
+        ("POST", "/v1/networks", b'{"name": "m", "excluded": ["10.0.0.9-10.0.0.2"]}', 400, "10.0.0.9 lies behind 10.0.0.2"),
+        ("POST", "/v1/networks", b'{"name": "m", "excluded": ["10.0.0.1/24"]}', 400, "host bits"),
+        ("POST", "/v1/networks", b'{"name": "m", "excluded": ["fd00::/120"]}', 400, "no address, network or range"),
+        ("POST", "/v1/networks/m/reservations", b'{"name": "db"}', 400, "address"),
+        ("POST", "/v1/networks/m/reservations", b'{"name": "db", "address": "fd00::1"}', 400, "IPv4 address"),
         ("POST", "/v1/sandboxes", b'{"name": "s", "address": "10.28.0.256"}', 400, "IPv4 address"),
         ("POST", "/v1/sandboxes", b'{"name": "s", "ports": "80"}', 400, "list of texts"),
         ("POST", "/v1/sandboxes/s/pid", b"{}", 400, "whole number"),

@@ -20,8 +20,8 @@ from plait.agent.config import Paths
 from plait.agent.identity import Identity
 from plait.agent.keys import alive_key, block_key, blocks_prefix, network_key, record_key
 from plait.agent.reports import strays
+from plait.agent.stores import leave
 from plait.agent.view import View
-from plait.agent.wiring import leave
 from plait.model.cluster import Block
 from plait.model.errors import Conflict, NotFound, StoreUnavailable
 from plait.model.objects import Route

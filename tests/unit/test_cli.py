@@ -15,7 +15,7 @@ import pytest
 from plait.cli.main import COMMANDS, cli, main
 from plait.cli.status import page
 from plait.client.admin import AdminClient, AgentNotRunning, Refused
-from plait.model.report import ConditionRow, NodeRow, PathState, StatusView
+from plait.model.report import AddressRow, ConditionRow, NodeRow, PathState, StatusView
 
 
 def node(name: str, alive: bool = True) -> NodeRow:
@@ -163,6 +163,75 @@ def test_status_of_an_empty_node(state: dict[str, Any]) -> None:
     assert ("no other node" in lines and "none on this host" in lines) == ("paths" in state)
 
 
+USED: AddressRow = {
+    "network": "default",
+    "address": "10.28.0.2",
+    "address6": "",
+    "node": "A",
+    "state": "used",
+    "name": "web",
+    "shared_by": ["log"],
+    "runtime": "docker",
+    "endpoint": "e" * 64,
+    "container": "c1",
+    "reserved_for": "web",
+    "lent_by": "B",
+    "started": 0.0,
+}
+IPAM = {
+    "pools": [
+        {
+            "network": "default",
+            "pool": "10.28.0.0/16",
+            "size": 65533,
+            "used": 2,
+            "used_by": {"A": 1, "B": 1},
+            "reserved": 1,
+            "remembered": 0,
+            "free": 65530,
+            "excluded": ["10.28.9.9"],
+        }
+    ],
+    "blocks": status_of()["blocks"],
+    "addresses": [USED, {**USED, "network": "other", "started": 1.0}],
+}
+
+
+def test_addresses_are_listed_by_network(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, Canned(ipam=IPAM), "ipam", "ls", "default")
+    assert status == 0 and len(out.splitlines()) == 2
+    assert "default  10.28.0.2  used   A     web, log  docker   -    reserved for web, lent by B, endpoint eeee" in out
+    assert json.loads(run(capsys, Canned(ipam=IPAM), "ipam", "ls", "--json")[1]) == IPAM["addresses"]
+
+
+def test_a_check_that_finds_something_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"kind": "twice", "node": "A", "network": "default", "address": "10.28.0.2", "text": "web: db has it too"}
+    client = Canned(**{"ipam-check": [row]})
+    assert run(capsys, client, "ipam", "check")[:2] == (
+        1,
+        "KIND   NODE  NETWORK  ADDRESS    WHAT\ntwice  A     default  10.28.0.2  web: db has it too\n",
+    )
+
+
+def test_an_export_goes_to_the_agent_as_it_is_and_a_conflict_fails(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert json.loads(run(capsys, Canned(**{"cluster-export": {"version": 1}}), "cluster", "export")[1]) == {"version": 1}
+    (tmp_path / "other.json").write_text('{"version": 1}')
+    row = {"kind": "block", "here": "A", "there": "B", "todo": "choose"}
+    client = Canned(**{"cluster-conflicts": [row]})
+    words = ("cluster", "conflicts", str(tmp_path / "other.json"))
+    assert run(capsys, client, *words)[:2] == (1, "KIND   HERE  THERE  TO DO\nblock  A     B      choose\n")
+    assert client.asked == [("POST", "cluster-conflicts", b'{"version": 1}')]
+    assert run(capsys, Canned(**{"cluster-conflicts": []}), *words)[:2] == (0, "no conflicts\n")
+
+
+def test_reclaim_is_a_rehearsal_unless_applied(capsys: pytest.CaptureFixture[str]) -> None:
+    client = Canned(**{"ipam-reclaim": ["address 10.28.0.9: unused"]})
+    assert run(capsys, client, "ipam", "reclaim")[1] == "would free address 10.28.0.9: unused\n"
+    assert run(capsys, client, "ipam", "reclaim", "--apply")[1] == "freed address 10.28.0.9: unused\n"
+    assert [body for _, _, body in client.asked] == [{"apply": False}, {"apply": True}]
+    assert run(capsys, Canned(**{"ipam-reclaim": []}), "ipam", "reclaim")[2] == "nothing to reclaim\n"
+
+
 ROWS: dict[tuple[str, ...], tuple[str, object, str]] = {
     ("nodes",): ("nodes", [node("A"), node("B"), node("C", alive=False)], "A*    alive           198.18.0.1  -       1500  0.1.0"),
     ("ps",): (
@@ -199,7 +268,8 @@ ROWS: dict[tuple[str, ...], tuple[str, object, str]] = {
         ],
         "A     0.0.0.0:53  udp    web        mesh     10.29.0.7:5353",
     ),
-    ("ipam",): ("ipam", status_of()["blocks"], "default  10.28.0.0/20   A     bridge  ?     4093"),
+    ("ipam",): ("ipam", IPAM, "default  10.28.0.0/16  65533  2     1         0           65530  10.28.9.9  A=1 B=1"),
+    ("ipam", "check"): ("ipam-check", [], "no differences"),
     ("network", "ls"): ("networks", status_of()["networks"], "default  10.28.0.0/16  10.28.0.1  overlay  vxlan    1    no        1"),
 }
 
@@ -261,6 +331,11 @@ def test_token_is_the_last_word_of_the_output(capsys: pytest.CaptureFixture[str]
         (("gateway", "enable"), ("POST", "gateway", None)),
         (("gateway", "disable"), ("DELETE", "gateway", None)),
         (("node", "rm", "B"), ("DELETE", "nodes/B", None)),
+        (
+            ("ipam", "reserve", "mesh", "db", "10.30.0.7"),
+            ("POST", "networks/mesh/reservations", {"name": "db", "address": "10.30.0.7"}),
+        ),
+        (("ipam", "unreserve", "mesh", "db"), ("DELETE", "networks/mesh/reservations?name=db", None)),
         (("network", "rm", "--force", "mesh"), ("DELETE", "networks/mesh?force=1", None)),
     ],
 )
@@ -282,6 +357,11 @@ def test_network_create_passes_every_option(capsys: pytest.CaptureFixture[str]) 
         "10.30.0.9",
         "--ip-range",
         "10.30.4.0/24",
+        "--exclude",
+        "10.30.4.9",
+        "--exclude",
+        "10.30.4.32-10.30.4.40",
+        "--force",
         "--internal",
         "--label",
         "a=b=c",
@@ -303,6 +383,8 @@ def test_network_create_passes_every_option(capsys: pytest.CaptureFixture[str]) 
         "labels": {"a": "b=c", "d": ""},
         "options": {"extra": "1", "model": "sandbox", "backend": "none"},
         "ip_range": "10.30.4.0/24",
+        "excluded": ["10.30.4.9", "10.30.4.32-10.30.4.40"],
+        "force": True,
     }
     assert client.asked == [("POST", "networks", wanted)]
 
@@ -327,6 +409,7 @@ def test_run_without_a_command_makes_a_sandbox_that_stays(capsys: pytest.Capture
         "labels": {"k": "v"},
         "ports": ["8080:80", "53:53/udp"],
         "aliases": [],
+        "share": "",
     }
     assert client.asked == [("POST", "sandboxes", body)]
 
@@ -360,8 +443,10 @@ def test_both_families_are_shown_and_older_agents_rows_too(capsys: pytest.Captur
     _, out, _ = run(capsys, Canned(ps=rows), "ps")
     assert [line.split()[1:3] for line in out.splitlines()[1:]] == [["old", "m=10.30.0.2"], ["new", "m=10.30.0.2,fd00:30::2"]]
     blocks = [{"network": "m", "cidr": "10.30.0.0/24", "cidr6": "fd00:30::/120", "node": "A", "purpose": "pool", "used": 1, "size": 2}]
-    _, out, _ = run(capsys, Canned(ipam=blocks), "ipam")
-    assert "10.30.0.0/24 fd00:30::/120" in out
+    rows = [USED | {"address6": "fd00:30::2"}]
+    view = {"pools": [], "blocks": blocks, "addresses": rows}
+    assert "10.30.0.0/24 fd00:30::/120" in run(capsys, Canned(ipam=view), "ipam")[1]
+    assert "10.28.0.2 fd00:30::2" in run(capsys, Canned(ipam=view), "ipam", "ls")[1]
 
 
 @pytest.mark.parametrize(

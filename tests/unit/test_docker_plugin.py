@@ -227,6 +227,41 @@ async def test_without_it_the_name_is_learnt_later(s: Setup) -> None:
     got = await s.docker.call("IpamDriver.RequestAddress", PoolID="plait:10.31.0.0/16", Address="", Options={MAC: "02:00:00:00:00:01"})
     assert got["Address"] == "10.31.0.3/32"
     assert s.ops.networks()["blue"].labels == {ORIGIN_LABEL: "docker"}
+    assert [str(part) for part in s.ops.networks()["blue"].excluded] == ["10.31.0.2"]
+    again = await s.docker.call("IpamDriver.RequestAddress", PoolID="plait:10.31.0.0/16", Address="10.31.0.2", Options=None)
+    assert again["Address"] == "10.31.0.2/32" and not [a for a in s.ops.reserved["blue"] if a == A("10.31.0.2")]
+
+
+async def test_a_pool_over_what_a_host_uses_is_refused_unless_forced_and_never_chosen(s: Setup) -> None:
+    s.ops.used += [IPv4Network("10.31.0.0/16"), IPv4Network("10.30.0.0/15")]
+    assert "overlaps what a host uses" in (await s.docker.call("NetworkDriver.CreateNetwork", **creation()))["Err"]
+    assert await s.docker.call("NetworkDriver.CreateNetwork", **creation(**{"plait.force": "true"})) == {}
+    got = await s.docker.call("IpamDriver.RequestPool", AddressSpace="plait-local", Pool="", SubPool="", Options=None, V6=False)
+    assert got["Pool"] == "10.32.0.0/16"
+
+
+async def _asks_for(s: Setup, address: str, mac: str) -> dict[str, Any]:
+    return await s.docker.call("IpamDriver.RequestAddress", PoolID=MESH, Address=address, Options={MAC: mac})
+
+
+async def test_what_is_kept_for_a_container_it_gets_by_ip_too(s: Setup) -> None:
+    s.ops.kept[A("10.29.0.50")] = "db"
+    for name in ("db", "web"):
+        row = s.engine.add_container(name, "running")
+        row["NetworkSettings"]["Networks"]["mesh"]["IPAMConfig"] = {"IPv4Address": "10.29.0.50"}
+    s.engine.containers[1]["State"] = "created"
+    assert "reserved for 'db'" in (await _asks_for(s, "10.29.0.50", "02:00:00:00:00:01"))["Error"]
+    s.engine.containers[0]["State"] = "created"
+    assert "reserved for 'db'" in (await _asks_for(s, "10.29.0.50", "02:00:00:00:00:02"))["Error"], "it may be either"
+    s.engine.locked.add("db-id")  # it is being started
+    assert (await _asks_for(s, "10.29.0.50", "02:00:00:00:00:03"))["Address"] == "10.29.0.50/32"
+
+
+async def test_what_is_kept_for_somebody_waits_for_an_engine_that_starts(s: Setup) -> None:
+    s.ops.kept[A("10.29.0.50")] = "db"
+    s.engine.silent = True
+    assert WHY_DEFERRED in (await _asks_for(s, "10.29.0.50", "02:00:00:00:00:01"))["Error"]
+    assert (await _asks_for(s, "10.29.0.51", "02:00:00:00:00:02"))["Address"] == "10.29.0.51/32", "nobody has to know for whom"
 
 
 @pytest.mark.parametrize(
@@ -235,7 +270,7 @@ async def test_without_it_the_name_is_learnt_later(s: Setup) -> None:
         (creation(space="LocalDefault"), "add --ipam-driver plait"),
         (creation(space="null"), "add --ipam-driver plait"),
         (creation() | {"IPv4Data": None}, "add --ipam-driver plait"),
-        (creation(mtu="9000"), "plait.backend, plait.net"),
+        (creation(mtu="9000"), "plait.backend, plait.force, plait.net"),
         (creation() | {"IPv6Data": [{"Pool": "fd00::/64"}]}, "would give the same address on two hosts"),
         (creation() | {"IPv6Data": [SIX | {"Pool": "fd00::/80"}]}, "is too small for a network"),
         (creation() | {"IPv6Data": [SIX | {"Gateway": "fd00:40::5"}]}, "goes with 10.31.0.5, which a container may get"),
@@ -805,6 +840,27 @@ async def test_an_ipv6_address_that_is_chosen_is_held_until_its_container_goes(d
     assert dual.plugin.ipam.age("docker:02:00:00:00:00:02#6") < 5, "nobody takes it for forgotten while the container starts"
     assert await dual.docker.call("IpamDriver.ReleaseAddress", PoolID=DUAL6, Address="fd00:40::88") == {}
     assert ("dual", A("10.40.0.136")) not in dual.ops.held(""), "its container did not start"
+
+
+async def test_what_is_kept_for_a_container_it_gets_by_ip6_too(dual: Setup) -> None:
+    dual.ops.kept[A("10.40.0.80")] = "db"
+    row = dual.engine.add_container("db", "created", "dual")
+    row["NetworkSettings"]["Networks"]["dual"]["IPAMConfig"] = {"IPv6Address": "fd00:40:0::50"}
+    assert (await joined(dual, "02:00:00:00:00:01", "fd00:40::50"))[1] == "fd00:40::50/128"
+    dual.ops.kept[A("10.40.0.81")] = "other"
+    await dual.docker.call("IpamDriver.RequestAddress", PoolID=DUAL4, Address="", Options={MAC: "02:00:00:00:00:02"})
+    got = await dual.docker.call("IpamDriver.RequestAddress", PoolID=DUAL6, Address="fd00:40::51", Options={MAC: "02:00:00:00:00:02"})
+    assert "10.40.0.81 is reserved for 'other'" in got["Error"]
+
+
+async def test_an_ipv6_aux_address_keeps_what_it_goes_with(s: Setup) -> None:
+    six = SIX | {"AuxAddresses": {"router": "fd00:40::9"}}
+    body = creation("10.40.0.0/16", **{"plait.net": "dual"}) | {"IPv6Data": [six], "NetworkID": "dual-id"}
+    body["IPv4Data"][0]["AuxAddresses"] = {"printer": "10.40.0.5"}
+    assert await s.docker.call("NetworkDriver.CreateNetwork", **body) == {}
+    assert [str(part) for part in s.ops.networks()["dual"].excluded] == ["10.40.0.5", "10.40.0.9"]
+    again = await s.docker.call("IpamDriver.RequestAddress", PoolID=DUAL6, Address="fd00:40::9", Options=None)
+    assert again["Address"] == "fd00:40::9/128" and not s.ops.held("")
 
 
 async def test_an_internal_network_leads_to_itself_alone(s: Setup) -> None:

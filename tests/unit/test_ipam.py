@@ -16,6 +16,7 @@ from plait.ipam import (
     next_subnet,
     usable,
 )
+from plait.model.addr import parse_range
 from plait.model.cluster import Block, Network
 from plait.model.errors import ConfigError, Conflict, NotFound, PoolExhausted
 
@@ -124,6 +125,14 @@ def test_exhaustion_names_pool_size_and_holders() -> None:
         (net("10.1.0.0/24", gateway="10.1.0.0"), "not a host address"),
         (net("10.1.0.0/24", gateway="10.2.0.1"), "not a host address"),
         (net("10.1.0.0/24", block=20), "between 24 and 30"),
+        (net("10.1.0.0/32", gateway="10.1.0.0", block=32), "too small"),
+        (net("10.1.0.0/24", gateway="10.1.0.255"), "not a host address"),
+        (net("127.0.0.0/24"), "not a private unicast"),
+        (net("169.254.0.0/24"), "not a private unicast"),
+        (net("224.0.0.0/24"), "not a private unicast"),
+        (replace(net("10.1.0.0/24"), excluded=(parse_range("10.1.0.200-10.1.1.3"),)), "no part of the subnet"),
+        (replace(net("10.1.0.0/30"), excluded=(parse_range("10.1.0.2"),)), "leaves no address"),
+        (replace(net("10.1.0.0/24"), ip_range=B("10.1.0.1/32")), "leaves no address"),
         (net("10.28.4.0/24", "other"), "overlaps 10.28.0.0/16 of network 'default'"),
     ],
 )
@@ -150,3 +159,30 @@ def test_a_name_gets_the_address_it_had_last() -> None:
         A("10.28.0.5"): Reservation("default", A("10.28.0.5"), "o3", "web", live=False, serial=5),
     }
     assert choose_address(net(), [B("10.28.0.0/24")], held, "new", "web") == A("10.28.0.4")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("10.1.0.1/24", "host bits"),
+        ("10.1.0.9-10.1.0.2", "behind"),
+        ("10.1.0.1-", "empty"),
+        ("fd00::1", "4 octets"),
+        ("web", "4 octets"),
+    ],
+)
+def test_what_is_no_range_is_refused(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        parse_range(text)
+
+
+def test_a_block_of_which_nothing_is_left_is_not_leased() -> None:
+    excluded = tuple(map(parse_range, ("10.1.0.2", "10.1.0.3", "10.1.0.8-10.1.0.12", "10.1.0.14")))
+    network = replace(net("10.1.0.0/28", block=30), excluded=excluded)
+    assert list(free_blocks(network, [])) == [B("10.1.0.4/30"), B("10.1.0.12/30")]
+
+
+def test_ranges_are_written_as_people_do() -> None:
+    texts = ["10.1.0.9", "10.1.0.8/29", "10.1.0.9-10.1.0.12"]
+    assert [str(parse_range(text)) for text in (*texts, "10.1.0.8-10.1.0.15", "10.1.0.9/32")] == [*texts, texts[1], texts[0]]
+    assert parse_range("10.1.0.9").overlaps(parse_range("10.1.0.8/29")) and not parse_range("10.1.0.7").overlaps(parse_range(texts[1]))

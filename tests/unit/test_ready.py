@@ -28,6 +28,7 @@ class Blocks:
 
     def __init__(self, bridge: Block | None = None) -> None:
         self.bridge, self.leased, self.failing = bridge, asyncio.Event(), False
+        self.assigned = SimpleNamespace(ranges=list)
 
     def bridge_block(self) -> Block | None:
         return self.bridge

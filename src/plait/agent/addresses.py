@@ -4,7 +4,8 @@
 An address is only ever handed out from a block that this node holds: it made the block's key in the store (compare-and-set on "does not
 exist") and has the block in its journal. So no address can be given twice, and giving one needs neither a peer nor the store. The journal
 loses a block before the store does, never after. Where the two disagree, because the node was taken for gone (`plait node rm`), a network
-was removed while it was away or it was killed between the two, the store decides, and `maintain` brings the journal in line.
+was removed while it was away or it was killed between the two, the store decides, and `maintain` brings the journal in line. Single
+addresses that go round the blocks: `assigned.py`.
 """
 
 from __future__ import annotations
@@ -12,43 +13,68 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 from itertools import islice
 
+from plait.agent.assigned import Assignments
+from plait.agent.cooling import Cooling
 from plait.agent.journal import Journal, Write
 from plait.agent.keys import Record, network_key, record_key
+from plait.agent.ownblocks import OwnBlocks
 from plait.agent.view import View
 from plait.ipam import (
+    NOBODY,
+    Asker,
+    NamedRange,
     Reservation,
     block_of,
     choose_address,
-    exhausted,
+    exhausted_in,
     expire,
     free_blocks,
+    ghosts_of,
     image,
+    in_use_elsewhere,
     is_block_of,
     is_large,
-    origin,
-    usable,
+    origin_of,
+    range_addresses,
+    range_exhausted,
+    ranges_for,
+    reserved_for,
 )
 from plait.model.cluster import Block, Network
-from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, PoolExhausted, StoreUnavailable
+from plait.model.errors import Conflict, NotFound, NotSupported, PoolExhausted, StoreUnavailable
 from plait.plan.desired import first_default_block
 from plait.runtimes.api import paired
 from plait.store.api import Compare, Delete, Put, Store
 from plait.store.codec import decode, encode
 
 log = logging.getLogger("plait.addresses")
-_TRIES = 32
+_TRIES, PATIENCE_S = 32, 5.0  # seconds for an address of a range among blocks of other nodes, which may be slow to lend one
 
 
 class Addresses:
-    """Reservations of this node by network and address, and the leasing of its blocks."""
+    """Reservations of this node by network and address, and the leasing of its blocks. `reuse_after_s`: how long after its release an
+    address is kept from other names; `ranges()`: what is kept for some containers; `clock` must not jump."""
 
-    def __init__(self, view: View, store: Store, journal: Journal, default_network: str, docker_bridge: bool) -> None:
+    def __init__(
+        self,
+        view: View,
+        store: Store,
+        journal: Journal,
+        default_network: str,
+        docker_bridge: bool,
+        reuse_after_s: float = 0.0,
+        ranges: Callable[[], Sequence[NamedRange]] = tuple,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._view, self._store, self._journal = view, store, journal
         self._default, self._docker_bridge = default_network, docker_bridge
+        self._cooling = Cooling(reuse_after_s, clock)
         self._held: dict[str, dict[IPv4Address, Reservation]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._serial = 0
@@ -56,35 +82,47 @@ class Addresses:
             reservation = decode(Reservation, body, key)
             self._held.setdefault(reservation.network, {})[reservation.address] = reservation
             self._serial = max(self._serial, reservation.serial)
-        self._made: dict[str, int] = {}
-        """Revision at which each network of ours was made."""
-        self._doubtful: set[str] = set()
-        """Keys of blocks whose network was removed, maybe made again, since: ours only where the store says so."""
+            if not reservation.live:
+                self._cooling.began(reservation.network, reservation.address)
+        self._giving: dict[str, IPv4Address] = {}  # by network; set in the moment in which it is chosen
         for key, body in journal.load("block").items():
             view.put(decode(Block, body, key))
-        view.subscribe(self._on_view)
+        self._own = OwnBlocks(view)
+        self._own_blocks = self._own.of
+        self.assigned = Assignments(view, store, journal, self.is_live, self._lock, ranges)
 
     # --- addresses
 
-    async def reserve(self, network: Network, owner: str, wanted: IPv4Address | None = None, name: str = "") -> IPv4Interface:
+    async def reserve(self, network: Network, owner: str, wanted: IPv4Address | None = None, asker: Asker = NOBODY) -> IPv4Interface:
         """See `Operations.reserve`. Durable before it returns."""
-        async with self._lock(network.name):
-            address = await self._find(network, owner, wanted, name)
-            known = self._held.get(network.name, {}).get(address)
-            if known is None or not known.live or known.owner != owner or (name and known.name != name):
-                kept = name or (known.name if known is not None and known.owner == owner else "")
-                await self._record(Reservation(network.name, address, owner, kept, True, self._next_serial()))
-            return IPv4Interface((address, network.subnet.prefixlen))
+        return IPv4Interface((await self._reserve(network, owner, wanted, asker, asker.name), network.subnet.prefixlen))
 
-    async def reserve6(self, network: Network, owner: str, address: IPv4Address, wanted: IPv6Address | None = None) -> IPv6Address:
-        """See `Operations.reserve6`; `owner` has `address`."""
+    async def _reserve(self, network: Network, owner: str, wanted: IPv4Address | None, asker: Asker, name: str) -> IPv4Address:
+        """`name`: what the address is remembered for."""
+        async with self._lock(network.name):
+            try:
+                address = await self._address_for(network, owner, wanted, asker)
+                known = self._held.get(network.name, {}).get(address)
+                if known is None or not known.live or known.owner != owner or (asker.name and known.name != asker.name):
+                    kept = asker.name or (known.name if known is not None and known.owner == owner else "")
+                    await self._record(Reservation(network.name, address, owner, kept, True, self._next_serial()))
+            finally:
+                self._giving.pop(network.name, None)
+                self.assigned.wake.set()
+            return address
+
+    async def reserve6(
+        self, network: Network, owner: str, address: IPv4Address, wanted: IPv6Address | None = None, asker: Asker = NOBODY
+    ) -> IPv6Address:
+        """See `Operations.reserve6`; `owner` has `address`. What goes with another one is remembered for no name: next time too the name
+        has `address` first."""
         own = image(network, address)
         if own is None:
             raise NotSupported(f"network {network.name!r} has no IPv6: make one with `plait network create NAME --ipv6`")
         if wanted in (None, own):
             return own
         try:
-            await self.reserve(network, paired(owner), origin_of(network, wanted))
+            await self._reserve(network, paired(owner), origin_of(network, wanted), asker, "")
         except (Conflict, NotFound) as error:
             raise Conflict(f"IPv6 address {wanted} cannot be had: {error}") from error
         return wanted
@@ -94,6 +132,8 @@ class Addresses:
         known = self._held.get(network, {}).get(address)
         if known is not None and known.live:
             await self._record(replace(known, live=False, serial=self._next_serial()))
+            self._cooling.began(network, address)
+            self.assigned.wake.set()
 
     async def hand_over(self, network: str, address: IPv4Address, owner: str) -> None:
         """A live reservation of `address` belongs to `owner` from now on. The caller knows that nothing else uses it."""
@@ -105,26 +145,89 @@ class Addresses:
         """All of this node's, live and remembered."""
         return [r for per_network in self._held.values() for r in per_network.values()]
 
-    async def _find(self, network: Network, owner: str, wanted: IPv4Address | None, name: str) -> IPv4Address:
-        me = self._view.snapshot.nodes.get(self._view.me)
-        tunnel = me.tunnel if me is not None else None
+    def is_live(self, network: str, address: IPv4Address) -> bool:
+        """Whether somebody on this node has `address`, or is getting it."""
+        if self._giving.get(network) == address:
+            return True
+        known = self._held.get(network, {}).get(address)
+        return known is not None and known.live
+
+    async def _address_for(self, network: Network, owner: str, wanted: IPv4Address | None, asker: Asker) -> IPv4Address:
+        held = self._held.get(network.name, {}).values()
+        has = next((r.address for r in held if r.live and r.owner == owner and wanted in (None, r.address)), None)
+        if has is not None:
+            return has
+        reserved = reserved_for(network.name, asker.name, self._view.snapshot.assigned.values())
+        ranges = ranges_for(network.name, asker, self.assigned.ranges())
+        if wanted is None and reserved is None and ranges:
+            return await self._find_in(network, owner, asker, ranges)
+        wanted = wanted or reserved
+        if wanted is not None and wanted in network.subnet and (wanted == reserved or any(wanted in one for one in ranges)):
+            if wanted == reserved:
+                await self.assigned.released(network.name, wanted)
+            return await self._take(network, owner, asker, wanted)
+        return await self._find(network, owner, wanted, asker)
+
+    async def _take(self, network: Network, owner: str, asker: Asker, wanted: IPv4Address) -> IPv4Address:
+        """One that is meant for the asker, whoever holds its block."""
+        if reason := self.assigned.refuse(network, asker)(wanted):
+            raise Conflict(reason)
+        known = self._held.get(network.name, {}).get(wanted)
+        if known is not None and known.live and known.owner != owner:
+            raise Conflict(f"address {wanted} of network {network.name!r} is in use by {known.name or known.owner!r} on this node")
+        block = self._view.snapshot.blocks.get((network.name, block_of(network, wanted)))
+        if block is None or (block.node == self._view.me and block.purpose == "pool"):
+            await self._find(network, owner, wanted, asker)
+        elif block.purpose == "bridge":
+            raise Conflict(f"address {wanted} of network {network.name!r} lies in a block of Docker's default bridge on node {block.node}")
+        self._giving[network.name] = wanted
+        await self.assigned.take(network, wanted)
+        return wanted
+
+    async def _find_in(self, network: Network, owner: str, asker: Asker, ranges: Sequence[NamedRange]) -> IPv4Address:
+        """An address of the ranges: the one the name had last, then of blocks of this node, then any."""
+        held = self._held.get(network.name, {})
+        taken = {a for a, r in held.items() if r.live} | in_use_elsewhere(self._view.snapshot, network.name)
+        refuse = self.assigned.refuse(network, asker)
+        found = [a for a in range_addresses(network, ranges, taken) if not refuse(a)]
+        last = {a: -r.serial for a, r in held.items() if asker.name and r.name == asker.name}
+        cooling = (self._cooling.of(network.name) | ghosts_of(self._view.snapshot, network.name)) - last.keys()
+        mine = {b.cidr for b in self._own_blocks(network.name)}
+        found.sort(key=lambda a: (last.get(a, 0), a in cooling, block_of(network, a) not in mine))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                for address in found:
+                    with contextlib.suppress(Conflict):
+                        return await self._take(network, owner, asker, address)
+        raise range_exhausted(network, ranges, self._view.snapshot)
+
+    async def _find(self, network: Network, owner: str, wanted: IPv4Address | None, asker: Asker) -> IPv4Address:
+        tunnel, cooling = self.tunnel_address(), self._cooling.of(network.name) | ghosts_of(self._view.snapshot, network.name)
         for _ in range(_TRIES):
             blocks = [b.cidr for b in self._own_blocks(network.name) if b.purpose == "pool"]
-            held = self._held.get(network.name, {})
+            held, refuse = self._held.get(network.name, {}), self.assigned.refuse(network, asker)
             try:
-                found = choose_address(network, blocks, held, owner, name, wanted, tunnel, self._elsewhere(network.name))
+                elsewhere = in_use_elsewhere(self._view.snapshot, network.name)
+                found = choose_address(network, blocks, held, owner, asker.name, wanted, tunnel, elsewhere, refuse, cooling)
             except NotFound:
                 if wanted is None or wanted not in network.subnet:
                     raise
                 found = None
             if found is not None:
+                self._giving[network.name] = found
                 return found
-            unconfirmed = self._unconfirmed(network.name)
+            unconfirmed = self._own.unconfirmed(network.name)
             for block in unconfirmed:
                 await self._confirm(block)
-            if not unconfirmed:
-                await self.lease(network, wanted)
-        raise exhausted(network, self._view.snapshot.blocks.values(), self._live(network.name))
+            try:
+                if not unconfirmed:
+                    await self.lease(network, wanted)
+            except PoolExhausted:
+                if not cooling:
+                    raise
+                log.warning("address_reused_early", extra={"network": network.name, "container": asker.name})
+                cooling = set()
+        raise exhausted_in(self._view.snapshot, network)
 
     async def _record(self, reservation: Reservation) -> None:
         key = f"{reservation.network}/{reservation.address}"
@@ -138,43 +241,6 @@ class Addresses:
     def _lock(self, network: str) -> asyncio.Lock:
         return self._locks.setdefault(network, asyncio.Lock())
 
-    def _own_blocks(self, network: str) -> list[Block]:
-        """What this node holds, by journal and store, ascending."""
-        mine = (b for b in self._view.snapshot.blocks.values() if b.network == network and b.node == self._view.me)
-        return sorted((b for b in mine if self._is_held(record_key(b))), key=lambda b: b.cidr)
-
-    def _is_held(self, key: str) -> bool:
-        return self._view.own(key) is not None and (key not in self._doubtful or self._view.item(key) is not None)
-
-    def _on_view(self, kinds: frozenset[str]) -> None:
-        """Notice that a network was removed, in the moment in which this node hears of it: others may lease its blocks from now on."""
-        if "networks" not in kinds:
-            return
-        for key, block in self._view.own_records().items():
-            if isinstance(block, Block):
-                item = self._view.item(network_key(block.network))
-                if block.network in self._made and (item is None or item.create_revision != self._made[block.network]):
-                    self._doubtful.add(key)
-        items = {name: self._view.item(network_key(name)) for name in self._view.snapshot.networks}
-        self._made = {name: item.create_revision for name, item in items.items() if item is not None}
-
-    def _unconfirmed(self, network: str = "") -> list[Block]:
-        """What the store gives this node and its journal does not hold; "": of all networks."""
-        mine = (b for b in self._view.snapshot.blocks.values() if b.node == self._view.me and network in ("", b.network))
-        return [b for b in mine if self._view.own(record_key(b)) is None]
-
-    def _elsewhere(self, network: str) -> set[IPv4Address]:
-        """Addresses that other nodes have in use, of blocks that may have been theirs."""
-        endpoints = self._view.snapshot.endpoints.values()
-        return {e.address for e in endpoints if e.network == network and e.node != self._view.me}
-
-    def _live(self, network: str) -> dict[str, int]:
-        live: dict[str, int] = {}
-        for endpoint in self._view.snapshot.endpoints.values():
-            if endpoint.network == network:
-                live[endpoint.node] = live.get(endpoint.node, 0) + 1
-        return live
-
     # --- blocks
 
     async def lease(self, network: Network, wanted: IPv4Address | None = None, purpose: str = "pool") -> Block:
@@ -186,8 +252,8 @@ class Addresses:
             block = Block(network.name, cidr, self._view.me, "bridge" if purpose == "bridge" else "pool")
             key = record_key(block)
             of = self._view.item(network_key(network.name))
-            still = [Compare(of.key, of.mod_revision)] if of is not None else []
-            result = await self._store.txn([Compare(key, 0), *still], [Put(key, encode(block))])
+            still = Compare(network_key(network.name), of.mod_revision if of is not None else -1)
+            result = await self._store.txn([Compare(key, 0), still], [Put(key, encode(block)), *self._view.introduction()])
             if result.ok:
                 await self._hold(block)
                 log.info("block_leased", extra={"network": network.name, "cidr": str(cidr), "purpose": block.purpose})
@@ -195,7 +261,7 @@ class Addresses:
             if await self._store.get(network_key(network.name)) is None:
                 raise NotFound(f"network {network.name!r} was removed while an address of it was asked for")
             refused.add(cidr)
-        raise exhausted(network, self._view.snapshot.blocks.values(), self._live(network.name))
+        raise exhausted_in(self._view.snapshot, network)
 
     def _pick(self, network: Network, taken: set[IPv4Network], wanted: IPv4Address | None) -> IPv4Network:
         if wanted is not None:
@@ -209,7 +275,7 @@ class Addresses:
             return cidr
         cidr_or_none = next(iter(islice(free_blocks(network, taken), 1)), None)
         if cidr_or_none is None:
-            raise exhausted(network, self._view.snapshot.blocks.values(), self._live(network.name))
+            raise exhausted_in(self._view.snapshot, network)
         return cidr_or_none
 
     async def maintain(self) -> None:
@@ -225,6 +291,8 @@ class Addresses:
                 log.warning("block_lease_failed", extra={"network": network.name, "error": str(error)})
                 if isinstance(error, StoreUnavailable):
                     return
+        with contextlib.suppress(StoreUnavailable):
+            await self.assigned.tend()
 
     async def _maintain(self, network: Network) -> None:
         if network.name == self._default and self._docker_bridge and self.bridge_block() is None:
@@ -245,8 +313,11 @@ class Addresses:
         async with self._lock(network.name):
             own = self._own_blocks(network.name)
             held = self._held.get(network.name, {})
+            taken = {b.cidr for b in self._view.snapshot.blocks.values() if b.network == network.name}
+            scarce = next(free_blocks(network, taken), None) is None
+            cooling = set() if scarce else self._cooling.of(network.name)
             for block in own:
-                if block.purpose == "bridge" or any(r.live and a in block.cidr for a, r in held.items()):
+                if block.purpose == "bridge" or any((r.live or a in cooling) and a in block.cidr for a, r in held.items()):
                     continue
                 stored = self._view.item(record_key(block))
                 if stored is None:  # leased a moment ago, or lost by the store and soon there again
@@ -256,8 +327,9 @@ class Addresses:
 
     async def _hold(self, block: Block) -> None:
         """The store says that `block` is this node's."""
+        await self.assigned.learn(block)
         await self._journal.write([Write("block", record_key(block), encode(block))])
-        self._doubtful.discard(record_key(block))
+        self._own.confirmed(block)
         self._view.put(block)
 
     async def _drop(self, block: Block) -> None:
@@ -276,7 +348,7 @@ class Addresses:
             async with self._lock(block.network):
                 if self._view.own(key) is not None:
                     await self._give_up(block, self._view.record(key))
-        for block in self._unconfirmed():
+        for block in self._own.unconfirmed():
             async with self._lock(block.network):
                 await self._confirm(block)
 
@@ -325,21 +397,3 @@ class Addresses:
         own = (b for name in sorted(networks) if networks[name].encrypted for b in self._own_blocks(name))
         block = next((b for b in own if b.purpose == "pool" and b.cidr.network_address != networks[b.network].gateway), None)
         return block.cidr.network_address if block is not None else None
-
-    def free_count(self, network: Network) -> int:
-        """Addresses that could be handed out now without another block."""
-        held = self._held.get(network.name, {})
-        live = {a for a, r in held.items() if r.live}
-        own = [b.cidr for b in self._own_blocks(network.name) if b.purpose == "pool"]
-        return sum(1 for block in own for a in usable(network, block) if a not in live)
-
-
-def origin_of(network: Network, address: IPv6Address) -> IPv4Address:
-    """The IPv4 address with which `address` goes, and so is held. ConfigError if there is none."""
-    found = origin(network, address)
-    if found is None:
-        first, last = image(network, network.subnet[0]), image(network, network.subnet[-1])
-        raise ConfigError(
-            "IPv6 address", str(address), f"is none that network {network.name!r} gives", f"ask for one from {first} to {last}"
-        )
-    return found

@@ -6,26 +6,33 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from plait import __version__
 from plait.agent import reports
+from plait.agent.addresses import Addresses
 from plait.agent.health import Health
 from plait.agent.identity import Identity
+from plait.agent.ipamcare import IpamCare
+from plait.agent.ipamview import ipam_view
 from plait.agent.kernelwork import KernelWork
-from plait.agent.keys import alive_key, block_key, own_prefixes, single_keys
 from plait.agent.operations import AgentOperations
+from plait.agent.removal import forget_node
 from plait.agent.sandboxes import Sandboxes, SandboxRequest, parse_ports
 from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
-from plait.model.cluster import Endpoint
-from plait.model.errors import Conflict, NotFound
+from plait.ipam.merge import VERSION, ClusterExport, conflicts, export
+from plait.model.cluster import Endpoint, Network
+from plait.model.errors import ConfigError, Conflict, NotFound
 from plait.model.objects import Plan
 from plait.model.report import (
-    BlockRow,
+    ClashRow,
     ContainerRow,
     EngineState,
+    FindingRow,
+    IpamView,
     NetworkRow,
     NetworkView,
     NodeRow,
@@ -39,7 +46,8 @@ from plait.model.report import (
 )
 from plait.model.requests import NetworkRequest
 from plait.serve.admin import NewSandbox
-from plait.store.api import Compare, Delete, Store
+from plait.store.api import Store
+from plait.store.codec import decode, encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,8 @@ class AdminParts:
     health: Health
     underlay: Underlay
     tunnels: Tunnels
+    addresses: Addresses
+    care: IpamCare
     default_network: str
     search: str
     names: bool
@@ -96,31 +106,13 @@ class AgentAdmin:
         return reports.node_rows(self._p.view.snapshot)
 
     async def forget_node(self, name: str) -> None:
-        snapshot = self._p.view.snapshot
-        if name not in snapshot.nodes:
-            raise NotFound(f"there is no node {name!r}; `plait nodes` lists them")
-        if name in snapshot.alive:
-            raise Conflict(f"node {name!r} gives signs of life; run `plait down --purge` there instead")
-        blocks = [block_key(b.network, b.cidr) for b in snapshot.blocks.values() if b.node == name]
-        held = [item for item in map(self._p.view.item, blocks) if item is not None]
-        ops = [Delete(prefix, prefix=True) for prefix in own_prefixes(name)]
-        ops += [Delete(key) for key in (*single_keys(name), *(item.key for item in held))]
-        unchanged = [Compare(item.key, item.mod_revision) for item in held]
-        result = await self._p.store.txn([Compare(alive_key(name), 0), *unchanged], ops)
-        if not result.ok:
-            raise Conflict(
-                f"node {name!r} came back, or its blocks changed, while it was to be removed; look at `plait nodes` and try again"
-            )
-        await self._p.caught_up(result.revision)
+        await forget_node(self._p.view, self._p.store, name)
 
     async def networks(self) -> list[NetworkRow]:
         return reports.network_rows(self._p.view.snapshot)
 
     async def network(self, name: str) -> NetworkView:
-        snapshot = self._p.view.snapshot
-        if name not in snapshot.networks:
-            raise NotFound(f"there is no network {name!r}; `plait network ls` lists them")
-        return reports.network_view(snapshot, snapshot.networks[name])
+        return reports.network_view(self._p.view.snapshot, self._network(name))
 
     async def create_network(self, request: NetworkRequest) -> NetworkRow:
         if request.name in self._p.view.snapshot.networks:
@@ -136,8 +128,37 @@ class AgentAdmin:
     async def paths(self) -> list[PathRow]:
         return self._p.underlay.paths.rows()
 
-    async def ipam(self) -> list[BlockRow]:
-        return reports.block_rows(self._p.view.snapshot)
+    async def reserve_address(self, network: str, name: str, address: IPv4Address) -> None:
+        await self._p.addresses.assigned.reserve(self._network(network), name, address)
+
+    async def unreserve_address(self, network: str, name: str) -> None:
+        await self._p.addresses.assigned.unreserve(self._network(network).name, name)
+
+    def _network(self, name: str) -> Network:
+        found = self._p.view.snapshot.networks.get(name)
+        if found is None:
+            raise NotFound(f"there is no network {name!r}; `plait network ls` lists them")
+        return found
+
+    async def ipam(self) -> IpamView:
+        return ipam_view(self._p.view.snapshot, self._p.addresses.reservations())
+
+    async def check_ipam(self) -> list[FindingRow]:
+        found = await self._p.care.check()
+        return [{"kind": f.kind, "node": f.node, "network": f.network, "address": f.address, "text": f.text} for f in found]
+
+    async def reclaim_addresses(self, apply: bool) -> list[str]:
+        return await self._p.care.reclaim(apply)
+
+    async def export_cluster(self) -> bytes:
+        return encode(export(self._p.view.snapshot))
+
+    async def cluster_conflicts(self, other: bytes) -> list[ClashRow]:
+        there = decode(ClusterExport, other, "of the export")
+        if there.version != VERSION:
+            raise ConfigError("export", there.version, f"is of another version than {VERSION}", "export it with this version of plait")
+        found = conflicts(export(self._p.view.snapshot), there)
+        return [{"kind": c.kind, "here": c.here, "there": c.there, "todo": c.todo} for c in found]
 
     async def ports(self) -> list[PortRow]:
         return reports.port_rows(self._p.view.snapshot)
@@ -166,6 +187,7 @@ class AgentAdmin:
                 aliases=request.aliases,
                 ports=parse_ports(request.ports),
                 address6=request.address6,
+                share=request.share,
             )
         )
         return self._sandbox_view(request.name, endpoint, 0)

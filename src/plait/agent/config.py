@@ -8,12 +8,12 @@ import os
 import shutil
 import socket
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import TypeVar
 
+from plait.agent.configvalues import Getter
 from plait.agent.dnssettings import KEYS as DNS_KEYS
 from plait.agent.dnssettings import DnsSettings, read_dns
 from plait.model.errors import ConfigError
@@ -32,6 +32,10 @@ class Paths:
     @property
     def config(self) -> Path:
         return self.etc / "plait.toml"
+
+    @property
+    def ranges(self) -> Path:
+        return self.etc / "ranges.toml"
 
     @property
     def admin_socket(self) -> Path:
@@ -83,6 +87,8 @@ class Config:
     register_services: Which
     register_address: Where
     parallel_checks: int
+    reuse_after_s: float
+    forget_after_s: float
     log_level: str
     log_format: str
 
@@ -247,12 +253,25 @@ OPTIONS = (
         "container",
         "What these services get: the container's own address and port, or the host's with the published port.",
     ),
+    Option(
+        "ipam.reuse_after",
+        "duration",
+        "30s",
+        "How long an address is kept from other names after its container is gone, unless nothing else is left; `0s`: not at all.",
+    ),
+    Option(
+        "ipam.forget_after",
+        "duration",
+        "0s",
+        "How long a node may give no sign of life, and its host no echo, until this one removes it as `plait node rm` does; `0s`: never.",
+    ),
     Option("log.level", "debug, info, warning or error", "info", "Least level that is written."),
     Option("log.format", "text or json", "text", "Form of the log lines on standard error."),
 )
+LEAST_FORGET_S = 10.0
+"""Shortest `ipam.forget_after`: a node that only restarts its agent must not lose its blocks each time."""
 _KNOWN = {option.path for option in OPTIONS}
 _SECTIONS = " ".join(dict.fromkeys(f"[{option.path.partition('.')[0]}]" for option in OPTIONS))
-Word = TypeVar("Word", bound=str)
 
 
 def load_config(path: Path) -> Config:
@@ -268,16 +287,7 @@ def load_config(path: Path) -> Config:
 
 def parse_config(raw: Mapping[str, object], where: str) -> Config:
     """A parsed TOML document -> Config."""
-    flat: dict[str, object] = {}
-    for section, body in raw.items():
-        if not isinstance(body, Mapping):
-            raise ConfigError(f"{where}: {section}", body, "stands outside a section", f"sections are {_SECTIONS}")
-        for key, value in body.items():
-            name = f"{section}.{key}"
-            if name not in _KNOWN:
-                raise ConfigError(f"{where}: {name}", value, "is not a known key", f"known are {', '.join(sorted(_KNOWN))}")
-            flat[name] = value
-    get = _Getter(flat, where)
+    get = Getter(_flat(raw, where), where)
     docker = get.flag("docker.enabled", lambda: shutil.which("dockerd") is not None)
     return Config(
         name=get.text("node.name", socket.gethostname().split(".")[0]),
@@ -303,6 +313,8 @@ def parse_config(raw: Mapping[str, object], where: str) -> Config:
         script_checks=get.flag("checks.enable_script_checks", lambda: False),
         local_script_checks=get.flag("checks.enable_local_script_checks", lambda: False),
         parallel_checks=get.count("checks.parallel", 512, 10000),
+        reuse_after_s=get.duration("ipam.reuse_after", "30s"),
+        forget_after_s=_forget_after(get.duration("ipam.forget_after", "0s"), where),
         register_services=get.choice("services.register", ("off", "named", "published"), "named"),
         register_address=get.choice("services.address", ("container", "host"), "container"),
         log_level=get.choice("log.level", ("debug", "info", "warning", "error"), "info"),
@@ -310,59 +322,25 @@ def parse_config(raw: Mapping[str, object], where: str) -> Config:
     )
 
 
-class _Getter:
-    """Typed access to flattened keys; each method raises ConfigError naming the key."""
+def _flat(raw: Mapping[str, object], where: str) -> dict[str, object]:
+    """Values by "section.key". ConfigError for what no option has."""
+    flat: dict[str, object] = {}
+    for section, body in raw.items():
+        if not isinstance(body, Mapping):
+            raise ConfigError(f"{where}: {section}", body, "stands outside a section", f"sections are {_SECTIONS}")
+        for key, value in body.items():
+            name = f"{section}.{key}"
+            if name not in _KNOWN:
+                raise ConfigError(f"{where}: {name}", value, "is not a known key", f"known are {', '.join(sorted(_KNOWN))}")
+            flat[name] = value
+    return flat
 
-    def __init__(self, flat: Mapping[str, object], where: str) -> None:
-        self._flat, self._where = flat, where
 
-    def _fail(self, key: str, why: str, hint: str = "") -> ConfigError:
-        return ConfigError(f"{self._where}: {key}", self._flat[key], why, hint)
-
-    def text(self, key: str, default: str) -> str:
-        value = self._flat.get(key, default)
-        if not isinstance(value, str) or not value:
-            raise self._fail(key, "must be a text that is not empty")
-        return value
-
-    def flag(self, key: str, default: Callable[[], bool]) -> bool:
-        if key not in self._flat:
-            return default()
-        value = self._flat[key]
-        if not isinstance(value, bool):
-            raise self._fail(key, "must be true or false")
-        return value
-
-    def port(self, key: str, default: int) -> int:
-        value = self._flat.get(key, default)
-        if not isinstance(value, int) or not 0 < value < 65536:
-            raise self._fail(key, "must be a port number from 1 to 65535")
-        return value
-
-    def count(self, key: str, default: int, most: int) -> int:
-        value = self._flat.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
-            raise self._fail(key, f"must be a whole number from 1 to {most}")
-        return value
-
-    def choice(self, key: str, allowed: tuple[Word, ...], default: Word) -> Word:
-        value = self.text(key, default)
-        for word in allowed:
-            if value == word:
-                return word
-        raise self._fail(key, "is not possible", f"use one of {', '.join(allowed)}")
-
-    def address(self, key: str) -> IPv4Address | None:
-        if key not in self._flat:
-            return None
-        try:
-            return IPv4Address(self.text(key, ""))
-        except ValueError as error:
-            raise self._fail(key, "must be an IPv4 address") from error
-
-    def section(self, name: str, keys: frozenset[str]) -> dict[str, object]:
-        """Those of `keys` that the section sets."""
-        return {key: self._flat[f"{name}.{key}"] for key in sorted(keys) if f"{name}.{key}" in self._flat}
+def _forget_after(seconds: float, where: str) -> float:
+    if 0 < seconds < LEAST_FORGET_S:
+        why, hint = "is shorter than a reboot takes", f"use at least {LEAST_FORGET_S:.0f}s, or 0s for never"
+        raise ConfigError(f"{where}: ipam.forget_after", f"{seconds:g}s", why, hint)
+    return seconds
 
 
 def check_node_name(name: str) -> str:

@@ -19,7 +19,7 @@ from plait.agent.kernelwork import KernelWork
 from plait.agent.view import View
 from plait.kernel.api import Op
 from plait.kernel.linux import inspect_sandbox
-from plait.model.cluster import Endpoint, Network
+from plait.model.cluster import Endpoint, HostRange, Network
 from plait.model.objects import NftSet, Plan
 from plait.model.report import EngineState
 from plait.plan import network_mtu
@@ -37,7 +37,8 @@ _LIMITING = ("kernel-lacks", "kernel-refused", "firewall-drops")
 
 @dataclass(frozen=True, slots=True)
 class EngineParts:
-    """What engines are served with; callables give what other parts know at the moment. `current()`: the view of the cluster is."""
+    """What engines are served with; callables give what other parts know at the moment. `current()`: the view of the cluster is.
+    `on_others()`: networks that are an engine's own use other addresses."""
 
     config: Config
     paths: Paths
@@ -51,6 +52,7 @@ class EngineParts:
     plan: Callable[[], Plan]
     waiting: Callable[[], str]
     current: Callable[[], bool]
+    on_others: Callable[[], None]
 
 
 class Engines:
@@ -69,6 +71,10 @@ class Engines:
     def vanished(self) -> set[str]:
         """Ids of endpoints whose namespace is gone: the plan has nothing for them."""
         return self.cni.vanished() if self.cni is not None else set()
+
+    def others(self) -> Iterable[HostRange]:
+        """What networks that are an engine's own use, as last heard."""
+        return self.docker.networks.others if self.docker is not None else ()
 
     def networks_changed(self) -> None:
         for runtime in (self.docker, self.cni):
@@ -109,7 +115,9 @@ class Engines:
         p = self._p
         state = CachedState(p.journal.load, self._save)
         engine = DockerEngine(Path(p.config.docker_socket))
-        return DockerRuntime(p.node, p.ops, state, engine, p.health, p.default_network, p.current)
+        made = DockerRuntime(p.node, p.ops, state, engine, p.health, p.default_network, p.current)
+        made.networks.on_others = p.on_others
+        return made
 
     def _cni(self) -> CniRuntime:
         from plait.runtimes.cni.host import Host

@@ -172,6 +172,31 @@ REGISTRY: dict[str, Condition] = {
             "They are computed in software now, which costs throughput. See to the card's driver; with another kernel it is tried anew.",
         ),
         Condition(
+            "pool-overlaps",
+            "warning",
+            "A host uses addresses of a network for something else",
+            "Remove the route or Docker network that is named, or make the network with another --subnet; until then some addresses lead "
+            "elsewhere on that host.",
+        ),
+        Condition(
+            "ranges-refused",
+            "error",
+            "/etc/plait/ranges.toml is wrong; the ranges of before stay in force",
+            "Correct the line that is named; the file is read again by itself.",
+        ),
+        Condition(
+            "ranges-differ",
+            "warning",
+            "Another host's ranges.toml says something else than this one's",
+            "Put the same /etc/plait/ranges.toml on every host; until then each keeps to its own.",
+        ),
+        Condition(
+            "ranges-misplaced",
+            "warning",
+            "A range of ranges.toml lies outside its network",
+            "Correct the network or the addresses in /etc/plait/ranges.toml; nobody gets an address of that part.",
+        ),
+        Condition(
             "mtu-too-small",
             "warning",
             "The underlay's MTU leaves less than 1280 bytes inside",

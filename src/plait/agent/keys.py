@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
-from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node, Reach
+from plait.model.cluster import Assigned, Block, Container, Endpoint, Ghosts, HostRanges, Instance, Network, Node, Reach
 from plait.model.discovery import CatalogNode, Check, OtherTags
 
-Record = Node | Reach | Network | Block | Endpoint | Container | Instance | Check | CatalogNode | OtherTags
+Record = Node | Reach | Network | Block | Endpoint | Container | Instance | Check | CatalogNode | OtherTags | Assigned | HostRanges | Ghosts
 
 TYPES: dict[str, type[Record]] = {
     "nodes": Node,
@@ -23,6 +23,9 @@ TYPES: dict[str, type[Record]] = {
     "catalog/instances": Instance,
     "catalog/checks": Check,
     "catalog/tags": OtherTags,
+    "assigned": Assigned,
+    "hostranges": HostRanges,
+    "ghosts": Ghosts,
 }
 """What is stored below `<kind>/`. The kinds of `catalog/` hold what was put into the catalogue by others than the node's own agent."""
 NETWORK_GUARD = "guards/networks"
@@ -49,6 +52,23 @@ def blocks_prefix(network: str) -> str:
     return f"blocks/{network}/"
 
 
+def hostranges_key(node: str) -> str:
+    return f"hostranges/{node}"
+
+
+def assigned_prefix(network: str) -> str:
+    return f"assigned/{network}/"
+
+
+def assigned_guard(network: str) -> str:
+    """Rewritten with each reservation in `network`, so that a name cannot get two addresses."""
+    return f"guards/assigned/{network}"
+
+
+def assigned_key(network: str, address: IPv4Address) -> str:
+    return f"{assigned_prefix(network)}{address}"
+
+
 def block_key(network: str, cidr: IPv4Network) -> str:
     return f"{blocks_prefix(network)}{str(cidr).replace('/', '_')}"
 
@@ -64,6 +84,12 @@ def record_key(record: Record) -> str:
             return network_key(record.name)
         case Block():
             return block_key(record.network, record.cidr)
+        case Ghosts():
+            return f"ghosts/{record.node}/all"
+        case HostRanges():
+            return hostranges_key(record.node)
+        case Assigned():
+            return assigned_key(record.network, record.address)
         case Endpoint():
             return f"endpoints/{record.node}/{record.id}"
         case Container():
@@ -84,12 +110,12 @@ def _catalog(record: Instance | Check) -> str:
 
 def own_prefixes(node: str) -> tuple[str, ...]:
     """Prefixes below which `node` is the only writer."""
-    return f"endpoints/{node}/", f"containers/{node}/", f"instances/{node}/", f"checks/{node}/"
+    return f"endpoints/{node}/", f"containers/{node}/", f"instances/{node}/", f"checks/{node}/", f"ghosts/{node}/"
 
 
 def single_keys(node: str) -> tuple[str, ...]:
     """The keys of what there is once of a node; they go when it leaves."""
-    return node_key(node), alive_key(node), reach_key(node), f"coordinates/{node}"
+    return node_key(node), alive_key(node), reach_key(node), f"coordinates/{node}", hostranges_key(node)
 
 
 def shown_from(ref: tuple[str, ...]) -> tuple[str, ...]:

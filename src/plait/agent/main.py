@@ -108,7 +108,7 @@ def _purge(paths: Paths) -> list[str]:
     with contextlib.suppress(NotFound, ConfigError):
         identity = load_identity(paths.identity)
         if identity.store:
-            from plait.agent.wiring import leave
+            from plait.agent.stores import leave
 
             done.append(asyncio.run(leave(identity, paths)))
         else:

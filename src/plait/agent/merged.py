@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from plait.agent.keys import TYPES, Record, kind_of
-from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node, Reach, Snapshot
+from plait.model.cluster import Assigned, Block, Container, Endpoint, Ghosts, HostRanges, Instance, Network, Node, Reach, Snapshot
 from plait.model.discovery import CatalogNode, Check, OtherTags
 
 _LAYERED = {"instances": "catalog/instances", "checks": "catalog/checks"}
@@ -66,6 +66,9 @@ class Merged:
             self._map("checks"),
             self._map("catalog/nodes"),
             self._map("reach"),
+            assigned=self._map("assigned"),
+            host_ranges=self._map("hostranges"),
+            ghosts=self._map("ghosts"),
         )
 
     def _thaw(self, kind: str, ident: Hashable) -> None:
@@ -103,6 +106,10 @@ def _ident(record: Record) -> Hashable:
     match record:
         case Block():
             return record.network, record.cidr
+        case HostRanges() | Ghosts():
+            return record.node
+        case Assigned():
+            return record.network, record.address
         case Endpoint():
             return record.id
         case Container() | Instance() | Check() | OtherTags():

@@ -6,13 +6,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 
-from plait.agent.keys import NETWORK_GUARD, blocks_prefix, network_key
+from plait.agent.keys import NETWORK_GUARD, assigned_prefix, blocks_prefix, network_key
 from plait.agent.view import View
 from plait.backends import BACKENDS, DUAL, changed, settle
-from plait.ipam import check_network, default_block_prefix, default_subnet6, image, next_subnet
+from plait.ipam import FORCED, check_network, check_overlaps, default_block_prefix, default_subnet6, image, next_subnet, taken
+from plait.model.addr import AddressRange
 from plait.model.cluster import Network
 from plait.model.errors import ConfigError, Conflict, NotFound
 from plait.runtimes.api import NetworkRequest
@@ -25,14 +26,24 @@ _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWX
 
 
 class Networks:
-    """Create, find and remove networks. `caught_up(revision)` waits until the view has that revision."""
+    """Create, find and remove networks. `caught_up(revision)` waits until the view has that revision; `look()` learns what this host uses
+    addresses for outside plait."""
 
-    def __init__(self, view: View, store: Store, default: str, caught_up: Callable[[int], Awaitable[None]]) -> None:
-        self._view, self._store, self._default, self._caught_up = view, store, default, caught_up
+    def __init__(
+        self,
+        view: View,
+        store: Store,
+        default: str,
+        caught_up: Callable[[int], Awaitable[None]],
+        look: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._view, self._store, self._default, self._caught_up, self._look = view, store, default, caught_up, look
 
     async def ensure(self, request: NetworkRequest) -> Network:
         """See `Operations.ensure_network`."""
         _check_name(request.name)
+        if self._look is not None and request.name not in self._view.snapshot.networks:
+            await self._look()
         for _ in range(_TRIES):
             guard = await self._store.get(NETWORK_GUARD)
             if guard is not None:  # what the guard stands for must be in the view before the view is judged by
@@ -44,6 +55,8 @@ class Networks:
             network = self._design(request)
             nodes = sorted(self._view.snapshot.nodes.values(), key=lambda n: n.name)
             check_network(network, list(known.values()), nodes)
+            if not request.force and request.name != self._default:
+                check_overlaps(network.subnet, self._view.snapshot)
             result = await self._store.txn(
                 [Compare(network_key(network.name), 0), Compare(NETWORK_GUARD, guard.mod_revision if guard else 0)],
                 [Put(network_key(network.name), encode(network)), Put(NETWORK_GUARD, network.name.encode())],
@@ -88,14 +101,15 @@ class Networks:
         if holders and not force:
             shown = ", ".join(holders[:5]) + (f" and {len(holders) - 5} more" if len(holders) > 5 else "")
             raise Conflict(f"network {name!r} is in use by {shown}; remove or disconnect them first, or use --force")
-        ops: list[Put | Delete] = [Delete(network_key(name)), Delete(blocks_prefix(name), prefix=True), Put(NETWORK_GUARD, name.encode())]
+        ops: list[Put | Delete] = [Delete(network_key(name)), Put(NETWORK_GUARD, name.encode())]
+        ops += [Delete(prefix, prefix=True) for prefix in (blocks_prefix(name), assigned_prefix(name))]
         result = await self._store.txn([], ops)
         await self._caught_up(result.revision)
         log.info("network_removed", extra={"network": name})
 
     def _design(self, request: NetworkRequest) -> Network:
         snapshot = self._view.snapshot
-        subnet = request.subnet or next_subnet([n.subnet for n in snapshot.networks.values()])
+        subnet = request.subnet or next_subnet(taken(snapshot))
         settled = settle(request.options, BACKENDS.values(), snapshot.networks.values())
         prefix = request.block_prefix or default_block_prefix(request.ip_range or subnet)
         if request.dual:
@@ -110,8 +124,9 @@ class Networks:
             port=settled.port,
             internal=request.internal,
             labels=dict(request.labels),
-            options=dict(request.options),
+            options={**request.options, **({FORCED: "true"} if request.force else {})},
             ip_range=request.ip_range,
+            excluded=request.excluded,
         )
         return _with_ipv6(network, request) if request.dual else network
 
@@ -131,6 +146,10 @@ def _check_name(name: str) -> None:
         raise ConfigError("network name", name, "is not possible", "use letters, digits, _ . and -, at most 63, first a letter or digit")
 
 
+def _spelled(parts: Iterable[AddressRange]) -> str | None:
+    return ", ".join(map(str, parts)) or None
+
+
 def _same(existing: Network, request: NetworkRequest) -> Network:
     """The existing network if the request does not contradict it; Conflict otherwise."""
     pairs = (
@@ -141,6 +160,7 @@ def _same(existing: Network, request: NetworkRequest) -> Network:
         ("port", request.options.get("port"), str(existing.port)),
         ("VNI", request.options.get("vni"), str(existing.vni)),
         ("IP range", request.ip_range, existing.ip_range or "none"),
+        ("exclusions", _spelled(request.excluded), _spelled(existing.excluded) or "none"),
         ("IPv6", request.dual or None, existing.subnet6 is not None),
         ("IPv6 subnet", request.subnet6, existing.subnet6),
         ("IPv6 gateway", request.gateway6, existing.gateway6),

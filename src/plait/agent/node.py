@@ -24,6 +24,7 @@ from plait.agent.identity import Identity
 from plait.agent.journal import Journal, Write
 from plait.agent.networks import Networks
 from plait.agent.publisher import Publisher
+from plait.agent.ranges import DIFFER, MISPLACED, differing, digest, misplaced
 from plait.agent.reconciler import Reconciler
 from plait.agent.reports import GATEWAY_META, merged_meta, strays
 from plait.agent.tunnelkeys import own_public_key
@@ -108,7 +109,7 @@ class NodeLoops:
     def _on_view(self, kinds: frozenset[str]) -> None:
         if kinds & _NAMED:
             self.names_changed()
-        if kinds & {"networks", "blocks", "endpoints"}:
+        if kinds & {"networks", "blocks", "endpoints", "assigned"}:
             self._blocks_dirty.set()
         self._p.publisher.wake()
 
@@ -162,6 +163,7 @@ class NodeLoops:
             vtep_mac=mac_from_digest(bytes.fromhex(identity.id.replace("-", ""))),
             tunnel=self._p.addresses.tunnel_address(),
             version=__version__,
+            ranges=digest(self._p.addresses.assigned.ranges()),
             meta=merged_meta(merged_meta({}, SERVER_META, not identity.store), GATEWAY_META, self._gateway),
             wireguard=self._tunnel_key(),
         )
@@ -291,6 +293,9 @@ class NodeLoops:
             self._p.health.replace("path-detour", detours)
             self._p.health.replace("path-lost", unreached)
             self._p.health.replace("checksums-broken", self._p.underlay.checksums.texts)
+            self._p.health.replace(DIFFER, differing(snapshot))
+            wrong = misplaced(self._p.addresses.assigned.ranges(), snapshot.networks)
+            self._p.health.replace(MISPLACED, {MISPLACED: "; ".join(wrong)} if wrong else {})
             self._name_refused()
             await asyncio.sleep(1)
 

@@ -14,17 +14,17 @@ import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 
-from plait.agent.addresses import Addresses, origin_of
+from plait.agent.addresses import Addresses
 from plait.agent.journal import Journal, Write
 from plait.agent.kernelwork import KernelWork
 from plait.agent.networks import Networks
 from plait.agent.ports import assign_ports, ephemeral_range
 from plait.agent.view import View
-from plait.ipam import origin
+from plait.ipam import Asker, Reservation, check_overlaps, held_by, origin, origin_of, taken
 from plait.model.cluster import Container, Endpoint, Network, PortMapping, Snapshot
-from plait.model.errors import KernelError, NotFound, NotSupported, PlaitError
+from plait.model.errors import Conflict, KernelError, NotFound, NotSupported, PlaitError
 from plait.model.objects import KernelObject, Sysctl
 from plait.plan import endpoint_objects
 from plait.plan.desired import device_name, endpoint_mac
@@ -64,6 +64,12 @@ class AgentOperations:
     def networks(self) -> Mapping[str, Network]:
         return self._view.snapshot.networks
 
+    def taken(self) -> Sequence[IPv4Network]:
+        return taken(self._view.snapshot)
+
+    def check_overlaps(self, subnet: IPv4Network) -> None:
+        check_overlaps(subnet, self._view.snapshot)
+
     async def ensure_network(self, request: NetworkRequest) -> Network:
         network = await self._networks.ensure(request)
         await self._addresses.maintain()
@@ -77,14 +83,30 @@ class AgentOperations:
     async def remove_network(self, name: str, force: bool = False) -> None:
         await self._networks.remove(name, force)
 
-    async def reserve(self, network: str, owner: str, address: IPv4Address | None = None, name: str = "") -> IPv4Interface:
-        return await self._addresses.reserve(self._network(network), owner, address, name)
+    async def reserve(
+        self,
+        network: str,
+        owner: str,
+        address: IPv4Address | None = None,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> IPv4Interface:
+        return await self._addresses.reserve(self._network(network), owner, address, Asker(name, labels or {}))
 
-    async def reserve6(self, network: str, owner: str, address: IPv6Address | None = None) -> IPv6Address:
+    async def reserve6(
+        self,
+        network: str,
+        owner: str,
+        address: IPv6Address | None = None,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> IPv6Address:
         if not self._has_ipv6:
             raise NotSupported("the kernel of this host has no IPv6 (`plait status` names it)")
         found = self._network(network)
-        return await self._addresses.reserve6(found, owner, (await self._addresses.reserve(found, owner)).ip, address)
+        return await self._addresses.reserve6(
+            found, owner, (await self._addresses.reserve(found, owner)).ip, address, Asker(name, labels or {})
+        )
 
     async def release(self, network: str, address: IPv4Address) -> None:
         await self._addresses.release(network, address)
@@ -129,16 +151,19 @@ class AgentOperations:
         self._locks.pop(endpoint, None)
 
     async def _design(self, request: AttachRequest, network: Network, known: Endpoint | None) -> Endpoint:
+        asker = Asker(request.name, request.labels)
         wanted, wanted6 = request.address, request.address6
         if known is not None:
             wanted, wanted6 = wanted or known.address, wanted6 or known.address6
         if wanted is None and wanted6 is not None and network.subnet6 is not None:
             wanted = origin_of(network, wanted6)
         if wanted is not None:
+            if known is None:
+                self._permit(network, asker, wanted)
             await self._adopt(request, wanted, request.endpoint)
-        reserved = await self._addresses.reserve(network, request.endpoint, wanted, request.name)
+        reserved = await self._addresses.reserve(network, request.endpoint, wanted, asker)
         try:
-            address6 = await self._design6(request, network, reserved.ip, wanted6)
+            address6 = await self._design6(request, network, reserved.ip, wanted6, known is None)
         except PlaitError:
             if known is None:
                 await self._addresses.release(network.name, reserved.ip)
@@ -162,15 +187,22 @@ class AgentOperations:
             address6=address6,
         )
 
+    def _permit(self, network: Network, asker: Asker, wanted: IPv4Address) -> None:
+        """Conflict if the asker may not have the address, whoever reserved it before its name was known."""
+        if reason := self._addresses.assigned.refuse(network, asker)(wanted):
+            raise Conflict(reason)
+
     async def _design6(
-        self, request: AttachRequest, network: Network, address: IPv4Address, wanted: IPv6Address | None
+        self, request: AttachRequest, network: Network, address: IPv4Address, wanted: IPv6Address | None, new: bool
     ) -> IPv6Address | None:
         """None where there is no IPv6 and none was asked for."""
         if wanted is None and (network.subnet6 is None or not self._has_ipv6):
             return None
         if wanted is not None and (other := origin(network, wanted)) not in (None, address):
+            if new and other is not None:
+                self._permit(network, Asker(request.name, request.labels), other)
             await self._adopt(request, other, paired(request.endpoint))
-        return await self.reserve6(network.name, request.endpoint, wanted)
+        return await self.reserve6(network.name, request.endpoint, wanted, request.name, request.labels)
 
     async def _adopt(self, request: AttachRequest, wanted: IPv4Address, owner: str) -> None:
         """An address reserved under another owner id (Docker asks before the endpoint has one) passes to `owner`, of the endpoint."""
@@ -219,10 +251,7 @@ class AgentOperations:
         await saved
 
     def _held_by(self, endpoint: Endpoint) -> set[IPv4Address]:
-        """What is reserved for the endpoint: its address, and the one with which its IPv6 address goes, which may be another."""
-        network = self._view.snapshot.networks.get(endpoint.network)
-        of = origin(network, endpoint.address6) if network is not None and endpoint.address6 is not None else None
-        return {endpoint.address, of or endpoint.address}
+        return held_by(self._view.snapshot.networks.get(endpoint.network), endpoint)
 
     # --- published ports
 
@@ -290,15 +319,26 @@ class AgentOperations:
     async def report(self, runtime: str, containers: Sequence[Container]) -> None:
         self._view.report(runtime, containers)
 
-    # --- start
+    # --- what nothing stands behind
 
     async def recover(self) -> None:
         """Once at start: release reservations that no endpoint stands behind. Docker's are kept until it says what it has."""
+        for reservation in self.idle():
+            await self._addresses.release(reservation.network, reservation.address)
+
+    def idle(self) -> list[Reservation]:
+        """Live reservations without an endpoint; not Docker's, whose collector cares for them."""
         held = {(e.network, address) for e in self._own() for address in self._held_by(e)}
-        for reservation in self._addresses.reservations():
-            ours = not reservation.owner.startswith("docker:")
-            if reservation.live and ours and (reservation.network, reservation.address) not in held:
+        ours = (r for r in self._addresses.reservations() if r.live and not r.owner.startswith("docker:"))
+        return [r for r in ours if (r.network, r.address) not in held]
+
+    async def release_idle(self, reservation: Reservation) -> bool:
+        """Release it if it is idle still, now that no attach of its endpoint is under way."""
+        async with self._lock(reservation.owner.removesuffix(paired(""))):
+            idle = reservation in self.idle()
+            if idle:
                 await self._addresses.release(reservation.network, reservation.address)
+            return idle
 
     # --- helpers
 

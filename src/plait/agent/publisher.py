@@ -73,7 +73,8 @@ class Publisher:
                 continue
             network, of = self._view.snapshot.networks.get(record.network), self._view.item(network_key(record.network))
             if network is not None and of is not None and is_block_of(network, record.cidr):
-                result = await self._store.txn([Compare(key, 0), Compare(of.key, of.mod_revision)], [Put(key, encode(record))])
+                ops = [Put(key, encode(record)), *self._view.introduction()]
+                result = await self._store.txn([Compare(key, 0), Compare(of.key, of.mod_revision)], ops)
                 await self._caught_up(result.revision)
 
     async def run(self) -> None:

@@ -37,9 +37,11 @@ class Reconciler:
         health: Health,
         on_link: Callable[[], None],
         on_nft: Callable[[], None],
+        on_route: Callable[[], None],
     ) -> None:
         self._kernel, self._work, self._plan = kernel, work, plan
         self._may_delete, self._health, self._on_link, self._on_nft = may_delete, health, on_link, on_nft
+        self._on_route = on_route
         self._dirty = asyncio.Event()
         self._first = asyncio.Event()
         self._moved = False
@@ -87,6 +89,8 @@ class Reconciler:
             log.debug("kernel_event", extra={"kind": word, "at": round(time.monotonic(), 3)})
             if word in ("link", "addr", "overrun"):
                 self._moved = True
+            if word in ("link", "addr", "route", "overrun"):
+                self._on_route()
             if word in ("nft", "overrun"):
                 self._on_nft()
             self._dirty.set()

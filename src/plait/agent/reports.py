@@ -66,6 +66,7 @@ def network_row(snapshot: Snapshot, network: Network) -> NetworkRow:
         "subnet": str(network.subnet),
         "gateway": str(network.gateway),
         "ip_range": str(network.ip_range or ""),
+        "excluded": list(map(str, network.excluded)),
         "model": BACKENDS[network.backend].model,
         "backend": network.backend,
         "vni": network.vni,
@@ -113,7 +114,9 @@ def strays(snapshot: Snapshot) -> dict[str, str]:
     for endpoint in stray_endpoints(snapshot):
         network = snapshot.networks[endpoint.network]
         block = snapshot.blocks.get((network.name, block_of(network, endpoint.address)))
-        if endpoint.node == snapshot.me and block is not None:
+        assigned = snapshot.assigned.get((network.name, endpoint.address))
+        lent = assigned is not None and assigned.node == endpoint.node
+        if endpoint.node == snapshot.me and block is not None and not lent:
             what = endpoint.name or endpoint.id
             found[endpoint.id] = f"{what}: {endpoint.address} of network {network.name} lies in block {block.cidr} of node {block.node}"
     return found

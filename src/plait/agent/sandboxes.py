@@ -29,17 +29,27 @@ _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWX
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """One sandbox as journalled. `pid` and `started` (clock ticks since boot, proc(5) field 22) name its command, 0 = none."""
+    """One sandbox as journalled. `pid` and `started` (clock ticks since boot, proc(5) field 22) name its command, 0 = none. `share`: the
+    sandbox whose namespace it is in, "" = its own. `ended`: it is gone, but others share its namespace and address still."""
 
     name: str
     network: str
     labels: dict[str, str]
     pid: int = 0
     started: int = 0
+    share: str = ""
+    ended: bool = False
+
+    @property
+    def owner(self) -> str:
+        """Whose namespace it is in."""
+        return self.share or self.name
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxRequest:
+    """`share`: another sandbox of this node whose namespace it is to be in; then there is no address, and no port, to ask for."""
+
     name: str
     network: str
     address: IPv4Address | None = None
@@ -47,6 +57,7 @@ class SandboxRequest:
     aliases: tuple[str, ...] = ()
     ports: tuple[PortMapping, ...] = ()
     address6: IPv6Address | None = None
+    share: str = ""
 
 
 class Sandboxes:
@@ -75,21 +86,30 @@ class Sandboxes:
         return f"sandbox.{self._node}.{name}"
 
     def path(self, name: str) -> Path:
-        return self._dir / name
+        """Of the namespace that the sandbox is in."""
+        known = self._sandboxes.get(name)
+        return self._dir / (known.owner if known is not None else name)
 
     def get(self, name: str) -> tuple[Sandbox, Endpoint]:
         """The sandbox and its endpoint. Raises NotFound."""
         sandbox = self._sandboxes.get(name)
-        endpoint = self._ops.endpoints(RUNTIME).get(self._id(name))
-        if sandbox is None or endpoint is None:
+        endpoint = self._ops.endpoints(RUNTIME).get(self._id(sandbox.owner)) if sandbox is not None else None
+        if sandbox is None or endpoint is None or sandbox.ended:
             raise NotFound(f"there is no sandbox {name!r} on this node; `plait ps` lists what runs where")
         return sandbox, endpoint
 
     async def create(self, request: SandboxRequest) -> Endpoint:
         """Make the namespace and attach it. Conflict if the name is taken; nothing stays behind on any error."""
         _check_name(request.name)
-        if request.name in self._sandboxes:
+        known = self._sandboxes.get(request.name)
+        if known is not None and known.ended:
+            raise Conflict(
+                f"a sandbox named {request.name!r} has ended, but {', '.join(self._sharers(request.name))} still has its address"
+            )
+        if known is not None:
             raise Conflict(f"a sandbox named {request.name!r} runs on this node already; `plait rm {request.name}` removes it")
+        if request.share:
+            return await self._join(request)
         sandbox = Sandbox(request.name, request.network, dict(request.labels))
         self._sandboxes[request.name] = sandbox
         try:
@@ -116,6 +136,20 @@ class Sandboxes:
         await self.report()
         return endpoint
 
+    async def _join(self, request: SandboxRequest) -> Endpoint:
+        """Put a further sandbox into the namespace of another one."""
+        if request.address is not None or request.address6 is not None or request.ports or request.aliases:
+            raise ConfigError("share", request.share, "comes with its address, ports and aliases", "ask for none with --share")
+        other, endpoint = self.get(request.share)
+        sandbox = Sandbox(request.name, other.network, dict(request.labels), share=other.owner)
+        self._sandboxes[request.name] = sandbox
+        await self._save(sandbox)
+        await self.report()
+        return endpoint
+
+    def _sharers(self, name: str) -> list[str]:
+        return sorted(sandbox.name for sandbox in self._sandboxes.values() if sandbox.share == name)
+
     async def started(self, name: str, pid: int) -> None:
         """The command of the sandbox runs as `pid`; when it ends the sandbox goes."""
         sandbox, _ = self.get(name)
@@ -138,14 +172,17 @@ class Sandboxes:
     async def report(self) -> None:
         """Tell the agent what runs."""
         endpoints = self._ops.endpoints(RUNTIME)
-        await self._ops.report(RUNTIME, [self._container(endpoints[self._id(n)]) for n in self._sandboxes if self._id(n) in endpoints])
+        living = [sandbox for sandbox in self._sandboxes.values() if not sandbox.ended]
+        found = [(sandbox, endpoints.get(self._id(sandbox.owner))) for sandbox in living]
+        await self._ops.report(RUNTIME, [self._container(sandbox, endpoint) for sandbox, endpoint in found if endpoint is not None])
 
     async def recover(self) -> None:
         """Once at start: remove sandboxes whose namespace or command is gone, and endpoints that have no sandbox."""
         for name, sandbox in list(self._sandboxes.items()):
             if (
                 not self._netns_exists(self.path(name))
-                or self._id(name) not in self._ops.endpoints(RUNTIME)
+                or self._id(sandbox.owner) not in self._ops.endpoints(RUNTIME)
+                or (sandbox.ended and not self._sharers(name))
                 or (sandbox.pid and not self._runs(sandbox))
             ):
                 await self._erase(name)
@@ -177,22 +214,33 @@ class Sandboxes:
         await self._journal.write([Write(RUNTIME, sandbox.name, encode(sandbox))])
 
     async def _erase(self, name: str) -> None:
+        """The sandbox is gone; namespace and address go with the last one that is in it."""
         self._unwatch(name)
-        await self._ops.detach(self._id(name))
-        await asyncio.to_thread(self._remove_netns, self.path(name))
+        sandbox = self._sandboxes.get(name)
+        if sandbox is not None and self._sharers(name):
+            self._sandboxes[name] = replace(sandbox, pid=0, ended=True)
+            await self._save(self._sandboxes[name])
+            return
+        if sandbox is None or not sandbox.share:
+            await self._ops.detach(self._id(name))
+            await asyncio.to_thread(self._remove_netns, self.path(name))
         self._sandboxes.pop(name, None)
         await self._journal.write([Write(RUNTIME, name, None)])
+        owner = self._sandboxes.get(sandbox.share) if sandbox is not None else None
+        if owner is not None and owner.ended and not self._sharers(owner.name):
+            await self._erase(owner.name)
 
-    def _container(self, endpoint: Endpoint) -> Container:
+    def _container(self, sandbox: Sandbox, endpoint: Endpoint) -> Container:
         return Container(
-            id=endpoint.container,
-            name=endpoint.name,
+            id=sandbox.name,
+            name=sandbox.name,
             node=self._node,
             runtime=RUNTIME,
-            labels=endpoint.labels,
+            labels=sandbox.labels,
             addresses={endpoint.network: endpoint.address},
-            ports=endpoint.ports,
-            pid=self._sandboxes[endpoint.container].pid,
+            ports=() if sandbox.share else endpoint.ports,
+            pid=sandbox.pid,
+            shares=sandbox.share,
             addresses6={endpoint.network: endpoint.address6} if endpoint.address6 is not None else {},
         )
 

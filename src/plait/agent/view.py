@@ -14,13 +14,13 @@ import dataclasses
 import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping
 
-from plait.agent.keys import TYPES, Record, kind_of, own_prefixes, record_key
+from plait.agent.keys import TYPES, Record, kind_of, node_key, own_prefixes, record_key
 from plait.agent.merged import Merged
 from plait.model.cluster import Block, Container, Endpoint, Instance, Snapshot
 from plait.model.discovery import CatalogNode, Check, OtherTags
 from plait.model.errors import PlaitError, StoreUnavailable
-from plait.store.api import Change, Item
-from plait.store.codec import decode
+from plait.store.api import Change, Item, Put
+from plait.store.codec import decode, encode
 
 log = logging.getLogger("plait.view")
 _CATCH_UP_S = 5.0
@@ -186,6 +186,11 @@ class View:
     def own(self, key: str) -> Record | None:
         """The own record of that key."""
         return self._own.get(key)
+
+    def introduction(self) -> list[Put]:
+        """This node's record if the store lacks it: to be written with its first block, so that each block is of a node that exists."""
+        own = self._own.get(node_key(self.me))
+        return [Put(node_key(self.me), encode(own))] if own is not None and node_key(self.me) not in self._items else []
 
     def own_records(self) -> Mapping[str, Record]:
         """What this node publishes, by key."""

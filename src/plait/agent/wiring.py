@@ -7,8 +7,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Iterable, Sequence
 from functools import partial
+from ipaddress import IPv4Network
 
 from plait.agent.addresses import Addresses
 from plait.agent.admin import AdminParts, AgentAdmin
@@ -19,23 +20,29 @@ from plait.agent.dnswatch import DnsWatch
 from plait.agent.engines import EngineParts, Engines
 from plait.agent.figures import of_kernel
 from plait.agent.health import Health
+from plait.agent.hostranges import HostRangesWatch
 from plait.agent.hostresolvers import HostResolvers
 from plait.agent.identity import Identity
+from plait.agent.ipamcare import IpamCare
 from plait.agent.journal import Journal
 from plait.agent.kernelwork import KernelWork
-from plait.agent.leaving import remove_records
 from plait.agent.networks import Networks
 from plait.agent.node import LEASE_TTL_S, NodeLoops, Parts
 from plait.agent.operations import AgentOperations
 from plait.agent.publisher import Publisher
+from plait.agent.ranges import RangesFile
 from plait.agent.reconciler import Reconciler
+from plait.agent.removal import Forgetting
 from plait.agent.sandboxes import Sandboxes
 from plait.agent.storehost import StoreHost
+from plait.agent.stores import open_store
 from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
 from plait.dns.zone import Zone
+from plait.ipam import NamedRange
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_exists
+from plait.model.cluster import HostRange
 from plait.model.errors import NotSupported
 from plait.model.report import StoreState, TokenView
 from plait.serve.admin import AdminServer
@@ -46,12 +53,10 @@ from plait.store.api import Change, Store
 from plait.store.join import split_address
 from plait.store.joinserver import PORT as JOIN_PORT
 from plait.store.joinserver import JoinServer
-from plait.store.remote import RemoteStore
 from plait.store.replica import Replica
 from plait.store.server import PORT as STORE_PORT
 from plait.store.server import StoreServer
-from plait.store.sqlite import SqliteStore
-from plait.store.tls import cluster_pin, ssl_context_client, ssl_context_join_server, ssl_context_server
+from plait.store.tls import cluster_pin, ssl_context_join_server, ssl_context_server
 from plait.store.token import create_token
 
 log = logging.getLogger("plait.node")
@@ -64,31 +69,10 @@ async def run_node(config: Config, identity: Identity, paths: Paths) -> None:
     """Run this node until cancelled."""
     journal = Journal(paths.lib / "journal.db")
     try:
-        async with _open_store(identity, paths) as store:
+        async with open_store(identity, paths) as store:
             await _Wiring(config, identity, paths, journal, store).run()
     finally:
         journal.close()
-
-
-async def leave(identity: Identity, paths: Paths) -> str:
-    """Remove this node's records from the store; says what happened. Never raises for a store out of reach."""
-    async with _open_store(identity, paths) as store:
-        return await remove_records(store, identity.name)
-
-
-@contextlib.asynccontextmanager
-async def _open_store(identity: Identity, paths: Paths) -> AsyncIterator[Store]:
-    """The embedded store on the node that carries it, else the one over the wire."""
-    store: Store
-    if identity.store:
-        host, port = split_address(identity.store, STORE_PORT)
-        store = RemoteStore(host, port, ssl_context_client(paths.lib / "pki"))
-    else:
-        store = await SqliteStore.open(paths.lib / "store.db")
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 class _Wiring:
@@ -101,8 +85,10 @@ class _Wiring:
         self.kernel = LinuxKernel(paths.lib)
         self.work = KernelWork(self.kernel)
         self.replica = Replica(store, paths.lib / "replica.bin")
-        self.networks = Networks(self.view, store, DEFAULT_NETWORK, self.view.caught_up)
-        self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge)
+        self.host_ranges = HostRangesWatch(self.view, self.health, self.kernel.host_ranges, self._of_engines, self._bridge)
+        self.networks = Networks(self.view, store, DEFAULT_NETWORK, self.view.caught_up, self.host_ranges.look)
+        self.ranges = RangesFile(paths.ranges, journal, self.health, lambda: self.loops.refresh_node())
+        self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge, config.reuse_after_s, self._ranges)
         self.publisher = Publisher(self.view, store, self.view.caught_up)
         self.dns = DnsService(on_crash=self._on_dns_crash, on_query=lambda *q: self.discovery.names(*q), successors=paths.dns_successors)
         self.resolvers = HostResolvers(self.dns.set_upstreams)
@@ -110,15 +96,7 @@ class _Wiring:
         self.tunnels = Tunnels(lambda: self.view.snapshot, self.kernel, self.health, lambda: self.reconciler.mark())
         self._linked = asyncio.Event()
         self.loops = NodeLoops(self._parts(), DEFAULT_NETWORK)
-        self.reconciler = Reconciler(
-            self.kernel,
-            self.work,
-            self.loops.plan,
-            lambda: self.replica.synced,
-            self.health,
-            self.loops.refresh_node,
-            self.loops.firewall_changed,
-        )
+        self.reconciler = self._reconciler()
         self.ops = self._operations()
         self.sandboxes = self._sandboxes()
         self.engines = self._engines()
@@ -133,6 +111,28 @@ class _Wiring:
         self.discovery.figures.add(partial(of_kernel, self.work), self.tunnels.readings)
         self.view.subscribe(self._on_view)
         self.replica.subscribe(self.discovery.change, self._on_store)
+
+    def _reconciler(self) -> Reconciler:
+        return Reconciler(
+            self.kernel,
+            self.work,
+            self.loops.plan,
+            lambda: self.replica.synced,
+            self.health,
+            self.loops.refresh_node,
+            self.loops.firewall_changed,
+            self.host_ranges.mark,
+        )
+
+    def _ranges(self) -> Sequence[NamedRange]:
+        return self.ranges.ranges
+
+    def _of_engines(self) -> Iterable[HostRange]:
+        return self.engines.others()
+
+    def _bridge(self) -> IPv4Network | None:
+        block = self.addresses.bridge_block()
+        return block.cidr if block is not None else None
 
     def _operations(self) -> AgentOperations:
         return AgentOperations(
@@ -184,6 +184,7 @@ class _Wiring:
                 plan=self.loops.plan,
                 waiting=lambda: self.loops.waiting(self.reconciler),
                 current=lambda: self.replica.synced and self.replica.connected,
+                on_others=self.host_ranges.mark,
             )
         )
 
@@ -223,6 +224,7 @@ class _Wiring:
 
     async def _run_loops(self) -> None:
         await self.loops.look_at_firewall()
+        await self.ranges.look()
         await self.ops.recover()
         await self.sandboxes.recover()
         await self.engines.recover()
@@ -239,6 +241,10 @@ class _Wiring:
                 self.publisher.stay_alive(LEASE_TTL_S),
                 self.loops.keep_blocks(),
                 self._serve_names(),
+                self.host_ranges.run(),
+                Forgetting(self.view, self.store, self.config.forget_after_s, lambda: self.replica.connected).run(),
+                self.ranges.run(),
+                self.addresses.assigned.run(),
                 self.dns_watch.run(),
                 self.resolvers.run(),
                 self.dns_near.run(),
@@ -293,6 +299,8 @@ class _Wiring:
             health=self.health,
             underlay=self.underlay,
             tunnels=self.tunnels,
+            addresses=self.addresses,
+            care=IpamCare(self.view, self.store, self.ops, self.addresses, self.work, self.loops.plan, netns_exists),
             default_network=DEFAULT_NETWORK,
             search=self.config.search_domain,
             names=self.config.dns_enabled,

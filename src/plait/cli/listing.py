@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that show one list of the cluster: nodes, ps, ports, ipam, plan; and `node rm`, which takes one off the first.
+"""Commands that show one list of the cluster: nodes, ps, ports, plan; and `node rm`, which takes one off the first.
 
 Data in: rows of the admin API. Data out: a table, or the rows as JSON.
 """
@@ -98,24 +98,6 @@ def ports(client: AdminClient, as_json: bool) -> None:
                 r["network"],
                 f"{r['address']}:{r['container_port']}",
             )
-            for r in rows
-        ),
-    )
-
-
-@click.command()
-@json_option
-@with_agent
-def ipam(client: AdminClient, as_json: bool) -> None:
-    """List which node holds which block of which pool, and how full each is."""
-    rows = client.ipam()
-    if as_json:
-        show_json(rows)
-        return
-    show_table(
-        ("NETWORK", "BLOCK", "NODE", "FOR", "USED", "SIZE"),
-        (
-            (r["network"], both(r["cidr"], r.get("cidr6", "")), r["node"], r["purpose"], r["used"] if r["used"] >= 0 else "?", r["size"])
             for r in rows
         ),
     )

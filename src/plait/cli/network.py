@@ -66,6 +66,7 @@ def inspect(client: AdminClient, name: str, as_json: bool) -> None:
 def _show(view: NetworkView) -> None:
     reach = "internal: no way out" if view["internal"] else "with a way out"
     part = f", addresses from {view['ip_range']}" if view["ip_range"] else ""
+    part += f" without {', '.join(view['excluded'])}" if view.get("excluded") else ""
     click.echo(f"{view['name']}: {view['subnet']}{part}, gateway {view['gateway']}, {reach}")
     if view.get("subnet6"):
         click.echo(f"IPv6 {view['subnet6']}, gateway {view['gateway6']}")
@@ -98,6 +99,8 @@ def _used(count: int) -> str:
 @click.option("--subnet", type=cidr, help="Its addresses. [default: the next free /16 of 10.28.0.0 and up]")
 @click.option("--gateway", type=address, help="Address that every node holds. [default: the subnet's first]")
 @click.option("--ip-range", type=cidr, help="The part of it that addresses are handed out from, on every host. [default: all]")
+@click.option("--exclude", "excluded", multiple=True, metavar="ADDR|CIDR|A-B", help="Addresses that nobody gets; can be repeated.")
+@click.option("--force", is_flag=True, help="Although a host uses some of its addresses for something else (routes, Docker networks).")
 @click.option("--ipv6", is_flag=True, help="With IPv6 beside IPv4.")
 @click.option("--subnet6", type=cidr6, help="Its IPv6 addresses, a /64 or larger; implies --ipv6. [default: a unique local one]")
 @click.option("--gateway6", type=address6, help="IPv6 address that every node holds; implies --ipv6. [default: like --gateway]")
@@ -121,6 +124,8 @@ def create(
     subnet: IPv4Network | None,
     gateway: IPv4Address | None,
     ip_range: IPv4Network | None,
+    excluded: tuple[str, ...],
+    force: bool,
     ipv6: bool,
     subnet6: IPv6Network | None,
     gateway6: IPv6Address | None,
@@ -137,6 +142,8 @@ def create(
         subnet=str(subnet) if subnet else None,
         gateway=str(gateway) if gateway else None,
         ip_range=str(ip_range) if ip_range else None,
+        excluded=excluded,
+        force=force,
         internal=internal,
         labels=labels,
         options=options | ({"model": model} if model else {}) | ({"backend": backend} if backend else {}),

@@ -10,15 +10,17 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 from urllib.parse import quote
 
 from plait.model.errors import PlaitError
 from plait.model.report import (
-    BlockRow,
+    ClashRow,
     ContainerRow,
+    FindingRow,
+    IpamView,
     NetworkRow,
     NetworkView,
     NodeRow,
@@ -99,6 +101,8 @@ class AdminClient:
         ipv6: bool = False,
         subnet6: str | None = None,
         gateway6: str | None = None,
+        excluded: Sequence[str] = (),
+        force: bool = False,
     ) -> NetworkRow:
         """Make a network. `subnet` None: the next free one; `ip_range` None: addresses are handed out from all of it. With `ipv6`, or with
         one of the last two, it has IPv6 too."""
@@ -110,6 +114,8 @@ class AdminClient:
             "labels": dict(labels or {}),
             "options": dict(options or {}),
             "ip_range": ip_range,
+            "excluded": list(excluded),
+            "force": force,
         }
         six = _given(ipv6=ipv6 or None, subnet6=subnet6, gateway6=gateway6)
         return cast(NetworkRow, self._call("POST", "networks", body | six))
@@ -124,8 +130,27 @@ class AdminClient:
     def paths(self) -> list[PathRow]:
         return cast(list[PathRow], self._call("GET", "paths"))
 
-    def ipam(self) -> list[BlockRow]:
-        return cast(list[BlockRow], self._call("GET", "ipam"))
+    def reserve_address(self, network: str, name: str, address: str) -> None:
+        self._call("POST", f"networks/{quote(network, '')}/reservations", {"name": name, "address": address})
+
+    def unreserve_address(self, network: str, name: str) -> None:
+        self._call("DELETE", f"networks/{quote(network, '')}/reservations?name={quote(name, '')}")
+
+    def ipam(self) -> IpamView:
+        return cast(IpamView, self._call("GET", "ipam"))
+
+    def check_ipam(self) -> list[FindingRow]:
+        return cast(list[FindingRow], self._call("GET", "ipam-check"))
+
+    def reclaim_addresses(self, apply: bool) -> list[str]:
+        return cast(list[str], self._call("POST", "ipam-reclaim", {"apply": apply}))
+
+    def export_cluster(self) -> object:
+        return self._call("GET", "cluster-export")
+
+    def cluster_conflicts(self, other: bytes) -> list[ClashRow]:
+        """`other`: the export of another cluster, as it was printed."""
+        return cast(list[ClashRow], self._call("POST", "cluster-conflicts", other))
 
     def ports(self) -> list[PortRow]:
         return cast(list[PortRow], self._call("GET", "ports"))
@@ -152,6 +177,7 @@ class AdminClient:
         ports: tuple[str, ...] = (),
         aliases: tuple[str, ...] = (),
         address6: str | None = None,
+        share: str = "",
     ) -> SandboxView:
         """Make a sandbox; it stays until `remove_sandbox`, or until the process told to `sandbox_started` ends."""
         body = {
@@ -161,6 +187,7 @@ class AdminClient:
             "labels": dict(labels or {}),
             "ports": list(ports),
             "aliases": list(aliases),
+            "share": share,
         }
         return cast(SandboxView, self._call("POST", "sandboxes", body | _given(address6=address6)))
 
@@ -182,7 +209,7 @@ class AdminClient:
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         connection = _Connection(self._path, timeout_s)
         try:
-            connection.request(method, f"/v1/{path}", body=None if body is None else json.dumps(body))
+            connection.request(method, f"/v1/{path}", body=body if body is None or isinstance(body, bytes) else json.dumps(body))
             answer = connection.getresponse()
             raw = answer.read()
         except (FileNotFoundError, ConnectionRefusedError) as error:

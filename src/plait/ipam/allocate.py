@@ -2,17 +2,17 @@
 """Who holds which address of this node's blocks, and which one the next owner gets. Pure: the journal keeps the result.
 
 A released reservation stays as a memory of its name, so that the same name gets its address back; it gives way, oldest
-first, only when no address is left that was never used.
+first, only when no address is left that was never used, and while it is cooling only when nothing else is left in the whole pool.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
-from plait.ipam.pool import block_count, block_of, usable
-from plait.model.cluster import Block, Network
+from plait.ipam.pool import block_count, is_kept, usable, usable_count
+from plait.model.cluster import Block, Network, Snapshot
 from plait.model.errors import Conflict, NotFound, PoolExhausted
 
 
@@ -29,6 +29,10 @@ class Reservation:
     serial: int = 0
 
 
+def nothing_refused(_: IPv4Address) -> str:
+    return ""
+
+
 def choose_address(
     network: Network,
     blocks: Sequence[IPv4Network],
@@ -38,12 +42,14 @@ def choose_address(
     wanted: IPv4Address | None = None,
     tunnel: IPv4Address | None = None,
     elsewhere: Collection[IPv4Address] = (),
+    refuse: Callable[[IPv4Address], str] = nothing_refused,
+    cooling: Collection[IPv4Address] = (),
 ) -> IPv4Address | None:
     """The address for `owner`, or None if the blocks have none left (then another block must be leased).
 
     Order: what this owner holds already; the one asked for; the one `name` had last; the lowest never used; the one released
-    longest ago; of these only what is not in use `elsewhere` (on another node, whose block this was). Raises Conflict when `wanted` is
-    held by another owner, NotFound when it is in none of `blocks`.
+    longest ago and not `cooling`; of these only what is not in use `elsewhere` (on another node, whose block this was) and what `refuse`
+    has no reason against. Raises Conflict when `wanted` is held by another owner or refused, NotFound when it is in none of `blocks`.
     """
     for reservation in held.values():
         if reservation.live and reservation.owner == owner and wanted in (None, reservation.address):
@@ -51,20 +57,22 @@ def choose_address(
     if wanted is not None:
         if wanted in elsewhere:
             raise Conflict(f"address {wanted} of network {network.name!r} is in use on another node; ask for another address")
+        if reason := refuse(wanted):
+            raise Conflict(reason)
         return _check_wanted(network, blocks, held, owner, wanted, tunnel)
     known = [r for r in held.values() if name and r.name == name and not r.live and r.address not in elsewhere]
-    remembered = [r for r in known if _is_open(network, r.address, blocks)]
+    remembered = [r for r in known if _is_open(network, r.address, blocks) and not refuse(r.address)]
     if remembered:
         return max(remembered, key=lambda r: r.serial).address
     released: list[Reservation] = []
     for block in blocks:
         for address in usable(network, block, tunnel):
-            if address in elsewhere:
+            if address in elsewhere or refuse(address):
                 continue
             last = held.get(address)
-            if last is None:
+            if last is None and address not in cooling:
                 return address
-            if not last.live:
+            if last is not None and not last.live and address not in cooling:
                 released.append(last)
     return min(released, key=lambda r: r.serial).address if released else None
 
@@ -87,9 +95,7 @@ def _check_wanted(
 ) -> IPv4Address:
     if not _inside(wanted, blocks):
         raise NotFound(f"address {wanted} lies in no block of network {network.name!r} that this node holds")
-    kept = {network.subnet.network_address, network.subnet.broadcast_address, network.gateway, tunnel}
-    kept |= {block_of(network, wanted).network_address} if network.encrypted else set()
-    if wanted in kept:
+    if is_kept(network, wanted) or wanted == tunnel:
         raise Conflict(
             f"address {wanted} of network {network.name!r} is kept for the network itself (gateway, first or last); ask for another"
         )
@@ -114,15 +120,24 @@ def holders_text(network: Network, blocks: Iterable[Block], live: Mapping[str, i
         if block.network == network.name:
             per_node[block.node] = per_node.get(block.node, 0) + 1
     who = ", ".join(f"{node}: {count} blocks, {live.get(node, 0)} addresses in use" for node, count in sorted(per_node.items()))
-    size = network.subnet.num_addresses - 3 if network.pool == network.subnet else network.pool.num_addresses
     return (
-        f"pool {network.pool} of network {network.name!r} is exhausted: {size} usable addresses in {block_count(network)} blocks"
-        f" of /{network.block_prefix}, held by {who or 'nobody'}"
+        f"pool {network.pool} of network {network.name!r} is exhausted: {usable_count(network)} usable addresses"
+        f" in {block_count(network)} blocks of /{network.block_prefix}, held by {who or 'nobody'}"
     )
 
 
 def exhausted(network: Network, blocks: Iterable[Block], live: Mapping[str, int]) -> PoolExhausted:
     """The error for an attach that finds no address and no free block."""
     return PoolExhausted(
-        holders_text(network, blocks, live) + "; remove containers (`plait ps` lists them) or create a network with a larger subnet"
+        holders_text(network, blocks, live)
+        + "; remove containers (`plait ps` lists them), see who has what (`plait ipam`), or create a network with a larger subnet"
     )
+
+
+def exhausted_in(snapshot: Snapshot, network: Network) -> PoolExhausted:
+    """The same by what is known of the cluster."""
+    live: dict[str, int] = {}
+    for endpoint in snapshot.endpoints.values():
+        if endpoint.network == network.name:
+            live[endpoint.node] = live.get(endpoint.node, 0) + 1
+    return exhausted(network, snapshot.blocks.values(), live)

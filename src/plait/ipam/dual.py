@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from plait.model.cluster import Network
+from plait.model.cluster import Endpoint, Network
 from plait.model.errors import ConfigError
 
 PREFIX6 = 64
@@ -36,10 +36,32 @@ def image_block(network: Network, block: IPv4Network) -> IPv6Network | None:
 
 def origin(network: Network, address: IPv6Address) -> IPv4Address | None:
     """The IPv4 address whose image `address` is; None if there is none."""
-    if network.subnet6 is None or address not in network.subnet6:
+    return origin_in(network.subnet, network.subnet6, address)
+
+
+def origin_in(subnet: IPv4Network, subnet6: IPv6Network | None, address: IPv6Address) -> IPv4Address | None:
+    """The same for a network that is yet to be made."""
+    if subnet6 is None or address not in subnet6:
         return None
-    offset = int(address) - int(network.subnet6.network_address)
-    return network.subnet[offset] if offset < network.subnet.num_addresses else None
+    offset = int(address) - int(subnet6.network_address)
+    return subnet[offset] if offset < subnet.num_addresses else None
+
+
+def held_by(network: Network | None, endpoint: Endpoint) -> set[IPv4Address]:
+    """What is reserved for an endpoint of the network: its address, and the one with which its IPv6 address goes, which may be another."""
+    of = origin(network, endpoint.address6) if network is not None and endpoint.address6 is not None else None
+    return {endpoint.address, of or endpoint.address}
+
+
+def origin_of(network: Network, address: IPv6Address) -> IPv4Address:
+    """The IPv4 address with which `address` goes, and so is held. ConfigError if there is none."""
+    found = origin(network, address)
+    if found is None:
+        first, last = image(network, network.subnet[0]), image(network, network.subnet[-1])
+        raise ConfigError(
+            "IPv6 address", str(address), f"is none that network {network.name!r} gives", f"ask for one from {first} to {last}"
+        )
+    return found
 
 
 def default_subnet6(random_bits: int) -> IPv6Network:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 
 from plait.ipam.dual import check_network6
+from plait.model.addr import AddressRange
 from plait.model.cluster import Network, Node
 from plait.model.errors import ConfigError, PoolExhausted
 
@@ -54,20 +55,52 @@ def is_large(network: Network) -> bool:
 
 
 def free_blocks(network: Network, taken: Collection[IPv4Network]) -> Iterator[IPv4Network]:
-    """Blocks that no node holds, ascending. `taken` may hold blocks of other pools; they do not matter."""
+    """Blocks that no node holds and that have an address to give, ascending. `taken` may hold blocks of other pools; they do not matter."""
     held = set(taken)
-    return (block for block in blocks_of(network) if block not in held)
+    return (block for block in blocks_of(network) if block not in held and not _is_useless(network, block))
+
+
+def _is_useless(network: Network, block: IPv4Network) -> bool:
+    """Whether exclusions leave nothing of the block."""
+    whole = AddressRange(block.network_address, block.broadcast_address)
+    touching = [part for part in network.excluded if part.overlaps(whole)]
+    covered = any(part.first <= whole.first and whole.last <= part.last for part in touching)
+    return covered or (bool(touching) and next(usable(network, block), None) is None)
 
 
 def usable(network: Network, block: IPv4Network, tunnel: IPv4Address | None = None) -> Iterator[IPv4Address]:
-    """Addresses of `block` to hand out, ascending: not the pool's first, last or gateway, nor the node's tunnel address, nor the first of
-    a block of an encrypted network (which is the host's own there), nor in a pool larger than a /24 those that end in 0 or 255, which
-    people and old programs take for network and broadcast addresses."""
-    kept = {network.subnet.network_address, network.subnet.broadcast_address, network.gateway, tunnel}
-    kept |= {block.network_address} if network.encrypted else set()
+    """Addresses of `block` to hand out, ascending: not what the network itself has, nor the node's tunnel address, nor what is excluded,
+    nor in a pool larger than a /24 those that end in 0 or 255, which people and old programs take for network and broadcast addresses."""
+    kept = {*_kept(network), tunnel} | ({block.network_address} if network.encrypted else set())
     wide = network.pool.prefixlen < 24
     pool = network.pool
-    return (a for a in block if a in pool and a not in kept and not (wide and a.packed[3] in (0, 255)))
+    found = (a for a in block if a in pool and a not in kept and not (wide and a.packed[3] in (0, 255)))
+    return (a for a in found if not is_excluded(network, a)) if network.excluded else found
+
+
+def usable_count(network: Network) -> int:
+    """How many addresses the network's pool has for containers, whoever holds its blocks."""
+    kept = sum(1 for a in _kept(network) if a in network.pool and not is_excluded(network, a))
+    low, high = int(network.pool.network_address), int(network.pool.broadcast_address)
+    out, end = 0, low - 1
+    for part in sorted(network.excluded, key=lambda p: p.first):
+        first, last = max(int(part.first), end + 1), min(int(part.last), high)
+        out, end = out + max(0, last - first + 1), max(end, last)
+    return network.pool.num_addresses - kept - out
+
+
+def is_excluded(network: Network, address: IPv4Address) -> bool:
+    return any(address in part for part in network.excluded)
+
+
+def is_kept(network: Network, address: IPv4Address) -> bool:
+    """Whether the network itself has `address`: its first, its last, its gateway; where it is encrypted, the first of each block too, which
+    is the host's own."""
+    return address in _kept(network) or (network.encrypted and address == block_of(network, address).network_address)
+
+
+def _kept(network: Network) -> set[IPv4Address]:
+    return {network.subnet.network_address, network.subnet.broadcast_address, network.gateway}
 
 
 def next_subnet(taken: Collection[IPv4Network], prefix: int = 16, first: str = "10.29.0.0") -> IPv4Network:
@@ -96,6 +129,12 @@ def check_network(network: Network, others: Collection[Network], nodes: Iterable
         raise ConfigError("block", network.block_prefix, f"must lie between {subnet.prefixlen} and 30")
     if network.ip_range is not None and not network.ip_range.subnet_of(subnet):
         raise ConfigError("IP range", str(network.ip_range), f"is no part of the subnet {subnet}")
+    for part in network.excluded:
+        if not part.lies_in(subnet):
+            raise ConfigError("exclusion", str(part), f"is no part of the subnet {subnet}")
+    if not usable_count(network):
+        left = ", ".join(map(str, network.excluded)) or "nothing"
+        raise ConfigError("IP range", str(network.pool), "leaves no address for containers", f"{left} is excluded")
     for other in others:
         if other.name != network.name and other.subnet.overlaps(subnet):
             raise ConfigError("subnet", str(subnet), f"overlaps {other.subnet} of network {other.name!r}", "choose another range")

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from plait.ipam.dual import origin
+from ipaddress import IPv4Address
+
+from plait.ipam.dual import held_by
 from plait.model.cluster import Endpoint, Snapshot
 
 
@@ -17,9 +19,19 @@ def stray_endpoints(snapshot: Snapshot) -> list[Endpoint]:
         mask = masks.get(endpoint.network)
         if mask is None:
             continue
-        addresses = [endpoint.address]
-        if endpoint.address6 is not None and (of := origin(snapshot.networks[endpoint.network], endpoint.address6)) is not None:
-            addresses.append(of)
+        addresses = held_by(snapshot.networks[endpoint.network], endpoint)
         if any(holders.get((endpoint.network, int(address) & mask)) != endpoint.node for address in addresses):
             found.append(endpoint)
     return sorted(found, key=lambda e: e.id)
+
+
+def ghosts_of(snapshot: Snapshot, network: str) -> set[IPv4Address]:
+    """Addresses that containers of removed nodes may still have."""
+    return {address for ghosts in snapshot.ghosts.values() for where, address in ghosts.addresses if where == network}
+
+
+def in_use_elsewhere(snapshot: Snapshot, network: str) -> set[IPv4Address]:
+    """Addresses that other nodes have in use, of blocks that may have been theirs."""
+    others = (e for e in snapshot.endpoints.values() if e.network == network and e.node != snapshot.me)
+    used = {address for e in others for address in held_by(snapshot.networks.get(network), e)}
+    return used | {n.tunnel for n in snapshot.nodes.values() if n.tunnel is not None and n.name != snapshot.me}

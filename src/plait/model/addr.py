@@ -1,12 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
 """Address types shared by every room. Past a parser an address is never a plain string."""
 
+from __future__ import annotations
+
 import hashlib
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, summarize_address_range
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 IPInterface = IPv4Interface | IPv6Interface
+
+
+@dataclass(frozen=True, slots=True)
+class AddressRange:
+    """The addresses from `first` to `last`, both included."""
+
+    first: IPv4Address
+    last: IPv4Address
+
+    def __contains__(self, address: IPv4Address) -> bool:
+        return self.first <= address <= self.last
+
+    def __iter__(self) -> Iterator[IPv4Address]:
+        return map(IPv4Address, range(int(self.first), int(self.last) + 1))
+
+    def __len__(self) -> int:
+        return int(self.last) - int(self.first) + 1
+
+    def __str__(self) -> str:
+        """As it is written: one address, a network if it is a whole one, else `FIRST-LAST`."""
+        if self.first == self.last:
+            return str(self.first)
+        parts = list(summarize_address_range(self.first, self.last))
+        return str(parts[0]) if len(parts) == 1 else f"{self.first}-{self.last}"
+
+    def overlaps(self, other: AddressRange) -> bool:
+        return self.first <= other.last and other.first <= self.last
+
+    def lies_in(self, network: IPv4Network) -> bool:
+        return self.first in network and self.last in network
+
+
+def parse_range(text: str) -> AddressRange:
+    """`ADDRESS`, `NETWORK/PREFIX` or `FIRST-LAST` -> the range. ValueError says what is wrong; host bits that are set are wrong too."""
+    first, dash, last = (part.strip() for part in text.partition("-"))
+    if dash:
+        found = AddressRange(IPv4Address(first), IPv4Address(last))
+        if found.first > found.last:
+            raise ValueError(f"{first} lies behind {last}")
+        return found
+    network = IPv4Network(text.strip())
+    return AddressRange(network.network_address, network.broadcast_address)
 
 
 def mac_from_digest(digest: bytes) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
-from plait.model.addr import unique_local
+from plait.model.addr import AddressRange, unique_local
 from plait.model.discovery import CatalogNode, Check
 
 Protocol = Literal["tcp", "udp", "sctp"]
@@ -34,7 +34,7 @@ class Node:
 
     `address` is the underlay address that peers send tunnel packets to; `tunnel` the overlay address of the
     host itself (first address of its first default-network block); `mtu` that of the underlay link, bytes. `wireguard` is None where
-    the host cannot encrypt.
+    the host cannot encrypt. `ranges`: digest of what it keeps for some containers, "" = nothing.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Node:
     version: str = ""
     meta: Mapping[str, str] = field(default_factory=dict)
     wireguard: TunnelKey | None = None
+    ranges: str = ""
 
     @property
     def tunnel6(self) -> IPv6Address:
@@ -60,8 +61,8 @@ VXLAN_PORT = 4789
 @dataclass(frozen=True, slots=True)
 class Network:
     """A network of the cluster. `gateway` is held by every node (anycast, answered locally). `ip_range` is the part of the subnet that
-    addresses are handed out from on every node, None for all of it; one that is asked for by itself may lie outside. `vni` and
-    `port` (UDP) are those of its tunnel; networks of one VNI share it.
+    addresses are handed out from on every node, None for all of it; one that is asked for by itself may lie outside. `excluded`: never
+    given to anybody, asked for or not. `vni` and `port` (UDP) are those of its tunnel; networks of one VNI share it.
 
     `subnet6` and `gateway6` are there both or neither. IPv6 follows IPv4 address by address (`ipam.dual`): what is true of an IPv4 address
     or block (leased, in use, kept) is true of its image."""
@@ -79,6 +80,7 @@ class Network:
     port: int = VXLAN_PORT
     subnet6: IPv6Network | None = None
     gateway6: IPv6Address | None = None
+    excluded: tuple[AddressRange, ...] = ()
 
     @property
     def encrypted(self) -> bool:
@@ -110,6 +112,44 @@ class Block:
     cidr: IPv4Network
     node: str
     purpose: Literal["bridge", "pool"] = "pool"
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """An address that is taken out of what its block's holder hands out: reserved for containers called `name`, or ("") lent to a node that
+    holds not the block. `node` has it in use or is about to, "" = nobody. `cleared`: the holder of its block that has promised to give it
+    to nobody; until the present holder has, another node may not use it."""
+
+    network: str
+    address: IPv4Address
+    name: str = ""
+    node: str = ""
+    cleared: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HostRange:
+    """Addresses that a host uses outside plait; `what` says how ("route via 192.0.2.1 dev eth0", "Docker network 'x'")."""
+
+    cidr: IPv4Network
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostRanges:
+    """Those of one node, the widest first; bounded by who publishes them."""
+
+    node: str
+    ranges: tuple[HostRange, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ghosts:
+    """What the containers of a removed node had, (network, address). They may live on there, so that others get these addresses only when
+    nothing else is left. It goes when the node comes back."""
+
+    node: str
+    addresses: tuple[tuple[str, IPv4Address], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +192,8 @@ class Container:
     the engine's own health check of it finds (starting, healthy, unhealthy; "" if it has none), `health_output` what that wrote last.
 
     `env` holds only those of its variables that describe services (SERVICE_…), `exposed` the ports (number, protocol) that it says to
-    listen on. `host_network`: it has no network of its own. `known` False: only its labels are known yet, not its env and ports.
+    listen on. `host_network`: it has no network of its own. `shares`: id of the container in whose network namespace it is ("" = its own):
+    it has the addresses of that. `known` False: only its labels are known yet, not its env and ports.
     """
 
     id: str
@@ -173,6 +214,7 @@ class Container:
     host_network: bool = False
     known: bool = True
     addresses6: Mapping[str, IPv6Address] = field(default_factory=dict)
+    shares: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,3 +280,6 @@ class Snapshot:
     checks: Mapping[tuple[str, str], Check] = field(default_factory=dict)
     catalog_nodes: Mapping[str, CatalogNode] = field(default_factory=dict)
     reach: Mapping[str, Reach] = field(default_factory=dict)
+    assigned: Mapping[tuple[str, IPv4Address], Assigned] = field(default_factory=dict)
+    host_ranges: Mapping[str, HostRanges] = field(default_factory=dict)
+    ghosts: Mapping[str, Ghosts] = field(default_factory=dict)

@@ -26,13 +26,14 @@ class NodeRow(TypedDict):
 
 
 class NetworkRow(TypedDict):
-    """A network; `endpoints` counts its attachments on all nodes, `ip_range` is "" where addresses come from all of the subnet, `subnet6`
-    and `gateway6` where it has no IPv6."""
+    """A network; `endpoints` counts its attachments on all nodes, `ip_range` is "" where addresses come from all of the subnet, `excluded`
+    what is given to nobody, `subnet6` and `gateway6` are "" where it has no IPv6."""
 
     name: str
     subnet: str
     gateway: str
     ip_range: str
+    excluded: list[str]
     model: str
     backend: str
     vni: int
@@ -78,6 +79,72 @@ class BlockRow(TypedDict):
     size: int
     used: int
     cidr6: str
+
+
+class PoolRow(TypedDict):
+    """A network's pool. `size` counts addresses for containers; `used` those that containers have anywhere (in the pool or asked for
+    outside it), `used_by` the same by node; `reserved` those kept for a name that nobody has now; `remembered` those that this node keeps
+    in mind for their last name, which count as `free`."""
+
+    network: str
+    pool: str
+    size: int
+    used: int
+    used_by: dict[str, int]
+    reserved: int
+    remembered: int
+    free: int
+    excluded: list[str]
+
+
+class AddressRow(TypedDict):
+    """An address and why it is not simply free. `state`: "used" (by container `name`), "reserved" (for `reserved_for`, nobody has it),
+    "lent" (to `node`, not in use yet), "held" (by this node's journal, without an endpoint), "remembered" (for its last name here).
+    `address6`: what the container has of IPv6 with which this address goes; asked for apart, it makes a row of its own.
+    `shared_by`: further containers in the same network namespace; `lent_by`: the node whose block it lies in, if that is another;
+    `started`: of the container, 0 = unknown."""
+
+    network: str
+    address: str
+    address6: str
+    node: str
+    state: str
+    name: str
+    shared_by: list[str]
+    runtime: str
+    endpoint: str
+    container: str
+    reserved_for: str
+    lent_by: str
+    started: float
+
+
+class IpamView(TypedDict):
+    """Pools, who holds which block of them, and every address that is not simply free. What is remembered or held is known only of the node
+    that was asked."""
+
+    pools: list[PoolRow]
+    blocks: list[BlockRow]
+    addresses: list[AddressRow]
+
+
+class FindingRow(TypedDict):
+    """Something that records, journal, engine and kernel say differently. `kind` is a fixed word (docs/addresses.md)."""
+
+    kind: str
+    node: str
+    network: str
+    address: str
+    text: str
+
+
+class ClashRow(TypedDict):
+    """Something that two clusters both use: what it is on either side, and what would end the conflict."""
+
+    kind: str
+    here: str
+    there: str
+    todo: str
 
 
 class PortRow(TypedDict):

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+from plait.model.addr import AddressRange
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkRequest:
     """A network to be made. `subnet` None: the next free one of the cluster's range; `gateway` None: its first address;
     `ip_range` None: addresses are handed out from all of the subnet; `block_prefix` 0: by the size of what they are handed out from.
+    `force`: although a host uses some of its addresses for something else.
 
     It has IPv6 too if `ipv6` says so or one of the two is named; `subnet6` None: a unique local one that is drawn; `gateway6` None: the
     image of the gateway."""
@@ -27,6 +30,8 @@ class NetworkRequest:
     ipv6: bool = False
     subnet6: IPv6Network | None = None
     gateway6: IPv6Address | None = None
+    excluded: tuple[AddressRange, ...] = ()
+    force: bool = False
 
     @property
     def dual(self) -> bool:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Interface, IPv4Network, IPv6Network
 
 from plait.backends import BACKENDS, DIRECT, Peer
-from plait.ipam import image_block, stray_endpoints
-from plait.model.addr import mac_from_digest
+from plait.ipam import image, image_block, stray_endpoints
+from plait.model.addr import IPAddress, mac_from_digest
 from plait.model.cluster import Block, Endpoint, Network, Node, Snapshot
 from plait.model.objects import (
     PREFIX,
@@ -184,13 +184,34 @@ def _peers(snapshot: Snapshot, network: Network, local: Local, strays: Iterable[
 
 
 def _routed_strays(snapshot: Snapshot) -> list[Endpoint]:
-    """Where the holder of the block gave the same address to an endpoint of its own while nobody could tell it, that one has it."""
+    """Where the holder of the block gave the same address to an endpoint of its own while nobody could tell it, that one has it; where the
+    address is reserved or lent, the node that it is given to."""
     strays = stray_endpoints(snapshot)
     if not strays:
         return []
     ids = {stray.id for stray in strays}
-    rightful = {(e.network, address) for e in snapshot.endpoints.values() if e.id not in ids for address in (e.address, e.address6)}
-    return [s for s in strays if not rightful & {(s.network, s.address), (s.network, s.address6 or s.address)}]
+    rightful = {(e.network, a) for e in snapshot.endpoints.values() if e.id not in ids for a in _addresses(e)}
+    given = _given(snapshot)
+
+    def has(stray: Endpoint, address: IPAddress) -> bool:
+        key = stray.network, address
+        return given[key] == stray.node if key in given else key not in rightful
+
+    return [stray for stray in strays if all(has(stray, address) for address in _addresses(stray))]
+
+
+def _addresses(endpoint: Endpoint) -> tuple[IPAddress, ...]:
+    return (endpoint.address,) if endpoint.address6 is None else (endpoint.address, endpoint.address6)
+
+
+def _given(snapshot: Snapshot) -> dict[tuple[str, IPAddress], str]:
+    """The node that each address is given to which goes round the blocks, and its image."""
+    found: dict[tuple[str, IPAddress], str] = {}
+    for (name, address), assigned in snapshot.assigned.items():
+        if assigned.node and name in snapshot.networks:
+            images = {address, image(snapshot.networks[name], address)} - {None}
+            found |= {(name, one): assigned.node for one in images if one is not None}
+    return found
 
 
 def first_default_block(blocks: Iterable[Block], node: str, network: str) -> Block | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 from typing import Protocol
 
 from plait.model.cluster import Container, Endpoint, Network, PortMapping
@@ -58,23 +58,46 @@ class Health(Protocol):
 class Operations(Protocol):
     def networks(self) -> Mapping[str, Network]: ...
 
+    def taken(self) -> Sequence[IPv4Network]:
+        """What a pool that is chosen by itself must keep clear of: other pools, and what hosts use for something else."""
+        ...
+
+    def check_overlaps(self, subnet: IPv4Network) -> None:
+        """ConfigError that names what a host uses addresses of `subnet` for."""
+        ...
+
     async def ensure_network(self, request: NetworkRequest) -> Network:
-        """Create, or return the equal existing one. Conflict if it exists with another subnet or overlaps."""
+        """Create, or return the equal existing one. Conflict if it exists with another subnet, ConfigError if it overlaps."""
         ...
 
     async def remove_network(self, name: str, force: bool = False) -> None:
         """Conflict naming the holders while endpoints exist (any node), unless `force`."""
         ...
 
-    async def reserve(self, network: str, owner: str, address: IPv4Address | None = None, name: str = "") -> IPv4Interface:
+    async def reserve(
+        self,
+        network: str,
+        owner: str,
+        address: IPv4Address | None = None,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> IPv4Interface:
         """An address from this node's blocks, held for `owner` (an opaque id: endpoint, MAC …), durable before the answer.
-        Same owner asks again: same address. `name` makes it sticky across restarts of the container. A given `address`
-        must be free. The prefix length is that of the network's subnet. PoolExhausted names pool, size, holders."""
+        Same owner asks again: same address. `name` makes it sticky across restarts of the container; it and `labels`
+        say what is kept for it; "" and None: not known yet. A given `address` must be free. The prefix length is that of the
+        network's subnet. PoolExhausted names pool, size, holders."""
         ...
 
-    async def reserve6(self, network: str, owner: str, address: IPv6Address | None = None) -> IPv6Address:
+    async def reserve6(
+        self,
+        network: str,
+        owner: str,
+        address: IPv6Address | None = None,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> IPv6Address:
         """The IPv6 address of `owner`, which has an IPv4 address (`reserve`): what goes with that, or the one that is asked for, then held
-        as well, under `paired(owner)`. Idempotent. NotSupported on a network or host without IPv6."""
+        as well, under `paired(owner)`, if `name` and `labels` may have it. Idempotent. NotSupported on a network or host without IPv6."""
         ...
 
     async def release(self, network: str, address: IPv4Address) -> None: ...

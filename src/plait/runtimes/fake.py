@@ -2,7 +2,8 @@
 """`Operations` in memory, for the tests of runtime adapters. It raises what the agent raises.
 
 One node of a cluster of one: every pool is this node's. `plumb` is called with each endpoint that is attached and with its network, so that
-a test on a real engine can make the link; `unplumb` with each that goes. `fail` makes the next call of a name raise an error.
+a test on a real engine can make the link; `unplumb` with each that goes. `fail` makes the next call of a name raise an error. `kept`:
+addresses that only containers of that name get; `used`: what a host uses for something else.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 
 from plait.ipam import Reservation, check_network, choose_address, default_block_prefix, exhausted, image, next_subnet, origin
 from plait.model.cluster import Container, Endpoint, Network, PortMapping
-from plait.model.errors import Conflict, NotFound, PlaitError, PortInUse
+from plait.model.errors import ConfigError, Conflict, NotFound, PlaitError, PortInUse
 from plait.plan.desired import device_name, endpoint_mac
 from plait.runtimes.api import AttachRequest, NetworkRequest, paired
 
@@ -32,6 +33,8 @@ class FakeOperations:
         self.calls: list[str] = []
         self.reports: list[tuple[Container, ...]] = []
         self.attached: dict[str, Endpoint] = {}
+        self.kept: dict[IPv4Address, str] = {}
+        self.used: list[IPv4Network] = []
         self.reserved: dict[str, dict[IPv4Address, Reservation]] = {}
         self._networks: dict[str, Network] = {}
         self._fail: dict[str, PlaitError] = {}
@@ -49,6 +52,13 @@ class FakeOperations:
 
     def networks(self) -> Mapping[str, Network]:
         return dict(self._networks)
+
+    def taken(self) -> Sequence[IPv4Network]:
+        return [*(n.subnet for n in self._networks.values()), *self.used]
+
+    def check_overlaps(self, subnet: IPv4Network) -> None:
+        if any(subnet.overlaps(other) for other in self.used):
+            raise ConfigError("subnet", str(subnet), "overlaps what a host uses")
 
     async def ensure_network(self, request: NetworkRequest) -> Network:
         self._enter("ensure_network")
@@ -71,6 +81,7 @@ class FakeOperations:
             labels=dict(request.labels),
             options=dict(request.options),
             ip_range=request.ip_range,
+            excluded=request.excluded,
             subnet6=request.subnet6,
         )
         made = replace(made, gateway6=request.gateway6 or image(made, made.gateway))
@@ -88,19 +99,36 @@ class FakeOperations:
 
     # --- addresses
 
-    async def reserve(self, network: str, owner: str, address: IPv4Address | None = None, name: str = "") -> IPv4Interface:
+    async def reserve(
+        self,
+        network: str,
+        owner: str,
+        address: IPv4Address | None = None,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> IPv4Interface:
         self._enter("reserve")
         found = self._network(network)
         held = self.reserved.setdefault(network, {})
         blocks: list[IPv4Network] = [found.subnet]
-        chosen = choose_address(found, blocks, held, owner, name, address)
+        chosen = choose_address(found, blocks, held, owner, name, address, refuse=lambda a: self._refuse(a, name))
         if chosen is None:
             raise exhausted(found, [], {})
         self._serial += 1
         held[chosen] = Reservation(network, chosen, owner, name, True, self._serial)
         return IPv4Interface((chosen, found.subnet.prefixlen))
 
-    async def reserve6(self, network: str, owner: str, address: IPv6Address | None = None) -> IPv6Address:
+    def _refuse(self, address: IPv4Address, name: str) -> str:
+        return "" if self.kept.get(address, name) == name else f"address {address} is reserved for {self.kept[address]!r}"
+
+    async def reserve6(
+        self,
+        network: str,
+        owner: str,
+        address: IPv6Address | None = None,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> IPv6Address:
         found = self._network(network)
         own = image(found, (await self.reserve(network, owner)).ip)
         assert own is not None
@@ -108,7 +136,7 @@ class FakeOperations:
             return own
         of = origin(found, address)
         assert of is not None
-        await self.reserve(network, paired(owner), of)
+        await self.reserve(network, paired(owner), of, name, labels)
         return address
 
     async def release(self, network: str, address: IPv4Address) -> None:

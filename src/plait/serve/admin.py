@@ -24,10 +24,13 @@ from urllib.parse import parse_qs, unquote
 from plait.http import unixsocket
 from plait.http.message import Answer, Request
 from plait.http.server import HttpServer
+from plait.model.addr import AddressRange, parse_range
 from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, PlaitError, PoolExhausted, PortInUse, StoreUnavailable
 from plait.model.report import (
-    BlockRow,
+    ClashRow,
     ContainerRow,
+    FindingRow,
+    IpamView,
     NetworkRow,
     NetworkView,
     NodeRow,
@@ -46,14 +49,15 @@ log = logging.getLogger("plait.admin")
 GROUP = "plait"
 REQUEST_TIMEOUT_S = 30.0
 """Longest time that one request may take inside the agent."""
-BODY_LIMIT = 1 << 20
+BODY_LIMIT, EXPORT_LIMIT = 1 << 20, 64 << 20
 DEFAULT_TOKEN_TTL_S = 3600
 MAX_TOKEN_TTL_S = 7 * 86400
 
 
 @dataclass(frozen=True, slots=True)
 class NewSandbox:
-    """A sandbox to be made. `network` "" is the cluster's default one; `ports` are texts as `docker run -p` spells them."""
+    """A sandbox to be made. `network` "" is the cluster's default one; `ports` are texts as `docker run -p` spells them; `share`: the
+    sandbox of this host in whose network namespace it is to be."""
 
     name: str
     network: str = ""
@@ -62,6 +66,7 @@ class NewSandbox:
     ports: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     address6: IPv6Address | None = None
+    share: str = ""
 
 
 class AdminBackend(Protocol):
@@ -93,7 +98,29 @@ class AdminBackend(Protocol):
 
     async def paths(self) -> list[PathRow]: ...
 
-    async def ipam(self) -> list[BlockRow]: ...
+    async def reserve_address(self, network: str, name: str, address: IPv4Address) -> None:
+        """Keep `address` for containers called `name`, on every node. Idempotent; Conflict names what stands against it."""
+        ...
+
+    async def unreserve_address(self, network: str, name: str) -> None: ...
+
+    async def ipam(self) -> IpamView: ...
+
+    async def check_ipam(self) -> list[FindingRow]:
+        """What differs for longer than a moment; takes about a second."""
+        ...
+
+    async def reclaim_addresses(self, apply: bool) -> list[str]:
+        """What is dead beyond doubt, one line each; freed if `apply`. Safe to repeat, and on several nodes at once."""
+        ...
+
+    async def export_cluster(self) -> bytes:
+        """JSON of what of this cluster may conflict with another one."""
+        ...
+
+    async def cluster_conflicts(self, other: bytes) -> list[ClashRow]:
+        """Everything that this cluster and the exported one cannot both keep. ConfigError if that is no export."""
+        ...
 
     async def ports(self) -> list[PortRow]: ...
 
@@ -193,7 +220,7 @@ class AdminApp:
         return _refusal(status, text, "HTTP")
 
     def max_body(self, target: bytes) -> int:
-        return BODY_LIMIT
+        return EXPORT_LIMIT if target.startswith(b"/v1/cluster-conflicts") else BODY_LIMIT
 
 
 def _status(error: PlaitError) -> int:
@@ -235,6 +262,7 @@ class _Routes:
             "networks": backend.networks,
             "ipam": backend.ipam,
             "paths": backend.paths,
+            "ipam-check": backend.check_ipam,
             "ports": backend.ports,
             "ps": backend.ps,
         }
@@ -243,7 +271,11 @@ class _Routes:
         return found | {
             "ready": {"GET": self.ready},
             "plan": {"GET": self.plan},
+            "ipam-reclaim": {"POST": self.reclaim_addresses},
+            "cluster-export": {"GET": self.export_cluster},
+            "cluster-conflicts": {"POST": self.cluster_conflicts},
             "nodes/*": {"DELETE": self.forget_node},
+            "networks/*/reservations": {"POST": self.reserve_address, "DELETE": self.unreserve_address},
             "networks/*": {"GET": self.network, "PUT": self.change_network, "DELETE": self.remove_network},
             "tokens": {"POST": self.create_token},
             "gateway": {"POST": self.enable_gateway, "DELETE": self.disable_gateway},
@@ -267,8 +299,8 @@ class _Routes:
         return _json(await self._backend.network(call.name))
 
     async def create_network(self, call: _Call) -> Answer:
-        known = ("name", "subnet", "gateway", "block_prefix", "internal", "labels", "options", "ip_range", "ipv6", "subnet6", "gateway6")
-        body = read_body(call.body, *known)
+        known = ("name", "subnet", "gateway", "block_prefix", "internal", "labels", "options", "ip_range", "excluded", "force")
+        body = read_body(call.body, *known, "ipv6", "subnet6", "gateway6")
         wanted = NetworkRequest(
             name=body.text("name"),
             subnet=body.parsed("subnet", IPv4Network, "an IPv4 network such as 10.29.0.0/16"),
@@ -278,6 +310,8 @@ class _Routes:
             labels=body.texts_by_name("labels"),
             options=body.texts_by_name("options"),
             ip_range=body.parsed("ip_range", IPv4Network, "an IPv4 network such as 10.29.4.0/24"),
+            excluded=tuple(_range(text) for text in body.texts("excluded")),
+            force=body.flag("force"),
             ipv6=body.flag("ipv6"),
             subnet6=body.parsed("subnet6", IPv6Network, "an IPv6 network such as fd12:3456:789a::/64"),
             gateway6=body.parsed("gateway6", IPv6Address, "an IPv6 address"),
@@ -291,6 +325,27 @@ class _Routes:
     async def remove_network(self, call: _Call) -> Answer:
         await self._backend.remove_network(call.name, force=_query_flag(call, "force"))
         return _done()
+
+    async def reserve_address(self, call: _Call) -> Answer:
+        body = read_body(call.body, "name", "address")
+        address = body.parsed("address", IPv4Address, "an IPv4 address")
+        if address is None:
+            raise ConfigError("address", None, "is missing")
+        await self._backend.reserve_address(call.name, body.text("name"), address)
+        return _done()
+
+    async def unreserve_address(self, call: _Call) -> Answer:
+        await self._backend.unreserve_address(call.name, call.query.get("name", [""])[-1])
+        return _done()
+
+    async def export_cluster(self, call: _Call) -> Answer:
+        return Answer(200, await self._backend.export_cluster(), "application/json")
+
+    async def cluster_conflicts(self, call: _Call) -> Answer:
+        return _json(await self._backend.cluster_conflicts(call.body))
+
+    async def reclaim_addresses(self, call: _Call) -> Answer:
+        return _json(await self._backend.reclaim_addresses(read_body(call.body, "apply").flag("apply")))
 
     async def create_token(self, call: _Call) -> Answer:
         body = read_body(call.body, "ttl_s")
@@ -306,7 +361,7 @@ class _Routes:
         return _done()
 
     async def create_sandbox(self, call: _Call) -> Answer:
-        body = read_body(call.body, "name", "network", "address", "labels", "ports", "aliases", "address6")
+        body = read_body(call.body, "name", "network", "address", "labels", "ports", "aliases", "address6", "share")
         wanted = NewSandbox(
             name=body.text("name"),
             network=body.text("network", ""),
@@ -315,6 +370,7 @@ class _Routes:
             ports=body.texts("ports"),
             aliases=body.texts("aliases"),
             address6=body.parsed("address6", IPv6Address, "an IPv6 address"),
+            share=body.text("share", ""),
         )
         return _json(await self._backend.create_sandbox(wanted), 201)
 
@@ -329,6 +385,13 @@ class _Routes:
     async def remove_sandbox(self, call: _Call) -> Answer:
         await self._backend.remove_sandbox(call.name)
         return _done()
+
+
+def _range(text: str) -> AddressRange:
+    try:
+        return parse_range(text)
+    except ValueError as error:
+        raise ConfigError("exclusion", text, f"is no address, network or range: {error}", "write 10.29.0.9, 10.29.0.0/28 or A-B") from error
 
 
 def _listing(ask: Callable[[], Awaitable[object]]) -> _Handler:

@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 
 from plait.kernel.api import Result, changeable
@@ -28,8 +28,10 @@ from plait.kernel.linux.sysctl import answer_at_once, open_for_ipv6, read_sysctl
 from plait.kernel.linux.watch import watch_kernel
 from plait.kernel.linux.wgdevice import Device
 from plait.kernel.linux.wireguard import Wireguard
+from plait.model.cluster import HostRange
 from plait.model.errors import KernelError
 from plait.model.objects import (
+    PREFIX,
     Addr,
     AllowedIp,
     BridgeLink,
@@ -131,6 +133,15 @@ class LinuxKernel:
         the link's and that of `all` counts). May be called from any thread."""
         every, fresh, own = (rp_filter(name) for name in ("all", "default", dev))
         return 1 in (max(every, fresh), max(every, own))
+
+    def host_ranges(self) -> list[HostRange]:
+        """Routes and addresses of this host that are not plait's. May be called from any thread."""
+        with contextlib.closing(nl.NetlinkSocket()) as sock:
+            names = {f.index: f.name for f in links.dump_links(sock)}
+            found = [HostRange(cidr, what) for cidr, what in routes.dump_foreign(sock, names)]
+            addrs = routes.dump_addrs(sock, {i: n for i, n in names.items() if not n.startswith(PREFIX)})
+        here = ((addr.address, addr.dev) for addr in addrs)
+        return found + [HostRange(a.network, f"address {a.ip} of {dev}") for a, dev in here if isinstance(a, IPv4Interface)]
 
     def forget_paths(self) -> None:
         """Drop what the kernel learnt of path MTUs (ten minutes old at most, sysctl mtu_expires): a way that has become wider is used at

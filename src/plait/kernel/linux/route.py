@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux.link import ADDRESS6_FLAGS, mac_bytes
 from plait.model.addr import IPAddress
-from plait.model.objects import ROUTE_PROTOCOL, Addr, Fdb, Neigh, Route
+from plait.model.objects import PREFIX, ROUTE_PROTOCOL, Addr, Fdb, Neigh, Route
 
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
@@ -24,7 +24,7 @@ _ATTR4_U32 = struct.Struct("=HHI")
 _NDMSG = struct.Struct("=BxxxiHBB")
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
-_RTAX_MTU, _RTNH_F_ONLINK, _TABLE_MAIN = 2, 4, 254
+_RTAX_MTU, _RTNH_F_ONLINK, _TABLE_MAIN, _TABLE_LOCAL = 2, 4, 254, 255
 _KINDS = {"unicast": 1, "blackhole": 6, "unreachable": 7}
 _KIND_NAMES = {number: name for name, number in _KINDS.items()}
 _SCOPES = {"global": 0, "link": 253, "host": 254}
@@ -160,6 +160,26 @@ def dump_default_gateways(sock: nl.NetlinkSocket) -> frozenset[IPv4Address]:
             if (family, prefix, table) == (socket.AF_INET, 0, _TABLE_MAIN):
                 found.add(IPv4Address(nl.parse_attrs(body[_RTMSG.size :]).get(_RTA_GATEWAY, b"\0\0\0\0")))
     return frozenset(found)
+
+
+def dump_foreign(sock: nl.NetlinkSocket, names: dict[int, str]) -> list[tuple[IPv4Network, str]]:
+    """Unicast IPv4 routes of all tables but the local one that are not ours and on none of our links, each with how it leads there."""
+    found = sock.dump(RTM_GETROUTE, _RTMSG.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0))
+    return [route for kind, body in found if kind == RTM_NEWROUTE and (route := _foreign(body, names)) is not None]
+
+
+def _foreign(body: bytes, names: dict[int, str]) -> tuple[IPv4Network, str] | None:
+    _short(body, _RTMSG.size, "route")
+    family, prefix, _, _, table, protocol, _, kind, _ = _RTMSG.unpack_from(body)
+    attrs = nl.parse_attrs(body[_RTMSG.size :])
+    table = nl.number_of(attrs.get(_RTA_TABLE), table)
+    dev = names.get(nl.number_of(attrs.get(_RTA_OIF)), "")
+    if family != socket.AF_INET or protocol == ROUTE_PROTOCOL or table == _TABLE_LOCAL or kind != _KINDS["unicast"] or prefix > 32:
+        return None
+    if dev.startswith(PREFIX) or _RTA_DST not in attrs:
+        return None
+    via = f" via {_address(attrs[_RTA_GATEWAY], family)}" if _RTA_GATEWAY in attrs else ""
+    return IPv4Network((_address(attrs[_RTA_DST], family), prefix), strict=False), f"route{via}" + (f" dev {dev}" if dev else "")
 
 
 def look_up(sock: nl.NetlinkSocket, address: IPAddress) -> tuple[int, IPAddress | None]:

@@ -7,6 +7,7 @@ The list says almost everything; the pid and the time of start stand only in the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from ipaddress import IPv4Address
 
@@ -16,6 +17,7 @@ from plait.runtimes.docker.enginetypes import ContainerConfig, ContainerDetails,
 
 RUNTIME = "docker"
 BRIDGE = "bridge"
+SHARED = "container:"
 SERVICE_PREFIX = "SERVICE_"
 ALIVE = frozenset({"running", "paused"})
 _PROTOCOLS: Mapping[str, Protocol] = {"tcp": "tcp", "udp": "udp", "sctp": "sctp"}
@@ -58,7 +60,19 @@ def container_of(
         host_network=row.host_config.network_mode == "host",
         known=config is not None and (details is not None or not alive),
         addresses6={e.network: e.address6 for e in sorted(joined, key=lambda e: e.network) if e.address6 is not None},
+        shares=row.host_config.network_mode.removeprefix(SHARED) if row.host_config.network_mode.startswith(SHARED) else "",
     )
+
+
+def with_shared(containers: Iterable[Container]) -> list[Container]:
+    """Those that are in the network namespace of another one (`--network container:X`) with the addresses of that."""
+    found = list(containers)
+    owners = {container.id: container for container in found if container.state in ALIVE}
+    return [_with(c, owners.get(c.shares)) if c.shares and c.state in ALIVE else c for c in found]
+
+
+def _with(container: Container, owner: Container | None) -> Container:
+    return replace(container, addresses=owner.addresses if owner else {}, addresses6=owner.addresses6 if owner else {})
 
 
 def service_env(lines: Iterable[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from plait.backends import BACKENDS, settle
-from plait.ipam import check_network, default_block_prefix, image
+from plait.ipam import FORCED, check_network, default_block_prefix, image
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network, PortMapping
 from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, PlaitError, PortInUse
@@ -25,7 +25,7 @@ from plait.runtimes.docker.engine import DockerEngine
 from plait.runtimes.docker.enginetypes import Attached, ContainerRow
 from plait.runtimes.docker.ipam import RUNTIME, SPACE, IpamDriver
 from plait.runtimes.docker.names import StartingNames
-from plait.runtimes.docker.networks import NET_OPTION, OPTIONS, ORIGIN_DOCKER, ORIGIN_LABEL, DockerNetworks, network_options
+from plait.runtimes.docker.networks import NET_OPTION, OPTIONS, ORIGIN_DOCKER, ORIGIN_LABEL, DockerNetworks, network_options, without_aux
 
 Answer = Mapping[str, object]
 
@@ -57,7 +57,7 @@ class NetworkDriver:
         """Check everything that can be checked, and make the cluster's network if the option says which; otherwise its name is known
         only later (see `networks.py`)."""
         given = wire.text_options(request.options, wire.GENERIC)
-        known = {NET_OPTION, *OPTIONS}
+        known = {NET_OPTION, FORCED, *OPTIONS}
         for unknown in sorted(given.keys() - known):
             raise ConfigError("-o", unknown, "is no option of the driver plait", f"it knows {', '.join(sorted(known))}")
         settle(network_options(given), BACKENDS.values(), [n for n in self._ops.networks().values() if n.name != given.get(NET_OPTION)])
@@ -70,10 +70,8 @@ class NetworkDriver:
             raise NotSupported("a plait network has one --subnet of each family; create a second network for the second one")
         wanted = self._wanted(data[0], given, bool((request.options or {}).get(wire.INTERNAL)))
         wanted = self._wanted6(wanted, data6[0] if data6 else None)
-        aux = [wire.parse_address(text, "--aux-address") for text in (data[0].aux_addresses or {}).values()]
+        wanted = without_aux(wanted, data[0].aux_addresses, data6[0].aux_addresses if data6 else None)
         network = await self._ops.ensure_network(wanted) if wanted.name else self._provisional(wanted)
-        if network.name:
-            await self._networks.reserve_aux(network.name, aux)
         await self._networks.remember(request.network_id, network.name)
         self._networks.mark()
         return {}
@@ -94,6 +92,7 @@ class NetworkDriver:
             ip_range=self._ipam.asked_range(subnet),
             labels={} if known is not None else {ORIGIN_LABEL: ORIGIN_DOCKER},
             options=network_options(given),
+            force=given.get(FORCED) == "true",
         )
 
     def _wanted6(self, wanted: NetworkRequest, data: wire.IpamData | None) -> NetworkRequest:
@@ -113,8 +112,11 @@ class NetworkDriver:
         prefix = default_block_prefix(wanted.ip_range or wanted.subnet)
         gateway = wanted.gateway or wanted.subnet[1]
         network = Network("", wanted.subnet, gateway, prefix, internal=wanted.internal, ip_range=wanted.ip_range, subnet6=wanted.subnet6)
-        network = replace(network, gateway6=wanted.gateway6 or image(network, gateway))
-        check_network(network, [n for n in self._ops.networks().values() if n.subnet != wanted.subnet])
+        network = replace(network, gateway6=wanted.gateway6 or image(network, gateway), excluded=wanted.excluded)
+        known = self._ops.networks().values()
+        check_network(network, [n for n in known if n.subnet != wanted.subnet])
+        if not wanted.force and all(n.subnet != wanted.subnet for n in known):
+            self._ops.check_overlaps(wanted.subnet)
         return network
 
     async def delete_network(self, request: wire.NetworkOnly) -> Answer:

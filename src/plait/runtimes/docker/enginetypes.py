@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Collection
+from ipaddress import ip_address
 from typing import Any
 
 import msgspec
 from msgspec import field
+
+from plait.model.addr import IPAddress
 
 
 class _Json(msgspec.Struct, frozen=True, rename="pascal"):
@@ -20,6 +25,16 @@ class EngineVersion(_Json, frozen=True):
 
 class _Chosen(_Json, frozen=True):
     address: str = field(name="IPv4Address", default="")
+    address6: str = field(name="IPv6Address", default="")
+
+    @property
+    def addresses(self) -> set[IPAddress]:
+        """What can be read of them."""
+        found: set[IPAddress] = set()
+        for text in (self.address, self.address6):
+            with contextlib.suppress(ValueError):
+                found.add(ip_address(text))
+        return found
 
 
 class EndpointSettings(_Json, frozen=True):
@@ -76,6 +91,11 @@ class ContainerRow(_Json, frozen=True):
     def networks(self) -> dict[str, EndpointSettings]:
         found = (self.network_settings.networks if self.network_settings else None) or {}
         return {name: settings for name, settings in found.items() if settings is not None}
+
+    def chosen(self, on: Collection[str]) -> set[IPAddress]:
+        """What `--ip` and `--ip6` say for the Docker networks `on` (names or ids)."""
+        found = (settings for name, settings in self.networks.items() if name in on or settings.network_id in on)
+        return {address for settings in found if settings.chosen is not None for address in settings.chosen.addresses}
 
     @property
     def health(self) -> str:

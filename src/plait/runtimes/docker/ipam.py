@@ -10,11 +10,13 @@ when the container joins, the reservation passes to its endpoint.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 from random import SystemRandom
+from typing import TypeVar
 
-from plait.ipam import default_subnet6, next_subnet, origin
+from plait.ipam import default_subnet6, is_excluded, next_subnet, origin
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Network
 from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported
@@ -28,6 +30,7 @@ SPACE, GLOBAL_SPACE = "plait-local", "plait-global"
 OWNER = "docker:"
 _POOL = "plait:"
 _RELEASE_DUE_S = 60.0
+Given = TypeVar("Given", IPv4Interface, IPv6Address)
 
 
 class IpamDriver:
@@ -79,8 +82,8 @@ class IpamDriver:
         networks = self._ops.networks()
         if NET_OPTION in options and options[NET_OPTION] in networks:
             return networks[options[NET_OPTION]].subnet
-        taken = {n.subnet for n in networks.values()}
-        self._offered -= taken
+        taken = self._ops.taken()
+        self._offered -= {n.subnet for n in networks.values()}
         subnet = next_subnet([*taken, *self._offered])
         self._offered.add(subnet)
         return subnet
@@ -123,7 +126,8 @@ class IpamDriver:
         if wire.MAC in options:
             if network is None:
                 raise NotFound(f"no network of the cluster has the pool {subnet}; remove this Docker network and create it again")
-            address = await self._ops.reserve6(network.name, f"{OWNER}{options[wire.MAC]}", wanted)
+            reserve = partial(self._ops.reserve6, network.name, f"{OWNER}{options[wire.MAC]}", wanted)
+            address = await (self._chosen(network.name, wanted, reserve) if wanted is not None else reserve())
         elif wanted is not None:
             address = await self._again6(network, wanted)
         else:
@@ -186,9 +190,20 @@ class IpamDriver:
         owner = f"{OWNER}{mac}"
         self._asked[owner] = asyncio.get_running_loop().time()
         if wanted is not None:
-            return (await self._ops.reserve(network.name, owner, wanted)).ip
-        name = await self._names.guess(network.name, self._networks.ids(network.name), self._ops.endpoints(RUNTIME), mac)
-        return (await self._ops.reserve(network.name, owner, None, name)).ip
+            return (await self._chosen(network.name, wanted, partial(self._ops.reserve, network.name, owner, wanted))).ip
+        keys = self._networks.ids(network.name)
+        name = await self._names.guess(network.name, keys, self._ops.endpoints(RUNTIME), mac)
+        return (await self._ops.reserve(network.name, owner, None, name, self._names.labels(name))).ip
+
+    async def _chosen(self, network: str, wanted: IPAddress, reserve: Callable[..., Awaitable[Given]]) -> Given:
+        """What `--ip` or `--ip6` says, by `reserve(name, labels)`. Only where it is kept for somebody it matters who asks."""
+        try:
+            return await reserve()
+        except Conflict:
+            name = await self._names.chooser({*self._networks.ids(network), network}, wanted)
+            if not name:
+                raise
+            return await reserve(name, self._names.labels(name))
 
     async def _again(self, subnet: IPv4Network, wanted: IPv4Address) -> IPv4Address:
         """An address without a MAC: dockerd was restarted and tells what its containers have, or it is an --aux-address."""
@@ -198,6 +213,8 @@ class IpamDriver:
                 raise ConfigError("address", str(wanted), f"is no part of the pool {subnet}")
             return wanted
         held = self._ops.held("")
+        if is_excluded(network, wanted):
+            return wanted
         if (network.name, wanted) not in held:
             await self._ops.reserve(network.name, f"{AUX_OWNER}{wanted}", wanted)
         return wanted
@@ -205,7 +222,9 @@ class IpamDriver:
     async def _again6(self, network: Network | None, wanted: IPv6Address) -> IPv6Address:
         """As `_again`: what it goes with is held already, unless it is an --aux-address."""
         of = origin(network, wanted) if network is not None else None
-        if network is not None and of is not None and (network.name, of) not in self._ops.held(""):
+        if network is None or of is None or is_excluded(network, of):
+            return wanted
+        if (network.name, of) not in self._ops.held(""):
             await self._ops.reserve(network.name, f"{AUX_OWNER}{wanted}", of)
         return wanted
 

@@ -7,6 +7,7 @@ answers anybody, so what it said before is all that there is.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,9 +38,17 @@ class KnownContainers:
             mac = seen.mac if seen is not None else present.get(row.id, {}).get("mac", "")
             open_ones = ((name, settings.network_id) for name, settings in row.networks.items() if not settings.is_chosen)
             networks = {key for keys in open_ones for key in keys if key}
-            await self._state.put(CONTAINERS, row.id, {"name": row.name, "networks": " ".join(sorted(networks)), "mac": mac})
+            labels = json.dumps(row.labels or {}, sort_keys=True)
+            document = {"name": row.name, "networks": " ".join(sorted(networks)), "mac": mac, "labels": labels}
+            await self._state.put(CONTAINERS, row.id, document)
         for key in present.keys() - {row.id for row in rows}:
             await self._state.delete(CONTAINERS, key)
+
+    def labels(self, name: str) -> Mapping[str, str]:
+        """Those of the container of that name."""
+        found = next((d for d in self._state.all(CONTAINERS).values() if name and d.get("name") == name), {})
+        labels: Mapping[str, str] = json.loads(found.get("labels", "{}"))
+        return labels
 
     def on(self, networks: Collection[str]) -> list[Known]:
         """Those that are on any of these Docker networks (names or ids)."""

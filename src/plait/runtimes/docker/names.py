@@ -20,8 +20,9 @@ until the address is given. Then it matters who waits for the answer:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from plait.model.addr import IPAddress
 from plait.model.cluster import Endpoint
 from plait.model.errors import EngineUnavailable, PlaitError
 from plait.runtimes.docker.engine import DockerEngine
@@ -51,6 +52,7 @@ class StartingNames:
         self._pid = self.answered = 0
         self.deferred = True
         self._claimed: dict[tuple[str, str], tuple[float, str]] = {}
+        self._labels: dict[str, Mapping[str, str]] = {}
 
     def called_by(self, pid: int) -> None:
         """The engine's process, which is calling; 0 if it cannot be seen. With a new one nothing of before is under way."""
@@ -88,8 +90,27 @@ class StartingNames:
         except PlaitError:
             return ""
         self.answered = self._pid
+        self._labels = {row.name: row.labels or {} for row in rows}
         candidates = [row for row in rows if row.state in STARTABLE and _is_on(row, wanted) and row.name not in taken]
         return self._claim(network, mac, await self._starting(candidates))
+
+    async def chooser(self, wanted_on: Collection[str], address: IPAddress) -> str:
+        """The container whose `--ip` or `--ip6` on one of these Docker networks is `address` and which may be starting; "" if that is not
+        certain.
+        Deferred if the engine does not answer."""
+        try:
+            rows = await self._engine.containers(quick=True)
+        except EngineUnavailable as error:
+            self.deferred = True
+            raise Deferred(f"{address} is kept for some containers, and Docker does not say which one asks; {WHY_DEFERRED}") from error
+        self._labels = {row.name: row.labels or {} for row in rows}
+        found = [row for row in rows if row.state in STARTABLE and address in row.chosen(wanted_on)]
+        names = await self._starting(found) if len(found) > 1 else [row.name for row in found]
+        return names[0] if len(names) == 1 else ""
+
+    def labels(self, name: str) -> Mapping[str, str]:
+        """The labels of the container that was named, as the engine said last."""
+        return self._labels.get(name) or self._known.labels(name)
 
     def _unanswered(self, network: str, mac: str, taken: set[str], known: Iterable[Known]) -> str:
         """The engine does not answer, mostly because it starts: what is remembered must do."""

@@ -15,12 +15,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Network
 from typing import Any
 
 from plait.backends import SETTINGS
-from plait.model.addr import IPNetwork
-from plait.model.cluster import Network
+from plait.ipam import FORCED, origin_in
+from plait.model.addr import AddressRange, IPNetwork
+from plait.model.cluster import HostRange, Network
 from plait.model.errors import ConfigError, Conflict, EngineUnavailable, NotFound, PlaitError
 from plait.runtimes.api import Health, NetworkRequest, Operations
 from plait.runtimes.docker.engine import DockerEngine
@@ -36,7 +38,7 @@ OPTIONS = {"plait.backend": "backend", **{name: name for name in SETTINGS}}
 ORIGIN_LABEL, ORIGIN_DOCKER = "plait.origin", "docker"
 """Label of a network that was made through a Docker Engine: only such a one may be removed through one."""
 AUX_OWNER = "docker:aux:"
-"""Owner of an `--aux-address`, together with the address."""
+"""Owner of an address that the engine asks for without saying for whom, together with the address."""
 HEALTH_NETWORK = "engine-network"
 RESYNC_S = 60.0
 RETRY_S = 5.0
@@ -59,6 +61,9 @@ class DockerNetworks:
         self._removing: set[str] = set()
         self._leaving: set[str] = set()
         self._going: dict[str, float] = {}
+        self.others: set[HostRange] = set()
+        self.on_others: Callable[[], None] = lambda: None
+        """Called when the engine's own networks use other addresses."""
 
     # --- which network is it?
 
@@ -127,16 +132,10 @@ class DockerNetworks:
         """Whether the engine is being asked to make network `name` by this module."""
         return name in self._making
 
-    async def reserve_aux(self, name: str, addresses: Iterable[IPv4Address]) -> None:
-        """Keep each `--aux-address` of network `name` from being handed out."""
-        for address in addresses:
-            await self._ops.reserve(name, f"{AUX_OWNER}{address}", address)
-
     async def _adopt(self, network: EngineNetwork) -> Network:
         """Make the cluster have the Docker network. Raises Conflict or ConfigError if it cannot."""
         name = identity(network)
         made = await self._ops.ensure_network(_request(name, network))
-        await self.reserve_aux(name, [parse_address(text, "--aux-address") for text in (network.pool.aux or {}).values()])
         await self.remember(network.id, name)
         log.info("network_adopted", extra={"network": name, "docker_network": network.id[:12]})
         return made
@@ -174,7 +173,9 @@ class DockerNetworks:
             texts: dict[str, str] = {}
             present: set[str] = set()
             remembered = self._state.all(NETWORKS).keys()
-            listed = {network.id: network for network in await self._engine.networks() if network.driver == DRIVER}
+            everything = await self._engine.networks()
+            listed = {network.id: network for network in everything if network.driver == DRIVER}
+            self._note_others(network for network in everything if network.driver != DRIVER)
             for network in listed.values():
                 name = identity(network)
                 with _noted(texts, name):
@@ -187,6 +188,14 @@ class DockerNetworks:
                     with _noted(texts, name), _among(self._making, name):
                         await self._create(wanted)
             self._health.replace(HEALTH_NETWORK, texts)
+
+    def _note_others(self, networks: Iterable[EngineNetwork]) -> None:
+        """Remember what addresses the engine's own networks use; tell if that is another than before."""
+        pools = ((network.name, config.subnet) for network in networks for config in network.ipam.config or [])
+        found = {HostRange(IPv4Network(subnet, strict=False), f"Docker network {name!r}") for name, subnet in pools if "." in subnet}
+        if found != self.others:
+            self.others = found
+            self.on_others()
 
     async def _forget(self, unlisted: set[str]) -> set[str]:
         """Forget Docker networks that the engine has not listed for a while; names of the others, whose end may be told yet."""
@@ -240,10 +249,19 @@ def identity(network: EngineNetwork) -> str:
     return (network.options or {}).get(NET_OPTION) or network.name
 
 
+def without_aux(request: NetworkRequest, four: Mapping[str, str] | None, six: Mapping[str, str] | None) -> NetworkRequest:
+    """The same with what `--aux-address` keeps from everybody, of IPv6 by the address that it goes with. ConfigError."""
+    kept = {parse_address(text, "--aux-address") for text in (four or {}).values()}
+    if request.subnet is not None:
+        asked6 = [parse_address6(text, "--aux-address") for text in (six or {}).values()]
+        kept |= {of for one in asked6 if (of := origin_in(request.subnet, request.subnet6, one)) is not None}
+    return replace(request, excluded=tuple(AddressRange(a, a) for a in sorted(kept)))
+
+
 def _request(name: str, network: EngineNetwork) -> NetworkRequest:
     """The network of the cluster that a Docker network stands for. ConfigError if it can be none."""
     of, four, six = f"of Docker network {network.name}", network.pool, network.pool6
-    return NetworkRequest(
+    request = NetworkRequest(
         name=name,
         subnet=parse_subnet(four.subnet, f"subnet {of}"),
         gateway=parse_address(four.gateway, f"gateway {of}") if four.gateway else None,
@@ -251,9 +269,11 @@ def _request(name: str, network: EngineNetwork) -> NetworkRequest:
         ip_range=parse_subnet(four.ip_range, f"range {of}") if four.ip_range else None,
         labels={**(network.labels or {}), ORIGIN_LABEL: ORIGIN_DOCKER},
         options=network_options(network.options or {}),
+        force=(network.options or {}).get(FORCED) == "true",
         subnet6=parse_subnet6(six.subnet, f"IPv6 subnet {of}") if six.subnet else None,
         gateway6=parse_address6(six.gateway, f"IPv6 gateway {of}") if six.gateway else None,
     )
+    return without_aux(request, four.aux, six.aux)
 
 
 def network_options(given: Mapping[str, str]) -> dict[str, str]:

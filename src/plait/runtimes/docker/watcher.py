@@ -23,7 +23,7 @@ from plait.model.cluster import Container
 from plait.model.errors import NotFound, PlaitError
 from plait.model.report import EngineState
 from plait.runtimes.api import Health, Operations
-from plait.runtimes.docker.containers import ALIVE, RUNTIME, container_of
+from plait.runtimes.docker.containers import ALIVE, RUNTIME, container_of, with_shared
 from plait.runtimes.docker.engine import DockerEngine
 from plait.runtimes.docker.enginetypes import ContainerConfig, ContainerDetails, ContainerRow, EngineEvent
 from plait.runtimes.docker.processes import birth_of
@@ -144,9 +144,9 @@ class DockerWatcher:
 
     def _containers(self, rows: Sequence[ContainerRow]) -> list[Container]:
         endpoints = self._ops.endpoints(RUNTIME)
-        return [
+        return with_shared(
             container_of(row, self._details.get(row.id), self._node, self._bridge, endpoints, self._configs.get(row.id)) for row in rows
-        ]
+        )
 
     async def _report_the_dead(self) -> None:
         """Containers whose process ended since they were inspected; each is told once."""

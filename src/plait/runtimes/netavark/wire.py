@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from plait.ipam import FORCED
 from plait.model.cluster import PortMapping
 from plait.model.errors import ConfigError, NotSupported
 from plait.model.requests import NetworkRequest
@@ -96,9 +97,9 @@ def address_of(given: Exec) -> IPv4Address | None:
 def request_of(given: Network) -> NetworkRequest:
     """The network of the cluster that `podman network create -d plait` asks for."""
     options = dict(given.options or {})
-    unknown = sorted(options.keys() - {NET_OPTION, BACKEND_OPTION})
+    unknown = sorted(options.keys() - {NET_OPTION, BACKEND_OPTION, FORCED})
     if unknown:
-        raise ConfigError("-o", unknown[0], "is no option of the driver plait", f"it knows {BACKEND_OPTION}, {NET_OPTION}")
+        raise ConfigError("-o", unknown[0], "is no option of the driver plait", f"it knows {BACKEND_OPTION}, {FORCED}, {NET_OPTION}")
     if given.ipv6_enabled:
         raise NotSupported("plait networks are IPv4 only so far: create the network without --ipv6")
     if given.routes:
@@ -116,6 +117,7 @@ def request_of(given: Network) -> NetworkRequest:
         gateway=_parsed(IPv4Address, subnets[0].gateway, "--gateway") if subnets and subnets[0].gateway else None,
         internal=given.internal,
         options={"backend": options[BACKEND_OPTION]} if BACKEND_OPTION in options else {},
+        force=options.get(FORCED) == "true",
     )
 
 

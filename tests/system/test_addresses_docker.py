@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is kept for whom, as Docker's users meet it: on two hosts with an engine each, in Docker's own words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from tests.support.mesh import docker, networks, remove_containers, two_on_mesh
+
+from plait.lab import process
+from plait.lab.lab import Lab
+
+pytestmark = [pytest.mark.system, pytest.mark.root, pytest.mark.timeout(240)]
+PLAIT = ("network", "create", "-d", "plait", "--ipam-driver", "plait")
+
+
+@pytest.fixture(scope="module")
+def two(make_lab: Callable[..., Lab]) -> Lab:
+    return two_on_mesh(make_lab)
+
+
+@pytest.fixture(autouse=True)
+def empty_hosts(two: Lab) -> Iterator[None]:
+    yield
+    remove_containers(two, "AB")
+    for host in "AB":
+        two.path(host, "/etc/plait/ranges.toml").unlink(missing_ok=True)
+
+
+def refused(lab: Lab, host: str, *words: str) -> str:
+    """What a command of Docker's that fails says."""
+    done = lab.run(host, "docker", *words, check=False, timeout_s=60)
+    assert done.returncode != 0, done
+    return done.stderr
+
+
+def started(lab: Lab, host: str, name: str, network: str, *options: str) -> str:
+    docker(lab, host, "run", "-d", "--name", name, "--network", network, *options, "nginx")
+    return docker(lab, host, "inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name)
+
+
+def addresses(lab: Lab, host: str) -> list[dict[str, Any]]:
+    return list(json.loads(lab.run(host, "plait", "ipam", "--json").stdout)["addresses"])
+
+
+def test_an_aux_address_is_given_to_nobody_on_any_host_and_a_full_pool_says_who_has_it(two: Lab) -> None:
+    docker(two, "A", *PLAIT, "--subnet", "10.66.0.0/29", "--aux-address", "router=10.66.0.2", "few")
+    process.until("B has it", lambda: "few" in networks(two, "B"), 3)
+    assert "10.66.0.2 of network 'few' is excluded" in refused(two, "B", "run", "-d", "--network", "few", "--ip", "10.66.0.2", "nginx")
+    remove_containers(two, "AB")
+    given = {started(two, host, name, "few") for host, name in (("A", "a1"), ("B", "b1"), ("B", "b2"), ("B", "b3"))}
+    assert given == {"10.66.0.3", "10.66.0.4", "10.66.0.5", "10.66.0.6"}
+    for host in "AB":
+        text = refused(two, host, "run", "-d", "--name", "more", "--network", "few", "nginx")
+        assert "pool 10.66.0.0/29 of network 'few' is exhausted: 4 usable addresses in 2 blocks of /30," in text
+        assert "held by A: 1 blocks, 1 addresses in use, B: 1 blocks, 3 addresses in use; remove containers" in text
+        docker(two, host, "rm", "-f", "more")
+    docker(two, "B", "rm", "-f", "b2")
+    docker(two, "B", "run", "-d", "--name", "now", "--network", "few", "nginx")
+    remove_containers(two, "AB")
+    other = (*PLAIT, "--subnet", "10.66.0.0/29", "--aux-address", "x=10.66.0.4", "-o", "plait.net=few", "other")
+    assert "exists already with exclusions 10.66.0.2, not 10.66.0.4" in refused(two, "B", *other)
+    docker(two, "A", "network", "rm", "few")
+    process.until("it is gone", lambda: "few" not in networks(two, "B"), 5)
+
+
+def test_a_reserved_address_is_its_containers_and_follows_it(two: Lab) -> None:
+    two.run("A", "plait", "ipam", "reserve", "mesh", "db", "10.29.0.77")
+    assert "reserved for 'db'" in refused(two, "A", "run", "-d", "--name", "web", "--network", "mesh", "--ip", "10.29.0.77", "nginx")
+    assert started(two, "B", "db", "mesh") == "10.29.0.77"
+    docker(two, "B", "restart", "-t", "0", "db")
+    assert "in use on node B" in refused(two, "A", "run", "-d", "--name", "db", "--network", "mesh", "nginx")
+    docker(two, "A", "rm", "-f", "db")
+    docker(two, "B", "rm", "-f", "db")
+    assert started(two, "A", "db", "mesh", "--ip", "10.29.0.77") == "10.29.0.77", "named and reserved"
+    two.run("B", "plait", "ipam", "unreserve", "mesh", "db")
+
+
+def test_a_range_is_for_containers_with_the_label(two: Lab) -> None:
+    text = '[[range]]\nnetwork = "mesh"\naddresses = ["10.29.0.100-10.29.0.102"]\nlabels = "tier=web"\n'
+    for host in "AB":
+        two.path(host, "/etc/plait/ranges.toml").write_text(text)
+    process.until(
+        "both have read it",
+        lambda: "in range" in two.run("A", "plait", "run", "--name", "x", "--network", "mesh", "--ip", "10.29.0.100", check=False).stderr,
+        5,
+    )
+    given = {started(two, host, f"web-{host}", "mesh", "-l", "tier=web") for host in "AB"}
+    assert len(given) == 2 and given < {f"10.29.0.{n}" for n in (100, 101, 102)}
+    assert started(two, "B", "other", "mesh") not in {f"10.29.0.{n}" for n in (100, 101, 102)}
+    assert "is in range 'tier=web'" in refused(
+        two, "B", "run", "-d", "--name", "stranger", "--network", "mesh", "--ip", "10.29.0.102", "nginx"
+    )
+
+
+def test_pools_and_networks_of_engines_keep_clear_of_each_other(two: Lab) -> None:
+    docker(two, "B", "network", "create", "--subnet", "10.77.4.0/24", "old")
+    clash = (*PLAIT, "--subnet", "10.77.0.0/16", "clash")
+    process.until("A hears of it", lambda: any("10.77.4.0/24" in text for text in _why_not(two, "A")), 5)
+    assert "overlaps 10.77.4.0/24" in refused(two, "A", *clash) and "on node B" in refused(two, "A", *clash)
+    docker(two, "A", *clash, "-o", "plait.force=true")
+    docker(two, "A", "network", "rm", "clash")
+    docker(two, "B", "network", "rm", "old")
+
+
+def _why_not(lab: Lab, host: str) -> list[str]:
+    """What a network over Docker's pool is refused with; none: it is made, and removed again."""
+    done = lab.run(host, "plait", "network", "create", "probe", "--subnet", "10.77.0.0/16", check=False)
+    if done.returncode == 0:
+        lab.run(host, "plait", "network", "rm", "probe")
+    return done.stderr.splitlines()
+
+
+def test_containers_in_one_namespace_are_shown_with_one_address(two: Lab) -> None:
+    given = started(two, "A", "web", "mesh")
+    docker(two, "A", "run", "-d", "--name", "side", "--network", "container:web", "nginx", "sleep", "60")
+    process.until("B sees both", lambda: [row["shared_by"] for row in addresses(two, "B") if row["address"] == given] == [["side"]], 5)
+    rows = json.loads(two.run("B", "plait", "ps", "--json").stdout)
+    assert {row["name"]: row["addresses"] for row in rows if row["name"] in ("web", "side")} == {
+        key: {"mesh": given} for key in ("web", "side")
+    }
+    docker(two, "A", "rm", "-f", "side")
+    process.until("one is left", lambda: [row["shared_by"] for row in addresses(two, "B") if row["address"] == given] == [[]], 5)
+    process.until("all agree", lambda: two.run("A", "plait", "ipam", "check", check=False).returncode == 0, 10)
