@@ -42,9 +42,8 @@ from plait.model.report import (
     StoreState,
     TokenView,
 )
-from plait.model.requests import NetworkRequest
+from plait.model.requests import NetworkRequest, NewSandbox
 from plait.runtimes.api import Operations
-from plait.serve.admin import NewSandbox
 from plait.store.api import Store
 from plait.store.codec import decode, encode
 
