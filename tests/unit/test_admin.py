@@ -19,8 +19,8 @@ import pytest
 from plait.client.admin import AdminClient, AgentNotRunning, Refused
 from plait.model import errors
 from plait.model.addr import parse_range
-from plait.model.requests import NetworkRequest
-from plait.serve.admin import AdminServer, NewSandbox
+from plait.model.requests import NetworkRequest, NewSandbox
+from plait.serve.admin import AdminServer
 
 R = TypeVar("R")
 

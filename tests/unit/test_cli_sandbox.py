@@ -18,7 +18,8 @@ import pytest
 from plait.kernel.linux.netns import create_netns, delete_netns
 from plait.model.errors import Conflict, NotFound
 from plait.model.report import SandboxView
-from plait.serve.admin import AdminServer, NewSandbox
+from plait.model.requests import NewSandbox
+from plait.serve.admin import AdminServer
 
 pytestmark = pytest.mark.root
 PROGRAM = (

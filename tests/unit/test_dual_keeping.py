@@ -93,6 +93,9 @@ async def test_whose_it_is_gets_it_and_keeps_its_ipv4_address_in_mind(store: Cut
         assert (member.address6, db.address6) == (A6("fd00:31::2b"), A6("fd00:31::7"))
         await a.ops.detach(member.id)
         assert (await attach(a, "db-1")).address == A("10.31.0.42")
+        web = await attach(a, "web", "10.31.0.20", "fd00:31::15")
+        await a.ops.detach(web.id)
+        assert (await attach(a, "web")).address == A("10.31.0.20"), "not the one that its IPv6 address went with"
 
 
 async def test_one_that_is_lent_leads_to_who_has_it_and_is_shown_as_such(store: Cuttable, tmp_path: Path) -> None:

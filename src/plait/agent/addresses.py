@@ -103,8 +103,8 @@ class Addresses:
             try:
                 address = await self._address_for(network, owner, wanted, asker)
                 known = self._held.get(network.name, {}).get(address)
-                if known is None or not known.live or known.owner != owner or (asker.name and known.name != asker.name):
-                    kept = asker.name or (known.name if known is not None and known.owner == owner else "")
+                if known is None or not known.live or known.owner != owner or (name and known.name != name):
+                    kept = name or (known.name if known is not None and known.owner == owner else "")
                     await self._record(Reservation(network.name, address, owner, kept, True, self._next_serial()))
             finally:
                 self._giving.pop(network.name, None)

@@ -44,8 +44,7 @@ from plait.model.report import (
     StoreState,
     TokenView,
 )
-from plait.model.requests import NetworkRequest
-from plait.serve.admin import NewSandbox
+from plait.model.requests import NetworkRequest, NewSandbox
 from plait.store.api import Store
 from plait.store.codec import decode, encode
 

@@ -37,3 +37,18 @@ class NetworkRequest:
     def dual(self) -> bool:
         """Whether the network shall have IPv6."""
         return self.ipv6 or self.subnet6 is not None or self.gateway6 is not None
+
+
+@dataclass(frozen=True, slots=True)
+class NewSandbox:
+    """A sandbox to be made. `network` "" is the cluster's default one; `ports` are texts as `docker run -p` spells them; `share`: the
+    sandbox of this host in whose network namespace it is to be."""
+
+    name: str
+    network: str = ""
+    address: IPv4Address | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    ports: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    address6: IPv6Address | None = None
+    share: str = ""

@@ -14,7 +14,6 @@ import json
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
@@ -41,7 +40,7 @@ from plait.model.report import (
     StatusView,
     TokenView,
 )
-from plait.model.requests import NetworkRequest
+from plait.model.requests import NetworkRequest, NewSandbox
 from plait.serve.jsonbody import read_body
 
 log = logging.getLogger("plait.admin")
@@ -52,21 +51,6 @@ REQUEST_TIMEOUT_S = 30.0
 BODY_LIMIT, EXPORT_LIMIT = 1 << 20, 64 << 20
 DEFAULT_TOKEN_TTL_S = 3600
 MAX_TOKEN_TTL_S = 7 * 86400
-
-
-@dataclass(frozen=True, slots=True)
-class NewSandbox:
-    """A sandbox to be made. `network` "" is the cluster's default one; `ports` are texts as `docker run -p` spells them; `share`: the
-    sandbox of this host in whose network namespace it is to be."""
-
-    name: str
-    network: str = ""
-    address: IPv4Address | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
-    ports: tuple[str, ...] = ()
-    aliases: tuple[str, ...] = ()
-    address6: IPv6Address | None = None
-    share: str = ""
 
 
 class AdminBackend(Protocol):
