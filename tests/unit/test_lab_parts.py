@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import tomllib
@@ -41,6 +42,17 @@ def test_state_survives_writing(run_dir: Path) -> None:
     states.forget("one")
     states.forget("one")
     assert not run_dir.exists()
+
+
+def test_a_lab_of_another_version_is_listed(run_dir: Path) -> None:
+    states.create(states.new_state("one", simple(2), owned=True))
+    path = run_dir / "one.json"
+    raw = json.loads(path.read_text())
+    raw["spec"]["switches"][0]["colour"] = raw["spec"]["hosts"][0]["colour"] = "blue"
+    path.write_text(json.dumps(raw))
+    (found,) = states.list_labs()
+    assert found.spec == simple(2)
+    states.forget("one")
 
 
 def test_changes_at_the_same_time_are_all_written_down(run_dir: Path) -> None:

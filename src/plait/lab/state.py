@@ -155,6 +155,12 @@ def _write(path: Path, state: State) -> None:
     scratch.rename(path)
 
 
+def _known(of: type[SwitchSpec] | type[HostSpec], raw: dict[str, Any]) -> dict[str, Any]:
+    """Without the fields that only another version of plait knows, whose labs must be listed and swept too."""
+    names = {field.name for field in dataclasses.fields(of)}
+    return {name: value for name, value in raw.items() if name in names}
+
+
 def _decode(raw: dict[str, Any]) -> State:
     spec = raw["spec"]
     return State(
@@ -166,8 +172,8 @@ def _decode(raw: dict[str, Any]) -> State:
         holders={name: Process(**holder) for name, holder in raw["holders"].items()},
         cuts=tuple((a, b) for a, b in raw["cuts"]),
         spec=LabSpec(
-            switches=tuple(SwitchSpec(**switch) for switch in spec["switches"]),
-            hosts=tuple(HostSpec(**{**host, "address": IPv4Address(host["address"])}) for host in spec["hosts"]),
+            switches=tuple(SwitchSpec(**_known(SwitchSpec, switch)) for switch in spec["switches"]),
+            hosts=tuple(HostSpec(**_known(HostSpec, {**host, "address": IPv4Address(host["address"])})) for host in spec["hosts"]),
             routers=tuple(
                 RouterSpec(r["name"], tuple(r["switches"]), tuple(IPv4Address(a) for a in r["addresses"])) for r in spec["routers"]
             ),
