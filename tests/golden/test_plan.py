@@ -140,6 +140,10 @@ CASES["encrypted"] = Snapshot(  # D cannot encrypt, C has a narrower link
 )
 
 
+SIXES = {k: replace(n, address=A6(f"2001:2::{i}")) for i, (k, n) in enumerate(ALL.items(), 1)}
+CASES["underlay6"] = replace(CASES["one-peer"], nodes={"A": SIXES["A"], "B": SIXES["B"], "C": ALL["C"]}, alive=frozenset("ABC"))
+
+
 def lines(snapshot: Snapshot, local: Local) -> str:
     ops = order(Op("put", obj) for obj in plan_node(snapshot, local).values())
     return "\n".join(line for op in ops for line in render(op)) + "\n"

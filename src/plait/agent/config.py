@@ -10,12 +10,13 @@ import socket
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from typing import TypeVar
 
 from plait.agent.dnssettings import KEYS as DNS_KEYS
 from plait.agent.dnssettings import DnsSettings, read_dns
+from plait.model.addr import IPAddress
 from plait.model.errors import ConfigError
 from plait.services.registrator import Where, Which
 
@@ -59,7 +60,7 @@ class Paths:
 @dataclass(frozen=True, slots=True)
 class Config:
     name: str
-    address: IPv4Address | None
+    address: IPAddress | None
     fast_path: bool
     coordinates: bool
     path_mtu: bool
@@ -71,7 +72,7 @@ class Config:
     cni_bin_dir: str
     cni_version: str
     cni_netavark_dir: str
-    http_address: IPv4Address
+    http_address: IPAddress
     http_port: int
     dns_domain: str
     datacenter: str
@@ -352,13 +353,13 @@ class _Getter:
                 return word
         raise self._fail(key, "is not possible", f"use one of {', '.join(allowed)}")
 
-    def address(self, key: str) -> IPv4Address | None:
+    def address(self, key: str) -> IPAddress | None:
         if key not in self._flat:
             return None
         try:
-            return IPv4Address(self.text(key, ""))
+            return ip_address(self.text(key, ""))
         except ValueError as error:
-            raise self._fail(key, "must be an IPv4 address") from error
+            raise self._fail(key, "must be an IP address") from error
 
     def section(self, name: str, keys: frozenset[str]) -> dict[str, object]:
         """Those of `keys` that the section sets."""

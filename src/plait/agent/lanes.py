@@ -22,7 +22,7 @@ from ipaddress import IPv4Address
 
 from plait.agent.echo import Lane, LaneAbsent, LaneProbe
 from plait.model.cluster import Reach, Snapshot
-from plait.plan import tunnel_devices
+from plait.plan import may_link, tunnel_devices
 
 log = logging.getLogger("plait.lanes")
 EVERY_S, APART_S = 1.0, 0.02
@@ -153,7 +153,8 @@ def lanes(snapshot: Snapshot) -> dict[LaneKey, tuple[Lane, IPv4Address]]:
     found: dict[LaneKey, tuple[Lane, IPv4Address]] = {}
     for name, node in snapshot.nodes.items():
         if name != me.name and node.tunnel is not None:
-            found[name, LINK] = Lane(me.tunnel), node.address
+            if may_link(me, node):
+                found[name, LINK] = Lane(me.tunnel), node.address
             found |= {(name, device): (Lane(me.tunnel, device), node.tunnel) for device in devices}
     return found
 

@@ -221,6 +221,8 @@ def _encrypted(row: PathState, me: Node, node: Node, tunnels: Tunnels) -> PathSt
 
 def _path_state(snapshot: Snapshot, me: Node, node: Node, network: Network, path: Path | None, underlay: Underlay) -> PathState:
     error = "" if node.tunnel is not None and node.vtep_mac else "has no block yet"
+    if node.address.version != me.address.version:
+        error = f"has an address of IPv{node.address.version}, this node one of IPv{me.address.version}: give both the same (node.address)"
     if node.name not in snapshot.alive:
         error = "gives no sign of life"
     elif not error and (path is None or not path.works):

@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -167,9 +167,14 @@ def _decode(raw: dict[str, Any]) -> State:
         cuts=tuple((a, b) for a, b in raw["cuts"]),
         spec=LabSpec(
             switches=tuple(SwitchSpec(**switch) for switch in spec["switches"]),
-            hosts=tuple(HostSpec(**{**host, "address": IPv4Address(host["address"])}) for host in spec["hosts"]),
+            hosts=tuple(_host(host) for host in spec["hosts"]),
             routers=tuple(
-                RouterSpec(r["name"], tuple(r["switches"]), tuple(IPv4Address(a) for a in r["addresses"])) for r in spec["routers"]
+                RouterSpec(r["name"], tuple(r["switches"]), tuple(ip_address(a) for a in r["addresses"])) for r in spec["routers"]
             ),
         ),
     )
+
+
+def _host(raw: dict[str, Any]) -> HostSpec:
+    second = raw.get("second")
+    return HostSpec(**{**raw, "address": ip_address(raw["address"]), "second": IPv6Address(second) if second else None})

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
-from plait.model.addr import unique_local
+from plait.model.addr import EitherAddress, unique_local
 from plait.model.discovery import CatalogNode, Check
 
 Protocol = Literal["tcp", "udp", "sctp"]
@@ -32,14 +32,14 @@ class TunnelKey:
 class Node:
     """A host with an agent. Identity is `id` (made once by init/join), never the address.
 
-    `address` is the underlay address that peers send tunnel packets to; `tunnel` the overlay address of the
-    host itself (first address of its first default-network block); `mtu` that of the underlay link, bytes. `wireguard` is None where
+    `address` is the underlay address that peers send tunnel packets to, of the same family on all nodes; `tunnel` the overlay address of
+    the host itself (first address of its first default-network block); `mtu` that of the underlay link, bytes. `wireguard` is None where
     the host cannot encrypt.
     """
 
     name: str
     id: str
-    address: IPv4Address
+    address: EitherAddress
     mtu: int = 1500
     vtep_mac: str = ""
     tunnel: IPv4Address | None = None

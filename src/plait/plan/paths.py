@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 
-from plait.backends import BACKENDS, DIRECT, Path, Peer
+from plait.backends import BACKENDS, DIRECT, Path, Peer, outer_growth
 from plait.model.cluster import Network, Node, Reach, Snapshot
 from plait.model.objects import Route
 
@@ -41,7 +41,7 @@ def path_mtu(me: Node, node: Node, measured: Mapping[str, int]) -> int:
 
 def network_mtu(me: Node, network: Network) -> int:
     """MTU inside the containers of `network` on this node: the underlay's minus what the backend adds, bytes."""
-    return me.mtu - BACKENDS[network.backend].overhead()
+    return me.mtu - outer_growth(me, BACKENDS[network.backend].overhead())
 
 
 def inner_mtu(me: Node, node: Node, network: Network, path: Path | None, measured: Mapping[str, int]) -> int:
@@ -49,7 +49,12 @@ def inner_mtu(me: Node, node: Node, network: Network, path: Path | None, measure
     if path is None:
         return network_mtu(me, network)
     carried = path_mtu(me, path.relay or node, measured)
-    return min(network_mtu(me, network), min(carried, node.mtu) - BACKENDS[path.kind].overhead())
+    return min(network_mtu(me, network), min(carried, node.mtu) - outer_growth(me, BACKENDS[path.kind].overhead()))
+
+
+def may_link(one: Node, other: Node) -> bool:
+    """Whether plain routes between two nodes are possible at all: to containers' IPv4 addresses, by next hops of IPv4."""
+    return one.address.version == other.address.version == 4
 
 
 def direct_routes(me: Node, dev: str, peers: Iterable[Peer]) -> list[Route]:
@@ -86,7 +91,9 @@ class _Chooser:
 
     def _works(self, way: str, here: str, there: str) -> bool:
         if way == DIRECT:
-            return there in self._of(here).linked and here in self._of(there).linked
+            nodes = self._snapshot.nodes
+            linked = there in self._of(here).linked and here in self._of(there).linked
+            return linked and may_link(nodes[here], nodes[there])
         return there not in self._of(here).broken.get(self._device, ())
 
     def _of(self, name: str) -> Reach:
