@@ -166,6 +166,13 @@ def test_a_kernel_without_ipv6_gets_the_plan_without_it() -> None:
     assert text == lines(replace(CASES["dual"], networks={n.name: n for n in plain}), Local(fast_path=True))
 
 
+def test_links_too_small_for_ipv6_get_the_plan_without_it() -> None:
+    nodes = {**CASES["dual"].nodes, "A": replace(ALL["A"], mtu=1329)}
+    text = lines(replace(CASES["dual"], nodes=nodes), Local())
+    assert "fd00" not in text and "10.31.1.2" in text
+    assert "fd00" in lines(replace(CASES["dual"], nodes={**nodes, "A": replace(ALL["A"], mtu=1330)}), Local())
+
+
 def test_a_node_that_is_not_in_the_cluster_wants_nothing() -> None:
     assert plan_node(Snapshot("X", 1, ALL, frozenset(), {"default": DEFAULT}), Local()) == {}
 

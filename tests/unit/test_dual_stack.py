@@ -179,7 +179,7 @@ async def test_a_kernel_without_ipv6_gives_ipv4_alone(store: Cuttable, tmp_path:
         await a.ops.ensure_network(WANTED)
         assert (await attach(a, "web")).address6 is None
         assert not [key for key in a.kernel.objects if "fd00" in " ".join(key)]
-        with pytest.raises(NotSupported, match="the kernel of this host has no IPv6"):
+        with pytest.raises(NotSupported, match="this host carries no IPv6: its kernel has none"):
             await attach(a, "other", six="fd00:31::7")
 
 
