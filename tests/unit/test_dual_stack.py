@@ -18,6 +18,8 @@ from tests.support.cluster import FakeNode, nodes
 from tests.support.consulapi import Cuttable
 
 from plait.agent import reports
+from plait.agent.ports import assign_ports, listener
+from plait.agent.sandboxes import parse_ports
 from plait.dns import message as m
 from plait.dns.records import reverse_zones
 from plait.dns.zone import Zone
@@ -25,10 +27,10 @@ from plait.ipam import check_network
 from plait.kernel.fake import CAPABILITIES, FakeKernel
 from plait.lab.spec import parse_toml
 from plait.lab.wires import hardware, host_batch
-from plait.model.addr import at_port
-from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node, Snapshot
+from plait.model.addr import IPAddress, at_port
+from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node, PortMapping, Snapshot, published_text
 from plait.model.discovery import LAN4, LAN6
-from plait.model.errors import ConfigError, Conflict, NotSupported, PlaitError
+from plait.model.errors import ConfigError, Conflict, NotSupported, PlaitError, PortInUse
 from plait.plan import network_mtu
 from plait.runtimes.api import AttachRequest, NetworkRequest, paired
 from plait.serve.dns_responder import Counters, Responder
@@ -390,3 +392,75 @@ def test_a_lab_file_gives_links_their_family() -> None:
 def test_a_lab_that_cannot_be_is_refused(text: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         parse_toml(text)
+
+
+# --- published ports
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("[::]:8080:80", PortMapping("tcp", 8080, 80, A6("::"))),
+        ("[fd99::1]::80/udp", PortMapping("udp", 0, 80, A6("fd99::1"))),
+        ("127.0.0.1:8080:80", PortMapping("tcp", 8080, 80, A("127.0.0.1"))),
+    ],
+)
+def test_an_ipv6_address_of_the_host_is_written_in_brackets(text: str, wanted: PortMapping) -> None:
+    assert parse_ports([text]) == (wanted,)
+    assert published_text(replace(wanted, host_port=9)).startswith(text.partition("]")[0] if "[" in text else "127.0.0.1:9->80")
+
+
+@pytest.mark.parametrize("text", ["[fd99::1:8080:80", "fd99::1:8080:80", "[nowhere]:80:80", "[::]"])
+def test_what_is_no_port_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not"):
+        parse_ports([text])
+
+
+WILD4, WILD6, LOOP4, ONE6 = A("0.0.0.0"), A6("::"), A("127.0.0.1"), A6("fd99::1")
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "free"),
+    [
+        (WILD4, WILD6, False),
+        (WILD6, WILD4, False),
+        (WILD6, ONE6, False),
+        (ONE6, WILD6, False),
+        (ONE6, ONE6, False),
+        (ONE6, WILD4, False),
+        (LOOP4, WILD6, True),
+        (WILD6, LOOP4, True),
+        (ONE6, LOOP4, True),
+        (ONE6, A6("fd99::2"), True),
+    ],
+)
+def test_who_has_a_port_on_which_addresses(held: IPAddress, asked: IPAddress, free: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plait.agent.ports.listener", lambda *where: None)
+    before = replace(WEB, ports=(PortMapping("tcp", 8080, 80, A("192.0.2.9")), PortMapping("tcp", 8080, 80, held)))
+    other = replace(WEB, id="9", name="other", address6=A6("fd00:31::9"))
+    snapshot = replace(SNAPSHOT, endpoints={"1": before})
+    port = PortMapping("tcp", 8080, 80, asked)
+    if free:
+        assert assign_ports([port], other, snapshot, []) == (port,)
+    else:
+        with pytest.raises(PortInUse, match="is published for 'web' already"):
+            assign_ports([port], other, snapshot, [])
+
+
+def test_who_has_no_ipv6_is_not_published_on_it() -> None:
+    with pytest.raises(NotSupported, match="cannot publish a port of 'old' on ::: it has no IPv6 address"):
+        assign_ports([PortMapping("tcp", 8080, 80, WILD6)], OLD, SNAPSHOT, [])
+
+
+def test_a_program_that_listens_by_ipv4_alone_leaves_the_port_free_on_ipv6() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert listener("tcp", port, WILD6) is None and listener("tcp", port, LOOP4) is not None
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+        assert listener("tcp", server.getsockname()[1], WILD6) is not None
+
+
+def test_an_older_record_of_a_port_is_on_every_address() -> None:
+    assert decode(PortMapping, b'{"proto":"tcp","host_port":1,"container_port":2}', "k").host_ip == WILD4
+    six = PortMapping("tcp", 1, 2, ONE6)
+    assert decode(PortMapping, encode(six), "k") == six

@@ -19,7 +19,7 @@ from plait.agent.sandboxes import Sandboxes, SandboxRequest, parse_ports
 from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
-from plait.model.cluster import Endpoint
+from plait.model.cluster import Endpoint, published_text
 from plait.model.errors import Conflict, NotFound
 from plait.model.objects import Plan
 from plait.model.report import (
@@ -185,7 +185,7 @@ class AgentAdmin:
             "gateway": "" if network.internal else str(network.gateway),
             "dns": [str(network.gateway)] if self._p.names else [],
             "search": self._p.search,
-            "ports": [reports.port_text(port) for port in endpoint.ports],
+            "ports": [published_text(port) for port in endpoint.ports],
             "pid": pid,
         }
 

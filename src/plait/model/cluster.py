@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
-from plait.model.addr import EitherAddress, unique_local
+from plait.model.addr import EitherAddress, at_port, unique_local
 from plait.model.discovery import CatalogNode, Check
 
 Protocol = Literal["tcp", "udp", "sctp"]
@@ -114,12 +114,18 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class PortMapping:
-    """One published port: host side to container side. `host_ip` 0.0.0.0 means every address of the host."""
+    """One published port: host side to container side. `host_ip` 0.0.0.0 means every address of the host, of both families where the
+    container has both; :: every one of IPv6."""
 
     proto: Protocol
     host_port: int
     container_port: int
-    host_ip: IPv4Address = IPv4Address("0.0.0.0")
+    host_ip: EitherAddress = IPv4Address("0.0.0.0")
+
+
+def published_text(port: PortMapping) -> str:
+    """How people write it: `127.0.0.1:8080->80/tcp`."""
+    return f"{at_port(port.host_ip, port.host_port)}->{port.container_port}/{port.proto}"
 
 
 @dataclass(frozen=True, slots=True)

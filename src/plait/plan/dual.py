@@ -10,7 +10,7 @@ for a discovery or for a search for duplicates.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv6Interface, IPv6Network
+from ipaddress import IPv4Address, IPv6Address, IPv6Interface, IPv6Network
 from typing import NamedTuple
 
 from plait.model.addr import IPAddress, IPNetwork
@@ -23,11 +23,13 @@ FORWARDING = Sysctl("ipv6/conf/all/forwarding", "1")
 
 
 class Family(NamedTuple):
-    """How nft spells a family: its word, the type of its addresses, and what the names of its sets and maps end in."""
+    """How nft spells a family: its word, the type of its addresses, and what the names of its sets and maps end in. `anywhere`: every
+    address of a host."""
 
     ip: str
     type: str
     end: str
+    anywhere: IPAddress
 
     def subnet(self, network: Network) -> IPNetwork | None:
         return network.subnet if self is V4 else network.subnet6
@@ -46,7 +48,8 @@ class Family(NamedTuple):
         return [subnet for network in networks if (subnet := self.subnet(network)) is not None]
 
 
-V4, V6 = Family("ip", "ipv4_addr", ""), Family("ip6", "ipv6_addr", "6")
+V4 = Family("ip", "ipv4_addr", "", IPv4Address("0.0.0.0"))
+V6 = Family("ip6", "ipv6_addr", "6", IPv6Address("::"))
 
 
 def families(networks: Iterable[Network]) -> tuple[Family, ...]:
