@@ -91,7 +91,7 @@ async def test_a_network_that_exists_otherwise_is_not_taken_for_it(
 async def test_a_backend_that_carries_no_ipv6_is_refused(store: Cuttable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("plait.agent.networks.DUAL", frozenset({"vxlan"}))
     async with nodes(store, tmp_path, "A") as (a,):
-        with pytest.raises(ConfigError, match="carries no IPv6; use one of vxlan, or leave --ipv6 out"):
+        with pytest.raises(ConfigError, match="carries no IPv6; use one of vxlan, or a network without IPv6"):
             await a.ops.ensure_network(replace(WANTED, options={"backend": "none"}))
 
 
@@ -312,7 +312,8 @@ def test_what_is_wrapped_in_ipv6_has_twenty_bytes_less() -> None:
 
 def test_a_node_of_the_other_family_is_named() -> None:
     mixed = replace(SNAPSHOT, nodes={"A": Node("A", "A", A6("2001:2::1")), "B": SNAPSHOT.nodes["B"]})
-    (row,) = reports.path_rows(mixed, SimpleNamespace(known={}, answered=set()))  # type: ignore[arg-type]
+    underlay = SimpleNamespace(path_mtus=SimpleNamespace(known={}, answered=set()))
+    (row,) = reports.path_states(mixed, underlay, SimpleNamespace(known={}))  # type: ignore[arg-type]
     assert row["error"] == "has an address of IPv4, this node one of IPv6: give both the same (node.address)"
 
 

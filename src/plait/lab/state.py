@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from plait.lab.process import Process, boot_id, identify, is_alive
 from plait.lab.spec import HostSpec, LabSpec, RouterSpec, SwitchSpec
@@ -25,6 +25,7 @@ from plait.model.errors import Conflict, NotFound, PlaitError
 RUN = Path("/run/plait-lab")
 DISKS = Path("/var/lib/plait-lab")
 CGROUPS = Path("/sys/fs/cgroup")
+_Record = TypeVar("_Record", Process, HostSpec, SwitchSpec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +162,12 @@ def _decode(raw: dict[str, Any]) -> State:
         name=raw["name"],
         boot=raw["boot"],
         phase=raw["phase"],
-        maker=Process(**raw["maker"]),
-        owner=Process(**raw["owner"]) if raw["owner"] else None,
-        holders={name: Process(**holder) for name, holder in raw["holders"].items()},
+        maker=_known(Process, raw["maker"]),
+        owner=_known(Process, raw["owner"]) if raw["owner"] else None,
+        holders={name: _known(Process, holder) for name, holder in raw["holders"].items()},
         cuts=tuple((a, b) for a, b in raw["cuts"]),
         spec=LabSpec(
-            switches=tuple(SwitchSpec(**switch) for switch in spec["switches"]),
+            switches=tuple(_known(SwitchSpec, switch) for switch in spec["switches"]),
             hosts=tuple(_host(host) for host in spec["hosts"]),
             routers=tuple(
                 RouterSpec(r["name"], tuple(r["switches"]), tuple(ip_address(a) for a in r["addresses"])) for r in spec["routers"]
@@ -177,4 +178,10 @@ def _decode(raw: dict[str, Any]) -> State:
 
 def _host(raw: dict[str, Any]) -> HostSpec:
     second = raw.get("second")
-    return HostSpec(**{**raw, "address": ip_address(raw["address"]), "second": IPv6Address(second) if second else None})
+    return _known(HostSpec, {**raw, "address": ip_address(raw["address"]), "second": IPv6Address(second) if second else None})
+
+
+def _known(record: type[_Record], raw: dict[str, Any]) -> _Record:
+    """The record of what is known here of `raw`: another version may have written down more."""
+    names = {f.name for f in dataclasses.fields(record)}
+    return record(**{name: value for name, value in raw.items() if name in names})

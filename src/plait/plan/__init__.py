@@ -2,7 +2,7 @@
 """The whole desired state of this node, as a pure function of a Snapshot."""
 
 from plait.plan.desired import Local, carried, endpoint_objects, plan_node
-from plait.plan.paths import choose, inner_mtu, may_link, network_mtu, path_mtu, tunnel_devices
+from plait.plan.paths import choose, inner_mtu, linkable, network_mtu, path_mtu, tunnel_devices
 
 __all__ = [
     "Local",
@@ -10,7 +10,7 @@ __all__ = [
     "choose",
     "endpoint_objects",
     "inner_mtu",
-    "may_link",
+    "linkable",
     "network_mtu",
     "path_mtu",
     "plan_node",

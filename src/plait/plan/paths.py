@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address
 
 from plait.backends import BACKENDS, DIRECT, Path, Peer, outer_growth
 from plait.model.cluster import Network, Node, Reach, Snapshot
@@ -52,9 +53,9 @@ def inner_mtu(me: Node, node: Node, network: Network, path: Path | None, measure
     return min(network_mtu(me, network), min(carried, node.mtu) - outer_growth(me, BACKENDS[path.kind].overhead()))
 
 
-def may_link(one: Node, other: Node) -> bool:
-    """Whether plain routes between two nodes are possible at all: to containers' IPv4 addresses, by next hops of IPv4."""
-    return one.address.version == other.address.version == 4
+def linkable(nodes: Mapping[str, Node]) -> dict[str, IPv4Address]:
+    """The nodes between which plain routes to containers are possible at all, with their next hops, for these must be of IPv4."""
+    return {name: node.address for name, node in nodes.items() if isinstance(node.address, IPv4Address)}
 
 
 def direct_routes(me: Node, dev: str, peers: Iterable[Peer]) -> list[Route]:
@@ -72,6 +73,7 @@ class _Chooser:
 
     def __init__(self, snapshot: Snapshot, ways: tuple[str, ...], device: str) -> None:
         self._snapshot, self._ways, self._device = snapshot, ways, device
+        self._linkable = linkable(snapshot.nodes)
 
     def path(self, node: Node) -> Path | None:
         me = self._snapshot.me
@@ -91,9 +93,7 @@ class _Chooser:
 
     def _works(self, way: str, here: str, there: str) -> bool:
         if way == DIRECT:
-            nodes = self._snapshot.nodes
-            linked = there in self._of(here).linked and here in self._of(there).linked
-            return linked and may_link(nodes[here], nodes[there])
+            return {here, there} <= self._linkable.keys() and there in self._of(here).linked and here in self._of(there).linked
         return there not in self._of(here).broken.get(self._device, ())
 
     def _of(self, name: str) -> Reach:
