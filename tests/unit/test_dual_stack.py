@@ -24,6 +24,7 @@ from plait.dns import message as m
 from plait.dns.records import reverse_zones
 from plait.dns.zone import Zone
 from plait.ipam import check_network
+from plait.kernel.dryrun import render
 from plait.kernel.fake import CAPABILITIES, FakeKernel
 from plait.lab.spec import parse_toml
 from plait.lab.wires import hardware, host_batch
@@ -31,6 +32,7 @@ from plait.model.addr import IPAddress, at_port
 from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node, PortMapping, Snapshot, published_text
 from plait.model.discovery import LAN4, LAN6
 from plait.model.errors import ConfigError, Conflict, NotSupported, PlaitError, PortInUse
+from plait.model.objects import Op, WireguardPeer
 from plait.plan import network_mtu
 from plait.runtimes.api import AttachRequest, NetworkRequest, paired
 from plait.serve.dns_responder import Counters, Responder
@@ -454,11 +456,17 @@ def test_who_has_no_ipv6_is_not_published_on_it() -> None:
 
 
 def test_a_program_that_listens_by_ipv4_alone_leaves_the_port_free_on_ipv6() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        assert listener("tcp", port, WILD6) is None and listener("tcp", port, LOOP4) is not None
+    for where in ("127.0.0.1", ""):
+        with socket.create_server((where, 0)) as server:
+            port = server.getsockname()[1]
+            assert listener("tcp", port, WILD6) is None and listener("tcp", port, LOOP4) is not None
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
         assert listener("tcp", server.getsockname()[1], WILD6) is not None
+
+
+def test_the_far_end_of_an_encrypted_tunnel_is_shown_with_brackets() -> None:
+    peer = WireguardPeer("pl-wg", "KEY=", (A6("2001:2::2"), 7472))
+    assert render(Op("put", peer)) == ["wg set pl-wg peer KEY= endpoint [2001:2::2]:7472 persistent-keepalive off"]
 
 
 def test_an_older_record_of_a_port_is_on_every_address() -> None:

@@ -101,7 +101,9 @@ def test_every_other_node_is_asked_on_the_link_and_through_every_tunnel() -> Non
 def test_over_ipv6_the_tunnels_alone_are_asked() -> None:
     six = {name: replace(node, address=IPv6Address(f"2001:2::{i}")) for i, (name, node) in enumerate(NODES.items(), 1)}
     assert lanes(replace(SNAPSHOT, nodes=six)) == {key: lane for key, lane in lanes(SNAPSHOT).items() if key[1] != LINK}
-    assert ("B", LINK) not in lanes(replace(SNAPSHOT, nodes={**NODES, "B": six["B"]})), "nor is one of the other family on the link"
+    for name in "AB":
+        mixed = lanes(replace(SNAPSHOT, nodes={**NODES, name: six[name]}))
+        assert ("B", LINK) not in mixed and ("B", "pl-x1") in mixed, "nor is one of the other family on the link"
 
 
 def test_what_is_said_is_short_and_always_the_same() -> None:
