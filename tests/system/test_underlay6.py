@@ -134,3 +134,19 @@ def test_a_new_agent_finds_the_store_again(two: Lab) -> None:
     for host in "AB":
         until(f"{host} is well", lambda host=host: asked(two, host, "status")["well"], 15)
     assert reaches(two, "B", "there", "-6", "here")
+
+
+@pytest.mark.parametrize(("backend", "room"), [("hybrid", 1500 - OVERHEAD), ("wireguard", 1500 - 80)])
+def test_other_backends_go_through_their_tunnels(two: Lab, backend: str, room: int) -> None:
+    two.run("A", "plait", "network", "create", backend, "--backend", backend)
+    try:
+        for host, name in (("A", f"{backend}-a"), ("B", f"{backend}-b")):
+            until("the network", lambda host=host: backend in two.run(host, "plait", "network", "ls").stdout, 5)
+            two.run(host, "plait", "run", "--name", name, "--network", backend)
+        for host, name, other in (("A", f"{backend}-a", f"{backend}-b"), ("B", f"{backend}-b", f"{backend}-a")):
+            until("it reaches the other", lambda: reaches(two, host, name, "-M", "do", "-s", str(room - HEADS["4"]), other), 15)  # noqa: B023
+            assert not reaches(two, host, name, "-M", "do", "-s", str(room - HEADS["4"] + 1), other)
+    finally:
+        for host, name in (("A", f"{backend}-a"), ("B", f"{backend}-b")):
+            two.run(host, "plait", "rm", name, check=False)
+        two.run("A", "plait", "network", "rm", backend)
