@@ -110,6 +110,8 @@ CHANGED: tuple[KernelObject, ...] = (
     Route(N("10.28.2.0/24"), "pl-x1", via=A("10.28.2.0"), onlink=True, src=A("10.28.1.0")),
     Route(N("10.28.1.2/32"), "pl-gw", scope="link"),
     Neigh("pl-x1", A6("fe80::ff:fe00:3"), "02:00:00:00:00:77"),
+    Fdb("pl-x2", "02:00:00:00:00:23", A6("fd99::9")),
+    replace(VXLAN, name="pl-x2", local=A6("fd99::5"), mac="02:00:00:00:00:21", mtu=1430, vni=8),
     Route(N6("fd00:31::200/120"), "pl-x1", via=A6("fe80::ff:fe00:9"), src=A6("fd11::1")),
     Route(N6("fd00:31::102/128"), "pl-gw"),
     NftSet("pools6", "ipv6_addr", frozenset({"fd00:31::/64", "fd00:33::/64"}), ("interval",)),

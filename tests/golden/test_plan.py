@@ -140,6 +140,10 @@ CASES["encrypted"] = Snapshot(  # D cannot encrypt, C has a narrower link
 )
 
 
+SIXES = {k: replace(n, address=A6(f"2001:2::{i}")) for i, (k, n) in enumerate(ALL.items(), 1)}
+CASES["underlay6"] = replace(CASES["one-peer"], nodes={"A": SIXES["A"], "B": SIXES["B"], "C": ALL["C"]}, alive=frozenset("ABC"))
+
+
 def lines(snapshot: Snapshot, local: Local) -> str:
     ops = order(Op("put", obj) for obj in plan_node(snapshot, local).values())
     return "\n".join(line for op in ops for line in render(op)) + "\n"
@@ -160,6 +164,13 @@ def test_a_kernel_without_ipv6_gets_the_plan_without_it() -> None:
     assert "ip6" not in text and "ipv6" not in text and "fd00" not in text
     plain = [replace(n, subnet6=None, gateway6=None) for n in (DEFAULT, DUAL, DUAL_INNER)]
     assert text == lines(replace(CASES["dual"], networks={n.name: n for n in plain}), Local(fast_path=True))
+
+
+def test_links_too_small_for_ipv6_get_the_plan_without_it() -> None:
+    nodes = {**CASES["dual"].nodes, "A": replace(ALL["A"], mtu=1329)}
+    text = lines(replace(CASES["dual"], nodes=nodes), Local())
+    assert "fd00" not in text and "10.31.1.2" in text
+    assert "fd00" in lines(replace(CASES["dual"], nodes={**nodes, "A": replace(ALL["A"], mtu=1330)}), Local())
 
 
 def test_a_node_that_is_not_in_the_cluster_wants_nothing() -> None:

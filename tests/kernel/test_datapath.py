@@ -87,6 +87,13 @@ class Hosts:
 
         return in_thread(work)
 
+    def forget_paths(self, where: str) -> None:
+        def work() -> None:
+            with self.paths[where].open() as file, inside(file.fileno()), contextlib.closing(LinuxKernel()) as kernel:
+                kernel.forget_paths()
+
+        in_thread(work)
+
     def pings(self, where: str, to: IPAddress, options: str = "") -> bool:
         command = f"nsenter --net={self.paths[where]} ping -c1 -W1 {options} {to}"
         return subprocess.run(command, shell=True, capture_output=True, timeout=10, check=False).returncode == 0
@@ -290,8 +297,9 @@ def test_a_path_that_is_smaller_towards_one_peer_is_told_to_the_sender(hosts: Ho
 
 
 @contextlib.contextmanager
-def counted(hosts: Hosts, address: IPAddress) -> Iterator[Callable[[], int]]:
-    """How many packets to `address` somebody else's hook saw on both hosts: those on the way through the IP stack."""
+def counted(hosts: Hosts, address: IPAddress, source: str = "") -> Iterator[Callable[[], int]]:
+    """How many packets to `address` (from `source` alone, if given) somebody else's hook saw on both hosts: those on the way through the
+    IP stack."""
 
     def seen() -> int:
         text = "".join(hosts.run(host, "nft list table inet spy") for host in WIRE)
@@ -299,7 +307,9 @@ def counted(hosts: Hosts, address: IPAddress) -> Iterator[Callable[[], int]]:
 
     for host in WIRE:
         hosts.run(host, "nft 'add table inet spy; add chain inet spy seen { type filter hook prerouting priority -400; }'")
-        hosts.run(host, f"nft 'add rule inet spy seen {'ip6' if address.version == 6 else 'ip'} daddr {address} counter'")
+        family = "ip6" if address.version == 6 else "ip"
+        sender = f"{family} saddr {source}" if source else ""
+        hosts.run(host, f"nft 'add rule inet spy seen {sender} {family} daddr {address} counter'")
     try:
         yield seen
     finally:
@@ -319,7 +329,7 @@ def test_the_fast_path_leaves_the_stack_of_the_host_out(hosts: Hosts, client: st
 def test_an_address_that_is_not_its_own_gets_no_fast_way(hosts: Hosts) -> None:
     hosts.run("web", "ip addr add 10.28.1.77/32 dev eth0")
     try:
-        with counted(hosts, BY_NAME["far"].address) as seen:
+        with counted(hosts, BY_NAME["far"].address, "10.28.1.77") as seen:
             hosts.pings("web", BY_NAME["far"].address, "-I 10.28.1.77")
             assert seen() > 0
     finally:

@@ -14,7 +14,8 @@ from tests.kernel.test_datapath import ENDPOINTS, NETWORKS, NODES, WAIT_S, Hosts
 
 from plait.ipam import image
 from plait.kernel.linux import create_netns, delete_netns
-from plait.model.cluster import Endpoint
+from plait.lab.process import until
+from plait.model.cluster import Endpoint, PortMapping
 
 pytestmark = pytest.mark.root
 A6, N6 = IPv6Address, IPv6Network
@@ -22,10 +23,11 @@ REFUSED_S = 0.3
 """Patience with what shall not pass."""
 DUAL = tuple(replace(n, subnet6=N6(f"fd00:{28 + i}::/64"), gateway6=A6(f"fd00:{28 + i}::1")) for i, n in enumerate(NETWORKS))
 """default, other, inner"""
+WIRE = {"A": A6("fd99::1"), "B": A6("fd99::2")}
+SIX_ONLY = (PortMapping("tcp", 8082, 80, A6("::")), PortMapping("tcp", 8083, 80, WIRE["A"]), PortMapping("tcp", 8084, 80, A6("fd99::77")))
 BY_NAME: Mapping[str, Endpoint] = {
     e.name: replace(e, address6=image(next(n for n in DUAL if n.name == e.network), e.address)) for e in ENDPOINTS
 }
-WIRE = {"A": A6("fd99::1"), "B": A6("fd99::2")}
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["slow", "fast"])
@@ -34,7 +36,10 @@ def hosts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     made.snapshot = replace(
         made.snapshot,
         networks={n.name: n for n in DUAL},
-        endpoints={e.id: replace(e, address6=BY_NAME[e.name].address6) for e in made.snapshot.endpoints.values()},
+        endpoints={
+            e.id: replace(e, address6=BY_NAME[e.name].address6, ports=(*e.ports, *SIX_ONLY) if e.name == "web" else e.ports)
+            for e in made.snapshot.endpoints.values()
+        },
     )
     try:
         for path in made.paths.values():
@@ -43,9 +48,10 @@ def hosts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         for number, (name, address) in enumerate(WIRE.items(), 1):
             made.run(name, "sysctl -qw net.ipv6.icmp.ratelimit=0")
             made.run(name, "ip link set lo up")
+            made.run(name, "ip link set wire up")
             made.run(name, f"ip addr add 198.18.0.{number}/24 dev wire")
             made.run(name, f"ip addr add {address}/64 dev wire nodad")
-            made.run(name, "ip link set wire up")
+        until("the wire itself is ready", lambda: made.pings("A", WIRE["B"]), 5)  # the kernel tells IPv6 of a new link within a second
         for name in WIRE:
             made.converge(name)
             assert made.converge(name) == 0
@@ -111,12 +117,18 @@ def test_a_container_of_an_internal_network_does_not_leave(hosts: Hosts) -> None
     assert not hosts.pings("safe", WIRE["B"]), "even with a route that somebody gave it"
 
 
-@pytest.mark.parametrize("client", ["A", "B", "near", "web", "far"])
-def test_a_published_port_answers(hosts: Hosts, client: str) -> None:
-    assert hosts.connects(client, WIRE["A"], 8080) is not None
+@pytest.mark.parametrize(("client", "port"), [*((client, 8080) for client in ("A", "B", "near", "web", "far")), ("B", 8082), ("B", 8083)])
+def test_a_published_port_answers(hosts: Hosts, client: str, port: int) -> None:
+    assert hosts.connects(client, WIRE["A"], port) is not None
 
 
-@pytest.mark.parametrize(("client", "port"), [("B", 8081), ("B", 80)])
+def test_what_is_published_on_ipv6_alone_does_not_answer_on_ipv4(hosts: Hosts) -> None:
+    for port in (8082, 8083):
+        assert hosts.connects("B", IPv4Address("198.18.0.1"), port, wait_s=REFUSED_S) is None
+    assert hosts.connects("B", IPv4Address("198.18.0.1"), 8080) is not None
+
+
+@pytest.mark.parametrize(("client", "port"), [("B", 8081), ("B", 80), ("B", 8084)])
 def test_what_is_not_published_there_does_not(hosts: Hosts, client: str, port: int) -> None:
     assert hosts.connects(client, WIRE["A"], port, wait_s=REFUSED_S) is None
 
@@ -149,7 +161,8 @@ def test_a_path_that_is_smaller_towards_one_peer_is_told_to_the_sender(hosts: Ho
         assert hosts.connects("web", address("far"), 80, "far", size=100_000) is not None
     finally:
         hosts.converge("A")
-        hosts.run("web", "sysctl -qw net.ipv6.route.flush=1")
+        hosts.forget_paths("web")
+    assert "mtu" not in hosts.run("web", f"ip -6 route get {address('far')}"), "and it can be forgotten before ten minutes are over"
 
 
 def test_a_packet_whose_time_is_over_is_answered(hosts: Hosts) -> None:
@@ -169,7 +182,7 @@ def test_the_fast_path_leaves_the_stack_of_the_host_out(hosts: Hosts, client: st
 def test_an_address_that_is_not_its_own_gets_no_fast_way(hosts: Hosts) -> None:
     hosts.run("web", "ip addr add fd00:28::177/128 dev eth0 nodad")
     try:
-        with counted(hosts, address("far")) as seen:
+        with counted(hosts, address("far"), "fd00:28::177") as seen:
             hosts.pings("web", address("far"), "-I fd00:28::177")
             assert seen() > 0
     finally:

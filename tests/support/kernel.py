@@ -136,6 +136,8 @@ OBJECTS: tuple[KernelObject, ...] = (
     ),
     EndpointLink("pl-e2", 1450, peer="pl-p2", mac="02:00:00:00:00:0c"),
     HookRule("ip", "filter", "DOCKER-USER", "ip saddr 10.28.0.0/16 ip daddr 10.28.0.0/16 accept"),
+    VxlanLink("pl-x2", 8, 4789, A6("fd99::1"), "02:00:00:00:00:21", 1430),
+    Fdb("pl-x2", "02:00:00:00:00:23", A6("fd99::2")),
 )
 PLAN: Plan = {obj.key: obj for obj in OBJECTS}
 

@@ -134,11 +134,16 @@ def test_sandboxes_have_both_too_and_reach_containers(two: Lab) -> None:
 
 
 def test_a_published_port_answers_on_both_families(two: Lab) -> None:
-    run(two, "A", "web", "-p", "8088:80")
+    run(two, "A", "web", "-p", "8088:80", "-p", "[::]:8089:80")
     two.run("A", "ip", "address", "add", "fd99::1/64", "dev", "eth0", "nodad")
     two.run("B", "ip", "address", "add", "fd99::2/64", "dev", "eth0", "nodad")
     try:
-        assert two.run("B", *FETCH, "--retry", "3", "--retry-connrefused", "http://[fd99::1]:8088/").stdout == "200 fd99::1"
+        for port in (8088, 8089):
+            assert two.run("B", *FETCH, "--retry", "3", "--retry-connrefused", f"http://[fd99::1]:{port}/").stdout == "200 fd99::1"
+        assert "[::]:8089" in two.run("B", "plait", "ports").stdout
+        four = two.address("A")
+        assert two.run("B", *FETCH, f"http://{four}:8088/").stdout == f"200 {four}"
+        assert two.run("B", *FETCH, f"http://{four}:8089/", check=False).returncode != 0
     finally:
         two.run("A", "ip", "address", "del", "fd99::1/64", "dev", "eth0")
         two.run("B", "ip", "address", "del", "fd99::2/64", "dev", "eth0")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 import dnslib
@@ -14,9 +14,9 @@ from plait.dns.answer import Pending, answer
 from plait.dns.zone import build_table
 from plait.model.cluster import Container, Instance, NamedPort, Network, Node, Snapshot
 
-IP = IPv4Address
+IP, IP6 = IPv4Address, IPv6Address("fd00:28::2")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "dns-names.md"
-TYPES = {"b.node.consul": ("A", "TXT"), "2.0.28.10.in-addr.arpa": ("PTR",), "0a1c0002.addr.consul": ("A",)}
+TYPES = {"b.node.consul": ("A", "TXT"), "2.0.28.10.in-addr.arpa": ("PTR",), IP6.reverse_pointer: ("PTR",), "0a1c0002.addr.consul": ("A",)}
 """What the page says of a name beside A and SRV, which all the others have."""
 CONTAINERS = ("web", "web.plait", "web.NETWORK", "web.NETWORK.plait")
 PORTS = (NamedPort("http", 80, default=True), NamedPort("ops", 81))
@@ -25,8 +25,8 @@ TABLE = build_table(
     Snapshot(
         me="b",
         nodes={"b": Node("b", "1", IP("192.0.2.2"), meta={"rack": "7"})},
-        networks={"NETWORK": Network("NETWORK", IPv4Network("10.28.0.0/16"), IP("10.28.255.254"), 20)},
-        containers={("b", "c"): Container("c", "web", "b", "docker", addresses={"NETWORK": IP("10.28.0.2")})},
+        networks={"NETWORK": Network("NETWORK", IPv4Network("10.28.0.0/16"), IP("10.28.255.254"), 20, subnet6=IPv6Network("fd00:28::/64"))},
+        containers={("b", "c"): Container("c", "web", "b", "docker", addresses={"NETWORK": IP("10.28.0.2")}, addresses6={"NETWORK": IP6})},
         instances={("b", "web"): WEB},
     )
 )

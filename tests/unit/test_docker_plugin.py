@@ -735,11 +735,12 @@ def ports(*rows: tuple[int, str, int, int, int]) -> dict[str, Any]:
 async def test_ports_are_published_and_withdrawn(s: Setup) -> None:
     await s.endpoint("web", "02:00:00:00:00:01")
     ids = {"NetworkID": "mesh-id", "EndpointID": "ep020000000001"}
-    options = ports((6, "", 8080, 8080, 80), (17, "127.0.0.1", 53, 53, 53), (6, "", 0, 0, 443))
+    options = ports((6, "", 8080, 8080, 80), (17, "127.0.0.1", 53, 53, 53), (6, "", 0, 0, 443), (6, "::", 81, 81, 81))
     for _ in range(2):
         assert await s.docker.call("NetworkDriver.ProgramExternalConnectivity", **ids, Options=options) == {}
     shown = s.ops.attached["ep020000000001"].ports
     assert shown[:2] == (PortMapping("tcp", 8080, 80), PortMapping("udp", 53, 53, A("127.0.0.1")))
+    assert shown[3] == PortMapping("tcp", 81, 81, IPv6Address("::"))
     assert shown[2].host_port and shown[2].container_port == 443
     await s.docker.call("NetworkDriver.RevokeExternalConnectivity", **ids)
     assert s.ops.attached["ep020000000001"].ports == ()

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import ssl
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
+from types import SimpleNamespace
 
 import dnslib
 import pytest
@@ -14,17 +18,30 @@ from tests.support.cluster import FakeNode, nodes
 from tests.support.consulapi import Cuttable
 
 from plait.agent import reports
+from plait.agent.ports import assign_ports, listener
+from plait.agent.sandboxes import parse_ports
 from plait.dns import message as m
 from plait.dns.records import reverse_zones
 from plait.dns.zone import Zone
+from plait.ipam import check_network
+from plait.kernel.dryrun import render
 from plait.kernel.fake import CAPABILITIES, FakeKernel
-from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node, Snapshot
+from plait.lab.spec import parse_toml
+from plait.lab.wires import hardware, host_batch
+from plait.model.addr import IPAddress, at_port
+from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node, PortMapping, Snapshot, published_text
 from plait.model.discovery import LAN4, LAN6
-from plait.model.errors import ConfigError, Conflict, NotSupported, PlaitError
+from plait.model.errors import ConfigError, Conflict, NotSupported, PlaitError, PortInUse
+from plait.model.objects import Op, WireguardPeer
+from plait.plan import network_mtu
 from plait.runtimes.api import AttachRequest, NetworkRequest, paired
 from plait.serve.dns_responder import Counters, Responder
+from plait.services.directory import agent_node
 from plait.services.registrator import registrations
 from plait.services.views import at_container
+from plait.store.codec import decode, encode
+from plait.store.join import split_address
+from plait.store.listener import TlsListener, plain
 
 A, N, A6, N6 = IPv4Address, IPv4Network, IPv6Address, IPv6Network
 WANTED = NetworkRequest("dual", N("10.31.0.0/24"), block_prefix=26, subnet6=N6("fd00:31::/64"))
@@ -166,7 +183,7 @@ async def test_a_kernel_without_ipv6_gives_ipv4_alone(store: Cuttable, tmp_path:
         await a.ops.ensure_network(WANTED)
         assert (await attach(a, "web")).address6 is None
         assert not [key for key in a.kernel.objects if "fd00" in " ".join(key)]
-        with pytest.raises(NotSupported, match="the kernel of this host has no IPv6"):
+        with pytest.raises(NotSupported, match="this host carries no IPv6: its kernel has none"):
             await attach(a, "other", six="fd00:31::7")
 
 
@@ -276,3 +293,183 @@ def test_a_service_that_follows_its_container_takes_both_addresses_with_it() -> 
     on_dual = at_container(SNAPSHOT, before, "10.31.0.2")
     assert on_dual.tagged_addresses == {"wan": "203.0.113.1", LAN4: "10.31.0.2", LAN6: "fd00:31::2"}
     assert at_container(SNAPSHOT, on_dual, "10.32.0.2").tagged_addresses == {"wan": "203.0.113.1"}, "and leaves them behind"
+
+
+# --- an underlay of IPv6
+
+
+def test_a_node_of_either_family_survives_the_store() -> None:
+    for text in ("198.18.0.1", "2001:2::1"):
+        node = Node("A", "1", ip_address(text))
+        assert decode(Node, encode(node), "nodes/A") == node
+    with pytest.raises(ConfigError, match="is no Node"):
+        decode(Node, b'{"name":"A","id":"1","address":"nowhere"}', "nodes/A")
+
+
+def test_what_is_wrapped_in_ipv6_has_twenty_bytes_less() -> None:
+    tunnelled, local = PLAIN, replace(PLAIN, backend="none")
+    for address, wanted in ((A("192.0.2.1"), [1450, 1500]), (A6("2001:2::1"), [1430, 1500])):
+        assert [network_mtu(Node("A", "1", address), network) for network in (tunnelled, local)] == wanted
+
+
+def test_a_node_of_the_other_family_is_named() -> None:
+    mixed = replace(SNAPSHOT, nodes={"A": Node("A", "A", A6("2001:2::1")), "B": SNAPSHOT.nodes["B"]})
+    underlay = SimpleNamespace(path_mtus=SimpleNamespace(known={}, answered=set()))
+    (row,) = reports.path_states(mixed, underlay, SimpleNamespace(known={}))  # type: ignore[arg-type]
+    assert row["error"] == "has an address of IPv4, this node one of IPv6: give both the same (node.address)"
+
+
+def test_a_network_never_holds_a_nodes_address_of_either_family() -> None:
+    with pytest.raises(ConfigError, match="fd00:31::/64' holds fd00:31::99, the address of node A"):
+        check_network(DUAL, [], [Node("A", "1", A6("fd00:31::99"))])
+
+
+def test_places_are_written_with_brackets_where_they_must_be() -> None:
+    assert (at_port(A("192.0.2.1"), 80), at_port("2001:2::1", 80)) == ("192.0.2.1:80", "[2001:2::1]:80")
+    tagged = agent_node(Node("a", "1", A6("2001:2::1"))).tagged_addresses
+    assert tagged == dict.fromkeys(("lan", "lan_ipv6", "wan", "wan_ipv6"), "2001:2::1")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("2001:2::1", ("2001:2::1", 7471)),
+        ("[2001:2::1]", ("2001:2::1", 7471)),
+        ("[2001:2::1]:99", ("2001:2::1", 99)),
+        ("host:99", ("host", 99)),
+        ("::1", ("::1", 7471)),
+    ],
+)
+def test_an_address_to_join_at_may_be_of_ipv6(text: str, wanted: tuple[str, int]) -> None:
+    assert split_address(text, 7471) == wanted
+
+
+@pytest.mark.parametrize("text", ["[2001:2::1", "[2001:2::1]x", "[2001:2::1]:", "[]:5", "2001:2::1:99999:x", "a:b:c"])
+def test_a_malformed_one_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is no HOST or HOST:PORT"):
+        split_address(text, 7471)
+
+
+async def test_a_listener_on_every_address_hears_both_families_and_knows_ipv4_by_its_name() -> None:
+    listener = TlsListener("", 0, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), lambda reader, writer: asyncio.sleep(0))
+    listener.open()
+    try:
+        for where in ("127.0.0.1", "::1"):
+            socket.create_connection((where, listener.port), 2).close()
+    finally:
+        listener.close()
+    assert (plain("::ffff:192.0.2.1"), plain("2001:2::1")) == ("192.0.2.1", "2001:2::1")
+
+
+LINKS = """
+[[switch]]
+name = "six"
+underlay = "ipv6"
+[[switch]]
+name = "two"
+underlay = "dual"
+[[host]]
+name = "A"
+[[host]]
+name = "B"
+switch = "two"
+"""
+
+
+def test_a_lab_file_gives_links_their_family() -> None:
+    spec = parse_toml(LINKS)
+    a, b = spec.hosts
+    assert (str(a.address), a.second, str(b.address), str(b.second)) == ("2001:2::1", None, "198.18.1.1", "2001:2:0:1::1")
+    assert "address add 2001:2::1/64 dev eth0 nodad" in host_batch(spec, a) and hardware(a.address) == "02:4c:00:00:00:01"
+    both = {"address add 198.18.1.1/24 brd + dev eth0", "address add 2001:2:0:1::1/64 dev eth0 nodad"}
+    assert both <= set(host_batch(spec, b).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (LINKS.replace('"dual"', '"both"'), "one of ipv4, ipv6, dual"),
+        (f'{LINKS}[[router]]\nname = "R"\nswitches = ["six", "two"]\n', "a router forwards either IPv4 or IPv6"),
+    ],
+)
+def test_a_lab_that_cannot_be_is_refused(text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parse_toml(text)
+
+
+# --- published ports
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("[::]:8080:80", PortMapping("tcp", 8080, 80, A6("::"))),
+        ("[fd99::1]::80/udp", PortMapping("udp", 0, 80, A6("fd99::1"))),
+        ("127.0.0.1:8080:80", PortMapping("tcp", 8080, 80, A("127.0.0.1"))),
+    ],
+)
+def test_an_ipv6_address_of_the_host_is_written_in_brackets(text: str, wanted: PortMapping) -> None:
+    assert parse_ports([text]) == (wanted,)
+    assert published_text(replace(wanted, host_port=9)).startswith(text.partition("]")[0] if "[" in text else "127.0.0.1:9->80")
+
+
+@pytest.mark.parametrize("text", ["[fd99::1:8080:80", "fd99::1:8080:80", "[nowhere]:80:80", "[::]"])
+def test_what_is_no_port_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not"):
+        parse_ports([text])
+
+
+WILD4, WILD6, LOOP4, ONE6 = A("0.0.0.0"), A6("::"), A("127.0.0.1"), A6("fd99::1")
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "free"),
+    [
+        (WILD4, WILD6, False),
+        (WILD6, WILD4, False),
+        (WILD6, ONE6, False),
+        (ONE6, WILD6, False),
+        (ONE6, ONE6, False),
+        (ONE6, WILD4, False),
+        (LOOP4, WILD6, True),
+        (WILD6, LOOP4, True),
+        (ONE6, LOOP4, True),
+        (ONE6, A6("fd99::2"), True),
+    ],
+)
+def test_who_has_a_port_on_which_addresses(held: IPAddress, asked: IPAddress, free: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plait.agent.ports.listener", lambda *where: None)
+    before = replace(WEB, ports=(PortMapping("tcp", 8080, 80, A("192.0.2.9")), PortMapping("tcp", 8080, 80, held)))
+    other = replace(WEB, id="9", name="other", address6=A6("fd00:31::9"))
+    snapshot = replace(SNAPSHOT, endpoints={"1": before})
+    port = PortMapping("tcp", 8080, 80, asked)
+    if free:
+        assert assign_ports([port], other, snapshot, []) == (port,)
+    else:
+        with pytest.raises(PortInUse, match="is published for 'web' already"):
+            assign_ports([port], other, snapshot, [])
+
+
+def test_who_has_no_ipv6_is_not_published_on_it() -> None:
+    with pytest.raises(NotSupported, match="cannot publish a port of 'old' on ::: it has no IPv6 address"):
+        assign_ports([PortMapping("tcp", 8080, 80, WILD6)], OLD, SNAPSHOT, [])
+
+
+def test_a_program_that_listens_by_ipv4_alone_leaves_the_port_free_on_ipv6() -> None:
+    for where in ("127.0.0.1", ""):
+        with socket.create_server((where, 0)) as server:
+            port = server.getsockname()[1]
+            assert listener("tcp", port, WILD6) is None and listener("tcp", port, LOOP4) is not None
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+        assert listener("tcp", server.getsockname()[1], WILD6) is not None
+
+
+def test_the_far_end_of_an_encrypted_tunnel_is_shown_with_brackets() -> None:
+    peer = WireguardPeer("pl-wg", "KEY=", (A6("2001:2::2"), 7472))
+    assert render(Op("put", peer)) == ["wg set pl-wg peer KEY= endpoint [2001:2::2]:7472 persistent-keepalive off"]
+
+
+def test_an_older_record_of_a_port_is_on_every_address() -> None:
+    assert decode(PortMapping, b'{"proto":"tcp","host_port":1,"container_port":2}', "k").host_ip == WILD4
+    six = PortMapping("tcp", 1, 2, ONE6)
+    assert decode(PortMapping, encode(six), "k") == six

@@ -39,6 +39,18 @@ def test_state_survives_writing(run_dir: Path) -> None:
         states.create(state)
     with pytest.raises(NotFound, match="there: one"):
         states.load("two")
+
+
+def test_what_another_version_wrote_down_beside_it_is_ignored(run_dir: Path) -> None:
+    state = states.new_state("one", parse_toml('[[switch]]\nname = "a"\n[[host]]\nname = "A"\n'), owned=True)
+    states.create(replace(state, holders={"A": state.maker}))
+    path = run_dir / "one.json"
+    raw = json.loads(path.read_text())
+    spec = raw["spec"]
+    for record in (raw, spec, spec["switches"][0], spec["hosts"][0], raw["maker"], raw["owner"], raw["holders"]["A"]):
+        record["novelty"] = 1
+    path.write_text(json.dumps(raw))
+    assert states.list_labs() == [replace(state, holders={"A": state.maker})]
     states.forget("one")
     states.forget("one")
     assert not run_dir.exists()

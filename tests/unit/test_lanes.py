@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 import pytest
 
@@ -96,6 +96,14 @@ def test_every_other_node_is_asked_on_the_link_and_through_every_tunnel() -> Non
     assert found.keys() == {(node, device) for node in "BC" for device in (LINK, "pl-x1")}, "those that seem dead too"
     assert lanes(replace(SNAPSHOT, nodes={**NODES, "A": replace(NODES["A"], tunnel=None)})) == {}
     assert lanes(replace(SNAPSHOT, nodes={**NODES, "C": replace(NODES["C"], tunnel=None)})).keys() == {("B", LINK), ("B", "pl-x1")}
+
+
+def test_over_ipv6_the_tunnels_alone_are_asked() -> None:
+    six = {name: replace(node, address=IPv6Address(f"2001:2::{i}")) for i, (name, node) in enumerate(NODES.items(), 1)}
+    assert lanes(replace(SNAPSHOT, nodes=six)) == {key: lane for key, lane in lanes(SNAPSHOT).items() if key[1] != LINK}
+    for name in "AB":
+        mixed = lanes(replace(SNAPSHOT, nodes={**NODES, name: six[name]}))
+        assert ("B", LINK) not in mixed and ("B", "pl-x1") in mixed, "nor is one of the other family on the link"
 
 
 def test_what_is_said_is_short_and_always_the_same() -> None:

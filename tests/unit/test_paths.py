@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from typing import Any
 
 import pytest
@@ -15,7 +15,8 @@ from plait.agent.lanes import Lanes, Measured
 from plait.agent.paths import Paths
 from plait.backends import Path
 from plait.model.cluster import Network, Node, Reach, Snapshot
-from plait.plan import choose, inner_mtu
+from plait.model.objects import Route
+from plait.plan import Local, choose, inner_mtu, network_mtu, plan_node
 
 NAMES = "ABCDE"
 NODES = {
@@ -63,6 +64,23 @@ ALONE = Reach("A", (), {"pl-x1": tuple("BCDE")})
 def test_the_preferred_way_that_works_is_taken(reach: tuple[Reach, ...], vxlan: str, hybrid: str, direct: str) -> None:
     snapshot = cluster(*reach)
     assert (chosen(snapshot, "vxlan", "B"), chosen(snapshot, "hybrid", "B"), chosen(snapshot, "direct", "B")) == (vxlan, hybrid, direct)
+
+
+@pytest.mark.parametrize("six", ["AB", "A", "B"])
+def test_nodes_with_ipv6_addresses_count_as_linked_to_nobody_whatever_was_said_before(six: str) -> None:
+    moved = {n: replace(NODES[n], address=IPv6Address(f"2001:2::{n}")) for n in six}
+    snapshot = replace(cluster(*LINKED), nodes={**NODES, **moved})
+    assert (chosen(snapshot, "hybrid", "B"), chosen(snapshot, "direct", "B")) == ("vxlan", "")
+    plan = plan_node(snapshot, Local(underlay="eth0"))
+    assert all(route.via is None or route.via.version == 4 for route in plan.values() if isinstance(route, Route) and route.dev == "eth0")
+
+
+@pytest.mark.parametrize(("backend", "wanted"), [("vxlan", (1430, 1330)), ("hybrid", (1500, 1330)), ("wireguard", (1420, 1320))])
+def test_ipv6_takes_twenty_bytes_more_of_what_is_wrapped(backend: str, wanted: tuple[int, int]) -> None:
+    me, other = (replace(NODES[n], address=IPv6Address(f"2001:2::{n}")) for n in "AB")
+    network = replace(NETWORKS["vxlan"], backend=backend)
+    path = Path("wireguard" if backend == "wireguard" else "vxlan", "")
+    assert (network_mtu(me, network), inner_mtu(me, other, network, path, {"B": 1400})) == wanted
 
 
 def test_a_sandbox_network_has_no_paths() -> None:

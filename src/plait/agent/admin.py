@@ -24,7 +24,7 @@ from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
 from plait.ipam.merge import VERSION, ClusterExport, conflicts, export
-from plait.model.cluster import Endpoint, Network
+from plait.model.cluster import Endpoint, Network, published_text
 from plait.model.errors import ConfigError, Conflict, NotFound
 from plait.model.objects import Plan
 from plait.model.report import (
@@ -206,7 +206,7 @@ class AgentAdmin:
             "gateway": "" if network.internal else str(network.gateway),
             "dns": [str(network.gateway)] if self._p.names else [],
             "search": self._p.search,
-            "ports": [reports.port_text(port) for port in endpoint.ports],
+            "ports": [published_text(port) for port in endpoint.ports],
             "pid": pid,
         }
 

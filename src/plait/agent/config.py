@@ -16,6 +16,7 @@ from pathlib import Path
 from plait.agent.configvalues import Getter
 from plait.agent.dnssettings import KEYS as DNS_KEYS
 from plait.agent.dnssettings import DnsSettings, read_dns
+from plait.model.addr import IPAddress
 from plait.model.errors import ConfigError
 from plait.services.registrator import Where, Which
 
@@ -63,7 +64,7 @@ class Paths:
 @dataclass(frozen=True, slots=True)
 class Config:
     name: str
-    address: IPv4Address | None
+    address: IPAddress | None
     fast_path: bool
     coordinates: bool
     path_mtu: bool
@@ -75,7 +76,7 @@ class Config:
     cni_bin_dir: str
     cni_version: str
     cni_netavark_dir: str
-    http_address: IPv4Address
+    http_address: IPAddress
     http_port: int
     dns_domain: str
     datacenter: str

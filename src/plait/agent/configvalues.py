@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from typing import TypeVar
 
+from plait.model.addr import IPAddress
 from plait.model.errors import ConfigError
 from plait.services.requests import duration_s
 
@@ -62,13 +63,13 @@ class Getter:
                 return word
         raise self._fail(key, "is not possible", f"use one of {', '.join(allowed)}")
 
-    def address(self, key: str) -> IPv4Address | None:
+    def address(self, key: str) -> IPAddress | None:
         if key not in self._flat:
             return None
         try:
-            return IPv4Address(self.text(key, ""))
+            return ip_address(self.text(key, ""))
         except ValueError as error:
-            raise self._fail(key, "must be an IPv4 address") from error
+            raise self._fail(key, "must be an IP address") from error
 
     def section(self, name: str, keys: frozenset[str]) -> dict[str, object]:
         """Those of `keys` that the section sets."""

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv4Address
 
 from plait.agent.autoregister import AutoRegister
 from plait.agent.catalog import Catalog
@@ -42,6 +41,7 @@ from plait.agent.view import View
 from plait.checks.command import Commands
 from plait.checks.runners import Runners
 from plait.dns.answer import Origin
+from plait.model.addr import IPAddress
 from plait.model.cluster import Instance
 from plait.serve.consul import ConsulApi
 from plait.serve.consul_coordinate import CoordinateApi, coord_json, near
@@ -135,7 +135,7 @@ class Discovery:
         """Measures how far the living others are, and publishes where this node is among them."""
         state, me = self.consul_state, self._p.identity.name
 
-        def peers() -> dict[str, IPv4Address]:
+        def peers() -> dict[str, IPAddress]:
             snapshot = self._p.view.snapshot
             return {name: node.address for name, node in snapshot.nodes.items() if name != me and name in snapshot.alive}
 

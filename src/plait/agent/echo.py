@@ -3,8 +3,8 @@
 
 Data in: an address and the length of the request. Data out: the time until its reply, or what a router said of its length. The other
 end's kernel answers, so that a busy agent there counts for nothing. Every request forbids fragments and goes out whole whatever the
-kernel believes of the path. Source: RFC 792 (echo), RFC 1191 (path MTU), icmp(7), raw(7) (ICMP_FILTER), ip(7) (IP_MTU_DISCOVER,
-IP_RECVERR), linux/in.h (IP_UNICAST_IF: the device to send by, not to receive from).
+kernel believes of the path. Source: RFC 792 and RFC 4443 (echo), RFC 1191 and RFC 8201 (path MTU), icmp(7), raw(7) (ICMP_FILTER), ip(7)
+(IP_MTU_DISCOVER, IP_RECVERR), ipv6(7), RFC 3542 (ICMP6_FILTER), linux/in.h (IP_UNICAST_IF: the device to send by, not to receive from).
 """
 
 from __future__ import annotations
@@ -17,21 +17,56 @@ import struct
 import time
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+from plait.model.addr import IPAddress
 
 TIMEOUT_S = 2.0
-_IP_HEAD = 20
 _HEAD = struct.Struct("!BBHHH")
 _NONCE = 16
-SHORTEST = _IP_HEAD + _HEAD.size + _NONCE
-"""Bytes of the shortest request, IP head and all."""
-_ECHO, _ECHO_REPLY = 8, 0
-_SOL_RAW, _ICMP_FILTER = 255, 1
-_IP_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 3
-_IP_RECVERR, _IP_UNICAST_IF = 11, 50
+SHORTEST = 20 + _HEAD.size + _NONCE
+"""Bytes of the shortest request, IP head and all; over IPv6 it is 20 bytes longer all the same."""
+_PMTUDISC_PROBE = 3
+_IP_UNICAST_IF = 50
 _ERROR = struct.Struct("=IBBBBI")
 """The head of struct sock_extended_err (linux/errqueue.h): errno, origin, type, code, padding, info."""
-_FROM_ICMP, _UNREACHABLE, _TOO_BIG = 2, 3, 4
+
+
+class _Icmp(NamedTuple):
+    """One family: its sockets, the bytes of an IP head, what a raw socket puts before what it receives, the types of request and reply, the
+    options (level, IP_MTU_DISCOVER, IP_RECVERR), the filter (level, option, all but replies) and the error (origin, type, code) that tells
+    of a packet that is too long."""
+
+    family: socket.AddressFamily
+    protocol: int
+    head: int
+    seen_head: bool
+    request: int
+    options: tuple[int, int, int]
+    filter: tuple[int, int, bytes]
+    too_long: tuple[int, int, int]
+
+
+_V4 = _Icmp(
+    socket.AF_INET,
+    socket.IPPROTO_ICMP,
+    20,
+    True,
+    8,
+    (socket.IPPROTO_IP, 10, 11),
+    (255, 1, struct.pack("I", ~1 & 0xFFFFFFFF)),
+    (2, 3, 4),
+)
+_V6 = _Icmp(
+    socket.AF_INET6,
+    socket.IPPROTO_ICMPV6,
+    40,
+    False,
+    128,
+    (socket.IPPROTO_IPV6, 23, 25),
+    (socket.IPPROTO_ICMPV6, 1, struct.pack("8I", *(0xFFFFFFFF ^ (2 if word == 129 // 32 else 0) for word in range(8)))),
+    (3, 2, 0),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +92,7 @@ class Lane:
 
 
 class Probe(Protocol):
-    async def ask(self, address: IPv4Address, size: int = SHORTEST, timeout_s: float = TIMEOUT_S) -> Echoed:
+    async def ask(self, address: IPAddress, size: int = SHORTEST, timeout_s: float = TIMEOUT_S) -> Echoed:
         """Send one request of `size` bytes (IP head included, at least `SHORTEST`). Nothing is raised: what could not be sent is lost."""
         ...
 
@@ -78,14 +113,19 @@ class Echo:
     four bytes, which are the request's identifier and number. OSError without the right to (CAP_NET_RAW)."""
 
     def __init__(self) -> None:
-        _raw_socket().close()
+        _raw_socket(_V4).close()
 
-    async def ask(self, address: IPv4Address, size: int = SHORTEST, timeout_s: float = TIMEOUT_S) -> Echoed:
-        with _raw_socket() as sock:
-            return await _exchange(sock, address, size, timeout_s)
+    async def ask(self, address: IPAddress, size: int = SHORTEST, timeout_s: float = TIMEOUT_S) -> Echoed:
+        icmp = _V4 if address.version == 4 else _V6
+        try:
+            sock = _raw_socket(icmp)
+        except OSError:
+            return LOST
+        with sock:
+            return await _exchange(sock, icmp, address, size, timeout_s)
 
     async def ask_by(self, lane: Lane, address: IPv4Address, timeout_s: float = TIMEOUT_S) -> float | None:
-        with _raw_socket() as sock:
+        with _raw_socket(_V4) as sock:
             try:
                 sock.bind((str(lane.source), 0))
                 index = socket.if_nametoindex(lane.device) if lane.device else 0
@@ -94,19 +134,19 @@ class Echo:
             sock.setsockopt(socket.IPPROTO_IP, _IP_UNICAST_IF, struct.pack("!I", index))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_DONTROUTE, 1)
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
-            return (await _exchange(sock, address, SHORTEST, timeout_s)).rtt_s
+            return (await _exchange(sock, _V4, address, SHORTEST, timeout_s)).rtt_s
 
 
-async def _exchange(sock: socket.socket, address: IPv4Address, size: int, timeout_s: float) -> Echoed:
+async def _exchange(sock: socket.socket, icmp: _Icmp, address: IPAddress, size: int, timeout_s: float) -> Echoed:
     """Send one request and wait for what comes of it."""
     loop, nonce = asyncio.get_running_loop(), os.urandom(_NONCE)
     outcome: asyncio.Future[float | int] = loop.create_future()
     try:
         sock.connect((str(address), 0))
-        loop.add_reader(sock, _read, sock, nonce, outcome)
+        loop.add_reader(sock, _read, sock, icmp, nonce, outcome)
         try:
             sent = time.monotonic()
-            sock.send(_request(nonce, size))
+            sock.send(_request(icmp, nonce, size))
             await asyncio.wait([outcome], timeout=timeout_s)
         finally:
             loop.remove_reader(sock)
@@ -118,48 +158,52 @@ async def _exchange(sock: socket.socket, address: IPv4Address, size: int, timeou
     return Echoed(None, came) if isinstance(came, int) else Echoed(came - sent)
 
 
-def _raw_socket() -> socket.socket:
-    sock = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMP)
-    sock.setsockopt(_SOL_RAW, _ICMP_FILTER, struct.pack("I", ~(1 << _ECHO_REPLY) & 0xFFFFFFFF))
-    sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
-    sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+def _raw_socket(icmp: _Icmp) -> socket.socket:
+    sock = socket.socket(icmp.family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, icmp.protocol)
+    level, discover, errors = icmp.options
+    sock.setsockopt(*icmp.filter)
+    sock.setsockopt(level, discover, _PMTUDISC_PROBE)
+    sock.setsockopt(level, errors, 1)
     return sock
 
 
-def _read(sock: socket.socket, nonce: bytes, outcome: asyncio.Future[float | int]) -> None:
+def _read(sock: socket.socket, icmp: _Icmp, nonce: bytes, outcome: asyncio.Future[float | int]) -> None:
     """What has come: of a reply the time of its arrival (float), of a router's word the length (int)."""
     now = time.monotonic()
     with contextlib.suppress(OSError):
         quoted, ancillary, _, _ = sock.recvmsg(_HEAD.size, 256, socket.MSG_ERRQUEUE)
-        told = _told(ancillary)
+        told = _told(icmp, ancillary)
         if told and quoted[4 : _HEAD.size] == nonce[:4] and not outcome.done():
             outcome.set_result(told)
     with contextlib.suppress(OSError):  # the error that has just been read is reported here once more
-        if _nonce_of(sock.recv(2048)) == nonce and not outcome.done():
+        if _nonce_of(icmp, sock.recv(2048)) == nonce and not outcome.done():
             outcome.set_result(now)
 
 
-def _told(ancillary: list[tuple[int, int, bytes]]) -> int:
-    """The MTU in an error "fragmentation needed" (RFC 1191, section 4), 0 if this is another or gives none."""
+def _told(icmp: _Icmp, ancillary: list[tuple[int, int, bytes]]) -> int:
+    """The MTU in an error "fragmentation needed" (RFC 1191, section 4) or "packet too big" (RFC 4443, section 3.2), 0 if this is another or
+    gives none."""
     for level, kind, data in ancillary:
-        if (level, kind) == (socket.IPPROTO_IP, _IP_RECVERR) and len(data) >= _ERROR.size:
+        if (level, kind) == (icmp.options[0], icmp.options[2]) and len(data) >= _ERROR.size:
             _, origin, icmp_type, code, _, info = _ERROR.unpack_from(data)
-            if (origin, icmp_type, code) == (_FROM_ICMP, _UNREACHABLE, _TOO_BIG):
+            if (origin, icmp_type, code) == icmp.too_long:
                 return int(info)
     return 0
 
 
-def _request(nonce: bytes, size: int) -> bytes:
-    """Identifier and number are the nonce's first bytes; what follows the nonce is zero and adds nothing to the checksum."""
+def _request(icmp: _Icmp, nonce: bytes, size: int) -> bytes:
+    """Identifier and number are the nonce's first bytes; what follows the nonce is zero and adds nothing to the checksum, which over IPv6
+    the kernel sets (RFC 3542, section 3.1)."""
     ident = int.from_bytes(nonce[:2]), int.from_bytes(nonce[2:4])
-    checksum = _checksum(_HEAD.pack(_ECHO, 0, 0, *ident) + nonce)
-    return _HEAD.pack(_ECHO, 0, checksum, *ident) + nonce + bytes(size - SHORTEST)
+    checksum = _checksum(_HEAD.pack(icmp.request, 0, 0, *ident) + nonce)
+    head = _HEAD.pack(icmp.request, 0, checksum, *ident) + nonce
+    return head + bytes(max(0, size - icmp.head - len(head)))
 
 
-def _nonce_of(packet: bytes) -> bytes:
-    """What stands after the heads of IP (raw(7): it is there) and ICMP; shorter than a nonce if the packet is."""
-    start = (packet[0] & 15) * 4 + _HEAD.size if packet else 0
-    return packet[start : start + _NONCE]
+def _nonce_of(icmp: _Icmp, packet: bytes) -> bytes:
+    """What stands after the heads of IP (raw(7): of IPv4 it is there) and ICMP; shorter than a nonce if the packet is."""
+    before = (packet[0] & 15) * 4 if packet and icmp.seen_head else 0
+    return packet[before + _HEAD.size : before + _HEAD.size + _NONCE]
 
 
 def _checksum(data: bytes) -> int:

@@ -6,10 +6,11 @@ from __future__ import annotations
 import json
 import uuid
 from dataclasses import asdict, dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 
 from plait.agent.config import replace_file
+from plait.model.addr import IPAddress
 from plait.model.errors import ConfigError, NotFound
 
 _DAMAGED = "restore it, or leave with `plait down --purge` and join again"
@@ -21,7 +22,7 @@ class Identity:
 
     name: str
     id: str
-    address: IPv4Address
+    address: IPAddress
     store: str = ""
     pool: IPv4Network = IPv4Network("10.28.0.0/16")
 
@@ -46,7 +47,7 @@ def load_identity(path: Path) -> Identity:
     except ValueError as error:
         raise ConfigError(str(path), "", f"is damaged: {error}", _DAMAGED) from error
     try:
-        return Identity(raw["name"], raw["id"], IPv4Address(raw["address"]), raw["store"], IPv4Network(raw["pool"]))
+        return Identity(raw["name"], raw["id"], ip_address(raw["address"]), raw["store"], IPv4Network(raw["pool"]))
     except (KeyError, ValueError, TypeError) as error:
         raise ConfigError(
             str(path), "", f"is damaged: {error!r}", "restore it, or leave with `plait down --purge` and join again"

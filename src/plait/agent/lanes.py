@@ -22,7 +22,7 @@ from ipaddress import IPv4Address
 
 from plait.agent.echo import Lane, LaneAbsent, LaneProbe
 from plait.model.cluster import Reach, Snapshot
-from plait.plan import tunnel_devices
+from plait.plan import linkable, tunnel_devices
 
 log = logging.getLogger("plait.lanes")
 EVERY_S, APART_S = 1.0, 0.02
@@ -149,11 +149,12 @@ def lanes(snapshot: Snapshot) -> dict[LaneKey, tuple[Lane, IPv4Address]]:
     me = snapshot.nodes.get(snapshot.me)
     if me is None or me.tunnel is None:
         return {}
-    devices = sorted(tunnel_devices(snapshot.networks.values()))
+    devices, plain = sorted(tunnel_devices(snapshot.networks.values())), linkable(snapshot.nodes)
     found: dict[LaneKey, tuple[Lane, IPv4Address]] = {}
     for name, node in snapshot.nodes.items():
         if name != me.name and node.tunnel is not None:
-            found[name, LINK] = Lane(me.tunnel), node.address
+            if {me.name, name} <= plain.keys():
+                found[name, LINK] = Lane(me.tunnel), plain[name]
             found |= {(name, device): (Lane(me.tunnel, device), node.tunnel) for device in devices}
     return found
 

@@ -13,12 +13,13 @@ import signal
 import socket
 import time
 from collections.abc import Coroutine, Iterator
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 
 from plait.agent.config import DNS_PORTS, Config, Paths, check_node_name, load_config
 from plait.agent.identity import Identity, load_identity, new_id, save_identity
 from plait.agent.logs import set_up
+from plait.model.addr import IPAddress, at_port
 from plait.model.errors import ConfigError, Conflict, NotFound, PlaitError
 from plait.store.pki import init_cluster
 
@@ -53,7 +54,7 @@ def join(server: str, token: str, name: str | None = None, address: str | None =
     node_name, node_id, own = check_node_name(name or config.name), new_id(), _own_address(address, config)
     joined = asyncio.run(join_cluster(server, token, node_name, node_id, paths.lib / "pki"))
     pool = IPv4Network(joined.info.get("pool", str(DEFAULT_POOL)))
-    identity = Identity(node_name, node_id, own, f"{joined.store_host}:{joined.store_port}", pool)
+    identity = Identity(node_name, node_id, own, at_port(joined.store_host, joined.store_port), pool)
     save_identity(paths.identity, identity)
     return identity
 
@@ -141,24 +142,23 @@ def _refuse_member(paths: Paths) -> None:
     raise Conflict(f"this host is node {known.name!r} of a cluster already; leave it first with `plait down --purge`")
 
 
-def _own_address(text: str | None, config: Config) -> IPv4Address:
-    """The underlay address: the one given, the configured one, or the source address of the default route."""
+def _own_address(text: str | None, config: Config) -> IPAddress:
+    """The underlay address: the one given, the configured one, or the source address of the default route, of IPv4 if there is one."""
     if text is not None:
         try:
-            return IPv4Address(text)
+            return ip_address(text)
         except ValueError as error:
-            raise ConfigError("--address", text, "is not an IPv4 address") from error
+            raise ConfigError("--address", text, "is not an IP address") from error
     if config.address is not None:
         return config.address
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # UDP: chooses a route and a source address, sends nothing
-        except OSError as error:
-            raise PlaitError(
-                f"this host's address on the underlay cannot be guessed, there is no default route ({error.strerror}); "
-                "give it with --address, or as node.address in /etc/plait/plait.toml"
-            ) from error
-        return IPv4Address(probe.getsockname()[0])
+    for family, anywhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((anywhere, 9))  # UDP: chooses a route and a source address, sends nothing
+            return ip_address(probe.getsockname()[0])
+    raise PlaitError(
+        "this host's address on the underlay cannot be guessed, there is no default route; "
+        "give it with --address, or as node.address in /etc/plait/plait.toml"
+    )
 
 
 def _pool(text: str | None) -> IPv4Network:

@@ -26,7 +26,7 @@ from plait.ipam import Asker, Reservation, check_overlaps, held_by, origin, orig
 from plait.model.cluster import Container, Endpoint, Network, PortMapping, Snapshot
 from plait.model.errors import Conflict, KernelError, NotFound, NotSupported, PlaitError
 from plait.model.objects import KernelObject, Sysctl
-from plait.plan import endpoint_objects
+from plait.plan import carried, endpoint_objects
 from plait.plan.desired import device_name, endpoint_mac
 from plait.plan.fastpath import fast_chain, fast_elements
 from plait.plan.firewall import port_objects
@@ -101,9 +101,11 @@ class AgentOperations:
         name: str = "",
         labels: Mapping[str, str] | None = None,
     ) -> IPv6Address:
-        if not self._has_ipv6:
-            raise NotSupported("the kernel of this host has no IPv6 (`plait status` names it)")
         found = self._network(network)
+        if found.subnet6 is not None and not self._carries6(found):
+            raise NotSupported(
+                "this host carries no IPv6: its kernel has none, or its links have too small an MTU (`plait status` names it)"
+            )
         return await self._addresses.reserve6(
             found, owner, (await self._addresses.reserve(found, owner)).ip, address, Asker(name, labels or {})
         )
@@ -196,7 +198,7 @@ class AgentOperations:
         self, request: AttachRequest, network: Network, address: IPv4Address, wanted: IPv6Address | None, new: bool
     ) -> IPv6Address | None:
         """None where there is no IPv6 and none was asked for."""
-        if wanted is None and (network.subnet6 is None or not self._has_ipv6):
+        if wanted is None and not self._carries6(network):
             return None
         if wanted is not None and (other := origin(network, wanted)) not in (None, address):
             if new and other is not None:
@@ -342,9 +344,9 @@ class AgentOperations:
 
     # --- helpers
 
-    @property
-    def _has_ipv6(self) -> bool:
-        return "ipv6" in self._kernel.capabilities()
+    def _carries6(self, network: Network) -> bool:
+        me = self._view.snapshot.nodes[self._view.me]
+        return carried(me, network, "ipv6" in self._kernel.capabilities()).subnet6 is not None
 
     def _own(self) -> list[Endpoint]:
         return [e for e in self._view.snapshot.endpoints.values() if e.node == self._view.me]

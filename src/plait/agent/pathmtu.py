@@ -17,10 +17,10 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Set
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 
 from plait.agent.echo import SHORTEST, Probe
 from plait.agent.journal import Journal, Write
+from plait.model.addr import IPAddress
 from plait.model.cluster import Snapshot
 
 log = logging.getLogger("plait.pathmtu")
@@ -40,7 +40,7 @@ LEAST_PATIENCE_S, ROUND_TRIPS = 0.1, 4.0
 class Way:
     """To another node: its underlay address and the smaller MTU of both ends' links, bytes."""
 
-    address: IPv4Address
+    address: IPAddress
     ceiling: int
 
 
@@ -54,7 +54,7 @@ async def probe_path(probe: Probe, way: Way, last: int = 0) -> int | None:
 class _Search:
     """One search. Between `passed`, which was answered, and `lost`, which was not, lies what is not known yet."""
 
-    def __init__(self, probe: Probe, address: IPv4Address) -> None:
+    def __init__(self, probe: Probe, address: IPAddress) -> None:
         self._probe, self._address = probe, address
         self._patience_s = PATIENCE_S
 

@@ -6,14 +6,17 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from plait.kernel.linux.sockets import Waiting, waiting_sockets
+from plait.model.addr import IPAddress, at_port
 from plait.model.cluster import Endpoint, PortMapping, Snapshot
-from plait.model.errors import PortInUse
+from plait.model.errors import NotSupported, PortInUse
 
-ANY = IPv4Address("0.0.0.0")
+ANY, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
+_Taken = dict[tuple[str, int], list[tuple[IPAddress, Endpoint]]]
+"""Who has published which port where, by protocol and number."""
 _PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 _TCP_LISTEN, _UDP_UNCONN = "0A", "07"
 
@@ -28,15 +31,19 @@ def assign_ports(
     wanted: Sequence[PortMapping], endpoint: Endpoint, snapshot: Snapshot, candidates: Iterable[int]
 ) -> tuple[PortMapping, ...]:
     """`wanted` with every host port 0 replaced by a free one of `candidates`. Raises PortInUse naming the holder."""
-    taken: dict[tuple[str, int], tuple[IPv4Address, Endpoint]] = {
-        (p.proto, p.host_port): (p.host_ip, e)
-        for e in snapshot.endpoints.values()
-        if e.node == snapshot.me and e.id != endpoint.id
-        for p in e.ports
-    }
+    others = (e for e in snapshot.endpoints.values() if e.node == snapshot.me and e.id != endpoint.id)
+    taken: _Taken = {}
+    for other in others:
+        for held in other.ports:
+            taken.setdefault((held.proto, held.host_port), []).append((held.host_ip, other))
     pool = iter(candidates)
     result: list[PortMapping] = []
     for port in wanted:
+        if port.host_ip.version == 6 and endpoint.address6 is None:
+            raise NotSupported(
+                f"cannot publish a port of {endpoint.name or endpoint.id!r} on {port.host_ip}: it has no IPv6 address;"
+                f" put it on a network with IPv6 (`plait network create NAME --ipv6`)"
+            )
         if port.host_port:
             _check(port, taken)
             result.append(port)
@@ -56,23 +63,34 @@ def assign_ports(
     return tuple(result)
 
 
-def _check(port: PortMapping, taken: dict[tuple[str, int], tuple[IPv4Address, Endpoint]]) -> None:
-    what = f"cannot publish {port.host_ip}:{port.host_port}/{port.proto}"
-    holder = taken.get((port.proto, port.host_port))
-    if holder is not None and (port.host_ip in (holder[0], ANY) or holder[0] == ANY):
-        who = holder[1].name or holder[1].id
+def _check(port: PortMapping, taken: _Taken) -> None:
+    what = f"cannot publish {at_port(port.host_ip, port.host_port)}/{port.proto}"
+    held = taken.get((port.proto, port.host_port), ())
+    holder = next((other for address, other in held if _clash(address, port.host_ip)), None)
+    if holder is not None:
+        who = holder.name or holder.id
         raise PortInUse(f"{what}: the port is published for {who!r} already; choose another host port or remove that container")
     process = listener(port.proto, port.host_port, port.host_ip)
     if process is not None:
         raise PortInUse(f"{what}: {process} listens on that port of this host; choose another host port or stop that program")
 
 
-def listener(proto: str, port: int, address: IPv4Address = ANY) -> str | None:
+def _clash(one: IPAddress, other: IPAddress) -> bool:
+    """Whether some packet is for both. 0.0.0.0 is every address of the host, whatever its family."""
+    return ANY in (one, other) or one == other or (ANY6 in (one, other) and one.version == other.version)
+
+
+def listener(proto: str, port: int, address: IPAddress = ANY) -> str | None:
     """The local process that has `port` open for `address` (as "nginx (pid 12)"), or None if nobody does."""
     for found in _waiting(proto):
-        if found.port == port and (found.address is None or found.address == address or ANY in (found.address, address)):
+        if found.port == port and _takes(found, address):
             return _owner(str(found.inode))
     return None
+
+
+def _takes(found: Waiting, address: IPAddress) -> bool:
+    """Whether some packet to `address` is for that socket. One of IPv6 may take IPv4 too."""
+    return found.address is None or found.address == address or (address.version == 4 and ANY in (found.address, address))
 
 
 def _waiting(proto: str) -> list[Waiting]:

@@ -7,13 +7,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from ipaddress import IPv4Address
 
 from plait.agent.assigned import disown
 from plait.agent.echo import Echo
 from plait.agent.keys import alive_key, block_key, own_prefixes, record_key, single_keys
 from plait.agent.view import View
 from plait.ipam import held_by
+from plait.model.addr import IPAddress
 from plait.model.cluster import Ghosts
 from plait.model.errors import Conflict, NotFound, StoreUnavailable
 from plait.store.api import Compare, Delete, Put, Store
@@ -50,7 +50,7 @@ async def forget_node(view: View, store: Store, name: str) -> None:
     await view.caught_up(result.revision)
 
 
-async def host_answers(address: IPv4Address) -> bool:
+async def host_answers(address: IPAddress) -> bool:
     """Whether the host at `address` answers an echo, in two tries; True if it cannot be asked."""
     try:
         echo = Echo()
@@ -70,7 +70,7 @@ class Forgetting:
         store: Store,
         after_s: float,
         connected: Callable[[], bool],
-        answers: Callable[[IPv4Address], Awaitable[bool]] = host_answers,
+        answers: Callable[[IPAddress], Awaitable[bool]] = host_answers,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._view, self._store, self._after_s = view, store, after_s

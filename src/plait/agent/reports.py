@@ -12,7 +12,7 @@ from plait.agent.underlay import Underlay
 from plait.backends import BACKENDS, Path
 from plait.ipam import block_of, image_block, stray_endpoints, usable
 from plait.kernel.dryrun import render
-from plait.model.cluster import Block, Container, Endpoint, Network, Node, PortMapping, Snapshot
+from plait.model.cluster import Block, Container, Endpoint, Network, Node, PortMapping, Snapshot, published_text
 from plait.model.objects import Op
 from plait.model.report import (
     BlockRow,
@@ -30,11 +30,6 @@ from plait.plan import choose, inner_mtu
 
 GATEWAY_META = "gateway"
 """Key of a node's meta: it forwards for hosts without an agent."""
-
-
-def port_text(port: PortMapping) -> str:
-    """How people write a published port: `0.0.0.0:8080->80/tcp`."""
-    return f"{port.host_ip}:{port.host_port}->{port.container_port}/{port.proto}"
 
 
 def node_rows(snapshot: Snapshot) -> list[NodeRow]:
@@ -103,7 +98,7 @@ def _endpoint_row(endpoint: Endpoint) -> EndpointRow:
         "address": str(endpoint.address),
         "mac": endpoint.mac,
         "aliases": list(endpoint.aliases),
-        "ports": [port_text(p) for p in endpoint.ports],
+        "ports": [published_text(p) for p in endpoint.ports],
         "address6": str(endpoint.address6 or ""),
     }
 
@@ -189,7 +184,7 @@ def _container_row(snapshot: Snapshot, container: Container) -> ContainerRow:
         "image": container.image,
         "labels": dict(container.labels),
         "addresses": {network: str(address) for network, address in container.addresses.items()},
-        "ports": [port_text(p) for p in container.ports],
+        "ports": [published_text(p) for p in container.ports],
         "started": container.started,
         "addresses6": {network: str(address) for network, address in container.addresses6.items()},
     }
@@ -224,6 +219,8 @@ def _encrypted(row: PathState, me: Node, node: Node, tunnels: Tunnels) -> PathSt
 
 def _path_state(snapshot: Snapshot, me: Node, node: Node, network: Network, path: Path | None, underlay: Underlay) -> PathState:
     error = "" if node.tunnel is not None and node.vtep_mac else "has no block yet"
+    if node.address.version != me.address.version:
+        error = f"has an address of IPv{node.address.version}, this node one of IPv{me.address.version}: give both the same (node.address)"
     if node.name not in snapshot.alive:
         error = "gives no sign of life"
     elif not error and (path is None or not path.works):

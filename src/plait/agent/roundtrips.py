@@ -14,9 +14,9 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from ipaddress import IPv4Address
 
 from plait.agent.echo import Probe
+from plait.model.addr import IPAddress
 from plait.model.errors import PlaitError
 from plait.model.kv import Coordinate
 from plait.services.coordinates import Locator
@@ -37,7 +37,7 @@ class RoundTrips:
     def __init__(
         self,
         node: str,
-        peers: Callable[[], Mapping[str, IPv4Address]],
+        peers: Callable[[], Mapping[str, IPAddress]],
         known: Callable[[str], Coordinate],
         publish: Callable[[Coordinate], Awaitable[None]],
         clock: Callable[[], float] = time.monotonic,

@@ -19,6 +19,7 @@ from plait.agent.echo import Probe
 from plait.agent.health import Health
 from plait.backends.wireguard import DEVICE
 from plait.kernel.linux.wgdevice import Device, Peer
+from plait.model.addr import at_port
 from plait.model.cluster import Snapshot
 from plait.plan.firewall import CLEAR_IN, CLEAR_OUT
 from plait.services.figures import Reading, readings
@@ -156,7 +157,7 @@ class Tunnels:
         if peer is None:
             return f"{since}: this host's device {DEVICE} does not have the key that {name} published yet"
         shaken = f"the latest handshake was at {_utc(peer.handshake)}" if peer.handshake else "there was no handshake yet"
-        where = f"{peer.endpoint[0]}:{peer.endpoint[1]}" if peer.endpoint else "an address that is not known yet"
+        where = at_port(*peer.endpoint) if peer.endpoint else "an address that is not known yet"
         return f"{since}: {shaken}; either UDP to {where} is blocked, or {name} uses another key than it published"
 
     def readings(self) -> list[Reading]:

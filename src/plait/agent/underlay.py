@@ -10,7 +10,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from ipaddress import IPv4Address
 from typing import Protocol
 
 from plait.agent.checksums import Checksums, Udp
@@ -22,6 +21,7 @@ from plait.agent.paths import Paths
 from plait.agent.roundtrips import RoundTrips
 from plait.agent.tunnels import Tunnels
 from plait.agent.view import View
+from plait.model.addr import IPAddress
 
 log = logging.getLogger("plait.node")
 _OF_PATHS = frozenset({"reach", "nodes", "alive", "networks"})
@@ -31,7 +31,7 @@ _OF_PATHS = frozenset({"reach", "nodes", "alive", "networks"})
 class LinkKernel(Protocol):
     """What is asked of the kernel here."""
 
-    def underlay(self, address: IPv4Address) -> tuple[str, int]: ...
+    def underlay(self, address: IPAddress) -> tuple[str, int]: ...
 
     def strict_sources(self, dev: str) -> bool: ...
 
@@ -52,7 +52,7 @@ class Underlay:
         self.checksums = Checksums(journal, lambda: view.snapshot, self.lanes, changed, os.uname().release)
         view.subscribe(self._on_view)
 
-    def look(self, address: IPv4Address) -> int:
+    def look(self, address: IPAddress) -> int:
         """Find the link that carries `address`, and how it treats what comes in; returns its MTU. OSError if there is none."""
         self.link, mtu = self._kernel.underlay(address)
         return mtu

@@ -42,6 +42,7 @@ from plait.agent.view import View
 from plait.dns.zone import Zone
 from plait.ipam import NamedRange
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_exists
+from plait.model.addr import at_port
 from plait.model.cluster import HostRange
 from plait.model.errors import NotSupported
 from plait.model.report import StoreState, TokenView
@@ -272,14 +273,14 @@ class _Wiring:
 
     def _serve_store(self, group: asyncio.TaskGroup) -> None:
         pki = self.paths.lib / "pki"
-        server = StoreServer(self.store, "0.0.0.0", STORE_PORT, ssl_context_server(pki))
+        server = StoreServer(self.store, "", STORE_PORT, ssl_context_server(pki))
         joins = JoinServer(
             self.store,
             pki,
-            "0.0.0.0",
+            "",
             JOIN_PORT,
             ssl_context_join_server(pki),
-            store_address=f"{self.identity.address}:{STORE_PORT}",
+            store_address=at_port(self.identity.address, STORE_PORT),
             info={"pool": str(self.identity.pool)},
         )
         for listener in (server, joins):
@@ -316,7 +317,7 @@ class _Wiring:
     def _store_state(self) -> StoreState:
         return {
             "role": "remote" if self.identity.store else "embedded",
-            "address": self.identity.store or f"{self.identity.address}:{STORE_PORT}",
+            "address": self.identity.store or at_port(self.identity.address, STORE_PORT),
             "reachable": self.replica.connected,
             "revision": self.view.revision,
         }
@@ -373,5 +374,5 @@ class _Wiring:
     async def _token(self, ttl_s: int) -> TokenView:
         now = time.time()
         token = await create_token(self.store, cluster_pin(self.paths.lib / "pki"), ttl_s, now)
-        address = self.identity.store.partition(":")[0] or str(self.identity.address)
+        address = split_address(self.identity.store or str(self.identity.address), STORE_PORT)[0]
         return {"token": token, "address": address, "expires": now + ttl_s}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How traffic goes between nodes. One file a backend; `BACKENDS` is the only place that lists them."""
 
-from plait.backends.base import DIRECT, MODELS, Backend, Path, Peer
+from plait.backends.base import DIRECT, MODELS, Backend, Path, Peer, outer_growth
 from plait.backends.direct import DirectBackend
 from plait.backends.hybrid import HybridBackend
 from plait.backends.none import NoneBackend
@@ -19,4 +19,18 @@ BACKENDS: dict[str, Backend] = {
 DUAL = frozenset({"vxlan", "none"})
 """Backends of networks that may have IPv6 beside IPv4."""
 
-__all__ = ["BACKENDS", "DIRECT", "DUAL", "MODELS", "SETTINGS", "Backend", "Path", "Peer", "Settings", "changed", "has_tunnel", "settle"]
+__all__ = [
+    "BACKENDS",
+    "DIRECT",
+    "DUAL",
+    "MODELS",
+    "SETTINGS",
+    "Backend",
+    "Path",
+    "Peer",
+    "Settings",
+    "changed",
+    "has_tunnel",
+    "outer_growth",
+    "settle",
+]

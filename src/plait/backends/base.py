@@ -53,6 +53,11 @@ class Peer:
         return self.path.relay if self.path is not None and self.path.relay is not None else self.node
 
 
+def outer_growth(me: Node, overhead: int) -> int:
+    """Bytes that each packet grows by on this node's underlay, `overhead` being those on one of IPv4 (0: nothing is wrapped)."""
+    return overhead + 20 if overhead and me.address.version == 6 else overhead
+
+
 class Backend(Protocol):
     @property
     def model(self) -> str:
@@ -75,7 +80,8 @@ class Backend(Protocol):
         ...
 
     def overhead(self) -> int:
-        """Bytes by which containers' packets must be smaller than the underlay's. The only source of MTU arithmetic."""
+        """Bytes by which containers' packets must be smaller than those of an underlay of IPv4; `outer_growth` adds what one of IPv6 takes
+        more. The only source of MTU arithmetic."""
         ...
 
     def device(self, network: Network) -> str:

@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ipaddress import IPv4Interface, IPv6Interface, IPv6Network
 
-from plait.backends.base import DIRECT, Peer
+from plait.backends.base import DIRECT, Peer, outer_growth
 from plait.model.addr import link_local
 from plait.model.cluster import Network, Node
 from plait.model.objects import PREFIX, Addr, Fdb, KernelObject, Neigh, Route, Sysctl, VxlanLink
 
 OVERHEAD = 50
-"""Outer IPv4 20 + UDP 8 + VXLAN 8 + inner Ethernet 14 bytes (RFC 7348, section 5)."""
+"""Outer IPv4 20 (of IPv6: 40, see `outer_growth`) + UDP 8 + VXLAN 8 + inner Ethernet 14 bytes (RFC 7348, section 5)."""
 
 
 class VxlanBackend:
@@ -42,7 +42,7 @@ class VxlanBackend:
             return []
         dev = self.device(network)
         objects: list[KernelObject] = [
-            VxlanLink(dev, network.vni, network.port, me.address, me.vtep_mac, me.mtu - OVERHEAD),
+            VxlanLink(dev, network.vni, network.port, me.address, me.vtep_mac, me.mtu - outer_growth(me, OVERHEAD)),
             Addr(dev, IPv4Interface((me.tunnel, 32))),
         ]
         if network.subnet6 is not None:
@@ -55,7 +55,7 @@ class VxlanBackend:
 
     def _peer(self, me: Node, dev: str, peer: Peer) -> list[KernelObject]:
         node = peer.node
-        if node.tunnel is None or not node.vtep_mac:
+        if node.tunnel is None or not _reached(me, node):
             return []
         rows: list[KernelObject] = [Neigh(dev, node.tunnel, node.vtep_mac), Fdb(dev, node.vtep_mac, node.address)]
         if peer.path is not None and peer.path.kind == self.name:
@@ -65,10 +65,15 @@ class VxlanBackend:
     def _peer6(self, me: Node, dev: str, peer: Peer) -> list[KernelObject]:
         """IPv6 goes through the tunnel alone: a peer that is reached past it by IPv4 is not reached by IPv6."""
         node = peer.node
-        if node.tunnel is None or not node.vtep_mac:
+        if node.tunnel is None or not _reached(me, node):
             return []
         rows: list[KernelObject] = [Neigh(dev, link_local(node.vtep_mac), node.vtep_mac)]
         if peer.path is not None and peer.path.kind == self.name:
             via = link_local(peer.hop.vtep_mac)
             rows += [Route(to, dev, via=via, src=me.tunnel6, mtu=peer.mtu) for to in (IPv6Network(node.tunnel6), *peer.blocks6)]
         return rows
+
+
+def _reached(me: Node, node: Node) -> bool:
+    """A device sends to addresses of the family of its own, no others."""
+    return bool(node.vtep_mac) and node.address.version == me.address.version

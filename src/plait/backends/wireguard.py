@@ -15,14 +15,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ipaddress import IPv4Interface
 
-from plait.backends.base import Peer
+from plait.backends.base import Peer, outer_growth
 from plait.model.cluster import Network, Node
 from plait.model.objects import PREFIX, Addr, AllowedIp, KernelObject, Route, WireguardLink, WireguardPeer
 
 DEVICE = f"{PREFIX}wg"
 PORT = 7472
-OVERHEAD = {4: 60, 6: 80}
-"""Bytes by version of the underlay's IP: its head 20 or 40, UDP 8, WireGuard's data message 16 + 16 (whitepaper, section 5.4.6)."""
+OVERHEAD = 60
+"""Outer IPv4 20 (of IPv6: 40, see `outer_growth`) + UDP 8 + WireGuard's data message 16 + 16 bytes (whitepaper, section 5.4.6)."""
 
 
 class WireguardBackend:
@@ -33,7 +33,7 @@ class WireguardBackend:
         return frozenset({"wireguard", "veth", "nft"})
 
     def overhead(self) -> int:
-        return OVERHEAD[4]
+        return OVERHEAD
 
     def device(self, network: Network) -> str:
         return DEVICE
@@ -42,7 +42,7 @@ class WireguardBackend:
         if me.wireguard is None:
             return []
         own = me.wireguard
-        objects: list[KernelObject] = [WireguardLink(DEVICE, own.public, own.port, me.mtu - self.overhead())]
+        objects: list[KernelObject] = [WireguardLink(DEVICE, own.public, own.port, me.mtu - outer_growth(me, OVERHEAD))]
         if own.address is not None:
             objects.append(Addr(DEVICE, IPv4Interface((own.address, 32))))
         for peer in peers:

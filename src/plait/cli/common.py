@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
     from plait.client.admin import AdminClient
+    from plait.model.addr import IPAddress
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -65,6 +66,16 @@ def address(text: str) -> IPv4Address:
         return IPv4Address(text)
     except ValueError as error:
         raise click.BadParameter(f"{text!r} is not an IPv4 address") from error
+
+
+def host_address(text: str) -> IPAddress:
+    """Option type: an address of either family; anything else is a usage error."""
+    from ipaddress import ip_address
+
+    try:
+        return ip_address(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not an IP address") from error
 
 
 def cidr(text: str) -> IPv4Network:

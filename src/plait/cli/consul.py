@@ -25,6 +25,7 @@ from plait.client import types
 from plait.client.errors import ClientError
 from plait.client.steps import Request, call
 from plait.client.sync import Client
+from plait.model.addr import at_port
 from plait.model.errors import ConfigError
 
 IMITATED = "1.22.0"
@@ -61,14 +62,14 @@ def members(client: Client, status: str, detailed: bool, wan: bool, filter_: str
     except re.error as error:
         raise ConfigError("-status", status, f"is no regular expression: {error}") from error
     if detailed:
-        rows = [(m.name, f"{m.address}:{m.port}", m.status, ",".join(f"{k}={v}" for k, v in sorted(m.tags.items()))) for m in found]
+        rows = [(m.name, at_port(m.address, m.port), m.status, ",".join(f"{k}={v}" for k, v in sorted(m.tags.items()))) for m in found]
         show(columns([("Node", "Address", "Status", "Tags"), *rows]))
         return
     show(
         columns(
             [
                 ("Node", "Address", "Status", "Type", "Build", "Protocol", "DC", "Partition", "Segment"),
-                *(_member(m.name, f"{m.address}:{m.port}", m.status, m.tags) for m in found),
+                *(_member(m.name, at_port(m.address, m.port), m.status, m.tags) for m in found),
             ]
         )
     )

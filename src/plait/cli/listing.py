@@ -12,6 +12,7 @@ import click
 
 from plait import __version__
 from plait.cli.common import both, json_option, show_json, show_table, with_agent
+from plait.model.addr import at_port
 
 if TYPE_CHECKING:
     from plait.client.admin import AdminClient
@@ -92,7 +93,7 @@ def ports(client: AdminClient, as_json: bool) -> None:
         (
             (
                 r["node"],
-                f"{r['host_ip']}:{r['host_port']}",
+                at_port(r["host_ip"], r["host_port"]),
                 r["proto"],
                 r["container"],
                 r["network"],

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from plait.cli.common import address, cidr, duration, json_option, show_json, with_agent
+from plait.cli.common import cidr, duration, host_address, json_option, show_json, with_agent
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Address, IPv4Network
+    from ipaddress import IPv4Network
 
     from plait.client.admin import AdminClient
+    from plait.model.addr import IPAddress
 
 _START = "start the agent with `systemctl start plait` or `plait agent`"
 _name = click.option("--name", help="Name of this node. [default: node.name of the configuration, or the host name]")
 _address = click.option(
     "--address",
-    type=address,
+    type=host_address,
     help="Address that other nodes reach this one at. [default: node.address of the configuration, or that of the default route]",
 )
 
@@ -32,7 +33,7 @@ _address = click.option(
 @_name
 @_address
 @click.option("--pool", type=cidr, default="10.28.0.0/16", show_default=True, help="Addresses of the network `default`.")
-def init(name: str | None, address: IPv4Address | None, pool: IPv4Network) -> None:
+def init(name: str | None, address: IPAddress | None, pool: IPv4Network) -> None:
     """Make a new cluster with this host as its first node. Start the agent afterwards."""
     from plait.agent import main as agent
 
@@ -45,7 +46,7 @@ def init(name: str | None, address: IPv4Address | None, pool: IPv4Network) -> No
 @click.option("--token", required=True, help="What `plait token create` printed on a node of the cluster.")
 @_name
 @_address
-def join(addr: str, token: str, name: str | None, address: IPv4Address | None) -> None:
+def join(addr: str, token: str, name: str | None, address: IPAddress | None) -> None:
     """Join the cluster whose first node is at ADDR. Start the agent afterwards."""
     from plait.agent import main as agent
 

@@ -140,5 +140,6 @@ def check_network(network: Network, others: Collection[Network], nodes: Iterable
             raise ConfigError("subnet", str(subnet), f"overlaps {other.subnet} of network {other.name!r}", "choose another range")
     check_network6(network, others)
     for node in nodes:
-        if node.address in subnet:
-            raise ConfigError("subnet", str(subnet), f"holds {node.address}, the address of node {node.name}", "choose another range")
+        held = next((whole for whole in (subnet, network.subnet6) if whole is not None and node.address in whole), None)
+        if held is not None:
+            raise ConfigError("subnet", str(held), f"holds {node.address}, the address of node {node.name}", "choose another range")

@@ -13,6 +13,7 @@ from plait.kernel.api import Kernel, Result, changeable
 from plait.kernel.image import KernelImage
 from plait.kernel.linux.nftscript import script_of
 from plait.kernel.linux.sysctl import OPEN6
+from plait.model.addr import at_port
 from plait.model.objects import (
     HOOK_COMMENT,
     NFT_TABLE,
@@ -126,7 +127,7 @@ def _nft(command: str) -> str:
 
 
 def _peer(peer: WireguardPeer) -> str:
-    endpoint = f" endpoint {peer.endpoint[0]}:{peer.endpoint[1]}" if peer.endpoint is not None else ""
+    endpoint = f" endpoint {at_port(*peer.endpoint)}" if peer.endpoint is not None else ""
     return f"wg set {peer.dev} peer {peer.public}{endpoint} persistent-keepalive {peer.keepalive or 'off'}"
 
 

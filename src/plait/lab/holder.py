@@ -131,7 +131,8 @@ def build_member(member: dict[str, Any]) -> None:
     """Turn the calling process, already in its namespaces, into `member`."""
     if os.stat("/proc/self/ns/net").st_ino == member["outside"]:
         raise OSError(0, "still in the machine's own network namespace: refusing to touch it")
-    set_sysctl("ipv4/ip_forward", "1" if member["kind"] == "router" else "0")
+    for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+        set_sysctl(path, "1" if member["kind"] == "router" else "0")
     if member["kind"] == "host":
         mount_host(member["disk"])
         name_host(member["name"], member["hosts"], member["bin"])

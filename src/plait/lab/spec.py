@@ -2,8 +2,8 @@
 """What a lab consists of, as values: switches, routers and hosts, their addresses and routes. Pure.
 
 Data in: a number of hosts, or the text of a lab file (docs/lab.md). Data out: a `LabSpec`, checked, from which the rest of the
-room reads every address. The underlay of switch number i (from 0) is 198.18.<i>.0/24 (RFC 2544's range for test beds); host
-number n of a switch (from 1) is .n, the routers count down from .254.
+room reads every address. The underlay of switch number i (from 0) is 198.18.<i>.0/24 (RFC 2544's range for test beds), or of IPv6
+2001:2:0:<i>::/64 (RFC 5180's); host number n of a switch (from 1) is .n (::n), the routers count down from .254 (::fe).
 """
 
 from __future__ import annotations
@@ -12,40 +12,52 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Literal, get_args
 
+from plait.model.addr import IPAddress, IPNetwork
 from plait.model.errors import ConfigError
 
 MAX_SWITCHES = 100
 MAX_HOSTS_PER_SWITCH = 200
 MTU_RANGE = range(576, 65536)
+Underlay = Literal["ipv4", "ipv6", "dual"]
+"""What a link's hosts have: addresses of that family alone, or of both, with IPv4 as their nodes' address."""
 HOST_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,11}")
 LAB_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 
 
 @dataclass(frozen=True, slots=True)
 class SwitchSpec:
-    """One link: a bridge in a namespace of its own. `index` gives its subnet, `mtu` (bytes) is the default of its legs."""
+    """One link: a bridge in a namespace of its own. `index` gives its subnets, `mtu` (bytes) is the default of its legs."""
 
     name: str
     index: int
     mtu: int = 1500
+    underlay: Underlay = "ipv4"
 
     @property
-    def subnet(self) -> IPv4Network:
-        return IPv4Network((int(IPv4Address("198.18.0.0")) + (self.index << 8), 24))
+    def subnet(self) -> IPNetwork:
+        """Where the hosts' addresses lie."""
+        return self.subnet6 if self.underlay == "ipv6" else IPv4Network((int(IPv4Address("198.18.0.0")) + (self.index << 8), 24))
+
+    @property
+    def subnet6(self) -> IPv6Network:
+        return IPv6Network((int(IPv6Address("2001:2::")) + (self.index << 64), 64))
 
 
 @dataclass(frozen=True, slots=True)
 class HostSpec:
-    """One host with one leg, `eth0`. `agent` and `engine`: whether the lab runs them there. `mtu` is that of the leg, bytes."""
+    """One host with one leg, `eth0`. `agent` and `engine`: whether the lab runs them there. `mtu` is that of the leg, bytes.
+    `second` is its address of the other family, on a link with both."""
 
     name: str
     switch: str
-    address: IPv4Address
+    address: IPAddress
     mtu: int = 1500
     agent: bool = True
     engine: bool = False
+    second: IPv6Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +66,7 @@ class RouterSpec:
 
     name: str
     switches: tuple[str, ...]
-    addresses: tuple[IPv4Address, ...]
+    addresses: tuple[IPAddress, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +87,10 @@ class LabSpec:
                 return host
         raise ConfigError("host", name, "is not in this lab", f"hosts: {', '.join(host.name for host in self.hosts)}")
 
-    def routes(self, switch: str) -> dict[IPv4Network, IPv4Address]:
+    def routes(self, switch: str) -> dict[IPNetwork, IPAddress]:
         """Subnet of every other switch that can be reached -> address of the next router on `switch` (fewest routers)."""
-        found: dict[str, IPv4Address] = {}
-        frontier: list[tuple[str, IPv4Address | None]] = [(switch, None)]
+        found: dict[str, IPAddress] = {}
+        frontier: list[tuple[str, IPAddress | None]] = [(switch, None)]
         while frontier:
             here, via = frontier.pop(0)
             for router in self.routers:
@@ -136,8 +148,8 @@ def _switches(tables: Sequence[Mapping[str, object]]) -> tuple[SwitchSpec, ...]:
     found = []
     for index, table in enumerate(tables or [{"name": "lan"}]):
         where = f"switch[{index}]"
-        _known(where, table, ("name", "mtu"))
-        found.append(SwitchSpec(name=_name(where, table), index=index, mtu=_mtu(where, table, 1500)))
+        _known(where, table, ("name", "mtu", "underlay"))
+        found.append(SwitchSpec(_name(where, table), index, _mtu(where, table, 1500), _underlay(where, table)))
     if len(found) > MAX_SWITCHES:
         raise ConfigError("switch", len(found), "are too many", f"at most {MAX_SWITCHES}")
     return tuple(found)
@@ -165,6 +177,7 @@ def _hosts(
             mtu=mtu,
             agent=_flag(where, table, "agent", True) and agents,
             engine=_flag(where, table, "engine", engines),
+            second=switch.subnet6[number] if switch.underlay == "dual" else None,
         )
         found.append(host)
     if not found:
@@ -182,6 +195,8 @@ def _routers(tables: Sequence[Mapping[str, object]], switches: tuple[SwitchSpec,
         if not isinstance(raw, list) or len(raw) < 2 or len(set(map(str, raw))) != len(raw):
             raise ConfigError(f"{where}.switches", raw, "is not a list of different switches", "at least two names")
         legs = [_switch(f"{where}.switches", name, switches) for name in raw]
+        if len({leg.subnet.version for leg in legs}) > 1:
+            raise ConfigError(f"{where}.switches", raw, "are of different families", "a router forwards either IPv4 or IPv6")
         addresses = []
         for leg in legs:
             used[leg.name] = used.get(leg.name, 0) + 1
@@ -215,6 +230,14 @@ def _mtu(where: str, table: Mapping[str, object], default: int) -> int:
     if not isinstance(mtu, int) or isinstance(mtu, bool) or mtu not in MTU_RANGE:
         raise ConfigError(f"{where}.mtu", mtu, "is not an MTU", f"a number of bytes from {MTU_RANGE.start} to {MTU_RANGE.stop - 1}")
     return mtu
+
+
+def _underlay(where: str, table: Mapping[str, object]) -> Underlay:
+    value = table.get("underlay", "ipv4")
+    for word in get_args(Underlay):
+        if value == word:
+            return word  # type: ignore[no-any-return]
+    raise ConfigError(f"{where}.underlay", value, "is not known", f"one of {', '.join(get_args(Underlay))}")
 
 
 def _flag(where: str, table: Mapping[str, object], key: str, default: bool) -> bool:

@@ -14,9 +14,9 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from plait.lab.process import Process, boot_id, identify, is_alive
 from plait.lab.spec import HostSpec, LabSpec, RouterSpec, SwitchSpec
@@ -25,6 +25,7 @@ from plait.model.errors import Conflict, NotFound, PlaitError
 RUN = Path("/run/plait-lab")
 DISKS = Path("/var/lib/plait-lab")
 CGROUPS = Path("/sys/fs/cgroup")
+_Record = TypeVar("_Record", Process, HostSpec, SwitchSpec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,27 +156,32 @@ def _write(path: Path, state: State) -> None:
     scratch.rename(path)
 
 
-def _known(of: type[SwitchSpec] | type[HostSpec], raw: dict[str, Any]) -> dict[str, Any]:
-    """Without the fields that only another version of plait knows, whose labs must be listed and swept too."""
-    names = {field.name for field in dataclasses.fields(of)}
-    return {name: value for name, value in raw.items() if name in names}
-
-
 def _decode(raw: dict[str, Any]) -> State:
     spec = raw["spec"]
     return State(
         name=raw["name"],
         boot=raw["boot"],
         phase=raw["phase"],
-        maker=Process(**raw["maker"]),
-        owner=Process(**raw["owner"]) if raw["owner"] else None,
-        holders={name: Process(**holder) for name, holder in raw["holders"].items()},
+        maker=_known(Process, raw["maker"]),
+        owner=_known(Process, raw["owner"]) if raw["owner"] else None,
+        holders={name: _known(Process, holder) for name, holder in raw["holders"].items()},
         cuts=tuple((a, b) for a, b in raw["cuts"]),
         spec=LabSpec(
-            switches=tuple(SwitchSpec(**_known(SwitchSpec, switch)) for switch in spec["switches"]),
-            hosts=tuple(HostSpec(**_known(HostSpec, {**host, "address": IPv4Address(host["address"])})) for host in spec["hosts"]),
+            switches=tuple(_known(SwitchSpec, switch) for switch in spec["switches"]),
+            hosts=tuple(_host(host) for host in spec["hosts"]),
             routers=tuple(
-                RouterSpec(r["name"], tuple(r["switches"]), tuple(IPv4Address(a) for a in r["addresses"])) for r in spec["routers"]
+                RouterSpec(r["name"], tuple(r["switches"]), tuple(ip_address(a) for a in r["addresses"])) for r in spec["routers"]
             ),
         ),
     )
+
+
+def _host(raw: dict[str, Any]) -> HostSpec:
+    second = raw.get("second")
+    return _known(HostSpec, {**raw, "address": ip_address(raw["address"]), "second": IPv6Address(second) if second else None})
+
+
+def _known(record: type[_Record], raw: dict[str, Any]) -> _Record:
+    """The record of what is known here of `raw`: another version may have written down more."""
+    names = {f.name for f in dataclasses.fields(record)}
+    return record(**{name: value for name, value in raw.items() if name in names})

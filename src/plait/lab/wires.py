@@ -8,9 +8,9 @@ inside the switch's namespace with its other end born in the host's (`netns PID`
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address
 
 from plait.lab.spec import HostSpec, LabSpec, RouterSpec, SwitchSpec
+from plait.model.addr import IPAddress
 
 BRIDGE = "br0"
 
@@ -25,12 +25,18 @@ def switch_batch(switch: SwitchSpec) -> str:
     return f"link add {BRIDGE} mtu {switch.mtu} type bridge stp_state 0 mcast_snooping 0\nlink set {BRIDGE} up\nlink set lo up\n"
 
 
-def hardware(address: IPv4Address) -> str:
+def hardware(address: IPAddress) -> str:
     """Hardware address of the leg with this underlay address: it stays the same over a reboot, as a real card's does."""
-    return "02:4c:" + ":".join(f"{byte:02x}" for byte in address.packed)
+    packed = address.packed if address.version == 4 else address.packed[6:8] + address.packed[14:]
+    return "02:4c:" + ":".join(f"{byte:02x}" for byte in packed)
 
 
-def plug_batch(member: str, pid: int, mtu: int, address: IPv4Address, leg: str = "eth0") -> str:
+def _address(address: IPAddress, leg: str) -> str:
+    """One of IPv6 is there at once: nobody else has it."""
+    return f"address add {address}/24 brd + dev {leg}" if address.version == 4 else f"address add {address}/64 dev {leg} nodad"
+
+
+def plug_batch(member: str, pid: int, mtu: int, address: IPAddress, leg: str = "eth0") -> str:
     """A link from the switch, in whose namespace this runs, to `leg` in the namespace of process `pid`."""
     end = port(member)
     return (
@@ -41,7 +47,8 @@ def plug_batch(member: str, pid: int, mtu: int, address: IPv4Address, leg: str =
 
 def host_batch(spec: LabSpec, host: HostSpec) -> str:
     """Address and routes of `host`, run in its namespace once its leg is plugged."""
-    lines = ["link set lo up", f"address add {host.address}/24 brd + dev eth0", "link set eth0 up"]
+    lines = ["link set lo up", _address(host.address, "eth0"), "link set eth0 up"]
+    lines += [_address(host.second, "eth0")] if host.second is not None else []
     lines += [f"route add {subnet} via {hop}" for subnet, hop in spec.routes(host.switch).items()]
     return "\n".join(lines) + "\n"
 
@@ -50,7 +57,7 @@ def router_batch(spec: LabSpec, router: RouterSpec) -> str:
     """Addresses and routes of `router`, run in its namespace once its legs are plugged."""
     lines = ["link set lo up"]
     for index, address in enumerate(router.addresses):
-        lines += [f"address add {address}/24 brd + dev eth{index}", f"link set eth{index} up"]
+        lines += [_address(address, f"eth{index}"), f"link set eth{index} up"]
     known = {spec.switch(name).subnet for name in router.switches}
     for name, own in zip(router.switches, router.addresses, strict=True):
         for subnet, hop in spec.routes(name).items():
@@ -70,7 +77,8 @@ def cut_rules(spec: LabSpec, cuts: Iterable[tuple[str, str]]) -> Mapping[str, st
     for first, second in sorted(cuts):
         a, b = spec.host(first), spec.host(second)
         for one, other in ((a, b), (b, a)):
-            match = f'oifname "{port(other.name)}"' if a.switch == b.switch else f"ip daddr {other.address}"
+            outer = "ip6" if other.address.version == 6 else "ip"
+            match = f'oifname "{port(other.name)}"' if a.switch == b.switch else f"{outer} daddr {other.address}"
             rules[one.switch].append(f'    iifname "{port(one.name)}" {match} drop')
     return {name: _cut_table(lines) for name, lines in rules.items()}
 

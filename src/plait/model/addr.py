@@ -4,13 +4,24 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, summarize_address_range
+from typing import TYPE_CHECKING
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 IPInterface = IPv4Interface | IPv6Interface
+if TYPE_CHECKING:
+    EitherAddress = IPAddress
+else:
+
+    class EitherAddress(ABC):  # noqa: B024 (has no methods of its own)
+        """`IPAddress` as the type of a stored field: a decoder takes one type for a text, not a union of two."""
+
+    EitherAddress.register(IPv4Address)
+    EitherAddress.register(IPv6Address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,11 @@ def mac_from_digest(digest: bytes) -> str:
         raise ValueError(f"a MAC needs 6 bytes of digest, got {len(digest)}")
     first = (digest[0] | 0x02) & 0xFE
     return ":".join(f"{byte:02x}" for byte in (first, *digest[1:6]))
+
+
+def at_port(address: IPAddress | str, port: int) -> str:
+    """`address:port`, an IPv6 address in brackets (RFC 3986, section 3.2.2)."""
+    return f"[{address}]:{port}" if ":" in str(address) else f"{address}:{port}"
 
 
 def link_local(mac: str) -> IPv6Address:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
-from plait.model.addr import AddressRange, unique_local
+from plait.model.addr import AddressRange, EitherAddress, at_port, unique_local
 from plait.model.discovery import CatalogNode, Check
 
 Protocol = Literal["tcp", "udp", "sctp"]
@@ -32,14 +32,14 @@ class TunnelKey:
 class Node:
     """A host with an agent. Identity is `id` (made once by init/join), never the address.
 
-    `address` is the underlay address that peers send tunnel packets to; `tunnel` the overlay address of the
-    host itself (first address of its first default-network block); `mtu` that of the underlay link, bytes. `wireguard` is None where
+    `address` is the underlay address that peers send tunnel packets to, of the same family on all nodes; `tunnel` the overlay address of
+    the host itself (first address of its first default-network block); `mtu` that of the underlay link, bytes. `wireguard` is None where
     the host cannot encrypt. `ranges`: digest of what it keeps for some containers, "" = nothing.
     """
 
     name: str
     id: str
-    address: IPv4Address
+    address: EitherAddress
     mtu: int = 1500
     vtep_mac: str = ""
     tunnel: IPv4Address | None = None
@@ -154,12 +154,18 @@ class Ghosts:
 
 @dataclass(frozen=True, slots=True)
 class PortMapping:
-    """One published port: host side to container side. `host_ip` 0.0.0.0 means every address of the host."""
+    """One published port: host side to container side. `host_ip` 0.0.0.0 means every address of the host, of both families where the
+    container has both; :: every one of IPv6."""
 
     proto: Protocol
     host_port: int
     container_port: int
-    host_ip: IPv4Address = IPv4Address("0.0.0.0")
+    host_ip: EitherAddress = IPv4Address("0.0.0.0")
+
+
+def published_text(port: PortMapping) -> str:
+    """How people write it: `127.0.0.1:8080->80/tcp`."""
+    return f"{at_port(port.host_ip, port.host_port)}->{port.container_port}/{port.proto}"
 
 
 @dataclass(frozen=True, slots=True)

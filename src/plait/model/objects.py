@@ -35,7 +35,7 @@ class VxlanLink:
     name: str
     vni: int
     port: int
-    local: IPv4Address
+    local: IPAddress
     mac: str
     mtu: int
     up: bool = True
@@ -199,7 +199,7 @@ class Fdb:
 
     dev: str
     mac: str
-    dst: IPv4Address
+    dst: IPAddress
 
     @property
     def key(self) -> Key:

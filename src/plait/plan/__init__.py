@@ -1,7 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole desired state of this node, as a pure function of a Snapshot."""
 
-from plait.plan.desired import Local, endpoint_objects, plan_node
-from plait.plan.paths import choose, inner_mtu, network_mtu, path_mtu, tunnel_devices
+from plait.plan.desired import Local, carried, endpoint_objects, plan_node
+from plait.plan.paths import choose, inner_mtu, linkable, network_mtu, path_mtu, tunnel_devices
 
-__all__ = ["Local", "choose", "endpoint_objects", "inner_mtu", "network_mtu", "path_mtu", "plan_node", "tunnel_devices"]
+__all__ = [
+    "Local",
+    "carried",
+    "choose",
+    "endpoint_objects",
+    "inner_mtu",
+    "linkable",
+    "network_mtu",
+    "path_mtu",
+    "plan_node",
+    "tunnel_devices",
+]

@@ -27,7 +27,7 @@ from plait.model.objects import (
     Sysctl,
     VxlanLink,
 )
-from plait.plan.dual import endpoint6_objects, gateways6, inside6, without6
+from plait.plan.dual import LEAST_MTU, endpoint6_objects, gateways6, inside6
 from plait.plan.fastpath import fast_objects
 from plait.plan.firewall import direct_objects, firewall_objects, relay_objects
 from plait.plan.paths import choose, direct_routes, inner_mtu, network_mtu
@@ -58,13 +58,19 @@ class Local:
     software_checksums: frozenset[str] = frozenset()
 
 
+def carried(me: Node, network: Network, ipv6: bool) -> Network:
+    """The network as this node can carry it: without IPv6 if the kernel has none (`ipv6`) or the underlay leaves too little room."""
+    if network.subnet6 is None or (ipv6 and network_mtu(me, network) >= LEAST_MTU):
+        return network
+    return replace(network, subnet6=None, gateway6=None)
+
+
 def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     """The whole desired state of node `snapshot.me`; empty while that node is not part of the cluster."""
     me = snapshot.nodes.get(snapshot.me)
     if me is None:
         return {}
-    if not local.ipv6:
-        snapshot = replace(snapshot, networks={n.name: n for n in without6(snapshot.networks.values())})
+    snapshot = replace(snapshot, networks={n.name: carried(me, n, local.ipv6) for n in snapshot.networks.values()})
     networks = sorted(snapshot.networks.values(), key=lambda n: n.name)
     objects: list[KernelObject] = [Sysctl("ipv4/ip_forward", "1")]
     objects += _gateways(me, networks)

@@ -10,23 +10,26 @@ for a discovery or for a search for duplicates.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
-from ipaddress import IPv6Interface, IPv6Network
+from ipaddress import IPv4Address, IPv6Address, IPv6Interface, IPv6Network
 from typing import NamedTuple
 
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network, Node
 from plait.model.objects import Addr, Inside6, KernelObject, Neigh, Route, Sysctl
 
+LEAST_MTU = 1280
+"""Bytes that a link must carry to have IPv6 (RFC 8200, section 5); on one with less the kernel refuses every address."""
 FORWARDING = Sysctl("ipv6/conf/all/forwarding", "1")
 
 
 class Family(NamedTuple):
-    """How nft spells a family: its word, the type of its addresses, and what the names of its sets and maps end in."""
+    """How nft spells a family: its word, the type of its addresses, and what the names of its sets and maps end in. `anywhere`: every
+    address of a host."""
 
     ip: str
     type: str
     end: str
+    anywhere: IPAddress
 
     def subnet(self, network: Network) -> IPNetwork | None:
         return network.subnet if self is V4 else network.subnet6
@@ -45,17 +48,13 @@ class Family(NamedTuple):
         return [subnet for network in networks if (subnet := self.subnet(network)) is not None]
 
 
-V4, V6 = Family("ip", "ipv4_addr", ""), Family("ip6", "ipv6_addr", "6")
+V4 = Family("ip", "ipv4_addr", "", IPv4Address("0.0.0.0"))
+V6 = Family("ip6", "ipv6_addr", "6", IPv6Address("::"))
 
 
 def families(networks: Iterable[Network]) -> tuple[Family, ...]:
     """Those that any of the networks has."""
     return (V4, V6) if any(network.subnet6 is not None for network in networks) else (V4,)
-
-
-def without6(networks: Iterable[Network]) -> list[Network]:
-    """The networks on a host whose kernel has no IPv6."""
-    return [replace(network, subnet6=None, gateway6=None) for network in networks]
 
 
 def opened(dev: str) -> list[KernelObject]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, collapse_addresses
 
 from plait.backends import BACKENDS, Peer, has_tunnel
-from plait.model.cluster import Endpoint, Network, PortMapping, Snapshot
+from plait.model.cluster import Endpoint, Network, Snapshot
 from plait.model.objects import HookRule, KernelObject, NftChain, NftSet
 from plait.plan.dual import V4, Family, families
 
@@ -96,10 +96,12 @@ def _port_sets(family: Family, endpoints: Iterable[Endpoint]) -> list[KernelObje
             continue
         for port in endpoint.ports:
             target = f"{address} . {port.container_port}"
-            if port.host_ip == ANY:
+            if port.host_ip in (ANY, family.anywhere):
                 wildcard.add(f"{port.proto} . {port.host_port} : {target}")
-            elif family is V4:
+            elif port.host_ip.version == family.anywhere.version:
                 exact.add(f"{port.host_ip} . {port.proto} . {port.host_port} : {target}")
+            else:
+                continue
             published.add(f"{address} . {port.proto} . {port.container_port}")
         hairpin.add(f"{address} . {address}")
     kind, end = family.type, family.end
@@ -120,7 +122,7 @@ def _raw_chain(present: Sequence[Family], networks: Sequence[Network], any_publi
     """
     rules = [*_untracked(networks), 'iifname "pl-*" ip daddr 127.0.0.0/8 drop']
     if any_published:
-        rules += [f'iifname "pl-*" {ip} saddr . meta l4proto . th sport @published{end} accept' for ip, _, end in present]
+        rules += [f'iifname "pl-*" {ip} saddr . meta l4proto . th sport @published{end} accept' for ip, _, end, _ in present]
     for family in present:
         ip, subnets = family.ip, family.subnets(networks)
         rules += [f'iifname "pl-*" {ip} saddr {subnet} {ip} daddr {subnet} notrack accept' for subnet in subnets[:_PLAIN_NETWORKS]]
@@ -158,7 +160,7 @@ def _publish(present: Sequence[Family]) -> tuple[str, ...]:
 
 
 def _masquerade(family: Family) -> list[str]:
-    ip, _, end = family
+    ip, _, end, _ = family
     rules = [f"{ip} saddr . {ip} daddr @hairpin{end} ct status dnat masquerade"]
     if family is V4:
         rules.append('ip saddr 127.0.0.0/8 oifname "pl-e*" masquerade')
@@ -167,17 +169,17 @@ def _masquerade(family: Family) -> list[str]:
 
 def _forward(present: Sequence[Family], gateway: bool) -> tuple[str, ...]:
     rules = ["ct state established,related,untracked accept"]
-    rules += [f"{ip} saddr . {ip} daddr @same{end} accept" for ip, _, end in present]
+    rules += [f"{ip} saddr . {ip} daddr @same{end} accept" for ip, _, end, _ in present]
     rules.append("ct status dnat accept")
-    rules += [f"{ip} saddr @hosts{end} accept" for ip, _, end in present]
-    for ip, _, end in present:
+    rules += [f"{ip} saddr @hosts{end} accept" for ip, _, end, _ in present]
+    for ip, _, end, _ in present:
         rules += [
             f"{ip} saddr @internal{end} drop",
             f"{ip} daddr @internal{end} drop",
             f"{ip} saddr @pools{end} {ip} daddr @pools{end} drop",
         ]
     if not gateway:
-        rules += [f'iifname != "pl-x*" iifname != "pl-wg*" {ip} daddr @pools{end} drop' for ip, _, end in present]
+        rules += [f'iifname != "pl-x*" iifname != "pl-wg*" {ip} daddr @pools{end} drop' for ip, _, end, _ in present]
     return tuple(rules)
 
 
@@ -204,8 +206,3 @@ def _encrypted_only(networks: Iterable[Network]) -> list[KernelObject]:
 def _hooks(family: Family) -> list[KernelObject]:
     rules = ('iifname "pl-*" oifname != "br-*" accept', 'oifname "pl-*" accept')
     return [HookRule(family.ip, "filter", "DOCKER-USER", rule) for rule in rules]
-
-
-def port_text(port: PortMapping) -> str:
-    """How people write a published port: `127.0.0.1:8080->80/tcp`."""
-    return f"{port.host_ip}:{port.host_port}->{port.container_port}/{port.proto}"

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address
 
-from plait.backends import BACKENDS, DIRECT, Path, Peer
+from plait.backends import BACKENDS, DIRECT, Path, Peer, outer_growth
 from plait.model.cluster import Network, Node, Reach, Snapshot
 from plait.model.objects import Route
 
@@ -41,7 +42,7 @@ def path_mtu(me: Node, node: Node, measured: Mapping[str, int]) -> int:
 
 def network_mtu(me: Node, network: Network) -> int:
     """MTU inside the containers of `network` on this node: the underlay's minus what the backend adds, bytes."""
-    return me.mtu - BACKENDS[network.backend].overhead()
+    return me.mtu - outer_growth(me, BACKENDS[network.backend].overhead())
 
 
 def inner_mtu(me: Node, node: Node, network: Network, path: Path | None, measured: Mapping[str, int]) -> int:
@@ -49,7 +50,12 @@ def inner_mtu(me: Node, node: Node, network: Network, path: Path | None, measure
     if path is None:
         return network_mtu(me, network)
     carried = path_mtu(me, path.relay or node, measured)
-    return min(network_mtu(me, network), min(carried, node.mtu) - BACKENDS[path.kind].overhead())
+    return min(network_mtu(me, network), min(carried, node.mtu) - outer_growth(me, BACKENDS[path.kind].overhead()))
+
+
+def linkable(nodes: Mapping[str, Node]) -> dict[str, IPv4Address]:
+    """The nodes between which plain routes to containers are possible at all, with their next hops, for these must be of IPv4."""
+    return {name: node.address for name, node in nodes.items() if isinstance(node.address, IPv4Address)}
 
 
 def direct_routes(me: Node, dev: str, peers: Iterable[Peer]) -> list[Route]:
@@ -67,6 +73,7 @@ class _Chooser:
 
     def __init__(self, snapshot: Snapshot, ways: tuple[str, ...], device: str) -> None:
         self._snapshot, self._ways, self._device = snapshot, ways, device
+        self._linkable = linkable(snapshot.nodes)
 
     def path(self, node: Node) -> Path | None:
         me = self._snapshot.me
@@ -86,7 +93,7 @@ class _Chooser:
 
     def _works(self, way: str, here: str, there: str) -> bool:
         if way == DIRECT:
-            return there in self._of(here).linked and here in self._of(there).linked
+            return {here, there} <= self._linkable.keys() and there in self._of(here).linked and here in self._of(there).linked
         return there not in self._of(here).broken.get(self._device, ())
 
     def _of(self, name: str) -> Reach:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from plait.http.message import Answer
+from plait.model.addr import at_port
 from plait.model.cluster import Node, Snapshot
 from plait.model.errors import ConfigError
 from plait.serve.consul_http import COMMON, NO_ENDPOINT, Call, Handler, Missing, Route, encoded, json_answer, read_headers, text_answer
@@ -110,7 +111,7 @@ class OperatorApi:
             {
                 "ID": node.id,
                 "Node": node.name,
-                "Address": f"{node.address}:{SERVER_PORT}",
+                "Address": at_port(node.address, SERVER_PORT),
                 "Leader": True,
                 "Voter": True,
                 "ProtocolVersion": "3",
@@ -134,7 +135,7 @@ class OperatorApi:
         return {
             "ID": node.id,
             "Name": node.name,
-            "Address": f"{node.address}:{SERVER_PORT}",
+            "Address": at_port(node.address, SERVER_PORT),
             "SerfStatus": "alive" if healthy else "failed",
             "Version": CONSUL_VERSION,
             "Leader": True,

@@ -173,13 +173,13 @@ def _all_nodes(snapshot: Snapshot) -> dict[str, CatalogNode]:
 
 def agent_node(node: Node) -> CatalogNode:
     """A node as its agent says it is."""
-    address = str(node.address)
+    address, family = str(node.address), f"ipv{node.address.version}"
     meta = {key: value for key, value in node.meta.items() if key != SERVER_META}
     return CatalogNode(
         name=node.name,
         address=address,
         id=node.id,
-        tagged_addresses={"lan": address, "lan_ipv4": address, "wan": address, "wan_ipv4": address},
+        tagged_addresses={"lan": address, f"lan_{family}": address, "wan": address, f"wan_{family}": address},
         meta={"consul-network-segment": "", "consul-version": CONSUL_VERSION, **meta},
         create_index=1,
         modify_index=1,

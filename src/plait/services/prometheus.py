@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
+from plait.model.addr import at_port
 from plait.model.cluster import Instance
 from plait.services.checkviews import Json
 from plait.services.views import Views
@@ -29,8 +30,10 @@ def target_groups(views: Views, instances: Iterable[Instance], port: str = "") -
         host = instance.address or views.directory.nodes[instance.node].address
         for name, number in _ports(instance):
             if number and port.lower() in ("", name.lower()):
-                target = f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
-                yield {"targets": [target], "labels": {**labels, f"{_PREFIX}port_name": name, f"{_PREFIX}service_port": str(number)}}
+                yield {
+                    "targets": [at_port(host, number)],
+                    "labels": {**labels, f"{_PREFIX}port_name": name, f"{_PREFIX}service_port": str(number)},
+                }
 
 
 def _ports(instance: Instance) -> Iterator[tuple[str, int]]:

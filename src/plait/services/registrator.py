@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from plait.model.addr import at_port
 from plait.model.cluster import Container, Instance
 from plait.model.discovery import LAN4, LAN6, Check
 from plait.model.labels import DNS_LABEL
@@ -254,7 +255,7 @@ def _meta(said: Mapping[str, str]) -> dict[str, str]:
 
 def _check(said: Mapping[str, str], address: str, port: int, container: Container) -> dict[str, object] | None:
     """The body of its check, None if it asks for none."""
-    kind = _kind(said, f"{address}:{port}", container)
+    kind = _kind(said, at_port(address, port), container)
     if kind is None:
         return None
     body: dict[str, object] = {theirs: said[ours] for ours, theirs in _CHECKS.items() if ours in said}
@@ -279,7 +280,7 @@ def _kind(said: Mapping[str, str], place: str, container: Container) -> dict[str
         return {"DockerContainerID": container.id, "Args": ["sh", "-c", command]}
     if script := said.get("check_script"):
         address, _, port = place.rpartition(":")
-        return {"Args": ["sh", "-c", script.replace("$SERVICE_IP", address).replace("$SERVICE_PORT", port)]}
+        return {"Args": ["sh", "-c", script.replace("$SERVICE_IP", address.strip("[]")).replace("$SERVICE_PORT", port)]}
     if ttl := said.get("check_ttl"):
         return {"TTL": ttl}
     return None

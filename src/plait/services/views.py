@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from plait.model.addr import at_port
 from plait.model.cluster import Instance, Snapshot
 from plait.model.discovery import LAN4, LAN6, SERF_CHECK, CatalogNode, Check
 from plait.services.checkviews import Json, health_check
@@ -63,7 +64,7 @@ class Views:
 
     def servers(self) -> list[str]:
         nodes = sorted(self.directory.snapshot.nodes.values(), key=lambda n: n.name)
-        return [f"{node.address}:{SERVER_PORT}" for node in nodes if SERVER_META in node.meta]
+        return [at_port(node.address, SERVER_PORT) for node in nodes if SERVER_META in node.meta]
 
     # --- checks
 

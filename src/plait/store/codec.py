@@ -7,18 +7,20 @@ records give equal bytes. Unknown fields are ignored and missing ones take their
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
 from functools import cache
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address
 from typing import Any, TypeVar, cast
 
 import msgspec
 
+from plait.model.addr import EitherAddress
 from plait.model.errors import ConfigError
 
 T = TypeVar("T")
 
 _ADDRESS_TYPES = (IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network)
+_READERS: Mapping[object, Callable[[str], Any]] = {kind: kind for kind in _ADDRESS_TYPES} | {EitherAddress: ip_address}
 _SHOWN = 120
 """Bytes of an undecodable value that an error shows."""
 
@@ -30,8 +32,9 @@ def _to_json(value: Any) -> str:
 
 
 def _from_json(wanted: type[Any], value: Any) -> Any:
-    if wanted in _ADDRESS_TYPES and isinstance(value, str):
-        return wanted(value)
+    read = _READERS.get(wanted)
+    if read is not None and isinstance(value, str):
+        return read(value)
     raise NotImplementedError(f"no {wanted.__name__} from {type(value).__name__}")
 
 

@@ -8,10 +8,12 @@ node's certificate directory, and where the store is. Nothing secret is sent bef
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from pathlib import Path
 
 from plait.model.errors import ConfigError, Conflict, StoreUnavailable
@@ -36,15 +38,24 @@ class JoinResult:
 
 
 def split_address(text: str, default_port: int) -> tuple[str, int]:
-    """("host", port) of "host" or "host:port". Raises ConfigError."""
-    host, colon, port = text.strip().rpartition(":")
-    if not colon:
-        host, port = text.strip(), str(default_port)
-    if not host or ":" in host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
+    """("host", port) of "host" or "host:port"; an IPv6 address alone, or in brackets before a port. Raises ConfigError."""
+    host, port = _parts(text.strip(), str(default_port))
+    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
         raise ConfigError(
             "address", text, "is no HOST or HOST:PORT", f"give the first node's address, for example 192.0.2.1:{default_port}"
         )
     return host, int(port)
+
+
+def _parts(text: str, default_port: str) -> tuple[str, str]:
+    """Host and port of `text`; "" as the host of what has too many colons."""
+    inside, bracket, rest = text.removeprefix("[").partition("]")
+    if text.startswith("[") and bracket:
+        return inside, rest.removeprefix(":") if rest.startswith(":") else default_port if not rest else ""
+    with contextlib.suppress(ValueError):
+        return str(IPv6Address(text)), default_port
+    host, colon, port = text.rpartition(":")
+    return ("", port) if ":" in host else (host, port) if colon else (text, default_port)
 
 
 async def join_cluster(address: str, token: str, node_name: str, node_id: str, directory: Path) -> JoinResult:

@@ -19,11 +19,12 @@ from typing import TypeVar
 
 import msgspec
 
+from plait.model.addr import at_port
 from plait.model.cluster import Node
 from plait.model.errors import Conflict, NotFound, PlaitError
 from plait.store.api import Compare, Delete, Item, Put, Store
 from plait.store.codec import decode, encode
-from plait.store.listener import Limits, TlsListener
+from plait.store.listener import Limits, TlsListener, plain
 from plait.store.pki import check_identity, sign_in_child
 from plait.store.protocol import Frames, Message, ProtocolError, frame
 from plait.store.tls import CA_CERT, der_of
@@ -130,10 +131,10 @@ class JoinServer:
         await self._listener.run()
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        source = str(writer.get_extra_info("peername")[0])
+        source = plain(writer.get_extra_info("peername")[0])
         if not self._attempts.allowed(source):
             return
-        reached = str(writer.get_extra_info("sockname")[0])
+        reached = plain(writer.get_extra_info("sockname")[0])
         try:
             async with asyncio.timeout(STEP_TIMEOUT):
                 request = await read_message(reader, Frames(join_server_decoder, MAX_FRAME))
@@ -182,7 +183,7 @@ class JoinServer:
                 return None
             raise Conflict(f"join as {request.node_name}: the node of that name changed meanwhile; try again")
         log.info("node_admitted", extra={"node": request.node_name, "id": request.node_id})
-        return Joined(certificate, self._store_address or f"{reached}:{self._store_port}", self._info)
+        return Joined(certificate, self._store_address or at_port(reached, self._store_port), self._info)
 
     async def _reserve(self, name: str, node_id: str) -> tuple[list[Compare], list[Put]]:
         """Compares under which `name` is free or this node's own, and the put that reserves it. Raises Conflict naming both ids."""

@@ -46,7 +46,7 @@ class TlsListener:
     def open(self) -> None:
         """Bind and listen; `port` 0 becomes the port chosen. Raises ConfigError if the address cannot be had."""
         try:
-            self._socket = socket.create_server((self.host, self.port), backlog=128)
+            self._socket = _listening(self.host, self.port)
         except OSError as error:
             raise ConfigError("listen address", f"{self.host}:{self.port}", f"cannot be used: {error.strerror or error}") from error
         self._socket.setblocking(False)
@@ -73,8 +73,9 @@ class TlsListener:
                         log.warning("accept_failed", extra={"port": self.port, "error": str(error)})
                         await asyncio.sleep(0.1)
                         continue
-                    if self._admit(peer[0]):
-                        group.create_task(self._serve(connection, peer[0]))
+                    source = plain(peer[0])
+                    if self._admit(source):
+                        group.create_task(self._serve(connection, source))
                     else:
                         connection.close()
         finally:
@@ -129,3 +130,15 @@ class TlsListener:
             connection.close()
             return None
         return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+def plain(address: str) -> str:
+    """An address as its owner knows it: a socket of both families shows those of IPv4 as IPv6 ones (RFC 4291, section 2.5.5.2)."""
+    return address.removeprefix("::ffff:")
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket on `host`; "" is every address of both families, or of IPv4 where the host has no other."""
+    if not host and socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, backlog=128, dualstack_ipv6=True)
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=128)

@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Interface
 from pathlib import Path
 
 from plait.kernel.api import Result, changeable
@@ -28,6 +28,7 @@ from plait.kernel.linux.sysctl import answer_at_once, open_for_ipv6, read_sysctl
 from plait.kernel.linux.watch import watch_kernel
 from plait.kernel.linux.wgdevice import Device
 from plait.kernel.linux.wireguard import Wireguard
+from plait.model.addr import IPAddress
 from plait.model.cluster import HostRange
 from plait.model.errors import KernelError
 from plait.model.objects import (
@@ -118,7 +119,7 @@ class LinuxKernel:
         """Tables of others whose rules forwarded traffic must meet (see `foreign`). May be called from any thread."""
         return foreign_guards(open_nft())
 
-    def underlay(self, address: IPv4Address) -> tuple[str, int]:
+    def underlay(self, address: IPAddress) -> tuple[str, int]:
         """Name and MTU of the link that carries `address`. OSError if no link does. May be called from any thread."""
         with contextlib.closing(nl.NetlinkSocket()) as sock:
             names = {f.index: f.name for f in links.dump_links(sock)}
@@ -147,8 +148,8 @@ class LinuxKernel:
         """Drop what the kernel learnt of path MTUs (ten minutes old at most, sysctl mtu_expires): a way that has become wider is used at
         once. What is still narrow it learns again from the next packet. May be called from any thread."""
         write_sysctl("ipv4/route/flush", "1")
-        with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
-            write_sysctl("ipv6/route/flush", "1")
+        with contextlib.closing(nl.NetlinkSocket()) as sock, contextlib.suppress(*_BROKEN):  # a kernel without IPv6 has no such list
+            routes.forget_learnt(sock)
 
     def wireguard(self, name: str) -> Device | None:
         """What a WireGuard device says of itself and its peers now, None if there is none that answers. May be called from any thread."""

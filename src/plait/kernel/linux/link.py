@@ -12,7 +12,7 @@ import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from plait.kernel.linux import netlink as nl
 from plait.model.objects import PREFIX, BridgeLink, EndpointLink, Inside6, VxlanLink, WireguardLink
@@ -23,7 +23,7 @@ _IFINFO = struct.Struct("=BxHiII")
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO = 1, 3, 4, 5, 18
 _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_LINK_NETNSID = 20, 26, 28, 37
 _INFO_KIND, _INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
-_VXLAN_ID, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PORT = 1, 4, 7, 15
+_VXLAN_ID, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PORT, _VXLAN_LOCAL6 = 1, 4, 7, 15, 17
 _BR_FORWARD_DELAY, _BR_STP_STATE = 1, 5
 _INET_CONF = 1
 _CONF_PROXY_ARP = 3
@@ -81,11 +81,11 @@ def decode_link(body: bytes) -> Found:
 
 def _decode_vxlan(name: str, data: bytes, mac: str, mtu: int, up: bool) -> VxlanLink:
     attrs = nl.parse_attrs(data)
-    local = attrs.get(_VXLAN_LOCAL, b"\0\0\0\0")
+    local = attrs.get(_VXLAN_LOCAL6) or attrs.get(_VXLAN_LOCAL, b"\0\0\0\0")
     port = int.from_bytes(attrs.get(_VXLAN_PORT, b"\0\0"), "big")
-    if len(local) != 4:
+    if len(local) not in (4, 16):
         raise nl.NetlinkParseError(f"vxlan {name}: local address of {len(local)} bytes")
-    return VxlanLink(name, nl.number_of(attrs.get(_VXLAN_ID)), port, IPv4Address(local), mac, mtu, up)
+    return VxlanLink(name, nl.number_of(attrs.get(_VXLAN_ID)), port, ip_address(local), mac, mtu, up)
 
 
 def _proxy_arp(af_spec: bytes) -> bool:
@@ -135,7 +135,7 @@ def create_vxlan(link: VxlanLink) -> nl.Message:
     data = nl.nested(
         _INFO_DATA,
         nl.attr_u32(_VXLAN_ID, link.vni),
-        nl.attr(_VXLAN_LOCAL, link.local.packed),
+        nl.attr(_VXLAN_LOCAL if link.local.version == 4 else _VXLAN_LOCAL6, link.local.packed),
         nl.attr_u8(_VXLAN_LEARNING, 0),
         nl.attr_u16be(_VXLAN_PORT, link.port),
     )

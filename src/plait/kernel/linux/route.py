@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address
 
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux.link import ADDRESS6_FLAGS, mac_bytes
@@ -33,6 +33,8 @@ _NDA_DST, _NDA_LLADDR = 1, 2
 _NUD_PERMANENT, _NUD_NOARP, _NTF_SELF = 0x80, 0x40, 0x02
 _BITS: dict[int, int] = {socket.AF_INET: 32, socket.AF_INET6: 128}
 _FAMILIES = tuple(_BITS)
+_CLONED = 0x200
+"""Flag of what was learnt of one destination of a route (RTM_F_CLONED)."""
 _METRIC6 = 1024
 """The metric that IPv6 gives a route without one (IP6_RT_PRIO_USER, include/uapi/linux/ipv6_route.h)."""
 
@@ -182,6 +184,20 @@ def _foreign(body: bytes, names: dict[int, str]) -> tuple[IPv4Network, str] | No
     return IPv4Network((_address(attrs[_RTA_DST], family), prefix), strict=False), f"route{via}" + (f" dev {dev}" if dev else "")
 
 
+def forget_learnt(sock: nl.NetlinkSocket) -> None:
+    """Remove what IPv6 has learnt of single destinations, path MTUs above all. Unlike that of IPv4, its sysctl `flush` leaves what has not
+    expired (ten minutes, sysctl mtu_expires)."""
+    found = sock.dump(RTM_GETROUTE, _RTMSG.pack(socket.AF_INET6, 0, 0, 0, _TABLE_MAIN, 0, 0, 0, _CLONED))
+    bodies = [body for kind, body in found if kind == RTM_NEWROUTE and len(body) >= _RTMSG.size]
+    learnt = [(_RTMSG.unpack_from(body), nl.parse_attrs(body[_RTMSG.size :])) for body in bodies]
+    sock.transact([_forgotten(attrs) for head, attrs in learnt if head[-1] & _CLONED and {_RTA_DST, _RTA_OIF} <= attrs.keys()])
+
+
+def _forgotten(attrs: dict[int, bytes]) -> nl.Message:
+    head = _RTMSG.pack(socket.AF_INET6, 128, 0, 0, _TABLE_MAIN, 0, 0, 0, _CLONED)
+    return nl.Message(RTM_DELROUTE, 0, head + nl.attr(_RTA_DST, attrs[_RTA_DST]) + nl.attr(_RTA_OIF, attrs[_RTA_OIF]))
+
+
 def look_up(sock: nl.NetlinkSocket, address: IPAddress) -> tuple[int, IPAddress | None]:
     """Interface index and source address that the kernel would use to reach `address`. OSError if there is no route."""
     family = _family(address)
@@ -257,6 +273,6 @@ def decode_fdb(body: bytes, index: int, name: str) -> Fdb | None:
     _short(body, _NDMSG.size, "FDB")
     _, at, _, _, _ = _NDMSG.unpack_from(body)
     attrs = nl.parse_attrs(body[_NDMSG.size :])
-    if at != index or len(attrs.get(_NDA_DST, b"")) != 4 or _NDA_LLADDR not in attrs:
+    if at != index or len(attrs.get(_NDA_DST, b"")) not in (4, 16) or _NDA_LLADDR not in attrs:
         return None
-    return Fdb(name, attrs[_NDA_LLADDR].hex(":"), IPv4Address(attrs[_NDA_DST]))
+    return Fdb(name, attrs[_NDA_LLADDR].hex(":"), ip_address(attrs[_NDA_DST]))

@@ -14,6 +14,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from plait.kernel.linux.wgdevice import Change, Device, Endpoint, Peer, PeerChange, key_bytes, key_text, public_of
+from plait.model.addr import at_port
 
 SOCKETS = Path("/var/run/wireguard")
 """Where wireguard-go makes them; compiled into it."""
@@ -66,16 +67,11 @@ def _peer_lines(peer: PeerChange) -> Iterable[str]:
     if peer.remove:
         yield "remove=true"
     if peer.endpoint is not None:
-        yield f"endpoint={_endpoint_text(peer.endpoint)}"
+        yield f"endpoint={at_port(*peer.endpoint)}"
     if peer.keepalive is not None:
         yield f"persistent_keepalive_interval={peer.keepalive}"
     for cidr in peer.allowed:
         yield f"allowed_ip={cidr}"
-
-
-def _endpoint_text(endpoint: Endpoint) -> str:
-    host, port = endpoint
-    return f"{host}:{port}" if host.version == 4 else f"[{host}]:{port}"
 
 
 def decode(answer: bytes) -> Device:

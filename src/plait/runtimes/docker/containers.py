@@ -50,7 +50,7 @@ def container_of(
         image=row.image,
         labels=row.labels or {},
         addresses=dict(sorted(addresses.items())),
-        ports=tuple(sorted(ports, key=lambda p: (p.host_port, p.proto, p.host_ip, p.container_port))),
+        ports=tuple(sorted(ports, key=lambda p: (p.host_port, p.proto, str(p.host_ip), p.container_port))),
         pid=details.state.pid if alive and details is not None else 0,
         started=seconds(details.state.started_at) if details is not None else 0.0,
         health=row.health,

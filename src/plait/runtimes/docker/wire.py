@@ -9,13 +9,13 @@ recorded traffic of Docker 20.10.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, TypeVar
 
 import msgspec
 
 from plait.model.cluster import PortMapping, Protocol
-from plait.model.errors import ConfigError, NotSupported
+from plait.model.errors import ConfigError
 
 T = TypeVar("T", bound="Body")
 R = TypeVar("R")
@@ -146,7 +146,7 @@ def _read(kind: Callable[[str], R], text: str, where: str, what: str) -> R:
 def port_requests(options: Mapping[str, Any] | None) -> list[tuple[PortMapping, int]]:
     """The published ports of ProgramExternalConnectivity: each with the last host port that will do too (0: only its own).
 
-    Raises ConfigError for what is no port map, NotSupported for host addresses that are not IPv4.
+    Raises ConfigError for what is no port map.
     """
     try:
         ports = msgspec.convert((options or {}).get(PORTMAP) or [], list[_Port])
@@ -160,9 +160,7 @@ def _port_request(port: _Port) -> tuple[PortMapping, int]:
     first, last = port.host_port or 0, port.host_port_end or 0
     if proto is None or not 0 < port.port < 65536 or not 0 <= first < 65536 or not 0 <= last < 65536:
         raise ConfigError(PORTMAP, f"{first}-{last}:{port.port}/{port.proto}", "is no port of TCP, UDP or SCTP")
-    if ":" in (port.host_ip or ""):
-        raise NotSupported(f"port {first} on {port.host_ip}: plait publishes on IPv4 addresses; name one, or none, in -p")
-    host = parse_address(port.host_ip or "0.0.0.0", "-p")
+    host = _read(ip_address, port.host_ip or "0.0.0.0", "-p", "IP address")
     return PortMapping(proto, first, port.port, host), last if last > first else 0
 
 
