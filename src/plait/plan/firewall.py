@@ -161,7 +161,7 @@ def _masquerade(family: Family) -> list[str]:
     ip, _, end = family
     rules = [f"{ip} saddr . {ip} daddr @hairpin{end} ct status dnat masquerade"]
     if family is V4:
-        rules.append('ip saddr 127.0.0.0/8 oifname "pl-e*" masquerade')
+        rules.append('ip saddr 127.0.0.0/8 oifname "pl-*" masquerade')
     return [*rules, f'{ip} saddr @pools{end} {ip} daddr != @pools{end} oifname != "pl-*" masquerade']
 
 
