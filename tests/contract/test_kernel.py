@@ -105,8 +105,8 @@ CHANGED: tuple[KernelObject, ...] = (
     replace(VXLAN, local=A("127.0.0.1")),
     replace(VXLAN, tx_checksum=False),
     EndpointLink("pl-e1", 1400, peer="pl-p1", mac="02:00:00:00:00:02"),
-    EndpointLink("pl-e2", 1500, peer="pl-p2", mac="02:00:00:00:00:04", master="pl-b1", hairpin=True),
-    EndpointLink("pl-e2", 1500, peer="pl-p2", mac="02:00:00:00:00:04"),
+    EndpointLink("pl-e4", 1500, peer="pl-p4", mac="02:00:00:00:00:04", master="pl-b1", hairpin=True),
+    EndpointLink("pl-e4", 1500, peer="pl-p4", mac="02:00:00:00:00:04"),
     EndpointLink("pl-e1", 1450, peer="pl-p1", mac="02:00:00:00:00:02", master="pl-b1"),
     Neigh("pl-x1", A("10.28.2.0"), "02:00:00:00:00:77"),
     Fdb("pl-x1", "02:00:00:00:00:03", A("198.18.0.9")),
@@ -159,7 +159,7 @@ def test_a_tunnel_device_is_told_to_compute_checksums_or_not_and_keeps_all(run: 
 
 
 def test_a_port_of_a_bridge_that_is_missing_is_refused_and_one_whose_bridge_goes_stays(run: Run) -> None:
-    bridge, port = (next(o for o in OBJECTS if o.key == ("link", name)) for name in ("pl-b1", "pl-e2"))
+    bridge, port = (next(o for o in OBJECTS if o.key == ("link", name)) for name in ("pl-b1", "pl-e4"))
     assert isinstance(port, EndpointLink)
 
     def body(kernel: Kernel) -> None:
@@ -344,7 +344,7 @@ def test_values_that_fit_no_message_are_refused_by_name(obj: KernelObject) -> No
         "ip link set pl-x1 down",
         "ip link set pl-e1 down",
         "ip link del pl-b1",
-        "ip link set pl-e2 nomaster",
+        "ip link set pl-e4 nomaster",
         "ip addr flush dev pl-gw",
         "ip link set pl-x1 down; ip link set pl-x1 name eno1; ip link set eno1 up",
         "ip link set pl-gw down; ip link set pl-gw name br7",
