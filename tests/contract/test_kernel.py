@@ -105,6 +105,9 @@ CHANGED: tuple[KernelObject, ...] = (
     replace(VXLAN, local=A("127.0.0.1")),
     replace(VXLAN, tx_checksum=False),
     EndpointLink("pl-e1", 1400, peer="pl-p1", mac="02:00:00:00:00:02"),
+    EndpointLink("pl-e4", 1500, peer="pl-p4", mac="02:00:00:00:00:04", master="pl-b1", hairpin=True),
+    EndpointLink("pl-e4", 1500, peer="pl-p4", mac="02:00:00:00:00:04"),
+    EndpointLink("pl-e1", 1450, peer="pl-p1", mac="02:00:00:00:00:02", master="pl-b1"),
     Neigh("pl-x1", A("10.28.2.0"), "02:00:00:00:00:77"),
     Fdb("pl-x1", "02:00:00:00:00:03", A("198.18.0.9")),
     Route(N("10.28.2.0/24"), "pl-x1", via=A("10.28.2.0"), onlink=True, src=A("10.28.1.0")),
@@ -117,7 +120,7 @@ CHANGED: tuple[KernelObject, ...] = (
     NftSet("pools6", "ipv6_addr", frozenset({"fd00:31::/64", "fd00:33::/64"}), ("interval",)),
     NftSet("pools", "ipv4_addr", frozenset({"10.28.0.0/16", "10.31.0.0/16"}), ("interval",)),
     NftChain("plain", ('iifname "pl-x*" accept', "ip saddr @pools drop")),
-    NftSet("ports", OBJECTS[15].type, frozenset({"127.0.0.1 . udp . 53 : 10.28.1.9 . 53"}), kind="map"),  # type: ignore[union-attr]
+    NftSet("ports", OBJECTS[17].type, frozenset({"127.0.0.1 . udp . 53 : 10.28.1.9 . 53"}), kind="map"),  # type: ignore[union-attr]
 )
 
 
@@ -153,6 +156,21 @@ def test_a_tunnel_device_is_told_to_compute_checksums_or_not_and_keeps_all(run: 
         for now, then in ((VXLAN, software), (software, VXLAN)):
             kernel.apply([Op("put", then, now)])
             assert kernel.owned(PLAN) == {**PLAN, then.key: then}
+
+    run(body)
+
+
+def test_a_port_of_a_bridge_that_is_missing_is_refused_and_one_whose_bridge_goes_stays(run: Run) -> None:
+    bridge, port = (next(o for o in OBJECTS if o.key == ("link", name)) for name in ("pl-b1", "pl-e4"))
+    assert isinstance(port, EndpointLink)
+
+    def body(kernel: Kernel) -> None:
+        failed = kernel.apply([Op("put", port)]).failed
+        assert {key: error.errno for key, error in failed.items()} == {port.key: errno.ENODEV}
+        kernel.apply([Op("del", None, port)])
+        assert not kernel.apply([Op("put", bridge), Op("put", port)]).failed
+        kernel.apply([Op("del", None, bridge)])
+        assert kernel.owned() == {port.key: replace(port, master="", isolated=False)}
 
     run(body)
 
@@ -327,6 +345,8 @@ def test_values_that_fit_no_message_are_refused_by_name(obj: KernelObject) -> No
         "ip link set pl-x1 address 02:00:00:00:00:55",
         "ip link set pl-x1 down",
         "ip link set pl-e1 down",
+        "ip link del pl-b1",
+        "ip link set pl-e4 nomaster",
         "ip addr flush dev pl-gw",
         "ip link set pl-x1 down; ip link set pl-x1 name eno1; ip link set eno1 up",
         "ip link set pl-gw down; ip link set pl-gw name br7",

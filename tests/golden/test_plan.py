@@ -115,6 +115,16 @@ CASES |= {
     for name, network in (("hybrid", HYBRID), ("vxlan", DEFAULT), ("direct", replace(HYBRID, backend="direct")))
 }
 """B is on A's link, C behind a router; nothing comes through the tunnel to D, which C reaches."""
+SWITCHED = Network("here", N("10.30.0.0/24"), A("10.30.0.1"), 28, backend="bridge", options={"isolated": "true"})
+CASES["bridge"] = Snapshot(
+    "A",
+    1,
+    {k: ALL[k] for k in "AB"},
+    frozenset("AB"),
+    {"default": DEFAULT, "here": SWITCHED},
+    blocks("A", "B") | {("here", N("10.30.0.0/28")): Block("here", N("10.30.0.0/28"), "A")},
+    {"e-web": replace(WEB, network="here", address=A("10.30.0.2"))},
+)
 CASES["two-tunnels"] = Snapshot(
     "A",
     1,

@@ -37,6 +37,7 @@ class FakeNode:
         self._address = IPv4Address(f"198.18.0.{number}")
         self.reuse_after_s, self.clock = 0.0, time.monotonic
         self.ranges: list[NamedRange] = []
+        self.fast_path = False
 
     async def start(self) -> None:
         self.journal = Journal(self.folder / "journal.db")
@@ -47,7 +48,9 @@ class FakeNode:
         self.networks = Networks(self.view, self.store, DEFAULT, self.view.caught_up)
         self.addresses = Addresses(self.view, self.store, self.journal, DEFAULT, False, self.reuse_after_s, lambda: self.ranges, self.clock)
         self.publisher = Publisher(self.view, self.store, self.view.caught_up)
-        self.ops = AgentOperations(self.view, self.journal, self.work, self.addresses, self.networks, self._settled, self.converge)
+        self.ops = AgentOperations(
+            self.view, self.journal, self.work, self.addresses, self.networks, self._settled, self.converge, lambda: self.fast_path
+        )
         self._task = asyncio.create_task(self._run())
         await self.until(lambda: self.replica.synced)
         self._put_node()
@@ -82,7 +85,7 @@ class FakeNode:
 
     async def converge(self) -> int:
         """Passes until one has nothing to do; returns the number of operations of the first."""
-        plan = lambda: plan_node(self.view.snapshot, Local())  # noqa: E731
+        plan = lambda: plan_node(self.view.snapshot, Local(fast_path=self.fast_path))  # noqa: E731
         first = (await self.work.converge(plan, True)).writes
         for _ in range(3):
             if not (await self.work.converge(plan, True)).writes:

@@ -34,6 +34,8 @@ OBJECTS: tuple[KernelObject, ...] = (
     VXLAN,
     BridgeLink("pl-gw", "02:00:00:00:00:aa"),
     EndpointLink("pl-e1", 1450, peer="pl-p1", mac="02:00:00:00:00:02"),
+    BridgeLink("pl-b1", "02:00:00:00:00:bb", 1500),
+    EndpointLink("pl-e4", 1500, peer="pl-p4", mac="02:00:00:00:00:04", master="pl-b1", isolated=True),
     Addr("pl-x1", IPv4Interface("10.28.1.0/32")),
     Addr("pl-gw", IPv4Interface("10.28.0.1/32")),
     Sysctl("ipv4/ip_forward", "1"),

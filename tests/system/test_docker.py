@@ -47,6 +47,12 @@ def links(lab: Lab, host: str) -> list[str]:
     return [link["ifname"] for link in shown if link["ifname"].startswith(("pl-e", "pl-p"))]
 
 
+def bridge_ports(lab: Lab) -> list[str]:
+    """Links of A's containers that are ports of a bridge of plait's."""
+    shown = json.loads(lab.run("A", "ip", "-j", "link").stdout)
+    return [link["ifname"] for link in shown if link.get("master", "").startswith("pl-b")]
+
+
 def docker(lab: Lab, host: str, *words: str, check: bool = True, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
     return lab.run(host, "docker", *words, check=check, timeout_s=timeout_s)
 
@@ -158,8 +164,9 @@ def test_the_default_bridge_is_reachable_from_the_other_host(two: Lab) -> None:
 # --- addresses
 
 
-def test_hosts_on_one_link_need_no_tunnel(two: Lab) -> None:
-    """A network made through Docker as hybrid, and Docker's default bridge, whose FORWARD policy is drop, made one while it is used."""
+def test_networks_of_all_models(two: Lab) -> None:
+    """A sandbox network and a hybrid one made through Docker; and its default bridge, whose FORWARD policy is drop, made hybrid while it is
+    used."""
     refused = docker(
         two,
         "A",
@@ -180,6 +187,13 @@ def test_hosts_on_one_link_need_no_tunnel(two: Lab) -> None:
     docker(two, "A", "network", "create", "-d", "plait", "--ipam-driver", "plait", "-o", "model=hybrid", "near")
     process.until("B has it too", lambda: networks(two, "B") >= {"near"}, 5)
     assert json.loads(two.run("B", "plait", "network", "inspect", "near", "--json").stdout)["model"] == "hybrid"
+
+    docker(two, "A", "network", "create", "-d", "plait", "--ipam-driver", "plait", "-o", "model=sandbox", "local")
+    for name in ("l1", "l2"):
+        docker(two, "A", "run", "-d", "--name", name, "--network", "local", "nginx")
+    assert answers(two, "A", "l1", "http://l2/") and len(bridge_ports(two)) == 2
+    docker(two, "A", "rm", "-f", "l1", "l2")
+    docker(two, "A", "network", "rm", "local")
 
     def paths() -> set[tuple[str, str]]:
         return {(n, row["kind"]) for row in json.loads(two.run("A", "plait", "paths", "--json").stdout) for n in row["networks"]}

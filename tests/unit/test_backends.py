@@ -29,7 +29,8 @@ def came_to(options: dict[str, str], *others: Network) -> tuple[str, int, int]:
     [
         ({}, "vxlan"),
         ({"model": "overlay"}, "vxlan"),
-        ({"model": "sandbox"}, "none"),
+        ({"model": "sandbox"}, "bridge"),
+        ({"model": "sandbox", "isolated": "true"}, "bridge"),
         ({"model": "hybrid"}, "hybrid"),
         ({"model": "hybrid", "backend": "direct"}, "direct"),
         ({"backend": "none"}, "none"),
@@ -48,14 +49,16 @@ def test_a_model_has_a_backend_and_a_backend_a_model(options: dict[str, str], ba
         ({"backend": "ipsec"}, "backend: 'ipsec' is not known; use one of .*none, vxlan"),
         ({"model": "overlay", "backend": "none"}, r"is of the model sandbox and cannot promise what overlay does .*use one of vxlan"),
         ({"model": "sandbox", "backend": "vxlan"}, r"of the model overlay and cannot promise what sandbox does .isolated containers"),
-        ({"bakend": "vxlan"}, "'bakend' is not known; use one of model, backend, port, vni"),
+        ({"bakend": "vxlan"}, "'bakend' is not known; use one of model, backend, port, vni, isolated"),
         ({"port": "0"}, "port: '0' is not possible; a number from 1 to 65535"),
         ({"port": "65536"}, "a number from 1 to 65535"),
         ({"port": "\u0663"}, "a number from 1 to 65535"),
         ({"vni": "16777216"}, "a number from 1 to 16777215"),
         ({"vni": ""}, "a number from 1 to 16777215"),
-        ({"backend": "none", "vni": "3"}, "vni: '3' means nothing to backend none, which has no tunnel"),
+        ({"backend": "none", "vni": "3"}, "vni: '3' means nothing to backend none; leave it out; it is an option of vxlan, hybrid"),
         ({"backend": "direct", "port": "3"}, "means nothing to backend direct"),
+        ({"isolated": "true"}, "means nothing to backend vxlan; leave it out; it is an option of bridge"),
+        ({"backend": "bridge", "isolated": "yes"}, "isolated: 'yes' is not possible; true or false"),
         ({"vni": "1", "port": "8472"}, "port: 8472 is not that of the tunnel with VNI 1, 4789; give another vni"),
     ],
 )
@@ -113,3 +116,14 @@ def test_a_change_takes_along_who_shares_the_tunnel(options: dict[str, str], wan
 def test_a_change_that_containers_cannot_follow_is_refused(options: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         changed(ONE, options, BACKENDS.values(), ALL)
+
+
+@pytest.mark.parametrize(("before", "after"), [("none", "bridge"), ("bridge", "none")])
+def test_containers_do_not_become_neighbours_or_cease_to_be(before: str, after: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{after}' is of another kind than {before}; make a second network"):
+        changed(replace(ONE, backend=before), {"backend": after}, BACKENDS.values(), ALL)
+
+
+def test_isolation_changes_while_the_network_is_used() -> None:
+    (found,) = changed(replace(ONE, backend="bridge"), {"isolated": "true"}, BACKENDS.values(), ALL)
+    assert found == replace(ONE, backend="bridge", options={"isolated": "true"})

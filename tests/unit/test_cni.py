@@ -65,6 +65,13 @@ async def test_the_result_has_the_format_of_the_version(agent: CniAgent, version
     }
 
 
+async def test_where_the_network_is_a_bridge_the_address_has_its_prefix(agent: CniAgent) -> None:
+    await agent.node.ops.ensure_network(NetworkRequest("here", IPv4Network("10.40.0.0/24"), options={"backend": "bridge"}))
+    _, result = await added(agent, network="here")
+    assert result["ips"] == [{"address": "10.40.0.2/24", "gateway": "10.40.0.1", "interface": 1}]
+    assert result["routes"] == [{"dst": "0.0.0.0/0", "gw": "10.40.0.1"}]
+
+
 async def test_the_container_is_known_by_its_name_and_keeps_its_address(agent: CniAgent) -> None:
     netns, first = await added(agent)
     assert containers(agent)["web"].addresses == {"default": IPv4Address("10.28.0.2")}

@@ -441,6 +441,22 @@ async def test_join_answers_link_and_gateway(s: Setup) -> None:
     assert len(name) <= 15
 
 
+@pytest.mark.parametrize("internal", [False, True])
+async def test_a_network_with_a_bridge_has_neighbours_and_nobody_behind_the_gateway(s: Setup, internal: bool) -> None:
+    subnet = IPv4Network("10.31.0.0/16")
+    await s.ops.ensure_network(NetworkRequest("here", subnet, internal=internal, options={"model": "sandbox"}))
+    s.engine.add_network("here", str(subnet), Internal=internal)
+    got = await s.docker.call("IpamDriver.RequestAddress", PoolID=f"plait:{subnet}", Address="", Options={MAC: "02:00:00:00:00:01"})
+    assert got["Address"] == "10.31.0.2/16"
+    face = {"Address": got["Address"], "MacAddress": "02:00:00:00:00:01"}
+    await s.docker.call("NetworkDriver.CreateEndpoint", NetworkID="here-id", EndpointID="e", Interface=face)
+    answer = await s.docker.call("NetworkDriver.Join", NetworkID="here-id", EndpointID="e", SandboxKey="/x")
+    assert answer.pop("InterfaceName")
+    assert answer == {"StaticRoutes": [], **({"DisableGatewayService": True} if internal else {"Gateway": "10.31.0.1"})}
+    again = await s.docker.call("IpamDriver.RequestAddress", PoolID=f"plait:{subnet}", Address="10.31.0.2", Options=None)
+    assert again["Address"] == "10.31.0.2/16", "a restarted dockerd gets the same"
+
+
 async def test_an_internal_network_has_no_gateway_and_wants_no_other_nic(s: Setup) -> None:
     await s.ops.ensure_network(NetworkRequest("inner", IPv4Network("10.30.0.0/16"), internal=True))
     s.engine.add_network("inner", "10.30.0.0/16", Internal=True)

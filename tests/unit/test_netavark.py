@@ -150,6 +150,14 @@ async def test_setup_gives_the_address_and_mac_that_are_asked_for(mesh: CniAgent
     assert answer["interfaces"]["eth0"]["subnets"][0]["ipnet"] == "10.40.0.50/32"
 
 
+async def test_where_the_network_is_a_bridge_the_address_has_its_prefix(agent: CniAgent) -> None:
+    await agent.node.ops.ensure_network(NetworkRequest("mesh", IPv4Network("10.40.0.0/16"), options={"model": "sandbox"}))
+    status, answer = await agent.netavark("setup", EXEC, agent.netns("n"))
+    (endpoint,) = agent.node.ops.endpoints("netavark").values()
+    assert status == 200
+    assert answer["interfaces"]["eth0"]["subnets"] == [{"gateway": "10.40.0.1", "ipnet": f"{endpoint.address}/16"}]
+
+
 async def test_teardown_is_the_reverse_and_may_be_repeated(mesh: CniAgent) -> None:
     path = mesh.netns("n")
     await mesh.netavark("setup", EXEC, path)

@@ -16,6 +16,7 @@ from tests.support.consulapi import Cuttable
 
 from plait.model.cluster import PortMapping
 from plait.model.errors import ConfigError, Conflict, KernelError, NotFound, PoolExhausted, PortInUse, StoreUnavailable
+from plait.model.objects import EndpointLink
 from plait.runtimes.api import AttachRequest, NetworkRequest
 
 A = IPv4Address
@@ -42,6 +43,22 @@ async def test_an_attach_is_what_the_next_pass_finds(store: Cuttable, tmp_path: 
         await a.detach("web")
         assert await a.converge() == 0
         assert not [key for key in a.kernel.objects if "pl-e" in " ".join(key)]
+
+
+@pytest.mark.parametrize("backend", ["vxlan", "bridge"])
+async def test_so_it_is_in_a_network_of_the_first_moment_and_on_the_fast_path(store: Cuttable, tmp_path: Path, backend: str) -> None:
+    async with nodes(store, tmp_path, "A") as (a,):
+        a.fast_path = True
+        await a.converge()
+        await a.ops.ensure_network(NetworkRequest("here", IPv4Network("10.40.0.0/16"), options={"backend": backend}))
+        await a.attach("web", "here")
+        (endpoint,) = a.ops.endpoints("sandbox").values()
+        held = {key: obj for key, obj in a.kernel.objects.items() if endpoint.dev in " ".join(key)}
+        await a.converge()
+        assert {key: a.kernel.objects.get(key) for key in held} == held, "no pass takes back or changes what the attach made"
+        link = held["link", endpoint.dev]
+        assert isinstance(link, EndpointLink) and bool(link.master) == (backend == "bridge")
+        assert any(key[0] == "nft" for key in held) == (backend == "vxlan")
 
 
 async def test_a_thousand_concurrent_attaches_on_three_nodes_give_no_address_twice(store: Cuttable, tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ from plait.model.cluster import Container, Endpoint, Network, PortMapping, Snaps
 from plait.model.errors import Conflict, KernelError, NotFound, NotSupported, PlaitError
 from plait.model.objects import KernelObject, Sysctl
 from plait.plan import carried, endpoint_objects
-from plait.plan.desired import device_name, endpoint_mac
-from plait.plan.fastpath import fast_chain, fast_elements
+from plait.plan.desired import device_name, endpoint_mac, local_ports, shared_objects
+from plait.plan.fastpath import fast_chain, fast_elements, on_fast_path
 from plait.plan.firewall import port_objects
 from plait.runtimes.api import AttachRequest, NetworkRequest, paired
 from plait.store.codec import decode, encode
@@ -219,9 +219,10 @@ class AgentOperations:
     async def _plumb(self, endpoint: Endpoint, before: Sequence[Endpoint]) -> None:
         """All of a new endpoint at once: each change of the nft tables costs the kernel some milliseconds. A refusal in these leads to a
         full pass, as after every change of ports; one of a link or route is raised."""
-        fresh = self._objects(endpoint)
-        if self._fast_path():
-            fresh += [*fast_elements(endpoint), fast_chain(endpoint, self._network(endpoint.network))]
+        network = self._network(endpoint.network)
+        fresh = [*shared_objects(self._view.snapshot.nodes[self._view.me], network), *self._objects(endpoint)]
+        if self._fast_path() and on_fast_path(network):
+            fresh += [*fast_elements(endpoint), fast_chain(endpoint, network)]
         maps, old_maps = self._port_maps(before)
         try:
             await self._kernel.put([*fresh, *maps], [*[None] * len(fresh), *old_maps])
@@ -279,7 +280,7 @@ class AgentOperations:
             published = replace(endpoint, ports=ports)
             await self._remember(published)
         if ports:
-            await self._kernel.put([Sysctl(f"ipv4/conf/{endpoint.dev}/route_localnet", "1")])
+            await self._kernel.put([local_ports(self._network(endpoint.network), endpoint)])
         await self._apply_ports(before)
         return published
 
@@ -309,6 +310,7 @@ class AgentOperations:
 
     async def _quicken(self, endpoints: Sequence[Endpoint]) -> None:
         """Let what these endpoints send take the fast path, if this kernel has it."""
+        endpoints = [endpoint for endpoint in endpoints if on_fast_path(self._network(endpoint.network))]
         if not self._fast_path() or not endpoints:
             return
         try:

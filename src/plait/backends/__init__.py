@@ -2,6 +2,7 @@
 """How traffic goes between nodes. One file a backend; `BACKENDS` is the only place that lists them."""
 
 from plait.backends.base import DIRECT, MODELS, Backend, Path, Peer, outer_growth
+from plait.backends.bridge import BridgeBackend
 from plait.backends.direct import DirectBackend
 from plait.backends.hybrid import HybridBackend
 from plait.backends.none import NoneBackend
@@ -9,11 +10,11 @@ from plait.backends.settings import OPTIONS as SETTINGS
 from plait.backends.settings import Settings, changed, has_tunnel, settle
 from plait.backends.vxlan import VxlanBackend
 from plait.backends.wireguard import WireguardBackend
+from plait.model.cluster import Network
 
 _VXLAN = VxlanBackend()
-BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (_VXLAN, NoneBackend(), HybridBackend(_VXLAN), DirectBackend(), WireguardBackend())
-}
+_ALL: tuple[Backend, ...] = (_VXLAN, BridgeBackend(), NoneBackend(), HybridBackend(_VXLAN), DirectBackend(), WireguardBackend())
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
 """Of each model the first is the one that is taken where none is asked for, of all of them the first where no model is either."""
 
 DUAL = frozenset({"vxlan", "none"})
@@ -31,6 +32,12 @@ __all__ = [
     "Settings",
     "changed",
     "has_tunnel",
+    "on_link",
     "outer_growth",
     "settle",
 ]
+
+
+def on_link(network: Network) -> bool:
+    """Whether the network's containers on one host are neighbours on one link; else each of them is alone with the gateway on its own."""
+    return bool(BACKENDS[network.backend].bridge(network))

@@ -75,6 +75,11 @@ class Backend(Protocol):
         backend whose tunnel `plan` makes. None: its containers reach their own host's only."""
         ...
 
+    @property
+    def options(self) -> frozenset[str]:
+        """What a network of this backend can be given besides model and backend, of `settings.OPTIONS`."""
+        ...
+
     def needs(self) -> frozenset[str]:
         """Kernel capabilities without which the backend cannot work."""
         ...
@@ -88,6 +93,10 @@ class Backend(Protocol):
         """The tunnel device of this node for the network, "" if it has none."""
         ...
 
+    def bridge(self, network: Network) -> str:
+        """The bridge of this node whose ports the network's endpoints are, "" if each of them is routed by itself."""
+        ...
+
     def plan(self, me: Node, network: Network, peers: Sequence[Peer]) -> list[KernelObject]:
         """All kernel objects of the tunnel for this network between this node and `peers`, whatever their paths (what is not used is probed
         through it), and routes for those whose path goes through it; several networks may share some. Direct routes are the plan's."""
@@ -97,6 +106,8 @@ class Backend(Protocol):
 class NoTunnel:
     """What the backends without a tunnel have in common."""
 
+    options: frozenset[str] = frozenset()
+
     def needs(self) -> frozenset[str]:
         return frozenset({"veth", "nft"})
 
@@ -104,6 +115,9 @@ class NoTunnel:
         return 0
 
     def device(self, network: Network) -> str:
+        return ""
+
+    def bridge(self, network: Network) -> str:
         return ""
 
     def plan(self, me: Node, network: Network, peers: Sequence[Peer]) -> list[KernelObject]:

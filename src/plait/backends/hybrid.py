@@ -20,6 +20,7 @@ class HybridBackend:
     def __init__(self, tunnel: Backend) -> None:
         self._tunnel = tunnel
         self.ways = (DIRECT, tunnel.name)
+        self.options = tunnel.options
 
     def needs(self) -> frozenset[str]:
         return self._tunnel.needs()
@@ -29,6 +30,9 @@ class HybridBackend:
 
     def device(self, network: Network) -> str:
         return self._tunnel.device(network)
+
+    def bridge(self, network: Network) -> str:
+        return ""
 
     def plan(self, me: Node, network: Network, peers: Sequence[Peer]) -> list[KernelObject]:
         return self._tunnel.plan(me, network, peers)

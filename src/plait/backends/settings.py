@@ -15,7 +15,7 @@ from plait.backends.base import MODELS, Backend
 from plait.model.cluster import VXLAN_PORT, Network
 from plait.model.errors import ConfigError
 
-OPTIONS = ("model", "backend", "port", "vni")
+OPTIONS = ("model", "backend", "port", "vni", "isolated")
 WITH_VNI = frozenset({"vxlan"})
 """Kinds of path that a VNI and a port tell apart."""
 LARGEST_VNI, LARGEST_PORT = (1 << 24) - 1, (1 << 16) - 1
@@ -38,9 +38,11 @@ def settle(
     check_names(options)
     backend = choose_backend(options, backends)
     port, vni = _number(options, "port", LARGEST_PORT), _number(options, "vni", LARGEST_VNI)
-    if not has_tunnel(backend):
-        for name in {"port", "vni"} & options.keys():
-            raise ConfigError(name, options[name], f"means nothing to backend {backend.name}, which has no tunnel", "leave it out")
+    for name in sorted(options.keys() - backend.options - {"model", "backend"}):
+        fit = ", ".join(other.name for other in backends if name in other.options)
+        raise ConfigError(name, options[name], f"means nothing to backend {backend.name}", f"leave it out; it is an option of {fit}")
+    if options.get("isolated", "true") not in ("true", "false"):
+        raise ConfigError("isolated", options["isolated"], "is not possible", "true or false")
     tunnels = {b.name for b in backends if has_tunnel(b)}
     taken = {network.vni: network.port for network in others if network.backend in tunnels}
     if not vni:
@@ -63,12 +65,17 @@ def changed(network: Network, options: Mapping[str, str], backends: Collection[B
     along = [n for n in everyone if shared and n.vni == network.vni and has_tunnel(known[n.backend])]
     wanted = {"backend": network.backend, **options}
     settled = settle(wanted, backends, [other for other in everyone if other not in along], network)
-    if bool(settled.backend.ways) != bool(known[network.backend].ways):
+    if _kind(settled.backend, network) != _kind(known[network.backend], network):
         raise ConfigError("backend", settled.backend.name, f"is of another kind than {network.backend}", "make a second network for it")
     own = replace(network, backend=settled.backend.name, vni=settled.vni, port=settled.port, options={**network.options, **options})
     if own.encrypted != network.encrypted:
         raise ConfigError("backend", own.backend, f"would change whether {network.name} is encrypted", "make a second network for it")
     return [own, *(replace(other, port=settled.port) for other in along)]
+
+
+def _kind(backend: Backend, network: Network) -> tuple[bool, bool]:
+    """What of a backend its containers are made for: whether they reach other hosts, and whether they are on one link."""
+    return bool(backend.ways), bool(backend.bridge(network))
 
 
 def has_tunnel(backend: Backend) -> bool:

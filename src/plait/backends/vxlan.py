@@ -27,6 +27,7 @@ OVERHEAD = 50
 class VxlanBackend:
     name, model = "vxlan", "overlay"
     ways = ("vxlan", DIRECT)
+    options = frozenset({"port", "vni"})
 
     def needs(self) -> frozenset[str]:
         return frozenset({"vxlan", "veth", "nft"})
@@ -36,6 +37,9 @@ class VxlanBackend:
 
     def device(self, network: Network) -> str:
         return f"{PREFIX}x{network.vni}"
+
+    def bridge(self, network: Network) -> str:
+        return ""
 
     def plan(self, me: Node, network: Network, peers: Sequence[Peer]) -> list[KernelObject]:
         if me.tunnel is None:

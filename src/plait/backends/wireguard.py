@@ -28,6 +28,7 @@ OVERHEAD = 60
 class WireguardBackend:
     name, model = "wireguard", "overlay"
     ways = (name,)
+    options: frozenset[str] = frozenset()
 
     def needs(self) -> frozenset[str]:
         return frozenset({"wireguard", "veth", "nft"})
@@ -37,6 +38,9 @@ class WireguardBackend:
 
     def device(self, network: Network) -> str:
         return DEVICE
+
+    def bridge(self, network: Network) -> str:
+        return ""
 
     def plan(self, me: Node, network: Network, peers: Sequence[Peer]) -> list[KernelObject]:
         if me.wireguard is None:

@@ -109,7 +109,7 @@ def _used(count: int) -> str:
     "--backend",
     default="",
     metavar="NAME",
-    help="How that is kept, such as wireguard (encrypted). [default: by the model: none, vxlan, hybrid]",
+    help="How that is kept, such as wireguard (encrypted). [default: by the model: bridge, vxlan, hybrid]",
 )
 @click.option("--internal", is_flag=True, help="Without a way out to other networks.")
 @click.option("--label", "labels", multiple=True, callback=pairs, metavar="K=V", help="A label; can be repeated.")
@@ -160,7 +160,14 @@ def create(
 @network.command(name="set")
 @click.argument("name")
 @click.option(
-    "-o", "--opt", "options", multiple=True, required=True, callback=pairs, metavar="K=V", help="backend, port or vni; can be repeated."
+    "-o",
+    "--opt",
+    "options",
+    multiple=True,
+    required=True,
+    callback=pairs,
+    metavar="K=V",
+    help="backend, port, vni, isolated; repeatable.",
 )
 @with_agent
 def set_(client: AdminClient, name: str, options: dict[str, str]) -> None:

@@ -166,7 +166,7 @@ def _rest(link: VxlanLink | BridgeLink | WireguardLink | EndpointLink, old: Kern
     """What a link that is set has besides its own attributes."""
     match link:
         case EndpointLink():
-            return _answers(link)
+            return [*_joins(link, old), *_answers(link)]
         case WireguardLink():
             return _keyed(link)
     return _offload(link, old)
@@ -190,6 +190,7 @@ def _endpoint(link: EndpointLink) -> list[str]:
     lines = [
         f"ip link add {link.name} mtu {link.mtu} type veth peer name {peer} address {link.mac} mtu {link.mtu}{inside}",
         f"ip link set {link.name} up alias {link.name}",
+        *_joins(link),
         *_answers(link),
     ]
     if link.netns:
@@ -213,6 +214,15 @@ def _inside6(dev: str, has: Inside6) -> list[str]:
     if has.default:
         routes.append(f"default via {has.gateway} dev {dev}")
     return [f"addr replace {has.address}/128 dev {dev} nodad noprefixroute", *(f"-6 route replace {route}" for route in routes)]
+
+
+def _joins(link: EndpointLink, old: KernelObject | None = None) -> list[str]:
+    """What makes it a port of its bridge, or of none any longer."""
+    if link.master:
+        isolated, hairpin = ("on" if flag else "off" for flag in (link.isolated, link.hairpin))
+        port = f"bridge link set dev {link.name} isolated {isolated} hairpin {hairpin}"
+        return [f"ip link set {link.name} master {link.master}", port]
+    return [f"ip link set {link.name} nomaster"] if isinstance(old, EndpointLink) and old.master else []
 
 
 def _answers(link: EndpointLink) -> list[str]:

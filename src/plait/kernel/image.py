@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a kernel holds, in memory, and what each operation does to it. The fake kernel is one; the dry run lays its record over one.
 
-It models: parents (an address on one of plait's links that is missing is ENODEV, a sysctl of one ENOENT, everything on a link goes with
-it, also when a device must be replaced; its neighbours when its MAC changes), idempotent puts and deletions, each nft table written as one
-transaction, nft's memory of a device by its index (what names a link that has gone names nothing that is there). An ingress chain waits
-for the next link of its name, as since Linux 6.16; before, it went with its link, and a pass makes it anew. Links without plait's prefix
-are taken to be there.
+It models: parents (an address on one of plait's links that is missing is ENODEV, as is a port of such a bridge, a sysctl of one ENOENT,
+everything on a link goes with it, also when a device must be replaced; its neighbours when its MAC changes; its ports stay, as ports of
+none), idempotent puts and deletions, each nft table written as one transaction, nft's memory of a device by its index (what names a link
+that has gone names nothing that is there). An ingress chain waits for the next link of its name, as since Linux 6.16; before, it went with
+its link, and a pass makes it anew. Links without plait's prefix are taken to be there.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from plait.model.objects import (
     Addr,
     AllowedIp,
     BridgeLink,
+    EndpointLink,
     Fdb,
     KernelObject,
     Key,
@@ -65,6 +66,9 @@ class KernelImage:
         """The errno with which the kernel would refuse `op`, 0 if it would not."""
         if isinstance(op.subject, NftElement) and op.subject.of.key not in self.objects:
             return errno.EINVAL
+        bridge = op.subject.master if isinstance(op.subject, EndpointLink) else ""
+        if op.verb == "put" and bridge and ("link", bridge) not in self.objects:
+            return errno.ENODEV
         parent = parent_of(op.subject)
         if op.verb == "put" and parent is not None and parent not in self.objects:
             return errno.ENOENT if isinstance(op.subject, Sysctl) else errno.ENODEV
@@ -96,6 +100,8 @@ class KernelImage:
         if obj is not None and key[0] == "link":
             for other in [k for k, o in self.objects.items() if parent_of(o) == key]:
                 del self.objects[other]
+            orphans = {k: o for k, o in self.objects.items() if isinstance(o, EndpointLink) and o.master == key[1]}
+            self.objects |= {k: replace(o, master="", isolated=False, hairpin=False) for k, o in orphans.items()}
             self.objects |= {k: stale for k, o in self.objects.items() if (stale := _without_device(o, key[1])) is not None}
 
     def _transact(self, ops: Sequence[Op], failed: dict[Key, KernelError]) -> None:

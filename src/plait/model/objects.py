@@ -48,7 +48,8 @@ class VxlanLink:
 
 @dataclass(frozen=True, slots=True)
 class BridgeLink:
-    """A bridge without ports that only carries gateway addresses (every kernel has bridges, not every one dummies)."""
+    """A bridge: the one without ports that carries gateway addresses (every kernel has bridges, not every one dummies), or one whose ports
+    are a network's endpoints."""
 
     name: str
     mac: str
@@ -128,12 +129,17 @@ class EndpointLink:
     `netns` names the sandbox's namespace when plait itself plumbs the inside (then `ifname`, `mac`, `address` say how, `through` which
     networks are reached by way of `gateway`, and `inside6` the same for IPv6, None without) and is "" when the container engine moves the
     peer (named `peer`).
-    Compared with the kernel are only the facts of the host side: name, MTU and `ready` (up, proxy ARP on).
+    `master` is the bridge whose port it is, "" of none; an `isolated` port passes nothing to other isolated ones, one in `hairpin` mode
+    gives back what it brought (bridge(8)).
+    Compared with the kernel are only the facts of the host side: name, MTU, `ready` (up, proxy ARP on) and what it is a port of.
     """
 
     name: str
     mtu: int
     ready: bool = True
+    master: str = ""
+    isolated: bool = False
+    hairpin: bool = False
     peer: str = field(default="", compare=False)
     mac: str = field(default="", compare=False)
     netns: str = field(default="", compare=False)

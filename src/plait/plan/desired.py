@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Interface, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 
-from plait.backends import BACKENDS, DIRECT, Peer
+from plait.backends import BACKENDS, DIRECT, Peer, on_link
 from plait.ipam import image, image_block, stray_endpoints
 from plait.model.addr import IPAddress, mac_from_digest
 from plait.model.cluster import Block, Endpoint, Network, Node, Snapshot
@@ -96,6 +96,7 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
 
 def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str = "") -> list[KernelObject]:
     """What one endpoint needs besides its published ports. The attach applies just these; the next pass finds them there."""
+    master = BACKENDS[network.backend].bridge(network)
     link = EndpointLink(
         name=endpoint.dev,
         peer=peer_name(endpoint.dev),
@@ -103,16 +104,47 @@ def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str 
         mtu=network_mtu(me, network),
         netns=netns or endpoint.netns,
         ifname=endpoint.ifname,
-        address=IPv4Interface((endpoint.address, 32)),
+        address=inside_address(network, endpoint.address),
         gateway=network.gateway,
-        through=(network.subnet, *([EVERYWHERE] if endpoint.default_route and not network.internal else [])),
+        through=_through(network, endpoint),
         inside6=inside6(network, endpoint),
+        master=master,
+        isolated=bool(master) and network.options.get("isolated") == "true",
+        hairpin=bool(master and endpoint.ports),
     )
-    objects: list[KernelObject] = [link, Route(IPv4Network((endpoint.address, 32)), endpoint.dev, scope="link")]
+    objects: list[KernelObject] = [link, Route(IPv4Network((endpoint.address, 32)), routed_by(network, endpoint), scope="link")]
     objects += endpoint6_objects(network, endpoint)
     if endpoint.ports:
-        objects.append(Sysctl(f"ipv4/conf/{endpoint.dev}/route_localnet", "1"))
+        objects.append(local_ports(network, endpoint))
     return objects
+
+
+def inside_address(network: Network, address: IPv4Address) -> IPv4Interface:
+    """An endpoint's address as its container has it: with the network's prefix where the others are neighbours on its link, else alone,
+    everybody else being behind the gateway."""
+    return IPv4Interface((address, network.subnet.prefixlen if on_link(network) else 32))
+
+
+def _through(network: Network, endpoint: Endpoint) -> tuple[IPv4Network, ...]:
+    """What an endpoint reaches by way of the gateway."""
+    rest = [EVERYWHERE] if endpoint.default_route and not network.internal else []
+    return tuple(rest if on_link(network) else [network.subnet, *rest])
+
+
+def shared_objects(me: Node, network: Network) -> list[KernelObject]:
+    """What an endpoint of `network` needs to be there before itself: its bridge."""
+    backend = BACKENDS[network.backend]
+    return backend.plan(me, network, []) if backend.bridge(network) else []
+
+
+def routed_by(network: Network, endpoint: Endpoint) -> str:
+    """The device of this host that leads to the endpoint."""
+    return BACKENDS[network.backend].bridge(network) or endpoint.dev
+
+
+def local_ports(network: Network, endpoint: Endpoint) -> Sysctl:
+    """What lets ports that are published on 127.0.0.1 reach the endpoint."""
+    return Sysctl(f"ipv4/conf/{routed_by(network, endpoint)}/route_localnet", "1")
 
 
 def device_name(endpoint_id: str) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network
 
-from plait.backends import BACKENDS
+from plait.backends import BACKENDS, on_link
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network
 from plait.model.objects import NFT_FAST_FAMILY, PREFIX, KernelObject, NftChain, NftElement, NftSet, Route
@@ -36,8 +36,8 @@ _FRAGMENT = {V4: "ip frag-off & 16383 != 0 accept", V6: "exthdr frag exists acce
 
 def fast_objects(networks: Sequence[Network], endpoints: Iterable[Endpoint], routes: Iterable[Route]) -> list[KernelObject]:
     """The whole table. `networks` in their order of name, `endpoints` those of this node, `routes` all that are planned."""
-    own, planned = list(endpoints), list(routes)
-    by_name = {network.name: network for network in networks}
+    planned, by_name = list(routes), {network.name: network for network in networks}
+    own = [endpoint for endpoint in endpoints if on_fast_path(by_name[endpoint.network])]
     present = families(networks)
     objects: list[KernelObject] = [obj for family in present for obj in _maps(family, networks, own, planned)]
     tunnels = {device: [n for n in networks if _device(n) == device] for device in sorted({_device(n) for n in networks} - {""})}
@@ -55,6 +55,11 @@ def _maps(family: Family, networks: Sequence[Network], own: Sequence[Endpoint], 
         pairs = frozenset(f"{subnet} . {subnet}" for subnet in subnets)
         maps.append(NftSet(f"same{family.end}", f"{kind} . {kind}", pairs, ("interval",), family=NFT_FAST_FAMILY))
     return [*maps]
+
+
+def on_fast_path(network: Network) -> bool:
+    """Whether traffic inside `network` is routed on this host; what a bridge switches needs no shortcut, isolated ports may have none."""
+    return not on_link(network)
 
 
 def fast_elements(endpoint: Endpoint) -> list[NftElement]:

@@ -163,7 +163,7 @@ def _masquerade(family: Family) -> list[str]:
     ip, _, end, _ = family
     rules = [f"{ip} saddr . {ip} daddr @hairpin{end} ct status dnat masquerade"]
     if family is V4:
-        rules.append('ip saddr 127.0.0.0/8 oifname "pl-e*" masquerade')
+        rules.append('ip saddr 127.0.0.0/8 oifname "pl-*" masquerade')
     return [*rules, f'{ip} saddr @pools{end} {ip} daddr != @pools{end} oifname != "pl-*" masquerade']
 
 

@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 
+from plait.backends import BACKENDS
+from plait.backends.settings import choose_backend
 from plait.ipam import Reservation, check_network, choose_address, default_block_prefix, exhausted, image, next_subnet, origin
 from plait.model.cluster import Container, Endpoint, Network, PortMapping
 from plait.model.errors import ConfigError, Conflict, NotFound, PlaitError, PortInUse
@@ -77,6 +79,7 @@ class FakeOperations:
             subnet,
             request.gateway or subnet[1],
             request.block_prefix or default_block_prefix(request.ip_range or subnet),
+            backend=choose_backend(request.options, BACKENDS.values()).name,
             internal=request.internal,
             labels=dict(request.labels),
             options=dict(request.options),

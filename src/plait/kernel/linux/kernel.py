@@ -87,7 +87,7 @@ class LinuxKernel:
         self._renamed = {f.name: f.index for f in found if f.renamed}
         names = {f.index: f.name for f in found}
         ours = {f.index: f.name for f in found if f.link is not None}
-        objects: list[KernelObject] = [_with_offload(f.link) for f in found if f.link is not None]
+        objects: list[KernelObject] = [_completed(f.link, names.get(f.master, "")) for f in found if f.link is not None]
         for item in found:
             if isinstance(item.link, WireguardLink):
                 objects += self._wireguard.held(item.link, item.index)
@@ -289,6 +289,8 @@ class LinuxKernel:
             self._plumb_inside(link)
         else:
             self._create_pair(link, None)
+        if link.master or (found is not None and found.master):
+            self._must(*links.join_bridge(link, _index(link.name), _index(link.master) if link.master else 0))
         answer_at_once(link.name)
 
     def _set_endpoint(self, found: links.Found, link: EndpointLink) -> None:
@@ -377,8 +379,10 @@ def _all_done(link: EndpointLink, replies: Iterable[nl.Reply]) -> None:
             raise OSError(reply.errno, f"inside {link.netns}: {reply.text or os.strerror(reply.errno)}")
 
 
-def _with_offload(link: links.Link) -> links.Link:
-    """What rtnetlink does not tell of a link."""
+def _completed(link: links.Link, master: str) -> links.Link:
+    """With what the link's own message does not tell: its master's name, and what is not rtnetlink's matter."""
+    if isinstance(link, EndpointLink) and master:
+        return replace(link, master=master)
     if isinstance(link, VxlanLink):
         with contextlib.suppress(OSError):  # it may have gone meanwhile
             return replace(link, tx_checksum=ethtool.tx_checksum(link.name))

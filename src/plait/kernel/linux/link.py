@@ -21,10 +21,11 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_NEWROUTE = 20, 24
 _IFINFO = struct.Struct("=BxHiII")
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO = 1, 3, 4, 5, 18
-_IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_LINK_NETNSID = 20, 26, 28, 37
-_INFO_KIND, _INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
+_IFLA_MASTER, _IFLA_IFALIAS = 10, 20
+_IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_LINK_NETNSID = 26, 28, 37
+_INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA, _VETH_INFO_PEER = 1, 2, 4, 5, 1
 _VXLAN_ID, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PORT, _VXLAN_LOCAL6 = 1, 4, 7, 15, 17
-_BR_FORWARD_DELAY, _BR_STP_STATE = 1, 5
+_BR_FORWARD_DELAY, _BR_STP_STATE, _BRPORT_MODE, _BRPORT_ISOLATED = 1, 5, 4, 33
 _INET_CONF = 1
 _CONF_PROXY_ARP = 3
 """Offsets into the IFLA_INET_CONF array are one less than IPV4_DEVCONF_* (include/uapi/linux/ip.h): PROXY_ARP is the third."""
@@ -40,15 +41,17 @@ WIREGUARD_NAMES = f"{PREFIX}wg"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One link of the kernel: its index and, if it is one of ours, what it is as an object. `away` is the index of a veth's other end in
-    the namespace where that lies, 0 if it lies in this one. `renamed`: it is ours by its alias, but somebody has given it another name than
-    `name`; as an object it counts as down then."""
+    """One link of the kernel: its index and, if it is one of ours, what it is as an object (without the name of its master). `away` is the
+    index of a veth's other end in the namespace where that lies, 0 if it lies in this one. `renamed`: it is ours by its alias, but
+    somebody has given it another name than `name`; as an object it counts as down then. `master` is the index of its bridge, 0 for
+    none."""
 
     index: int
     name: str
     link: Link | None
     away: int = 0
     renamed: bool = False
+    master: int = 0
 
 
 def decode_link(body: bytes) -> Found:
@@ -75,7 +78,11 @@ def decode_link(body: bytes) -> Found:
         return Found(index, name, WireguardLink(name, "", 0, mtu, up), renamed=renamed)
     if kind == "veth" and name.startswith(f"{PREFIX}e"):
         away = nl.number_of(attrs.get(_IFLA_LINK)) if _IFLA_LINK_NETNSID in attrs else 0
-        return Found(index, name, EndpointLink(name, mtu, up and _proxy_arp(attrs.get(_IFLA_AF_SPEC, b""))), away, renamed)
+        ready = up and _proxy_arp(attrs.get(_IFLA_AF_SPEC, b""))
+        port = nl.parse_attrs(info.get(_INFO_SLAVE_DATA, b""))
+        isolated, hairpin = (nl.number_of(port.get(kind)) == 1 for kind in (_BRPORT_ISOLATED, _BRPORT_MODE))
+        link = EndpointLink(name, mtu, ready, isolated=isolated, hairpin=hairpin)
+        return Found(index, name, link, away, renamed, nl.number_of(attrs.get(_IFLA_MASTER)))
     return Found(index, name, None)
 
 
@@ -186,6 +193,16 @@ def set_link(
         conf = nl.nested(_INET_CONF, nl.attr_u32(_CONF_PROXY_ARP, 1))
         body += nl.nested(_IFLA_AF_SPEC, nl.nested(socket.AF_INET, conf))
     return nl.Message(RTM_NEWLINK, 0, body)
+
+
+def join_bridge(link: EndpointLink, index: int, master: int) -> list[nl.Message]:
+    """Make the link a port of the bridge `master`, in order; 0: of none."""
+    joined = nl.Message(RTM_NEWLINK, 0, _head(index) + nl.attr_u32(_IFLA_MASTER, master))
+    if not master:
+        return [joined]
+    data = nl.nested(_INFO_SLAVE_DATA, nl.attr_u8(_BRPORT_ISOLATED, link.isolated), nl.attr_u8(_BRPORT_MODE, link.hairpin))
+    port = nl.nested(_IFLA_LINKINFO, nl.attr_text(_INFO_SLAVE_KIND, "bridge"), data)
+    return [joined, nl.Message(RTM_NEWLINK, 0, _head(index) + port)]
 
 
 def delete_link(index: int) -> nl.Message:

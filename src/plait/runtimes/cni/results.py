@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
 from plait.model.cluster import Endpoint, Network
+from plait.plan.desired import inside_address
 from plait.runtimes.cni.wire import INVALID, CniError, Dns
 
 Result = Mapping[str, Any]
@@ -25,7 +26,7 @@ def add_result(version: str, endpoint: Endpoint, network: Network, mtu: int, dns
     if version == "1.1.0":
         inside["mtu"] = outside["mtu"] = mtu
     gateway = {} if network.internal else {"gateway": str(network.gateway)}
-    address = {"address": str(IPv4Interface((endpoint.address, 32))), "interface": 1} | gateway
+    address = {"address": str(inside_address(network, endpoint.address)), "interface": 1} | gateway
     if version in ("0.3.1", "0.4.0"):
         address["version"] = "4"
     routes = [{"dst": "0.0.0.0/0", "gw": str(network.gateway)}] if endpoint.default_route and not network.internal else []

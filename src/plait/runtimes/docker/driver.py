@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
-from plait.backends import BACKENDS, settle
+from plait.backends import BACKENDS, on_link, settle
 from plait.ipam import FORCED, check_network, default_block_prefix, image
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network, PortMapping
@@ -161,7 +161,7 @@ class NetworkDriver:
         self._ipam.settled(created.mac)
         self._names.joined(endpoint.network, endpoint.name, created.mac)
         answer: dict[str, object] = {"InterfaceName": {"SrcName": peer_name(endpoint.dev), "DstPrefix": "eth"}}
-        routes = _behind(network.gateway, network.subnet)
+        routes = [] if on_link(network) else _behind(network.gateway, network.subnet)
         answer |= {"DisableGatewayService": True} if network.internal else {"Gateway": str(network.gateway)}
         if endpoint.address6 is not None and network.gateway6 is not None and network.subnet6 is not None:
             routes += _behind(network.gateway6, network.subnet6)

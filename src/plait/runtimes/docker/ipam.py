@@ -20,6 +20,7 @@ from plait.ipam import default_subnet6, is_excluded, next_subnet, origin
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Network
 from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported
+from plait.plan.desired import inside_address
 from plait.runtimes.api import Operations, paired
 from plait.runtimes.docker import wire
 from plait.runtimes.docker.names import StartingNames
@@ -114,8 +115,9 @@ class IpamDriver:
             address = await self._again(subnet, wanted)
         else:
             raise ConfigError("RequestAddress", "", "names neither an address nor a MAC address")
-        # Alone on its link: everybody else is behind the gateway (see `driver.join`).
-        return {"Address": f"{address}/32", "Data": {}}
+        network = self._networks.by_subnet(subnet)
+        # Where the network is not known yet, an address for no container.
+        return {"Address": str(inside_address(network, address)) if network is not None else f"{address}/32", "Data": {}}
 
     async def _request_address6(self, subnet: IPv6Network, options: Mapping[str, str], text: str | None) -> Mapping[str, object]:
         """dockerd asks for it after the IPv4 address of the same container, and with the same MAC."""

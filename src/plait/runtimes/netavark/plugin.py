@@ -8,13 +8,13 @@ gives addresses itself where the driver is host-local or missing, on every host 
 
 from __future__ import annotations
 
-from ipaddress import IPv4Interface
 from typing import Any
 
 import msgspec
 
 from plait.model.cluster import Endpoint, Network
 from plait.model.errors import ConfigError
+from plait.plan.desired import inside_address
 from plait.runtimes.api import AttachRequest
 from plait.runtimes.cni.attachments import Attachment, Attachments
 from plait.runtimes.cni.host import Host, namespace
@@ -80,7 +80,7 @@ class NetavarkPlugin:
         )
 
     def _status(self, endpoint: Endpoint, network: Network) -> object:
-        address: dict[str, str] = {"ipnet": str(IPv4Interface((endpoint.address, 32)))}
+        address: dict[str, str] = {"ipnet": str(inside_address(network, endpoint.address))}
         if not network.internal:
             address["gateway"] = str(network.gateway)
         return {
