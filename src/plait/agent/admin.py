@@ -13,7 +13,7 @@ from plait.agent import reports
 from plait.agent.health import Health
 from plait.agent.identity import Identity
 from plait.agent.kernelwork import KernelWork
-from plait.agent.keys import alive_key, block_key, own_prefixes, single_keys
+from plait.agent.keys import alive_key, block_key, own_prefixes, rotate_key, single_keys
 from plait.agent.operations import AgentOperations
 from plait.agent.sandboxes import Sandboxes, SandboxRequest, parse_ports
 from plait.agent.tunnels import Tunnels
@@ -39,7 +39,7 @@ from plait.model.report import (
 )
 from plait.model.requests import NetworkRequest
 from plait.serve.admin import NewSandbox
-from plait.store.api import Compare, Delete, Store
+from plait.store.api import Compare, Delete, Put, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,14 @@ class AgentAdmin:
                 f"node {name!r} came back, or its blocks changed, while it was to be removed; look at `plait nodes` and try again"
             )
         await self._p.caught_up(result.revision)
+
+    async def rotate_key(self, name: str) -> None:
+        node = self._p.view.snapshot.nodes.get(name)
+        if node is None:
+            raise NotFound(f"there is no node {name!r}; `plait nodes` lists them")
+        if node.wireguard is None:
+            raise Conflict(f"node {name!r} cannot encrypt and has no key; `plait status` there says what it lacks")
+        await self._p.store.txn([], [Put(rotate_key(name), b"1")])
 
     async def networks(self) -> list[NetworkRow]:
         return reports.network_rows(self._p.view.snapshot)

@@ -63,6 +63,7 @@ class Config:
     fast_path: bool
     coordinates: bool
     path_mtu: bool
+    rotate_days: int
     docker_enabled: bool
     docker_bridge: bool
     docker_socket: str
@@ -130,6 +131,12 @@ OPTIONS = (
         "true",
         "Probe how large a packet reaches each other node (by ICMP echo, every two seconds; with more than 40 nodes 20 a second in turn) "
         "and follow it; otherwise both ends' links count.",
+    ),
+    Option(
+        "encryption.rotate_days",
+        "0 to 3650",
+        "0",
+        "Age in days at which this node changes its WireGuard key by itself; 0 = never (`plait keys rotate` does it at any time).",
     ),
     Option("docker.enabled", "true or false", "true if `dockerd` is installed", "Serve Docker's network plug-in and watch the engine."),
     Option(
@@ -268,16 +275,7 @@ def load_config(path: Path) -> Config:
 
 def parse_config(raw: Mapping[str, object], where: str) -> Config:
     """A parsed TOML document -> Config."""
-    flat: dict[str, object] = {}
-    for section, body in raw.items():
-        if not isinstance(body, Mapping):
-            raise ConfigError(f"{where}: {section}", body, "stands outside a section", f"sections are {_SECTIONS}")
-        for key, value in body.items():
-            name = f"{section}.{key}"
-            if name not in _KNOWN:
-                raise ConfigError(f"{where}: {name}", value, "is not a known key", f"known are {', '.join(sorted(_KNOWN))}")
-            flat[name] = value
-    get = _Getter(flat, where)
+    get = _Getter(_flat(raw, where), where)
     docker = get.flag("docker.enabled", lambda: shutil.which("dockerd") is not None)
     return Config(
         name=get.text("node.name", socket.gethostname().split(".")[0]),
@@ -285,6 +283,7 @@ def parse_config(raw: Mapping[str, object], where: str) -> Config:
         fast_path=get.flag("node.fast_path", lambda: True),
         coordinates=get.flag("node.coordinates", lambda: True),
         path_mtu=get.flag("node.path_mtu", lambda: True),
+        rotate_days=get.count("encryption.rotate_days", 0, 3650, least=0),
         docker_enabled=docker,
         docker_bridge=docker and get.flag("docker.default_bridge", lambda: True),
         docker_socket=get.text("docker.socket", "/run/docker.sock"),
@@ -308,6 +307,20 @@ def parse_config(raw: Mapping[str, object], where: str) -> Config:
         log_level=get.choice("log.level", ("debug", "info", "warning", "error"), "info"),
         log_format=get.choice("log.format", ("text", "json"), "text"),
     )
+
+
+def _flat(raw: Mapping[str, object], where: str) -> dict[str, object]:
+    """The values by "section.key". ConfigError for what is not known."""
+    flat: dict[str, object] = {}
+    for section, body in raw.items():
+        if not isinstance(body, Mapping):
+            raise ConfigError(f"{where}: {section}", body, "stands outside a section", f"sections are {_SECTIONS}")
+        for key, value in body.items():
+            name = f"{section}.{key}"
+            if name not in _KNOWN:
+                raise ConfigError(f"{where}: {name}", value, "is not a known key", f"known are {', '.join(sorted(_KNOWN))}")
+            flat[name] = value
+    return flat
 
 
 class _Getter:
@@ -339,10 +352,10 @@ class _Getter:
             raise self._fail(key, "must be a port number from 1 to 65535")
         return value
 
-    def count(self, key: str, default: int, most: int) -> int:
+    def count(self, key: str, default: int, most: int, least: int = 1) -> int:
         value = self._flat.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
-            raise self._fail(key, f"must be a whole number from 1 to {most}")
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise self._fail(key, f"must be a whole number from {least} to {most}")
         return value
 
     def choice(self, key: str, allowed: tuple[Word, ...], default: Word) -> Word:

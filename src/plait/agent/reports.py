@@ -52,6 +52,8 @@ def _node_row(snapshot: Snapshot, node: Node) -> NodeRow:
         "alive": node.name in snapshot.alive,
         "me": node.name == snapshot.me,
         "gateway": GATEWAY_META in node.meta,
+        "key": node.wireguard.public if node.wireguard is not None else "",
+        "rotating": node.wireguard is not None and node.wireguard.rotating,
         "blocks": [str(b.cidr) for b in _sorted(snapshot.blocks.values()) if b.node == node.name],
     }
 

@@ -21,6 +21,7 @@ from plait.backends.wireguard import DEVICE
 from plait.kernel.linux.wgdevice import Device, Peer
 from plait.model.cluster import Snapshot
 from plait.plan.firewall import CLEAR_IN, CLEAR_OUT
+from plait.plan.rotation import partners
 from plait.services.figures import Reading, readings
 
 EVERY_S, APART_S = 2.0, 0.05
@@ -44,11 +45,7 @@ class Tunnel:
 
 def far_ends(snapshot: Snapshot) -> dict[str, IPv4Address]:
     """The other living nodes' own addresses in encrypted networks, by name; empty while this node has none."""
-    me = snapshot.nodes.get(snapshot.me)
-    if me is None or me.wireguard is None or me.wireguard.address is None:
-        return {}
-    nodes = (snapshot.nodes[name] for name in snapshot.alive & snapshot.nodes.keys() - {me.name})
-    return {n.name: n.wireguard.address for n in nodes if n.wireguard is not None and n.wireguard.address is not None}
+    return {name: key.address for name, key in partners(snapshot).items() if key.address is not None}
 
 
 async def _ask(probe: Probe, name: str, address: IPv4Address, answered: set[str]) -> None:

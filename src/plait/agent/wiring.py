@@ -29,6 +29,7 @@ from plait.agent.node import LEASE_TTL_S, NodeLoops, Parts
 from plait.agent.operations import AgentOperations
 from plait.agent.publisher import Publisher
 from plait.agent.reconciler import Reconciler
+from plait.agent.rotation import Doors, Rotation
 from plait.agent.sandboxes import Sandboxes
 from plait.agent.storehost import StoreHost
 from plait.agent.tunnels import Tunnels
@@ -108,6 +109,7 @@ class _Wiring:
         self.resolvers = HostResolvers(self.dns.set_upstreams)
         self.underlay = Underlay(journal, self.view, self.kernel, lambda: self.reconciler.mark())
         self.tunnels = Tunnels(lambda: self.view.snapshot, self.kernel, self.health, lambda: self.reconciler.mark())
+        self.rotation = self._rotation()
         self._linked = asyncio.Event()
         self.loops = NodeLoops(self._parts(), DEFAULT_NETWORK)
         self.reconciler = Reconciler(
@@ -163,7 +165,12 @@ class _Wiring:
             capabilities=self.kernel.capabilities(),
             underlay=self.underlay,
             vanished=lambda: self.engines.vanished(),
+            rotation=self.rotation,
         )
+
+    def _rotation(self) -> Rotation:
+        doors = Doors(lambda: self.loops.refresh_node(), lambda: self.reconciler.once())
+        return Rotation(self.view, self.store, self.replica.items, self.paths.lib, self.config.rotate_days, doors)
 
     def _sandboxes(self) -> Sandboxes:
         name, run_dir, settled = self.identity.name, self.paths.run, self.loops.names_settled
@@ -251,7 +258,10 @@ class _Wiring:
                 self.engines.run(),
                 *self.discovery.loops(),
                 *self.underlay.measuring(
-                    self.tunnels, self.discovery.roundtrips() if self.config.coordinates else None, self.config.path_mtu
+                    self.tunnels,
+                    self.rotation,
+                    self.discovery.roundtrips() if self.config.coordinates else None,
+                    self.config.path_mtu,
                 ),
             ):
                 group.create_task(loop)

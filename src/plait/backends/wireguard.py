@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from ipaddress import IPv4Interface
 
 from plait.backends.base import Peer
-from plait.model.cluster import Network, Node
-from plait.model.objects import PREFIX, Addr, AllowedIp, KernelObject, Route, WireguardLink, WireguardPeer
+from plait.model.cluster import Network, Node, TunnelKey
+from plait.model.objects import PREFIX, Addr, AllowedIp, KernelObject, Route, Sysctl, WireguardLink, WireguardPeer
 
-DEVICE = f"{PREFIX}wg"
-PORT = 7472
+DEVICE, SPARE = f"{PREFIX}wg", f"{PREFIX}wgs"
+"""The device of the tunnels, and the second one that takes its place while a node changes its key (`plan/rotation.py`)."""
+PORT, SPARE_PORT = 7472, 7473
 OVERHEAD = {4: 60, 6: 80}
 """Bytes by version of the underlay's IP: its head 20 or 40, UDP 8, WireGuard's data message 16 + 16 (whitepaper, section 5.4.6)."""
 
@@ -39,22 +40,33 @@ class WireguardBackend:
         return DEVICE
 
     def plan(self, me: Node, network: Network, peers: Sequence[Peer]) -> list[KernelObject]:
-        if me.wireguard is None:
-            return []
         own = me.wireguard
-        objects: list[KernelObject] = [WireguardLink(DEVICE, own.public, own.port, me.mtu - self.overhead())]
-        if own.address is not None:
-            objects.append(Addr(DEVICE, IPv4Interface((own.address, 32))))
+        if own is None:
+            return []
+        mtu = me.mtu - self.overhead()
+        objects = _device(WireguardLink(DEVICE, own.public, own.port, mtu), own)
+        if own.spare:
+            objects += _device(WireguardLink(SPARE, own.spare, SPARE_PORT, mtu), own)
         for peer in peers:
-            objects += self._peer(me, peer)
+            key = peer.node.wireguard
+            if key is not None:
+                objects += _reached(DEVICE, key.public, key.port, peer)
+                objects += _reached(SPARE, key.spare, SPARE_PORT, peer) if own.spare and key.spare else []
+                objects += self._routes(own, peer)
         return objects
 
-    def _peer(self, me: Node, peer: Peer) -> list[KernelObject]:
-        key = peer.node.wireguard
-        if key is None:
-            return []
-        src = me.wireguard.address if me.wireguard is not None else None
-        rows: list[KernelObject] = [WireguardPeer(DEVICE, key.public, (peer.node.address, key.port))]
-        rows += [AllowedIp(DEVICE, cidr, key.public) for cidr in peer.blocks]
-        rows += [Route(cidr, DEVICE, src=src, scope="link", mtu=peer.mtu) for cidr in peer.blocks]
-        return rows
+    def _routes(self, own: TunnelKey, peer: Peer) -> list[KernelObject]:
+        dev = SPARE if own.spare and peer.node.name in own.moved else DEVICE
+        return [Route(cidr, dev, src=own.address, scope="link", mtu=peer.mtu) for cidr in peer.blocks]
+
+
+def _device(link: WireguardLink, own: TunnelKey) -> list[KernelObject]:
+    """The device checks sources by keys, so the kernel's check by routes, which may lead to the other device, is loosened (rp_filter=2); on
+    a device without an address even that drops everything."""
+    objects: list[KernelObject] = [link, Sysctl(f"ipv4/conf/{link.name}/rp_filter", "2")]
+    return objects if own.address is None else [*objects, Addr(link.name, IPv4Interface((own.address, 32)))]
+
+
+def _reached(dev: str, public: str, port: int, peer: Peer) -> list[KernelObject]:
+    rows: list[KernelObject] = [WireguardPeer(dev, public, (peer.node.address, port))]
+    return rows + [AllowedIp(dev, cidr, public) for cidr in peer.blocks]

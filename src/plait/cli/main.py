@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, str] = {
     "ipam": "plait.cli.listing",
     "plan": "plait.cli.listing",
     "network": "plait.cli.network",
+    "keys": "plait.cli.keys",
     "run": "plait.cli.sandbox",
     "exec": "plait.cli.sandbox",
     "rm": "plait.cli.sandbox",

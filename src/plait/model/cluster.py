@@ -21,11 +21,16 @@ Protocol = Literal["tcp", "udp", "sctp"]
 @dataclass(frozen=True, slots=True)
 class TunnelKey:
     """How a node is reached in encrypted networks: its WireGuard public key (base64), the UDP port that it listens on, and `address`, that
-    of the host itself inside them (the first of its first block of such a network, None while it holds none)."""
+    of the host itself inside them (the first of its first block of such a network, None while it holds none). The rest is of rotations
+    (`plan/rotation.py`): the key of its spare device ("": there is none), whether it is changing its main key, and the nodes that it sends
+    to by the spare device, ascending."""
 
     public: str
     port: int
     address: IPv4Address | None = None
+    spare: str = ""
+    rotating: bool = False
+    moved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from typing import Literal, TypedDict
 
 
 class NodeRow(TypedDict):
-    """A node of the cluster. `tunnel` is its overlay address ("" while it has none), `blocks` the CIDRs it holds, all networks."""
+    """A node of the cluster. `tunnel` is its overlay address ("" while it has none), `blocks` the CIDRs it holds, all networks. `key` is
+    its WireGuard public key ("": it cannot encrypt), `rotating` whether it is changing it."""
 
     name: str
     id: str
@@ -22,6 +23,8 @@ class NodeRow(TypedDict):
     alive: bool
     me: bool
     gateway: bool
+    key: str
+    rotating: bool
     blocks: list[str]
 
 

@@ -45,7 +45,8 @@ class Local:
     sandboxes whose inside plait plumbs (endpoint id -> path; also where a vanished link is to be put back), whether its kernel
     can forward at ingress (`fastpath.CAPABILITY`), what was measured of the way to other nodes (name -> bytes a packet may have), whether
     its kernel has IPv6, the link that carries the node's address, whether this host drops what comes from where it would not send to
-    (rp_filter 1), the tunnel devices that must compute checksums themselves."""
+    (rp_filter 1), the tunnel devices that must compute checksums themselves, which nodes are sent to by the spare encrypted tunnel
+    (`rotation`)."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
@@ -56,6 +57,7 @@ class Local:
     underlay: str = ""
     strict: bool = False
     software_checksums: frozenset[str] = frozenset()
+    moved: tuple[str, ...] = ()
 
 
 def plan_node(snapshot: Snapshot, local: Local) -> Plan:
@@ -65,6 +67,8 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
         return {}
     if not local.ipv6:
         snapshot = replace(snapshot, networks={n.name: n for n in without6(snapshot.networks.values())})
+    if me.wireguard is not None:
+        me = replace(me, wireguard=replace(me.wireguard, moved=local.moved))
     networks = sorted(snapshot.networks.values(), key=lambda n: n.name)
     objects: list[KernelObject] = [Sysctl("ipv4/ip_forward", "1")]
     objects += _gateways(me, networks)

@@ -79,6 +79,10 @@ class AdminBackend(Protocol):
         """Remove a dead node with its blocks, endpoints, containers and instances. Conflict while it gives signs of life."""
         ...
 
+    async def rotate_key(self, name: str) -> None:
+        """Have the node change its WireGuard key, as soon as it hears of it. NotFound, or Conflict if it has none."""
+        ...
+
     async def networks(self) -> list[NetworkRow]: ...
 
     async def network(self, name: str) -> NetworkView: ...
@@ -244,6 +248,7 @@ class _Routes:
             "ready": {"GET": self.ready},
             "plan": {"GET": self.plan},
             "nodes/*": {"DELETE": self.forget_node},
+            "nodes/*/key": {"POST": self.rotate_key},
             "networks/*": {"GET": self.network, "PUT": self.change_network, "DELETE": self.remove_network},
             "tokens": {"POST": self.create_token},
             "gateway": {"POST": self.enable_gateway, "DELETE": self.disable_gateway},
@@ -261,6 +266,10 @@ class _Routes:
 
     async def forget_node(self, call: _Call) -> Answer:
         await self._backend.forget_node(call.name)
+        return _done()
+
+    async def rotate_key(self, call: _Call) -> Answer:
+        await self._backend.rotate_key(call.name)
         return _done()
 
     async def network(self, call: _Call) -> Answer:
