@@ -8,14 +8,14 @@ import os
 import shutil
 import socket
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import TypeVar
 
 from plait.agent.dnssettings import KEYS as DNS_KEYS
 from plait.agent.dnssettings import DnsSettings, read_dns
+from plait.agent.typedkeys import Getter
 from plait.model.errors import ConfigError
 from plait.services.registrator import Where, Which
 
@@ -64,6 +64,7 @@ class Config:
     coordinates: bool
     path_mtu: bool
     rotate_days: int
+    behind_nat: bool
     docker_enabled: bool
     docker_bridge: bool
     docker_socket: str
@@ -131,6 +132,12 @@ OPTIONS = (
         "true",
         "Probe how large a packet reaches each other node (by ICMP echo, every two seconds; with more than 40 nodes 20 a second in turn) "
         "and follow it; otherwise both ends' links count.",
+    ),
+    Option(
+        "encryption.behind_nat",
+        "true or false",
+        "false",
+        "Other nodes cannot begin to talk to this one. Without a word it is noticed when another node hears it from another address.",
     ),
     Option(
         "encryption.rotate_days",
@@ -259,7 +266,6 @@ OPTIONS = (
 )
 _KNOWN = {option.path for option in OPTIONS}
 _SECTIONS = " ".join(dict.fromkeys(f"[{option.path.partition('.')[0]}]" for option in OPTIONS))
-Word = TypeVar("Word", bound=str)
 
 
 def load_config(path: Path) -> Config:
@@ -275,7 +281,7 @@ def load_config(path: Path) -> Config:
 
 def parse_config(raw: Mapping[str, object], where: str) -> Config:
     """A parsed TOML document -> Config."""
-    get = _Getter(_flat(raw, where), where)
+    get = Getter(_flat(raw, where), where)
     docker = get.flag("docker.enabled", lambda: shutil.which("dockerd") is not None)
     return Config(
         name=get.text("node.name", socket.gethostname().split(".")[0]),
@@ -283,6 +289,7 @@ def parse_config(raw: Mapping[str, object], where: str) -> Config:
         fast_path=get.flag("node.fast_path", lambda: True),
         coordinates=get.flag("node.coordinates", lambda: True),
         path_mtu=get.flag("node.path_mtu", lambda: True),
+        behind_nat=get.flag("encryption.behind_nat", lambda: False),
         rotate_days=get.count("encryption.rotate_days", 0, 3650, least=0),
         docker_enabled=docker,
         docker_bridge=docker and get.flag("docker.default_bridge", lambda: True),
@@ -321,61 +328,6 @@ def _flat(raw: Mapping[str, object], where: str) -> dict[str, object]:
                 raise ConfigError(f"{where}: {name}", value, "is not a known key", f"known are {', '.join(sorted(_KNOWN))}")
             flat[name] = value
     return flat
-
-
-class _Getter:
-    """Typed access to flattened keys; each method raises ConfigError naming the key."""
-
-    def __init__(self, flat: Mapping[str, object], where: str) -> None:
-        self._flat, self._where = flat, where
-
-    def _fail(self, key: str, why: str, hint: str = "") -> ConfigError:
-        return ConfigError(f"{self._where}: {key}", self._flat[key], why, hint)
-
-    def text(self, key: str, default: str) -> str:
-        value = self._flat.get(key, default)
-        if not isinstance(value, str) or not value:
-            raise self._fail(key, "must be a text that is not empty")
-        return value
-
-    def flag(self, key: str, default: Callable[[], bool]) -> bool:
-        if key not in self._flat:
-            return default()
-        value = self._flat[key]
-        if not isinstance(value, bool):
-            raise self._fail(key, "must be true or false")
-        return value
-
-    def port(self, key: str, default: int) -> int:
-        value = self._flat.get(key, default)
-        if not isinstance(value, int) or not 0 < value < 65536:
-            raise self._fail(key, "must be a port number from 1 to 65535")
-        return value
-
-    def count(self, key: str, default: int, most: int, least: int = 1) -> int:
-        value = self._flat.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise self._fail(key, f"must be a whole number from {least} to {most}")
-        return value
-
-    def choice(self, key: str, allowed: tuple[Word, ...], default: Word) -> Word:
-        value = self.text(key, default)
-        for word in allowed:
-            if value == word:
-                return word
-        raise self._fail(key, "is not possible", f"use one of {', '.join(allowed)}")
-
-    def address(self, key: str) -> IPv4Address | None:
-        if key not in self._flat:
-            return None
-        try:
-            return IPv4Address(self.text(key, ""))
-        except ValueError as error:
-            raise self._fail(key, "must be an IPv4 address") from error
-
-    def section(self, name: str, keys: frozenset[str]) -> dict[str, object]:
-        """Those of `keys` that the section sets."""
-        return {key: self._flat[f"{name}.{key}"] for key in sorted(keys) if f"{name}.{key}" in self._flat}
 
 
 def check_node_name(name: str) -> str:

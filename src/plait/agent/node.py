@@ -27,6 +27,7 @@ from plait.agent.publisher import Publisher
 from plait.agent.reconciler import Reconciler
 from plait.agent.reports import GATEWAY_META, merged_meta, strays
 from plait.agent.rotation import Rotation
+from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
 from plait.backends import BACKENDS
@@ -70,6 +71,7 @@ class Parts:
     underlay: Underlay
     vanished: Callable[[], set[str]]
     rotation: Rotation
+    tunnels: Tunnels
 
 
 _CAPABILITIES_EVERY_S = 5.0
@@ -178,7 +180,8 @@ class NodeLoops:
         """How this node is reached in encrypted networks; None while its kernel cannot encrypt."""
         if "wireguard" not in self._capabilities:
             return None
-        return self._p.rotation.key(self._p.addresses.encrypted_address())
+        key, tunnels = self._p.rotation.key(self._p.addresses.encrypted_address()), self._p.tunnels
+        return replace(key, nat=self._p.config.behind_nat or tunnels.behind_nat(), elsewhere=tunnels.elsewhere)
 
     # --- loops
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -52,10 +53,10 @@ class Rotation:
 
     def __init__(self, view: View, store: Store, items: Mapping[str, Item], lib: Path, days: int, doors: Doors) -> None:
         self._view, self._store, self._items, self._lib, self._days, self._doors = view, store, items, lib, days, doors
-        self._resumed = self._swapped = False
-        self._spare, self._rotating, self._since, self._unused_since = "", False, 0.0, 0.0
-        self._published: tuple[str, ...] = ()
-        self.moved: tuple[str, ...] = ()
+        self._public, self._swapped = "", False
+        self._spare, self._rotating, self._since, self._unused_since = "", 0, 0.0, 0.0
+        self._published: Mapping[str, int] = {}
+        self.moved: Mapping[str, int] = {}
         """To whom this node sends by the spare device: the plan's. The record says so once that is done."""
         self._woken = asyncio.Event()
         view.subscribe(self._on_view)
@@ -65,13 +66,14 @@ class Rotation:
             self._woken.set()
 
     def key(self, address: IPv4Address | None) -> TunnelKey:
-        """What this node's record says of its keys."""
-        if not self._resumed:
+        """What this node's record says of its keys. The file is read once: what happens to it later ends nothing. ConfigError if it is
+        damaged at the start."""
+        if not self._public:
+            self._public = own_public_key(self._lib)
             self._resume()
-        return TunnelKey(own_public_key(self._lib), PORT, address, self._spare, self._rotating, self._published)
+        return TunnelKey(self._public, PORT, address, self._spare, self._rotating, self._published)
 
     def _resume(self) -> None:
-        self._resumed = True
         node = self._view.snapshot.nodes.get(self._view.me)
         known = node.wireguard if node is not None else None
         if known is not None and known.spare and key_file(self._lib, SPARE).exists() and own_public_key(self._lib, SPARE) == known.spare:
@@ -101,7 +103,7 @@ class Rotation:
             return False
         others = partners(snapshot)
         if not self._rotating and await self._is_due():
-            self._rotating, self._swapped, self._since = True, False, time.monotonic()
+            self._rotating, self._swapped, self._since = 1 + int.from_bytes(os.urandom(6)), False, time.monotonic()
             log.info("key_rotation_began", extra={"node": me.name})
         own = self.key(me.wireguard.address)
         if not spare_wanted(own, others):
@@ -139,27 +141,27 @@ class Rotation:
         main, spare = await asyncio.gather(through(DEVICE), through(SPARE))
         return main, spare
 
-    async def _move(self, names: tuple[str, ...]) -> None:
+    async def _move(self, moved: Mapping[str, int]) -> None:
         """The kernel first, then the word that it is done."""
-        if names != self.moved:
-            self.moved = names
+        if moved != self.moved:
+            self.moved = moved
             await self._doors.apply()
-        if names != self._published:
-            self._published = names
+        if moved != self._published:
+            self._published = moved
             self._doors.refresh()
 
     async def _advance(self, me: str, others: Mapping[str, TunnelKey], main: Set[str]) -> None:
         """The rotating node's own steps: change the key when nobody uses it, end when everybody answers to the new one."""
         patient = time.monotonic() - self._since < PATIENCE_S
         if not self._swapped and (all_moved(me, self.key(None), others) or not patient):
-            _name_absent("moved", [name for name, key in others.items() if me not in key.moved])
+            _name_absent("moved", [name for name, key in others.items() if key.moved.get(me) != self._rotating])
             await asyncio.sleep(LINGER_S)
-            new_key(self._lib)
+            self._public = new_key(self._lib)
             await self._publish()
             self._swapped, self._since = True, time.monotonic()
         elif self._swapped and (others.keys() <= main or not patient):
             _name_absent("answered", sorted(others.keys() - main))
-            self._rotating = False
+            self._rotating = 0
             self._doors.refresh()
             log.info("key_rotated", extra={"node": me})
 
@@ -179,7 +181,8 @@ class Rotation:
         node = self._view.snapshot.nodes.get(self._view.me)
         before = node.wireguard if node is not None else None
         self._doors.refresh()
-        if before is not None and replace(self.key(before.address), moved=before.moved) != before:
+        now = self.key(None)
+        if before is not None and (now.public, now.spare, now.rotating) != (before.public, before.spare, before.rotating):
             await self._doors.apply()
 
 

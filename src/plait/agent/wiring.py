@@ -108,7 +108,7 @@ class _Wiring:
         self.dns = DnsService(on_crash=self._on_dns_crash, on_query=lambda *q: self.discovery.names(*q), successors=paths.dns_successors)
         self.resolvers = HostResolvers(self.dns.set_upstreams)
         self.underlay = Underlay(journal, self.view, self.kernel, lambda: self.reconciler.mark())
-        self.tunnels = Tunnels(lambda: self.view.snapshot, self.kernel, self.health, lambda: self.reconciler.mark())
+        self.tunnels = Tunnels(lambda: self.view.snapshot, self.kernel, self.health, self._on_tunnels)
         self.rotation = self._rotation()
         self._linked = asyncio.Event()
         self.loops = NodeLoops(self._parts(), DEFAULT_NETWORK)
@@ -137,15 +137,9 @@ class _Wiring:
         self.replica.subscribe(self.discovery.change, self._on_store)
 
     def _operations(self) -> AgentOperations:
+        loops, once = self.loops, self.reconciler.once
         return AgentOperations(
-            self.view,
-            self.journal,
-            self.work,
-            self.addresses,
-            self.networks,
-            self.loops.names_settled,
-            self.reconciler.once,
-            lambda: self.loops.fast_path,
+            self.view, self.journal, self.work, self.addresses, self.networks, loops.names_settled, once, lambda: loops.fast_path
         )
 
     def _parts(self) -> Parts:
@@ -166,11 +160,16 @@ class _Wiring:
             underlay=self.underlay,
             vanished=lambda: self.engines.vanished(),
             rotation=self.rotation,
+            tunnels=self.tunnels,
         )
 
     def _rotation(self) -> Rotation:
         doors = Doors(lambda: self.loops.refresh_node(), lambda: self.reconciler.once())
         return Rotation(self.view, self.store, self.replica.items, self.paths.lib, self.config.rotate_days, doors)
+
+    def _on_tunnels(self) -> None:
+        self.loops.refresh_node()
+        self.reconciler.mark()
 
     def _sandboxes(self) -> Sandboxes:
         name, run_dir, settled = self.identity.name, self.paths.run, self.loops.names_settled

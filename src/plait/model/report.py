@@ -134,7 +134,8 @@ class EngineState(TypedDict):
 class PathState(TypedDict):
     """The way to one other node: underlay address, path (`PathRow` says more), bytes that a packet may have inside, whether that was
     probed (else it is what both ends' links allow); `error` is "" when it is usable. `encrypted` is "" for what is not, "proved" while
-    echoes through the tunnel are answered, else "unproved"; `handshake` is when the latest one was, 0 for never."""
+    echoes through the tunnel are answered, else "unproved"; `handshake` is when the latest one was, 0 for never. `relay` is
+    the node that carries the packets of two encrypted tunnels, "" if none does."""
 
     node: str
     address: str
@@ -144,6 +145,7 @@ class PathState(TypedDict):
     error: str
     encrypted: str
     handshake: float
+    relay: str
 
 
 class PathRow(TypedDict):

@@ -57,7 +57,7 @@ class Local:
     underlay: str = ""
     strict: bool = False
     software_checksums: frozenset[str] = frozenset()
-    moved: tuple[str, ...] = ()
+    moved: Mapping[str, int] = field(default_factory=dict)
 
 
 def plan_node(snapshot: Snapshot, local: Local) -> Plan:
@@ -183,7 +183,8 @@ def _peers(snapshot: Snapshot, network: Network, local: Local, strays: Iterable[
         node, path = snapshot.nodes[name], paths[name]
         mtu = inner_mtu(me, node, network, path, local.path_mtu)
         mtu = mtu if mtu < network_mtu(me, network) else 0
-        found.append(Peer(node, tuple(sorted(blocks.get(name, []))), path, mtu, tuple(sorted(blocks6.get(name, [])))))
+        cidrs, cidrs6 = tuple(sorted(blocks.get(name, []))), tuple(sorted(blocks6.get(name, [])))
+        found.append(Peer(node, cidrs, path, mtu, cidrs6, name in snapshot.alive))
     return found
 
 

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Typed access to the keys of a configuration file. Data in: values by "section.key". Data out: the value, or ConfigError."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from ipaddress import IPv4Address
+from typing import TypeVar
+
+from plait.model.errors import ConfigError
+
+Word = TypeVar("Word", bound=str)
+
+
+class Getter:
+    """Typed access to flattened keys; each method raises ConfigError naming the key."""
+
+    def __init__(self, flat: Mapping[str, object], where: str) -> None:
+        self._flat, self._where = flat, where
+
+    def _fail(self, key: str, why: str, hint: str = "") -> ConfigError:
+        return ConfigError(f"{self._where}: {key}", self._flat[key], why, hint)
+
+    def text(self, key: str, default: str) -> str:
+        value = self._flat.get(key, default)
+        if not isinstance(value, str) or not value:
+            raise self._fail(key, "must be a text that is not empty")
+        return value
+
+    def flag(self, key: str, default: Callable[[], bool]) -> bool:
+        if key not in self._flat:
+            return default()
+        value = self._flat[key]
+        if not isinstance(value, bool):
+            raise self._fail(key, "must be true or false")
+        return value
+
+    def port(self, key: str, default: int) -> int:
+        value = self._flat.get(key, default)
+        if not isinstance(value, int) or not 0 < value < 65536:
+            raise self._fail(key, "must be a port number from 1 to 65535")
+        return value
+
+    def count(self, key: str, default: int, most: int, least: int = 1) -> int:
+        value = self._flat.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise self._fail(key, f"must be a whole number from {least} to {most}")
+        return value
+
+    def choice(self, key: str, allowed: tuple[Word, ...], default: Word) -> Word:
+        value = self.text(key, default)
+        for word in allowed:
+            if value == word:
+                return word
+        raise self._fail(key, "is not possible", f"use one of {', '.join(allowed)}")
+
+    def address(self, key: str) -> IPv4Address | None:
+        if key not in self._flat:
+            return None
+        try:
+            return IPv4Address(self.text(key, ""))
+        except ValueError as error:
+            raise self._fail(key, "must be an IPv4 address") from error
+
+    def section(self, name: str, keys: frozenset[str]) -> dict[str, object]:
+        """Those of `keys` that the section sets."""
+        return {key: self._flat[f"{name}.{key}"] for key in sorted(keys) if f"{name}.{key}" in self._flat}
