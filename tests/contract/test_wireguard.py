@@ -232,7 +232,7 @@ def test_without_wireguard_the_error_says_what_to_install(tmp_path: Path, monkey
     def body(kernel: LinuxKernel) -> None:
         assert "wireguard" in kernel.capabilities()
         monkeypatch.setattr("shutil.which", lambda name: None)
-        assert "wireguard" not in kernel.capabilities()
+        assert "wireguard" not in kernel.capabilities(afresh=True)
         link = new_link(tmp_path)
         assert "apt install wireguard-go" in str(kernel.apply([Op("put", link)]).failed[link.key])
 

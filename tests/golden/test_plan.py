@@ -169,7 +169,8 @@ def test_what_is_relayed_in_clear_is_stopped_nowhere_on_its_way_through_encrypte
     """The two kinds of relay side by side: the chain that stops circles names blocks of the clear network and its devices alone."""
     relayed = [line for line in lines(CASES["behind-nat"], Local(underlay="eth0")).splitlines() if "relay" in line]
     assert "nft 'add element inet plait relayed { 10.28.3.0/24 }'" in relayed
-    assert not [line for line in relayed if "pl-wg" in line or "10.31." in line]
+    from_where = [line.partition("inet plait relay iifname ")[2].split()[0] for line in relayed if "iifname" in line]
+    assert from_where == ['"pl-x*"', '"eth0"'] and not [line for line in relayed if "10.31." in line]
 
 
 def test_packets_by_way_of_a_node_with_a_narrow_link_are_small_enough_for_it() -> None:

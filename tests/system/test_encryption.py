@@ -333,7 +333,7 @@ def test_a_host_that_cannot_encrypt_is_named_and_has_no_way_out(lab: Lab, tmp_pa
             refused = within_sandbox(lab, "C", "ping", "-c1", "-W5", address(lab, "A"))
             within_sandbox(lab, "A", "ping", "-c1", "-W1", address(lab, "C"))
         assert "Unreachable" in refused.stdout
-        assert not shown(file, "net 10.29.0.0/16") and not shown(file, "udp port 4789 and greater 130")
+        assert not shown(file, "net 10.29.0.0/16") and not shown(file, "udp port 4789 and greater 140")
         row = path(lab, "A", "C")
         assert row["encrypted"] == "unproved" and "C cannot encrypt" in row["error"]
     finally:
