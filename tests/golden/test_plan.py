@@ -173,6 +173,16 @@ def test_what_is_relayed_in_clear_is_stopped_nowhere_on_its_way_through_encrypte
     assert from_where == ['"pl-x*"', '"eth0"'] and not [line for line in relayed if "10.31." in line]
 
 
+def test_where_a_node_was_heard_from_stays_before_it_knows_that_it_is_behind_nat() -> None:
+    """A pass in that moment would take the address away by which the node is reached, and the sign that it is elsewhere with it."""
+    own = HIDDEN_NODES["B"].wireguard
+    assert own is not None
+    nodes = {n: replace(node, wireguard=TunnelKey(f"{n * 42}A=", 7472)) for n, node in HIDDEN_NODES.items()}
+    nodes["B"] = replace(nodes["B"], wireguard=replace(own, elsewhere=("A",)))
+    text = lines(replace(CASES["behind-nat"], me="B", nodes=nodes), Local())
+    assert [line.split("peer ")[1][0] for line in text.splitlines() if " endpoint " in line] == ["C"]
+
+
 def test_packets_by_way_of_a_node_with_a_narrow_link_are_small_enough_for_it() -> None:
     nodes = HIDDEN_NODES | {"B": replace(HIDDEN_NODES["B"], mtu=1400)}
     text = lines(replace(CASES["behind-nat"], nodes=nodes), Local())

@@ -83,7 +83,8 @@ def _peers(own: TunnelKey, node: Node, key: TunnelKey) -> list[KernelObject]:
     """A node as peer of each device. Who is behind address translation is heard from before it is sent to, and keeps its way open."""
     keepalive = KEEPALIVE_S if own.nat else 0
     keys = [(DEVICE, key.public, key.port), *([(SPARE, key.spare, SPARE_PORT)] if own.spare and key.spare else [])]
-    return [WireguardPeer(dev, public, None if key.nat else (node.address, port), keepalive) for dev, public, port in keys]
+    found_by_device = key.nat or node.name in own.elsewhere  # it is named as behind address translation a moment after it was heard
+    return [WireguardPeer(dev, public, None if found_by_device else (node.address, port), keepalive) for dev, public, port in keys]
 
 
 def _rows(dev: str, public: str, peer: Peer) -> list[KernelObject]:
