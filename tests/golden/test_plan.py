@@ -148,6 +148,16 @@ CASES["encrypted"] = Snapshot(  # D cannot encrypt, C has a narrower link
     blocks("A", "B", "C", "D") | encrypted_blocks("A", "B", "C", "D"),
     {"e-vault": replace(WEB, id="e-vault", network="secret", address=A("10.31.1.1"), name="vault", ports=())},
 )
+HIDDEN_NODES = {n: replace(encrypting(n, i), wireguard=TunnelKey(f"{n * 42}A=", 7472, nat=n in "AC")) for i, n in enumerate("ABC", 1)}
+CASES["behind-nat"] = Snapshot(  # A and C, which B carries for, are behind address translation; nothing comes through pl-x1 either
+    "A",
+    1,
+    HIDDEN_NODES,
+    frozenset("ABC"),
+    {n.name: n for n in (DEFAULT, SECRET)},
+    blocks("A", "B", "C") | encrypted_blocks("A", "B", "C"),
+    reach={"A": Reach("A", (), {"pl-x1": ("C",)}), "C": Reach("C", (), {"pl-x1": ("A",)})},
+)
 
 
 SIXES = {k: replace(n, address=A6(f"2001:2::{i}")) for i, (k, n) in enumerate(ALL.items(), 1)}
@@ -167,6 +177,30 @@ def test_plan(name: str) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     assert text == path.read_text()
+
+
+def test_what_is_relayed_in_clear_is_stopped_nowhere_on_its_way_through_encrypted_tunnels() -> None:
+    """The two kinds of relay side by side: the chain that stops circles names blocks of the clear network and its devices alone."""
+    relayed = [line for line in lines(CASES["behind-nat"], Local(underlay="eth0")).splitlines() if "relay" in line]
+    assert "nft 'add element inet plait relayed { 10.28.3.0/24 }'" in relayed
+    from_where = [line.partition("inet plait relay iifname ")[2].split()[0] for line in relayed if "iifname" in line]
+    assert from_where == ['"pl-x*"', '"eth0"'] and not [line for line in relayed if "10.31." in line]
+
+
+def test_where_a_node_was_heard_from_stays_before_it_knows_that_it_is_behind_nat() -> None:
+    """A pass in that moment would take the address away by which the node is reached, and the sign that it is elsewhere with it."""
+    own = HIDDEN_NODES["B"].wireguard
+    assert own is not None
+    nodes = {n: replace(node, wireguard=TunnelKey(f"{n * 42}A=", 7472)) for n, node in HIDDEN_NODES.items()}
+    nodes["B"] = replace(nodes["B"], wireguard=replace(own, elsewhere=("A",)))
+    text = lines(replace(CASES["behind-nat"], me="B", nodes=nodes), Local())
+    assert [line.split("peer ")[1][0] for line in text.splitlines() if " endpoint " in line] == ["C"]
+
+
+def test_packets_by_way_of_a_node_with_a_narrow_link_are_small_enough_for_it() -> None:
+    nodes = HIDDEN_NODES | {"B": replace(HIDDEN_NODES["B"], mtu=1400)}
+    text = lines(replace(CASES["behind-nat"], nodes=nodes), Local())
+    assert "ip route replace 10.31.3.0/24 dev pl-wg proto 112 scope link mtu 1340" in text
 
 
 def test_a_kernel_without_ipv6_gets_the_plan_without_it() -> None:

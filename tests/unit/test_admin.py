@@ -113,6 +113,7 @@ CALLS: list[tuple[Callable[[AdminClient], object], tuple[Any, ...]]] = [
     (lambda c: c.plan(), ("plan", False)),
     (lambda c: c.plan(diff=True), ("plan", True)),
     (lambda c: c.create_token(90), ("create_token", 90)),
+    (lambda c: c.rotate_key("b"), ("rotate_key", "b")),
     (lambda c: c.set_gateway(True), ("set_gateway", True)),
     (lambda c: c.set_gateway(False), ("set_gateway", False)),
     (lambda c: c.create_sandbox("web"), ("create_sandbox", NewSandbox("web"))),

@@ -8,12 +8,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from plait.agent.health import Health
+from plait.agent.rotation import Doors, Rotation
 from plait.agent.tunnelkeys import key_file, new_key, own_public_key
 from plait.agent.tunnels import Tunnels, far_ends
+from plait.backends.wireguard import relay_of
 from plait.kernel.linux.wgdevice import Device, Peer, key_text
 from plait.model.cluster import Network, Node, Snapshot, TunnelKey
 from plait.model.errors import ConfigError
@@ -123,6 +127,48 @@ def test_clear_packets_are_a_condition_for_a_minute_and_counted_over_rewritten_c
     assert not world.texts("clear-traffic")
     figures = {reading.name.rpartition(".")[2]: reading.value for reading in world.tunnels.readings()}
     assert figures == {"clear_drops": 6.0, "repairs": 2.0, "tunnels_proved": 1.0}
+
+
+def test_who_is_heard_from_elsewhere_is_told_and_an_old_session_says_nothing() -> None:
+    world = World()
+    world.round()
+    assert world.tunnels.elsewhere == () and world.marks == 0
+    moved = Peer(KEYS["B"], (A("203.0.113.7"), 40000), handshake=world.now - 10)
+    world.device = Device(KEYS["A"], 7472, (moved,))
+    for _ in range(2):
+        world.round()
+    assert world.tunnels.elsewhere == ("B",) and world.marks == 1, "said once"
+    world.device = Device(KEYS["A"], 7472, (replace(moved, handshake=world.now - 200),))
+    world.round()
+    assert world.tunnels.elsewhere == () and world.marks == 2
+
+
+def test_a_node_learns_from_others_that_it_is_behind_nat(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    assert not world.tunnels.behind_nat()
+    far = replace(NODES["B"], wireguard=TunnelKey(KEYS["B"], 7472, A("10.29.2.0"), elsewhere=("A",)))
+    monkeypatch.setitem(NODES, "B", far)
+    assert world.tunnels.behind_nat()
+
+
+def test_two_behind_nat_choose_the_same_relay_and_others_none() -> None:
+    hidden = {name: replace(node(name, 1), wireguard=TunnelKey(KEYS[name], 7472, nat=True)) for name in "AB"}
+    (a, b), c, d = hidden.values(), node("C", 3), node("D", 4)
+    own = {name: n.wireguard for name, n in (*hidden.items(), ("C", c))}
+    assert all(own.values())
+    assert relay_of(own["A"], b, [b, d, c]) == c and relay_of(own["B"], a, [d, c, a]) == c  # type: ignore[arg-type]
+    assert relay_of(own["A"], b, [b, replace(c, wireguard=None), d]) == d  # type: ignore[arg-type]
+    assert relay_of(own["A"], b, [b]) is None and relay_of(own["A"], c, [c, d]) is None  # type: ignore[arg-type]
+    assert relay_of(own["C"], a, [a, d]) is None  # type: ignore[arg-type]
+
+
+def test_a_key_file_that_is_damaged_later_ends_nothing(tmp_path: Path) -> None:
+    view: Any = SimpleNamespace(me="A", snapshot=CLUSTER, subscribe=lambda tell: None)
+    store: Any = None
+    rotation = Rotation(view, store, {}, tmp_path, 0, Doors(lambda: None, lambda: asyncio.sleep(0)))
+    before = rotation.key(None)
+    key_file(tmp_path).write_text("nonsense")
+    assert rotation.key(None) == before
 
 
 def test_the_key_is_made_once_for_root_alone_and_a_damaged_one_is_named(tmp_path: Path) -> None:

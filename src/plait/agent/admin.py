@@ -17,6 +17,7 @@ from plait.agent.identity import Identity
 from plait.agent.ipamcare import IpamCare
 from plait.agent.ipamview import ipam_view
 from plait.agent.kernelwork import KernelWork
+from plait.agent.keys import rotate_key
 from plait.agent.operations import AgentOperations
 from plait.agent.removal import forget_node
 from plait.agent.sandboxes import Sandboxes, SandboxRequest, parse_ports
@@ -45,7 +46,7 @@ from plait.model.report import (
     TokenView,
 )
 from plait.model.requests import NetworkRequest, NewSandbox
-from plait.store.api import Store
+from plait.store.api import Put, Store
 from plait.store.codec import decode, encode
 
 
@@ -106,6 +107,14 @@ class AgentAdmin:
 
     async def forget_node(self, name: str) -> None:
         await forget_node(self._p.view, self._p.store, name)
+
+    async def rotate_key(self, name: str) -> None:
+        node = self._p.view.snapshot.nodes.get(name)
+        if node is None:
+            raise NotFound(f"there is no node {name!r}; `plait nodes` lists them")
+        if node.wireguard is None:
+            raise Conflict(f"node {name!r} cannot encrypt and has no key; `plait status` there says what it lacks")
+        await self._p.store.txn([], [Put(rotate_key(name), b"1")])
 
     async def networks(self) -> list[NetworkRow]:
         return reports.network_rows(self._p.view.snapshot)

@@ -27,7 +27,7 @@ from plait.agent.lanes import LINK, Lanes, lanes
 from plait.model.cluster import Snapshot
 
 log = logging.getLogger("plait.checksums")
-PORT = 7473
+PORT = 7474
 """UDP port of the nodes' tunnel addresses on which datagrams are answered."""
 EVERY_S, FIRST_EVERY_S = 30.0, 1.0
 """Between two rounds; the second, as long as a lane was not tried yet."""

@@ -68,6 +68,8 @@ class Config:
     fast_path: bool
     coordinates: bool
     path_mtu: bool
+    rotate_days: int
+    behind_nat: bool
     docker_enabled: bool
     docker_bridge: bool
     docker_socket: str
@@ -137,6 +139,18 @@ OPTIONS = (
         "true",
         "Probe how large a packet reaches each other node (by ICMP echo, every two seconds; with more than 40 nodes 20 a second in turn) "
         "and follow it; otherwise both ends' links count.",
+    ),
+    Option(
+        "encryption.behind_nat",
+        "true or false",
+        "false",
+        "Other nodes cannot begin to talk to this one. Without a word it is noticed when another node hears it from another address.",
+    ),
+    Option(
+        "encryption.rotate_days",
+        "0 to 3650",
+        "0",
+        "Age in days at which this node changes its WireGuard key by itself; 0 = never (`plait keys rotate` does it at any time).",
     ),
     Option("docker.enabled", "true or false", "true if `dockerd` is installed", "Serve Docker's network plug-in and watch the engine."),
     Option(
@@ -296,6 +310,8 @@ def parse_config(raw: Mapping[str, object], where: str) -> Config:
         fast_path=get.flag("node.fast_path", lambda: True),
         coordinates=get.flag("node.coordinates", lambda: True),
         path_mtu=get.flag("node.path_mtu", lambda: True),
+        behind_nat=get.flag("encryption.behind_nat", lambda: False),
+        rotate_days=get.count("encryption.rotate_days", 0, 3650, least=0),
         docker_enabled=docker,
         docker_bridge=docker and get.flag("docker.default_bridge", lambda: True),
         docker_socket=get.text("docker.socket", "/run/docker.sock"),

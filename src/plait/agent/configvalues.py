@@ -43,10 +43,10 @@ class Getter:
             raise self._fail(key, "must be a port number from 1 to 65535")
         return value
 
-    def count(self, key: str, default: int, most: int) -> int:
+    def count(self, key: str, default: int, most: int, least: int = 1) -> int:
         value = self._flat.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
-            raise self._fail(key, f"must be a whole number from 1 to {most}")
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise self._fail(key, f"must be a whole number from {least} to {most}")
         return value
 
     def duration(self, key: str, default: str) -> float:

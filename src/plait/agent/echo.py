@@ -15,19 +15,20 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import NamedTuple, Protocol
 
 from plait.model.addr import IPAddress
 
-TIMEOUT_S = 2.0
+TIMEOUT_S, VIA_TIMEOUT_S = 2.0, 0.5
 _HEAD = struct.Struct("!BBHHH")
 _NONCE = 16
 SHORTEST = 20 + _HEAD.size + _NONCE
 """Bytes of the shortest request, IP head and all; over IPv6 it is 20 bytes longer all the same."""
 _PMTUDISC_PROBE = 3
-_IP_UNICAST_IF = 50
+_IP_PKTINFO, _IP_UNICAST_IF = 8, 50
 _ERROR = struct.Struct("=IBBBBI")
 """The head of struct sock_extended_err (linux/errqueue.h): errno, origin, type, code, padding, info."""
 
@@ -136,9 +137,26 @@ class Echo:
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
             return (await _exchange(sock, _V4, address, SHORTEST, timeout_s)).rtt_s
 
+    async def ask_via(self, address: IPv4Address, device: str, source: IPv4Address) -> Echoed:
+        """One short request from `source` that leaves by `device` whatever the routes say (ip(7), IP_PKTINFO); the reply comes by any."""
+        with _raw_socket(_V4) as sock:
+            try:
+                sock.bind((str(source), 0))
+                index = socket.if_nametoindex(device)
+            except OSError:
+                return LOST
+            return await _exchange(sock, _V4, address, SHORTEST, VIA_TIMEOUT_S, _leaving_by(index, source))
 
-async def _exchange(sock: socket.socket, icmp: _Icmp, address: IPAddress, size: int, timeout_s: float) -> Echoed:
-    """Send one request and wait for what comes of it."""
+
+async def _exchange(
+    sock: socket.socket,
+    icmp: _Icmp,
+    address: IPAddress,
+    size: int,
+    timeout_s: float,
+    ancillary: Sequence[tuple[int, int, bytes]] = (),
+) -> Echoed:
+    """Send one request, with such ancillary data, and wait for what comes of it."""
     loop, nonce = asyncio.get_running_loop(), os.urandom(_NONCE)
     outcome: asyncio.Future[float | int] = loop.create_future()
     try:
@@ -146,7 +164,7 @@ async def _exchange(sock: socket.socket, icmp: _Icmp, address: IPAddress, size: 
         loop.add_reader(sock, _read, sock, icmp, nonce, outcome)
         try:
             sent = time.monotonic()
-            sock.send(_request(icmp, nonce, size))
+            sock.sendmsg([_request(icmp, nonce, size)], ancillary)
             await asyncio.wait([outcome], timeout=timeout_s)
         finally:
             loop.remove_reader(sock)
@@ -156,6 +174,11 @@ async def _exchange(sock: socket.socket, icmp: _Icmp, address: IPAddress, size: 
         return LOST
     came = outcome.result()
     return Echoed(None, came) if isinstance(came, int) else Echoed(came - sent)
+
+
+def _leaving_by(index: int, source: IPv4Address) -> list[tuple[int, int, bytes]]:
+    """Ancillary data: struct in_pktinfo."""
+    return [(socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("=i4s4x", index, source.packed))]
 
 
 def _raw_socket(icmp: _Icmp) -> socket.socket:

@@ -36,6 +36,11 @@ def node_key(name: str) -> str:
     return f"nodes/{name}"
 
 
+def rotate_key(name: str) -> str:
+    """Holds the wish that the node change its WireGuard key; the node itself deletes it."""
+    return f"rotate/{name}"
+
+
 def alive_key(name: str) -> str:
     return f"alive/{name}"
 
@@ -115,7 +120,7 @@ def own_prefixes(node: str) -> tuple[str, ...]:
 
 def single_keys(node: str) -> tuple[str, ...]:
     """The keys of what there is once of a node; they go when it leaves."""
-    return node_key(node), alive_key(node), reach_key(node), f"coordinates/{node}", hostranges_key(node)
+    return node_key(node), alive_key(node), reach_key(node), rotate_key(node), f"coordinates/{node}", hostranges_key(node)
 
 
 def shown_from(ref: tuple[str, ...]) -> tuple[str, ...]:

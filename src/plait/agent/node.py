@@ -27,11 +27,11 @@ from plait.agent.publisher import Publisher
 from plait.agent.ranges import DIFFER, MISPLACED, differing, digest, misplaced
 from plait.agent.reconciler import Reconciler
 from plait.agent.reports import GATEWAY_META, merged_meta, strays
-from plait.agent.tunnelkeys import own_public_key
+from plait.agent.rotation import Rotation
+from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
 from plait.backends import BACKENDS
-from plait.backends.wireguard import PORT as WIREGUARD_PORT
 from plait.dns.zone import Zone
 from plait.kernel.linux import LinuxKernel
 from plait.kernel.linux.wireguard import MISSING as WIREGUARD_MISSING
@@ -71,6 +71,8 @@ class Parts:
     capabilities: frozenset[str]
     underlay: Underlay
     vanished: Callable[[], set[str]]
+    rotation: Rotation
+    tunnels: Tunnels
 
 
 _CAPABILITIES_EVERY_S = 5.0
@@ -131,6 +133,7 @@ class NodeLoops:
             underlay=self._p.underlay.link,
             strict=self._p.underlay.strict,
             software_checksums=self._p.underlay.checksums.software,
+            moved=self._p.rotation.moved,
         )
         return plan_node(snapshot, local)
 
@@ -179,7 +182,8 @@ class NodeLoops:
         """How this node is reached in encrypted networks; None while its kernel cannot encrypt."""
         if "wireguard" not in self._capabilities:
             return None
-        return TunnelKey(own_public_key(self._p.paths.lib), WIREGUARD_PORT, self._p.addresses.encrypted_address())
+        key, tunnels = self._p.rotation.key(self._p.addresses.encrypted_address()), self._p.tunnels
+        return replace(key, nat=self._p.config.behind_nat or tunnels.behind_nat(), elsewhere=tunnels.elsewhere)
 
     # --- loops
 

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from plait.agent.health import Health
 from plait.agent.paths import shown
 from plait.agent.tunnels import Tunnel, Tunnels
 from plait.agent.underlay import Underlay
 from plait.backends import BACKENDS, Path
+from plait.backends.wireguard import relay_of
 from plait.ipam import block_of, image_block, stray_endpoints, usable
 from plait.kernel.dryrun import render
 from plait.model.cluster import Block, Container, Endpoint, Network, Node, PortMapping, Snapshot, published_text
@@ -47,6 +49,8 @@ def _node_row(snapshot: Snapshot, node: Node) -> NodeRow:
         "alive": node.name in snapshot.alive,
         "me": node.name == snapshot.me,
         "gateway": GATEWAY_META in node.meta,
+        "key": node.wireguard.public if node.wireguard is not None else "",
+        "rotating": node.wireguard is not None and bool(node.wireguard.rotating),
         "blocks": [str(b.cidr) for b in _sorted(snapshot.blocks.values()) if b.node == node.name],
     }
 
@@ -205,16 +209,25 @@ def _tunnel_states(snapshot: Snapshot, me: Node, underlay: Underlay, tunnels: Tu
     network = next((n for _, n in sorted(snapshot.networks.items()) if n.encrypted), None)
     if network is None:
         return []
-    paths = choose(snapshot, network)
-    others = [(snapshot.nodes[name], paths[name]) for name in sorted(paths)]
-    return [_encrypted(_path_state(snapshot, me, node, network, path, underlay), me, node, tunnels) for node, path in others]
+    rows = []
+    alive = [node for name, node in snapshot.nodes.items() if name in snapshot.alive and node is not me]
+    for name, path in sorted(choose(snapshot, network).items()):
+        node = snapshot.nodes[name]
+        row = _path_state(snapshot, me, node, network, path, underlay)
+        relay = relay_of(me.wireguard, node, alive) if me.wireguard is not None else None
+        if relay is not None and path is not None:
+            mtu = inner_mtu(me, node, network, replace(path, relay=relay), underlay.path_mtus.known)
+            row = {**row, "mtu": mtu, "probed": relay.name in underlay.path_mtus.answered, "relay": relay.name}
+        rows.append(_encrypted(row, me, node, tunnels))
+    return rows
 
 
 def _encrypted(row: PathState, me: Node, node: Node, tunnels: Tunnels) -> PathState:
     tunnel = tunnels.known.get(node.name, Tunnel())
     lacks = next((n.name for n in (me, node) if n.wireguard is None), "")
     error = row["error"] or (f"{lacks} cannot encrypt (see `plait status` there)" if lacks else "")
-    return {**row, "error": error, "encrypted": "proved" if tunnel.proved and not error else "unproved", "handshake": tunnel.handshake}
+    proved = "proved" if tunnel.proved and not error else "unproved"
+    return {**row, "error": error, "encrypted": proved, "handshake": tunnel.handshake}
 
 
 def _path_state(snapshot: Snapshot, me: Node, node: Node, network: Network, path: Path | None, underlay: Underlay) -> PathState:
@@ -234,6 +247,7 @@ def _path_state(snapshot: Snapshot, me: Node, node: Node, network: Network, path
         "error": error,
         "encrypted": "",
         "handshake": 0.0,
+        "relay": "",
     }
 
 

@@ -22,12 +22,15 @@ from plait.kernel.linux.wgdevice import Device, Peer
 from plait.model.addr import at_port
 from plait.model.cluster import Snapshot
 from plait.plan.firewall import CLEAR_IN, CLEAR_OUT
+from plait.plan.rotation import reached
 from plait.services.figures import Reading, readings
 
 EVERY_S, APART_S = 2.0, 0.05
 """Between two echoes to one node while there are few; with many, `APART_S` between any two."""
 SILENT_ROUNDS = 5
 """So many rounds without an answer are silence: WireGuard itself begins a new handshake after 15 s at the latest."""
+FRESH_S = 180.0
+"""A session is used no longer than this after its handshake (REJECT_AFTER_TIME of the whitepaper, section 6.1)."""
 CLEAR_SHOWN_S = 60.0
 """How long packets that came in clear are a condition after the last of them."""
 
@@ -45,11 +48,7 @@ class Tunnel:
 
 def far_ends(snapshot: Snapshot) -> dict[str, IPv4Address]:
     """The other living nodes' own addresses in encrypted networks, by name; empty while this node has none."""
-    me = snapshot.nodes.get(snapshot.me)
-    if me is None or me.wireguard is None or me.wireguard.address is None:
-        return {}
-    nodes = (snapshot.nodes[name] for name in snapshot.alive & snapshot.nodes.keys() - {me.name})
-    return {n.name: n.wireguard.address for n in nodes if n.wireguard is not None and n.wireguard.address is not None}
+    return {name: key.address for name, key in reached(snapshot).items() if key.address is not None}
 
 
 async def _ask(probe: Probe, name: str, address: IPv4Address, answered: set[str]) -> None:
@@ -70,7 +69,7 @@ class Devices(Protocol):
 
 
 class Tunnels:
-    """`changed` is called when the device is not as it was made, of which no kernel tells."""
+    """`changed` is called when the device is not as it was made, of which no kernel tells, or hears nodes from elsewhere than before."""
 
     def __init__(
         self,
@@ -85,11 +84,19 @@ class Tunnels:
         self._device: Device | None = None
         self._counter = self.clear_drops = 0
         self._clear_at = 0.0
+        self._was_behind_nat = False
+        self.elsewhere: tuple[str, ...] = ()
+        """Nodes that are heard from another address than they say, ascending."""
 
     @property
     def known(self) -> Mapping[str, Tunnel]:
         """By node, of those that are asked."""
         return self._known
+
+    def behind_nat(self) -> bool:
+        """Whether somebody hears this node from another address than it says."""
+        snapshot = self._snapshot()
+        return any(snapshot.me in key.elsewhere for key in reached(snapshot).values())
 
     async def run(self, probe: Probe) -> None:
         """Round after round. Never returns."""
@@ -112,6 +119,16 @@ class Tunnels:
         now = self._clock()
         self._known = {name: self._after(self._known.get(name), name, name in answered, now, round_s) for name in asked}
         self._judge(now, round_s)
+        elsewhere = tuple(sorted(name for name in asked if self._is_elsewhere(name, now)))
+        if (elsewhere, self.behind_nat()) != (self.elsewhere, self._was_behind_nat):
+            self.elsewhere, self._was_behind_nat = elsewhere, self.behind_nat()
+            self._changed()
+
+    def _is_elsewhere(self, name: str, now: float) -> bool:
+        """Whether the device hears the node from another address than its record says."""
+        peer, node = self._peer(name), self._snapshot().nodes.get(name)
+        fresh = peer is not None and now - peer.handshake < FRESH_S
+        return peer is not None and node is not None and fresh and peer.endpoint is not None and peer.endpoint[0] != node.address
 
     def _after(self, known: Tunnel | None, name: str, answered: bool, now: float, round_s: float) -> Tunnel:
         known = known or Tunnel(watched=now)

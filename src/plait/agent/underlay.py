@@ -18,6 +18,7 @@ from plait.agent.journal import Journal
 from plait.agent.lanes import Lanes
 from plait.agent.pathmtu import durable_path_mtus
 from plait.agent.paths import Paths
+from plait.agent.rotation import Rotation
 from plait.agent.roundtrips import RoundTrips
 from plait.agent.tunnels import Tunnels
 from plait.agent.view import View
@@ -62,7 +63,9 @@ class Underlay:
         before, self.strict = self.strict, self._kernel.strict_sources(self.link)
         return before != self.strict
 
-    def measuring(self, tunnels: Tunnels, roundtrips: RoundTrips | None, path_mtu: bool) -> Iterator[Coroutine[None, None, None]]:
+    def measuring(
+        self, tunnels: Tunnels, rotation: Rotation, roundtrips: RoundTrips | None, path_mtu: bool
+    ) -> Iterator[Coroutine[None, None, None]]:
         """What asks the other nodes for echoes, as far as is wanted and allowed; none of it ever returns."""
         try:
             echo = Echo()
@@ -71,6 +74,7 @@ class Underlay:
             return
         yield self.lanes.run(echo)
         yield tunnels.run(echo)
+        yield rotation.run(echo.ask_via)
         yield self.checksums.run(Udp())
         if roundtrips is not None:
             yield roundtrips.run(echo)

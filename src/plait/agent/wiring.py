@@ -33,6 +33,7 @@ from plait.agent.publisher import Publisher
 from plait.agent.ranges import RangesFile
 from plait.agent.reconciler import Reconciler
 from plait.agent.removal import Forgetting
+from plait.agent.rotation import Doors, Rotation
 from plait.agent.sandboxes import Sandboxes
 from plait.agent.storehost import StoreHost
 from plait.agent.stores import open_store
@@ -94,7 +95,8 @@ class _Wiring:
         self.dns = DnsService(on_crash=self._on_dns_crash, on_query=lambda *q: self.discovery.names(*q), successors=paths.dns_successors)
         self.resolvers = HostResolvers(self.dns.set_upstreams)
         self.underlay = Underlay(journal, self.view, self.kernel, lambda: self.reconciler.mark())
-        self.tunnels = Tunnels(lambda: self.view.snapshot, self.kernel, self.health, lambda: self.reconciler.mark())
+        self.tunnels = Tunnels(lambda: self.view.snapshot, self.kernel, self.health, self._on_tunnels)
+        self.rotation = self._rotation()
         self._linked = asyncio.Event()
         self.loops = NodeLoops(self._parts(), DEFAULT_NETWORK)
         self.reconciler = self._reconciler()
@@ -136,15 +138,9 @@ class _Wiring:
         return block.cidr if block is not None else None
 
     def _operations(self) -> AgentOperations:
+        loops, once = self.loops, self.reconciler.once
         return AgentOperations(
-            self.view,
-            self.journal,
-            self.work,
-            self.addresses,
-            self.networks,
-            self.loops.names_settled,
-            self.reconciler.once,
-            lambda: self.loops.fast_path,
+            self.view, self.journal, self.work, self.addresses, self.networks, loops.names_settled, once, lambda: loops.fast_path
         )
 
     def _parts(self) -> Parts:
@@ -164,7 +160,17 @@ class _Wiring:
             capabilities=self.kernel.capabilities(),
             underlay=self.underlay,
             vanished=lambda: self.engines.vanished(),
+            rotation=self.rotation,
+            tunnels=self.tunnels,
         )
+
+    def _rotation(self) -> Rotation:
+        doors = Doors(lambda: self.loops.refresh_node(), lambda: self.reconciler.once())
+        return Rotation(self.view, self.store, self.replica.items, self.paths.lib, self.config.rotate_days, doors)
+
+    def _on_tunnels(self) -> None:
+        self.loops.refresh_node()
+        self.reconciler.mark()
 
     def _sandboxes(self) -> Sandboxes:
         name, run_dir, settled = self.identity.name, self.paths.run, self.loops.names_settled
@@ -258,7 +264,10 @@ class _Wiring:
                 self.engines.run(),
                 *self.discovery.loops(),
                 *self.underlay.measuring(
-                    self.tunnels, self.discovery.roundtrips() if self.config.coordinates else None, self.config.path_mtu
+                    self.tunnels,
+                    self.rotation,
+                    self.discovery.roundtrips() if self.config.coordinates else None,
+                    self.config.path_mtu,
                 ),
             ):
                 group.create_task(loop)

@@ -39,13 +39,15 @@ class Path:
 class Peer:
     """Another node, the blocks of the network at hand that are routed to it (a single address where it has one of another node's block in
     use), ascending, by which path (None: by none), and how large a packet from inside may be on that, bytes (0: as large as the network's
-    own MTU). `blocks6` are the images of the blocks, where the network has IPv6."""
+    own MTU). `blocks6` are the images of the blocks, where the network has IPv6. `alive`: it gives
+    signs of life."""
 
     node: Node
     blocks: tuple[IPv4Network, ...]
     path: Path | None
     mtu: int = 0
     blocks6: tuple[IPv6Network, ...] = ()
+    alive: bool = True
 
     @property
     def hop(self) -> Node:

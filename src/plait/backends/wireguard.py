@@ -3,8 +3,9 @@
 
 In: this node, a network, the peers with their blocks. Out, the same for every network: the device with the node's own address in encrypted
 networks, and the other nodes that can encrypt as its peers; for this network: per block of a peer one row of the device's routing by keys
-and one route into it. A node that cannot encrypt has no key in its record, so there is no way to or from it, in clear least of all: the
-unreachable route of the pool answers instead.
+and one route into it. Two nodes behind address translation have a third one carry their packets, which decrypts and encrypts them. A node
+that cannot encrypt has no key in its record, so there is no way to or from it, in clear least of all: the unreachable route of the pool
+answers instead.
 
 Tried elsewhere and dropped: one device per network, which costs a handshake, a port and a process each and separates nothing, since
 networks are kept apart by the nft table.
@@ -12,15 +13,18 @@ networks are kept apart by the nft table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Interface
 
 from plait.backends.base import Peer, outer_growth
-from plait.model.cluster import Network, Node
-from plait.model.objects import PREFIX, Addr, AllowedIp, KernelObject, Route, WireguardLink, WireguardPeer
+from plait.model.cluster import Network, Node, TunnelKey
+from plait.model.objects import PREFIX, Addr, AllowedIp, KernelObject, Route, Sysctl, WireguardLink, WireguardPeer
 
-DEVICE = f"{PREFIX}wg"
-PORT = 7472
+DEVICE, SPARE = f"{PREFIX}wg", f"{PREFIX}wgs"
+"""The device of the tunnels, and the second one that takes its place while a node changes its key (`plan/rotation.py`)."""
+PORT, SPARE_PORT = 7472, 7473
+KEEPALIVE_S = 25
+"""Address translators forget a UDP flow after 30 s at the earliest (wg(8), PersistentKeepalive)."""
 OVERHEAD = 60
 """Outer IPv4 20 (of IPv6: 40, see `outer_growth`) + UDP 8 + WireGuard's data message 16 + 16 bytes (whitepaper, section 5.4.6)."""
 
@@ -43,22 +47,56 @@ class WireguardBackend:
         return ""
 
     def plan(self, me: Node, network: Network, peers: Sequence[Peer]) -> list[KernelObject]:
-        if me.wireguard is None:
-            return []
         own = me.wireguard
-        objects: list[KernelObject] = [WireguardLink(DEVICE, own.public, own.port, me.mtu - outer_growth(me, OVERHEAD))]
-        if own.address is not None:
-            objects.append(Addr(DEVICE, IPv4Interface((own.address, 32))))
+        if own is None:
+            return []
+        mtu = me.mtu - outer_growth(me, OVERHEAD)
+        objects = _device(WireguardLink(DEVICE, own.public, own.port, mtu), own)
+        if own.spare:
+            objects += _device(WireguardLink(SPARE, own.spare, SPARE_PORT, mtu), own)
         for peer in peers:
-            objects += self._peer(me, peer)
+            relay = relay_of(own, peer.node, [p.node for p in peers if p.alive])
+            narrowest = min((p.mtu for p in peers if p.node in (peer.node, relay) and p.mtu), default=0)
+            objects += self._peer(own, peer, relay, narrowest)
         return objects
 
-    def _peer(self, me: Node, peer: Peer) -> list[KernelObject]:
+    def _peer(self, own: TunnelKey, peer: Peer, relay: Node | None, mtu: int) -> list[KernelObject]:
+        """One other node: itself as a peer, or its blocks in the rows of the relay. Without either there is no route to it."""
         key = peer.node.wireguard
-        if key is None:
+        if key is None or (own.nat and key.nat and relay is None):
             return []
-        src = me.wireguard.address if me.wireguard is not None else None
-        rows: list[KernelObject] = [WireguardPeer(DEVICE, key.public, (peer.node.address, key.port))]
-        rows += [AllowedIp(DEVICE, cidr, key.public) for cidr in peer.blocks]
-        rows += [Route(cidr, DEVICE, src=src, scope="link", mtu=peer.mtu) for cidr in peer.blocks]
-        return rows
+        hop = relay or peer.node
+        to = hop.wireguard
+        assert to is not None
+        objects = _rows(DEVICE, to.public, peer) + (_rows(SPARE, to.spare, peer) if own.spare and to.spare else [])
+        if relay is None:
+            objects += _peers(own, peer.node, key)
+        dev = SPARE if own.spare and hop.name in own.moved else DEVICE
+        return objects + [Route(cidr, dev, src=own.address, scope="link", mtu=mtu) for cidr in peer.blocks]
+
+
+def relay_of(own: TunnelKey, other: Node, alive: Iterable[Node]) -> Node | None:
+    """Through whom this node and another reach each other if both are behind address translation: of the living nodes that are not and can
+    encrypt the first by name, so that both ends choose the same. None: directly, or not at all if there is no such node."""
+    if not own.nat or other.wireguard is None or not other.wireguard.nat:
+        return None
+    return min((n for n in alive if n.wireguard is not None and not n.wireguard.nat), key=lambda n: n.name, default=None)
+
+
+def _peers(own: TunnelKey, node: Node, key: TunnelKey) -> list[KernelObject]:
+    """A node as peer of each device. Who is behind address translation is heard from before it is sent to, and keeps its way open."""
+    keepalive = KEEPALIVE_S if own.nat else 0
+    keys = [(DEVICE, key.public, key.port), *([(SPARE, key.spare, SPARE_PORT)] if own.spare and key.spare else [])]
+    found_by_device = key.nat or node.name in own.elsewhere  # it is named as behind address translation a moment after it was heard
+    return [WireguardPeer(dev, public, None if found_by_device else (node.address, port), keepalive) for dev, public, port in keys]
+
+
+def _rows(dev: str, public: str, peer: Peer) -> list[KernelObject]:
+    return [AllowedIp(dev, cidr, public) for cidr in peer.blocks]
+
+
+def _device(link: WireguardLink, own: TunnelKey) -> list[KernelObject]:
+    """The device checks sources by keys, so the kernel's check by routes, which may lead to the other device, is loosened (rp_filter=2); on
+    a device without an address even that drops everything."""
+    objects: list[KernelObject] = [link, Sysctl(f"ipv4/conf/{link.name}/rp_filter", "2")]
+    return objects if own.address is None else [*objects, Addr(link.name, IPv4Interface((own.address, 32)))]

@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, str] = {
     "plan": "plait.cli.listing",
     "network": "plait.cli.network",
     "cluster": "plait.cli.cluster",
+    "keys": "plait.cli.keys",
     "run": "plait.cli.sandbox",
     "exec": "plait.cli.sandbox",
     "rm": "plait.cli.sandbox",

@@ -150,6 +150,8 @@ def _how(row: PathState) -> str:
     line = f"{row['backend']}, mtu {row['mtu']}{'' if row['probed'] else ' not probed'}"
     if not row.get("encrypted"):
         return line
+    if row["relay"]:
+        line += f", by way of {row['relay']}"
     handshake = f"handshake {span(max(0.0, time.time() - row['handshake']))} ago" if row["handshake"] else "no handshake yet"
     return f"{line}, encrypted {'proved' if row['encrypted'] == 'proved' else 'NOT PROVED'}, {handshake}"
 

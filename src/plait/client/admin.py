@@ -80,6 +80,10 @@ class AdminClient:
     def nodes(self) -> list[NodeRow]:
         return cast(list[NodeRow], self._call("GET", "nodes"))
 
+    def rotate_key(self, name: str) -> None:
+        """Have the node change its WireGuard key; returns when that is written down, not when it is done."""
+        self._call("POST", f"nodes/{quote(name, '')}/key")
+
     def forget_node(self, name: str) -> None:
         self._call("DELETE", f"nodes/{quote(name, '')}")
 

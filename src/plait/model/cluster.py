@@ -21,11 +21,21 @@ Protocol = Literal["tcp", "udp", "sctp"]
 @dataclass(frozen=True, slots=True)
 class TunnelKey:
     """How a node is reached in encrypted networks: its WireGuard public key (base64), the UDP port that it listens on, and `address`, that
-    of the host itself inside them (the first of its first block of such a network, None while it holds none)."""
+    of the host itself inside them (the first of its first block of such a network, None while it holds none). `nat`: nobody can begin to
+    talk to it, it is behind address translation; `elsewhere` are the nodes that it hears from another address than they say, ascending.
+
+    The rest is of rotations (`plan/rotation.py`): the key of its spare device ("": there is none), the number of the rotation of its main
+    key that is under way (0: none), and the nodes that it sends to by the spare device, each with the number of that node's rotation for
+    which it did so."""
 
     public: str
     port: int
     address: IPv4Address | None = None
+    spare: str = ""
+    rotating: int = 0
+    moved: Mapping[str, int] = field(default_factory=dict)
+    nat: bool = False
+    elsewhere: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

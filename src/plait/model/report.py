@@ -11,7 +11,8 @@ from typing import Literal, TypedDict
 
 
 class NodeRow(TypedDict):
-    """A node of the cluster. `tunnel` is its overlay address ("" while it has none), `blocks` the CIDRs it holds, all networks."""
+    """A node of the cluster. `tunnel` is its overlay address ("" while it has none), `blocks` the CIDRs it holds, all networks. `key` is
+    its WireGuard public key ("": it cannot encrypt), `rotating` whether it is changing it."""
 
     name: str
     id: str
@@ -22,6 +23,8 @@ class NodeRow(TypedDict):
     alive: bool
     me: bool
     gateway: bool
+    key: str
+    rotating: bool
     blocks: list[str]
 
 
@@ -198,7 +201,8 @@ class EngineState(TypedDict):
 class PathState(TypedDict):
     """The way to one other node: underlay address, path (`PathRow` says more), bytes that a packet may have inside, whether that was
     probed (else it is what both ends' links allow); `error` is "" when it is usable. `encrypted` is "" for what is not, "proved" while
-    echoes through the tunnel are answered, else "unproved"; `handshake` is when the latest one was, 0 for never."""
+    echoes through the tunnel are answered, else "unproved"; `handshake` is when the latest one was, 0 for never. `relay` is
+    the node that carries the packets of two encrypted tunnels, "" if none does."""
 
     node: str
     address: str
@@ -208,6 +212,7 @@ class PathState(TypedDict):
     error: str
     encrypted: str
     handshake: float
+    relay: str
 
 
 class PathRow(TypedDict):

@@ -45,7 +45,8 @@ class Local:
     sandboxes whose inside plait plumbs (endpoint id -> path; also where a vanished link is to be put back), whether its kernel
     can forward at ingress (`fastpath.CAPABILITY`), what was measured of the way to other nodes (name -> bytes a packet may have), whether
     its kernel has IPv6, the link that carries the node's address, whether this host drops what comes from where it would not send to
-    (rp_filter 1), the tunnel devices that must compute checksums themselves."""
+    (rp_filter 1), the tunnel devices that must compute checksums themselves, which nodes are sent to by the spare encrypted tunnel
+    (`rotation`)."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
@@ -56,6 +57,7 @@ class Local:
     underlay: str = ""
     strict: bool = False
     software_checksums: frozenset[str] = frozenset()
+    moved: Mapping[str, int] = field(default_factory=dict)
 
 
 def carried(me: Node, network: Network, ipv6: bool) -> Network:
@@ -71,6 +73,8 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     if me is None:
         return {}
     snapshot = replace(snapshot, networks={n.name: carried(me, n, local.ipv6) for n in snapshot.networks.values()})
+    if me.wireguard is not None:
+        me = replace(me, wireguard=replace(me.wireguard, moved=local.moved))
     networks = sorted(snapshot.networks.values(), key=lambda n: n.name)
     objects: list[KernelObject] = [Sysctl("ipv4/ip_forward", "1")]
     objects += _gateways(me, networks)
@@ -217,7 +221,8 @@ def _peers(snapshot: Snapshot, network: Network, local: Local, strays: Iterable[
         node, path = snapshot.nodes[name], paths[name]
         mtu = inner_mtu(me, node, network, path, local.path_mtu)
         mtu = mtu if mtu < network_mtu(me, network) else 0
-        found.append(Peer(node, tuple(sorted(blocks.get(name, []))), path, mtu, tuple(sorted(blocks6.get(name, [])))))
+        cidrs, cidrs6 = tuple(sorted(blocks.get(name, []))), tuple(sorted(blocks6.get(name, [])))
+        found.append(Peer(node, cidrs, path, mtu, cidrs6, name in snapshot.alive))
     return found
 
 

@@ -68,6 +68,10 @@ class AdminBackend(Protocol):
         """Remove a dead node with its blocks, endpoints, containers and instances. Conflict while it gives signs of life."""
         ...
 
+    async def rotate_key(self, name: str) -> None:
+        """Have the node change its WireGuard key, as soon as it hears of it. NotFound, or Conflict if it has none."""
+        ...
+
     async def networks(self) -> list[NetworkRow]: ...
 
     async def network(self, name: str) -> NetworkView: ...
@@ -259,6 +263,7 @@ class _Routes:
             "cluster-export": {"GET": self.export_cluster},
             "cluster-conflicts": {"POST": self.cluster_conflicts},
             "nodes/*": {"DELETE": self.forget_node},
+            "nodes/*/key": {"POST": self.rotate_key},
             "networks/*/reservations": {"POST": self.reserve_address, "DELETE": self.unreserve_address},
             "networks/*": {"GET": self.network, "PUT": self.change_network, "DELETE": self.remove_network},
             "tokens": {"POST": self.create_token},
@@ -277,6 +282,10 @@ class _Routes:
 
     async def forget_node(self, call: _Call) -> Answer:
         await self._backend.forget_node(call.name)
+        return _done()
+
+    async def rotate_key(self, call: _Call) -> Answer:
+        await self._backend.rotate_key(call.name)
         return _done()
 
     async def network(self, call: _Call) -> Answer:
