@@ -173,8 +173,9 @@ def test_the_private_key_is_in_no_log_plan_or_record(lab: Lab) -> None:
 def pinging(lab: Lab, host: str, to: str) -> Iterator[list[int]]:
     """Up to 100 echoes a second all the while; afterwards the list holds the numbers of those that came back."""
     words = ("ping", "-i0.01", "-n", to)
-    process = lab.popen(host, "plait", "exec", f"in-{host}", "--", *words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    until("the echoes begin", lambda: lab.run(host, "pgrep", "-fx", " ".join(words), check=False).returncode == 0, 10)
+    enter = ("nsenter", f"--net=/run/plait/netns/in-{host}")
+    process = lab.popen(host, *enter, *words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    until("ping runs", lambda: lab.run(host, "pgrep", "-fx", " ".join(words), check=False).returncode == 0, 10)
     came: list[int] = []
     try:
         yield came

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent offers on its admin socket: implements `serve.admin.AdminBackend` on the agent's parts."""
+"""What the agent offers on its admin socket: implements `serve.admin_backend.AdminBackend` on the agent's parts."""
 
 from __future__ import annotations
 

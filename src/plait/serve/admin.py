@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 from urllib.parse import parse_qs, unquote
 
 from plait.http import unixsocket
@@ -25,22 +25,8 @@ from plait.http.message import Answer, Request
 from plait.http.server import HttpServer
 from plait.model.addr import AddressRange, parse_range
 from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, PlaitError, PoolExhausted, PortInUse, StoreUnavailable
-from plait.model.report import (
-    ClashRow,
-    ContainerRow,
-    FindingRow,
-    IpamView,
-    NetworkRow,
-    NetworkView,
-    NodeRow,
-    PathRow,
-    PlanEntry,
-    PortRow,
-    SandboxView,
-    StatusView,
-    TokenView,
-)
 from plait.model.requests import NetworkRequest, NewSandbox
+from plait.serve.admin_backend import AdminBackend
 from plait.serve.jsonbody import read_body
 
 log = logging.getLogger("plait.admin")
@@ -51,88 +37,6 @@ REQUEST_TIMEOUT_S = 30.0
 BODY_LIMIT, EXPORT_LIMIT = 1 << 20, 64 << 20
 DEFAULT_TOKEN_TTL_S = 3600
 MAX_TOKEN_TTL_S = 7 * 86400
-
-
-class AdminBackend(Protocol):
-    """What the agent offers to its own host. Every method may raise a PlaitError whose text is shown to the user as it is."""
-
-    async def ready(self) -> str:
-        """ "" when the node serves containers; otherwise what it still waits for."""
-        ...
-
-    async def status(self) -> StatusView: ...
-
-    async def nodes(self) -> list[NodeRow]: ...
-
-    async def forget_node(self, name: str) -> None:
-        """Remove a dead node with its blocks, endpoints, containers and instances. Conflict while it gives signs of life."""
-        ...
-
-    async def rotate_key(self, name: str) -> None:
-        """Have the node change its WireGuard key, as soon as it hears of it. NotFound, or Conflict if it has none."""
-        ...
-
-    async def networks(self) -> list[NetworkRow]: ...
-
-    async def network(self, name: str) -> NetworkView: ...
-
-    async def create_network(self, request: NetworkRequest) -> NetworkRow: ...
-
-    async def change_network(self, name: str, options: Mapping[str, str]) -> list[NetworkRow]:
-        """Give a network these options while it is used; it first, then those that changed with it."""
-        ...
-
-    async def remove_network(self, name: str, force: bool) -> None: ...
-
-    async def paths(self) -> list[PathRow]: ...
-
-    async def reserve_address(self, network: str, name: str, address: IPv4Address) -> None:
-        """Keep `address` for containers called `name`, on every node. Idempotent; Conflict names what stands against it."""
-        ...
-
-    async def unreserve_address(self, network: str, name: str) -> None: ...
-
-    async def ipam(self) -> IpamView: ...
-
-    async def check_ipam(self) -> list[FindingRow]:
-        """What differs for longer than a moment; takes about a second."""
-        ...
-
-    async def reclaim_addresses(self, apply: bool) -> list[str]:
-        """What is dead beyond doubt, one line each; freed if `apply`. Safe to repeat, and on several nodes at once."""
-        ...
-
-    async def export_cluster(self) -> bytes:
-        """JSON of what of this cluster may conflict with another one."""
-        ...
-
-    async def cluster_conflicts(self, other: bytes) -> list[ClashRow]:
-        """Everything that this cluster and the exported one cannot both keep. ConfigError if that is no export."""
-        ...
-
-    async def ports(self) -> list[PortRow]: ...
-
-    async def ps(self) -> list[ContainerRow]: ...
-
-    async def plan(self, diff: bool) -> list[PlanEntry]:
-        """The whole desired state of this node, or (`diff`) only what a pass would change now; in the order of application."""
-        ...
-
-    async def create_token(self, ttl_s: int) -> TokenView: ...
-
-    async def set_gateway(self, enabled: bool) -> None:
-        """Whether this node forwards for hosts without an agent. Idempotent; kept over restarts."""
-        ...
-
-    async def create_sandbox(self, request: NewSandbox) -> SandboxView: ...
-
-    async def sandbox(self, name: str) -> SandboxView: ...
-
-    async def sandbox_started(self, name: str, pid: int) -> None:
-        """The sandbox's command runs as `pid`; when that ends the sandbox is removed."""
-        ...
-
-    async def remove_sandbox(self, name: str) -> None: ...
 
 
 class AdminServer:
