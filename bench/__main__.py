@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bench.core import Row
 
-NAMES = ("plumbing", "network", "lab", "agent", "dns", "names", "docker", "cni", "checks", "kv", "http", "propagation")
+NAMES = ("plumbing", "network", "encryption", "lab", "agent", "dns", "names", "docker", "cni", "checks", "kv", "http", "propagation")
 TOOLS = {
     "sockperf": "sockperf",
     "wrk": "wrk",
@@ -27,6 +27,9 @@ TOOLS = {
     "unbound": "unbound",
     "etcd": "etcd-server",
     "dnsperf": "dnsperf",
+    "iperf3": "iperf3",
+    "wireguard-go": "wireguard-go",
+    "wg": "wireguard-tools",
     "/usr/lib/podman/aardvark-dns": "aardvark-dns",
 }
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"

@@ -94,7 +94,9 @@ class Wireguard:
         self.repairs += name in self._live
         _end_processes(name)
         try:
-            done = subprocess.run([PROGRAM, name], capture_output=True, text=True, timeout=_START_TIMEOUT_S, check=False)
+            done = subprocess.run(
+                [PROGRAM, name], capture_output=True, text=True, timeout=_START_TIMEOUT_S, check=False, start_new_session=True
+            )
         except subprocess.TimeoutExpired as error:
             raise OSError(errno.ETIMEDOUT, f"{PROGRAM} {name} did not start within {_START_TIMEOUT_S:.0f} s") from error
         if done.returncode:
