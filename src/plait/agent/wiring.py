@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from functools import partial
 from ipaddress import IPv4Network
 
@@ -263,14 +263,13 @@ class _Wiring:
                 self.sandboxes.run(),
                 self.engines.run(),
                 *self.discovery.loops(),
-                *self.underlay.measuring(
-                    self.tunnels,
-                    self.rotation,
-                    self.discovery.roundtrips() if self.config.coordinates else None,
-                    self.config.path_mtu,
-                ),
+                *self._measuring(),
             ):
                 group.create_task(loop)
+
+    def _measuring(self) -> Iterator[Coroutine[None, None, None]]:
+        roundtrips = self.discovery.roundtrips() if self.config.coordinates else None
+        return self.underlay.measuring(self.tunnels, self.rotation, roundtrips, self.config.path_mtu)
 
     async def _serve_names(self) -> None:
         """The DNS process of the agent before goes on answering until this one has heard of what happened meanwhile."""
