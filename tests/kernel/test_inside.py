@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
 import pytest
@@ -31,8 +31,9 @@ def test_an_empty_namespace_has_a_loopback_and_no_way_out(netns: str) -> None:
 
 
 def test_an_endpoint_is_found_as_it_was_made(netns: str) -> None:
-    address, gateway, mac = IPv4Interface("10.28.0.2/16"), IPv4Address("10.28.0.1"), "02:00:00:00:00:07"
-    link = EndpointLink("pl-e1", 1450, mac=mac, netns=netns, ifname="eth7", address=address, gateway=gateway)
+    address, gateway, mac = IPv4Interface("10.28.0.2/32"), IPv4Address("10.28.0.1"), "02:00:00:00:00:07"
+    through = (IPv4Network("0.0.0.0/0"),)
+    link = EndpointLink("pl-e1", 1450, mac=mac, netns=netns, ifname="eth7", address=address, gateway=gateway, through=through)
 
     def make() -> None:
         unshare_net()

@@ -44,7 +44,7 @@ def with_devices(keys: Path, body: Callable[[LinuxKernel], None]) -> None:
         try:
             body(kernel)
         finally:
-            sh("for dev in $(ip -o link | grep -o 'pl-wg[a-z]*'); do ip link del $dev; done")  # /sys shows another namespace
+            sh("for dev in $(ip -br link | grep -o '^pl-wg[a-z]*'); do ip link del $dev; done")  # /sys shows another namespace
             kernel.close()
 
     in_thread(work)
