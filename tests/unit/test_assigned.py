@@ -382,6 +382,20 @@ async def test_a_block_is_not_given_back_while_its_last_address_cools_unless_oth
         assert await b.attach("more", "mesh") in IPv4Network("10.40.0.0/30")
 
 
+async def test_a_network_that_is_made_again_keeps_nothing_of_the_one_before(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A") as (a,):
+        await a.stop()
+        a.reuse_after_s, a.clock = 30.0, Clock()
+        await a.start()
+        for name in ("db", "other"):
+            await _mesh(a, subnet=IPv4Network("10.40.0.0/28"))
+            assert await a.attach(name, "mesh") == A("10.40.0.2")
+            await a.detach(name)
+            await a.ops.remove_network("mesh")
+            await a.until(lambda: "mesh" not in a.view.snapshot.networks)
+            await a.addresses.maintain()
+
+
 async def test_an_exhausted_pool_gives_what_cools_and_says_so(store: Cuttable, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with nodes(store, tmp_path, "A") as (a,):
         await a.stop()

@@ -74,7 +74,7 @@ class Addresses:
     ) -> None:
         self._view, self._store, self._journal = view, store, journal
         self._default, self._docker_bridge = default_network, docker_bridge
-        self._cooling = Cooling(reuse_after_s, clock)
+        self._cooling = Cooling(reuse_after_s, clock, lambda network: self._own.network_made(network))
         self._held: dict[str, dict[IPv4Address, Reservation]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._serial = 0

@@ -33,6 +33,10 @@ class OwnBlocks:
         """The store has just said that `block` is this node's."""
         self._doubtful.discard(record_key(block))
 
+    def network_made(self, network: str) -> int:
+        """Revision at which the network was made, 0 if it is not known."""
+        return self._made.get(network, 0)
+
     def _is_held(self, key: str) -> bool:
         return self._view.own(key) is not None and (key not in self._doubtful or self._view.item(key) is not None)
 
