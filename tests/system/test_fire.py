@@ -72,7 +72,7 @@ def traces(lab: Lab, host: str) -> dict[str, object]:
         what: Counter(lab.run(host, "sh", "-c", command, check=False).stdout.splitlines()) for what, command in LISTINGS.items()
     }
     found["journal"] = journal(lab, host)
-    found["used"] = sum(row["used"] for row in client(lab, host).ipam() if row["node"] == host)
+    found["used"] = sum(row["used"] for row in client(lab, host).ipam()["blocks"] if row["node"] == host)
     return found
 
 

@@ -391,6 +391,10 @@ async def test_a_network_that_is_made_again_keeps_nothing_of_the_one_before(stor
             await _mesh(a, subnet=IPv4Network("10.40.0.0/28"))
             assert await a.attach(name, "mesh") == A("10.40.0.2")
             await a.detach(name)
+            await a.stop()
+            await a.start()
+            assert await a.attach("another", "mesh") == A("10.40.0.3"), "kept over a restart"
+            await a.detach("another")
             await a.ops.remove_network("mesh")
             await a.until(lambda: "mesh" not in a.view.snapshot.networks)
             await a.addresses.maintain()

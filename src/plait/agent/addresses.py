@@ -74,7 +74,8 @@ class Addresses:
     ) -> None:
         self._view, self._store, self._journal = view, store, journal
         self._default, self._docker_bridge = default_network, docker_bridge
-        self._cooling = Cooling(reuse_after_s, clock, lambda network: self._own.network_made(network))
+        self._own = OwnBlocks(view)
+        self._cooling = Cooling(reuse_after_s, clock, self._own.network_made)
         self._held: dict[str, dict[IPv4Address, Reservation]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._serial = 0
@@ -87,7 +88,6 @@ class Addresses:
         self._giving: dict[str, IPv4Address] = {}  # by network; set in the moment in which it is chosen
         for key, body in journal.load("block").items():
             view.put(decode(Block, body, key))
-        self._own = OwnBlocks(view)
         self._own_blocks = self._own.of
         self.assigned = Assignments(view, store, journal, self.is_live, self._lock, ranges)
 

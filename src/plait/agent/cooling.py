@@ -24,5 +24,9 @@ class Cooling:
 
     def of(self, network: str) -> set[IPv4Address]:
         since, now = self._clock() - self._after_s, self._made(network)
-        self._released = {where: (at, made) for where, (at, made) in self._released.items() if at > since}
+        for where, (at, made) in list(self._released.items()):
+            if at <= since:
+                del self._released[where]
+            elif where[0] == network and not made:  # found at the start, before the network was known
+                self._released[where] = at, now
         return {address for (where, address), (_, made) in self._released.items() if where == network and made in (0, now)}
