@@ -30,7 +30,7 @@ _RESERVE = 512
 """File descriptors that the rest of the agent needs."""
 _LEAST = 64
 _COMPLAIN_S = 60.0
-_KNOWN, _KNOWN_BYTES = 4096, 512
+_KNOWN, _KNOWN_BYTES = 2048, 512
 _READS = frozenset(("GET", "HEAD", "OPTIONS"))
 _HEAD_END = b"\r\n\r\n"
 
