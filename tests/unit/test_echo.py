@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from plait.agent.echo import _V4, _V6, LOST, SHORTEST, Echo, _Icmp, _nonce_of, _read, _request, _told
+from plait.agent.echo import _V4, _V6, LOST, SHORTEST, Echo, Lane, _Icmp, _nonce_of, _read, _request, _told
 
 NONCE = bytes(range(16))
 
@@ -34,6 +34,14 @@ async def test_what_cannot_be_sent_is_lost(echo: Echo) -> None:
     assert await echo.ask(IPv4Address("255.255.255.255")) == LOST
     assert await echo.ask(IPv4Address("127.0.0.1"), 65536) == LOST, "no IP packet is that long"
     assert await echo.ask(IPv6Address("::1"), 65536 + 40) == LOST, "nor one of IPv6, whose head is not counted"
+
+
+async def test_what_cannot_be_sent_by_a_lane_takes_its_time_too(echo: Echo) -> None:
+    """Several in a row are the verdict that a tunnel is broken: in the moment in which its device is mended they must not all fail."""
+    loop, nobody = asyncio.get_running_loop(), IPv4Address("255.255.255.255")
+    began = loop.time()
+    assert await echo.ask_by(Lane(IPv4Address("127.0.0.1")), nobody, 0.2) is None
+    assert loop.time() - began >= 0.19
 
 
 @pytest.mark.parametrize("size", [SHORTEST, SHORTEST + 1, 1500])

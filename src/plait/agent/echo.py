@@ -100,7 +100,8 @@ class Probe(Protocol):
 
 class LaneProbe(Protocol):
     async def ask_by(self, lane: Lane, address: IPv4Address, timeout_s: float = TIMEOUT_S) -> float | None:
-        """Seconds until the reply to a short request that goes by `lane`, None if there was none. Raises LaneAbsent."""
+        """Seconds until the reply to a short request that goes by `lane`, None after `timeout_s` if there was none; so long takes also what
+        could not be sent, for a device that is down is being mended. Raises LaneAbsent."""
         ...
 
 
@@ -126,6 +127,8 @@ class Echo:
             return await _exchange(sock, icmp, address, size, timeout_s)
 
     async def ask_by(self, lane: Lane, address: IPv4Address, timeout_s: float = TIMEOUT_S) -> float | None:
+        loop = asyncio.get_running_loop()
+        over = loop.time() + timeout_s
         with _raw_socket(_V4) as sock:
             try:
                 sock.bind((str(lane.source), 0))
@@ -135,7 +138,10 @@ class Echo:
             sock.setsockopt(socket.IPPROTO_IP, _IP_UNICAST_IF, struct.pack("!I", index))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_DONTROUTE, 1)
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
-            return (await _exchange(sock, _V4, address, SHORTEST, timeout_s)).rtt_s
+            echoed = await _exchange(sock, _V4, address, SHORTEST, timeout_s)
+        if echoed.rtt_s is None:
+            await asyncio.sleep(over - loop.time())
+        return echoed.rtt_s
 
     async def ask_via(self, address: IPv4Address, device: str, source: IPv4Address) -> Echoed:
         """One short request from `source` that leaves by `device` whatever the routes say (ip(7), IP_PKTINFO); the reply comes by any."""
