@@ -85,7 +85,8 @@ class FakeNode:
 
     async def converge(self) -> int:
         """Passes until one has nothing to do; returns the number of operations of the first."""
-        plan = lambda: plan_node(self.view.snapshot, Local(fast_path=self.fast_path))  # noqa: E731
+        local = Local(fast_path=self.fast_path, ipv6="ipv6" in self.kernel.capabilities())
+        plan = lambda: plan_node(self.view.snapshot, local)  # noqa: E731
         first = (await self.work.converge(plan, True)).writes
         for _ in range(3):
             if not (await self.work.converge(plan, True)).writes:

@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from plait.agent.kernelwork import KernelWork
 from plait.kernel.fake import FakeKernel
-from plait.model.objects import Addr, KernelObject, Op, Plan, Route, Sysctl, VxlanLink
+from plait.model.objects import Addr, KernelObject, NftSet, Op, Plan, Route, Sysctl, VxlanLink
 
 LINK = VxlanLink("pl-x1", 7, 4789, IPv4Address("198.18.0.1"), "02:00:00:00:00:01", 1450)
 ROUTE = Route(IPv4Network("10.28.2.0/24"), "pl-x1", scope="link")
@@ -73,3 +73,14 @@ async def test_a_refused_operation_ends_the_rehearsal_and_is_not_in_it(s: Setup)
 async def test_a_rehearsal_waits_for_the_one_door(s: Setup) -> None:
     results = await asyncio.gather(s.work.converge(lambda: PLAN, True), s.work.rehearse(lambda: PLAN))
     assert results[1] == []
+
+
+async def test_guards_are_what_a_pass_made_and_no_rule_of_it_was_refused(s: Setup) -> None:
+    pools = NftSet("pools", "ipv4_addr", frozenset({"10.28.0.0/16"}), ("interval",))
+    other = NftSet("hosts", "ipv4_addr", frozenset({"10.28.0.1"}))
+    s.kernel.fail_next(other.key)
+    await s.work.converge(lambda: plan_of(pools, other), True)
+    assert s.work.guards == {}, "the kernel takes the rules of a pass together or not at all"
+    s.kernel.fail_next(ROUTE.key)
+    await s.work.converge(lambda: plan_of(pools, other, LINK, ROUTE), True)
+    assert s.work.guards == plan_of(pools)

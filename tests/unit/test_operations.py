@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -14,9 +14,10 @@ import pytest
 from tests.support.cluster import nodes
 from tests.support.consulapi import Cuttable
 
+from plait.kernel.api import Op, Result
 from plait.model.cluster import PortMapping
 from plait.model.errors import ConfigError, Conflict, KernelError, NotFound, PoolExhausted, PortInUse, StoreUnavailable
-from plait.model.objects import EndpointLink
+from plait.model.objects import EndpointLink, NftSet
 from plait.runtimes.api import AttachRequest, NetworkRequest
 
 A = IPv4Address
@@ -59,6 +60,32 @@ async def test_so_it_is_in_a_network_of_the_first_moment_and_on_the_fast_path(st
         link = held["link", endpoint.dev]
         assert isinstance(link, EndpointLink) and bool(link.master) == (backend == "bridge")
         assert any(key[0] == "nft" for key in held) == (backend == "vxlan")
+
+
+@pytest.mark.parametrize("kind", ["plain", "internal", "encrypted"])
+async def test_the_rules_for_a_network_come_before_its_first_container(
+    store: Cuttable, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with nodes(store, tmp_path, "A") as (a,):
+        await a.attach("of-the-default-network")
+        passes = a.work.passes
+        await a.attach("another")
+        assert a.work.passes == passes, "they are there"
+        options = {"backend": "wireguard"} if kind == "encrypted" else {}
+        await a.ops.ensure_network(NetworkRequest("new", IPv4Network("10.40.0.0/16"), internal=kind == "internal", options=options))
+        seen: list[set[str]] = []
+        apply = a.kernel.apply
+
+        def watched(ops: Sequence[Op]) -> Result:
+            if any(isinstance(op.new, EndpointLink) for op in ops):
+                sets = [obj for obj in a.kernel.objects.values() if isinstance(obj, NftSet)]
+                seen.append({held.name for held in sets if "10.40.0.0/16" in held.elements})
+            return apply(ops)
+
+        monkeypatch.setattr(a.kernel, "apply", watched)
+        await a.attach("first", "new")
+        (held,) = seen
+        assert held == {"pools"} | ({kind} if kind != "plain" else set())
 
 
 async def test_a_thousand_concurrent_attaches_on_three_nodes_give_no_address_twice(store: Cuttable, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from plait.kernel.api import Kernel, Op, Result
 from plait.kernel.dryrun import DryRunKernel
 from plait.model.errors import KernelError
 from plait.model.objects import KernelObject, Key, Plan
+from plait.plan import guards_of
 from plait.reconcile import diff, order
 from plait.services.figures import Summary
 
@@ -41,6 +42,8 @@ class KernelWork:
         self._door = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "kernel")
         self.passes = self.writes = 0
+        self.guards: Plan = {}
+        """What the last pass that was refused no rule made of the sets that guard networks (`plan.guarded`)."""
         self.took_s = Summary()
 
     def capabilities(self) -> frozenset[str]:
@@ -51,7 +54,9 @@ class KernelWork:
         """One full pass: list, plan, diff, apply. `plan` is called in the loop after the listing."""
         async with self._door:
             started = time.monotonic()
-            ops, result = await self._pass(self._kernel, plan, may_delete)
+            made, ops, result = await self._pass(self._kernel, plan, may_delete)
+            if not any(key[0] == "nft" for key in result.failed):
+                self.guards = guards_of(made)
             self.passes += 1
             took = (time.monotonic() - started) * 1000
             self.writes += len(ops)
@@ -71,16 +76,17 @@ class KernelWork:
         async with self._door:
             dry = DryRunKernel(self._kernel, bare=bare)
             for _ in range(REHEARSED_PASSES):
-                _, result = await self._pass(dry, plan, may_delete=True)
+                _, _, result = await self._pass(dry, plan, may_delete=True)
                 if not result.done:
                     break
         return dry.record
 
-    async def _pass(self, kernel: Kernel, plan: Callable[[], Plan], may_delete: bool) -> tuple[list[Op], Result]:
+    async def _pass(self, kernel: Kernel, plan: Callable[[], Plan], may_delete: bool) -> tuple[Plan, list[Op], Result]:
         loop = asyncio.get_running_loop()
         owned = await loop.run_in_executor(self._thread, kernel.owned, _probes(plan()))
-        ops = order(diff(plan(), owned, may_delete))
-        return ops, await loop.run_in_executor(self._thread, kernel.apply, ops) if ops else Result()
+        wanted = plan()
+        ops = order(diff(wanted, owned, may_delete))
+        return wanted, ops, await loop.run_in_executor(self._thread, kernel.apply, ops) if ops else Result()
 
     async def put(
         self, objects: Sequence[KernelObject], old: Sequence[KernelObject | None] = (), gone: Sequence[KernelObject] = ()

@@ -26,7 +26,7 @@ from plait.ipam import Asker, Reservation, check_overlaps, held_by, origin, orig
 from plait.model.cluster import Container, Endpoint, Network, PortMapping, Snapshot
 from plait.model.errors import Conflict, KernelError, NotFound, NotSupported, PlaitError
 from plait.model.objects import KernelObject, Sysctl
-from plait.plan import carried, endpoint_objects
+from plait.plan import carried, endpoint_objects, guarded
 from plait.plan.desired import device_name, endpoint_mac, local_ports, shared_objects
 from plait.plan.fastpath import fast_chain, fast_elements, on_fast_path
 from plait.plan.firewall import port_objects
@@ -55,7 +55,7 @@ class AgentOperations:
         self._addresses, self._networks, self._names_settled = addresses, networks, names_settled
         self._full_pass, self._fast_path = full_pass, fast_path
         self._locks: dict[str, asyncio.Lock] = {}
-        self._ports_lock = asyncio.Lock()
+        self._ports_lock, self._guard_lock = asyncio.Lock(), asyncio.Lock()
         for key, body in journal.load("endpoint").items():
             view.put(decode(Endpoint, body, key))
 
@@ -126,6 +126,7 @@ class AgentOperations:
     async def attach(self, request: AttachRequest) -> Endpoint:
         async with self._lock(request.endpoint):
             network = self._network(request.network)
+            await self._guard(network)
             known = self._find(request.endpoint)
             endpoint = await self._design(request, network, known)
             try:
@@ -151,6 +152,12 @@ class AgentOperations:
                 await self._remove(known)
                 log.info("endpoint_detached", extra=_fields(known))
         self._locks.pop(endpoint, None)
+
+    async def _guard(self, network: Network) -> None:
+        """The rules for a network that is new here come before its first container."""
+        async with self._guard_lock:
+            if not guarded(self._kernel.guards, network):
+                await self._full_pass()
 
     async def _design(self, request: AttachRequest, network: Network, known: Endpoint | None) -> Endpoint:
         asker = Asker(request.name, request.labels)

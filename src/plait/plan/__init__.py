@@ -2,6 +2,7 @@
 """The whole desired state of this node, as a pure function of a Snapshot."""
 
 from plait.plan.desired import Local, carried, endpoint_objects, plan_node
+from plait.plan.firewall import guarded, guards_of
 from plait.plan.paths import choose, inner_mtu, linkable, network_mtu, path_mtu, tunnel_devices
 
 __all__ = [
@@ -9,6 +10,8 @@ __all__ = [
     "carried",
     "choose",
     "endpoint_objects",
+    "guarded",
+    "guards_of",
     "inner_mtu",
     "linkable",
     "network_mtu",
