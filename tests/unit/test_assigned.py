@@ -20,7 +20,7 @@ from plait.agent.reports import strays
 from plait.model.addr import parse_range
 from plait.model.cluster import Assigned, Block, Endpoint, Network, Node, Snapshot
 from plait.model.errors import ConfigError, Conflict, NotFound, PoolExhausted, StoreUnavailable
-from plait.model.objects import Route
+from plait.model.objects import NFT_FAST_FAMILY, NftSet, Route
 from plait.plan import Local, plan_node
 from plait.runtimes.api import NetworkRequest
 from plait.store.api import Compare, Delete, Item, Put, Store, TxnResult
@@ -111,6 +111,28 @@ async def test_a_reserved_address_is_its_names_on_every_node_and_nobody_elses(st
         assert route.via == b.addresses.tunnel_address()
         with pytest.raises(Conflict, match=r"in use on (another node|node B)"):
             await a.attach("db", "mesh")
+
+
+async def test_its_neighbours_on_the_same_host_reach_it_from_its_first_moment(store: Cuttable, tmp_path: Path) -> None:
+    """Their fast path leads to whole blocks of others: it must make an exception before the container runs."""
+    async with nodes(store, tmp_path, "A", "B") as (a, b):
+        b.fast_path = True
+        await _mesh(a, b, subnet=IPv4Network("10.40.0.0/26"))
+        await a.attach("first", "mesh")
+        for node in (a, b):
+            await node.publisher.publish()
+        await _reserve(a, "db", "10.40.0.3", b)
+        await b.until(lambda: "A" in b.view.snapshot.nodes)
+        await b.converge()
+        assert "10.40.0.0" in _leads_to(b)
+        assert await b.attach("db", "mesh") == A("10.40.0.3")
+        assert "10.40.0.0" not in _leads_to(b)
+
+
+def _leads_to(node: FakeNode) -> set[str]:
+    found = node.kernel.objects[NftSet("next", "", frozenset(), kind="map", family=NFT_FAST_FAMILY).key]
+    assert isinstance(found, NftSet)
+    return {hop.partition(" : ")[0] for hop in found.elements}
 
 
 async def test_a_reserved_address_follows_its_container(store: Cuttable, tmp_path: Path) -> None:

@@ -22,9 +22,10 @@ from plait.agent.keys import alive_key, block_key, blocks_prefix, network_key, r
 from plait.agent.reports import strays
 from plait.agent.stores import leave
 from plait.agent.view import View
+from plait.ipam import stray_endpoints
 from plait.model.cluster import Block
 from plait.model.errors import Conflict, NotFound, StoreUnavailable
-from plait.model.objects import Route
+from plait.model.objects import NFT_FAST_FAMILY, NftSet, Route
 from plait.plan import Local, plan_node
 from plait.runtimes.api import NetworkRequest
 from plait.store.api import Change, Delete, Item, Put, Store
@@ -84,6 +85,32 @@ async def test_a_node_that_was_taken_for_gone_does_not_get_its_block_back_from_i
         assert a.view.snapshot.blocks["tiny", cidr].node == "B" and cidr not in _given(a, "tiny")
         assert await a.attach("more", "tiny") not in cidr
         assert [text.partition(":")[0] for text in strays(a.view.snapshot).values()] == ["web"]
+
+
+def _next_hops(node: FakeNode) -> frozenset[str]:
+    found = node.kernel.objects[NftSet("next", "", frozenset(), kind="map", family=NFT_FAST_FAMILY).key]
+    assert isinstance(found, NftSet)
+    return found.elements
+
+
+async def test_the_fast_path_leads_to_no_block_of_which_a_container_lives_elsewhere(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A", "B", "C") as (a, b, c):
+        cidr = await _taken_over(store, a, b)
+        for node in (a, c):
+            node.fast_path = True
+        await a.start()
+        for node in (a, b, c):
+            await node.publisher.publish()
+        block = f"{cidr.network_address} : "
+        for node in (a, c):
+            await node.until(lambda node=node: bool(stray_endpoints(node.view.snapshot)) and "B" in node.view.snapshot.nodes)
+            await node.converge()
+            assert not [hop for hop in _next_hops(node) if hop.startswith(block)] and len(_next_hops(node)) > 1
+        await a.detach("web")
+        await a.publisher.publish()
+        await c.until(lambda: not stray_endpoints(c.view.snapshot))
+        await c.converge()
+        assert [hop for hop in _next_hops(c) if hop.startswith(block)], "and it does again"
 
 
 async def test_the_new_holder_gives_no_address_that_lives_on_with_the_old_one(store: Cuttable, tmp_path: Path) -> None:

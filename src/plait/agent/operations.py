@@ -22,7 +22,7 @@ from plait.agent.kernelwork import KernelWork
 from plait.agent.networks import Networks
 from plait.agent.ports import assign_ports, ephemeral_range
 from plait.agent.view import View
-from plait.ipam import Asker, Reservation, check_overlaps, held_by, origin, origin_of, taken
+from plait.ipam import Asker, Reservation, block_of, check_overlaps, held_by, origin, origin_of, taken
 from plait.model.cluster import Container, Endpoint, Network, PortMapping, Snapshot
 from plait.model.errors import Conflict, KernelError, NotFound, NotSupported, PlaitError
 from plait.model.objects import KernelObject, Sysctl
@@ -237,6 +237,10 @@ class AgentOperations:
             if not str(error.key).startswith("nft "):
                 raise
             await self._full_pass()
+            return
+        block = self._view.snapshot.blocks.get((network.name, block_of(network, endpoint.address)))
+        if block is not None and block.node != endpoint.node:
+            await self._full_pass()  # what leads to the whole block must make an exception now
 
     async def _remember(self, endpoint: Endpoint) -> None:
         await self._journal.write([Write("endpoint", endpoint.id, encode(endpoint))])

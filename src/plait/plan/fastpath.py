@@ -47,7 +47,8 @@ def fast_objects(networks: Sequence[Network], endpoints: Iterable[Endpoint], rou
 
 
 def _maps(family: Family, networks: Sequence[Network], own: Sequence[Endpoint], routes: Iterable[Route]) -> list[KernelObject]:
-    hops = frozenset(f"{route.dst.network_address} : {route.via}" for route in routes if _is_block(family, route, networks))
+    blocks = {route.dst.network_address: route.via for route in routes if _is_block(family, route, networks)}
+    hops = frozenset(f"{block} : {via}" for block, via in blocks.items() if block not in _split(family, routes, networks))
     here = frozenset(_element(address, endpoint) for endpoint in own if (address := family.address(endpoint)) is not None)
     kind, subnets = family.type, family.subnets(networks)
     maps = [_here(family, here), NftSet(f"next{family.end}", f"{kind} : {kind}", hops, kind="map", family=NFT_FAST_FAMILY)]
@@ -81,15 +82,17 @@ def fast_chain(endpoint: Endpoint, network: Network) -> NftChain:
 
 
 def _to_others(family: Family, endpoint: Endpoint, network: Network) -> list[str]:
+    """Other hosts first, whose packets have the longer way: each of these rules costs some of it. Every host has the gateway, whoever's
+    block it lies in."""
     address, ip = family.address(endpoint), family.ip
     if address is None:
         return []
-    within = f"{ip} saddr {address} {ip} daddr {family.subnet(network)} {_ALIVE[family]}"
-    rules = [f"{within} {_to_endpoint(family)}"]
+    sent = f"{ip} saddr {address} {ip} daddr {family.subnet(network)}"
+    rules: list[str] = []
     if device := _device(network):
-        rules.append(f"{ip} daddr {family.gateway(network)} accept")  # every host has it, whoever's block it lies in
-        rules.append(f'{within} fwd {ip} to {ip} daddr & {_mask(family, network)} map @next{family.end} device "{device}"')
-    return rules
+        onward = f'fwd {ip} to {ip} daddr & {_mask(family, network)} map @next{family.end} device "{device}"'
+        rules.append(f"{sent} {ip} daddr != {family.gateway(network)} {_ALIVE[family]} {onward}")
+    return [*rules, f"{sent} {_ALIVE[family]} {_to_endpoint(family)}"]
 
 
 def _mask(family: Family, network: Network) -> IPAddress:
@@ -121,6 +124,18 @@ def _is_block(family: Family, route: Route, networks: Iterable[Network]) -> bool
         return False
     fit = (n for n in networks if route.dev == _device(n))
     return any(_is_in(route.dst, family.subnet(n)) and route.dst.netmask == _mask(family, n) for n in fit)
+
+
+def _split(family: Family, routes: Iterable[Route], networks: Iterable[Network]) -> frozenset[IPAddress]:
+    """Blocks of which single addresses lie elsewhere, on this host too: a block was leased to another node while they were in use."""
+    masks = [(family.subnet(n), _mask(family, n)) for n in networks if _device(n)]
+    single = [route.dst for route in routes if route.dst.prefixlen == route.dst.max_prefixlen]
+    return frozenset(
+        type(mask)(int(dst.network_address) & int(mask))
+        for dst in single
+        for subnet, mask in masks
+        if mask != dst.netmask and subnet is not None and subnet.version == dst.version and _is_in(dst, subnet)
+    )
 
 
 def _is_in(part: IPNetwork, whole: IPNetwork | None) -> bool:
