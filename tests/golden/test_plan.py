@@ -125,6 +125,30 @@ CASES["bridge"] = Snapshot(
     blocks("A", "B") | {("here", N("10.30.0.0/28")): Block("here", N("10.30.0.0/28"), "A")},
     {"e-web": replace(WEB, network="here", address=A("10.30.0.2"))},
 )
+LAN = Network("lan", N("192.168.7.0/24"), A("192.168.7.254"), 28, backend="macvlan", options={"parent": "eth1"})
+ON_LINKS = {
+    "macvlan": LAN,
+    "ipvlan": replace(LAN, backend="ipvlan", options={"parent": "eth1", "mode": "l3s"}),
+    "vlan": replace(LAN, backend="vlan", options={"parent": "eth1", "vlan": "42", "mode": "private"}),
+}
+_SANDBOX = replace(WEB, id="e-lan", network="lan", address=A("192.168.7.18"), dev="pl-e0000000006", ports=())
+ON_LAN = (
+    _SANDBOX,
+    replace(_SANDBOX, id="e-eng", address=A("192.168.7.19"), dev="pl-e0000000007", netns="", mac="02:11:22:33:44:77"),
+    replace(_SANDBOX, id="e-new", address=A("192.168.7.20"), dev="pl-e0000000008", netns="", mac="02:11:22:33:44:88"),
+)
+CASES |= {
+    name: Snapshot(  # a sandbox's container, one of an engine that plait knows the process of, one of an engine still to take it
+        "A",
+        1,
+        {k: ALL[k] for k in "AB"},
+        frozenset("AB"),
+        {"default": DEFAULT, "lan": network},
+        blocks("A", "B") | {("lan", N("192.168.7.16/28")): Block("lan", N("192.168.7.16/28"), "A")},
+        {e.id: e if name != "ipvlan" else replace(e, mac="") for e in ON_LAN},
+    )
+    for name, network in ON_LINKS.items()
+}
 CASES["two-tunnels"] = Snapshot(
     "A",
     1,
@@ -137,6 +161,7 @@ LOCALS = {
     "alone": Local(),
     "three-peers": Local(gateway=True, fast_path=True),
     "hybrid-paths": Local(fast_path=True, underlay="eth0", strict=True),
+    **{name: Local(links=frozenset({"eth0", "eth1"}), netns={"e-eng": "/proc/7/ns/net"}, fast_path=True) for name in ON_LINKS},
     "two-tunnels": Local(fast_path=True, underlay="eth0", software_checksums=frozenset({"pl-x7"})),
 }
 CASES["encrypted"] = Snapshot(  # D cannot encrypt, C has a narrower link
@@ -219,6 +244,15 @@ def test_links_too_small_for_ipv6_get_the_plan_without_it() -> None:
 
 def test_a_node_that_is_not_in_the_cluster_wants_nothing() -> None:
     assert plan_node(Snapshot("X", 1, ALL, frozenset(), {"default": DEFAULT}), Local()) == {}
+
+
+@pytest.mark.parametrize("name", ON_LINKS)
+def test_a_network_on_a_link_of_the_host_leaves_its_own_routes_and_rules_alone(name: str) -> None:
+    """All that there is of it are the links; without the parent there is nothing."""
+    bare = lines(replace(CASES[name], networks={"default": DEFAULT}, endpoints={}), LOCALS[name])
+    more = [line for line in lines(CASES[name], LOCALS[name]).splitlines() if line not in bare.splitlines()]
+    assert more and not [line for line in more if line.startswith(("nft ", "sysctl ", "ip route ", "ip addr "))]
+    assert lines(CASES[name], replace(LOCALS[name], links=frozenset({"eth0"}))) == bare
 
 
 def test_equal_input_gives_equal_output_whatever_the_order() -> None:

@@ -38,6 +38,7 @@ class FakeNode:
         self.reuse_after_s, self.clock = 0.0, time.monotonic
         self.ranges: list[NamedRange] = []
         self.fast_path = False
+        self.links = frozenset({"lo"})
 
     async def start(self) -> None:
         self.journal = Journal(self.folder / "journal.db")
@@ -45,7 +46,7 @@ class FakeNode:
         self.replica = Replica(self.store, self.folder / "replica.bin")
         self.replica.subscribe(self.view.change)
         self.work = KernelWork(self.kernel)
-        self.networks = Networks(self.view, self.store, DEFAULT, self.view.caught_up)
+        self.networks = Networks(self.view, self.store, DEFAULT, self.view.caught_up, able=self.kernel.capabilities)
         self.addresses = Addresses(self.view, self.store, self.journal, DEFAULT, False, self.reuse_after_s, lambda: self.ranges, self.clock)
         self.publisher = Publisher(self.view, self.store, self.view.caught_up)
         self.ops = AgentOperations(
@@ -85,7 +86,7 @@ class FakeNode:
 
     async def converge(self) -> int:
         """Passes until one has nothing to do; returns the number of operations of the first."""
-        local = Local(fast_path=self.fast_path, ipv6="ipv6" in self.kernel.capabilities())
+        local = Local(fast_path=self.fast_path, ipv6="ipv6" in self.kernel.capabilities(), links=self.links)
         plan = lambda: plan_node(self.view.snapshot, local)  # noqa: E731
         first = (await self.work.converge(plan, True)).writes
         for _ in range(3):

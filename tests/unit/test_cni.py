@@ -72,6 +72,21 @@ async def test_where_the_network_is_a_bridge_the_address_has_its_prefix(agent: C
     assert result["routes"] == [{"dst": "0.0.0.0/0", "gw": "10.40.0.1"}]
 
 
+@pytest.mark.parametrize("version", ["0.3.1", "1.1.0"])
+@pytest.mark.parametrize("mode", ["", "l2", "l3"])
+async def test_on_a_link_of_the_host_there_is_the_containers_side_alone(agent: CniAgent, version: str, mode: str) -> None:
+    options = {"parent": "lo", "backend": "ipvlan", "mode": mode} if mode else {"parent": "lo", "backend": "macvlan"}
+    await agent.node.ops.ensure_network(NetworkRequest("lan", IPv4Network("10.40.0.0/24"), options=options))
+    netns, result = await added(agent, network="lan", cniVersion=version)
+    (endpoint,) = endpoints(agent).values()
+    assert bool(endpoint.mac) == (not mode)
+    assert result["interfaces"] == [{"name": "eth0", "mac": endpoint.mac, "sandbox": netns}]
+    hop = {} if mode == "l3" else {"gateway": "10.40.0.1"}
+    family = {"version": "4"} if version == "0.3.1" else {}
+    assert result["ips"] == [{"address": "10.40.0.2/24", "interface": 0, **hop, **family}]
+    assert result["routes"] == [{"dst": "0.0.0.0/0", **({"gw": "10.40.0.1"} if hop else {})}]
+
+
 async def test_the_container_is_known_by_its_name_and_keeps_its_address(agent: CniAgent) -> None:
     netns, first = await added(agent)
     assert containers(agent)["web"].addresses == {"default": IPv4Address("10.28.0.2")}

@@ -457,6 +457,39 @@ async def test_a_network_with_a_bridge_has_neighbours_and_nobody_behind_the_gate
     assert again["Address"] == "10.31.0.2/16", "a restarted dockerd gets the same"
 
 
+@pytest.mark.parametrize("mode", ["l2", "l3", "", "given"])
+async def test_on_a_link_of_the_host_the_engine_takes_the_containers_own_link(s: Setup, mode: str) -> None:
+    """`mode` is that of ipvlan, else it is macvlan, and the engine has given the MAC."""
+    options = {"backend": "ipvlan", "mode": mode} if mode.startswith("l") else {"backend": "macvlan"}
+    gateway, subnet, mac = A("192.168.7.254"), IPv4Network("192.168.7.0/24"), "02:00:00:00:00:01"
+    await s.ops.ensure_network(NetworkRequest("lan", subnet, gateway, options={"parent": "eth1", **options}))
+    s.engine.add_network("lan", str(subnet))
+    ids = {"NetworkID": "lan-id", "EndpointID": "e"}
+    face = {"Address": "192.168.7.2/24", **({"MacAddress": mac} if mode == "given" else {})}
+    created = await s.docker.call("NetworkDriver.CreateEndpoint", **ids, Interface=face)
+    assert ("MacAddress" in created["Interface"]) == (mode == ""), "ipvlan has its parent's MAC"
+    answer = await s.docker.call("NetworkDriver.Join", **ids, SandboxKey="/x")
+    assert answer.pop("InterfaceName") == {"SrcName": device_name("e"), "DstPrefix": "eth"}
+    on_link = {"DisableGatewayService": True, "StaticRoutes": [{"Destination": "0.0.0.0/0", "RouteType": 1}]}
+    assert answer == (on_link if mode == "l3" else {"Gateway": str(gateway), "StaticRoutes": []})
+    if mode.startswith("l"):
+        assert s.ops.attached["e"].mac == "", "there is none to ask for"
+        answer = await s.docker.call("NetworkDriver.CreateEndpoint", **ids, Interface={**face, "MacAddress": mac})
+        assert "have the MAC of their link: leave out --mac-address" in answer["Err"]
+
+
+async def test_a_network_on_the_hosts_own_link_may_be_what_the_host_uses(s: Setup) -> None:
+    subnet = IPv4Network("192.168.7.0/24")
+    s.ops.used.append(subnet)
+    pool = [{"AddressSpace": "plait-local", "Pool": str(subnet), "Gateway": "192.168.7.254/24", "AuxAddresses": {}}]
+    generic = {"com.docker.network.generic": {"backend": "macvlan", "parent": "eth1"}}
+    ids = {"NetworkID": "n" * 64, "IPv4Data": pool, "IPv6Data": []}
+    assert "overlaps what a host uses" in (await s.docker.call("NetworkDriver.CreateNetwork", **ids, Options={}))["Err"]
+    assert await s.docker.call("NetworkDriver.CreateNetwork", **ids, Options=generic) == {}
+    generic["com.docker.network.generic"].pop("parent")
+    assert "is no link of a host" in (await s.docker.call("NetworkDriver.CreateNetwork", **ids, Options=generic))["Err"]
+
+
 async def test_an_internal_network_has_no_gateway_and_wants_no_other_nic(s: Setup) -> None:
     await s.ops.ensure_network(NetworkRequest("inner", IPv4Network("10.30.0.0/16"), internal=True))
     s.engine.add_network("inner", "10.30.0.0/16", Internal=True)

@@ -52,6 +52,13 @@ REGISTRY: dict[str, Condition] = {
             "Load the module or use a kernel that has it; docs/guide.md lists what each feature needs.",
         ),
         Condition(
+            "parent-missing",
+            "error",
+            "A network's containers are on a link that this host does not have",
+            "Bring the link back under that name (`ip link`), or name another with `plait network set NAME -o parent=LINK`; the containers "
+            "are put on it by themselves.",
+        ),
+        Condition(
             "firewall-drops",
             "warning",
             "A firewall chain of another program drops forwarded packets",

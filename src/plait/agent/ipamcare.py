@@ -19,7 +19,7 @@ from plait.agent.operations import AgentOperations
 from plait.agent.view import View
 from plait.ipam.check import Finding, Local, findings, lasting
 from plait.model.cluster import Assigned, Block, Endpoint, HostRanges
-from plait.model.objects import EndpointLink, Plan, Route
+from plait.model.objects import ChildLink, EndpointLink, Plan, Route
 from plait.store.api import Compare, Delete, Put, Store
 from plait.store.codec import encode
 
@@ -57,8 +57,8 @@ class IpamCare:
     async def _missing(self) -> dict[str, str]:
         """What the kernel lacks, by endpoint of this node."""
         ops = await self._work.rehearse(self._plan)
-        wanted = [op.new for op in ops if op.verb == "put" and isinstance(op.new, EndpointLink | Route)]
-        devices = {obj.name if isinstance(obj, EndpointLink) else obj.dev: type(obj).__name__ for obj in wanted}
+        wanted = [op.new for op in ops if op.verb == "put" and isinstance(op.new, EndpointLink | ChildLink | Route)]
+        devices = {obj.dev if isinstance(obj, Route) else obj.name: type(obj).__name__ for obj in wanted}
         own = (e for e in self._view.snapshot.endpoints.values() if e.node == self._view.me)
         return {e.id: f"the kernel lacks its {devices[e.dev]} {e.dev}" for e in own if e.dev in devices}
 

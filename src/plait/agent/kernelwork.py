@@ -109,5 +109,5 @@ class KernelWork:
 
 
 def _probes(plan: Plan) -> Iterable[Key]:
-    """Keys whose objects carry no mark of their own, so that the kernel must be asked for them by name."""
-    return [key for key in plan if key[0] in ("sysctl", "hook")]
+    """Keys whose objects carry no mark of their own, or may lie in other namespaces, so that the kernel must be asked for them by name."""
+    return [key for key in plan if key[0] in ("sysctl", "hook", "child")]

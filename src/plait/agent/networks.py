@@ -9,9 +9,10 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 
+from plait.agent.hostlinks import designed
 from plait.agent.keys import NETWORK_GUARD, assigned_prefix, blocks_prefix, network_key
 from plait.agent.view import View
-from plait.backends import BACKENDS, DUAL, changed, settle
+from plait.backends import BACKENDS, DUAL, HOST_LINK, OnHostLink, changed, host_link, settle
 from plait.ipam import FORCED, check_network, check_overlaps, default_block_prefix, default_subnet6, image, next_subnet, taken
 from plait.model.addr import AddressRange
 from plait.model.cluster import Network
@@ -27,7 +28,7 @@ _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWX
 
 class Networks:
     """Create, find and remove networks. `caught_up(revision)` waits until the view has that revision; `look()` learns what this host uses
-    addresses for outside plait."""
+    addresses for outside plait, `able()` is what its kernel can do."""
 
     def __init__(
         self,
@@ -36,7 +37,9 @@ class Networks:
         default: str,
         caught_up: Callable[[int], Awaitable[None]],
         look: Callable[[], Awaitable[None]] | None = None,
+        able: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
+        self._able = able
         self._view, self._store, self._default, self._caught_up, self._look = view, store, default, caught_up, look
 
     async def ensure(self, request: NetworkRequest) -> Network:
@@ -53,9 +56,10 @@ class Networks:
             if existing is not None:
                 return _same(existing, request)
             network = self._design(request)
+            routed = host_link(network) is None
             nodes = sorted(self._view.snapshot.nodes.values(), key=lambda n: n.name)
-            check_network(network, list(known.values()), nodes)
-            if not request.force and request.name != self._default:
+            check_network(network, list(known.values()), nodes if routed else ())
+            if routed and not request.force and request.name != self._default:
                 check_overlaps(network.subnet, self._view.snapshot)
             result = await self._store.txn(
                 [Compare(network_key(network.name), 0), Compare(NETWORK_GUARD, guard.mod_revision if guard else 0)],
@@ -124,10 +128,11 @@ class Networks:
             port=settled.port,
             internal=request.internal,
             labels=dict(request.labels),
-            options={**request.options, **({FORCED: "true"} if request.force else {})},
+            options={**request.options, **({FORCED: "true"} if request.force or isinstance(settled.backend, OnHostLink) else {})},
             ip_range=request.ip_range,
             excluded=request.excluded,
         )
+        network = designed(network, request, self._able(), snapshot.nodes.values())
         return _with_ipv6(network, request) if request.dual else network
 
 
@@ -159,6 +164,7 @@ def _same(existing: Network, request: NetworkRequest) -> Network:
         ("backend", request.options.get("backend"), existing.backend),
         ("port", request.options.get("port"), str(existing.port)),
         ("VNI", request.options.get("vni"), str(existing.vni)),
+        *((name, request.options.get(name), existing.options.get(name, "the default")) for name in HOST_LINK),
         ("IP range", request.ip_range, existing.ip_range or "none"),
         ("exclusions", _spelled(request.excluded), _spelled(existing.excluded) or "none"),
         ("IPv6", request.dual or None, existing.subnet6 is not None),

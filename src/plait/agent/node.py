@@ -20,6 +20,8 @@ from plait.agent.addresses import Addresses
 from plait.agent.admin import netns_of_containers
 from plait.agent.config import DNS_PORTS, Config, Paths, replace_file
 from plait.agent.health import Health
+from plait.agent.hostlinks import CODE as PARENT_MISSING
+from plait.agent.hostlinks import links_here, missing
 from plait.agent.identity import Identity
 from plait.agent.journal import Journal, Write
 from plait.agent.networks import Networks
@@ -31,7 +33,7 @@ from plait.agent.rotation import Rotation
 from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
-from plait.backends import BACKENDS
+from plait.backends import BACKENDS, host_link
 from plait.dns.zone import Zone
 from plait.kernel.linux import LinuxKernel
 from plait.kernel.linux.wireguard import MISSING as WIREGUARD_MISSING
@@ -134,6 +136,7 @@ class NodeLoops:
             strict=self._p.underlay.strict,
             software_checksums=self._p.underlay.checksums.software,
             moved=self._p.rotation.moved,
+            links=links_here() if any(map(host_link, snapshot.networks.values())) else frozenset(),
         )
         return plan_node(snapshot, local)
 
@@ -271,7 +274,7 @@ class NodeLoops:
             return frozenset()
         loopback = {(address, port) for address in _loopbacks() for port in DNS_PORTS}
         snapshot = self._p.view.snapshot
-        gateways: set[IPAddress] = {n.gateway for n in snapshot.networks.values()}
+        gateways: set[IPAddress] = {n.gateway for n in snapshot.networks.values() if host_link(n) is None}
         six = {n.gateway6 for n in snapshot.networks.values() if n.gateway6 is not None}
         if six and self._ipv6:
             gateways |= six
@@ -293,6 +296,7 @@ class NodeLoops:
             lost = {n: f"node {n} gives no sign of life" for n in snapshot.nodes if n not in snapshot.alive}
             self._p.health.replace("node-lost", lost)
             self._p.health.replace("block-lost", strays(snapshot))
+            self._p.health.replace(PARENT_MISSING, missing(snapshot, links_here()))
             detours, unreached = self._p.underlay.paths.troubles()
             self._p.health.replace("path-detour", detours)
             self._p.health.replace("path-lost", unreached)

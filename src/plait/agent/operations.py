@@ -17,13 +17,15 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 
 from plait.agent.addresses import Addresses
+from plait.agent.hostlinks import check_ports, permit
 from plait.agent.journal import Journal, Write
 from plait.agent.kernelwork import KernelWork
 from plait.agent.networks import Networks
 from plait.agent.ports import assign_ports, ephemeral_range
 from plait.agent.view import View
+from plait.backends import own_mac
 from plait.ipam import Asker, Reservation, block_of, check_overlaps, held_by, origin, origin_of, taken
-from plait.model.cluster import Container, Endpoint, Network, PortMapping, Snapshot
+from plait.model.cluster import Container, Endpoint, Network, PortMapping
 from plait.model.errors import Conflict, KernelError, NotFound, NotSupported, PlaitError
 from plait.model.objects import KernelObject, Sysctl
 from plait.plan import carried, endpoint_objects, guarded
@@ -126,6 +128,7 @@ class AgentOperations:
     async def attach(self, request: AttachRequest) -> Endpoint:
         async with self._lock(request.endpoint):
             network = self._network(request.network)
+            permit(network, request, self._kernel.capabilities())
             await self._guard(network)
             known = self._find(request.endpoint)
             endpoint = await self._design(request, network, known)
@@ -182,7 +185,7 @@ class AgentOperations:
             network=network.name,
             node=self._view.me,
             address=reserved.ip,
-            mac=request.mac or endpoint_mac(request.endpoint),
+            mac=request.mac or (endpoint_mac(request.endpoint) if own_mac(network) else ""),
             dev=device_name(request.endpoint),
             runtime=request.runtime,
             container=request.container,
@@ -296,7 +299,9 @@ class AgentOperations:
         return published
 
     async def _assign(self, endpoint: Endpoint, wanted: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
-        """`wanted` with host ports that are free. To be called, and its result remembered, under the lock of ports."""
+        """`wanted` with host ports that are free; NotSupported if there can be none. To be called, and its result
+        remembered, under the lock of ports."""
+        check_ports(self._network(endpoint.network), wanted)
         candidates: list[int] = []
         if any(not port.host_port for port in wanted):
             candidates = list(ephemeral_range())
@@ -389,9 +394,3 @@ def _fields(endpoint: Endpoint) -> dict[str, str]:
         "container": endpoint.name,
         "dev": endpoint.dev,
     }
-
-
-def snapshot_ports(snapshot: Snapshot) -> list[tuple[Endpoint, PortMapping]]:
-    """All published ports of the cluster, by node and port."""
-    rows = [(e, p) for e in snapshot.endpoints.values() for p in e.ports]
-    return sorted(rows, key=lambda row: (row[0].node, row[1].host_port, row[1].proto))

@@ -88,7 +88,7 @@ class _Wiring:
         self.work = KernelWork(self.kernel)
         self.replica = Replica(store, paths.lib / "replica.bin")
         self.host_ranges = HostRangesWatch(self.view, self.health, self.kernel.host_ranges, self._of_engines, self._bridge)
-        self.networks = Networks(self.view, store, DEFAULT_NETWORK, self.view.caught_up, self.host_ranges.look)
+        self.networks = Networks(self.view, store, DEFAULT_NETWORK, self.view.caught_up, self.host_ranges.look, self.kernel.capabilities)
         self.ranges = RangesFile(paths.ranges, journal, self.health, lambda: self.loops.refresh_node())
         self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge, config.reuse_after_s, self._ranges)
         self.publisher = Publisher(self.view, store, self.view.caught_up)

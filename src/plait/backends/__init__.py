@@ -1,19 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """How traffic goes between nodes. One file a backend; `BACKENDS` is the only place that lists them."""
 
-from plait.backends.base import DIRECT, MODELS, Backend, Path, Peer, outer_growth
+from plait.backends.base import DIRECT, MODELS, Backend, Child, OnHostLink, Path, Peer, outer_growth
 from plait.backends.bridge import BridgeBackend
 from plait.backends.direct import DirectBackend
 from plait.backends.hybrid import HybridBackend
+from plait.backends.ipvlan import IpvlanBackend
+from plait.backends.macvlan import MacvlanBackend
 from plait.backends.none import NoneBackend
+from plait.backends.settings import HOST_LINK, Settings, changed, has_tunnel, settle
 from plait.backends.settings import OPTIONS as SETTINGS
-from plait.backends.settings import Settings, changed, has_tunnel, settle
+from plait.backends.vlan import VlanBackend
 from plait.backends.vxlan import VxlanBackend
 from plait.backends.wireguard import WireguardBackend
 from plait.model.cluster import Network
 
 _VXLAN = VxlanBackend()
-_ALL: tuple[Backend, ...] = (_VXLAN, BridgeBackend(), NoneBackend(), HybridBackend(_VXLAN), DirectBackend(), WireguardBackend())
+_ALL: tuple[Backend, ...] = (
+    _VXLAN,
+    BridgeBackend(),
+    NoneBackend(),
+    HybridBackend(_VXLAN),
+    DirectBackend(),
+    WireguardBackend(),
+    MacvlanBackend(),
+    IpvlanBackend(),
+    VlanBackend(),
+)
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
 """Of each model the first is the one that is taken where none is asked for, of all of them the first where no model is either."""
 
@@ -24,20 +37,37 @@ __all__ = [
     "BACKENDS",
     "DIRECT",
     "DUAL",
+    "HOST_LINK",
     "MODELS",
     "SETTINGS",
     "Backend",
+    "Child",
+    "OnHostLink",
     "Path",
     "Peer",
     "Settings",
     "changed",
     "has_tunnel",
+    "host_link",
     "on_link",
     "outer_growth",
+    "own_mac",
     "settle",
 ]
 
 
 def on_link(network: Network) -> bool:
     """Whether the network's containers on one host are neighbours on one link; else each of them is alone with the gateway on its own."""
-    return bool(BACKENDS[network.backend].bridge(network))
+    return bool(BACKENDS[network.backend].bridge(network)) or host_link(network) is not None
+
+
+def host_link(network: Network) -> Child | None:
+    """What its endpoints are if the network lies on a link of its hosts; None: the host itself is their router."""
+    backend = BACKENDS[network.backend]
+    return backend.child(network) if isinstance(backend, OnHostLink) else None
+
+
+def own_mac(network: Network) -> bool:
+    """Whether each of its endpoints has a MAC of its own, which may be chosen."""
+    backend = BACKENDS[network.backend]
+    return backend.own_mac if isinstance(backend, OnHostLink) else True

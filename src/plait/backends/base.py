@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Protocol
 
 from plait.model.cluster import Network, Node
-from plait.model.objects import KernelObject
+from plait.model.errors import ConfigError
+from plait.model.objects import PREFIX, KernelObject
 
 MODELS = {
     "sandbox": "isolated containers on one host",
@@ -124,3 +125,45 @@ class NoTunnel:
 
     def plan(self, me: Node, network: Network, peers: Sequence[Peer]) -> list[KernelObject]:
         return []
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """What each endpoint of a network is that lies on a link of the host: a link of `kind` ("macvlan", "ipvlan") and `mode` on the link
+    `parent`. `gateway`: whether it asks the router for its way by ARP; else whatever leaves it goes straight to the parent."""
+
+    parent: str
+    kind: str
+    mode: str
+    gateway: bool = True
+
+
+class OnHostLink(NoTunnel):
+    """What the backends have in common whose endpoints lie on a link of the host, by the option `parent`: they are neighbours of whatever
+    else is on it, the network's gateway is that link's router, and this host neither routes, filters nor translates what they send. The
+    first of `modes` is the one that is taken where none is asked for; `own_mac`: an endpoint has a MAC of its own."""
+
+    model = "sandbox"
+    ways: tuple[str, ...] = ()
+    options = frozenset({"parent", "mode"})
+    kind = "macvlan"
+    modes: tuple[str, ...] = ()
+    own_mac = True
+
+    def needs(self) -> frozenset[str]:
+        return frozenset({self.kind})
+
+    def child(self, network: Network) -> Child:
+        return Child(network.options["parent"], self.kind, network.options.get("mode", self.modes[0]))
+
+    def check(self, options: Mapping[str, str]) -> None:
+        """ConfigError for what cannot be meant."""
+        parent, mode = options.get("parent", ""), options.get("mode", self.modes[0])
+        if not 0 < len(parent) <= _LONGEST_NAME or parent.startswith(PREFIX) or any(c in "/:%" or c.isspace() for c in parent):
+            raise ConfigError("parent", parent, "is no link of a host", "name the link that the containers shall be on: -o parent=eth1")
+        if mode not in self.modes:
+            raise ConfigError("mode", mode, f"is no mode of {self.kind} here", f"use one of {', '.join(self.modes)}")
+
+
+_LONGEST_NAME = 15
+"""Characters of a link's name (IFNAMSIZ, include/uapi/linux/if.h, less its final zero)."""

@@ -11,11 +11,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
 
-from plait.backends.base import MODELS, Backend
+from plait.backends.base import MODELS, Backend, OnHostLink
 from plait.model.cluster import VXLAN_PORT, Network
 from plait.model.errors import ConfigError
 
-OPTIONS = ("model", "backend", "port", "vni", "isolated")
+HOST_LINK = ("parent", "mode", "vlan")
+"""Options of networks that lie on a link of the host."""
+OPTIONS = ("model", "backend", "port", "vni", "isolated", *HOST_LINK)
 WITH_VNI = frozenset({"vxlan"})
 """Kinds of path that a VNI and a port tell apart."""
 LARGEST_VNI, LARGEST_PORT = (1 << 24) - 1, (1 << 16) - 1
@@ -43,6 +45,8 @@ def settle(
         raise ConfigError(name, options[name], f"means nothing to backend {backend.name}", f"leave it out; it is an option of {fit}")
     if options.get("isolated", "true") not in ("true", "false"):
         raise ConfigError("isolated", options["isolated"], "is not possible", "true or false")
+    if isinstance(backend, OnHostLink):
+        backend.check(options)
     tunnels = {b.name for b in backends if has_tunnel(b)}
     taken = {network.vni: network.port for network in others if network.backend in tunnels}
     if not vni:
@@ -63,7 +67,8 @@ def changed(network: Network, options: Mapping[str, str], backends: Collection[B
     known = {backend.name: backend for backend in backends}
     shared = "port" in options and "vni" not in options
     along = [n for n in everyone if shared and n.vni == network.vni and has_tunnel(known[n.backend])]
-    wanted = {"backend": network.backend, **options}
+    kept = {name: network.options[name] for name in HOST_LINK if name in network.options}
+    wanted = {"backend": network.backend, **kept, **options}
     settled = settle(wanted, backends, [other for other in everyone if other not in along], network)
     if _kind(settled.backend, network) != _kind(known[network.backend], network):
         raise ConfigError("backend", settled.backend.name, f"is of another kind than {network.backend}", "make a second network for it")
@@ -73,9 +78,10 @@ def changed(network: Network, options: Mapping[str, str], backends: Collection[B
     return [own, *(replace(other, port=settled.port) for other in along)]
 
 
-def _kind(backend: Backend, network: Network) -> tuple[bool, bool]:
-    """What of a backend its containers are made for: whether they reach other hosts, and whether they are on one link."""
-    return bool(backend.ways), bool(backend.bridge(network))
+def _kind(backend: Backend, network: Network) -> tuple[bool, bool, str]:
+    """What of a backend its containers are made for: whether they reach other hosts, whether they are on one bridge, and the backend itself
+    where they are on a link of the host."""
+    return bool(backend.ways), bool(backend.bridge(network)), backend.name if isinstance(backend, OnHostLink) else ""
 
 
 def has_tunnel(backend: Backend) -> bool:

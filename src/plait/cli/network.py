@@ -97,7 +97,7 @@ def _used(count: int) -> str:
 @network.command()
 @click.argument("name")
 @click.option("--subnet", type=cidr, help="Its addresses. [default: the next free /16 of 10.28.0.0 and up]")
-@click.option("--gateway", type=address, help="Address that every node holds. [default: the subnet's first]")
+@click.option("--gateway", type=address, help="Address that every node holds, or a link's router (macvlan). [default: the subnet's first]")
 @click.option("--ip-range", type=cidr, help="The part of it that addresses are handed out from, on every host. [default: all]")
 @click.option("--exclude", "excluded", multiple=True, metavar="ADDR|CIDR|A-B", help="Addresses that nobody gets; can be repeated.")
 @click.option("--force", is_flag=True, help="Although a host uses some of its addresses for something else (routes, Docker networks).")
@@ -109,7 +109,7 @@ def _used(count: int) -> str:
     "--backend",
     default="",
     metavar="NAME",
-    help="How that is kept, such as wireguard (encrypted). [default: by the model: bridge, vxlan, hybrid]",
+    help="How that is kept, such as wireguard (encrypted), macvlan. [default: by the model: bridge, vxlan, hybrid]",
 )
 @click.option("--internal", is_flag=True, help="Without a way out to other networks.")
 @click.option("--label", "labels", multiple=True, callback=pairs, metavar="K=V", help="A label; can be repeated.")

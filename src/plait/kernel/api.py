@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from plait.model.errors import KernelError
-from plait.model.objects import KernelObject, Key, Op, VxlanLink
+from plait.model.objects import ChildLink, KernelObject, Key, Op, VlanLink, VxlanLink
 
 __all__ = ["Kernel", "Op", "Result", "changeable"]
 
@@ -28,7 +28,8 @@ class Result:
 class Kernel(Protocol):
     def owned(self, probe: Iterable[Key] = ()) -> dict[Key, KernelObject]:
         """Everything that carries plait's mark now. `probe` lists keys without a mark of their own (sysctls, hook
-        rules' chains) whose present value is wanted too: an absent one is left out. KernelError if the kernel cannot be read."""
+        rules' chains), or in other namespaces (children of links), whose present value is wanted too: an absent one is left out.
+        KernelError if the kernel cannot be read."""
         ...
 
     def apply(self, ops: Sequence[Op]) -> Result:
@@ -41,15 +42,19 @@ class Kernel(Protocol):
         ...
 
     def capabilities(self) -> frozenset[str]:
-        """Probed once: "vxlan", "veth", "bridge", "nft", "proxy_arp", … What is missing is named in a health condition."""
+        """Probed once: "vxlan", "veth", "bridge", "nft", "macvlan", … What is missing is named in a health condition."""
         ...
 
     def close(self) -> None: ...
 
 
 def changeable(now: KernelObject | None, wanted: KernelObject) -> bool:
-    """Whether a living link can be brought in line. VNI, port, source address and kind cannot be changed: such a link is replaced, and
-    what lay on it comes back with the pass after."""
+    """Whether a living link can be brought in line. VNI, port, source address, VLAN, parent and kind cannot be changed: such a link is
+    replaced, and what lay on it comes back with the pass after."""
+    if isinstance(now, ChildLink):
+        return False
+    if isinstance(now, VlanLink) and isinstance(wanted, VlanLink):
+        return (now.parent, now.vlan) == (wanted.parent, wanted.vlan)
     if isinstance(now, VxlanLink) and isinstance(wanted, VxlanLink):
         return (now.vni, now.port, now.local) == (wanted.vni, wanted.port, wanted.local)
     return type(now) is type(wanted)

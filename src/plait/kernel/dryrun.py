@@ -21,6 +21,7 @@ from plait.model.objects import (
     Addr,
     AllowedIp,
     BridgeLink,
+    ChildLink,
     EndpointLink,
     Fdb,
     HookRule,
@@ -32,6 +33,7 @@ from plait.model.objects import (
     Op,
     Route,
     Sysctl,
+    VlanLink,
     VxlanLink,
     WireguardLink,
     WireguardPeer,
@@ -39,7 +41,7 @@ from plait.model.objects import (
 
 STATE_DIR = "/var/lib/plait"
 """Where a node keeps its private keys; the rendered lines name them as wg(8) takes them, by file."""
-_UNMARKED = ("sysctl", "hook")
+_UNMARKED = ("sysctl", "hook", "child")
 """Kinds that a kernel shows only to those who ask for them by key."""
 
 
@@ -93,7 +95,10 @@ class DryRunKernel:
 def render(op: Op) -> list[str]:
     """The lines that perform `op`; never empty for a put."""
     match op.subject:
-        case VxlanLink() | BridgeLink() | WireguardLink() | EndpointLink() as link:
+        case ChildLink() as child:
+            gone = _in(child.netns, f"ip link del {child.ifname if child.netns else child.name}")
+            return [*([gone] if op.old is not None else []), *(_child(child) if op.verb == "put" else [])]
+        case VxlanLink() | BridgeLink() | WireguardLink() | EndpointLink() | VlanLink() as link:
             return _link(link, op.old) if op.verb == "put" else [f"ip link del {link.name}"]
         case Addr(dev, address):
             at_once = " nodad noprefixroute" if address.version == 6 and op.verb == "put" else ""
@@ -131,11 +136,12 @@ def _peer(peer: WireguardPeer) -> str:
     return f"wg set {peer.dev} peer {peer.public}{endpoint} persistent-keepalive {peer.keepalive or 'off'}"
 
 
-def _link(link: VxlanLink | BridgeLink | WireguardLink | EndpointLink, old: KernelObject | None) -> list[str]:
+def _link(link: VxlanLink | BridgeLink | WireguardLink | EndpointLink | VlanLink, old: KernelObject | None) -> list[str]:
     """A link that is there and can be brought in line is set, one that cannot is deleted first."""
     if old is not None and changeable(old, link):
         address = f" address {link.mac}" if isinstance(link, VxlanLink | BridgeLink) else ""
-        lines = [f"ip link set {link.name}{address} mtu {link.mtu} up"]
+        mtu = "" if isinstance(link, VlanLink) else f" mtu {link.mtu}"
+        lines = [f"ip link set {link.name}{address}{mtu} up"]
         return lines + _rest(link, old)
     gone = [f"ip link del {link.name}"] if old is not None else []
     match link:
@@ -157,12 +163,17 @@ def _link(link: VxlanLink | BridgeLink | WireguardLink | EndpointLink, old: Kern
                 *_keyed(link),
                 f"ip link set {link.name} up alias {link.name}",
             ]
+        case VlanLink():
+            made = [
+                f"ip link add link {link.parent} name {link.name} type vlan id {link.vlan}",
+                f"ip link set {link.name} up alias {link.name}",
+            ]
         case EndpointLink():
             made = _endpoint(link)
     return gone + made
 
 
-def _rest(link: VxlanLink | BridgeLink | WireguardLink | EndpointLink, old: KernelObject) -> list[str]:
+def _rest(link: VxlanLink | BridgeLink | WireguardLink | EndpointLink | VlanLink, old: KernelObject) -> list[str]:
     """What a link that is set has besides its own attributes."""
     match link:
         case EndpointLink():
@@ -198,15 +209,36 @@ def _endpoint(link: EndpointLink) -> list[str]:
         if link.inside6 is not None:
             sysctls = (f"sysctl -w net.ipv6.conf.{link.ifname}.{name}={value}" for name, value in OPEN6)
             lines += [f"nsenter --net={link.netns} {line}" for line in sysctls]
-        lines += [f"{enter} link set lo up", f"{enter} link set {link.ifname} up"]
-        if link.address is not None:
-            lines.append(f"{enter} addr replace {link.address} dev {link.ifname}")
-        if link.gateway is not None:
-            lines.append(f"{enter} route replace {link.gateway} dev {link.ifname} scope link")
-            lines += [f"{enter} route replace {network} via {link.gateway} dev {link.ifname}" for network in link.through]
+        lines += [f"{enter} {what}" for what in _inside(link)]
         if link.inside6 is not None:
             lines += [f"{enter} {what}" for what in _inside6(link.ifname, link.inside6)]
     return lines
+
+
+def _inside(link: EndpointLink | ChildLink) -> list[str]:
+    """What a sandbox has of IPv4."""
+    lines = ["link set lo up", f"link set {link.ifname} up"]
+    if link.address is not None:
+        lines.append(f"addr replace {link.address} dev {link.ifname}")
+    if link.gateway is not None:
+        lines.append(f"route replace {link.gateway} dev {link.ifname} scope link")
+    via = f"via {link.gateway} " if link.gateway is not None else ""
+    tail = "" if link.gateway is not None else " scope link"
+    return lines + [f"route replace {network} {via}dev {link.ifname}{tail}" for network in link.through]
+
+
+def _child(link: ChildLink) -> list[str]:
+    name, where = (link.ifname, f" netns {link.netns}") if link.netns else (link.name, "")
+    address = f" address {link.mac}" if link.mac else ""
+    lines = [
+        f"ip link add link {link.parent} name {name}{where}{address} type {link.kind} mode {link.mode}",
+        _in(link.netns, f"ip link set {name} alias {link.name}"),
+    ]
+    return lines + ([_in(link.netns, f"ip {what}") for what in _inside(link)] if link.netns else [])
+
+
+def _in(netns: str, command: str) -> str:
+    return f"nsenter --net={netns} {command}" if netns else command
 
 
 def _inside6(dev: str, has: Inside6) -> list[str]:

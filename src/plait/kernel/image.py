@@ -23,6 +23,7 @@ from plait.model.objects import (
     Addr,
     AllowedIp,
     BridgeLink,
+    ChildLink,
     EndpointLink,
     Fdb,
     KernelObject,
@@ -34,6 +35,7 @@ from plait.model.objects import (
     Op,
     Route,
     Sysctl,
+    VlanLink,
     VxlanLink,
     WireguardPeer,
 )
@@ -58,9 +60,9 @@ class KernelImage:
         return Result(tuple(op.key for op in ops if op.key not in failed), failed)
 
     def held(self, probe: Iterable[Key]) -> dict[Key, KernelObject]:
-        """What carries plait's mark, and those sysctls that `probe` names."""
+        """What carries plait's mark, and what else `probe` names: sysctls, links in other namespaces."""
         named = set(probe)
-        return {key: obj for key, obj in self.objects.items() if not isinstance(obj, Sysctl) or key in named}
+        return {key: obj for key, obj in self.objects.items() if key in named or not _unseen(obj)}
 
     def refusal(self, op: Op) -> int:
         """The errno with which the kernel would refuse `op`, 0 if it would not."""
@@ -137,9 +139,16 @@ def parent_of(obj: KernelObject) -> Key | None:
             return ("link", dev)
         case WireguardPeer(dev=dev) | AllowedIp(dev=dev):
             return ("link", dev)
+        case VlanLink(parent=parent) | ChildLink(parent=parent) if parent.startswith(PREFIX):
+            return ("link", parent)
         case Sysctl(path=path) if f"/{PREFIX}" in path:
             return ("link", path.split("/")[2])
     return None
+
+
+def _unseen(obj: KernelObject) -> bool:
+    """Whether only who names it is told of it."""
+    return isinstance(obj, Sysctl) or (isinstance(obj, ChildLink) and bool(obj.netns))
 
 
 def _peer_of(row: AllowedIp) -> Key:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 
-from plait.backends import BACKENDS, DIRECT, Peer, on_link
+from plait.backends import BACKENDS, DIRECT, Peer, host_link, on_link
 from plait.ipam import image, image_block, stray_endpoints
 from plait.model.addr import IPAddress, mac_from_digest
 from plait.model.cluster import Block, Endpoint, Network, Node, Snapshot
@@ -20,6 +20,7 @@ from plait.model.objects import (
     PREFIX,
     Addr,
     BridgeLink,
+    ChildLink,
     EndpointLink,
     KernelObject,
     Plan,
@@ -46,7 +47,7 @@ class Local:
     can forward at ingress (`fastpath.CAPABILITY`), what was measured of the way to other nodes (name -> bytes a packet may have), whether
     its kernel has IPv6, the link that carries the node's address, whether this host drops what comes from where it would not send to
     (rp_filter 1), the tunnel devices that must compute checksums themselves, which nodes are sent to by the spare encrypted tunnel
-    (`rotation`)."""
+    (`rotation`), the links that it has."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
@@ -58,6 +59,7 @@ class Local:
     strict: bool = False
     software_checksums: frozenset[str] = frozenset()
     moved: Mapping[str, int] = field(default_factory=dict)
+    links: frozenset[str] = frozenset()
 
 
 def carried(me: Node, network: Network, ipv6: bool) -> Network:
@@ -72,11 +74,13 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     me = snapshot.nodes.get(snapshot.me)
     if me is None:
         return {}
-    snapshot = replace(snapshot, networks={n.name: carried(me, n, local.ipv6) for n in snapshot.networks.values()})
+    objects = _on_host_links(me, snapshot, local)
+    routed = (n for n in snapshot.networks.values() if host_link(n) is None)
+    snapshot = replace(snapshot, networks={n.name: carried(me, n, local.ipv6) for n in routed})
     if me.wireguard is not None:
         me = replace(me, wireguard=replace(me.wireguard, moved=local.moved))
     networks = sorted(snapshot.networks.values(), key=lambda n: n.name)
-    objects: list[KernelObject] = [Sysctl("ipv4/ip_forward", "1")]
+    objects.append(Sysctl("ipv4/ip_forward", "1"))
     objects += _gateways(me, networks)
     strays = _routed_strays(snapshot)
     peers = {network.name: _peers(snapshot, network, local, strays) for network in networks}
@@ -100,6 +104,8 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
 
 def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str = "") -> list[KernelObject]:
     """What one endpoint needs besides its published ports. The attach applies just these; the next pass finds them there."""
+    if host_link(network) is not None:
+        return [child_link(network, endpoint, netns)]
     master = BACKENDS[network.backend].bridge(network)
     link = EndpointLink(
         name=endpoint.dev,
@@ -123,6 +129,34 @@ def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str 
     return objects
 
 
+def child_link(network: Network, endpoint: Endpoint, netns: str = "") -> ChildLink:
+    """An endpoint on a link of the host: all that there is of it."""
+    child = host_link(network)
+    assert child is not None
+    return ChildLink(
+        name=endpoint.dev,
+        parent=child.parent,
+        kind=child.kind,
+        mode=child.mode,
+        netns=netns or endpoint.netns,
+        mac=endpoint.mac,
+        ifname=endpoint.ifname,
+        address=inside_address(network, endpoint.address),
+        gateway=network.gateway if child.gateway else None,
+        through=_through(network, endpoint),
+    )
+
+
+def _on_host_links(me: Node, snapshot: Snapshot, local: Local) -> list[KernelObject]:
+    """Endpoints of this node on links of the host that are there. Nothing of these networks is this host's to route or to guard."""
+    objects: list[KernelObject] = []
+    for endpoint in _own_endpoints(snapshot):
+        network = snapshot.networks[endpoint.network]
+        if host_link(network) is not None and network.options["parent"] in local.links:
+            objects += [*shared_objects(me, network), *endpoint_objects(me, network, endpoint, local.netns.get(endpoint.id, ""))]
+    return objects
+
+
 def inside_address(network: Network, address: IPv4Address) -> IPv4Interface:
     """An endpoint's address as its container has it: with the network's prefix where the others are neighbours on its link, else alone,
     everybody else being behind the gateway."""
@@ -136,9 +170,8 @@ def _through(network: Network, endpoint: Endpoint) -> tuple[IPv4Network, ...]:
 
 
 def shared_objects(me: Node, network: Network) -> list[KernelObject]:
-    """What an endpoint of `network` needs to be there before itself: its bridge."""
-    backend = BACKENDS[network.backend]
-    return backend.plan(me, network, []) if backend.bridge(network) else []
+    """What an endpoint of `network` needs to be there before itself: its bridge, or the tagged link of its VLAN."""
+    return BACKENDS[network.backend].plan(me, network, []) if on_link(network) else []
 
 
 def routed_by(network: Network, endpoint: Endpoint) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, collapse_addresses
 
-from plait.backends import BACKENDS, Peer, has_tunnel
+from plait.backends import BACKENDS, Peer, has_tunnel, host_link
 from plait.model.cluster import Endpoint, Network, Snapshot
 from plait.model.objects import HookRule, KernelObject, Key, NftChain, NftSet, Plan
 from plait.plan.dual import V4, Family, families
@@ -43,7 +43,10 @@ def guards_of(plan: Plan) -> Plan:
 
 
 def guarded(plan: Plan, network: Network) -> bool:
-    """Whether a plan has what keeps the packets of `network` from where they must not go, and translates those that leave."""
+    """Whether a plan has what keeps the packets of `network` from where they must not go, and translates those that leave. On a link of the
+    host that is not this host's matter."""
+    if host_link(network) is not None:
+        return True
     subnet, (pools, internal, encrypted) = str(network.subnet), (_elements(plan, key) for key in _GUARDS)
     return subnet in pools and (subnet in internal) == network.internal and (subnet in encrypted) == network.encrypted
 
@@ -96,8 +99,9 @@ def _sets(family: Family, snapshot: Snapshot, networks: Sequence[Network]) -> li
 
 def port_objects(endpoints: Iterable[Endpoint], networks: Iterable[Network]) -> list[KernelObject]:
     """What depends on the published ports of this node's endpoints: a publication changes elements of maps alone, the first one and
-    the last one also the chain `raw`."""
-    networks, publishing = sorted(networks, key=lambda n: n.name), [e for e in endpoints if e.ports]
+    the last one also the chain `raw`. On a link of the host there are none."""
+    networks = sorted((n for n in networks if host_link(n) is None), key=lambda n: n.name)
+    publishing = [e for e in endpoints if e.ports]
     present = families(networks)
     return [*(obj for family in present for obj in _port_sets(family, publishing)), _raw_chain(present, networks, bool(publishing))]
 

@@ -6,16 +6,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from plait.model.objects import KernelObject, Key, Op, Sysctl, WireguardPeer
+from plait.model.objects import ChildLink, KernelObject, Key, Op, Sysctl, WireguardPeer
 
 
 def diff(desired: Mapping[Key, KernelObject], owned: Mapping[Key, KernelObject], may_delete: bool) -> list[Op]:
     """Puts for what is missing or differs in value, deletions for what is owned and not desired (none unless `may_delete`).
 
     Equal input gives no operation at all. A sysctl is never deleted: it has no absence. Where a peer is heard from is the device's to know
-    if no endpoint is wanted.
+    if no endpoint is wanted. A link that a container engine was given, and that is here no longer, is in the container that nobody has
+    told of yet.
     """
-    ops = [Op("put", new, owned.get(key)) for key, new in desired.items() if _as_asked(owned.get(key), new) != new]
+    missing = {key: new for key, new in desired.items() if _as_asked(owned.get(key), new) != new}
+    ops = [Op("put", new, owned.get(key)) for key, new in missing.items() if key in owned or not _taken_away(new)]
     if may_delete:
         ops += [Op("del", None, old) for key, old in owned.items() if key not in desired and not isinstance(old, Sysctl)]
     return ops
@@ -26,3 +28,7 @@ def _as_asked(held: KernelObject | None, wanted: KernelObject) -> KernelObject |
     if isinstance(held, WireguardPeer) and isinstance(wanted, WireguardPeer) and wanted.endpoint is None:
         return replace(held, endpoint=None)
     return held
+
+
+def _taken_away(wanted: KernelObject) -> bool:
+    return isinstance(wanted, ChildLink) and not wanted.netns

@@ -9,6 +9,7 @@ from plait.model.objects import (
     Addr,
     AllowedIp,
     BridgeLink,
+    ChildLink,
     EndpointLink,
     Fdb,
     HookRule,
@@ -20,13 +21,15 @@ from plait.model.objects import (
     Op,
     Route,
     Sysctl,
+    VlanLink,
     VxlanLink,
     WireguardLink,
     WireguardPeer,
 )
 
 _RANKS: tuple[tuple[type[KernelObject], ...], ...] = (
-    (VxlanLink, BridgeLink, WireguardLink, EndpointLink),
+    (VxlanLink, BridgeLink, WireguardLink, EndpointLink, VlanLink),
+    (ChildLink,),
     (Sysctl,),
     (Addr,),
     (Neigh, Fdb, WireguardPeer),
@@ -40,7 +43,7 @@ _RANKS: tuple[tuple[type[KernelObject], ...], ...] = (
 
 
 def rank(obj: KernelObject) -> int:
-    """0 for links, growing with what depends on what: sysctl, address, neighbour or peer, route, set, element, chain, hook rule."""
+    """0 for links, growing with what depends on what: child, sysctl, address, neighbour or peer, route, set, element, chain, hook rule."""
     return next(number for number, kinds in enumerate(_RANKS) if isinstance(obj, kinds))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 
-from plait.backends import BACKENDS
+from plait.backends import BACKENDS, own_mac
 from plait.backends.settings import choose_backend
 from plait.ipam import Reservation, check_network, choose_address, default_block_prefix, exhausted, image, next_subnet, origin
 from plait.model.cluster import Container, Endpoint, Network, PortMapping
@@ -170,7 +170,7 @@ class FakeOperations:
             network=network.name,
             node=self.node,
             address=address,
-            mac=request.mac or endpoint_mac(request.endpoint),
+            mac=request.mac or (endpoint_mac(request.endpoint) if own_mac(network) else ""),
             dev=device_name(request.endpoint),
             runtime=request.runtime,
             container=request.container,

@@ -7,10 +7,8 @@ import contextlib
 import errno
 import os
 import random
-import socket
 import struct
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import replace
 from ipaddress import IPv4Interface
 from pathlib import Path
 
@@ -19,6 +17,8 @@ from plait.kernel.linux import ethtool
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux import route as routes
+from plait.kernel.linux.child import Children
+from plait.kernel.linux.devices import Indexes, completed, creation, index_of, names_here
 from plait.kernel.linux.foreign import foreign_drops, foreign_guards
 from plait.kernel.linux.inside import opened
 from plait.kernel.linux.netns import inside
@@ -36,6 +36,7 @@ from plait.model.objects import (
     Addr,
     AllowedIp,
     BridgeLink,
+    ChildLink,
     EndpointLink,
     Fdb,
     HookRule,
@@ -48,6 +49,7 @@ from plait.model.objects import (
     Op,
     Route,
     Sysctl,
+    VlanLink,
     VxlanLink,
     WireguardLink,
     WireguardPeer,
@@ -57,8 +59,6 @@ STATE_DIR = Path("/var/lib/plait")
 _GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}
 _BROKEN = (OSError, ValueError, struct.error, nl.NetlinkParseError)
 """Everything that the kernel's answer or an object's values can make go wrong below the seam."""
-_INDEX_FROM = 1 << 20
-"""Interface indexes that we choose lie above this, far from those that the kernel counts up."""
 
 
 class LinuxKernel:
@@ -72,6 +72,7 @@ class LinuxKernel:
         """Indexes, by what they should be called, of links of ours that somebody had renamed when they were listed last."""
         self._able: frozenset[str] = frozenset()
         self._wireguard = Wireguard(keys)
+        self._children = Children(self._sock)
 
     # --- reading
 
@@ -87,7 +88,8 @@ class LinuxKernel:
         self._renamed = {f.name: f.index for f in found if f.renamed}
         names = {f.index: f.name for f in found}
         ours = {f.index: f.name for f in found if f.link is not None}
-        objects: list[KernelObject] = [_completed(f.link, names.get(f.master, "")) for f in found if f.link is not None]
+        objects: list[KernelObject] = [completed(f.link, f, names) for f in found if f.link is not None]
+        objects += self._children.read(probe, names)
         for item in found:
             if isinstance(item.link, WireguardLink):
                 objects += self._wireguard.held(item.link, item.index)
@@ -154,7 +156,7 @@ class LinuxKernel:
     def wireguard(self, name: str) -> Device | None:
         """What a WireGuard device says of itself and its peers now, None if there is none that answers. May be called from any thread."""
         with contextlib.closing(Wireguard(STATE_DIR)) as reader, contextlib.suppress(OSError, ValueError):
-            return reader.read(name, _index(name))
+            return reader.read(name, index_of(name))
         return None
 
     def counted(self, chains: Sequence[str]) -> int:
@@ -173,7 +175,7 @@ class LinuxKernel:
         nft_ops: list[Op] = []
         self._wireguard.forget()
         batch: list[tuple[Op, nl.Message]] = []
-        indexes = _Indexes()
+        indexes = Indexes()
         for op in ops:
             if isinstance(op.subject, NftChain | NftSet | NftElement | HookRule):
                 nft_ops.append(op)
@@ -195,7 +197,7 @@ class LinuxKernel:
             failed |= self._apply_nft(nft_ops)
         return Result(tuple(op.key for op in ops if op.key not in failed), failed)
 
-    def _message(self, op: Op, indexes: _Indexes) -> nl.Message | None:
+    def _message(self, op: Op, indexes: Indexes) -> nl.Message | None:
         """The one message that performs `op`, or None if it takes more than that (links, sysctls)."""
         put = op.verb == "put"
         match op.subject:
@@ -231,28 +233,32 @@ class LinuxKernel:
         match op.subject:
             case Sysctl(path, value):
                 write_sysctl(path, value)
-            case VxlanLink() | BridgeLink() | WireguardLink() | EndpointLink() as link if op.verb == "del":
+            case ChildLink() as one:
+                self._children.put(one, index_of(one.parent)) if op.verb == "put" else self._children.remove(one)
+            case VxlanLink() | BridgeLink() | WireguardLink() | EndpointLink() | VlanLink() as link if op.verb == "del":
                 self._must(links.delete_link(self._index(link.name)))
                 if isinstance(link, WireguardLink):
                     self._wireguard.ended(link.name)
             case WireguardLink() as link:
                 self._put_wireguard(link)
             case WireguardPeer(dev=dev) | AllowedIp(dev=dev):
-                self._wireguard.apply(op, _index(dev))
+                self._wireguard.apply(op, index_of(dev))
             case EndpointLink() as link:
                 self._put_endpoint(link)
-            case VxlanLink() | BridgeLink() as link:
+            case VxlanLink() | BridgeLink() | VlanLink() as link:
                 self._put_device(link)
 
-    def _put_device(self, link: VxlanLink | BridgeLink) -> None:
-        """Create, or bring in line; what cannot be changed on a living device (VNI, port, source, kind) replaces it."""
+    def _put_device(self, link: VxlanLink | BridgeLink | VlanLink) -> None:
+        """Create, or bring in line; what cannot be changed on a living device (`changeable`) replaces it."""
         found = self._find(link.name)
-        if found is not None and not changeable(found.link, link):
+        held = completed(found.link, found, names_here()) if found is not None and found.link is not None else None
+        if found is not None and not changeable(held, link):
             self._must(links.delete_link(found.index))
             found = None
         if found is None:
-            create = links.create_vxlan(link) if isinstance(link, VxlanLink) else links.create_bridge(link)
-            self._must(create, links.set_link(0, name=link.name, alias=link.name))
+            self._must(creation(link), links.set_link(0, name=link.name, alias=link.name))
+        elif isinstance(link, VlanLink):
+            self._must(links.set_link(found.index, up=True))
         else:
             assert isinstance(found.link, VxlanLink | BridgeLink)
             mac = "" if found.link.mac == link.mac else link.mac  # being told the one it has makes it forget its neighbours too
@@ -275,12 +281,12 @@ class LinuxKernel:
                 self._wireguard.start(link.name)
             elif reply.errno:
                 raise OSError(reply.errno, reply.text or os.strerror(reply.errno))
-            self._wireguard.set_up(link, _index(link.name))
-        self._must(links.set_link(_index(link.name), link.mtu, up=True, alias=link.name))
+            self._wireguard.set_up(link, index_of(link.name))
+        self._must(links.set_link(index_of(link.name), link.mtu, up=True, alias=link.name))
 
     def _put_endpoint(self, link: EndpointLink) -> None:
         found = self._find(link.name)
-        if found is not None and found.link is None:
+        if found is not None and not isinstance(found.link, EndpointLink):
             self._must(links.delete_link(found.index))
             found = None
         if found is not None:
@@ -290,14 +296,14 @@ class LinuxKernel:
         else:
             self._create_pair(link, None)
         if link.master or (found is not None and found.master):
-            self._must(*links.join_bridge(link, _index(link.name), _index(link.master) if link.master else 0))
+            self._must(*links.join_bridge(link, index_of(link.name), index_of(link.master) if link.master else 0))
         answer_at_once(link.name)
 
     def _set_endpoint(self, found: links.Found, link: EndpointLink) -> None:
         """The host side as wanted; the MTU on the other side too where that is known, for what one end sends longer than the other
         takes is lost without a word."""
         self._must(links.set_link(found.index, link.mtu, up=True, proxy_arp=True))
-        if link.netns and found.away and found.link is not None and found.link.mtu != link.mtu:
+        if link.netns and found.away and isinstance(found.link, EndpointLink) and found.link.mtu != link.mtu:
             with opened(link.netns) as (_, there):
                 _all_done(link, there.transact([links.set_link(found.away, link.mtu)]))
 
@@ -312,12 +318,12 @@ class LinuxKernel:
                 _all_done(link, there.transact(links.inside_messages(link, peer_index)))
             except OSError:
                 with contextlib.suppress(OSError):
-                    self._must(links.delete_link(_index(link.name)))
+                    self._must(links.delete_link(index_of(link.name)))
                 raise
 
     def _create_pair(self, link: EndpointLink, netns_fd: int | None) -> int:
         """Create the veth pair with indexes of our choice; returns that of the other end."""
-        index = random.randrange(_INDEX_FROM, 1 << 31, 2)
+        index = random.randrange(links.INDEX_FROM, 1 << 31, 2)
         create = links.create_veth(link, index, index + 1, netns_fd)
         self._must(create, links.set_link(index, proxy_arp=True, alias=link.name))
         return index + 1
@@ -335,8 +341,8 @@ class LinuxKernel:
         return None
 
     def _index(self, name: str) -> int:
-        """As `_index`, also where the link of ours has another name now."""
-        return self._renamed.get(name) or _index(name)
+        """As `index_of`, also where the link of ours has another name now."""
+        return self._renamed.get(name) or index_of(name)
 
     def _call_again(self, index: int, name: str) -> None:
         """Give a link its name back; one that is up may have to go down for it (kernels before 6.2)."""
@@ -357,36 +363,10 @@ class LinuxKernel:
         self._wireguard.close()
 
 
-class _Indexes(dict[str, int]):
-    """Interface indexes by name, each asked once: many routes of one pass lie on one device."""
-
-    def __missing__(self, name: str) -> int:
-        self[name] = _index(name)
-        return self[name]
-
-
-def _index(name: str) -> int:
-    """Interface index by name in this namespace. OSError ENODEV if there is none."""
-    try:
-        return socket.if_nametoindex(name)
-    except OSError as error:
-        raise OSError(errno.ENODEV, f"no link named {name}") from error
-
-
 def _all_done(link: EndpointLink, replies: Iterable[nl.Reply]) -> None:
     for reply in replies:
         if reply.errno:
             raise OSError(reply.errno, f"inside {link.netns}: {reply.text or os.strerror(reply.errno)}")
-
-
-def _completed(link: links.Link, master: str) -> links.Link:
-    """With what the link's own message does not tell: its master's name, and what is not rtnetlink's matter."""
-    if isinstance(link, EndpointLink) and master:
-        return replace(link, master=master)
-    if isinstance(link, VxlanLink):
-        with contextlib.suppress(OSError):  # it may have gone meanwhile
-            return replace(link, tx_checksum=ethtool.tx_checksum(link.name))
-    return link
 
 
 def _kernel_error(op: str, key: Key, error: Exception) -> KernelError:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Links as `ip link` knows them: VXLAN, bridge, WireGuard (less what only the device itself tells) and the host side of an endpoint's
-veth <-> RTM_NEWLINK messages.
+veth <-> RTM_NEWLINK messages; what lies on a link of the host is `child`'s matter.
 
 Sources: rtnetlink(7), include/uapi/linux/if_link.h. A veth pair is made by one request with both interface indexes chosen by us: the
 peer's index is honoured only if the host side's is given too, and a peer may not be created already up.
@@ -15,17 +15,21 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from plait.kernel.linux import netlink as nl
-from plait.model.objects import PREFIX, BridgeLink, EndpointLink, Inside6, VxlanLink, WireguardLink
+from plait.model.objects import PREFIX, BridgeLink, ChildLink, EndpointLink, Inside6, VlanLink, VxlanLink, WireguardLink
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_NEWROUTE = 20, 24
 _IFINFO = struct.Struct("=BxHiII")
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO = 1, 3, 4, 5, 18
+IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO = 1, 3, 4, 5, 18
 _IFLA_MASTER, _IFLA_IFALIAS = 10, 20
 _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_LINK_NETNSID = 26, 28, 37
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA, _VETH_INFO_PEER = 1, 2, 4, 5, 1
 _VXLAN_ID, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PORT, _VXLAN_LOCAL6 = 1, 4, 7, 15, 17
 _BR_FORWARD_DELAY, _BR_STP_STATE, _BRPORT_MODE, _BRPORT_ISOLATED = 1, 5, 4, 33
+VLAN_ID = 1
+MODE = {"macvlan": 1, "ipvlan": 1}
+"""IFLA_MACVLAN_MODE, of 32 bits, and IFLA_IPVLAN_MODE, of 16."""
+MODES = {"macvlan": {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}, "ipvlan": {"l2": 0, "l3": 1, "l3s": 2}}
 _INET_CONF = 1
 _CONF_PROXY_ARP = 3
 """Offsets into the IFLA_INET_CONF array are one less than IPV4_DEVCONF_* (include/uapi/linux/ip.h): PROXY_ARP is the third."""
@@ -34,7 +38,9 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _RTPROT_STATIC, _SCOPE_LINK = 4, 253
 ADDRESS6_FLAGS = 0x02 | 0x200
 """Of an IPv6 address: there at once (IFA_F_NODAD), without a route of its prefix (IFA_F_NOPREFIXROUTE; include/uapi/linux/if_addr.h)."""
-Link = VxlanLink | BridgeLink | WireguardLink | EndpointLink
+Link = VxlanLink | BridgeLink | WireguardLink | EndpointLink | VlanLink | ChildLink
+INDEX_FROM = 1 << 20
+"""Interface indexes that we choose lie above this, far from those that the kernel counts up."""
 WIREGUARD_NAMES = f"{PREFIX}wg"
 """What the names of WireGuard devices begin with: in user space they are TUN devices like others."""
 
@@ -43,8 +49,8 @@ WIREGUARD_NAMES = f"{PREFIX}wg"
 class Found:
     """One link of the kernel: its index and, if it is one of ours, what it is as an object (without the name of its master). `away` is the
     index of a veth's other end in the namespace where that lies, 0 if it lies in this one. `renamed`: it is ours by its alias, but
-    somebody has given it another name than `name`; as an object it counts as down then. `master` is the index of its bridge, 0 for
-    none."""
+    somebody has given it another name than `name`; as an object it counts as down then. `master` is the index of its bridge, `parent` of
+    the link that it lies on, in the namespace of that one; 0 for none."""
 
     index: int
     name: str
@@ -52,6 +58,7 @@ class Found:
     away: int = 0
     renamed: bool = False
     master: int = 0
+    parent: int = 0
 
 
 def decode_link(body: bytes) -> Found:
@@ -67,7 +74,7 @@ def decode_link(body: bytes) -> Found:
     renamed = called != name
     info = nl.parse_attrs(attrs.get(_IFLA_LINKINFO, b""))
     kind = nl.text_of(info.get(_INFO_KIND, b""))
-    mac = attrs.get(_IFLA_ADDRESS, b"").hex(":")
+    mac = attrs.get(IFLA_ADDRESS, b"").hex(":")
     mtu = nl.number_of(attrs.get(_IFLA_MTU))
     up = bool(flags & _IFF_UP) and not renamed
     if kind == "vxlan":
@@ -76,6 +83,11 @@ def decode_link(body: bytes) -> Found:
         return Found(index, name, BridgeLink(name, mac, mtu, up), renamed=renamed)
     if kind in ("wireguard", "tun") and name.startswith(WIREGUARD_NAMES):
         return Found(index, name, WireguardLink(name, "", 0, mtu, up), renamed=renamed)
+    data, parent = info.get(_INFO_DATA, b""), nl.number_of(attrs.get(_IFLA_LINK))
+    if kind == "vlan":
+        return Found(index, name, _decode_vlan(name, data, up), renamed=renamed, parent=parent)
+    if kind in ("macvlan", "ipvlan"):
+        return Found(index, name, _decode_child(name, kind, data, mac), parent=parent)
     if kind == "veth" and name.startswith(f"{PREFIX}e"):
         away = nl.number_of(attrs.get(_IFLA_LINK)) if _IFLA_LINK_NETNSID in attrs else 0
         ready = up and _proxy_arp(attrs.get(_IFLA_AF_SPEC, b""))
@@ -93,6 +105,18 @@ def _decode_vxlan(name: str, data: bytes, mac: str, mtu: int, up: bool) -> Vxlan
     if len(local) not in (4, 16):
         raise nl.NetlinkParseError(f"vxlan {name}: local address of {len(local)} bytes")
     return VxlanLink(name, nl.number_of(attrs.get(_VXLAN_ID)), port, ip_address(local), mac, mtu, up)
+
+
+def _decode_vlan(name: str, data: bytes, up: bool) -> VlanLink:
+    """Without its parent's name."""
+    return VlanLink(name, "", nl.number_of(nl.parse_attrs(data).get(VLAN_ID)), up)
+
+
+def _decode_child(name: str, kind: str, data: bytes, mac: str) -> ChildLink:
+    """Without its parent's name and its place."""
+    number = nl.number_of(nl.parse_attrs(data).get(MODE[kind]))
+    mode = next((mode for mode, known in MODES[kind].items() if known == number), str(number))
+    return ChildLink(name, "", kind, mode, mac=mac)
 
 
 def _proxy_arp(af_spec: bytes) -> bool:
@@ -115,6 +139,8 @@ class Facts:
     name: str
     mac: str
     up: bool
+    kind: str = ""
+    alias: str = ""
 
 
 def dump_facts(sock: nl.NetlinkSocket) -> dict[int, Facts]:
@@ -124,18 +150,21 @@ def dump_facts(sock: nl.NetlinkSocket) -> dict[int, Facts]:
         if kind == RTM_NEWLINK and len(body) >= _IFINFO.size:
             _, _, index, flags, _ = _IFINFO.unpack_from(body)
             attrs = nl.parse_attrs(body[_IFINFO.size :])
-            found[index] = Facts(nl.text_of(attrs.get(_IFLA_IFNAME, b"")), attrs.get(_IFLA_ADDRESS, b"").hex(":"), bool(flags & _IFF_UP))
+            name, alias = nl.text_of(attrs.get(_IFLA_IFNAME, b"")), nl.text_of(attrs.get(_IFLA_IFALIAS, b""))
+            what = nl.text_of(nl.parse_attrs(attrs.get(_IFLA_LINKINFO, b"")).get(_INFO_KIND, b""))
+            found[index] = Facts(name, attrs.get(IFLA_ADDRESS, b"").hex(":"), bool(flags & _IFF_UP), what, alias)
     return found
 
 
-def _head(index: int = 0, up: bool | None = None) -> bytes:
+def head(index: int = 0, up: bool | None = None) -> bytes:
+    """What a link message begins with (struct ifinfomsg)."""
     flags, change = (0, 0) if up is None else (_IFF_UP if up else 0, _IFF_UP)
     return _IFINFO.pack(0, 0, index, flags, change)
 
 
 def get_body(index: int) -> bytes:
     """The body of an RTM_GETLINK request for one link."""
-    return _head(index)
+    return head(index)
 
 
 def create_vxlan(link: VxlanLink) -> nl.Message:
@@ -159,20 +188,20 @@ def create_wireguard(link: WireguardLink) -> nl.Message:
 
 
 def _create(name: str, mac: str, mtu: int, kind: str, data: bytes) -> nl.Message:
-    body = _head(up=True) + nl.attr_text(_IFLA_IFNAME, name) + nl.attr_u32(_IFLA_MTU, mtu)
-    body += nl.attr(_IFLA_ADDRESS, mac_bytes(mac)) if mac else b""
+    body = head(up=True) + nl.attr_text(_IFLA_IFNAME, name) + nl.attr_u32(_IFLA_MTU, mtu)
+    body += nl.attr(IFLA_ADDRESS, mac_bytes(mac)) if mac else b""
     body += nl.nested(_IFLA_LINKINFO, nl.attr_text(_INFO_KIND, kind), data)
     return nl.Message(RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, body)
 
 
 def create_veth(link: EndpointLink, index: int, peer_index: int, netns_fd: int | None) -> nl.Message:
     """The pair in one request: host side up, the other end in the namespace of `netns_fd` under its final name, or here as `peer`."""
-    peer = _head(peer_index) + nl.attr_text(_IFLA_IFNAME, link.peer if netns_fd is None else link.ifname)
-    peer += nl.attr_u32(_IFLA_MTU, link.mtu) + nl.attr(_IFLA_ADDRESS, mac_bytes(link.mac))
+    peer = head(peer_index) + nl.attr_text(_IFLA_IFNAME, link.peer if netns_fd is None else link.ifname)
+    peer += nl.attr_u32(_IFLA_MTU, link.mtu) + nl.attr(IFLA_ADDRESS, mac_bytes(link.mac))
     if netns_fd is not None:
         peer += nl.attr_u32(_IFLA_NET_NS_FD, netns_fd)
     info = nl.nested(_IFLA_LINKINFO, nl.attr_text(_INFO_KIND, "veth"), nl.nested(_INFO_DATA, nl.attr(_VETH_INFO_PEER | 0x8000, peer)))
-    body = _head(index, up=True) + nl.attr_text(_IFLA_IFNAME, link.name) + nl.attr_u32(_IFLA_MTU, link.mtu) + info
+    body = head(index, up=True) + nl.attr_text(_IFLA_IFNAME, link.name) + nl.attr_u32(_IFLA_MTU, link.mtu) + info
     return nl.Message(RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, body)
 
 
@@ -180,7 +209,7 @@ def set_link(
     index: int, mtu: int = 0, mac: str = "", up: bool | None = None, proxy_arp: bool = False, name: str = "", alias: str = ""
 ) -> nl.Message:
     """Change an existing link; what is left at its default stays as it is. With index 0 it is found by `name`, else renamed to that."""
-    body = _head(index, up)
+    body = head(index, up)
     if name:
         body += nl.attr_text(_IFLA_IFNAME, name)
     if alias:
@@ -188,7 +217,7 @@ def set_link(
     if mtu:
         body += nl.attr_u32(_IFLA_MTU, mtu)
     if mac:
-        body += nl.attr(_IFLA_ADDRESS, mac_bytes(mac))
+        body += nl.attr(IFLA_ADDRESS, mac_bytes(mac))
     if proxy_arp:
         conf = nl.nested(_INET_CONF, nl.attr_u32(_CONF_PROXY_ARP, 1))
         body += nl.nested(_IFLA_AF_SPEC, nl.nested(socket.AF_INET, conf))
@@ -197,26 +226,29 @@ def set_link(
 
 def join_bridge(link: EndpointLink, index: int, master: int) -> list[nl.Message]:
     """Make the link a port of the bridge `master`, in order; 0: of none."""
-    joined = nl.Message(RTM_NEWLINK, 0, _head(index) + nl.attr_u32(_IFLA_MASTER, master))
+    joined = nl.Message(RTM_NEWLINK, 0, head(index) + nl.attr_u32(_IFLA_MASTER, master))
     if not master:
         return [joined]
     data = nl.nested(_INFO_SLAVE_DATA, nl.attr_u8(_BRPORT_ISOLATED, link.isolated), nl.attr_u8(_BRPORT_MODE, link.hairpin))
     port = nl.nested(_IFLA_LINKINFO, nl.attr_text(_INFO_SLAVE_KIND, "bridge"), data)
-    return [joined, nl.Message(RTM_NEWLINK, 0, _head(index) + port)]
+    return [joined, nl.Message(RTM_NEWLINK, 0, head(index) + port)]
 
 
 def delete_link(index: int) -> nl.Message:
-    return nl.Message(RTM_DELLINK, 0, _head(index))
+    return nl.Message(RTM_DELLINK, 0, head(index))
 
 
-def inside_messages(link: EndpointLink, peer_index: int) -> list[nl.Message]:
+def inside_messages(link: EndpointLink | ChildLink, peer_index: int) -> list[nl.Message]:
     """What makes the sandbox's side work, in order: loopback up, the link up, and each family's address and routes."""
     messages = [set_link(1, up=True), set_link(peer_index, up=True)]
     if link.address is not None:
         messages.append(_address(peer_index, link.address))
     if link.gateway is not None:
         messages += _routes(peer_index, link.gateway, link.through)
-    return messages + (_inside6(peer_index, link.inside6) if link.inside6 is not None else [])
+    else:
+        messages += [_route(peer_index, network) for network in link.through]
+    has = link.inside6 if isinstance(link, EndpointLink) else None
+    return messages + (_inside6(peer_index, has) if has is not None else [])
 
 
 def _inside6(index: int, has: Inside6) -> list[nl.Message]:

@@ -7,14 +7,16 @@ import contextlib
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from plait.kernel.linux import child
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux.netns import in_thread, unshare_net
 from plait.kernel.linux.nft import NftError, open_nft
 from plait.kernel.linux.wireguard import in_user_space
-from plait.model.objects import BridgeLink, EndpointLink, VxlanLink, WireguardLink
+from plait.model.objects import BridgeLink, ChildLink, EndpointLink, VlanLink, VxlanLink, WireguardLink
 
 _MAC = "02:00:00:00:00:01"
+_PARENT = 1001
 _SCRIPTS = {
     "nft": "add table inet plait\nadd set inet plait s { type ipv4_addr . ipv4_addr; flags interval; }\n",
     "fwd": 'add table netdev plait\nadd chain netdev plait c { type filter hook ingress device "lo" priority 0; }\n'
@@ -23,8 +25,8 @@ _SCRIPTS = {
 
 
 def probe_capabilities() -> frozenset[str]:
-    """Of "vxlan", "bridge", "veth", "wireguard" (the kernel's or wireguard-go), "nft", "fwd" (forwarding at ingress, nft_fwd_netdev) and
-    "ipv6" those that work here."""
+    """Of "vxlan", "bridge", "veth", "wireguard" (the kernel's or wireguard-go), "nft", "fwd" (forwarding at ingress, nft_fwd_netdev),
+    "macvlan", "ipvlan", "vlan" (802.1Q) and "ipv6" those that work here."""
     return in_thread(_probe)
 
 
@@ -35,7 +37,10 @@ def _probe() -> frozenset[str]:
         "vxlan": links.create_vxlan(VxlanLink("pl-x1", 1, 4789, IPv4Address("127.0.0.1"), _MAC, 1450)),
         "bridge": links.create_bridge(BridgeLink("pl-gw", _MAC)),
         "wireguard": links.create_wireguard(WireguardLink("pl-wg", "", 0, 1420)),
-        "veth": links.create_veth(EndpointLink("pl-e0", 1500, peer="pl-p0", mac=_MAC), 1001, 1002, None),
+        "veth": links.create_veth(EndpointLink("pl-e0", 1500, peer="pl-p0", mac=_MAC), _PARENT, 1002, None),
+        "macvlan": child.create_child(ChildLink("pl-e1", "", "macvlan", "bridge"), 1003, _PARENT, None),
+        "ipvlan": child.create_child(ChildLink("pl-e2", "", "ipvlan", "l2"), 1004, 1002, None),
+        "vlan": child.create_vlan(VlanLink("pl-v0", "", 1), _PARENT),
     }
     with contextlib.closing(nl.NetlinkSocket()) as sock:
         for name, message in trials.items():

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
+from plait.backends import host_link
 from plait.model.cluster import Endpoint, Network
 from plait.plan.desired import inside_address
 from plait.runtimes.cni.wire import INVALID, CniError, Dns
@@ -20,17 +21,21 @@ Result = Mapping[str, Any]
 
 
 def add_result(version: str, endpoint: Endpoint, network: Network, mtu: int, dns: Mapping[str, Any]) -> Result:
-    """The result of an ADD: the host's side, the container's, the address, the default route if it is the endpoint's."""
+    """The result of an ADD: the host's side, the container's, the address, the default route if it is the endpoint's. On a link of the host
+    there is no host's side, and the MTU is that link's."""
+    child = host_link(network)
     inside: dict[str, Any] = {"name": endpoint.ifname, "mac": endpoint.mac, "sandbox": endpoint.netns}
-    outside: dict[str, Any] = {"name": endpoint.dev}
-    if version == "1.1.0":
-        inside["mtu"] = outside["mtu"] = mtu
-    gateway = {} if network.internal else {"gateway": str(network.gateway)}
-    address = {"address": str(inside_address(network, endpoint.address)), "interface": 1} | gateway
+    interfaces = [inside] if child is not None else [{"name": endpoint.dev}, inside]
+    if version == "1.1.0" and child is None:
+        for interface in interfaces:
+            interface["mtu"] = mtu
+    gateway = {} if network.internal or (child is not None and not child.gateway) else {"gateway": str(network.gateway)}
+    address = {"address": str(inside_address(network, endpoint.address)), "interface": len(interfaces) - 1} | gateway
     if version in ("0.3.1", "0.4.0"):
         address["version"] = "4"
-    routes = [{"dst": "0.0.0.0/0", "gw": str(network.gateway)}] if endpoint.default_route and not network.internal else []
-    return {"cniVersion": version, "interfaces": [outside, inside], "ips": [address], "routes": routes, "dns": dns}
+    way = {"dst": "0.0.0.0/0"} | ({"gw": gateway["gateway"]} if gateway else {})
+    routes = [way] if endpoint.default_route and not network.internal else []
+    return {"cniVersion": version, "interfaces": interfaces, "ips": [address], "routes": routes, "dns": dns}
 
 
 def dns_of(network: Network, search: str, asked: Dns | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
-from plait.backends import BACKENDS, on_link, settle
+from plait.backends import BACKENDS, OnHostLink, host_link, on_link, own_mac, settle
 from plait.ipam import FORCED, check_network, default_block_prefix, image
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network, PortMapping
@@ -60,7 +60,8 @@ class NetworkDriver:
         known = {NET_OPTION, FORCED, *OPTIONS}
         for unknown in sorted(given.keys() - known):
             raise ConfigError("-o", unknown, "is no option of the driver plait", f"it knows {', '.join(sorted(known))}")
-        settle(network_options(given), BACKENDS.values(), [n for n in self._ops.networks().values() if n.name != given.get(NET_OPTION)])
+        others = [n for n in self._ops.networks().values() if n.name != given.get(NET_OPTION)]
+        settled = settle(network_options(given), BACKENDS.values(), others)
         data, data6 = request.ipv4 or [], request.ipv6 or []
         if not data or any(one.address_space != SPACE for one in (*data, *data6)):
             raise ConfigError(
@@ -69,6 +70,7 @@ class NetworkDriver:
         if len(data) > 1 or len(data6) > 1:
             raise NotSupported("a plait network has one --subnet of each family; create a second network for the second one")
         wanted = self._wanted(data[0], given, bool((request.options or {}).get(wire.INTERNAL)))
+        wanted = replace(wanted, force=wanted.force or isinstance(settled.backend, OnHostLink))
         wanted = self._wanted6(wanted, data6[0] if data6 else None)
         wanted = without_aux(wanted, data[0].aux_addresses, data6[0].aux_addresses if data6 else None)
         network = await self._ops.ensure_network(wanted) if wanted.name else self._provisional(wanted)
@@ -132,11 +134,13 @@ class NetworkDriver:
         if not given.address:
             raise ConfigError("CreateEndpoint", network.name, "has no address", "create the Docker network with --ipam-driver plait")
         address = wire.parse_address(given.address, "endpoint address")
+        if given.mac_address and not own_mac(network):
+            raise NotSupported(f"containers of network {network.name} have the MAC of their link: leave out --mac-address")
         mac = given.mac_address or endpoint_mac(request.endpoint_id)
         address6 = wire.parse_address6(given.address6, "endpoint address") if given.address6 else None
         self._created[request.endpoint_id] = Created(address, mac, address6)
         self._joined[request.endpoint_id] = asyncio.get_running_loop().time()
-        return {"Interface": {} if given.mac_address else {"MacAddress": mac}}
+        return {"Interface": {} if given.mac_address or not own_mac(network) else {"MacAddress": mac}}
 
     async def join(self, request: wire.EndpointOnly) -> Answer:
         """Plumb the endpoint; dockerd moves the link's other end into the container, names it and sets address and route."""
@@ -151,7 +155,7 @@ class NetworkDriver:
                 container=row.id if row is not None else "",
                 name=attached.name if attached is not None else self._names.certain(network.name, created.mac),
                 address=created.address,
-                mac=created.mac,
+                mac=created.mac if own_mac(network) else "",
                 labels=(row.labels or {}) if row is not None else {},
                 address6=created.address6,
             )
@@ -160,7 +164,11 @@ class NetworkDriver:
         self._joined[request.endpoint_id] = asyncio.get_running_loop().time()
         self._ipam.settled(created.mac)
         self._names.joined(endpoint.network, endpoint.name, created.mac)
-        answer: dict[str, object] = {"InterfaceName": {"SrcName": peer_name(endpoint.dev), "DstPrefix": "eth"}}
+        child = host_link(network)
+        source = endpoint.dev if child is not None else peer_name(endpoint.dev)
+        answer: dict[str, object] = {"InterfaceName": {"SrcName": source, "DstPrefix": "eth"}}
+        if child is not None and not child.gateway:
+            return answer | {"DisableGatewayService": True, "StaticRoutes": [_EVERYTHING_ON_LINK]}
         routes = [] if on_link(network) else _behind(network.gateway, network.subnet)
         answer |= {"DisableGatewayService": True} if network.internal else {"Gateway": str(network.gateway)}
         if endpoint.address6 is not None and network.gateway6 is not None and network.subnet6 is not None:
@@ -246,6 +254,9 @@ class NetworkDriver:
     async def revoke(self, request: wire.EndpointOnly) -> Answer:
         await self._ops.unpublish(request.endpoint_id)
         return {}
+
+
+_EVERYTHING_ON_LINK = {"Destination": "0.0.0.0/0", "RouteType": wire.CONNECTED}
 
 
 def _behind(gateway: IPAddress, subnet: IPNetwork) -> list[dict[str, object]]:

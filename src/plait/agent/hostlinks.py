@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks whose containers are on a link of the host: what they need of this host, and what is refused because of what they are.
+
+Data in: networks, what the kernel can do, the links that there are. Data out: an error that says why, or the condition `parent-missing`.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from plait.backends import BACKENDS, host_link, own_mac
+from plait.model.addr import AddressRange
+from plait.model.cluster import Network, Node, PortMapping, Snapshot
+from plait.model.errors import ConfigError, NotFound, NotSupported
+from plait.runtimes.api import AttachRequest, NetworkRequest
+
+CODE = "parent-missing"
+
+
+def links_here() -> frozenset[str]:
+    """Names of this host's links."""
+    return frozenset(name for _, name in socket.if_nameindex())
+
+
+def designed(network: Network, request: NetworkRequest, able: Collection[str], nodes: Collection[Node]) -> Network:
+    """A network that shall be made, without the addresses of `nodes`, which lie on that link too perhaps. ConfigError or NotSupported for
+    what such a network cannot be; others are returned as they are."""
+    if host_link(network) is None:
+        return network
+    if request.subnet is None:
+        raise ConfigError(
+            "subnet", "", "is not given, but it is that of the link", "name it with --subnet, and the link's router with --gateway"
+        )
+    if request.internal:
+        raise ConfigError("internal", "true", "cannot be promised on a link of the host, where others are", "leave it out")
+    _check_kernel(network, able)
+    taken = (node.address for node in nodes if node.address in network.subnet and node.address != network.gateway)
+    own = tuple(AddressRange(address, address) for address in sorted(taken) if address.version == 4)
+    return replace(network, excluded=(*network.excluded, *own))
+
+
+def permit(network: Network, request: AttachRequest, able: Collection[str]) -> None:
+    """NotSupported or NotFound if this host cannot attach that."""
+    if host_link(network) is None:
+        return
+    _check_kernel(network, able)
+    check_ports(network, request.ports)
+    if request.mac and not own_mac(network):
+        raise NotSupported(f"containers of network {network.name} have the MAC of their link: leave out {request.mac}")
+    parent = network.options["parent"]
+    if parent not in links_here():
+        raise NotFound(
+            f"attaching to network {network.name}: this host has no link {parent}; `ip link` lists those that it has, and "
+            f"`plait network set {network.name} -o parent=LINK` names another one for all hosts"
+        )
+
+
+def check_ports(network: Network, ports: Sequence[PortMapping]) -> None:
+    """NotSupported if ports are to be published that cannot be."""
+    if ports and host_link(network) is not None:
+        raise NotSupported(
+            f"publishing ports of a container of network {network.name}: it is on the link {network.options['parent']} with an address of "
+            f"its own, and the host cannot reach it; use that address, or a network of another backend"
+        )
+
+
+def missing(snapshot: Snapshot, links: Collection[str]) -> dict[str, str]:
+    """Networks by name with containers here that have no link, with what to say of each."""
+    here: dict[str, int] = {}
+    for endpoint in snapshot.endpoints.values():
+        network = snapshot.networks.get(endpoint.network)
+        if endpoint.node == snapshot.me and network is not None and host_link(network) is not None:
+            here[network.name] = here.get(network.name, 0) + 1
+    parents = {name: snapshot.networks[name].options["parent"] for name in here}
+    return {
+        name: f"network {name}: this host has no link {parent}, which {here[name]} of its containers need"
+        for name, parent in parents.items()
+        if parent not in links
+    }
+
+
+def _check_kernel(network: Network, able: Collection[str]) -> None:
+    lacks = sorted(BACKENDS[network.backend].needs() - set(able))
+    if lacks:
+        raise NotSupported(
+            f"network {network.name} is of backend {network.backend}, and this host's kernel has no {', '.join(lacks)}: load the module "
+            f"(`modprobe {_MODULES.get(lacks[0], lacks[0])}`), or use a host whose kernel has it"
+        )
+
+
+_MODULES = {"vlan": "8021q"}

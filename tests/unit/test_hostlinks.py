@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks on a link of the host: what is refused with words, what a pass makes and leaves, when a link is missing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+from tests.support.cluster import FakeNode, nodes
+
+from plait.agent.hostlinks import missing
+from plait.model.cluster import HostRange, HostRanges, PortMapping
+from plait.model.errors import ConfigError, Conflict, KernelError, NotFound, NotSupported
+from plait.model.objects import ChildLink, VlanLink
+from plait.plan.desired import device_name
+from plait.reconcile import diff
+from plait.runtimes.api import AttachRequest, NetworkRequest
+from plait.store.memory import MemoryStore
+
+A, SUBNET = IPv4Address, IPv4Network("198.18.0.0/24")
+LAN = {"backend": "macvlan", "parent": "lo"}
+PORT = PortMapping("tcp", 8080, 80)
+
+
+def lan(name: str = "lan", **options: str) -> NetworkRequest:
+    return NetworkRequest(name, SUBNET, A("198.18.0.254"), options={**LAN, **options})
+
+
+def asked(container: str = "web", **more: object) -> AttachRequest:
+    return replace(AttachRequest(f"e-{container}", "lan", "sandbox", container, container, netns=f"/run/ns/{container}"), **more)
+
+
+@pytest.fixture
+async def a(tmp_path: Path) -> AsyncIterator[FakeNode]:
+    async with nodes(MemoryStore(), tmp_path, "A") as (a,):
+        await a.converge()
+        yield a
+
+
+async def without(a: FakeNode, monkeypatch: pytest.MonkeyPatch, *lacking: str) -> None:
+    able = a.kernel.capabilities() - set(lacking)
+    monkeypatch.setattr(type(a.kernel), "capabilities", lambda _: able)
+    await a.stop()
+    await a.start()
+
+
+def children(a: FakeNode) -> list[ChildLink]:
+    return [obj for obj in a.kernel.objects.values() if isinstance(obj, ChildLink)]
+
+
+async def test_an_attach_is_what_the_next_pass_finds_and_what_a_detach_takes_away(a: FakeNode) -> None:
+    await a.ops.ensure_network(lan(mode="private"))
+    endpoint = await a.ops.attach(asked())
+    (child,) = children(a)
+    assert (child.name, child.parent, child.kind, child.mode) == (endpoint.dev, "lo", "macvlan", "private")
+    assert (child.mac, str(child.address), child.gateway) == (endpoint.mac, f"{endpoint.address}/24", A("198.18.0.254"))
+    assert await a.converge() == 0
+    await a.ops.detach(endpoint.id)
+    assert children(a) == [] and await a.converge() == 0
+
+
+async def test_a_restarted_agent_finds_it_and_makes_nothing(a: FakeNode) -> None:
+    await a.ops.ensure_network(lan())
+    await a.ops.attach(asked())
+    await a.stop()
+    await a.start()
+    assert await a.converge() == 0 and len(children(a)) == 1
+
+
+async def test_killed_in_the_middle_of_an_attach_nothing_leaks(a: FakeNode) -> None:
+    """The endpoint is journalled; the link may be there or not. Its runtime takes it back or detaches it."""
+    await a.ops.ensure_network(lan())
+    await a.ops.attach(asked())
+    for child in children(a):
+        a.kernel.trample(child.key, None)
+    await a.stop()
+    await a.start()
+    await a.converge()
+    assert len(children(a)) == 1, "known, so made"
+    await a.ops.detach("e-web")
+    assert children(a) == [] and await a.converge() == 0
+
+
+async def test_an_engines_link_waits_for_it_and_is_not_made_again_behind_its_back(a: FakeNode) -> None:
+    await a.ops.ensure_network(lan())
+    endpoint = await a.ops.attach(asked(runtime="docker", netns=""))
+    (child,) = children(a)
+    assert child.key == ("child", endpoint.dev, "") and await a.converge() == 0
+    a.kernel.trample(child.key, None)  # dockerd has moved it; whereto, nobody has said yet
+    assert await a.converge() == 0 and children(a) == []
+    a.kernel.objects[child.key] = child  # and back, when the container has stopped
+    await a.ops.detach(endpoint.id)
+    assert children(a) == []
+    a.kernel.objects[child.key] = child  # or only after that
+    assert await a.converge() == 1 and children(a) == []
+
+
+def test_a_link_for_an_engine_that_differs_is_made_anew_where_it_is() -> None:
+    wanted = ChildLink("pl-e1", "eth1", "macvlan", "bridge")
+    held = replace(wanted, mode="vepa")
+    assert [op.new for op in diff({wanted.key: wanted}, {held.key: held}, True)] == [wanted]
+
+
+async def test_a_refused_link_leaves_nothing(a: FakeNode) -> None:
+    await a.ops.ensure_network(lan())
+    a.kernel.fail_next(("child", device_name("e-web"), "/run/ns/web"))
+    with pytest.raises(KernelError):
+        await a.ops.attach(asked())
+    assert children(a) == [] and a.ops.endpoints("sandbox") == {} and a.ops.idle() == []
+
+
+async def test_a_vlan_has_one_tagged_link_for_all_its_networks_while_one_is_used(a: FakeNode) -> None:
+    options = {"backend": "vlan", "parent": "lo", "vlan": "42"}
+    await a.ops.ensure_network(lan(**options))
+    await a.ops.ensure_network(NetworkRequest("more", IPv4Network("192.168.9.0/24"), options=options))
+    assert await a.converge() == 0, "nobody uses it"
+    await a.ops.attach(asked())
+    await a.ops.attach(asked("db", network="more"))
+    (tagged,) = (obj for obj in a.kernel.objects.values() if isinstance(obj, VlanLink))
+    assert (tagged.parent, tagged.vlan) == ("lo", 42) and {child.parent for child in children(a)} == {tagged.name}
+    assert await a.converge() == 0
+    a.kernel.trample(tagged.key, None)
+    assert children(a) == []
+    await a.converge()
+    assert len(children(a)) == 2 and tagged.key in a.kernel.objects
+    await a.ops.detach("e-web")
+    await a.ops.detach("e-db")
+    await a.converge()
+    assert tagged.key not in a.kernel.objects
+
+
+async def test_ports_cannot_be_published(a: FakeNode) -> None:
+    await a.ops.ensure_network(lan())
+    with pytest.raises(NotSupported, match=r"network lan: it is on the link lo .* the host cannot reach it"):
+        await a.ops.attach(asked(ports=(PORT,)))
+    assert a.ops.endpoints("sandbox") == {} and a.ops.idle() == []
+    await a.ops.attach(asked())
+    with pytest.raises(NotSupported, match="publishing ports"):
+        await a.ops.publish("e-web", [PORT])
+    assert await a.ops.publish("e-web", []) == ()
+
+
+@pytest.mark.parametrize(("backend", "words"), [("ipvlan", "no ipvlan: .*modprobe ipvlan"), ("vlan", "no vlan: .*modprobe 8021q")])
+async def test_what_the_kernel_lacks_is_refused_when_it_is_asked_for(
+    a: FakeNode, monkeypatch: pytest.MonkeyPatch, backend: str, words: str
+) -> None:
+    options = {"backend": backend} | ({"vlan": "42"} if backend == "vlan" else {})
+    await a.ops.ensure_network(lan(**options))  # by a host that has it
+    await without(a, monkeypatch, "ipvlan", "vlan")
+    with pytest.raises(NotSupported, match=words):
+        await a.ops.attach(asked())
+    assert a.ops.endpoints("sandbox") == {} and children(a) == []
+    with pytest.raises(NotSupported, match=words):
+        await a.ops.ensure_network(replace(lan("other", **options), subnet=IPv4Network("192.168.9.0/24")))
+
+
+async def test_a_mac_can_be_chosen_where_containers_have_their_own(a: FakeNode) -> None:
+    await a.ops.ensure_network(lan(backend="ipvlan"))
+    with pytest.raises(NotSupported, match="have the MAC of their link: leave out 02:"):
+        await a.ops.attach(asked(mac="02:00:00:00:00:09"))
+    assert (await a.ops.attach(asked())).mac == ""
+    await a.ops.detach("e-web")
+    await a.ops.remove_network("lan")
+    await a.ops.ensure_network(lan())
+    assert (await a.ops.attach(asked(mac="02:00:00:00:00:09"))).mac == "02:00:00:00:00:09"
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"subnet": None}, "subnet: .* is not given, but it is that of the link"),
+        ({"internal": True}, "internal: .* cannot be promised on a link of the host"),
+        ({"ipv6": True}, "carries no IPv6"),
+    ],
+)
+async def test_what_such_a_network_cannot_be_is_refused(a: FakeNode, more: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        await a.ops.ensure_network(replace(lan(), **more))
+
+
+async def test_it_may_be_the_hosts_own_subnet_whose_addresses_are_left_out(a: FakeNode) -> None:
+    a.view.put(HostRanges("A", (HostRange(SUBNET, "address 198.18.0.1 of eth0"),)))
+    network = await a.ops.ensure_network(lan())
+    assert [str(part) for part in network.excluded] == ["198.18.0.1"], "the node's own address"
+    with pytest.raises(ConfigError, match=r"overlaps 198\.18\.0\.0/24"):
+        await a.ops.ensure_network(NetworkRequest("routed", IPv4Network("198.18.0.0/25")))
+    given = [(await a.ops.attach(asked(f"c{number}"))).address for number in range(4)]
+    assert A("198.18.0.1") not in given and A("198.18.0.254") not in given
+
+
+async def test_the_same_network_twice_is_one_and_another_parent_is_a_conflict(a: FakeNode) -> None:
+    made = await a.ops.ensure_network(lan())
+    assert await a.ops.ensure_network(lan()) == made
+    with pytest.raises(Conflict, match="exists already with parent lo, not eth1"):
+        await a.ops.ensure_network(lan(parent="eth1"))
+    with pytest.raises(Conflict, match="exists already with mode the default, not vepa"):
+        await a.ops.ensure_network(lan(mode="vepa"))
+
+
+async def test_parent_and_mode_are_changed_while_it_is_used_and_the_kind_is_not(a: FakeNode) -> None:
+    await a.ops.ensure_network(lan())
+    await a.ops.attach(asked())
+    await a.ops.change_network("lan", {"mode": "vepa"})
+    await a.converge()
+    assert [(child.parent, child.mode) for child in children(a)] == [("lo", "vepa")]
+    a.links |= {"eth1"}
+    await a.ops.change_network("lan", {"parent": "eth1"})
+    await a.converge()
+    assert [(child.parent, child.mode) for child in children(a)] == [("eth1", "vepa")]
+    for other in ("bridge", "none", "vxlan", "ipvlan"):
+        with pytest.raises(ConfigError):
+            await a.ops.change_network("lan", {"backend": other})
+
+
+async def test_a_link_that_is_missing_is_named_and_containers_return_with_it(a: FakeNode) -> None:
+    await a.ops.ensure_network(lan(parent="eth7"))
+    with pytest.raises(NotFound, match=r"this host has no link eth7; .*plait network set lan -o parent=LINK"):
+        await a.ops.attach(asked())
+    assert a.ops.endpoints("sandbox") == {} and missing(a.view.snapshot, {"lo"}) == {}, "nobody here needs it"
+    await a.ops.change_network("lan", {"parent": "lo"})
+    await a.ops.attach(asked())
+    (child,) = children(a)
+    assert missing(a.view.snapshot, {"lo"}) == {}
+    assert missing(a.view.snapshot, {"eth0"}) == {"lan": "network lan: this host has no link lo, which 1 of its containers need"}
+    a.kernel.trample(child.key, None)  # its parent has gone, and it with that
+    a.links = frozenset({"eth0"})
+    assert await a.converge() == 0
+    a.links = frozenset({"eth0", "lo"})
+    assert await a.converge() == 1 and children(a) == [child]
