@@ -12,6 +12,7 @@ from typing import Any
 from plait.agent.config import replace_file
 from plait.agent.engines import missing_of
 from plait.agent.health import Health
+from plait.agent.hostlinks import resolver_of
 from plait.agent.journal import Write
 from plait.http.message import Request
 from plait.model.cluster import Endpoint
@@ -43,7 +44,7 @@ class CniAgent:
             return node.journal.queue([Write(kind, key, body)])
 
         async def missing(endpoint: Endpoint) -> list[str]:
-            return missing_of(await node.work.rehearse(lambda: plan_node(node.view.snapshot, Local())), endpoint)
+            return missing_of(await node.work.rehearse(lambda: plan_node(node.view.snapshot, Local(links=node.links))), endpoint)
 
         host = Host(
             node.ops,
@@ -53,6 +54,7 @@ class CniAgent:
             missing,
             lambda network: network_mtu(node.view.snapshot.nodes[node.name], network),
             "plait",
+            lambda network: resolver_of(network, "10.28.0.1"),
         )
         self.runtime = CniRuntime(
             node.name, host, node.journal.load, save, self.places, replace_file, self.health, self.folder / "cni.sock", self.spool

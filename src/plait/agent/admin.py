@@ -67,7 +67,7 @@ class AdminParts:
     care: IpamCare
     default_network: str
     search: str
-    names: bool
+    resolver: Callable[[Network], str]
     plan: Callable[[], Plan]
     waiting: Callable[[], str]
     store_state: Callable[[], StoreState]
@@ -213,7 +213,7 @@ class AgentAdmin:
             "address": str(endpoint.address),
             "address6": str(endpoint.address6 or ""),
             "gateway": "" if network.internal else str(network.gateway),
-            "dns": [str(network.gateway)] if self._p.names else [],
+            "dns": [address] if (address := self._p.resolver(network)) else [],
             "search": self._p.search,
             "ports": [published_text(port) for port in endpoint.ports],
             "pid": pid,

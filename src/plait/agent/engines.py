@@ -53,6 +53,7 @@ class EngineParts:
     waiting: Callable[[], str]
     current: Callable[[], bool]
     on_others: Callable[[], None]
+    resolver: Callable[[Network], str]
 
 
 class Engines:
@@ -124,7 +125,7 @@ class Engines:
         from plait.runtimes.cni.runtime import CniRuntime
 
         p = self._p
-        host = Host(p.ops, p.waiting, self._trouble, inspect_sandbox, self._missing, self._mtu, p.config.search_domain)
+        host = Host(p.ops, p.waiting, self._trouble, inspect_sandbox, self._missing, self._mtu, p.config.search_domain, p.resolver)
         places = places_of(p.config)
         return CniRuntime(p.node, host, p.journal.load, self._save, places, replace_file, p.health, p.paths.cni_socket, p.paths.cni_spool)
 

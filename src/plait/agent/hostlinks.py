@@ -7,7 +7,7 @@ Data in: networks, what the kernel can do, the links that there are. Data out: a
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from plait.backends import BACKENDS, host_link, own_mac
@@ -15,8 +15,10 @@ from plait.model.addr import AddressRange
 from plait.model.cluster import Network, Node, PortMapping, Snapshot
 from plait.model.errors import ConfigError, NotFound, NotSupported
 from plait.runtimes.api import AttachRequest, NetworkRequest
+from plait.serve.dns_socket import Place
 
 CODE = "parent-missing"
+DNS_PORT = 53
 
 
 def links_here() -> frozenset[str]:
@@ -91,3 +93,24 @@ def _check_kernel(network: Network, able: Collection[str]) -> None:
 
 
 _MODULES = {"vlan": "8021q"}
+
+
+def resolver_of(network: Network, by_host: str) -> str:
+    """Where containers of the network find DNS: at its gateway; or, since a router of their link is no host of plait, at `by_host`, which
+    is an address of their own loopback for them; "" if they shall not."""
+    if host_link(network) is None:
+        return str(network.gateway)
+    return by_host if network.options.get("dns") != "false" else ""
+
+
+def resolver_places(snapshot: Snapshot, netns: Mapping[str, str], by_host: str) -> set[tuple[str, int]]:
+    """Where DNS is to answer in the namespaces of this node's containers on links of the host. `netns`: those of endpoints that have none
+    in their record."""
+    places = set()
+    for endpoint in snapshot.endpoints.values():
+        network, path = snapshot.networks.get(endpoint.network), endpoint.netns or netns.get(endpoint.id)
+        if endpoint.node != snapshot.me or network is None or not path or host_link(network) is None:
+            continue
+        if address := resolver_of(network, by_host):
+            places.add((str(Place(address, str(endpoint.address), path)), DNS_PORT))
+    return places

@@ -21,7 +21,7 @@ from plait.agent.admin import netns_of_containers
 from plait.agent.config import DNS_PORTS, Config, Paths, replace_file
 from plait.agent.health import Health
 from plait.agent.hostlinks import CODE as PARENT_MISSING
-from plait.agent.hostlinks import links_here, missing
+from plait.agent.hostlinks import DNS_PORT, links_here, missing, resolver_of, resolver_places
 from plait.agent.identity import Identity
 from plait.agent.journal import Journal, Write
 from plait.agent.networks import Networks
@@ -38,7 +38,7 @@ from plait.dns.zone import Zone
 from plait.kernel.linux import LinuxKernel
 from plait.kernel.linux.wireguard import MISSING as WIREGUARD_MISSING
 from plait.model.addr import IPAddress, mac_from_digest
-from plait.model.cluster import Node, TunnelKey
+from plait.model.cluster import Network, Node, TunnelKey
 from plait.model.errors import PlaitError, StoreUnavailable
 from plait.model.objects import Plan
 from plait.plan import Local, network_mtu, plan_node
@@ -281,7 +281,18 @@ class NodeLoops:
         block = self._p.addresses.bridge_block()
         if block is not None:
             gateways.add(block.cidr[1])
-        return frozenset(loopback | {(str(address), 53) for address in gateways})
+        own = {e.id: e for e in snapshot.endpoints.values() if e.node == snapshot.me}
+        places = resolver_places(snapshot, netns_of_containers(self._p.view, own), self._resolver())
+        return frozenset(loopback | places | {(str(address), DNS_PORT) for address in gateways})
+
+    def _resolver(self) -> str:
+        """An address of this host at which it answers DNS, the one that its engine is told: containers look for it there as well."""
+        block, network = self._p.addresses.bridge_block(), self._p.view.snapshot.networks.get(self._default)
+        return str(block.cidr[1]) if block is not None else str(network.gateway) if network is not None else ""
+
+    def resolver(self, network: Network) -> str:
+        """Where containers of the network find DNS, "" if nowhere."""
+        return resolver_of(network, self._resolver()) if self._p.config.dns_enabled else ""
 
     async def names_settled(self) -> None:
         """Wait until the DNS child answers what the view said when this was called; at most 2 s."""

@@ -42,7 +42,7 @@ from plait.agent.underlay import Underlay
 from plait.agent.view import View
 from plait.dns.zone import Zone
 from plait.ipam import NamedRange
-from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_exists
+from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_exists, open_resolver
 from plait.model.addr import at_port
 from plait.model.cluster import HostRange
 from plait.model.errors import NotSupported
@@ -92,7 +92,12 @@ class _Wiring:
         self.ranges = RangesFile(paths.ranges, journal, self.health, lambda: self.loops.refresh_node())
         self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge, config.reuse_after_s, self._ranges)
         self.publisher = Publisher(self.view, store, self.view.caught_up)
-        self.dns = DnsService(on_crash=self._on_dns_crash, on_query=lambda *q: self.discovery.names(*q), successors=paths.dns_successors)
+        self.dns = DnsService(
+            on_crash=self._on_dns_crash,
+            on_query=lambda *q: self.discovery.names(*q),
+            successors=paths.dns_successors,
+            open_inside=open_resolver,
+        )
         self.resolvers = HostResolvers(self.dns.set_upstreams)
         self.underlay = Underlay(journal, self.view, self.kernel, lambda: self.reconciler.mark())
         self.tunnels = Tunnels(lambda: self.view.snapshot, self.kernel, self.health, self._on_tunnels)
@@ -192,6 +197,7 @@ class _Wiring:
                 waiting=lambda: self.loops.waiting(self.reconciler),
                 current=lambda: self.replica.synced and self.replica.connected,
                 on_others=self.host_ranges.mark,
+                resolver=self.loops.resolver,
             )
         )
 
@@ -312,7 +318,7 @@ class _Wiring:
             care=IpamCare(self.view, self.store, self.ops, self.addresses, self.work, self.loops.plan, netns_exists),
             default_network=DEFAULT_NETWORK,
             search=self.config.search_domain,
-            names=self.config.dns_enabled,
+            resolver=self.loops.resolver,
             plan=self.loops.plan,
             waiting=lambda: self.loops.waiting(self.reconciler),
             store_state=self._store_state,

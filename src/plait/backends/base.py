@@ -140,12 +140,15 @@ class Child:
 
 class OnHostLink(NoTunnel):
     """What the backends have in common whose endpoints lie on a link of the host, by the option `parent`: they are neighbours of whatever
-    else is on it, the network's gateway is that link's router, and this host neither routes, filters nor translates what they send. The
-    first of `modes` is the one that is taken where none is asked for; `own_mac`: an endpoint has a MAC of its own."""
+    else is on it, the network's gateway is that link's router, and this host neither routes, filters nor translates what they send. With
+    `dns=false` they are not told plait's resolver.
+
+    The first of `modes` is the one that is taken where none is asked for; `own_mac`: an endpoint has a MAC of its own.
+    """
 
     model = "sandbox"
     ways: tuple[str, ...] = ()
-    options = frozenset({"parent", "mode"})
+    options = frozenset({"parent", "mode", "dns"})
     kind = "macvlan"
     modes: tuple[str, ...] = ()
     own_mac = True
@@ -161,6 +164,8 @@ class OnHostLink(NoTunnel):
         parent, mode = options.get("parent", ""), options.get("mode", self.modes[0])
         if not 0 < len(parent) <= _LONGEST_NAME or parent.startswith(PREFIX) or any(c in "/:%" or c.isspace() for c in parent):
             raise ConfigError("parent", parent, "is no link of a host", "name the link that the containers shall be on: -o parent=eth1")
+        if options.get("dns", "true") not in ("true", "false"):
+            raise ConfigError("dns", options["dns"], "is not possible", "true, or false for containers that listen on port 53 themselves")
         if mode not in self.modes:
             raise ConfigError("mode", mode, f"is no mode of {self.kind} here", f"use one of {', '.join(self.modes)}")
 

@@ -23,7 +23,7 @@ from plait.model.errors import PlaitError
 from plait.serve import dns_handover
 from plait.serve.dns_link import Address, Limits, Upstreams
 from plait.serve.dns_process import CALL_TIMEOUT, DnsProcess, OnQuery
-from plait.serve.dns_sockets import BindError, Sockets
+from plait.serve.dns_sockets import BindError, OpenInside, Sockets
 
 ACKNOWLEDGE_TIMEOUT = 2 * CALL_TIMEOUT
 """Seconds that a caller waits, perhaps for the child after the present one."""
@@ -72,7 +72,8 @@ class DnsService:
 
     `start` first, `close` last; the setters may be called before, between and concurrently. `on_crash` is called with a
     sentence for the log each time a child ended unasked; `on_query` says what the prepared query of a name gives. `successors`: path of
-    the socket by which the child of one agent follows that of another; None: a child ends with its agent.
+    the socket by which the child of one agent follows that of another; None: a child ends with its agent. `open_inside` opens sockets in
+    other namespaces (`dns_socket.Place`).
     """
 
     def __init__(
@@ -82,10 +83,11 @@ class DnsService:
         on_query: OnQuery = _no_queries,
         python: str = sys.executable,
         successors: Path | None = None,
+        open_inside: OpenInside | None = None,
     ) -> None:
         self._on_crash, self._on_query, self._python = on_crash, on_query, python
         self._path = successors
-        self._sockets = Sockets()
+        self._sockets = Sockets(open_inside) if open_inside is not None else Sockets()
         self._predecessor: socket.socket | None = None
         self._successors: socket.socket | None = None
         self._wanted, self._version = _State(), 0

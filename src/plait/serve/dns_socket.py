@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+from typing import NamedTuple
 
 from plait.serve.dns_link import Address, SocketName
 
@@ -56,3 +57,21 @@ def source(sock: socket.socket) -> bytes:
         return socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
     except (OSError, IndexError):
         return b""
+
+
+class Place(NamedTuple):
+    """Where DNS answers in another network namespace: at `address`, to whoever asks from there, who counts as `own`."""
+
+    address: str
+    own: str
+    netns: str
+
+    def __str__(self) -> str:
+        """As the address of a socket's name."""
+        return "@".join(self)
+
+
+def place_of(address: str) -> Place | None:
+    """What the address of a socket's name says of another namespace, None if it is one of this host."""
+    parts = address.split("@", 2)
+    return Place(*parts) if len(parts) == 3 else None

@@ -7,16 +7,19 @@ The agent never reads them. While a child is replaced queries and connections wa
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from plait.serve.dns_holder import holder
 from plait.serve.dns_link import Address, SocketName
-from plait.serve.dns_socket import opened
+from plait.serve.dns_socket import Place, opened, place_of
 
 _EXPLAIN_TIMEOUT = 5.0
+_OTHERS_MATTER = frozenset({errno.ENOENT, errno.EADDRINUSE})
+"""In another namespace: it has gone, or a program there answers DNS itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +37,19 @@ class BindError:
         return f"listening for DNS on {self.address}:{self.port}/{self.protocol}: {why}; stop what holds it or choose another address"
 
 
+OpenInside = Callable[[str, str, str, Callable[[], socket.socket]], socket.socket]
+"""Has the last argument open a socket in a namespace (its path) for an address there, which the third one asks. Blocks; OSError."""
+
+
+def _nowhere(netns: str, *_: object) -> socket.socket:
+    raise OSError(errno.EOPNOTSUPP, f"no way into {netns}")
+
+
 class Sockets:
     """A UDP and a TCP socket for each wanted (address, port); `held` begins with those of an agent before."""
 
-    def __init__(self) -> None:
+    def __init__(self, open_inside: OpenInside = _nowhere) -> None:
+        self._open_inside = open_inside
         self.held: dict[SocketName, socket.socket] = {}
 
     async def set(self, wanted: Iterable[Address]) -> tuple[BindError, ...]:
@@ -49,11 +61,18 @@ class Sockets:
         errors: list[BindError] = []
         for name in names:
             if name not in self.held:
+                place = place_of(name[1])
                 try:
-                    self.held[name] = opened(name)
+                    self.held[name] = opened(name) if place is None else await asyncio.to_thread(self._inside, place, name)
                 except OSError as error:
-                    errors.append(BindError(*name, error.errno or 0, await _holder(name)))
+                    if place is None:
+                        errors.append(BindError(*name, error.errno or 0, await _holder(name)))
+                    elif error.errno not in _OTHERS_MATTER:
+                        errors.append(BindError(*name, error.errno or 0))
         return tuple(errors)
+
+    def _inside(self, place: Place, name: SocketName) -> socket.socket:
+        return self._open_inside(place.netns, place.address, place.own, lambda: opened((name[0], place.address, name[2])))
 
     def close(self) -> None:
         """Hold none. Who else has them goes on."""

@@ -22,7 +22,8 @@ READY_S = 10.0
 class Host:
     """`waiting()`: what the node still waits for, "" = it serves. `trouble(network)`: what is wrong for containers that run on it, "" =
     nothing. `inspect(netns)` blocks; OSError if there is no such namespace. `missing(endpoint)`: objects of the plan that the kernel does
-    not hold as they should be. `mtu(network)` in bytes. `search`: domain of the containers' names."""
+    not hold as they should be. `mtu(network)` in bytes. `search`: domain of the containers' names, which `resolver(network)` answers,
+    "" = nobody there."""
 
     ops: Operations
     waiting: Callable[[], str]
@@ -31,6 +32,7 @@ class Host:
     missing: Callable[[Endpoint], Awaitable[list[str]]]
     mtu: Callable[[Network], int]
     search: str
+    resolver: Callable[[Network], str]
 
     async def ready(self) -> None:
         """Wait until the node serves containers. CniError 11 if that takes too long."""

@@ -38,8 +38,8 @@ def add_result(version: str, endpoint: Endpoint, network: Network, mtu: int, dns
     return {"cniVersion": version, "interfaces": interfaces, "ips": [address], "routes": routes, "dns": dns}
 
 
-def dns_of(network: Network, search: str, asked: Dns | None) -> dict[str, Any]:
-    """What the runtime asked for by the capability `dns`, else the agent on the network's gateway."""
+def dns_of(resolver: str, search: str, asked: Dns | None) -> dict[str, Any]:
+    """What the runtime asked for by the capability `dns`, else where the agent answers ("": nowhere)."""
     if asked is not None and (asked.servers or asked.nameservers):
         found = {
             "nameservers": asked.servers or asked.nameservers,
@@ -47,7 +47,7 @@ def dns_of(network: Network, search: str, asked: Dns | None) -> dict[str, Any]:
             "options": asked.options,
         }
         return {key: value for key, value in found.items() if value}
-    return {"nameservers": [str(network.gateway)], "search": [search]}
+    return {"nameservers": [resolver], "search": [search]} if resolver else {}
 
 
 @dataclass(frozen=True, slots=True)

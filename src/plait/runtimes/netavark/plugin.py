@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from plait.backends import host_link
 from plait.model.cluster import Endpoint, Network
 from plait.model.errors import ConfigError
 from plait.plan.desired import inside_address
@@ -81,10 +82,11 @@ class NetavarkPlugin:
 
     def _status(self, endpoint: Endpoint, network: Network) -> object:
         address: dict[str, str] = {"ipnet": str(inside_address(network, endpoint.address))}
-        if not network.internal:
+        resolver, child = self._host.resolver(network), host_link(network)
+        if not network.internal and (child is None or child.gateway):
             address["gateway"] = str(network.gateway)
         return {
-            "dns_search_domains": [self._host.search],
-            "dns_server_ips": [str(network.gateway)],
+            "dns_search_domains": [self._host.search] if resolver else [],
+            "dns_server_ips": [resolver] if resolver else [],
             "interfaces": {endpoint.ifname: {"mac_address": endpoint.mac, "subnets": [address]}},
         }
