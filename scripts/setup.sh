@@ -22,6 +22,7 @@ PACKAGES=(
   prometheus                                                    # discovers and scrapes services over http_sd
   haproxy dnsmasq-base unbound dnsperf                          # ask the DNS server in earnest
   wireguard-go wireguard-tools                                  # encrypted networks where the kernel has no WireGuard, and who checks them
+  openvswitch-switch                                            # tagged links where the kernel has no 802.1Q
   patroni python3-consul postgresql-15                          # keeps databases by sessions, locks and services
   python3 python3-venv git
 )
@@ -44,6 +45,7 @@ if [ ${#missing[@]} -gt 0 ] && [ -z "${PLAIT_SKIP_APT:-}" ]; then
   # Of those that come with the packages; what the machine had before stays as it was.
   fresh=()
   for service in docker.socket docker.service containerd.service nginx.service prometheus.service haproxy.service unbound.service \
+    openvswitch-switch.service ovs-vswitchd.service ovsdb-server.service ovs-record-hostname.service \
     patroni.service postgresql.service podman.service podman.socket podman-auto-update.timer podman-restart.service; do
     [ -n "$(systemctl is-enabled "$service" 2>/dev/null)" ] || fresh+=("$service")
   done

@@ -69,6 +69,12 @@ def test_a_model_has_a_backend_and_a_backend_a_model(options: dict[str, str], ba
         ({"backend": "vlan", "parent": "eth1"}, "vlan: '' is no VLAN; give a number from 1 to 4094: -o vlan=42"),
         ({"backend": "vlan", "parent": "eth1", "vlan": "4095"}, "vlan: '4095' is no VLAN"),
         ({"backend": "vlan", "parent": "eth1", "vlan": "042"}, "vlan: '042' is no VLAN"),
+        ({"backend": "vlan", "parent": "br0", "vlan": "4", "switch": "linux"}, "switch: 'linux' is not known; use openvswitch"),
+        (
+            {"backend": "vlan", "parent": "br0", "vlan": "4", "switch": "openvswitch", "mode": "vepa"},
+            "mode: 'vepa' means nothing to a port",
+        ),
+        ({"backend": "macvlan", "parent": "eth1", "dns": "no"}, "dns: 'no' is not possible; true, or false"),
         ({"backend": "none", "parent": "eth1"}, "parent: 'eth1' means nothing to backend none; .*macvlan, ipvlan, vlan"),
         ({"vni": "1", "port": "8472"}, "port: 8472 is not that of the tunnel with VNI 1, 4789; give another vni"),
     ],

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from tests.support.cluster import FakeNode, nodes
 
-from plait.agent.hostlinks import missing
+from plait.agent.hostlinks import missing, resolver_of, resolver_places
 from plait.model.cluster import HostRange, HostRanges, PortMapping
 from plait.model.errors import ConfigError, Conflict, KernelError, NotFound, NotSupported
-from plait.model.objects import ChildLink, VlanLink
+from plait.model.objects import ChildLink, EndpointLink, SwitchPort, VlanLink
 from plait.plan.desired import device_name
 from plait.reconcile import diff
 from plait.runtimes.api import AttachRequest, NetworkRequest
@@ -130,6 +130,39 @@ async def test_a_vlan_has_one_tagged_link_for_all_its_networks_while_one_is_used
     await a.ops.detach("e-db")
     await a.converge()
     assert tagged.key not in a.kernel.objects
+
+
+async def test_a_port_of_open_vswitch_is_a_veth_and_needs_no_8021q(a: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    await without(a, monkeypatch, "vlan", "macvlan")
+    await a.ops.ensure_network(lan(backend="vlan", vlan="42", switch="openvswitch"))
+    endpoint = await a.ops.attach(asked())
+    link, port = a.kernel.objects["link", endpoint.dev], a.kernel.objects["port", endpoint.dev]
+    assert isinstance(link, EndpointLink) and isinstance(port, SwitchPort)
+    assert not link.answers and (port.bridge, port.tag, port.netns, port.inside) == ("lo", 42, "/run/ns/web", "eth0")
+    assert await a.converge() == 0
+    a.kernel.trample(link.key, None)
+    await a.converge()
+    assert {link.key, port.key} <= a.kernel.objects.keys()
+    with pytest.raises(NotSupported, match="publishing ports"):
+        await a.ops.publish(endpoint.id, [PORT])
+    await a.ops.detach(endpoint.id)
+    assert not {link.key, port.key} & a.kernel.objects.keys() and await a.converge() == 0
+
+
+async def test_dns_is_answered_in_the_namespaces_of_these_alone(a: FakeNode) -> None:
+    await a.ops.ensure_network(lan())
+    await a.ops.ensure_network(NetworkRequest("quiet", IPv4Network("192.168.9.0/24"), options={**LAN, "dns": "false"}))
+    endpoint = await a.ops.attach(asked())
+    other = await a.ops.attach(asked("db", runtime="docker", netns=""))
+    await a.ops.attach(asked("own", network="quiet"))
+    await a.ops.attach(asked("plain", network="default"))
+    places = {(f"10.28.0.1@{endpoint.address}@/run/ns/web", 53)}
+    assert resolver_places(a.view.snapshot, {}, "10.28.0.1") == places
+    known = {other.id: "/proc/7/ns/net", "e-plain": "/proc/8/ns/net"}
+    assert resolver_places(a.view.snapshot, known, "10.28.0.1") == places | {(f"10.28.0.1@{other.address}@/proc/7/ns/net", 53)}
+    assert resolver_places(a.view.snapshot, {}, "") == set(), "before there is an address to answer at"
+    networks = a.view.snapshot.networks
+    assert [resolver_of(networks[name], "10.28.0.1") for name in ("lan", "quiet", "default")] == ["10.28.0.1", "", "10.28.0.1"]
 
 
 async def test_ports_cannot_be_published(a: FakeNode) -> None:

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from plait.backends import BACKENDS, host_link, own_mac
+from plait.backends import host_link, needs, own_mac
 from plait.model.addr import AddressRange
 from plait.model.cluster import Network, Node, PortMapping, Snapshot
 from plait.model.errors import ConfigError, NotFound, NotSupported
@@ -84,7 +84,7 @@ def missing(snapshot: Snapshot, links: Collection[str]) -> dict[str, str]:
 
 
 def _check_kernel(network: Network, able: Collection[str]) -> None:
-    lacks = sorted(BACKENDS[network.backend].needs() - set(able))
+    lacks = sorted(needs(network) - set(able))
     if lacks:
         raise NotSupported(
             f"network {network.name} is of backend {network.backend}, and this host's kernel has no {', '.join(lacks)}: load the module "

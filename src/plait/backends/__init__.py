@@ -49,6 +49,7 @@ __all__ = [
     "changed",
     "has_tunnel",
     "host_link",
+    "needs",
     "on_link",
     "outer_growth",
     "own_mac",
@@ -65,6 +66,12 @@ def host_link(network: Network) -> Child | None:
     """What its endpoints are if the network lies on a link of its hosts; None: the host itself is their router."""
     backend = BACKENDS[network.backend]
     return backend.child(network) if isinstance(backend, OnHostLink) else None
+
+
+def needs(network: Network) -> frozenset[str]:
+    """Kernel capabilities without which the network cannot work."""
+    backend = BACKENDS[network.backend]
+    return backend.needs_of(network) if isinstance(backend, OnHostLink) else backend.needs()
 
 
 def own_mac(network: Network) -> bool:

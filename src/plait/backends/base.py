@@ -130,12 +130,14 @@ class NoTunnel:
 @dataclass(frozen=True, slots=True)
 class Child:
     """What each endpoint of a network is that lies on a link of the host: a link of `kind` ("macvlan", "ipvlan") and `mode` on the link
-    `parent`. `gateway`: whether it asks the router for its way by ARP; else whatever leaves it goes straight to the parent."""
+    `parent`, or ("veth") a port in VLAN `tag` of the Open vSwitch bridge `parent`. `gateway`: whether it asks the router for its way by
+    ARP; else whatever leaves it goes straight to the parent."""
 
     parent: str
     kind: str
     mode: str
     gateway: bool = True
+    tag: int = 0
 
 
 class OnHostLink(NoTunnel):
@@ -155,6 +157,10 @@ class OnHostLink(NoTunnel):
 
     def needs(self) -> frozenset[str]:
         return frozenset({self.kind})
+
+    def needs_of(self, network: Network) -> frozenset[str]:
+        """Of `needs`, what this network cannot do without."""
+        return self.needs()
 
     def child(self, network: Network) -> Child:
         return Child(network.options["parent"], self.kind, network.options.get("mode", self.modes[0]))

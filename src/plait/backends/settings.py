@@ -15,7 +15,7 @@ from plait.backends.base import MODELS, Backend, OnHostLink
 from plait.model.cluster import VXLAN_PORT, Network
 from plait.model.errors import ConfigError
 
-HOST_LINK = ("parent", "mode", "vlan", "dns")
+HOST_LINK = ("parent", "mode", "vlan", "switch", "dns")
 """Options of networks that lie on a link of the host."""
 OPTIONS = ("model", "backend", "port", "vni", "isolated", *HOST_LINK)
 WITH_VNI = frozenset({"vxlan"})

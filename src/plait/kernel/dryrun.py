@@ -32,6 +32,7 @@ from plait.model.objects import (
     NftElement,
     Op,
     Route,
+    SwitchPort,
     Sysctl,
     VlanLink,
     VxlanLink,
@@ -100,6 +101,8 @@ def render(op: Op) -> list[str]:
             return [*([gone] if op.old is not None else []), *(_child(child) if op.verb == "put" else [])]
         case VxlanLink() | BridgeLink() | WireguardLink() | EndpointLink() | VlanLink() as link:
             return _link(link, op.old) if op.verb == "put" else [f"ip link del {link.name}"]
+        case SwitchPort() as port:
+            return _port(port) if op.verb == "put" else [f"ovs-vsctl --if-exists del-port {port.bridge} {port.dev}"]
         case Addr(dev, address):
             at_once = " nodad noprefixroute" if address.version == 6 and op.verb == "put" else ""
             return [f"ip addr {'replace' if op.verb == 'put' else 'del'} {address} dev {dev}{at_once}"]
@@ -257,7 +260,15 @@ def _joins(link: EndpointLink, old: KernelObject | None = None) -> list[str]:
     return [f"ip link set {link.name} nomaster"] if isinstance(old, EndpointLink) and old.master else []
 
 
+def _port(port: SwitchPort) -> list[str]:
+    make = f"ovs-vsctl --may-exist add-port {port.bridge} {port.dev} tag={port.tag}"
+    return [f"{make} -- set Port {port.dev} tag={port.tag} external_ids:plait=endpoint"]
+
+
 def _answers(link: EndpointLink) -> list[str]:
+    if not link.answers:
+        quiet = (("ipv4", "proxy_arp=0"), ("ipv4", "arp_ignore=8"), ("ipv6", "disable_ipv6=1"))
+        return [f"sysctl -w net.{family}.conf.{link.name}.{setting}" for family, setting in quiet]
     return [f"sysctl -w net.ipv4.conf.{link.name}.proxy_arp=1", f"sysctl -w net.ipv4.neigh.{link.name}.proxy_delay=0"]
 
 

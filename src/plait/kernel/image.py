@@ -34,6 +34,7 @@ from plait.model.objects import (
     NftSet,
     Op,
     Route,
+    SwitchPort,
     Sysctl,
     VlanLink,
     VxlanLink,
@@ -137,7 +138,7 @@ def parent_of(obj: KernelObject) -> Key | None:
     match obj:
         case Addr(dev=dev) | Neigh(dev=dev) | Fdb(dev=dev) | Route(dev=dev) if dev.startswith(PREFIX):
             return ("link", dev)
-        case WireguardPeer(dev=dev) | AllowedIp(dev=dev):
+        case WireguardPeer(dev=dev) | AllowedIp(dev=dev) | SwitchPort(dev=dev):
             return ("link", dev)
         case VlanLink(parent=parent) | ChildLink(parent=parent) if parent.startswith(PREFIX):
             return ("link", parent)

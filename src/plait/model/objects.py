@@ -8,7 +8,6 @@ neighbours and FDB rows by lying on such a link, nft objects by their table `ine
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
@@ -129,14 +128,16 @@ class EndpointLink:
     `netns` names the sandbox's namespace when plait itself plumbs the inside (then `ifname`, `mac`, `address` say how, `through` which
     networks are reached by way of `gateway`, and `inside6` the same for IPv6, None without) and is "" when the container engine moves the
     peer (named `peer`).
+    One that is a port of another switch (`SwitchPort`) does not answer ARP (`answers`): nothing there is this host's.
     `master` is the bridge whose port it is, "" of none; an `isolated` port passes nothing to other isolated ones, one in `hairpin` mode
     gives back what it brought (bridge(8)).
-    Compared with the kernel are only the facts of the host side: name, MTU, `ready` (up, proxy ARP on) and what it is a port of.
+    Compared with the kernel are only the facts of the host side: name, MTU, `ready` (up), `answers` and what it is a port of.
     """
 
     name: str
     mtu: int
     ready: bool = True
+    answers: bool = True
     master: str = ""
     isolated: bool = False
     hairpin: bool = False
@@ -191,6 +192,22 @@ class ChildLink:
     @property
     def key(self) -> Key:
         return ("child", self.name, self.netns)
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchPort:
+    """That the link `dev` is a port of the Open vSwitch bridge `bridge`, whose frames are in VLAN `tag` there. `inside` is the name of the
+    veth's other end, in the namespace `netns` or ("") this one."""
+
+    bridge: str
+    dev: str
+    tag: int
+    netns: str = field(default="", compare=False)
+    inside: str = field(default="", compare=False)
+
+    @property
+    def key(self) -> Key:
+        return ("port", self.dev)
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,6 +356,7 @@ KernelObject = (
     | EndpointLink
     | VlanLink
     | ChildLink
+    | SwitchPort
     | Addr
     | Route
     | Neigh
@@ -374,23 +392,6 @@ class Op:
     @property
     def key(self) -> Key:
         return self.subject.key
-
-
-@dataclass(frozen=True, slots=True)
-class InsideLink:
-    """A link as it is found in a sandbox's namespace."""
-
-    mac: str
-    up: bool
-    addresses: frozenset[IPv4Interface] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class SandboxState:
-    """What a sandbox's namespace holds: links by name, and the next hops of its IPv4 default routes."""
-
-    links: Mapping[str, InsideLink] = field(default_factory=dict)
-    gateways: frozenset[IPv4Address] = frozenset()
 
 
 Plan = dict[Key, KernelObject]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 
-from plait.backends import BACKENDS, DIRECT, Peer, host_link, on_link
+from plait.backends import BACKENDS, DIRECT, Child, Peer, host_link, on_link
 from plait.ipam import image, image_block, stray_endpoints
 from plait.model.addr import IPAddress, mac_from_digest
 from plait.model.cluster import Block, Endpoint, Network, Node, Snapshot
@@ -25,6 +25,7 @@ from plait.model.objects import (
     KernelObject,
     Plan,
     Route,
+    SwitchPort,
     Sysctl,
     VxlanLink,
 )
@@ -104,7 +105,10 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
 
 def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str = "") -> list[KernelObject]:
     """What one endpoint needs besides its published ports. The attach applies just these; the next pass finds them there."""
-    if host_link(network) is not None:
+    child = host_link(network)
+    if child is not None and child.kind == "veth":
+        return _switched(me, network, child, endpoint, netns or endpoint.netns)
+    if child is not None:
         return [child_link(network, endpoint, netns)]
     master = BACKENDS[network.backend].bridge(network)
     link = EndpointLink(
@@ -127,6 +131,23 @@ def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str 
     if endpoint.ports:
         objects.append(local_ports(network, endpoint))
     return objects
+
+
+def _switched(me: Node, network: Network, child: Child, endpoint: Endpoint, netns: str) -> list[KernelObject]:
+    """An endpoint that is a port of a switch that others steer."""
+    link = EndpointLink(
+        name=endpoint.dev,
+        mtu=network_mtu(me, network),
+        answers=False,
+        peer=peer_name(endpoint.dev),
+        mac=endpoint.mac,
+        netns=netns,
+        ifname=endpoint.ifname,
+        address=inside_address(network, endpoint.address),
+        gateway=network.gateway,
+        through=_through(network, endpoint),
+    )
+    return [link, SwitchPort(child.parent, link.name, child.tag, netns, link.ifname if netns else link.peer)]
 
 
 def child_link(network: Network, endpoint: Endpoint, netns: str = "") -> ChildLink:

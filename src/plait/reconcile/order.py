@@ -20,6 +20,7 @@ from plait.model.objects import (
     NftSet,
     Op,
     Route,
+    SwitchPort,
     Sysctl,
     VlanLink,
     VxlanLink,
@@ -29,7 +30,7 @@ from plait.model.objects import (
 
 _RANKS: tuple[tuple[type[KernelObject], ...], ...] = (
     (VxlanLink, BridgeLink, WireguardLink, EndpointLink, VlanLink),
-    (ChildLink,),
+    (ChildLink, SwitchPort),
     (Sysctl,),
     (Addr,),
     (Neigh, Fdb, WireguardPeer),
@@ -43,7 +44,8 @@ _RANKS: tuple[tuple[type[KernelObject], ...], ...] = (
 
 
 def rank(obj: KernelObject) -> int:
-    """0 for links, growing with what depends on what: child, sysctl, address, neighbour or peer, route, set, element, chain, hook rule."""
+    """0 for links, growing with what depends on what: child or port, sysctl, address, neighbour or peer, route, set, element, chain, hook
+    rule."""
     return next(number for number, kinds in enumerate(_RANKS) if isinstance(obj, kinds))
 
 

@@ -13,7 +13,7 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 
 from plait.kernel.api import Result, changeable
-from plait.kernel.linux import ethtool
+from plait.kernel.linux import ethtool, openvswitch
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux import route as routes
@@ -24,7 +24,7 @@ from plait.kernel.linux.inside import opened
 from plait.kernel.linux.netns import inside
 from plait.kernel.linux.nft import Ruleset, counted, open_nft
 from plait.kernel.linux.probe import probe_capabilities
-from plait.kernel.linux.sysctl import answer_at_once, open_for_ipv6, read_sysctls, rp_filter, write_sysctl
+from plait.kernel.linux.sysctl import answer_at_once, open_for_ipv6, read_sysctls, rp_filter, stay_silent, write_sysctl
 from plait.kernel.linux.watch import watch_kernel
 from plait.kernel.linux.wgdevice import Device
 from plait.kernel.linux.wireguard import Wireguard
@@ -48,6 +48,7 @@ from plait.model.objects import (
     NftSet,
     Op,
     Route,
+    SwitchPort,
     Sysctl,
     VlanLink,
     VxlanLink,
@@ -89,7 +90,7 @@ class LinuxKernel:
         names = {f.index: f.name for f in found}
         ours = {f.index: f.name for f in found if f.link is not None}
         objects: list[KernelObject] = [completed(f.link, f, names) for f in found if f.link is not None]
-        objects += self._children.read(probe, names)
+        objects += [*self._children.read(probe, names), *openvswitch.held(set(names.values()))]
         for item in found:
             if isinstance(item.link, WireguardLink):
                 objects += self._wireguard.held(item.link, item.index)
@@ -233,6 +234,8 @@ class LinuxKernel:
         match op.subject:
             case Sysctl(path, value):
                 write_sysctl(path, value)
+            case SwitchPort() as port:
+                openvswitch.put(port) if op.verb == "put" else openvswitch.remove(port)
             case ChildLink() as one:
                 self._children.put(one, index_of(one.parent)) if op.verb == "put" else self._children.remove(one)
             case VxlanLink() | BridgeLink() | WireguardLink() | EndpointLink() | VlanLink() as link if op.verb == "del":
@@ -297,12 +300,12 @@ class LinuxKernel:
             self._create_pair(link, None)
         if link.master or (found is not None and found.master):
             self._must(*links.join_bridge(link, index_of(link.name), index_of(link.master) if link.master else 0))
-        answer_at_once(link.name)
+        answer_at_once(link.name) if link.answers else stay_silent(link.name)
 
     def _set_endpoint(self, found: links.Found, link: EndpointLink) -> None:
         """The host side as wanted; the MTU on the other side too where that is known, for what one end sends longer than the other
         takes is lost without a word."""
-        self._must(links.set_link(found.index, link.mtu, up=True, proxy_arp=True))
+        self._must(links.set_link(found.index, link.mtu, up=True, proxy_arp=link.answers))
         if link.netns and found.away and isinstance(found.link, EndpointLink) and found.link.mtu != link.mtu:
             with opened(link.netns) as (_, there):
                 _all_done(link, there.transact([links.set_link(found.away, link.mtu)]))
@@ -325,7 +328,7 @@ class LinuxKernel:
         """Create the veth pair with indexes of our choice; returns that of the other end."""
         index = random.randrange(links.INDEX_FROM, 1 << 31, 2)
         create = links.create_veth(link, index, index + 1, netns_fd)
-        self._must(create, links.set_link(index, proxy_arp=True, alias=link.name))
+        self._must(create, links.set_link(index, proxy_arp=link.answers, alias=link.name))
         return index + 1
 
     def _find(self, name: str) -> links.Found | None:

@@ -90,10 +90,10 @@ def decode_link(body: bytes) -> Found:
         return Found(index, name, _decode_child(name, kind, data, mac), parent=parent)
     if kind == "veth" and name.startswith(f"{PREFIX}e"):
         away = nl.number_of(attrs.get(_IFLA_LINK)) if _IFLA_LINK_NETNSID in attrs else 0
-        ready = up and _proxy_arp(attrs.get(_IFLA_AF_SPEC, b""))
+        answers = _proxy_arp(attrs.get(_IFLA_AF_SPEC, b""))
         port = nl.parse_attrs(info.get(_INFO_SLAVE_DATA, b""))
         isolated, hairpin = (nl.number_of(port.get(kind)) == 1 for kind in (_BRPORT_ISOLATED, _BRPORT_MODE))
-        link = EndpointLink(name, mtu, ready, isolated=isolated, hairpin=hairpin)
+        link = EndpointLink(name, mtu, up, answers, isolated=isolated, hairpin=hairpin)
         return Found(index, name, link, away, renamed, nl.number_of(attrs.get(_IFLA_MASTER)))
     return Found(index, name, None)
 
@@ -206,7 +206,7 @@ def create_veth(link: EndpointLink, index: int, peer_index: int, netns_fd: int |
 
 
 def set_link(
-    index: int, mtu: int = 0, mac: str = "", up: bool | None = None, proxy_arp: bool = False, name: str = "", alias: str = ""
+    index: int, mtu: int = 0, mac: str = "", up: bool | None = None, proxy_arp: bool | None = None, name: str = "", alias: str = ""
 ) -> nl.Message:
     """Change an existing link; what is left at its default stays as it is. With index 0 it is found by `name`, else renamed to that."""
     body = head(index, up)
@@ -218,8 +218,8 @@ def set_link(
         body += nl.attr_u32(_IFLA_MTU, mtu)
     if mac:
         body += nl.attr(IFLA_ADDRESS, mac_bytes(mac))
-    if proxy_arp:
-        conf = nl.nested(_INET_CONF, nl.attr_u32(_CONF_PROXY_ARP, 1))
+    if proxy_arp is not None:
+        conf = nl.nested(_INET_CONF, nl.attr_u32(_CONF_PROXY_ARP, int(proxy_arp)))
         body += nl.nested(_IFLA_AF_SPEC, nl.nested(socket.AF_INET, conf))
     return nl.Message(RTM_NEWLINK, 0, body)
 

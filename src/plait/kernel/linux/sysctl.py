@@ -55,6 +55,13 @@ def answer_at_once(dev: str) -> None:
     write_sysctl(f"ipv4/neigh/{dev}/proxy_delay", "0")
 
 
+def stay_silent(dev: str) -> None:
+    """This host is nobody on the link: it answers no ARP for any of its addresses (ip-sysctl: arp_ignore 8) and has no IPv6 there."""
+    write_sysctl(f"ipv4/conf/{dev}/arp_ignore", "8")
+    with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+        write_sysctl(f"ipv6/conf/{dev}/disable_ipv6", "1")
+
+
 def open_for_ipv6(dev: str) -> None:
     """Let a link of this namespace have IPv6 (`OPEN6`). Raises OSError where the kernel has none."""
     for name, value in OPEN6:

@@ -165,7 +165,7 @@ class NetworkDriver:
         self._ipam.settled(created.mac)
         self._names.joined(endpoint.network, endpoint.name, created.mac)
         child = host_link(network)
-        source = endpoint.dev if child is not None else peer_name(endpoint.dev)
+        source = endpoint.dev if child is not None and child.kind != "veth" else peer_name(endpoint.dev)
         answer: dict[str, object] = {"InterfaceName": {"SrcName": source, "DstPrefix": "eth"}}
         if child is not None and not child.gateway:
             return answer | {"DisableGatewayService": True, "StaticRoutes": [_EVERYTHING_ON_LINK]}

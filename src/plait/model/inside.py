@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is found in a sandbox's namespace, whoever put it there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface
+
+
+@dataclass(frozen=True, slots=True)
+class InsideLink:
+    """A link as it is found in a sandbox's namespace."""
+
+    mac: str
+    up: bool
+    addresses: frozenset[IPv4Interface] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxState:
+    """What a sandbox's namespace holds: links by name, and the next hops of its IPv4 default routes."""
+
+    links: Mapping[str, InsideLink] = field(default_factory=dict)
+    gateways: frozenset[IPv4Address] = frozenset()
