@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 from tests.support.cluster import FakeNode, nodes
 
+from plait.agent.admin import netns_of_containers
 from plait.agent.hostlinks import missing, resolver_of, resolver_places
-from plait.model.cluster import HostRange, HostRanges, PortMapping
+from plait.model.cluster import Container, HostRange, HostRanges, PortMapping
 from plait.model.errors import ConfigError, Conflict, KernelError, NotFound, NotSupported
 from plait.model.objects import ChildLink, EndpointLink, SwitchPort, VlanLink
 from plait.plan.desired import device_name
@@ -163,6 +165,20 @@ async def test_dns_is_answered_in_the_namespaces_of_these_alone(a: FakeNode) -> 
     assert resolver_places(a.view.snapshot, {}, "") == set(), "before there is an address to answer at"
     networks = a.view.snapshot.networks
     assert [resolver_of(networks[name], "10.28.0.1") for name in ("lan", "quiet", "default")] == ["10.28.0.1", "", "10.28.0.1"]
+
+
+async def test_an_engines_link_is_looked_for_in_its_container_once_that_has_it(a: FakeNode) -> None:
+    """While a running container is being connected, its link waits for the engine in the host's namespace."""
+    await a.ops.ensure_network(lan())
+    endpoint = await a.ops.attach(asked(runtime="docker", netns=""))
+    running = Container("web", "web", "A", "docker", pid=os.getpid(), addresses={"default": A("10.28.0.9")})
+    known = {endpoint.id: endpoint}
+    a.view.report("docker", [running])
+    assert netns_of_containers(a.view, known) == {}
+    a.view.report("docker", [replace(running, addresses={"lan": endpoint.address})])
+    assert netns_of_containers(a.view, known) == {endpoint.id: f"/proc/{os.getpid()}/ns/net"}
+    a.view.report("docker", [replace(running, addresses={"lan": endpoint.address}, pid=0)])
+    assert netns_of_containers(a.view, known) == {}
 
 
 async def test_ports_cannot_be_published(a: FakeNode) -> None:

@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from plait.agent.kernelwork import KernelWork
 from plait.kernel.fake import FakeKernel
-from plait.model.objects import Addr, KernelObject, NftSet, Op, Plan, Route, Sysctl, VxlanLink
+from plait.model.objects import Addr, ChildLink, KernelObject, NftSet, Op, Plan, Route, Sysctl, VxlanLink
 
 LINK = VxlanLink("pl-x1", 7, 4789, IPv4Address("198.18.0.1"), "02:00:00:00:00:01", 1450)
 ROUTE = Route(IPv4Network("10.28.2.0/24"), "pl-x1", scope="link")
@@ -73,6 +73,15 @@ async def test_a_refused_operation_ends_the_rehearsal_and_is_not_in_it(s: Setup)
 async def test_a_rehearsal_waits_for_the_one_door(s: Setup) -> None:
     results = await asyncio.gather(s.work.converge(lambda: PLAN, True), s.work.rehearse(lambda: PLAN))
     assert results[1] == []
+
+
+async def test_what_is_planned_while_the_kernel_is_listed_is_not_taken_for_missing(s: Setup) -> None:
+    """An engine tells where it has taken a link, in that moment: the link is there, and made anew it would lose its connections."""
+    taken = ChildLink("pl-e1", "eth1", "macvlan", "bridge", "/proc/7/ns/net")
+    s.kernel.objects[taken.key] = taken
+    plans = [plan_of(replace(taken, netns="")), plan_of(taken)]
+    report = await s.work.converge(lambda: plans.pop(0) if len(plans) > 1 else plans[0], True)
+    assert report.writes == 0 and s.kernel.objects == {taken.key: taken}
 
 
 async def test_guards_are_what_a_pass_made_and_no_rule_of_it_was_refused(s: Setup) -> None:

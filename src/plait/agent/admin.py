@@ -227,9 +227,10 @@ class AgentAdmin:
 
 
 def netns_of_containers(view: View, endpoints: Mapping[str, Endpoint]) -> dict[str, str]:
-    """Endpoint id -> path of the namespace of its container's first process, where the engine has told the process: there a link
-    that somebody deleted is put back."""
+    """Endpoint id -> path of the namespace of its container's first process, where the engine has told the process, and that the endpoint
+    is in the container by now: there a link that somebody deleted is put back."""
     snapshot = view.snapshot
-    pids = {c.id: c.pid for c in snapshot.containers.values() if c.node == snapshot.me and c.pid}
-    found = {e.id: f"/proc/{pids[e.container]}/ns/net" for e in endpoints.values() if not e.netns and e.container in pids}
+    running = {c.id: c for c in snapshot.containers.values() if c.node == snapshot.me and c.pid}
+    joined = ((e, running[e.container]) for e in endpoints.values() if not e.netns and e.container in running)
+    found = {e.id: f"/proc/{c.pid}/ns/net" for e, c in joined if c.addresses.get(e.network) == e.address}
     return {key: path for key, path in found.items() if Path(path).exists()}

@@ -83,8 +83,13 @@ class KernelWork:
 
     async def _pass(self, kernel: Kernel, plan: Callable[[], Plan], may_delete: bool) -> tuple[Plan, list[Op], Result]:
         loop = asyncio.get_running_loop()
-        owned = await loop.run_in_executor(self._thread, kernel.owned, _probes(plan()))
+        asked: set[Key] = set(_probes(plan()))
+        owned = await loop.run_in_executor(self._thread, kernel.owned, frozenset(asked))
         wanted = plan()
+        while not asked.issuperset(_probes(wanted)):  # what nobody asked for would look as if it were not there
+            asked.update(_probes(wanted))
+            owned = await loop.run_in_executor(self._thread, kernel.owned, frozenset(asked))
+            wanted = plan()
         ops = order(diff(wanted, owned, may_delete))
         return wanted, ops, await loop.run_in_executor(self._thread, kernel.apply, ops) if ops else Result()
 

@@ -13,6 +13,7 @@ from ipaddress import IPv4Network
 
 from plait.agent.addresses import Addresses
 from plait.agent.admin import AdminParts, AgentAdmin
+from plait.agent.announcer import Announcer
 from plait.agent.config import Config, Paths, load_config
 from plait.agent.discovery import Discovery, DiscoveryParts
 from plait.agent.dnsnear import DnsNear
@@ -42,7 +43,7 @@ from plait.agent.underlay import Underlay
 from plait.agent.view import View
 from plait.dns.zone import Zone
 from plait.ipam import NamedRange
-from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_exists, open_resolver
+from plait.kernel.linux import LinuxKernel, announce, create_netns, delete_netns, netns_exists, open_resolver
 from plait.model.addr import at_port
 from plait.model.cluster import HostRange
 from plait.model.errors import NotSupported
@@ -267,6 +268,7 @@ class _Wiring:
                 self.reconciler.watch(),
                 self.reconciler.run(),
                 self.sandboxes.run(),
+                Announcer(self.view, announce).run(),
                 self.engines.run(),
                 *self.discovery.loops(),
                 *self._measuring(),

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An endpoint's address told to its neighbours, who may still know it by the MAC of whoever had it before.
+
+Out: one ARP announcement (RFC 5227, section 2.3: a request from the address for itself), on the endpoint's link in its sandbox. A kernel
+takes the sender's MAC of it for what it knows already at once, and learns nothing that it did not ask for.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from ipaddress import IPv4Address
+
+from plait.kernel.linux import link as links
+from plait.kernel.linux.inside import opened
+from plait.kernel.linux.netns import inside
+
+_BROADCAST = b"\xff" * 6
+_ETHERTYPE_ARP = 0x0806
+_ARP = struct.Struct("!HHBBH6s4s6s4s")
+
+
+def announce(netns: str, alias: str, mac: str, address: IPv4Address) -> bool:
+    """Tell that `address` is at the link with that alias, or MAC, in the namespace at `netns`; False while no such link is up. OSError if
+    the namespace is gone."""
+    with opened(netns) as (fd, there):
+        facts = links.dump_facts(there).values()
+        own = next((one for one in facts if one.up and (one.alias == alias or (mac and one.mac == mac))), None)
+        if own is None:
+            return False
+        with inside(fd):
+            sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    with sock:
+        sock.bind((own.name, 0))
+        sock.send(announcement(own.mac, address))
+    return True
+
+
+def announcement(mac: str, address: IPv4Address) -> bytes:
+    """The frame: Ethernet to everybody, then ARP for IPv4 over Ethernet, a request (RFC 826)."""
+    sender = links.mac_bytes(mac)
+    body = _ARP.pack(1, 0x0800, 6, 4, 1, sender, address.packed, bytes(6), address.packed)
+    return _BROADCAST + sender + struct.pack("!H", _ETHERTYPE_ARP) + body

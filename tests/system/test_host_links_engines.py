@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines on a link of their hosts: containers of Docker and of a runtime of CNI, all neighbours on the hosts' own link."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from tests.support.cni import Runner
+from tests.support.mesh import docker, networks, remove_containers
+
+from plait.lab import process
+from plait.lab.lab import Lab
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
+HTTP = ("curl", "-sS", "-m", "3", "-o", "/dev/null", "-w", "%{http_code}")
+ROUTER = "198.18.0.254"
+
+
+@pytest.fixture(scope="module")
+def two(make_lab: Callable[..., Lab]) -> Lab:
+    lab = make_lab(hosts=2, agents=True, engines=True)
+    lab.run("A", "mkdir", "-p", "/etc/cni/net.d")
+    lab.kill_agent("A")
+    lab.start_agent("A")
+    where = ("--subnet", "198.18.0.0/24", "--gateway", ROUTER, "--ip-range", "198.18.0.128/25")
+    lab.run("A", "plait", "network", "create", "lan", "--backend", "macvlan", "-o", "parent=eth0", *where)
+    for host in "AB":
+        process.until(f"lan on {host}", lambda host=host: "lan" in networks(lab, host), 5)
+    return lab
+
+
+@pytest.fixture(autouse=True)
+def clean(two: Lab) -> Iterator[None]:
+    """Nothing stays from one test to the next: no container, endpoint, link or address."""
+    yield
+    remove_containers(two, "AB")
+    process.until("no endpoint is left", lambda: not attached(two), 5)
+    for host in "AB":
+        process.until(f"no link is left on {host}", lambda host=host: "macvlan" not in two.run(host, "ip", "-d", "link").stdout, 3)
+        assert two.run(host, "plait", "plan", "--diff").stdout == ""
+
+
+def attached(lab: Lab) -> dict[str, str]:
+    view = json.loads(lab.run("A", "plait", "network", "inspect", "lan", "--json").stdout)
+    return {row["name"]: row["address"] for row in view["attached"]}
+
+
+def started(lab: Lab, host: str, name: str, *options: str) -> str:
+    """A web server on lan; its address, once it answers the other host."""
+    docker(lab, host, "run", "-d", "--name", name, "--network", "lan", *options, "nginx")
+    at = docker(lab, host, "inspect", "-f", "{{.NetworkSettings.Networks.lan.IPAddress}}", name)
+    other = "B" if host == "A" else "A"
+    process.until(f"{name} answers", lambda: lab.run(other, *HTTP, f"http://{at}/", check=False).stdout == "200", 10)
+    return at
+
+
+def link(lab: Lab, name: str) -> dict[str, Any]:
+    """The link of a container of A, as the kernel sees it."""
+    pid = docker(lab, "A", "inspect", "-f", "{{.State.Pid}}", name)
+    found = json.loads(lab.run("A", "nsenter", "-t", pid, "-n", "ip", "-d", "-j", "link", "show", "eth0").stdout)
+    return dict(found[0])
+
+
+def answers(lab: Lab, host: str, name: str, url: str) -> bool:
+    return lab.run(host, "docker", "exec", name, *HTTP, url, check=False).stdout == "200"
+
+
+def test_containers_of_docker_are_on_the_link_and_know_each_others_names(two: Lab) -> None:
+    a1, b1 = started(two, "A", "a1"), started(two, "B", "b1")
+    found = link(two, "a1")
+    assert (found["linkinfo"]["info_kind"], found["linkinfo"]["info_data"]["mode"]) == ("macvlan", "bridge")
+    assert found["address"] == docker(two, "A", "inspect", "-f", "{{.NetworkSettings.Networks.lan.MacAddress}}", "a1")
+    assert found["address"] in two.run("B", "ip", "neigh", "show", a1).stdout, "the host next to it knows it by its MAC"
+    process.until("by name", lambda: answers(two, "A", "a1", "http://b1/") and answers(two, "B", "b1", "http://a1.plait/"), 5)
+    assert attached(two) == {"a1": a1, "b1": b1}
+
+
+def test_it_keeps_its_address_and_link_whatever_is_restarted(two: Lab) -> None:
+    a1 = started(two, "A", "a1")
+    before = link(two, "a1")
+    two.kill_agent("A")
+    two.start_agent("A")
+    assert link(two, "a1") == before and two.run("A", "plait", "plan", "--diff").stdout == ""
+    docker(two, "A", "restart", "-t0", "a1")
+    process.until("it is back", lambda: two.run("B", *HTTP, f"http://{a1}/", check=False).stdout == "200", 10)
+    started(two, "B", "b1")
+    process.until("names too", lambda: answers(two, "A", "a1", "http://b1/"), 5)
+
+
+def test_a_link_that_somebody_deletes_is_put_back_in_the_container(two: Lab) -> None:
+    a1 = started(two, "A", "a1")
+    pid = docker(two, "A", "inspect", "-f", "{{.State.Pid}}", "a1")
+    two.run("A", "nsenter", "-t", pid, "-n", "ip", "link", "del", "eth0")
+    two.run("A", "ip", "link", "add", "pl-x", "type", "bridge")  # anything of the host's that makes a pass look
+    two.run("A", "ip", "link", "del", "pl-x")
+    process.until("it is back", lambda: two.run("B", *HTTP, f"http://{a1}/", check=False).stdout == "200", 5)
+
+
+def test_connect_disconnect_and_a_refused_port_leave_nothing(two: Lab) -> None:
+    docker(two, "A", "run", "-d", "--name", "a1", "nginx")
+    docker(two, "A", "network", "connect", "lan", "a1")
+    at = attached(two)["a1"]
+    process.until("on the link", lambda: two.run("B", *HTTP, f"http://{at}/", check=False).stdout == "200", 5)
+    docker(two, "A", "network", "disconnect", "lan", "a1")
+    assert attached(two) == {} and two.run("B", "ping", "-c1", "-W1", at, check=False).returncode != 0
+    refused = two.run("A", "docker", "run", "--name", "port", "--network", "lan", "-p", "80:80", "nginx", check=False, timeout_s=60)
+    assert refused.returncode != 0 and "publishing ports of a container of network lan" in refused.stderr
+
+
+def test_a_network_of_dockers_own_making_is_one_of_the_cluster(two: Lab) -> None:
+    where = ("--subnet", "10.88.0.0/24", "--gateway", "10.88.0.254", "-o", "backend=macvlan", "-o", "parent=eth0", "-o", "mode=private")
+    docker(two, "A", "network", "create", "-d", "plait", "--ipam-driver", "plait", *where, "apart")
+    process.until("known", lambda: "apart" in networks(two, "B"), 5)
+    docker(two, "B", "run", "-d", "--name", "b1", "--network", "apart", "nginx")
+    rows = {row["name"]: row for row in json.loads(two.run("A", "plait", "network", "ls", "--json").stdout)}
+    assert (rows["apart"]["backend"], rows["apart"]["options"]["mode"]) == ("macvlan", "private")
+    remove_containers(two, "B")
+    two.run("A", "plait", "network", "rm", "apart")
+    process.until("gone", lambda: "apart" not in networks(two, "A") | networks(two, "B"), 5)
+
+
+def test_a_runtime_of_cni_beside_them(two: Lab) -> None:
+    b1 = started(two, "B", "b1")
+    config = json.loads(two.path("A", "/etc/cni/net.d/50-plait-lan.conflist").read_text())
+    runner = Runner(two, "A", config, ("/opt/cni/bin", "/usr/lib/cni"))
+    two.run("A", "ip", "netns", "add", "c1")
+    netns = "/run/netns/c1"
+    try:
+        result = runner.add("c1", netns)
+        assert [one["name"] for one in result["interfaces"]] == ["eth0"] and result["ips"][0]["gateway"] == ROUTER
+        runner.check("c1", netns, result)
+        inside = ("nsenter", f"--net={netns}")
+        assert two.run("A", *inside, *HTTP, f"http://{b1}/").stdout == "200"
+        server = result["dns"]["nameservers"][0]
+        assert two.run("A", *inside, "dig", "+short", "+time=1", f"@{server}", "b1").stdout.strip() == b1
+        runner.delete("c1", netns, result)
+        assert two.run("A", *inside, "ip", "-br", "link").stdout.split()[0] == "lo"
+        runner.delete("c1", netns, result)
+    finally:
+        two.run("A", "ip", "netns", "del", "c1")
