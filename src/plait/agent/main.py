@@ -10,14 +10,14 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Coroutine, Iterator
 from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 
 from plait.agent.config import DNS_PORTS, Config, Paths, check_node_name, load_config
-from plait.agent.identity import Identity, load_identity, new_id, save_identity
+from plait.agent.hostaddress import default_source
+from plait.agent.identity import Identity, load_identity, new_id, placed, save_identity
 from plait.agent.logs import set_up
 from plait.model.addr import IPAddress, at_port
 from plait.model.errors import ConfigError, Conflict, NotFound, PlaitError
@@ -63,14 +63,28 @@ def run(paths: Paths | None = None) -> None:
     """Be the agent until SIGTERM or SIGINT. The kernel keeps what it has: a restart loses no packet."""
     paths = paths or Paths()
     config = load_config(paths.config)
-    identity = load_identity(paths.identity)
+    identity = placed(load_identity(paths.identity), config)
     set_up(config.log_level, config.log_format)
     with _only_agent(paths.run):
         from plait.agent.process import tune
         from plait.agent.wiring import run_node
 
         tune()
-        asyncio.run(_until_signal(run_node(config, identity, paths)))
+        try:
+            asyncio.run(_until_signal(run_node(config, identity, paths)))
+        except BaseExceptionGroup as group:
+            refused = group.subgroup(Conflict)
+            if refused is None:
+                raise
+            raise _first(refused) from None  # what a copied host is told
+
+
+def _first(group: BaseExceptionGroup[Conflict]) -> BaseException:
+    """The first error in it, however deep."""
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
 
 
 def down(purge: bool = False, paths: Paths | None = None) -> list[str]:
@@ -107,7 +121,7 @@ def down(purge: bool = False, paths: Paths | None = None) -> list[str]:
 def _purge(paths: Paths) -> list[str]:
     done: list[str] = []
     with contextlib.suppress(NotFound, ConfigError):
-        identity = load_identity(paths.identity)
+        identity = placed(load_identity(paths.identity), load_config(paths.config))
         if identity.store:
             from plait.agent.stores import leave
 
@@ -151,10 +165,8 @@ def _own_address(text: str | None, config: Config) -> IPAddress:
             raise ConfigError("--address", text, "is not an IP address") from error
     if config.address is not None:
         return config.address
-    for family, anywhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
-        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((anywhere, 9))  # UDP: chooses a route and a source address, sends nothing
-            return ip_address(probe.getsockname()[0])
+    if (found := default_source(4, 6)) is not None:
+        return found
     raise PlaitError(
         "this host's address on the underlay cannot be guessed, there is no default route; "
         "give it with --address, or as node.address in /etc/plait/plait.toml"

@@ -121,13 +121,15 @@ class LinuxKernel:
 
     def underlay(self, address: IPAddress) -> tuple[str, int]:
         """Name and MTU of the link that carries `address`. OSError if no link does. May be called from any thread."""
-        with contextlib.closing(nl.NetlinkSocket()) as sock:
-            names = {f.index: f.name for f in links.dump_links(sock)}
-            addrs = routes.dump_addrs(sock, names)
-        for addr in addrs:
+        for addr in self.addresses():
             if addr.address.ip == address:
                 return addr.dev, int(Path(f"/sys/class/net/{addr.dev}/mtu").read_text())
         raise OSError(errno.EADDRNOTAVAIL, f"no link of this host has the address {address}")
+
+    def addresses(self) -> list[Addr]:
+        """Those of the host's links that are not plait's. May be called from any thread."""
+        with contextlib.closing(nl.NetlinkSocket()) as sock:
+            return routes.dump_addrs(sock, {f.index: f.name for f in links.dump_links(sock) if not f.name.startswith(PREFIX)})
 
     def strict_sources(self, dev: str) -> bool:
         """Whether new links, or `dev`, drop what comes from where they would not send to (ip-sysctl: rp_filter 1, where the greater of
@@ -140,8 +142,7 @@ class LinuxKernel:
         with contextlib.closing(nl.NetlinkSocket()) as sock:
             names = {f.index: f.name for f in links.dump_links(sock)}
             found = [HostRange(cidr, what) for cidr, what in routes.dump_foreign(sock, names)]
-            addrs = routes.dump_addrs(sock, {i: n for i, n in names.items() if not n.startswith(PREFIX)})
-        here = ((addr.address, addr.dev) for addr in addrs)
+        here = ((addr.address, addr.dev) for addr in self.addresses())
         return found + [HostRange(a.network, f"address {a.ip} of {dev}") for a, dev in here if isinstance(a, IPv4Interface)]
 
     def forget_paths(self) -> None:
