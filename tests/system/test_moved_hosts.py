@@ -128,7 +128,7 @@ def test_an_address_that_is_pinned_is_not_left_and_its_absence_is_named(lab: Lab
 def test_where_a_firewall_keeps_the_stores_node_from_knocking_the_place_is_told_by_hand(lab: Lab) -> None:
     config, home = lab.path("B", "/etc/plait/plait.toml"), lab.address("A")
     before = config.read_text()
-    lab.run("B", "nft", "table inet fw { chain in { type filter hook input priority 0; tcp dport 7470 drop; } }")
+    lab.run("B", "nft", "table inet fw { chain in { type filter hook input priority 0; tcp dport 7470 drop; }; }")
     try:
         give(lab, "A", "198.18.0.81", home)
         said = lambda: lab.run("B", "plait", "status", check=False).stdout  # noqa: E731

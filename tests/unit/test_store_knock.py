@@ -160,6 +160,7 @@ def place(pki: Path, folder: Path, store: object, connected: bool = False) -> St
     view.put(Node("A", "id-a", LOOPBACK, meta={SERVER_META: "true"}))
     view.put(Node("B", "id-b", LOOPBACK))
     identity = Identity("B", "id-b", LOOPBACK, "127.0.0.1:1")
+    save_identity(folder / "identity.json", identity)
     home = HostAddress(LOOPBACK, True, object(), health)  # type: ignore[arg-type]
     return StorePlace(identity, folder / "identity.json", pki / "b", store, "run-b", view, home, health, lambda: connected)  # type: ignore[arg-type]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from plait.agent.health import Health
 from plait.agent.hostaddress import HostAddress
-from plait.agent.identity import Identity, save_identity
+from plait.agent.identity import Identity, load_identity, save_identity
 from plait.agent.keys import node_key
 from plait.agent.storehost import StoreHost
 from plait.agent.view import View
@@ -92,10 +92,12 @@ class StorePlace:
 
     def reached(self) -> None:
         """The store answers: remember where, for the next start."""
-        if self._remote is not None and self._identity.store != self.address:
-            log.info("store_moved", extra={"address": self.address, "before": self._identity.store})
-            self._identity = replace(self._identity, store=self.address)
-            save_identity(self._file, self._identity)
+        if self._remote is None:
+            return
+        kept = load_identity(self._file)
+        if kept.store != self.address:
+            log.info("store_moved", extra={"address": self.address, "before": kept.store})
+            save_identity(self._file, replace(kept, store=self.address))
 
     def _on_view(self, kinds: frozenset[str]) -> None:
         if "nodes" in kinds and self._address != self._home.now:

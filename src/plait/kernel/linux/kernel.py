@@ -70,6 +70,7 @@ class LinuxKernel:
         self._ruleset = Ruleset(open_nft())
         self._renamed: dict[str, int] = {}
         """Indexes, by what they should be called, of links of ours that somebody had renamed when they were listed last."""
+        self._macs = links.Macs()
         self._able: frozenset[str] = frozenset()
         self._wireguard = Wireguard(keys)
 
@@ -83,7 +84,7 @@ class LinuxKernel:
             raise _kernel_error("list", ("kernel", "objects"), error) from error
 
     def _list(self, probe: Sequence[Key]) -> dict[Key, KernelObject]:
-        found = links.dump_links(self._sock)
+        found = self._macs.watch(links.dump_links(self._sock))
         self._renamed = {f.name: f.index for f in found if f.renamed}
         names = {f.index: f.name for f in found}
         ours = {f.index: f.name for f in found if f.link is not None}
@@ -297,7 +298,7 @@ class LinuxKernel:
     def _set_endpoint(self, found: links.Found, link: EndpointLink) -> None:
         """The host side as wanted; the MTU on the other side too where that is known, for what one end sends longer than the other
         takes is lost without a word."""
-        self._must(links.set_link(found.index, link.mtu, up=True, proxy_arp=True))
+        self._must(links.set_link(found.index, link.mtu, self._macs.lost(found), up=True, proxy_arp=True))
         if link.netns and found.away and found.link is not None and found.link.mtu != link.mtu:
             with opened(link.netns) as (_, there):
                 _all_done(link, there.transact([links.set_link(found.away, link.mtu)]))
