@@ -57,6 +57,11 @@ class Paths:
         return self.run / "dns.sock"
 
     @property
+    def sysctls(self) -> Path:
+        """What the host's sysctls were before plait."""
+        return self.lib / "sysctls.json"
+
+    @property
     def identity(self) -> Path:
         return self.lib / "identity.json"
 

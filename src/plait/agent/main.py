@@ -26,6 +26,8 @@ from plait.store.pki import init_cluster
 log = logging.getLogger("plait.main")
 DEFAULT_POOL = IPv4Network("10.28.0.0/16")
 _STOP_TIMEOUT_S = 10.0
+_DOCKERS = ("docker", "br-")
+"""What the names of the engine's own bridges begin with. It switches forwarding on at its start and relies on it."""
 
 
 def init(name: str | None = None, address: str | None = None, pool: str | None = None, paths: Paths | None = None) -> Identity:
@@ -90,7 +92,7 @@ def _first(group: BaseExceptionGroup[Conflict]) -> BaseException:
 def down(purge: bool = False, paths: Paths | None = None) -> list[str]:
     """Stop the agent and remove everything of plait from this host's kernel; with `purge` also leave the cluster and delete its
     files. Returns what was done, a line each. Idempotent."""
-    from plait.kernel.linux import LinuxKernel, delete_netns
+    from plait.kernel.linux import LinuxKernel, Sysctls, delete_netns
     from plait.reconcile import diff, order
     from plait.serve.dns_handover import dismiss
 
@@ -103,11 +105,13 @@ def down(purge: bool = False, paths: Paths | None = None) -> list[str]:
     try:
         ops = order(diff({}, kernel.owned(), True))
         result = kernel.apply(ops)
+        bridged = {addr.address.version for addr in kernel.addresses() if addr.dev.startswith(_DOCKERS)}
     finally:
         kernel.close()
     for error in result.failed.values():
         raise error
     done.append(f"removed {len(ops)} objects from the kernel")
+    done += Sysctls(paths.sysctls).restore(bridged)
     netns = paths.run / "netns"
     for path in sorted(netns.iterdir()) if netns.is_dir() else ():
         delete_netns(path)

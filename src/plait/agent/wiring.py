@@ -81,7 +81,7 @@ class _Wiring:
         self.config, self.identity, self.paths, self.journal, self.store = config, identity, paths, journal, store
         self.view = View(identity.name)
         self.health = Health(time.time)
-        self.kernel = LinuxKernel(paths.lib)
+        self.kernel = LinuxKernel(paths.lib, paths.sysctls)
         self.work = KernelWork(self.kernel)
         self.replica = Replica(store, paths.lib / "replica.bin")
         self.host_ranges = HostRangesWatch(self.view, self.health, self.kernel.host_ranges, self._of_engines, self._bridge)

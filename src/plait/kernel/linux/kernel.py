@@ -24,7 +24,7 @@ from plait.kernel.linux.inside import opened
 from plait.kernel.linux.netns import inside
 from plait.kernel.linux.nft import Ruleset, counted, open_nft
 from plait.kernel.linux.probe import probe_capabilities
-from plait.kernel.linux.sysctl import answer_at_once, open_for_ipv6, read_sysctls, rp_filter, write_sysctl
+from plait.kernel.linux.sysctl import Sysctls, answer_at_once, open_for_ipv6, read_sysctls, rp_filter, write_sysctl
 from plait.kernel.linux.watch import watch_kernel
 from plait.kernel.linux.wgdevice import Device
 from plait.kernel.linux.wireguard import Wireguard
@@ -63,16 +63,16 @@ _INDEX_FROM = 1 << 20
 
 class LinuxKernel:
     """See `kernel.api.Kernel`. Netlink sockets belong to the namespace in which the object is made. `keys` is the directory with
-    the private keys of WireGuard devices."""
+    the private keys of WireGuard devices, `sysctls` the file that keeps what sysctls were (see `Sysctls`)."""
 
-    def __init__(self, keys: Path = STATE_DIR) -> None:
+    def __init__(self, keys: Path = STATE_DIR, sysctls: Path | None = None) -> None:
         self._sock = nl.NetlinkSocket()
         self._ruleset = Ruleset(open_nft())
         self._renamed: dict[str, int] = {}
         """Indexes, by what they should be called, of links of ours that somebody had renamed when they were listed last."""
         self._macs = links.Macs()
         self._able: frozenset[str] = frozenset()
-        self._wireguard = Wireguard(keys)
+        self._wireguard, self._sysctls = Wireguard(keys), Sysctls(sysctls)
 
     # --- reading
 
@@ -232,7 +232,7 @@ class LinuxKernel:
     def _perform(self, op: Op) -> None:
         match op.subject:
             case Sysctl(path, value):
-                write_sysctl(path, value)
+                self._sysctls.write(path, value)
             case VxlanLink() | BridgeLink() | WireguardLink() | EndpointLink() as link if op.verb == "del":
                 self._must(links.delete_link(self._index(link.name)))
                 if isinstance(link, WireguardLink):
