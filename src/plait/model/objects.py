@@ -17,6 +17,8 @@ from plait.model.addr import IPAddress, IPInterface, IPNetwork
 
 PREFIX = "pl-"
 """Every interface that plait makes starts with this."""
+GATEWAY_LINK = f"{PREFIX}gw"
+"""The link that carries the addresses of the host itself."""
 ROUTE_PROTOCOL = 112
 """rtm_protocol of every route that plait makes (kernel: rtnetlink(7), values from 5 up are for user space)."""
 NFT_FAMILY, NFT_TABLE = "inet", "plait"
