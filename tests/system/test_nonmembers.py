@@ -112,7 +112,7 @@ def seen_as(lab: Lab, host: str, to: str) -> str:
 
 
 def kernel(lab: Lab, host: str) -> str:
-    """Everything that plait could leave behind, in an order of its own."""
+    """Everything that plait could leave behind, in an order of its own; less the link-local addresses that the kernel makes by itself."""
     shown = (
         ("nft", "-s", "list", "ruleset"),
         ("ip", "-o", "addr"),
@@ -121,7 +121,8 @@ def kernel(lab: Lab, host: str) -> str:
         ("ip", "rule"),
         ("sh", "-c", "sysctl -a 2>/dev/null | grep -E 'forwarding|rp_filter|send_redirects|ip_forward'"),
     )
-    return "\n".join(sorted(line for command in shown for line in lab.run(host, *command).stdout.replace(" tentative", "").splitlines()))
+    lines = (line for command in shown for line in lab.run(host, *command).stdout.splitlines())
+    return "\n".join(sorted(line for line in lines if "fe80::" not in line))
 
 
 @pytest.mark.parametrize("network", ["inner", "linked", "here"])
