@@ -133,6 +133,11 @@ CASES["two-tunnels"] = Snapshot(
     {"default": DEFAULT, "far": replace(INNER, name="far", vni=7, port=8472, internal=False)},
     blocks("A", "B") | {("far", N("10.29.5.0/24")): Block("far", N("10.29.5.0/24"), "B")},
 )
+CASES["bridge-dual"] = replace(
+    CASES["bridge"],
+    networks={"default": DEFAULT, "here": replace(SWITCHED, **V6)},
+    endpoints={"e-web": replace(WEB, network="here", address=A("10.30.0.2"), address6=A6("fd00:31::2"))},
+)
 ROUTED = replace(HYBRID, name="routed", subnet=N("10.33.0.0/16"), gateway=A("10.33.0.1"))
 HOST_ITSELF = Endpoint("host.A.shut", "shut", "A", A("10.32.0.4"), "02:11:22:33:44:77", "pl-gw", "host", address6=A6("fd00:32::4"))
 CASES["exposed"] = replace(  # to the host: one with IPv6, one whose containers are on a bridge, one that plain routes lead to

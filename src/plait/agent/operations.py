@@ -17,6 +17,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 
 from plait.agent.addresses import Addresses
+from plait.agent.apart import choose6
 from plait.agent.journal import Journal, Write
 from plait.agent.kernelwork import KernelWork
 from plait.agent.networks import Networks
@@ -161,7 +162,7 @@ class AgentOperations:
                 await self._full_pass()
 
     async def _design(self, request: AttachRequest, network: Network, known: Endpoint | None) -> Endpoint:
-        asker = Asker(request.name, request.labels)
+        asker = Asker(request.name, request.labels, request.within)
         wanted, wanted6 = request.address, request.address6
         if known is not None:
             wanted, wanted6 = wanted or known.address, wanted6 or known.address6
@@ -206,6 +207,8 @@ class AgentOperations:
         self, request: AttachRequest, network: Network, address: IPv4Address, wanted: IPv6Address | None, new: bool
     ) -> IPv6Address | None:
         """None where there is no IPv6 and none was asked for."""
+        if wanted is None and request.within6:
+            wanted = await choose6(self._addresses, request, network, address)
         if wanted is None and not self._carries6(network):
             return None
         if wanted is not None and (other := origin(network, wanted)) not in (None, address):
@@ -336,8 +339,6 @@ class AgentOperations:
             await self._kernel.put([fast_chain(e, self._network(e.network)) for e in endpoints])
         except KernelError:
             await self._full_pass()
-
-    # --- containers
 
     async def report(self, runtime: str, containers: Sequence[Container]) -> None:
         self._view.report(runtime, containers)
