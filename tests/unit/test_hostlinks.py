@@ -13,11 +13,13 @@ import pytest
 from tests.support.cluster import FakeNode, nodes
 
 from plait.agent.admin import netns_of_containers
+from plait.agent.exposures import Exposures
 from plait.agent.hostlinks import missing, resolver_of, resolver_places
 from plait.model.cluster import Container, HostRange, HostRanges, PortMapping
 from plait.model.errors import ConfigError, Conflict, KernelError, NotFound, NotSupported
 from plait.model.objects import ChildLink, EndpointLink, SwitchPort, VlanLink
 from plait.plan.desired import device_name
+from plait.plan.exposed import HOST
 from plait.reconcile import diff
 from plait.runtimes.api import AttachRequest, NetworkRequest
 from plait.store.memory import MemoryStore
@@ -190,6 +192,13 @@ async def test_ports_cannot_be_published(a: FakeNode) -> None:
     with pytest.raises(NotSupported, match="publishing ports"):
         await a.ops.publish("e-web", [PORT])
     assert await a.ops.publish("e-web", []) == ()
+
+
+async def test_it_is_not_exposed_to_a_host_that_could_not_reach_it(a: FakeNode) -> None:
+    await a.ops.ensure_network(lan())
+    with pytest.raises(NotSupported, match="exposing network lan to this host: its containers are on the link lo"):
+        await Exposures("A", a.ops).expose("lan")
+    assert a.ops.endpoints(HOST) == {} and a.ops.idle() == []
 
 
 @pytest.mark.parametrize(("backend", "words"), [("ipvlan", "no ipvlan: .*modprobe ipvlan"), ("vlan", "no vlan: .*modprobe 8021q")])

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address
 
 from plait.agent.admin import netns_of_containers
 from plait.agent.view import View
-from plait.backends import host_link
+from plait.backends import child_of
 from plait.model.cluster import Endpoint
 
 AGAIN_S = 0.5
@@ -55,7 +55,7 @@ class Announcer:
 
     def _present(self) -> dict[tuple[str, str, IPv4Address], Endpoint]:
         snapshot = self._view.snapshot
-        on_links = {name for name, network in snapshot.networks.items() if host_link(network) is not None}
+        on_links = {name for name, network in snapshot.networks.items() if child_of(network) is not None}
         own = {e.id: e for e in snapshot.endpoints.values() if e.node == snapshot.me and e.network in on_links}
         found = netns_of_containers(self._view, own)
         return {(e.id, path, e.address): e for e in own.values() if (path := e.netns or found.get(e.id, ""))}

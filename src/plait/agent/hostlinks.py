@@ -10,10 +10,11 @@ import socket
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from plait.backends import host_link, needs, own_mac
+from plait.backends import child_of, needs, own_mac
 from plait.model.addr import AddressRange
 from plait.model.cluster import Network, Node, PortMapping, Snapshot
 from plait.model.errors import ConfigError, NotFound, NotSupported
+from plait.plan.exposed import HOST
 from plait.runtimes.api import AttachRequest, NetworkRequest
 from plait.serve.dns_socket import Place
 
@@ -29,7 +30,7 @@ def links_here() -> frozenset[str]:
 def designed(network: Network, request: NetworkRequest, able: Collection[str], nodes: Collection[Node]) -> Network:
     """A network that shall be made, without the addresses of `nodes`, which lie on that link too perhaps. ConfigError or NotSupported for
     what such a network cannot be; others are returned as they are."""
-    if host_link(network) is None:
+    if child_of(network) is None:
         return network
     if request.subnet is None:
         raise ConfigError(
@@ -45,8 +46,13 @@ def designed(network: Network, request: NetworkRequest, able: Collection[str], n
 
 def permit(network: Network, request: AttachRequest, able: Collection[str]) -> None:
     """NotSupported or NotFound if this host cannot attach that."""
-    if host_link(network) is None:
+    if child_of(network) is None:
         return
+    if request.runtime == HOST:
+        raise NotSupported(
+            f"exposing network {network.name} to this host: its containers are on the link {network.options['parent']}, where a host does "
+            f"not reach its own; use another host, or a network of another backend"
+        )
     _check_kernel(network, able)
     check_ports(network, request.ports)
     if request.mac and not own_mac(network):
@@ -61,7 +67,7 @@ def permit(network: Network, request: AttachRequest, able: Collection[str]) -> N
 
 def check_ports(network: Network, ports: Sequence[PortMapping]) -> None:
     """NotSupported if ports are to be published that cannot be."""
-    if ports and host_link(network) is not None:
+    if ports and child_of(network) is not None:
         raise NotSupported(
             f"publishing ports of a container of network {network.name}: it is on the link {network.options['parent']} with an address of "
             f"its own, and the host cannot reach it; use that address, or a network of another backend"
@@ -73,7 +79,7 @@ def missing(snapshot: Snapshot, links: Collection[str]) -> dict[str, str]:
     here: dict[str, int] = {}
     for endpoint in snapshot.endpoints.values():
         network = snapshot.networks.get(endpoint.network)
-        if endpoint.node == snapshot.me and network is not None and host_link(network) is not None:
+        if endpoint.node == snapshot.me and network is not None and child_of(network) is not None:
             here[network.name] = here.get(network.name, 0) + 1
     parents = {name: snapshot.networks[name].options["parent"] for name in here}
     return {
@@ -98,7 +104,7 @@ _MODULES = {"vlan": "8021q"}
 def resolver_of(network: Network, by_host: str) -> str:
     """Where containers of the network find DNS: at its gateway; or, since a router of their link is no host of plait, at `by_host`, which
     is an address of their own loopback for them; "" if they shall not."""
-    if host_link(network) is None:
+    if child_of(network) is None:
         return str(network.gateway)
     return by_host if network.options.get("dns") != "false" else ""
 
@@ -109,7 +115,7 @@ def resolver_places(snapshot: Snapshot, netns: Mapping[str, str], by_host: str) 
     places = set()
     for endpoint in snapshot.endpoints.values():
         network, path = snapshot.networks.get(endpoint.network), endpoint.netns or netns.get(endpoint.id)
-        if endpoint.node != snapshot.me or network is None or not path or host_link(network) is None:
+        if endpoint.node != snapshot.me or network is None or not path or child_of(network) is None:
             continue
         if address := resolver_of(network, by_host):
             places.add((str(Place(address, str(endpoint.address), path)), DNS_PORT))

@@ -12,7 +12,7 @@ from dataclasses import replace
 from plait.agent.hostlinks import designed
 from plait.agent.keys import NETWORK_GUARD, assigned_prefix, blocks_prefix, network_key
 from plait.agent.view import View
-from plait.backends import BACKENDS, DUAL, HOST_LINK, OnHostLink, changed, host_link, settle
+from plait.backends import BACKENDS, DUAL, HOST_LINK, OnHostLink, changed, child_of, settle
 from plait.ipam import FORCED, check_network, check_overlaps, default_block_prefix, default_subnet6, image, next_subnet, taken
 from plait.model.addr import AddressRange
 from plait.model.cluster import Network
@@ -56,7 +56,7 @@ class Networks:
             if existing is not None:
                 return _same(existing, request)
             network = self._design(request)
-            routed = host_link(network) is None
+            routed = child_of(network) is None
             nodes = sorted(self._view.snapshot.nodes.values(), key=lambda n: n.name)
             check_network(network, list(known.values()), nodes if routed else ())
             if routed and not request.force and request.name != self._default:

@@ -28,17 +28,17 @@ from plait.agent.networks import Networks
 from plait.agent.publisher import Publisher
 from plait.agent.ranges import DIFFER, MISPLACED, differing, digest, misplaced
 from plait.agent.reconciler import Reconciler
-from plait.agent.reports import GATEWAY_META, merged_meta, strays
+from plait.agent.reports import merged_meta, strays
 from plait.agent.rotation import Rotation
 from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
-from plait.backends import host_link, needs
+from plait.backends import child_of, needs
 from plait.dns.zone import Zone
 from plait.kernel.linux import LinuxKernel
 from plait.kernel.linux.wireguard import MISSING as WIREGUARD_MISSING
 from plait.model.addr import IPAddress, mac_from_digest
-from plait.model.cluster import Network, Node, TunnelKey
+from plait.model.cluster import GATEWAY_META, Network, Node, TunnelKey
 from plait.model.errors import PlaitError, StoreUnavailable
 from plait.model.objects import Plan
 from plait.plan import Local, network_mtu, plan_node
@@ -128,7 +128,6 @@ class NodeLoops:
         local = Local(
             gateway=self._gateway,
             netns=netns_of_containers(self._p.view, own),
-            docker_bridge=self._p.config.docker_bridge,
             fast_path=self.fast_path,
             ipv6=self._ipv6,
             path_mtu=self._p.underlay.path_mtus.known,
@@ -136,7 +135,7 @@ class NodeLoops:
             strict=self._p.underlay.strict,
             software_checksums=self._p.underlay.checksums.software,
             moved=self._p.rotation.moved,
-            links=links_here() if any(map(host_link, snapshot.networks.values())) else frozenset(),
+            links=links_here() if any(map(child_of, snapshot.networks.values())) else frozenset(),
         )
         return plan_node(snapshot, local)
 
@@ -157,14 +156,13 @@ class NodeLoops:
         identity = self._p.identity
         known = self._p.view.snapshot.nodes.get(identity.name)
         try:
-            mtu = self._p.underlay.look(identity.address)
-        except OSError as error:
-            log.warning("underlay_missing", extra={"address": str(identity.address), "error": str(error)})
+            mtu = self._p.underlay.look(known.address if known is not None else None)
+        except OSError:  # a condition by now
             mtu = known.mtu if known is not None else 1500
         node = Node(
             name=identity.name,
             id=identity.id,
-            address=identity.address,
+            address=self._p.underlay.home.now,
             mtu=mtu,
             vtep_mac=mac_from_digest(bytes.fromhex(identity.id.replace("-", ""))),
             tunnel=self._p.addresses.tunnel_address(),
@@ -274,7 +272,7 @@ class NodeLoops:
             return frozenset()
         loopback = {(address, port) for address in _loopbacks() for port in DNS_PORTS}
         snapshot = self._p.view.snapshot
-        gateways: set[IPAddress] = {n.gateway for n in snapshot.networks.values() if host_link(n) is None}
+        gateways: set[IPAddress] = {n.gateway for n in snapshot.networks.values() if child_of(n) is None}
         six = {n.gateway6 for n in snapshot.networks.values() if n.gateway6 is not None}
         if six and self._ipv6:
             gateways |= six
@@ -303,6 +301,8 @@ class NodeLoops:
     async def watch_conditions(self) -> None:
         """Raise and clear what is seen by looking: lost nodes, addresses that DNS cannot have. Never returns."""
         while True:
+            if self._p.underlay.home.lost:
+                self.refresh_node()
             snapshot = self._p.view.snapshot
             lost = {n: f"node {n} gives no sign of life" for n in snapshot.nodes if n not in snapshot.alive}
             self._p.health.replace("node-lost", lost)

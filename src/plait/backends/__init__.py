@@ -30,7 +30,7 @@ _ALL: tuple[Backend, ...] = (
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
 """Of each model the first is the one that is taken where none is asked for, of all of them the first where no model is either."""
 
-DUAL = frozenset({"vxlan", "none"})
+DUAL = frozenset({"vxlan", "bridge", "none"})
 """Backends of networks that may have IPv6 beside IPv4."""
 
 __all__ = [
@@ -47,8 +47,8 @@ __all__ = [
     "Peer",
     "Settings",
     "changed",
+    "child_of",
     "has_tunnel",
-    "host_link",
     "needs",
     "on_link",
     "outer_growth",
@@ -59,10 +59,10 @@ __all__ = [
 
 def on_link(network: Network) -> bool:
     """Whether the network's containers on one host are neighbours on one link; else each of them is alone with the gateway on its own."""
-    return bool(BACKENDS[network.backend].bridge(network)) or host_link(network) is not None
+    return bool(BACKENDS[network.backend].bridge(network)) or child_of(network) is not None
 
 
-def host_link(network: Network) -> Child | None:
+def child_of(network: Network) -> Child | None:
     """What its endpoints are if the network lies on a link of its hosts; None: the host itself is their router."""
     backend = BACKENDS[network.backend]
     return backend.child(network) if isinstance(backend, OnHostLink) else None

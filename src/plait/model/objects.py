@@ -13,9 +13,12 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from typing import Literal
 
 from plait.model.addr import IPAddress, IPInterface, IPNetwork
+from plait.model.inside import Inside6
 
 PREFIX = "pl-"
 """Every interface that plait makes starts with this."""
+GATEWAY_LINK = f"{PREFIX}gw"
+"""The link that carries the addresses of the host itself."""
 ROUTE_PROTOCOL = 112
 """rtm_protocol of every route that plait makes (kernel: rtnetlink(7), values from 5 up are for user space)."""
 NFT_FAMILY, NFT_TABLE = "inet", "plait"
@@ -58,17 +61,6 @@ class BridgeLink:
     @property
     def key(self) -> Key:
         return ("link", self.name)
-
-
-@dataclass(frozen=True, slots=True)
-class Inside6:
-    """What a sandbox has of IPv6: `address` alone on its link (/128), everything else of `subnet` behind `gateway`, which the host's side
-    answers for; with `default`, the rest of the world too."""
-
-    address: IPv6Address
-    gateway: IPv6Address
-    subnet: IPv6Network
-    default: bool
 
 
 @dataclass(frozen=True, slots=True)

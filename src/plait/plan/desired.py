@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 
-from plait.backends import BACKENDS, DIRECT, Child, Peer, host_link, on_link
+from plait.backends import BACKENDS, DIRECT, Child, Peer, child_of, on_link
 from plait.ipam import image, image_block, stray_endpoints
 from plait.model.addr import IPAddress, mac_from_digest
-from plait.model.cluster import Block, Endpoint, Network, Node, Snapshot
+from plait.model.cluster import GATEWAY_META, Block, Endpoint, Network, Node, Snapshot
 from plait.model.objects import (
+    GATEWAY_LINK,
     PREFIX,
     Addr,
     BridgeLink,
@@ -30,11 +31,11 @@ from plait.model.objects import (
     VxlanLink,
 )
 from plait.plan.dual import LEAST_MTU, endpoint6_objects, gateways6, inside6
+from plait.plan.exposed import HOST, exposed_here, host_objects, spoken
 from plait.plan.fastpath import fast_objects
-from plait.plan.firewall import direct_objects, firewall_objects, relay_objects
+from plait.plan.firewall import direct_objects, firewall_objects, handed_objects, relay_objects
 from plait.plan.paths import choose, direct_routes, inner_mtu, network_mtu
 
-GATEWAY_LINK = f"{PREFIX}gw"
 EVERYWHERE = IPv4Network("0.0.0.0/0")
 BACKSTOP_METRIC = 4278198272
 """Metric of the unreachable routes that keep traffic for unleased parts of a pool from leaving by the default route; the value is
@@ -52,7 +53,6 @@ class Local:
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
-    docker_bridge: bool = False
     fast_path: bool = False
     path_mtu: Mapping[str, int] = field(default_factory=dict)
     ipv6: bool = True
@@ -76,7 +76,7 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     if me is None:
         return {}
     objects = _on_host_links(me, snapshot, local)
-    routed = (n for n in snapshot.networks.values() if host_link(n) is None)
+    routed = (n for n in snapshot.networks.values() if child_of(n) is None)
     snapshot = replace(snapshot, networks={n.name: carried(me, n, local.ipv6) for n in routed})
     if me.wireguard is not None:
         me = replace(me, wireguard=replace(me.wireguard, moved=local.moved))
@@ -90,22 +90,27 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
         objects += direct_routes(me, local.underlay, peers[network.name])
         objects += _backstops(network, snapshot)
     direct = [network for network in networks if any(peer.path and peer.path.kind == DIRECT for peer in peers[network.name])]
-    for endpoint in _own_endpoints(snapshot):
-        network = snapshot.networks[endpoint.network]
-        objects += endpoint_objects(me, network, endpoint, local.netns.get(endpoint.id, ""))
-    objects += firewall_objects(snapshot, networks, local.gateway, local.docker_bridge)
+    sandboxes, exposed = _own_sandboxes(snapshot), exposed_here(snapshot)
+    for endpoint in [*sandboxes, *exposed]:
+        objects += endpoint_objects(me, snapshot.networks[endpoint.network], endpoint, local.netns.get(endpoint.id, ""))
+    objects = spoken(objects, snapshot, exposed)
+    handed = [n for n in direct if not n.internal and any(map(_hands_on, peers[n.name]))] if local.underlay and not local.gateway else []
+    objects += firewall_objects(snapshot, networks, local.gateway, handed, local.underlay)
     objects += direct_objects(direct, local.underlay)
+    objects += handed_objects((n for n in direct if local.gateway and not n.internal), local.underlay)
     objects += relay_objects([peer for found in peers.values() for peer in found], local.underlay)
     if local.strict:
         objects += _loosened(objects, [n for n in networks if BACKENDS[n.backend].ways[:1] == (DIRECT,)], local.underlay)
     if local.fast_path and me.tunnel is not None:
-        objects += fast_objects(networks, _own_endpoints(snapshot), [o for o in objects if isinstance(o, Route)])
+        objects += fast_objects(networks, sandboxes, [o for o in objects if isinstance(o, Route)])
     return {obj.key: _as_local(obj, local) for obj in objects}
 
 
 def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str = "") -> list[KernelObject]:
     """What one endpoint needs besides its published ports. The attach applies just these; the next pass finds them there."""
-    child = host_link(network)
+    if endpoint.runtime == HOST:
+        return host_objects(network, endpoint)
+    child = child_of(network)
     if child is not None and child.kind == "veth":
         return _switched(me, network, child, endpoint, netns or endpoint.netns)
     if child is not None:
@@ -152,7 +157,7 @@ def _switched(me: Node, network: Network, child: Child, endpoint: Endpoint, netn
 
 def child_link(network: Network, endpoint: Endpoint, netns: str = "") -> ChildLink:
     """An endpoint on a link of the host: all that there is of it."""
-    child = host_link(network)
+    child = child_of(network)
     assert child is not None
     return ChildLink(
         name=endpoint.dev,
@@ -171,9 +176,9 @@ def child_link(network: Network, endpoint: Endpoint, netns: str = "") -> ChildLi
 def _on_host_links(me: Node, snapshot: Snapshot, local: Local) -> list[KernelObject]:
     """Endpoints of this node on links of the host that are there. Nothing of these networks is this host's to route or to guard."""
     objects: list[KernelObject] = []
-    for endpoint in _own_endpoints(snapshot):
+    for endpoint in _own_sandboxes(snapshot):
         network = snapshot.networks[endpoint.network]
-        if host_link(network) is not None and network.options["parent"] in local.links:
+        if child_of(network) is not None and network.options["parent"] in local.links:
             objects += [*shared_objects(me, network), *endpoint_objects(me, network, endpoint, local.netns.get(endpoint.id, ""))]
     return objects
 
@@ -220,9 +225,14 @@ def endpoint_mac(endpoint_id: str) -> str:
     return mac_from_digest(hashlib.sha256(b"mac:" + endpoint_id.encode()).digest())
 
 
-def _own_endpoints(snapshot: Snapshot) -> Iterable[Endpoint]:
+def _own_sandboxes(snapshot: Snapshot) -> list[Endpoint]:
     own = (e for e in snapshot.endpoints.values() if e.node == snapshot.me and e.network in snapshot.networks)
-    return sorted(own, key=lambda e: e.id)
+    return sorted((e for e in own if e.runtime != HOST), key=lambda e: e.id)
+
+
+def _hands_on(peer: Peer) -> bool:
+    """Whether what comes from outside may come from this node straight from the link."""
+    return GATEWAY_META in peer.node.meta and peer.path is not None and peer.path.kind == DIRECT
 
 
 def _gateways(me: Node, networks: Sequence[Network]) -> list[KernelObject]:

@@ -6,5 +6,6 @@ from plait.kernel.linux.inside import inspect_sandbox
 from plait.kernel.linux.kernel import LinuxKernel
 from plait.kernel.linux.netns import create_netns, delete_netns, netns_exists
 from plait.kernel.linux.resolver import open_resolver
+from plait.kernel.linux.sysctl import Sysctls
 
-__all__ = ["LinuxKernel", "announce", "create_netns", "delete_netns", "inspect_sandbox", "netns_exists", "open_resolver"]
+__all__ = ["LinuxKernel", "Sysctls", "announce", "create_netns", "delete_netns", "inspect_sandbox", "netns_exists", "open_resolver"]

@@ -11,11 +11,12 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from plait.kernel.linux import netlink as nl
-from plait.model.objects import PREFIX, BridgeLink, ChildLink, EndpointLink, Inside6, VlanLink, VxlanLink, WireguardLink
+from plait.model.inside import Inside6
+from plait.model.objects import PREFIX, BridgeLink, ChildLink, EndpointLink, VlanLink, VxlanLink, WireguardLink
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_NEWROUTE = 20, 24
@@ -50,7 +51,7 @@ class Found:
     """One link of the kernel: its index and, if it is one of ours, what it is as an object (without the name of its master). `away` is the
     index of a veth's other end in the namespace where that lies, 0 if it lies in this one. `renamed`: it is ours by its alias, but
     somebody has given it another name than `name`; as an object it counts as down then. `master` is the index of its bridge, `parent` of
-    the link that it lies on, in the namespace of that one; 0 for none."""
+    the link that it lies on, in the namespace of that one; 0 for none. `mac` is that of an endpoint's host side."""
 
     index: int
     name: str
@@ -59,6 +60,29 @@ class Found:
     renamed: bool = False
     master: int = 0
     parent: int = 0
+    mac: str = ""
+
+
+class Macs:
+    """The MAC addresses that the host sides of endpoints had when they were first seen: containers know them as their gateway's, and ask
+    for another only when that has been silent for most of a minute."""
+
+    def __init__(self) -> None:
+        self._first: dict[int, str] = {}
+
+    def watch(self, found: list[Found]) -> list[Found]:
+        """The same links; an endpoint's whose MAC somebody has rewritten counts as down."""
+        self._first = {f.index: self._first.get(f.index, f.mac) for f in found if f.mac}
+        return [self._judged(f) for f in found]
+
+    def lost(self, found: Found) -> str:
+        """The MAC that the link must have again, "" if it has it."""
+        first = self._first.get(found.index, found.mac)
+        return first if first != found.mac else ""
+
+    def _judged(self, found: Found) -> Found:
+        link = found.link
+        return replace(found, link=replace(link, ready=False)) if isinstance(link, EndpointLink) and self.lost(found) else found
 
 
 def decode_link(body: bytes) -> Found:
@@ -94,7 +118,7 @@ def decode_link(body: bytes) -> Found:
         port = nl.parse_attrs(info.get(_INFO_SLAVE_DATA, b""))
         isolated, hairpin = (nl.number_of(port.get(kind)) == 1 for kind in (_BRPORT_ISOLATED, _BRPORT_MODE))
         link = EndpointLink(name, mtu, up, answers, isolated=isolated, hairpin=hairpin)
-        return Found(index, name, link, away, renamed, nl.number_of(attrs.get(_IFLA_MASTER)))
+        return Found(index, name, link, away, renamed, nl.number_of(attrs.get(_IFLA_MASTER)), mac=mac)
     return Found(index, name, None)
 
 
@@ -252,10 +276,10 @@ def inside_messages(link: EndpointLink | ChildLink, peer_index: int) -> list[nl.
 
 
 def _inside6(index: int, has: Inside6) -> list[nl.Message]:
-    head = struct.pack("=BBBBI", socket.AF_INET6, 128, 0, 0, index)
+    head = struct.pack("=BBBBI", socket.AF_INET6, has.interface.network.prefixlen, 0, 0, index)
     address = head + nl.attr(2, has.address.packed) + nl.attr(1, has.address.packed) + nl.attr_u32(8, ADDRESS6_FLAGS)
-    through = (has.subnet, *([IPv6Network("::/0")] if has.default else []))
-    return [nl.Message(RTM_NEWADDR, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, address), *_routes(index, has.gateway, through)]
+    near = [_route(index, has.subnet)] if has.on_link else []
+    return [nl.Message(RTM_NEWADDR, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, address), *near, *_routes(index, has.gateway, has.through)]
 
 
 def _routes(index: int, gateway: IPv4Address | IPv6Address, through: Iterable[IPv4Network | IPv6Network]) -> list[nl.Message]:

@@ -9,33 +9,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import ip_interface
 from typing import Any
 
-from plait.backends import host_link
+from plait.backends import child_of
+from plait.model.addr import IPAddress, IPInterface
 from plait.model.cluster import Endpoint, Network
 from plait.plan.desired import inside_address
+from plait.plan.dual import inside6
 from plait.runtimes.cni.wire import INVALID, CniError, Dns
 
 Result = Mapping[str, Any]
 
 
 def add_result(version: str, endpoint: Endpoint, network: Network, mtu: int, dns: Mapping[str, Any]) -> Result:
-    """The result of an ADD: the host's side, the container's, the address, the default route if it is the endpoint's. On a link of the host
-    there is no host's side, and the MTU is that link's."""
-    child = host_link(network)
+    """The result of an ADD: the host's side, the container's, the addresses, the default routes if they are the endpoint's. On a link
+    of the host there is no host's side, and the MTU is that link's."""
+    child = child_of(network)
     inside: dict[str, Any] = {"name": endpoint.ifname, "mac": endpoint.mac, "sandbox": endpoint.netns}
     interfaces = [inside] if child is not None else [{"name": endpoint.dev}, inside]
     if version == "1.1.0" and child is None:
         for interface in interfaces:
             interface["mtu"] = mtu
-    gateway = {} if network.internal or (child is not None and not child.gateway) else {"gateway": str(network.gateway)}
-    address = {"address": str(inside_address(network, endpoint.address)), "interface": len(interfaces) - 1} | gateway
-    if version in ("0.3.1", "0.4.0"):
-        address["version"] = "4"
-    way = {"dst": "0.0.0.0/0"} | ({"gw": gateway["gateway"]} if gateway else {})
-    routes = [way] if endpoint.default_route and not network.internal else []
-    return {"cniVersion": version, "interfaces": interfaces, "ips": [address], "routes": routes, "dns": dns}
+    found: list[tuple[IPInterface, IPAddress, str]] = [(inside_address(network, endpoint.address), network.gateway, "0.0.0.0/0")]
+    if (six := inside6(network, endpoint)) is not None:
+        found.append((six.interface, six.gateway, "::/0"))
+    asked = not network.internal and (child is None or child.gateway)
+    ips: list[dict[str, Any]] = []
+    for address, gateway, _ in found:
+        one = {"address": str(address), "interface": len(interfaces) - 1} | ({"gateway": str(gateway)} if asked else {})
+        ips.append(one | ({"version": str(address.version)} if version in ("0.3.1", "0.4.0") else {}))
+    default = endpoint.default_route and not network.internal
+    routes = [{"dst": everywhere} | ({"gw": str(gateway)} if asked else {}) for _, gateway, everywhere in found if default]
+    return {"cniVersion": version, "interfaces": interfaces, "ips": ips, "routes": routes, "dns": dns}
 
 
 def dns_of(resolver: str, search: str, asked: Dns | None) -> dict[str, Any]:
@@ -55,7 +61,7 @@ class Seen:
     """What a result says of one interface of a container. `mac` "" = nothing."""
 
     mac: str
-    addresses: frozenset[IPv4Address]
+    addresses: frozenset[IPAddress]
 
 
 def seen_in(result: Result, ifname: str, netns: str = "") -> Seen | None:
@@ -68,7 +74,7 @@ def seen_in(result: Result, ifname: str, netns: str = "") -> Seen | None:
         if index is None:
             return None
         ips = [row for row in result.get("ips") or [] if row.get("interface", index) == index]
-        addresses = (IPv4Interface(row["address"]).ip for row in ips if ":" not in row["address"])
+        addresses = (ip_interface(row["address"]).ip for row in ips)
         return Seen(str(rows[index].get("mac") or "").lower(), frozenset(addresses))
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise CniError(INVALID, f"prevResult is no result of CNI: {error!r}") from error

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
-from plait.backends import BACKENDS, OnHostLink, host_link, on_link, own_mac, settle
+from plait.backends import BACKENDS, OnHostLink, child_of, on_link, own_mac, settle
 from plait.ipam import FORCED, check_network, default_block_prefix, image
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network, PortMapping
@@ -164,7 +164,7 @@ class NetworkDriver:
         self._joined[request.endpoint_id] = asyncio.get_running_loop().time()
         self._ipam.settled(created.mac)
         self._names.joined(endpoint.network, endpoint.name, created.mac)
-        child = host_link(network)
+        child = child_of(network)
         source = endpoint.dev if child is not None and child.kind != "veth" else peer_name(endpoint.dev)
         answer: dict[str, object] = {"InterfaceName": {"SrcName": source, "DstPrefix": "eth"}}
         if child is not None and not child.gateway:

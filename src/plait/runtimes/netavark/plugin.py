@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from plait.backends import host_link
+from plait.backends import child_of
 from plait.model.cluster import Endpoint, Network
 from plait.model.errors import ConfigError
 from plait.plan.desired import inside_address
@@ -82,7 +82,7 @@ class NetavarkPlugin:
 
     def _status(self, endpoint: Endpoint, network: Network) -> object:
         address: dict[str, str] = {"ipnet": str(inside_address(network, endpoint.address))}
-        resolver, child = self._host.resolver(network), host_link(network)
+        resolver, child = self._host.resolver(network), child_of(network)
         if not network.internal and (child is None or child.gateway):
             address["gateway"] = str(network.gateway)
         return {
