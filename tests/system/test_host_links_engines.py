@@ -64,6 +64,12 @@ def link(lab: Lab, name: str) -> dict[str, Any]:
     return dict(found[0])
 
 
+def cni(lab: Lab) -> Runner:
+    """A runtime on A, with the list that the agent wrote."""
+    config = json.loads(lab.path("A", "/etc/cni/net.d/50-plait-lan.conflist").read_text())
+    return Runner(lab, "A", config, ("/opt/cni/bin", "/usr/lib/cni"))
+
+
 def answers(lab: Lab, host: str, name: str, url: str) -> bool:
     return lab.run(host, "docker", "exec", name, *HTTP, url, check=False).stdout == "200"
 
@@ -122,10 +128,25 @@ def test_a_network_of_dockers_own_making_is_one_of_the_cluster(two: Lab) -> None
     process.until("gone", lambda: "apart" not in networks(two, "A") | networks(two, "B"), 5)
 
 
+def test_a_host_that_leaves_takes_links_out_of_containers(two: Lab) -> None:
+    runner = Runner(
+        two, "A", json.loads(two.path("A", "/etc/cni/net.d/50-plait-lan.conflist").read_text()), ("/opt/cni/bin", "/usr/lib/cni")
+    )
+    two.run("A", "ip", "netns", "add", "c2")
+    try:
+        result = runner.add("c2", "/run/netns/c2")
+        two.run("A", "plait", "down")
+        left = two.run("A", "nsenter", "--net=/run/netns/c2", "ip", "-br", "link").stdout.split()
+        assert "eth0" not in " ".join(left) and left[0] == "lo"
+        two.start_agent("A")
+        runner.delete("c2", "/run/netns/c2", result)
+    finally:
+        two.run("A", "ip", "netns", "del", "c2")
+
+
 def test_a_runtime_of_cni_beside_them(two: Lab) -> None:
     b1 = started(two, "B", "b1")
-    config = json.loads(two.path("A", "/etc/cni/net.d/50-plait-lan.conflist").read_text())
-    runner = Runner(two, "A", config, ("/opt/cni/bin", "/usr/lib/cni"))
+    runner = cni(two)
     two.run("A", "ip", "netns", "add", "c1")
     netns = "/run/netns/c1"
     try:

@@ -14,6 +14,7 @@ from plait.backends import child_of, needs, own_mac
 from plait.model.addr import AddressRange
 from plait.model.cluster import Network, Node, PortMapping, Snapshot
 from plait.model.errors import ConfigError, NotFound, NotSupported
+from plait.plan.desired import endpoint_mac
 from plait.plan.exposed import HOST
 from plait.runtimes.api import AttachRequest, NetworkRequest
 from plait.serve.dns_socket import Place
@@ -63,6 +64,11 @@ def permit(network: Network, request: AttachRequest, able: Collection[str]) -> N
             f"attaching to network {network.name}: this host has no link {parent}; `ip link` lists those that it has, and "
             f"`plait network set {network.name} -o parent=LINK` names another one for all hosts"
         )
+
+
+def mac_of(network: Network, request: AttachRequest) -> str:
+    """The MAC of an endpoint that is asked for, "" where it has that of its link."""
+    return request.mac or (endpoint_mac(request.endpoint) if own_mac(network) else "")
 
 
 def check_ports(network: Network, ports: Sequence[PortMapping]) -> None:

@@ -8,8 +8,6 @@ import logging
 import sys
 from datetime import UTC, datetime
 
-from plait.model.cluster import Endpoint
-
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
@@ -53,14 +51,3 @@ def set_up(level: str, form: str) -> None:
     root.handlers[:] = [handler]
     root.propagate = False
     root.setLevel(level.upper())
-
-
-def endpoint_fields(endpoint: Endpoint) -> dict[str, str]:
-    """What a line about an endpoint says of it."""
-    return {
-        "endpoint": endpoint.id[:16],
-        "network": endpoint.network,
-        "address": str(endpoint.address),
-        "container": endpoint.name,
-        "dev": endpoint.dev,
-    }

@@ -20,7 +20,10 @@ from plait.agent.hostaddress import default_source
 from plait.agent.identity import Identity, load_identity, new_id, placed, save_identity
 from plait.agent.logs import set_up
 from plait.model.addr import IPAddress, at_port
+from plait.model.cluster import Endpoint
 from plait.model.errors import ConfigError, Conflict, NotFound, PlaitError
+from plait.model.objects import Key
+from plait.store.codec import decode
 from plait.store.pki import init_cluster
 
 log = logging.getLogger("plait.main")
@@ -103,7 +106,7 @@ def down(purge: bool = False, paths: Paths | None = None) -> list[str]:
     dismiss(paths.dns_successors)
     kernel = LinuxKernel(paths.lib)
     try:
-        ops = order(diff({}, kernel.owned(), True))
+        ops = order(diff({}, kernel.owned(_inside(paths)), True))
         result = kernel.apply(ops)
         bridged = {addr.address.version for addr in kernel.addresses() if addr.dev.startswith(_DOCKERS)}
     finally:
@@ -120,6 +123,18 @@ def down(purge: bool = False, paths: Paths | None = None) -> list[str]:
     paths.docker_plugin.unlink(missing_ok=True)
     shutil.rmtree(paths.run, ignore_errors=True)
     return done
+
+
+def _inside(paths: Paths) -> list[Key]:
+    """Where links of plait's may be that lie in other namespaces altogether; an engine's containers keep theirs until they end."""
+    from plait.agent.journal import Journal
+
+    file = paths.lib / "journal.db"
+    if not file.exists():
+        return []
+    with contextlib.closing(Journal(file)) as journal:
+        endpoints = [decode(Endpoint, body, key) for key, body in journal.load("endpoint").items()]
+    return [("child", endpoint.dev, endpoint.netns) for endpoint in endpoints if endpoint.netns]
 
 
 def _purge(paths: Paths) -> list[str]:

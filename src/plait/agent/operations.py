@@ -18,24 +18,22 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 
 from plait.agent.addresses import Addresses
 from plait.agent.apart import choose6
-from plait.agent.hostlinks import check_ports, permit
+from plait.agent.hostlinks import check_ports, mac_of, permit
 from plait.agent.journal import Journal, Write
 from plait.agent.kernelwork import KernelWork
-from plait.agent.logs import endpoint_fields
 from plait.agent.networks import Networks
 from plait.agent.ports import assign_ports, ephemeral_range
 from plait.agent.view import View
-from plait.backends import own_mac
 from plait.ipam import Asker, Reservation, block_of, check_overlaps, held_by, origin, origin_of, taken
 from plait.model.cluster import Container, Endpoint, Network, PortMapping
 from plait.model.errors import Conflict, KernelError, NotFound, NotSupported, PlaitError
 from plait.model.objects import KernelObject, Sysctl
 from plait.plan import carried, endpoint_objects, guarded
-from plait.plan.desired import device_name, endpoint_mac, local_ports, shared_objects
+from plait.plan.desired import device_name, local_ports, shared_objects
 from plait.plan.exposed import HOST, exposed_here, host_link, spoken
 from plait.plan.fastpath import fast_chain, fast_elements, on_fast_path
 from plait.plan.firewall import port_objects
-from plait.runtimes.api import AttachRequest, NetworkRequest, paired
+from plait.runtimes.api import AttachRequest, NetworkRequest, network_named, paired
 from plait.store.codec import decode, encode
 
 log = logging.getLogger("plait.operations")
@@ -148,7 +146,7 @@ class AgentOperations:
                 await self._remove(endpoint)
                 raise
             await self._names_settled()
-            log.info("endpoint_attached", extra=endpoint_fields(endpoint))
+            log.info("endpoint_attached", extra=_fields(endpoint))
             return endpoint
 
     async def detach(self, endpoint: str) -> None:
@@ -156,7 +154,7 @@ class AgentOperations:
             known = self._find(endpoint)
             if known is not None:
                 await self._remove(known)
-                log.info("endpoint_detached", extra=endpoint_fields(known))
+                log.info("endpoint_detached", extra=_fields(known))
         self._locks.pop(endpoint, None)
 
     async def _guard(self, network: Network) -> None:
@@ -188,7 +186,7 @@ class AgentOperations:
             network=network.name,
             node=self._view.me,
             address=reserved.ip,
-            mac=request.mac or (endpoint_mac(request.endpoint) if own_mac(network) else ""),
+            mac=mac_of(network, request),
             dev=host_link(network) if request.runtime == HOST else device_name(request.endpoint),
             runtime=request.runtime,
             container=request.container,
@@ -384,13 +382,19 @@ class AgentOperations:
         return found if found is not None and found.node == self._view.me else None
 
     def _network(self, name: str) -> Network:
-        found = self._view.snapshot.networks.get(name)
-        if found is None:
-            known = ", ".join(sorted(self._view.snapshot.networks)) or "none yet"
-            raise NotFound(f"there is no network {name!r} (known: {known}); create it with `plait network create {name}`")
-        return found
+        return network_named(self._view.snapshot.networks, name)
 
     @contextlib.asynccontextmanager
     async def _lock(self, endpoint: str) -> AsyncIterator[None]:
         async with self._locks.setdefault(endpoint, asyncio.Lock()):
             yield
+
+
+def _fields(endpoint: Endpoint) -> dict[str, str]:
+    return {
+        "endpoint": endpoint.id[:16],
+        "network": endpoint.network,
+        "address": str(endpoint.address),
+        "container": endpoint.name,
+        "dev": endpoint.dev,
+    }

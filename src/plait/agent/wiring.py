@@ -52,6 +52,7 @@ from plait.model.report import TokenView
 from plait.serve.admin import AdminServer
 from plait.serve.consul_control import ControlApi
 from plait.serve.dns_parent import DnsService
+from plait.serve.dns_process import OnQuery
 from plait.store.api import Change, Store
 from plait.store.join import split_address
 from plait.store.replica import Replica
@@ -91,12 +92,7 @@ class _Wiring:
         self.ranges = RangesFile(paths.ranges, journal, self.health, lambda: self.loops.refresh_node())
         self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge, config.reuse_after_s, self._ranges)
         self.publisher = Publisher(self.view, store, self.view.caught_up)
-        self.dns = DnsService(
-            on_crash=self._on_dns_crash,
-            on_query=lambda *q: self.discovery.names(*q),
-            successors=paths.dns_successors,
-            open_inside=open_resolver,
-        )
+        self.dns = self._dns()
         self.resolvers = HostResolvers(self.dns.set_upstreams)
         home = HostAddress(config.address or identity.address, config.address is not None, self.kernel, self.health)
         self.underlay = Underlay(journal, self.view, self.kernel, home, lambda: self.reconciler.mark())
@@ -151,6 +147,10 @@ class _Wiring:
         return AgentOperations(
             self.view, self.journal, self.work, self.addresses, self.networks, loops.names_settled, once, lambda: loops.fast_path
         )
+
+    def _dns(self) -> DnsService:
+        names: OnQuery = lambda *query: self.discovery.names(*query)  # noqa: E731
+        return DnsService(on_crash=self._on_dns_crash, on_query=names, successors=self.paths.dns_successors, open_inside=open_resolver)
 
     def _parts(self) -> Parts:
         return Parts(

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from plait.model.addr import AddressRange
 from plait.model.cluster import Container, Endpoint, Network, PortMapping
+from plait.model.errors import NotFound
 from plait.model.requests import NetworkRequest
 
 __all__ = ["AttachRequest", "Health", "NetworkRequest", "Operations", "paired"]
@@ -131,3 +132,12 @@ class Operations(Protocol):
     async def report(self, runtime: str, containers: Sequence[Container]) -> None:
         """The full present list of a runtime's containers on this node; the differences are published."""
         ...
+
+
+def network_named(networks: Mapping[str, Network], name: str) -> Network:
+    """NotFound if there is none."""
+    found = networks.get(name)
+    if found is None:
+        known = ", ".join(sorted(networks)) or "none yet"
+        raise NotFound(f"there is no network {name!r} (known: {known}); create it with `plait network create {name}`")
+    return found

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plait.model.cluster import Endpoint, Network
-from plait.model.errors import Conflict, NotFound
+from plait.model.errors import Conflict
 from plait.model.inside import SandboxState
-from plait.runtimes.api import Operations
+from plait.runtimes.api import Operations, network_named
 from plait.runtimes.cni.wire import ENVIRONMENT, TRY_AGAIN, CniError
 
 READY_S = 10.0
@@ -43,11 +43,7 @@ class Host:
             await asyncio.sleep(0.05)
 
     def network(self, name: str) -> Network:
-        found = self.ops.networks().get(name)
-        if found is None:
-            known = ", ".join(sorted(self.ops.networks())) or "none yet"
-            raise NotFound(f"there is no network {name!r} (known: {known}); create it with `plait network create {name}`")
-        return found
+        return network_named(self.ops.networks(), name)
 
     async def inside(self, netns: str) -> SandboxState:
         """What the namespace holds. CniError 4 if it cannot be read."""
