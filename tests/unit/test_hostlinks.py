@@ -194,6 +194,13 @@ async def test_ports_cannot_be_published(a: FakeNode) -> None:
     assert await a.ops.publish("e-web", []) == ()
 
 
+async def test_ports_of_other_networks_bring_no_rule_about_it(a: FakeNode) -> None:
+    await a.ops.ensure_network(lan())
+    await a.converge()
+    await a.ops.attach(asked(network="default", ports=(PORT,)))
+    assert not [obj for obj in a.kernel.objects.values() if str(SUBNET) in str(obj)] and await a.converge() == 0
+
+
 async def test_it_is_not_exposed_to_a_host_that_could_not_reach_it(a: FakeNode) -> None:
     await a.ops.ensure_network(lan())
     with pytest.raises(NotSupported, match="exposing network lan to this host: its containers are on the link lo"):
