@@ -23,14 +23,19 @@ NFT_FAMILY, NFT_TABLE = "inet", "plait"
 NFT_FAST_FAMILY = "netdev"
 """Family of the second table of the same name, whose chains see a frame as soon as a device has received it (see `plan/fastpath.py`)."""
 HOOK_COMMENT = "plait"
+PORT_FLAGS = ("learning", "flood", "mcast_flood", "bcast_flood", "neigh_suppress", "mcast_router")
+"""What a bridge's port towards other hosts has on or off, as bridge(8) spells it; `mcast_router` on is 2 there, off 1."""
+NO_MAC = "00:00:00:00:00:00"
+"""How a VXLAN device's row for all frames without a row of their own is written."""
 
 Key = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class VxlanLink:
-    """A VXLAN device in routed use: learning off, no default destination. `local` is the outer source address; `tx_checksum`: it leaves
-    the checksums of what is inside to the devices below (offload)."""
+    """A VXLAN device: learning off, no default destination. `local` is the outer source address; `tx_checksum`: it leaves the checksums of
+    what is inside to the devices below (offload). `master` is the bridge whose port it is, "" of none, and `switching` which of
+    `PORT_FLAGS` that port has on."""
 
     name: str
     vni: int
@@ -40,6 +45,8 @@ class VxlanLink:
     mtu: int
     up: bool = True
     tx_checksum: bool = True
+    master: str = ""
+    switching: frozenset[str] = frozenset()
 
     @property
     def key(self) -> Key:
@@ -49,12 +56,14 @@ class VxlanLink:
 @dataclass(frozen=True, slots=True)
 class BridgeLink:
     """A bridge: the one without ports that carries gateway addresses (every kernel has bridges, not every one dummies), or one whose ports
-    are a network's endpoints."""
+    are a network's endpoints. A `querier` asks who wants which multicast (IGMP, MLD), and passes it to those alone; one that is not
+    passes it to all."""
 
     name: str
     mac: str
     mtu: int = 1500
     up: bool = True
+    querier: bool = False
 
     @property
     def key(self) -> Key:
@@ -64,12 +73,13 @@ class BridgeLink:
 @dataclass(frozen=True, slots=True)
 class Inside6:
     """What a sandbox has of IPv6: `address` alone on its link (/128), everything else of `subnet` behind `gateway`, which the host's side
-    answers for; with `default`, the rest of the world too."""
+    answers for; with `default`, the rest of the world too. `on_link`: `subnet` is on the link itself."""
 
     address: IPv6Address
     gateway: IPv6Address
     subnet: IPv6Network
     default: bool
+    on_link: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +223,32 @@ class Fdb:
 
 
 @dataclass(frozen=True, slots=True)
+class BridgeFdb:
+    """A static forwarding row of a bridge: frames for `mac` leave by `port` and by no other."""
+
+    bridge: str
+    mac: str
+    port: str
+
+    @property
+    def key(self) -> Key:
+        return ("fdb", self.bridge, self.mac)
+
+
+@dataclass(frozen=True, slots=True)
+class Flood:
+    """One of the outer addresses that a VXLAN device sends a copy of each frame to which has no row of its own: broadcast and multicast,
+    where the bridge passes it nothing else."""
+
+    dev: str
+    dst: IPAddress
+
+    @property
+    def key(self) -> Key:
+        return ("flood", self.dev, str(self.dst))
+
+
+@dataclass(frozen=True, slots=True)
 class Sysctl:
     """A value below /proc/sys/net, path parts joined by "/" (for example "ipv4/ip_forward"). Set, never removed."""
 
@@ -302,6 +338,8 @@ KernelObject = (
     | Route
     | Neigh
     | Fdb
+    | BridgeFdb
+    | Flood
     | WireguardPeer
     | AllowedIp
     | Sysctl

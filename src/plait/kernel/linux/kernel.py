@@ -15,7 +15,7 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 
 from plait.kernel.api import Result, changeable
-from plait.kernel.linux import ethtool
+from plait.kernel.linux import ethtool, fdb
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux import route as routes
@@ -24,7 +24,8 @@ from plait.kernel.linux.inside import opened
 from plait.kernel.linux.netns import inside
 from plait.kernel.linux.nft import Ruleset, counted, open_nft
 from plait.kernel.linux.probe import probe_capabilities
-from plait.kernel.linux.sysctl import answer_at_once, open_for_ipv6, read_sysctls, rp_filter, write_sysctl
+from plait.kernel.linux.rows import row_message
+from plait.kernel.linux.sysctl import answer_at_once, open_for_ipv6, read_sysctls, rp_filter, speak_no_ipv6, write_sysctl
 from plait.kernel.linux.watch import watch_kernel
 from plait.kernel.linux.wgdevice import Device
 from plait.kernel.linux.wireguard import Wireguard
@@ -33,20 +34,16 @@ from plait.model.cluster import HostRange
 from plait.model.errors import KernelError
 from plait.model.objects import (
     PREFIX,
-    Addr,
     AllowedIp,
     BridgeLink,
     EndpointLink,
-    Fdb,
     HookRule,
     KernelObject,
     Key,
-    Neigh,
     NftChain,
     NftElement,
     NftSet,
     Op,
-    Route,
     Sysctl,
     VxlanLink,
     WireguardLink,
@@ -96,7 +93,9 @@ class LinuxKernel:
         objects += routes.dump_neighs(self._sock, ours)
         for item in found:
             if isinstance(item.link, VxlanLink):
-                objects += routes.dump_fdbs(self._sock, item.index, item.name)
+                objects += fdb.dump_fdbs(self._sock, item.index, item.name)
+            elif isinstance(item.link, BridgeLink):
+                objects += fdb.dump_bridge_fdbs(self._sock, item.index, ours)
         held: dict[Key, KernelObject] = {obj.key: obj for obj in objects}
         held.update(self._ruleset.owned(probe, ours))
         held.update(read_sysctls(probe))
@@ -179,7 +178,7 @@ class LinuxKernel:
                 nft_ops.append(op)
                 continue
             try:
-                message = self._message(op, indexes)
+                message = row_message(op, indexes)  # None: it takes more than that (links, sysctls)
                 if message is not None:
                     batch.append((op, message))
                     continue
@@ -194,20 +193,6 @@ class LinuxKernel:
         if nft_ops:
             failed |= self._apply_nft(nft_ops)
         return Result(tuple(op.key for op in ops if op.key not in failed), failed)
-
-    def _message(self, op: Op, indexes: _Indexes) -> nl.Message | None:
-        """The one message that performs `op`, or None if it takes more than that (links, sysctls)."""
-        put = op.verb == "put"
-        match op.subject:
-            case Addr() as addr:
-                return (routes.put_addr if put else routes.del_addr)(addr, indexes[addr.dev])
-            case Route() as route:
-                return (routes.put_route if put else routes.del_route)(route, indexes[route.dev] if route.dev else 0)
-            case Neigh() as neigh:
-                return (routes.put_neigh if put else routes.del_neigh)(neigh, indexes[neigh.dev])
-            case Fdb() as fdb:
-                return (routes.put_fdb if put else routes.del_fdb)(fdb, indexes[fdb.dev])
-        return None
 
     def _flush(self, batch: list[tuple[Op, nl.Message]], failed: dict[Key, KernelError]) -> None:
         try:
@@ -250,15 +235,26 @@ class LinuxKernel:
         if found is not None and not changeable(found.link, link):
             self._must(links.delete_link(found.index))
             found = None
+        before = found.link if found is not None else None
         if found is None:
             create = links.create_vxlan(link) if isinstance(link, VxlanLink) else links.create_bridge(link)
-            self._must(create, links.set_link(0, name=link.name, alias=link.name))
+            self._must(create, links.set_link(0, link.mtu, name=link.name, alias=link.name))
         else:
             assert isinstance(found.link, VxlanLink | BridgeLink)
             mac = "" if found.link.mac == link.mac else link.mac  # being told the one it has makes it forget its neighbours too
             self._must(links.set_link(found.index, link.mtu, mac, up=True))
         if isinstance(link, VxlanLink):
             ethtool.set_tx_checksum(link.name, link.tx_checksum)
+            if link.master:
+                speak_no_ipv6(link.name)
+            self._join(link, found)
+        elif link.querier != (isinstance(before, BridgeLink) and before.querier):
+            self._must(*links.ask_for_members(link, _index(link.name)))
+
+    def _join(self, link: VxlanLink | EndpointLink, found: links.Found | None = None) -> None:
+        """Make the link, which was `found` like that, a port of its bridge, or of none any longer."""
+        if link.master or (found is not None and found.master):
+            self._must(*links.join_bridge(link, _index(link.name), _index(link.master) if link.master else 0))
 
     def _put_wireguard(self, link: WireguardLink) -> None:
         """Create, or bring in line; a device for which nobody answers is replaced."""
@@ -289,14 +285,13 @@ class LinuxKernel:
             self._plumb_inside(link)
         else:
             self._create_pair(link, None)
-        if link.master or (found is not None and found.master):
-            self._must(*links.join_bridge(link, _index(link.name), _index(link.master) if link.master else 0))
         answer_at_once(link.name)
 
     def _set_endpoint(self, found: links.Found, link: EndpointLink) -> None:
         """The host side as wanted; the MTU on the other side too where that is known, for what one end sends longer than the other
         takes is lost without a word."""
         self._must(links.set_link(found.index, link.mtu, up=True, proxy_arp=True))
+        self._join(link, found)
         if link.netns and found.away and found.link is not None and found.link.mtu != link.mtu:
             with opened(link.netns) as (_, there):
                 _all_done(link, there.transact([links.set_link(found.away, link.mtu)]))
@@ -320,6 +315,7 @@ class LinuxKernel:
         index = random.randrange(_INDEX_FROM, 1 << 31, 2)
         create = links.create_veth(link, index, index + 1, netns_fd)
         self._must(create, links.set_link(index, proxy_arp=True, alias=link.name))
+        self._join(link)
         return index + 1
 
     def _find(self, name: str) -> links.Found | None:
@@ -381,8 +377,8 @@ def _all_done(link: EndpointLink, replies: Iterable[nl.Reply]) -> None:
 
 def _completed(link: links.Link, master: str) -> links.Link:
     """With what the link's own message does not tell: its master's name, and what is not rtnetlink's matter."""
-    if isinstance(link, EndpointLink) and master:
-        return replace(link, master=master)
+    if isinstance(link, VxlanLink | EndpointLink):
+        link = replace(link, master=master)
     if isinstance(link, VxlanLink):
         with contextlib.suppress(OSError):  # it may have gone meanwhile
             return replace(link, tx_checksum=ethtool.tx_checksum(link.name))
