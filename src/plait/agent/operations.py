@@ -26,7 +26,7 @@ from plait.ipam import Asker, Reservation, block_of, check_overlaps, held_by, or
 from plait.model.cluster import Container, Endpoint, Network, PortMapping, Snapshot
 from plait.model.errors import Conflict, KernelError, NotFound, NotSupported, PlaitError
 from plait.model.objects import KernelObject, Sysctl
-from plait.plan import carried, endpoint_objects, guarded
+from plait.plan import carried, endpoint_objects, guarded, member
 from plait.plan.desired import device_name, endpoint_mac, local_ports, shared_objects
 from plait.plan.fastpath import fast_chain, fast_elements, on_fast_path
 from plait.plan.firewall import port_objects
@@ -220,14 +220,14 @@ class AgentOperations:
             await self._addresses.hand_over(request.network, wanted, owner)
 
     def _objects(self, endpoint: Endpoint) -> list[KernelObject]:
-        me = self._view.snapshot.nodes[self._view.me]
-        return endpoint_objects(me, self._network(endpoint.network), endpoint)
+        network = self._network(endpoint.network)
+        return endpoint_objects(member(self._view.snapshot, network), network, endpoint)
 
     async def _plumb(self, endpoint: Endpoint, before: Sequence[Endpoint]) -> None:
         """All of a new endpoint at once: each change of the nft tables costs the kernel some milliseconds. A refusal in these leads to a
         full pass, as after every change of ports; one of a link or route is raised."""
         network = self._network(endpoint.network)
-        fresh = [*shared_objects(self._view.snapshot.nodes[self._view.me], network), *self._objects(endpoint)]
+        fresh = [*shared_objects(member(self._view.snapshot, network), network), *self._objects(endpoint)]
         if self._fast_path() and on_fast_path(network):
             fresh += [*fast_elements(endpoint), fast_chain(endpoint, network)]
         maps, old_maps = self._port_maps(before)
@@ -358,8 +358,7 @@ class AgentOperations:
     # --- helpers
 
     def _carries6(self, network: Network) -> bool:
-        me = self._view.snapshot.nodes[self._view.me]
-        return carried(me, network, "ipv6" in self._kernel.capabilities()).subnet6 is not None
+        return carried(self._view.snapshot, network, "ipv6" in self._kernel.capabilities()).subnet6 is not None
 
     def _own(self) -> list[Endpoint]:
         return [e for e in self._view.snapshot.endpoints.values() if e.node == self._view.me]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, collapse_addresses
 
-from plait.backends import BACKENDS, Peer, has_tunnel
+from plait.backends import Peer, backend_of, has_tunnel
 from plait.model.cluster import Endpoint, Network, Snapshot
 from plait.model.objects import HookRule, KernelObject, Key, NftChain, NftSet, Plan
 from plait.plan.dual import V4, Family, families
@@ -150,7 +150,7 @@ def _raw_chain(present: Sequence[Family], networks: Sequence[Network], any_publi
 
 def _untracked(networks: Iterable[Network]) -> tuple[str, ...]:
     """The rule for the tunnels' own packets, none if there is no tunnel."""
-    ports = sorted({network.port for network in networks if has_tunnel(BACKENDS[network.backend])})
+    ports = sorted({network.port for network in networks if has_tunnel(backend_of(network))})
     which = str(ports[0]) if len(ports) == 1 else f"{{ {', '.join(map(str, ports))} }}"
     return (f"udp dport {which} notrack accept",) if ports else ()
 
