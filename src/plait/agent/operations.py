@@ -25,7 +25,7 @@ from plait.agent.view import View
 from plait.ipam import Asker, Reservation, block_of, check_overlaps, held_by, origin, origin_of, taken
 from plait.model.cluster import Container, Endpoint, Network, PortMapping, Snapshot
 from plait.model.errors import Conflict, KernelError, NotFound, NotSupported, PlaitError
-from plait.model.objects import KernelObject, Sysctl
+from plait.model.objects import KernelObject, NftChain, Sysctl
 from plait.plan import carried, endpoint_objects, guarded, member
 from plait.plan.desired import device_name, endpoint_mac, local_ports, shared_objects
 from plait.plan.fastpath import fast_chain, fast_elements, on_fast_path
@@ -252,7 +252,7 @@ class AgentOperations:
         self._view.drop(endpoint)
         gone: list[KernelObject] = []
         with contextlib.suppress(NotFound):
-            gone = [o for o in reversed(self._objects(endpoint)) if not isinstance(o, Sysctl)]
+            gone = [o for o in reversed(self._objects(endpoint)) if not isinstance(o, Sysctl | NftChain)]
         try:
             maps, old_maps = self._port_maps(before) if endpoint.ports else ([], [])
             await self._kernel.put(maps, old_maps, gone)

@@ -54,7 +54,7 @@ class Layer2Backend:
         self.options = tunnel.options
 
     def needs(self) -> frozenset[str]:
-        return self._tunnel.needs() | {"bridge"}
+        return self._tunnel.needs() | {"bridge", "ingress"}
 
     def overhead(self) -> int:
         return self._tunnel.overhead()

@@ -19,11 +19,9 @@ from plait.model.cluster import Block, Endpoint, Network, Node, Snapshot
 from plait.model.objects import (
     PREFIX,
     Addr,
-    BridgeFdb,
     BridgeLink,
     EndpointLink,
     KernelObject,
-    Neigh,
     Plan,
     Route,
     Sysctl,
@@ -33,6 +31,7 @@ from plait.plan.dual import LEAST_MTU, endpoint6_objects, gateways6, inside6
 from plait.plan.fastpath import fast_objects
 from plait.plan.firewall import direct_objects, firewall_objects, relay_objects
 from plait.plan.paths import choose, direct_routes, inner_mtu, member, network_mtu
+from plait.plan.switching import switched_objects
 
 GATEWAY_LINK = f"{PREFIX}gw"
 EVERYWHERE = IPv4Network("0.0.0.0/0")
@@ -121,8 +120,7 @@ def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str 
     )
     objects: list[KernelObject] = [link, Route(IPv4Network((endpoint.address, 32)), routed_by(network, endpoint), scope="link")]
     objects += endpoint6_objects(network, endpoint, master)
-    if network.layer2:
-        objects += [BridgeFdb(master, endpoint.mac, endpoint.dev), Neigh(master, endpoint.address, endpoint.mac)]
+    objects += switched_objects(network, endpoint)
     if endpoint.ports:
         objects.append(local_ports(network, endpoint))
     return objects

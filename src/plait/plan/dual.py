@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface, IPv6Network
 from typing import NamedTuple
 
-from plait.model.addr import IPAddress, IPNetwork, link_local
+from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network, Node
 from plait.model.objects import Addr, Inside6, KernelObject, Neigh, Route, Sysctl
 
@@ -83,10 +83,7 @@ def endpoint6_objects(network: Network, endpoint: Endpoint, bridge: str) -> list
     if has is None:
         return []
     if bridge:
-        return [
-            *(Neigh(bridge, one, endpoint.mac) for one in (has.address, link_local(endpoint.mac))),
-            Route(IPv6Network(has.address), bridge),
-        ]
+        return [Neigh(bridge, has.address, endpoint.mac), Route(IPv6Network(has.address), bridge)]
     dev = endpoint.dev
     answers = Addr(dev, IPv6Interface(has.gateway))
     return [*opened(dev), answers, Neigh(dev, has.address, endpoint.mac), Route(IPv6Network(has.address), dev)]

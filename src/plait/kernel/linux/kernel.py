@@ -19,6 +19,7 @@ from plait.kernel.linux import ethtool, fdb
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux import route as routes
+from plait.kernel.linux.announce import announce
 from plait.kernel.linux.foreign import foreign_drops, foreign_guards
 from plait.kernel.linux.inside import opened
 from plait.kernel.linux.netns import inside
@@ -190,6 +191,7 @@ class LinuxKernel:
                 if op.verb == "put" or refused.errno not in _GONE:
                     failed[op.key] = refused
         self._flush(batch, failed)
+        announce(self._sock, (op for op in ops if op.key not in failed))
         if nft_ops:
             failed |= self._apply_nft(nft_ops)
         return Result(tuple(op.key for op in ops if op.key not in failed), failed)
