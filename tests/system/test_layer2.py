@@ -187,6 +187,23 @@ def test_multicast_is_switched_on_and_off_while_containers_run(lab: Lab) -> None
     as_planned(lab, "A", "B", "C")
 
 
+def test_an_address_that_a_container_gave_itself_is_found_by_broadcast_where_there_is_any(lab: Lab) -> None:
+    for name, own, found in (("lb", "10.67.0.200/24", True), ("qb", "10.66.0.200/24", False)):
+        inside(lab, name, "ip", "addr", "add", own, "dev", "eth0")
+        assert pings(lab, f"{name[0]}a", own.partition("/")[0]) is found
+        inside(lab, name, "ip", "addr", "del", own, "dev", "eth0")
+
+
+def test_the_tunnel_changes_while_containers_run(lab: Lab) -> None:
+    before = vni(lab, "quiet")
+    for number in (77, before):
+        lab.run("C", "plait", "network", "set", "quiet", "-o", f"vni={number}")
+        as_planned(lab, "A", "B", "C")
+        until("it carries", lambda: pings(lab, "qa", address(lab, "qb")), 5)
+        assert f"pl-x{number} " in lab.run("A", "ip", "-br", "link").stdout
+    assert "pl-x77" not in lab.run("A", "ip", "-br", "link").stdout
+
+
 def rows_of(lab: Lab, host: str, mac: str) -> set[str]:
     """Where frames for a MAC go on a host: underlay addresses, or a port of its own."""
     rows = [row for row in lab.run(host, "bridge", "fdb", "show").stdout.splitlines() if row.startswith(mac)]

@@ -94,10 +94,11 @@ def test_ipv6_is_on_the_link_too_and_link_local_addresses_are_known() -> None:
     assert isinstance(link, EndpointLink) and link.inside6 is not None and link.inside6.on_link
 
 
-@pytest.mark.parametrize(
-    ("network", "asks"), [(FLAT, ["arp operation 1"]), (DUAL, ["arp operation 1", "icmpv6 type 135"])], ids=["v4", "dual"]
-)
-def test_what_an_endpoint_asks_is_asked_of_everybody(network: Network, asks: list[str]) -> None:
+ASKS = "arp operation 1", "icmpv6 type 135"
+
+
+@pytest.mark.parametrize(("network", "asks"), [(FLAT, ASKS[:1]), (DUAL, ASKS)], ids=["v4", "dual"])
+def test_what_an_endpoint_asks_is_asked_of_everybody(network: Network, asks: tuple[str, ...]) -> None:
     chain = planned(cluster(network, OWN))["nft", "chain", OWN.dev, "netdev"]
     assert isinstance(chain, NftChain)
     assert chain.rules == tuple(f"{what} ether daddr set ff:ff:ff:ff:ff:ff" for what in asks)

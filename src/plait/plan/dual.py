@@ -77,6 +77,11 @@ def inside6(network: Network, endpoint: Endpoint) -> Inside6 | None:
     return Inside6(endpoint.address6, network.gateway6, network.subnet6, default, network.layer2)
 
 
+def inside_address6(network: Network, address: IPv6Address) -> IPv6Interface:
+    """An endpoint's IPv6 address as its container has it, see `desired.inside_address`."""
+    return IPv6Interface((address, network.subnet6.prefixlen if network.layer2 and network.subnet6 is not None else 128))
+
+
 def endpoint6_objects(network: Network, endpoint: Endpoint, bridge: str) -> list[KernelObject]:
     """What one endpoint needs on the host's side of its link, or on the bridge whose port that is."""
     has = inside6(network, endpoint)

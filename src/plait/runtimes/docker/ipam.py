@@ -21,6 +21,7 @@ from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Network
 from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported
 from plait.plan.desired import inside_address
+from plait.plan.dual import inside_address6
 from plait.runtimes.api import Operations, paired
 from plait.runtimes.docker import wire
 from plait.runtimes.docker.names import StartingNames
@@ -134,7 +135,7 @@ class IpamDriver:
             address = await self._again6(network, wanted)
         else:
             raise ConfigError("RequestAddress", "", "names neither an address nor a MAC address")
-        return {"Address": f"{address}/128", "Data": {}}
+        return {"Address": str(inside_address6(network, address)) if network is not None else f"{address}/128", "Data": {}}
 
     async def release_address(self, request: wire.ReleaseAddress) -> Mapping[str, object]:
         """Free the address, unless the endpoint's end has done so already or it is somebody else's by now. Unknown: success."""
