@@ -90,12 +90,14 @@ def wire(lab: Lab, host: str, folder: Path) -> Iterator[list[Frame]]:
     found: list[Frame] = []
     with lab.popen(host, *command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        while "listening on" not in process.stderr.readline():
-            assert process.poll() is None
-        yield found
-        lab.run(host, "ping", "-c1", "-W1", "127.0.0.1")  # what was sent has passed by now
-        until("it is written", lambda: file.exists() and file.stat().st_size >= 24, 5)
-        process.terminate()
+        try:
+            while "listening on" not in process.stderr.readline():
+                assert process.poll() is None
+            yield found
+            lab.run(host, "sleep", "0.2")  # what was sent has passed by then
+            until("it is written", lambda: file.exists() and file.stat().st_size >= 24, 5)
+        finally:
+            process.kill()
     found += frames(file.read_bytes())
 
 
