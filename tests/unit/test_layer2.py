@@ -84,6 +84,11 @@ def test_the_tunnel_is_a_silent_port_and_its_host_is_known_by_the_bridge() -> No
         assert not of(plan, Addr, Neigh, dev="pl-x2"), "a port has no addresses"
 
 
+def test_a_node_without_a_tunnel_yet_has_the_bridge_alone() -> None:
+    plan = planned(cluster(LOUD, OWN, NEAR, nodes={**NODES, "A": replace(NODES["A"], tunnel=None)}))
+    assert ("link", BRIDGE) in plan and of(plan, BridgeFdb, Fdb, Flood) == {BridgeFdb(BRIDGE, OWN.mac, OWN.dev)}
+
+
 def test_ipv6_is_on_the_link_too_and_link_local_addresses_are_known() -> None:
     plan = planned(cluster(DUAL, OWN, NEAR))
     for one in (OWN, NEAR):

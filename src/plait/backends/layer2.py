@@ -72,9 +72,9 @@ class Layer2Backend:
         objects: list[KernelObject] = [link, Addr(dev, IPv4Interface((network.gateway, 32)))]
         if network.gateway6 is not None:
             objects += [Sysctl(f"ipv6/conf/{dev}/accept_ra", "0"), Addr(dev, IPv6Interface(network.gateway6))]
-        for obj in self._tunnel.plan(me, network, peers):
-            objects += _switched(obj, dev, port, network)
-        for peer in peers:
+        tunnel = self._tunnel.plan(me, network, peers)
+        objects += [found for obj in tunnel for found in _switched(obj, dev, port, network)]
+        for peer in peers if tunnel else ():
             if peer.node.address.version == me.address.version:
                 objects += [row for endpoint in peer.endpoints for row in _rows(endpoint, peer.node, dev, port)]
                 objects += [Flood(port, peer.node.address)] if peer.endpoints and network.multicast else []
