@@ -14,7 +14,7 @@ import pytest
 from tests.support.cluster import nodes
 from tests.support.cniagent import CniAgent
 
-from plait.model.objects import InsideLink, SandboxState
+from plait.model.inside import InsideLink, SandboxState
 from plait.runtimes.api import NetworkRequest
 from plait.store.memory import MemoryStore
 

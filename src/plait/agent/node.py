@@ -26,7 +26,7 @@ from plait.agent.networks import Networks
 from plait.agent.publisher import Publisher
 from plait.agent.ranges import DIFFER, MISPLACED, differing, digest, misplaced
 from plait.agent.reconciler import Reconciler
-from plait.agent.reports import GATEWAY_META, merged_meta, strays
+from plait.agent.reports import merged_meta, strays
 from plait.agent.rotation import Rotation
 from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
@@ -36,7 +36,7 @@ from plait.dns.zone import Zone
 from plait.kernel.linux import LinuxKernel
 from plait.kernel.linux.wireguard import MISSING as WIREGUARD_MISSING
 from plait.model.addr import IPAddress, mac_from_digest
-from plait.model.cluster import Node, TunnelKey
+from plait.model.cluster import GATEWAY_META, Node, TunnelKey
 from plait.model.errors import PlaitError, StoreUnavailable
 from plait.model.objects import Plan
 from plait.plan import Local, network_mtu, plan_node
@@ -126,7 +126,6 @@ class NodeLoops:
         local = Local(
             gateway=self._gateway,
             netns=netns_of_containers(self._p.view, own),
-            docker_bridge=self._p.config.docker_bridge,
             fast_path=self.fast_path,
             ipv6=self._ipv6,
             path_mtu=self._p.underlay.path_mtus.known,
@@ -154,14 +153,13 @@ class NodeLoops:
         identity = self._p.identity
         known = self._p.view.snapshot.nodes.get(identity.name)
         try:
-            mtu = self._p.underlay.look(identity.address)
-        except OSError as error:
-            log.warning("underlay_missing", extra={"address": str(identity.address), "error": str(error)})
+            mtu = self._p.underlay.look(known.address if known is not None else None)
+        except OSError:  # a condition by now
             mtu = known.mtu if known is not None else 1500
         node = Node(
             name=identity.name,
             id=identity.id,
-            address=identity.address,
+            address=self._p.underlay.home.now,
             mtu=mtu,
             vtep_mac=mac_from_digest(bytes.fromhex(identity.id.replace("-", ""))),
             tunnel=self._p.addresses.tunnel_address(),
@@ -289,6 +287,8 @@ class NodeLoops:
     async def watch_conditions(self) -> None:
         """Raise and clear what is seen by looking: lost nodes, addresses that DNS cannot have. Never returns."""
         while True:
+            if self._p.underlay.home.lost:
+                self.refresh_node()
             snapshot = self._p.view.snapshot
             lost = {n: f"node {n} gives no sign of life" for n in snapshot.nodes if n not in snapshot.alive}
             self._p.health.replace("node-lost", lost)

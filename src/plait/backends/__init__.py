@@ -19,7 +19,7 @@ BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
 """Of each model the first is the one that is taken where none is asked for, of all of them the first where no model is either."""
 
 _LAYER2: Backend = Layer2Backend(_VXLAN)
-DUAL = frozenset({"vxlan", "none"})
+DUAL = frozenset({"vxlan", "bridge", "none"})
 """Backends of networks that may have IPv6 beside IPv4."""
 
 __all__ = [

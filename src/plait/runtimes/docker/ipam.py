@@ -16,12 +16,12 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from random import SystemRandom
 from typing import TypeVar
 
+from plait.backends import on_link
 from plait.ipam import default_subnet6, is_excluded, next_subnet, origin
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Network
 from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported
 from plait.plan.desired import inside_address
-from plait.plan.dual import inside_address6
 from plait.runtimes.api import Operations, paired
 from plait.runtimes.docker import wire
 from plait.runtimes.docker.names import StartingNames
@@ -135,7 +135,8 @@ class IpamDriver:
             address = await self._again6(network, wanted)
         else:
             raise ConfigError("RequestAddress", "", "names neither an address nor a MAC address")
-        return {"Address": str(inside_address6(network, address)) if network is not None else f"{address}/128", "Data": {}}
+        prefix = subnet.prefixlen if network is not None and on_link(network) else 128
+        return {"Address": f"{address}/{prefix}", "Data": {}}
 
     async def release_address(self, request: wire.ReleaseAddress) -> Mapping[str, object]:
         """Free the address, unless the endpoint's end has done so already or it is somebody else's by now. Unknown: success."""
