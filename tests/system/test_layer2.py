@@ -288,6 +288,18 @@ def test_hosts_the_outside_names_and_published_ports_work_as_ever(lab: Lab) -> N
         server.wait()
 
 
+def test_an_exposed_host_and_the_containers_of_an_internal_network_reach_each_other(lab: Lab) -> None:
+    own = lab.run("A", "plait", "expose", "loud").stdout.split()
+    try:
+        for here, there in zip(own, addresses(lab, "lb"), strict=True):
+            until("they reach it", lambda here=here: pings(lab, "lb", here) and pings(lab, "la", here), 5)
+            assert lab.run("A", "ping", "-c1", "-W1", there, check=False).returncode == 0
+        as_planned(lab, "A", "B", "C")
+    finally:
+        lab.run("A", "plait", "expose", "loud", "--off")
+    until("no more", lambda: not pings(lab, "lb", own[0]), 5)
+
+
 def test_networks_stay_apart(lab: Lab) -> None:
     assert not pings(lab, "qa", address(lab, "oa")) and not pings(lab, "oa", address(lab, "qb"))
     with seen(lab, "A", "oa", ODD, 1) as here, seen(lab, "B", "qb", ODD, 1) as there:

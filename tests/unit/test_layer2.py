@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
@@ -132,6 +132,14 @@ def test_of_two_with_one_address_the_rightful_one_is_known(first: str) -> None:
     assert plan["neigh", BRIDGE, str(NEAR.address)] == Neigh(BRIDGE, NEAR.address, NEAR.mac)
     alone = planned(cluster(FLAT, OWN, stray))
     assert alone["neigh", BRIDGE, str(NEAR.address)] == Neigh(BRIDGE, NEAR.address, stray.mac)
+
+
+def test_a_host_that_is_exposed_is_at_the_mac_of_its_bridge() -> None:
+    host = replace(endpoint("host", "B", 18), runtime="host")
+    plan = planned(cluster(FLAT, OWN, host))
+    assert plan["neigh", BRIDGE, str(host.address)] == Neigh(BRIDGE, host.address, NODES["B"].vtep_mac)
+    assert host.mac not in str(of(plan, Fdb, BridgeFdb))
+    assert Addr(BRIDGE, IPv4Interface(host.address)) in of(planned(cluster(FLAT, host, me="B")), Addr)
 
 
 def test_frames_go_through_the_tunnel_or_not_at_all() -> None:
