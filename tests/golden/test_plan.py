@@ -133,7 +133,38 @@ CASES["two-tunnels"] = Snapshot(
     {"default": DEFAULT, "far": replace(INNER, name="far", vni=7, port=8472, internal=False)},
     blocks("A", "B") | {("far", N("10.29.5.0/24")): Block("far", N("10.29.5.0/24"), "B")},
 )
+CASES["bridge-dual"] = replace(
+    CASES["bridge"],
+    networks={"default": DEFAULT, "here": replace(SWITCHED, **V6)},
+    endpoints={"e-web": replace(WEB, network="here", address=A("10.30.0.2"), address6=A6("fd00:31::2"))},
+)
+ROUTED = replace(HYBRID, name="routed", subnet=N("10.33.0.0/16"), gateway=A("10.33.0.1"))
+HOST_ITSELF = Endpoint("host.A.shut", "shut", "A", A("10.32.0.4"), "02:11:22:33:44:77", "pl-gw", "host", address6=A6("fd00:32::4"))
+CASES["exposed"] = replace(  # to the host: one with IPv6, one whose containers are on a bridge, one that plain routes lead to
+    CASES["dual"],
+    networks={n.name: n for n in (DEFAULT, DUAL_INNER, SWITCHED, ROUTED)},
+    blocks=blocks("A", "B")
+    | {("shut", N(f"10.32.0.{n}/28")): Block("shut", N(f"10.32.0.{n}/28"), name) for n, name in ((0, "A"), (16, "B"))}
+    | {("routed", N("10.33.2.0/24")): Block("routed", N("10.33.2.0/24"), "B")},
+    endpoints={
+        e.id: e
+        for e in (
+            SHUT,
+            HOST_ITSELF,
+            replace(HOST_ITSELF, id="host.A.here", network="here", address=A("10.30.0.3"), address6=None),
+            replace(HOST_ITSELF, id="host.A.routed", network="routed", address=A("10.33.1.3"), address6=None),
+            replace(HOST_ITSELF, id="host.B.shut", node="B", address=A("10.32.0.20"), address6=A6("fd00:32::14")),
+            replace(WEB, network="here", address=A("10.30.0.2"), ports=()),
+        )
+    },
+    reach={"A": Reach("A", ("B",)), "B": Reach("B", ("A",))},
+)
+CASES["handed-on"] = replace(  # B is a gateway, and on A's link
+    CASES["hybrid-paths"], nodes=ALL | {"B": replace(ALL["B"], meta={"gateway": "true"})}
+)
+CASES["gateway-on-link"] = CASES["hybrid-paths"]
 LOCALS = {
+    "gateway-on-link": Local(gateway=True, underlay="eth0"),
     "alone": Local(),
     "three-peers": Local(gateway=True, fast_path=True),
     "hybrid-paths": Local(fast_path=True, underlay="eth0", strict=True),

@@ -128,7 +128,9 @@ def test_every_rule_is_read_back_as_it_was_written(nft: Callable[[], Nft], hook:
 @pytest.mark.parametrize("gateway", [True, False])
 def test_the_table_of_a_plan_is_read_back_as_it_was_written(name: str, gateway: bool) -> None:
     snapshot = CASES[name]
-    objects = firewall_objects(snapshot, sorted(snapshot.networks.values(), key=lambda n: n.name), gateway, True)
+    objects = firewall_objects(
+        snapshot, sorted(snapshot.networks.values(), key=lambda n: n.name), gateway, [snapshot.networks["default"]], "eth0"
+    )
     plan = [obj for obj in objects if not isinstance(obj, HookRule)]
 
     def body(ruleset: Ruleset, _: Spy) -> None:

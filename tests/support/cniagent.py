@@ -14,9 +14,11 @@ from plait.agent.engines import missing_of
 from plait.agent.health import Health
 from plait.agent.journal import Write
 from plait.http.message import Request
+from plait.model.addr import IPInterface
 from plait.model.cluster import Endpoint
 from plait.model.objects import InsideLink, SandboxState
 from plait.plan import Local, network_mtu, plan_node
+from plait.plan.dual import inside6
 from plait.runtimes.cni.files import Places
 from plait.runtimes.cni.host import Host
 from plait.runtimes.cni.runtime import CniRuntime
@@ -25,7 +27,8 @@ from tests.support.cluster import FakeNode
 
 class CniAgent:
     """`start` and `stop` may be called again and again, like those of the node. `foreign`: links and default routes that a namespace has
-    besides what plait made there; `gone`: links of plait's that somebody took away again."""
+    besides what plait made there; `gone`: links of plait's that somebody took away again, `routeless6`: namespaces that lost their default
+    route of IPv6."""
 
     def __init__(self, node: FakeNode, folder: Path) -> None:
         self.node, self.folder = node, folder
@@ -33,6 +36,7 @@ class CniAgent:
         self.waiting = self.trouble = ""
         self.foreign: dict[str, SandboxState] = {}
         self.gone: set[str] = set()
+        self.routeless6: set[str] = set()
         self.spool = folder / "cni-pending"
         self.places = Places(folder / "net.d", folder / "bin", folder / "netavark", "1.0.0")
 
@@ -72,15 +76,18 @@ class CniAgent:
         """What the endpoints that lie there say, and `foreign`."""
         Path(netns).stat()
         state = self.foreign.get(netns, SandboxState())
-        links, gateways = dict(state.links), set(state.gateways)
+        links, gateways, gateways6 = dict(state.links), set(state.gateways), set(state.gateways6)
         snapshot = self.node.view.snapshot
         for endpoint in snapshot.endpoints.values():
             if endpoint.netns == netns and endpoint.ifname not in self.gone:
                 network = snapshot.networks[endpoint.network]
-                address = IPv4Interface((endpoint.address, network.subnet.prefixlen))
-                links[endpoint.ifname] = InsideLink(endpoint.mac, True, frozenset({address}))
+                addresses: set[IPInterface] = {IPv4Interface((endpoint.address, network.subnet.prefixlen))}
+                six = inside6(network, endpoint)
+                addresses |= {six.interface} if six is not None else set()
+                links[endpoint.ifname] = InsideLink(endpoint.mac, True, frozenset(addresses))
                 gateways |= {network.gateway} if endpoint.default_route and not network.internal else set()
-        return SandboxState(links, frozenset(gateways))
+                gateways6 |= {six.gateway} if six is not None and six.default else set()
+        return SandboxState(links, frozenset(gateways), frozenset(gateways6 if netns not in self.routeless6 else ()))
 
     async def call(
         self, verb: str, container: str = "c1", netns: str = "", ifname: str = "eth0", args: str = "", config: Any = None, **extra: Any

@@ -31,7 +31,8 @@ TAR = "/var/lib/plait-lab/nginx.tar"
 
 @pytest.fixture(scope="module")
 def lab(make_lab: Callable[..., Lab]) -> Lab:
-    """A has Docker and Podman, B neither; agents of both serve CNI because the directory is there. Networks `default`, `mesh` and `red`."""
+    """A has Docker and Podman, B neither; agents of both serve CNI because the directory is there. Networks `default`, `mesh`, `red`, and
+    `dual` with IPv6."""
     lab = make_lab(toml='[[host]]\nname = "A"\nengine = true\n[[host]]\nname = "B"\n')
     for host in lab.hosts:
         lab.run(host, "mkdir", "-p", "/etc/cni/net.d", "/etc/containers")
@@ -40,8 +41,9 @@ def lab(make_lab: Callable[..., Lab]) -> Lab:
         lab.start_agent(host)
     for network in ("mesh", "red"):
         lab.run("A", "plait", "network", "create", network)
+    lab.run("A", "plait", "network", "create", "dual", "--subnet", "10.50.0.0/16", "--subnet6", "fd00:50::/64")
     for host in lab.hosts:
-        until(f"the configurations of {host}", lambda host=host: len(conflists(lab, host)) == 3, 5)
+        until(f"the configurations of {host}", lambda host=host: len(conflists(lab, host)) == 4, 5)
     return lab
 
 
@@ -137,6 +139,68 @@ def test_the_life_of_an_attachment_in_the_oldest_and_the_newest_version(lab: Lab
         lab.run("A", "ip", "netns", "del", "life")
 
 
+def test_both_families(lab: Lab, runner: Runner) -> None:
+    """ADD, CHECK, ranges, ports and DEL of an attachment with IPv6."""
+    both = Runner(lab, "A", read(lab, "A", "50-plait-dual.conflist"), runner.path)
+    path = netns(lab, "dual")
+    asked: dict[str, Any] = {
+        "ipRanges": [[{"subnet": "10.50.0.64/27"}], [{"subnet": "fd00:50::/64", "rangeStart": "fd00:50::48"}]],
+        "portMappings": [{"hostPort": 8096, "containerPort": 80, "hostIP": "::"}],
+    }
+    lab.run("B", "plait", "run", "--name", "far-both", "--network", "dual")
+    far = next(row for row in shown(lab, "B", "ps") if row["name"] == "far-both")
+    server = lab.popen("A", "nsenter", f"--net={path}", "python3", "-m", "http.server", "80", "--bind", "::", "-d", "/usr/share/nginx/html")
+    try:
+        result = both.add("c1", path, **asked)
+        assert [row["address"] for row in result["ips"]] == ["10.50.0.72/32", "fd00:50::48/128"]
+        assert [row["dst"] for row in result["routes"]] == ["0.0.0.0/0", "::/0"]
+        both.check("c1", path, result, **asked)
+        for address in (far["addresses"]["dual"], far["addresses6"]["dual"]):
+            assert " 0% packet loss" in inside(lab, "dual", "ping", "-c1", "-W2", address)
+        assert lab.run("A", "dig", "+short", "AAAA", "@127.0.0.1", "c1.dual").stdout.strip() == "fd00:50::48"
+        for number, host in enumerate("AB", 1):
+            lab.run(host, "ip", "addr", "add", f"fd99::{number}/64", "dev", "eth0", "nodad")
+        assert "nginx" in page(lab, "B", "http://[fd99::1]:8096/index.html")
+        inside(lab, "dual", "ip", "-6", "route", "del", "default")
+        with pytest.raises(Refused, match=r"made: the IPv6 default route is gone$"):
+            both.check("c1", path, result, **asked)
+        inside(lab, "dual", "ip", "-6", "addr", "flush", "dev", "eth0", "scope", "global")
+        with pytest.raises(Refused, match="it has no address fd00:50::48"):
+            both.check("c1", path, result, **asked)
+    finally:
+        server.kill()
+        server.wait()
+        both.delete("c1", path, **asked)
+        lab.run("A", "ip", "netns", "del", "dual")
+        lab.run("B", "plait", "rm", "far-both")
+        for number, host in enumerate("AB", 1):
+            lab.run(host, "ip", "addr", "del", f"fd99::{number}/64", "dev", "eth0", check=False)
+    assert running(lab, "A") == {} and shown(lab, "A", "ports") == []
+
+
+def test_both_families_go_through_a_chain(lab: Lab, runner: Runner) -> None:
+    """Debian's plug-ins take a result of two addresses, and hand it on."""
+    plugins = [
+        {"type": "plait", "network": "dual"},
+        {"type": "portmap", "capabilities": {"portMappings": True}},
+        {"type": "tuning", "sysctl": {"net.ipv4.conf.eth0.accept_redirects": "0"}},
+    ]
+    chain = Runner(lab, "A", {"cniVersion": "1.0.0", "name": "chain6", "plugins": plugins}, runner.path)
+    path, ports = netns(lab, "chain6"), [{"hostPort": 8095, "containerPort": 80, "protocol": "tcp"}]
+    try:
+        result = chain.add("c1", path, portMappings=ports)
+        assert [row["address"].partition("/")[2] for row in result["ips"]] == ["32", "128"]
+        without_portmap = {
+            **chain.config,
+            "plugins": [plugins[0], plugins[2]],
+        }  # portmap 1.1.1 looks for the rules of one family in the other
+        Runner(lab, "A", without_portmap, runner.path).check("c1", path, result)
+    finally:
+        chain.delete("c1", path, portMappings=ports)
+        lab.run("A", "ip", "netns", "del", "chain6")
+    assert running(lab, "A") == {}
+
+
 def test_a_namespace_that_goes_without_a_word_leaves_nothing(lab: Lab, runner: Runner) -> None:
     before, log = links(lab), lab.state.disks / "A" / "agent.log"
     refusals = log.read_text().count("kernel_refused")
@@ -227,7 +291,7 @@ def test_podman_sees_the_networks_and_loses_those_that_go(lab: Lab, podman: Call
     lab.run("B", "plait", "network", "create", "brief")
     rows = lambda: dict(line.split()[1:3] for line in podman("network", "ls").splitlines()[1:])  # noqa: E731
     until("podman lists it", lambda: rows().get("brief") == "plait", 5)
-    assert rows() == {"default": "plait", "mesh": "plait", "red": "plait", "brief": "plait", "podman": "bridge"}
+    assert rows() == {"default": "plait", "mesh": "plait", "red": "plait", "dual": "plait", "brief": "plait", "podman": "bridge"}
     lab.run("A", "plait", "network", "rm", "brief")
     until("podman lists it no more", lambda: "brief" not in rows(), 5)
 
@@ -256,6 +320,20 @@ def test_a_podman_container_is_published_named_and_keeps_its_address(lab: Lab, p
     assert running(lab, "A") == {} and shown(lab, "A", "ports") == []
 
 
+def test_a_podman_container_has_both_families(lab: Lab, podman: Callable[..., str]) -> None:
+    podman("run", "-d", "--name", "six", "--network", "dual", "nginx")
+    try:
+        seen = podman("inspect", "six", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.GlobalIPv6Address}}{{end}}").split()
+        row = next(row for row in shown(lab, "A", "ps") if row["name"] == "six")
+        assert seen == [row["addresses"]["dual"], row["addresses6"]["dual"]]
+        assert f"inet6 {seen[1]}/128" in podman("exec", "six", "ip", "-6", "addr", "show", "eth0")
+        assert lab.run("B", "ping", "-c1", "-W2", seen[1]).returncode == 0
+        podman("restart", "-t", "0", "six")
+        assert next(row for row in shown(lab, "A", "ps") if row["name"] == "six")["addresses6"]["dual"] == seen[1]
+    finally:
+        podman("rm", "-f", "-t", "0", "six")
+
+
 def test_podman_fails_cleanly_without_the_agent_and_forgets_no_network(lab: Lab, podman: Callable[..., str]) -> None:
     podman("run", "-d", "--name", "stays", "--network", "mesh", "nginx")
     lab.kill_agent("A")
@@ -278,6 +356,20 @@ def test_ctr_of_containerd(lab: Lab, podman: Callable[..., str]) -> None:
     lab.run("A", *ctr, "image", "import", TAR, timeout_s=60)
     command = ["run", "--rm", "--cni", "docker.io/library/nginx:latest", "one", "ip", "-4", "addr", "show", "eth0"]
     assert "inet 10.28." in lab.run("A", *ctr, *command, timeout_s=60).stdout
+    assert running(lab, "A") == {} and not links(lab)
+
+
+def test_ctr_gives_both_families(lab: Lab, podman: Callable[..., str]) -> None:
+    """It takes the first list of the directory: here one of the operator's."""
+    first = {"cniVersion": "1.0.0", "name": "first", "plugins": [{"type": "plait", "network": "dual"}]}
+    path = lab.path("A", "/etc/cni/net.d/10-first.conflist")
+    path.write_text(json.dumps(first))
+    try:
+        command = ["run", "--rm", "--cni", "docker.io/library/nginx:latest", "two", "ip", "addr", "show", "eth0"]
+        found = lab.run("A", "ctr", "-a", "/run/docker/containerd/containerd.sock", "-n", "test", *command, timeout_s=60).stdout
+        assert "inet 10.50." in found and "inet6 fd00:50::" in found
+    finally:
+        path.unlink()
     assert running(lab, "A") == {} and not links(lab)
 
 

@@ -32,15 +32,15 @@ SAY = "import socket;s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM);s.setsock
 @pytest.fixture(scope="module")
 def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
     made = make_lab(hosts=2)
-    made.run("A", "plait", "network", "create", "here", "--model", "sandbox", "--subnet", "10.66.0.0/24")
+    made.run("A", "plait", "network", "create", "here", "--model", "sandbox", "--subnet", "10.66.0.0/24", "--subnet6", "fd00:66::/64")
     for host, name in (("A", "a1"), ("A", "a2"), ("B", "b1")):
         made.run(host, "plait", "run", "--name", name, "--network", "here", *(("-p", "8080:80") if name == "a1" else ()))
     yield made
 
 
-def address(lab: Lab, name: str) -> str:
+def address(lab: Lab, name: str, family: str = "addresses") -> str:
     rows = json.loads(lab.run("A", "plait", "ps", "--json").stdout)
-    return str(next(row["addresses"]["here"] for row in rows if row["name"] == name))
+    return str(next(row[family]["here"] for row in rows if row["name"] == name))
 
 
 def inside(lab: Lab, host: str, name: str, *command: str) -> subprocess.CompletedProcess[str]:
@@ -91,10 +91,30 @@ def test_the_host_the_outside_and_published_ports_work_as_ever(lab: Lab) -> None
         server.wait()
 
 
+def test_so_it_is_with_ipv6(lab: Lab) -> None:
+    a1, a2, b1 = (address(lab, name, "addresses6") for name in ("a1", "a2", "b1"))
+    assert pings(lab, "A", "a1", a2) and not pings(lab, "A", "a1", b1)
+    assert "dev eth0 lladdr" in inside(lab, "A", "a1", "ip", "-6", "neigh", "show", a2).stdout, "no router in between"
+    assert lab.run("A", "ping", "-c1", "-W1", a1, check=False).returncode == 0, "the host"
+    assert inside(lab, "A", "a1", "dig", "+short", "+time=1", "@fd00:66::1", "AAAA", "a2").stdout.strip() == a2
+    for number, host in enumerate("AB", 1):
+        lab.run(host, "ip", "addr", "add", f"fd99::{number}/64", "dev", "eth0", "nodad")
+    assert pings(lab, "A", "a1", "fd99::2"), "out by NAT"
+    server = lab.popen("A", "plait", "exec", "a1", "--", "python3", "-m", "http.server", "80", "--bind", "::", stderr=subprocess.DEVNULL)
+    fetch = ("curl", "-sS", "-m", "2", "-o", "/dev/null", "-w", "%{http_code}", "http://[fd99::1]:8080/")
+    try:
+        until("its published port answers", lambda: lab.run("B", *fetch, check=False).stdout == "200", 5)
+        assert inside(lab, "A", "a2", *fetch).stdout == "200"
+    finally:
+        server.kill()
+        server.wait()
+
+
 def test_isolated_ports_reach_the_outside_and_not_each_other(lab: Lab) -> None:
-    a2 = address(lab, "a2")
+    a2, six = address(lab, "a2"), address(lab, "a2", "addresses6")
     lab.run("B", "plait", "network", "set", "here", "-o", "isolated=true")
     until("they are apart", lambda: not pings(lab, "A", "a1", a2), 5)
+    assert not pings(lab, "A", "a1", six)
     assert pings(lab, "A", "a1", lab.address("B")) and hears(lab, "A", "a2") == "nothing"
     assert lab.run("A", "plait", "plan", "--diff").stdout == ""
     lab.run("B", "plait", "network", "set", "here", "-o", "isolated=false")

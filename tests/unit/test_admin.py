@@ -116,6 +116,8 @@ CALLS: list[tuple[Callable[[AdminClient], object], tuple[Any, ...]]] = [
     (lambda c: c.rotate_key("b"), ("rotate_key", "b")),
     (lambda c: c.set_gateway(True), ("set_gateway", True)),
     (lambda c: c.set_gateway(False), ("set_gateway", False)),
+    (lambda c: c.expose("a/b"), ("expose", "a/b")),
+    (lambda c: c.hide("mesh"), ("hide", "mesh")),
     (lambda c: c.create_sandbox("web"), ("create_sandbox", NewSandbox("web"))),
     (
         lambda c: c.create_sandbox("web", "mesh", "10.30.0.7", {"k": "v"}, ("8080:80", "53:53/udp"), ("www",), share="db"),

@@ -270,7 +270,11 @@ ROWS: dict[tuple[str, ...], tuple[str, object, str]] = {
     ),
     ("ipam",): ("ipam", IPAM, "default  10.28.0.0/16  65533  2     1         0           65530  10.28.9.9  A=1 B=1"),
     ("ipam", "check"): ("ipam-check", [], "no differences"),
-    ("network", "ls"): ("networks", status_of()["networks"], "default  10.28.0.0/16  10.28.0.1  overlay  vxlan    1    no        1"),
+    ("network", "ls"): (
+        "networks",
+        status_of()["networks"],
+        "default  10.28.0.0/16  10.28.0.1  overlay  vxlan    1    no        -        1",
+    ),
 }
 
 
@@ -330,6 +334,7 @@ def test_token_is_the_last_word_of_the_output(capsys: pytest.CaptureFixture[str]
     [
         (("gateway", "enable"), ("POST", "gateway", None)),
         (("gateway", "disable"), ("DELETE", "gateway", None)),
+        (("expose", "mesh", "--off"), ("DELETE", "networks/mesh/exposure", None)),
         (("node", "rm", "B"), ("DELETE", "nodes/B", None)),
         (
             ("ipam", "reserve", "mesh", "db", "10.30.0.7"),
@@ -343,6 +348,14 @@ def test_orders_reach_the_agent(capsys: pytest.CaptureFixture[str], words: tuple
     client = Canned()
     assert run(capsys, client, *words)[0] == 0
     assert client.asked == [request_]
+
+
+def test_expose_prints_the_hosts_addresses(capsys: pytest.CaptureFixture[str]) -> None:
+    made = {"network": "mesh", "address": "10.30.0.3", "address6": "fd00:30::3"}
+    client = Canned(networks_mesh_exposure=made)
+    assert run(capsys, client, "expose", "mesh") == (0, "10.30.0.3 fd00:30::3\n", "")
+    assert client.asked == [("POST", "networks/mesh/exposure", None)]
+    assert json.loads(run(capsys, client, "expose", "mesh", "--json")[1]) == made
 
 
 def test_network_create_passes_every_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -207,13 +207,23 @@ async def test_del_goes_for_networks_that_are_gone(agent: CniAgent) -> None:
         ("ADD", {"config": {"name": ""}}, 7, "name"),
         ("ADD", {"config": {"name": "red"}}, 7, "plait network create red"),
         ("ADD", {"config": {"runtimeConfig": {"bandwidth": {"ingressRate": 1}}}}, 2, "bandwidth"),
-        ("ADD", {"config": {"runtimeConfig": {"ipRanges": [[{"subnet": "10.0.0.0/8"}]]}}}, 2, "ipRanges"),
-        ("ADD", {"config": {"runtimeConfig": {"ips": ["10.28.0.5", "10.28.0.6"]}}}, 2, "one address"),
+        (
+            "ADD",
+            {"config": {"runtimeConfig": {"ipRanges": [[{"subnet": "10.0.0.0/8"}]]}}},
+            7,
+            "no part of network 'default' (10.28.0.0/16)",
+        ),
+        ("ADD", {"config": {"runtimeConfig": {"ipRanges": [[{"range": "10.0.0.0/8"}]]}}}, 6, "subnet"),
+        ("ADD", {"config": {"runtimeConfig": {"ipRanges": [[{"subnet": "10.28.0.1/16"}]]}}}, 7, "host bits"),
+        ("ADD", {"config": {"runtimeConfig": {"ipRanges": [[{"subnet": "fd00::/64"}]]}}}, 2, "has no IPv6"),
+        ("ADD", {"config": {"runtimeConfig": {"ips": ["fd00::5"]}}}, 2, "has no IPv6"),
+        ("ADD", {"config": {"runtimeConfig": {"ips": ["10.28.0.5", "10.28.0.6"]}}}, 2, "one address of each family"),
         ("ADD", {"args": "IP=10.28.0"}, 7, "10.28.0"),
         ("ADD", {"args": "MAC=02:xx"}, 7, "02:xx"),
         ("ADD", {"config": {"runtimeConfig": {"portMappings": [{"hostPort": 70000, "containerPort": 80}]}}}, 7, "70000"),
         ("ADD", {"config": {"runtimeConfig": {"portMappings": [{"hostPort": 1, "containerPort": 80, "protocol": "icmp"}]}}}, 7, "icmp"),
         ("ADD", {"config": {"runtimeConfig": {"portMappings": [{"hostPort": 1, "containerPort": 8, "hostIP": "::1"}]}}}, 2, "::1"),
+        ("ADD", {"config": {"runtimeConfig": {"portMappings": [{"hostPort": 1, "containerPort": 8, "hostIP": "x"}]}}}, 7, "no address"),
         ("CHECK", {}, 3, "no attachment"),
     ],
 )
@@ -377,6 +387,7 @@ async def test_behind_another_plug_in_the_container_joins_the_directory(agent: C
     [
         ({"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 80}]}}, 2),
         ({"runtimeConfig": {"ips": ["10.88.0.6"]}}, 2),
+        ({"runtimeConfig": {"ipRanges": [[{"subnet": "10.88.0.0/16"}]]}}, 2),
         ({"prevResult": {"interfaces": []}}, 7),
     ],
 )

@@ -30,6 +30,7 @@ from plait.ipam import (
     NamedRange,
     Reservation,
     block_of,
+    choices_for,
     choose_address,
     exhausted_in,
     expire,
@@ -42,7 +43,6 @@ from plait.ipam import (
     origin_of,
     range_addresses,
     range_exhausted,
-    ranges_for,
     reserved_for,
     usable,
 )
@@ -158,7 +158,7 @@ class Addresses:
         if has is not None:
             return has
         reserved = reserved_for(network.name, asker.name, self._view.snapshot.assigned.values())
-        ranges = ranges_for(network.name, asker, self.assigned.ranges())
+        ranges = choices_for(network.name, asker, self.assigned.ranges())
         if wanted is None and reserved is None and ranges:
             return await self._find_in(network, owner, asker, ranges)
         wanted = wanted or reserved

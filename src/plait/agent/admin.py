@@ -12,6 +12,7 @@ from pathlib import Path
 from plait import __version__
 from plait.agent import reports
 from plait.agent.addresses import Addresses
+from plait.agent.exposures import Exposures
 from plait.agent.health import Health
 from plait.agent.identity import Identity
 from plait.agent.ipamcare import IpamCare
@@ -32,6 +33,7 @@ from plait.model.report import (
     ClashRow,
     ContainerRow,
     EngineState,
+    ExposureView,
     FindingRow,
     IpamView,
     NetworkRow,
@@ -74,6 +76,7 @@ class AdminParts:
     engines: Callable[[], list[EngineState]]
     token: Callable[[int], Awaitable[TokenView]]
     gateway: Callable[[bool], Awaitable[None]]
+    exposures: Exposures
     caught_up: Callable[[int], Awaitable[None]]
 
 
@@ -182,6 +185,13 @@ class AgentAdmin:
 
     async def set_gateway(self, enabled: bool) -> None:
         await self._p.gateway(enabled)
+
+    async def expose(self, network: str) -> ExposureView:
+        endpoint = await self._p.exposures.expose(network)
+        return {"network": network, "address": str(endpoint.address), "address6": str(endpoint.address6 or "")}
+
+    async def hide(self, network: str) -> None:
+        await self._p.exposures.hide(network)
 
     # --- sandboxes
 

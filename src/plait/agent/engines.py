@@ -160,4 +160,5 @@ def _concerns(op: Op, endpoint: Endpoint) -> bool:
     if isinstance(op.new, NftSet):
         before = op.old.elements if isinstance(op.old, NftSet) else frozenset()
         words = {word for element in op.new.elements - before for word in element.split()}
-    return bool(words & {endpoint.dev, str(endpoint.address), f"{endpoint.address}/32"})
+    own = {endpoint.dev, str(endpoint.address), f"{endpoint.address}/32"}
+    return bool(words & (own | ({str(endpoint.address6), f"{endpoint.address6}/128"} if endpoint.address6 is not None else set())))

@@ -26,7 +26,7 @@ from plait.agent.networks import Networks
 from plait.agent.publisher import Publisher
 from plait.agent.ranges import DIFFER, MISPLACED, differing, digest, misplaced
 from plait.agent.reconciler import Reconciler
-from plait.agent.reports import GATEWAY_META, merged_meta, strays
+from plait.agent.reports import merged_meta, strays
 from plait.agent.rotation import Rotation
 from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
@@ -36,7 +36,7 @@ from plait.dns.zone import Zone
 from plait.kernel.linux import LinuxKernel
 from plait.kernel.linux.wireguard import MISSING as WIREGUARD_MISSING
 from plait.model.addr import IPAddress, mac_from_digest
-from plait.model.cluster import Node, TunnelKey
+from plait.model.cluster import GATEWAY_META, Node, TunnelKey
 from plait.model.errors import PlaitError, StoreUnavailable
 from plait.model.objects import Plan
 from plait.plan import Local, network_mtu, plan_node
@@ -126,7 +126,6 @@ class NodeLoops:
         local = Local(
             gateway=self._gateway,
             netns=netns_of_containers(self._p.view, own),
-            docker_bridge=self._p.config.docker_bridge,
             fast_path=self.fast_path,
             ipv6=self._ipv6,
             path_mtu=self._p.underlay.path_mtus.known,

@@ -17,17 +17,19 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 
 from plait.agent.addresses import Addresses
+from plait.agent.apart import choose6
 from plait.agent.journal import Journal, Write
 from plait.agent.kernelwork import KernelWork
 from plait.agent.networks import Networks
 from plait.agent.ports import assign_ports, ephemeral_range
 from plait.agent.view import View
 from plait.ipam import Asker, Reservation, block_of, check_overlaps, held_by, origin, origin_of, taken
-from plait.model.cluster import Container, Endpoint, Network, PortMapping, Snapshot
+from plait.model.cluster import Container, Endpoint, Network, PortMapping
 from plait.model.errors import Conflict, KernelError, NotFound, NotSupported, PlaitError
 from plait.model.objects import KernelObject, Sysctl
 from plait.plan import carried, endpoint_objects, guarded
 from plait.plan.desired import device_name, endpoint_mac, local_ports, shared_objects
+from plait.plan.exposed import HOST, exposed_here, host_link, spoken
 from plait.plan.fastpath import fast_chain, fast_elements, on_fast_path
 from plait.plan.firewall import port_objects
 from plait.runtimes.api import AttachRequest, NetworkRequest, paired
@@ -160,7 +162,7 @@ class AgentOperations:
                 await self._full_pass()
 
     async def _design(self, request: AttachRequest, network: Network, known: Endpoint | None) -> Endpoint:
-        asker = Asker(request.name, request.labels)
+        asker = Asker(request.name, request.labels, request.within)
         wanted, wanted6 = request.address, request.address6
         if known is not None:
             wanted, wanted6 = wanted or known.address, wanted6 or known.address6
@@ -183,7 +185,7 @@ class AgentOperations:
             node=self._view.me,
             address=reserved.ip,
             mac=request.mac or endpoint_mac(request.endpoint),
-            dev=device_name(request.endpoint),
+            dev=host_link(network) if request.runtime == HOST else device_name(request.endpoint),
             runtime=request.runtime,
             container=request.container,
             name=request.name,
@@ -205,6 +207,8 @@ class AgentOperations:
         self, request: AttachRequest, network: Network, address: IPv4Address, wanted: IPv6Address | None, new: bool
     ) -> IPv6Address | None:
         """None where there is no IPv6 and none was asked for."""
+        if wanted is None and request.within6:
+            wanted = await choose6(self._addresses, request, network, address)
         if wanted is None and not self._carries6(network):
             return None
         if wanted is not None and (other := origin(network, wanted)) not in (None, address):
@@ -220,12 +224,16 @@ class AgentOperations:
             await self._addresses.hand_over(request.network, wanted, owner)
 
     def _objects(self, endpoint: Endpoint) -> list[KernelObject]:
-        me = self._view.snapshot.nodes[self._view.me]
-        return endpoint_objects(me, self._network(endpoint.network), endpoint)
+        snapshot = self._view.snapshot
+        made = endpoint_objects(snapshot.nodes[snapshot.me], self._network(endpoint.network), endpoint)
+        return spoken(made, snapshot, exposed_here(snapshot))
 
     async def _plumb(self, endpoint: Endpoint, before: Sequence[Endpoint]) -> None:
         """All of a new endpoint at once: each change of the nft tables costs the kernel some milliseconds. A refusal in these leads to a
         full pass, as after every change of ports; one of a link or route is raised."""
+        if endpoint.runtime == HOST:
+            await self._full_pass()  # the routes of the whole network are spoken from another address now
+            return
         network = self._network(endpoint.network)
         fresh = [*shared_objects(self._view.snapshot.nodes[self._view.me], network), *self._objects(endpoint)]
         if self._fast_path() and on_fast_path(network):
@@ -251,8 +259,11 @@ class AgentOperations:
         before = self._own()
         self._view.drop(endpoint)
         gone: list[KernelObject] = []
-        with contextlib.suppress(NotFound):
-            gone = [o for o in reversed(self._objects(endpoint)) if not isinstance(o, Sysctl)]
+        if endpoint.runtime == HOST:
+            await self._full_pass()  # first other routes, then the address goes, which would take them with it
+        else:
+            with contextlib.suppress(NotFound):
+                gone = [o for o in reversed(self._objects(endpoint)) if not isinstance(o, Sysctl)]
         try:
             maps, old_maps = self._port_maps(before) if endpoint.ports else ([], [])
             await self._kernel.put(maps, old_maps, gone)
@@ -329,8 +340,6 @@ class AgentOperations:
         except KernelError:
             await self._full_pass()
 
-    # --- containers
-
     async def report(self, runtime: str, containers: Sequence[Container]) -> None:
         self._view.report(runtime, containers)
 
@@ -389,9 +398,3 @@ def _fields(endpoint: Endpoint) -> dict[str, str]:
         "container": endpoint.name,
         "dev": endpoint.dev,
     }
-
-
-def snapshot_ports(snapshot: Snapshot) -> list[tuple[Endpoint, PortMapping]]:
-    """All published ports of the cluster, by node and port."""
-    rows = [(e, p) for e in snapshot.endpoints.values() for p in e.ports]
-    return sorted(rows, key=lambda row: (row[0].node, row[1].host_port, row[1].proto))

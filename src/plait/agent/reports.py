@@ -14,7 +14,7 @@ from plait.backends import BACKENDS, Path
 from plait.backends.wireguard import relay_of
 from plait.ipam import block_of, image_block, stray_endpoints, usable
 from plait.kernel.dryrun import render
-from plait.model.cluster import Block, Container, Endpoint, Network, Node, PortMapping, Snapshot, published_text
+from plait.model.cluster import GATEWAY_META, Block, Container, Endpoint, Network, Node, PortMapping, Snapshot, published_text
 from plait.model.objects import Op
 from plait.model.report import (
     BlockRow,
@@ -29,9 +29,7 @@ from plait.model.report import (
     PortRow,
 )
 from plait.plan import choose, inner_mtu
-
-GATEWAY_META = "gateway"
-"""Key of a node's meta: it forwards for hosts without an agent."""
+from plait.plan.exposed import exposed_here
 
 
 def node_rows(snapshot: Snapshot) -> list[NodeRow]:
@@ -77,6 +75,7 @@ def network_row(snapshot: Snapshot, network: Network) -> NetworkRow:
         "options": dict(network.options),
         "subnet6": str(network.subnet6 or ""),
         "gateway6": str(network.gateway6 or ""),
+        "exposed": next((str(e.address) for e in exposed_here(snapshot) if e.network == network.name), ""),
     }
 
 

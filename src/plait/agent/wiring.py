@@ -18,6 +18,7 @@ from plait.agent.discovery import Discovery, DiscoveryParts
 from plait.agent.dnsnear import DnsNear
 from plait.agent.dnswatch import DnsWatch
 from plait.agent.engines import EngineParts, Engines
+from plait.agent.exposures import Exposures
 from plait.agent.figures import of_kernel
 from plait.agent.health import Health
 from plait.agent.hostaddress import HostAddress
@@ -103,6 +104,7 @@ class _Wiring:
         self.reconciler = self._reconciler()
         self.ops = self._operations()
         self.sandboxes = self._sandboxes()
+        self.exposures = Exposures(identity.name, self.ops)
         self.engines = self._engines()
         docker = self.engines.docker_api
         self.discovery = Discovery(
@@ -235,6 +237,7 @@ class _Wiring:
         await self.ranges.look()
         await self.ops.recover()
         await self.sandboxes.recover()
+        await self.exposures.recover()
         await self.engines.recover()
         async with asyncio.TaskGroup() as group:
             for loop in (
@@ -300,6 +303,7 @@ class _Wiring:
             engines=self.engines.states,
             token=self._token,
             gateway=self.loops.set_gateway,
+            exposures=self.exposures,
             caught_up=self.view.caught_up,
         )
 

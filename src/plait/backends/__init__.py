@@ -17,7 +17,7 @@ _ALL: tuple[Backend, ...] = (_VXLAN, BridgeBackend(), NoneBackend(), HybridBacke
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
 """Of each model the first is the one that is taken where none is asked for, of all of them the first where no model is either."""
 
-DUAL = frozenset({"vxlan", "none"})
+DUAL = frozenset({"vxlan", "bridge", "none"})
 """Backends of networks that may have IPv6 beside IPv4."""
 
 __all__ = [

@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, str] = {
     "ipam": "plait.cli.ipam",
     "plan": "plait.cli.listing",
     "network": "plait.cli.network",
+    "expose": "plait.cli.network",
     "cluster": "plait.cli.cluster",
     "keys": "plait.cli.keys",
     "run": "plait.cli.sandbox",

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`plait network`: the networks of the cluster. Data in: options, rows of the admin API. Data out: tables, JSON, calls of the agent."""
+"""`plait network`: the networks of the cluster; `plait expose`: whether this host has an address of its own in one.
+
+Data in: options, rows of the admin API. Data out: tables, JSON, calls of the agent.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ def ls(client: AdminClient, as_json: bool) -> None:
         show_json(rows)
         return
     show_table(
-        ("NETWORK", "SUBNET", "GATEWAY", "MODEL", "BACKEND", "VNI", "INTERNAL", "ENDPOINTS"),
+        ("NETWORK", "SUBNET", "GATEWAY", "MODEL", "BACKEND", "VNI", "INTERNAL", "EXPOSED", "ENDPOINTS"),
         (
             (
                 r["name"],
@@ -43,6 +46,7 @@ def ls(client: AdminClient, as_json: bool) -> None:
                 r["backend"],
                 r["vni"],
                 "yes" if r["internal"] else "no",
+                r.get("exposed", ""),
                 r["endpoints"],
             )
             for r in rows
@@ -68,6 +72,8 @@ def _show(view: NetworkView) -> None:
     part = f", addresses from {view['ip_range']}" if view["ip_range"] else ""
     part += f" without {', '.join(view['excluded'])}" if view.get("excluded") else ""
     click.echo(f"{view['name']}: {view['subnet']}{part}, gateway {view['gateway']}, {reach}")
+    if view.get("exposed"):
+        click.echo(f"exposed: this host has {view['exposed']}")
     if view.get("subnet6"):
         click.echo(f"IPv6 {view['subnet6']}, gateway {view['gateway6']}")
     tunnel = f"vni {view['vni']}, port {view['port']}"
@@ -185,3 +191,23 @@ def rm(client: AdminClient, names: tuple[str, ...], force: bool) -> None:
     for name in names:
         client.remove_network(name, force)
         click.echo(name)
+
+
+@click.command()
+@click.argument("name", metavar="NETWORK")
+@click.option("--off", is_flag=True, help="Take the address away.")
+@json_option
+@with_agent
+def expose(client: AdminClient, name: str, off: bool, as_json: bool) -> None:
+    """Give this host an address of its own in NETWORK, by which its containers and the host reach each other.
+
+    Internal networks are reached from no host without. It is kept over restarts.
+    """
+    if off:
+        client.hide(name)
+        return
+    made = client.expose(name)
+    if as_json:
+        show_json(made)
+    else:
+        click.echo(both(made["address"], made["address6"]))

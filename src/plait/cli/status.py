@@ -108,7 +108,10 @@ def _nodes(view: StatusView) -> list[str]:
 
 def _networks(view: StatusView) -> list[str]:
     subnets = [(row, both(row["subnet"], row.get("subnet6", ""))) for row in view["networks"]]
-    shown = [f"{row['name']} {subnet} ({row['backend']}, {_plural(row['endpoints'], 'endpoint')})" for row, subnet in subnets]
+    shown = [
+        f"{row['name']} {subnet} ({row['backend']}, {_plural(row['endpoints'], 'endpoint')}{', exposed' if row.get('exposed') else ''})"
+        for row, subnet in subnets
+    ]
     return [_some(shown) or "none"]
 
 

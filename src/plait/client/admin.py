@@ -19,6 +19,7 @@ from plait.model.errors import PlaitError
 from plait.model.report import (
     ClashRow,
     ContainerRow,
+    ExposureView,
     FindingRow,
     IpamView,
     NetworkRow,
@@ -171,6 +172,13 @@ class AdminClient:
 
     def set_gateway(self, enabled: bool) -> None:
         self._call("POST" if enabled else "DELETE", "gateway")
+
+    def expose(self, network: str) -> ExposureView:
+        """Give this host an address of its own in the network, or find the one that it has."""
+        return cast(ExposureView, self._call("POST", f"networks/{quote(network, '')}/exposure"))
+
+    def hide(self, network: str) -> None:
+        self._call("DELETE", f"networks/{quote(network, '')}/exposure")
 
     def create_sandbox(
         self,

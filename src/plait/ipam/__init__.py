@@ -1,7 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Addresses, purely: a pool is cut into blocks, a block leased to a node, an address of a block given to an owner."""
 
-from plait.ipam.access import NOBODY, Asker, NamedRange, assigned_of, range_addresses, range_exhausted, ranges_for, refusal, reserved_for
+from plait.ipam.access import (
+    NOBODY,
+    Asker,
+    NamedRange,
+    assigned_of,
+    choices_for,
+    range_addresses,
+    range_exhausted,
+    ranges_for,
+    refusal,
+    reserved_for,
+)
 from plait.ipam.allocate import Reservation, choose_address, exhausted, exhausted_in, expire, nothing_refused
 from plait.ipam.dual import default_subnet6, held_by, image, image_block, origin, origin_in, origin_of
 from plait.ipam.overlap import FORCED, check_overlaps, clashes, own_ranges, taken
@@ -32,6 +43,7 @@ __all__ = [
     "blocks_of",
     "check_network",
     "check_overlaps",
+    "choices_for",
     "choose_address",
     "clashes",
     "default_block_prefix",

@@ -20,13 +20,16 @@ from plait.model.errors import PoolExhausted
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Who asks for an address, as far as that is known: `name` "" if it is not."""
+    """Who asks for an address, as far as that is known: `name` "" if it is not. `within`: where it wants one from, () = anywhere."""
 
     name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    within: tuple[AddressRange, ...] = ()
 
 
 NOBODY = Asker()
+ASKED = "ipRanges"
+"""Name of the range that an asker brings along."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,14 @@ class NamedRange:
 def ranges_for(network: str, asker: Asker, ranges: Iterable[NamedRange]) -> list[NamedRange]:
     """Those of which the asker is a member, in their order; none: it takes any address that is in no range."""
     return [r for r in ranges if r.network == network and r.is_for(asker.name, asker.labels)]
+
+
+def choices_for(network: str, asker: Asker, ranges: Iterable[NamedRange]) -> list[NamedRange]:
+    """Where an address for the asker is looked for: where it wants one from, else in its ranges; none: anywhere. Wherever that is,
+    `refusal` says what it may not have."""
+    if asker.within:
+        return [NamedRange(ASKED, network, asker.within, lambda _name, _labels: False)]
+    return ranges_for(network, asker, ranges)
 
 
 def reserved_for(network: str, name: str, assigned: Iterable[Assigned]) -> IPv4Address | None:
@@ -97,8 +108,8 @@ def range_exhausted(network: Network, ranges: Iterable[NamedRange], snapshot: Sn
     more = f" and {len(users) - 8} more" if len(users) > 8 else ""
     return PoolExhausted(
         f"{' and '.join(map(str, mine))} of network {network.name!r} has no address left: {size} addresses,"
-        f" in use by {who or 'nobody'}{more}; remove containers (`plait ipam ls {network.name}` lists them), or make the range larger in"
-        " ranges.toml of every host"
+        f" in use by {who or 'nobody'}{more}; remove containers (`plait ipam ls {network.name}` lists them), or make the range larger"
+        + ("" if [one.name for one in mine] == [ASKED] else " in ranges.toml of every host")
     )
 
 

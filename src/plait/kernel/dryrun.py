@@ -210,10 +210,10 @@ def _endpoint(link: EndpointLink) -> list[str]:
 
 
 def _inside6(dev: str, has: Inside6) -> list[str]:
-    routes = [f"{has.gateway} dev {dev}", f"{has.subnet} via {has.gateway} dev {dev}"]
-    if has.default:
-        routes.append(f"default via {has.gateway} dev {dev}")
-    return [f"addr replace {has.address}/128 dev {dev} nodad noprefixroute", *(f"-6 route replace {route}" for route in routes)]
+    routes = [f"{has.subnet} dev {dev}"] if has.on_link else []
+    routes.append(f"{has.gateway} dev {dev}")
+    routes += [f"{'default' if not network.prefixlen else network} via {has.gateway} dev {dev}" for network in has.through]
+    return [f"addr replace {has.interface} dev {dev} nodad noprefixroute", *(f"-6 route replace {route}" for route in routes)]
 
 
 def _joins(link: EndpointLink, old: KernelObject | None = None) -> list[str]:

@@ -38,6 +38,10 @@ class TunnelKey:
     elsewhere: tuple[str, ...] = ()
 
 
+GATEWAY_META = "gateway"
+"""Key in the metadata of a node that forwards for hosts without an agent."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """A host with an agent. Identity is `id` (made once by init/join), never the address.

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Literal
 
 from plait.model.addr import IPAddress, IPInterface, IPNetwork
 
 PREFIX = "pl-"
 """Every interface that plait makes starts with this."""
+GATEWAY_LINK = f"{PREFIX}gw"
+"""The link that carries the addresses of the host itself."""
 ROUTE_PROTOCOL = 112
 """rtm_protocol of every route that plait makes (kernel: rtnetlink(7), values from 5 up are for user space)."""
 NFT_FAMILY, NFT_TABLE = "inet", "plait"
@@ -64,12 +66,22 @@ class BridgeLink:
 @dataclass(frozen=True, slots=True)
 class Inside6:
     """What a sandbox has of IPv6: `address` alone on its link (/128), everything else of `subnet` behind `gateway`, which the host's side
-    answers for; with `default`, the rest of the world too."""
+    answers for; with `default`, the rest of the world too. `on_link`: the others of the subnet are neighbours on the link instead."""
 
     address: IPv6Address
     gateway: IPv6Address
     subnet: IPv6Network
     default: bool
+    on_link: bool = False
+
+    @property
+    def interface(self) -> IPv6Interface:
+        return IPv6Interface((self.address, self.subnet.prefixlen if self.on_link else 128))
+
+    @property
+    def through(self) -> tuple[IPv6Network, ...]:
+        """What is reached by way of the gateway."""
+        return (*(() if self.on_link else (self.subnet,)), *((IPv6Network("::/0"),) if self.default else ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,15 +353,16 @@ class InsideLink:
 
     mac: str
     up: bool
-    addresses: frozenset[IPv4Interface] = frozenset()
+    addresses: frozenset[IPInterface] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxState:
-    """What a sandbox's namespace holds: links by name, and the next hops of its IPv4 default routes."""
+    """What a sandbox's namespace holds: links by name, and the next hops of its default routes."""
 
     links: Mapping[str, InsideLink] = field(default_factory=dict)
     gateways: frozenset[IPv4Address] = frozenset()
+    gateways6: frozenset[IPv6Address] = frozenset()
 
 
 Plan = dict[Key, KernelObject]

@@ -30,7 +30,8 @@ class NodeRow(TypedDict):
 
 class NetworkRow(TypedDict):
     """A network; `endpoints` counts its attachments on all nodes, `ip_range` is "" where addresses come from all of the subnet, `excluded`
-    what is given to nobody, `subnet6` and `gateway6` are "" where it has no IPv6."""
+    what is given to nobody, `subnet6` and `gateway6` are "" where it has no IPv6. `exposed`: the asked host's own address in it, "" if it
+    has none."""
 
     name: str
     subnet: str
@@ -48,6 +49,7 @@ class NetworkRow(TypedDict):
     options: dict[str, str]
     subnet6: str
     gateway6: str
+    exposed: str
 
 
 class EndpointRow(TypedDict):
@@ -61,6 +63,14 @@ class EndpointRow(TypedDict):
     mac: str
     aliases: list[str]
     ports: list[str]
+    address6: str
+
+
+class ExposureView(TypedDict):
+    """The host's own address in a network; `address6` is "" without IPv6."""
+
+    network: str
+    address: str
     address6: str
 
 

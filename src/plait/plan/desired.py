@@ -15,8 +15,9 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from plait.backends import BACKENDS, DIRECT, Peer, on_link
 from plait.ipam import image, image_block, stray_endpoints
 from plait.model.addr import IPAddress, mac_from_digest
-from plait.model.cluster import Block, Endpoint, Network, Node, Snapshot
+from plait.model.cluster import GATEWAY_META, Block, Endpoint, Network, Node, Snapshot
 from plait.model.objects import (
+    GATEWAY_LINK,
     PREFIX,
     Addr,
     BridgeLink,
@@ -28,11 +29,11 @@ from plait.model.objects import (
     VxlanLink,
 )
 from plait.plan.dual import LEAST_MTU, endpoint6_objects, gateways6, inside6
+from plait.plan.exposed import HOST, exposed_here, host_objects, spoken
 from plait.plan.fastpath import fast_objects
-from plait.plan.firewall import direct_objects, firewall_objects, relay_objects
+from plait.plan.firewall import direct_objects, firewall_objects, handed_objects, relay_objects
 from plait.plan.paths import choose, direct_routes, inner_mtu, network_mtu
 
-GATEWAY_LINK = f"{PREFIX}gw"
 EVERYWHERE = IPv4Network("0.0.0.0/0")
 BACKSTOP_METRIC = 4278198272
 """Metric of the unreachable routes that keep traffic for unleased parts of a pool from leaving by the default route; the value is
@@ -50,7 +51,6 @@ class Local:
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
-    docker_bridge: bool = False
     fast_path: bool = False
     path_mtu: Mapping[str, int] = field(default_factory=dict)
     ipv6: bool = True
@@ -85,21 +85,26 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
         objects += direct_routes(me, local.underlay, peers[network.name])
         objects += _backstops(network, snapshot)
     direct = [network for network in networks if any(peer.path and peer.path.kind == DIRECT for peer in peers[network.name])]
-    for endpoint in _own_endpoints(snapshot):
-        network = snapshot.networks[endpoint.network]
-        objects += endpoint_objects(me, network, endpoint, local.netns.get(endpoint.id, ""))
-    objects += firewall_objects(snapshot, networks, local.gateway, local.docker_bridge)
+    sandboxes, exposed = _own_sandboxes(snapshot), exposed_here(snapshot)
+    for endpoint in [*sandboxes, *exposed]:
+        objects += endpoint_objects(me, snapshot.networks[endpoint.network], endpoint, local.netns.get(endpoint.id, ""))
+    objects = spoken(objects, snapshot, exposed)
+    handed = [n for n in direct if not n.internal and any(map(_hands_on, peers[n.name]))] if local.underlay and not local.gateway else []
+    objects += firewall_objects(snapshot, networks, local.gateway, handed, local.underlay)
     objects += direct_objects(direct, local.underlay)
+    objects += handed_objects((n for n in direct if local.gateway and not n.internal), local.underlay)
     objects += relay_objects([peer for found in peers.values() for peer in found], local.underlay)
     if local.strict:
         objects += _loosened(objects, [n for n in networks if BACKENDS[n.backend].ways[:1] == (DIRECT,)], local.underlay)
     if local.fast_path and me.tunnel is not None:
-        objects += fast_objects(networks, _own_endpoints(snapshot), [o for o in objects if isinstance(o, Route)])
+        objects += fast_objects(networks, sandboxes, [o for o in objects if isinstance(o, Route)])
     return {obj.key: _as_local(obj, local) for obj in objects}
 
 
 def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str = "") -> list[KernelObject]:
     """What one endpoint needs besides its published ports. The attach applies just these; the next pass finds them there."""
+    if endpoint.runtime == HOST:
+        return host_objects(network, endpoint)
     master = BACKENDS[network.backend].bridge(network)
     link = EndpointLink(
         name=endpoint.dev,
@@ -166,9 +171,14 @@ def endpoint_mac(endpoint_id: str) -> str:
     return mac_from_digest(hashlib.sha256(b"mac:" + endpoint_id.encode()).digest())
 
 
-def _own_endpoints(snapshot: Snapshot) -> Iterable[Endpoint]:
+def _own_sandboxes(snapshot: Snapshot) -> list[Endpoint]:
     own = (e for e in snapshot.endpoints.values() if e.node == snapshot.me and e.network in snapshot.networks)
-    return sorted(own, key=lambda e: e.id)
+    return sorted((e for e in own if e.runtime != HOST), key=lambda e: e.id)
+
+
+def _hands_on(peer: Peer) -> bool:
+    """Whether what comes from outside may come from this node straight from the link."""
+    return GATEWAY_META in peer.node.meta and peer.path is not None and peer.path.kind == DIRECT
 
 
 def _gateways(me: Node, networks: Sequence[Network]) -> list[KernelObject]:

@@ -3,8 +3,8 @@
 
 Both are treated alike but for how a container finds its gateway. ARP has a proxy that answers for everybody, neighbour discovery has none.
 So an endpoint's IPv6 address stands alone on its link (/128), and the gateway is the one neighbour that it has: that address lies on the
-host's side of every endpoint's link. The way back is a permanent neighbour entry, the MAC being the endpoint's own. Neither side ever waits
-for a discovery or for a search for duplicates.
+host's side of every endpoint's link (on a bridge, where neighbours answer for themselves, on that, and the subnet is on link). The way back
+is a permanent neighbour entry, the MAC being the endpoint's own. Neither side ever waits for a search for duplicates.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface, IPv6Network
 from typing import NamedTuple
 
+from plait.backends import BACKENDS, on_link
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network, Node
 from plait.model.objects import Addr, Inside6, KernelObject, Neigh, Route, Sysctl
@@ -74,14 +75,14 @@ def inside6(network: Network, endpoint: Endpoint) -> Inside6 | None:
     if network.subnet6 is None or network.gateway6 is None or endpoint.address6 is None:
         return None
     default = endpoint.default_route and not network.internal
-    return Inside6(endpoint.address6, network.gateway6, network.subnet6, default)
+    return Inside6(endpoint.address6, network.gateway6, network.subnet6, default, on_link(network))
 
 
 def endpoint6_objects(network: Network, endpoint: Endpoint) -> list[KernelObject]:
-    """What one endpoint needs on the host's side of its link."""
+    """What one endpoint needs on the host's side: on its link, or on the bridge, which answers for the gateway itself."""
     has = inside6(network, endpoint)
     if has is None:
         return []
-    dev = endpoint.dev
-    answers = Addr(dev, IPv6Interface(has.gateway))
-    return [*opened(dev), answers, Neigh(dev, has.address, endpoint.mac), Route(IPv6Network(has.address), dev)]
+    dev = BACKENDS[network.backend].bridge(network) or endpoint.dev
+    answers = [] if has.on_link else [*opened(dev), Addr(dev, IPv6Interface(has.gateway))]
+    return [*answers, Neigh(dev, has.address, endpoint.mac), Route(IPv6Network(has.address), dev)]

@@ -26,14 +26,19 @@ _PLAIN_NETWORKS = 8
 second against 33,700); further ones by the set, so that the chain stays of bounded length."""
 
 
-def firewall_objects(snapshot: Snapshot, networks: Sequence[Network], gateway: bool, docker_bridge: bool) -> list[KernelObject]:
-    """Chains, sets and maps of the table, and the rules in Docker's documented hook that let overlay traffic pass its FORWARD policy."""
+def firewall_objects(
+    snapshot: Snapshot, networks: Sequence[Network], gateway: bool, handed: Sequence[Network], underlay: str
+) -> list[KernelObject]:
+    """Chains, sets and maps of the table, and the rules in Docker's documented hook that let overlay traffic pass its FORWARD policy.
+    `handed`: networks for which a gateway on the link `underlay` hands on what comes from outside."""
     own = [e for e in snapshot.endpoints.values() if e.node == snapshot.me and e.network in snapshot.networks]
     present = families(networks)
     objects: list[KernelObject] = [_set for family in present for _set in _sets(family, snapshot, networks)]
-    objects += [*port_objects(own, networks), *_chains(present, gateway)]
+    objects += [*port_objects(own, networks), *_chains(present, () if gateway else _closed(present, handed, underlay), gateway)]
     objects.append(NftChain("raw_output", _untracked(networks), "type filter hook output priority raw; policy accept;"))
     objects += [hook for family in present for hook in _hooks(family)]
+    if handed:
+        objects.append(NftSet("handed", "ipv4_addr", frozenset(str(n.subnet) for n in handed), ("interval",)))
     return objects + (_encrypted_only(networks) if any(network.encrypted for network in networks) else [])
 
 
@@ -62,6 +67,12 @@ def direct_objects(networks: Sequence[Network], underlay: str) -> list[KernelObj
     rules = tuple(f'iifname "{underlay}" {match} notrack accept' for match in within)
     hooks = [HookRule("ip", "filter", "DOCKER-USER", f"{match} accept") for match in within]
     return [NftChain("raw_direct", rules, "type filter hook prerouting priority raw; policy accept;"), *hooks]
+
+
+def handed_objects(networks: Iterable[Network], underlay: str) -> list[KernelObject]:
+    """On a gateway: what lets packets from outside go on by the link `underlay` to other hosts past Docker's FORWARD policy, in `networks`
+    whose packets go without a tunnel."""
+    return [HookRule("ip", "filter", "DOCKER-USER", f'oifname "{underlay}" ip daddr {n.subnet} accept') for n in networks if underlay]
 
 
 def relay_objects(peers: Iterable[Peer], underlay: str) -> list[KernelObject]:
@@ -156,13 +167,13 @@ def _untracked(networks: Iterable[Network]) -> tuple[str, ...]:
     return (f"udp dport {which} notrack accept",) if ports else ()
 
 
-def _chains(present: Sequence[Family], gateway: bool) -> list[KernelObject]:
+def _chains(present: Sequence[Family], closed: Sequence[str], gateway: bool) -> list[KernelObject]:
     publish, masquerade = _publish(present), [rule for family in present for rule in _masquerade(family)]
     return [
         NftChain("prerouting", publish, "type nat hook prerouting priority dstnat; policy accept;"),
         NftChain("output", publish, "type nat hook output priority -100; policy accept;"),
         NftChain("postrouting", tuple(masquerade), "type nat hook postrouting priority srcnat; policy accept;"),
-        NftChain("forward", _forward(present, gateway), "type filter hook forward priority filter; policy accept;"),
+        NftChain("forward", (*closed, *_forward(present, gateway)), "type filter hook forward priority filter; policy accept;"),
     ]
 
 
@@ -183,6 +194,18 @@ def _masquerade(family: Family) -> list[str]:
     if family is V4:
         rules.append('ip saddr 127.0.0.0/8 oifname "pl-*" masquerade')
     return [*rules, f'{ip} saddr @pools{end} {ip} daddr != @pools{end} oifname != "pl-*" masquerade']
+
+
+def _closed(present: Sequence[Family], handed: Sequence[Network], underlay: str) -> tuple[str, ...]:
+    """Only a gateway forwards what comes from outside to a container by its own address. All others drop that, even of connections that
+    were made while the host was one; an answer, and what was sent to a published port, is told by its connection. Where a gateway sends
+    straight to this host, what it hands on comes from the link with the outsider's own address."""
+    accept = (f'iifname "{underlay}" ip saddr != @pools ip daddr @handed accept',) if handed else ()
+    drop = (
+        f'iifname != "pl-*" ct direction original ct status ! dnat {ip} saddr != @pools{end} {ip} daddr @pools{end} drop'
+        for ip, _, end, _ in present
+    )
+    return (*accept, *drop)
 
 
 def _forward(present: Sequence[Family], gateway: bool) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 from typing import Protocol
 
+from plait.model.addr import AddressRange
 from plait.model.cluster import Container, Endpoint, Network, PortMapping
 from plait.model.requests import NetworkRequest
 
@@ -26,7 +27,8 @@ def paired(owner: str) -> str:
 @dataclass(frozen=True, slots=True)
 class AttachRequest:
     """`endpoint` is the runtime's own id of the attachment and the key of idempotence. `address` None: allocate
-    (sticky by (network, name)). `address6` None: on a network with IPv6, what goes with the address. `netns` "" = the engine moves the
+    (sticky by (network, name)). `address6` None: on a network with IPv6, what goes with the address. `within`: where an address that is
+    allocated is to be from, `within6` the one that the IPv6 address goes with; () = anywhere. `netns` "" = the engine moves the
     peer link itself."""
 
     endpoint: str
@@ -43,6 +45,8 @@ class AttachRequest:
     ifname: str = "eth0"
     default_route: bool = True
     address6: IPv6Address | None = None
+    within: tuple[AddressRange, ...] = ()
+    within6: tuple[AddressRange, ...] = ()
 
 
 class Health(Protocol):

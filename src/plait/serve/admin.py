@@ -169,6 +169,7 @@ class _Routes:
             "nodes/*": {"DELETE": self.forget_node},
             "nodes/*/key": {"POST": self.rotate_key},
             "networks/*/reservations": {"POST": self.reserve_address, "DELETE": self.unreserve_address},
+            "networks/*/exposure": {"POST": self.expose, "DELETE": self.hide},
             "networks/*": {"GET": self.network, "PUT": self.change_network, "DELETE": self.remove_network},
             "tokens": {"POST": self.create_token},
             "gateway": {"POST": self.enable_gateway, "DELETE": self.disable_gateway},
@@ -255,6 +256,13 @@ class _Routes:
 
     async def disable_gateway(self, call: _Call) -> Answer:
         await self._backend.set_gateway(False)
+        return _done()
+
+    async def expose(self, call: _Call) -> Answer:
+        return _json(await self._backend.expose(call.name))
+
+    async def hide(self, call: _Call) -> Answer:
+        await self._backend.hide(call.name)
         return _done()
 
     async def create_sandbox(self, call: _Call) -> Answer:

@@ -10,6 +10,7 @@ from typing import Protocol
 from plait.model.report import (
     ClashRow,
     ContainerRow,
+    ExposureView,
     FindingRow,
     IpamView,
     NetworkRow,
@@ -94,6 +95,14 @@ class AdminBackend(Protocol):
 
     async def set_gateway(self, enabled: bool) -> None:
         """Whether this node forwards for hosts without an agent. Idempotent; kept over restarts."""
+        ...
+
+    async def expose(self, network: str) -> ExposureView:
+        """Give this host an address of its own in `network`. Idempotent; kept over restarts. NotFound, PoolExhausted."""
+        ...
+
+    async def hide(self, network: str) -> None:
+        """Take that address away. Idempotent; NotFound if there is no such network."""
         ...
 
     async def create_sandbox(self, request: NewSandbox) -> SandboxView: ...

@@ -6,12 +6,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv6Address
 
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux import route as routes
 from plait.kernel.linux.netns import inside
+from plait.model.addr import IPInterface
 from plait.model.objects import InsideLink, SandboxState
 
 
@@ -29,13 +30,14 @@ def opened(path: str) -> Iterator[tuple[int, nl.NetlinkSocket]]:
 
 
 def inspect_sandbox(path: str) -> SandboxState:
-    """Links, their IPv4 addresses and the default routes of the namespace at `path`. OSError if there is none. Any thread may call it."""
+    """Links, their addresses (not the link-local ones of IPv6) and the default routes of the namespace at `path`. OSError if there is none.
+    Any thread may call it."""
     with opened(path) as (_, there):
         named = links.dump_facts(there)
-        addresses: dict[str, set[IPv4Interface]] = {}
+        addresses: dict[str, set[IPInterface]] = {}
         for addr in routes.dump_addrs(there, {index: facts.name for index, facts in named.items()}):
-            if isinstance(addr.address, IPv4Interface):
-                addresses.setdefault(addr.dev, set()).add(addr.address)
-        gateways: frozenset[IPv4Address] = routes.dump_default_gateways(there)
+            addresses.setdefault(addr.dev, set()).add(addr.address)
+        gateways = routes.dump_default_gateways(there)
     found = {facts.name: InsideLink(facts.mac, facts.up, frozenset(addresses.get(facts.name, ()))) for facts in named.values()}
-    return SandboxState(found, gateways)
+    four = frozenset(hop for hop in gateways if isinstance(hop, IPv4Address))
+    return SandboxState(found, four, frozenset(hop for hop in gateways if isinstance(hop, IPv6Address)))

@@ -243,10 +243,10 @@ def inside_messages(link: EndpointLink, peer_index: int) -> list[nl.Message]:
 
 
 def _inside6(index: int, has: Inside6) -> list[nl.Message]:
-    head = struct.pack("=BBBBI", socket.AF_INET6, 128, 0, 0, index)
+    head = struct.pack("=BBBBI", socket.AF_INET6, has.interface.network.prefixlen, 0, 0, index)
     address = head + nl.attr(2, has.address.packed) + nl.attr(1, has.address.packed) + nl.attr_u32(8, ADDRESS6_FLAGS)
-    through = (has.subnet, *([IPv6Network("::/0")] if has.default else []))
-    return [nl.Message(RTM_NEWADDR, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, address), *_routes(index, has.gateway, through)]
+    near = [_route(index, has.subnet)] if has.on_link else []
+    return [nl.Message(RTM_NEWADDR, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, address), *near, *_routes(index, has.gateway, has.through)]
 
 
 def _routes(index: int, gateway: IPv4Address | IPv6Address, through: Iterable[IPv4Network | IPv6Network]) -> list[nl.Message]:

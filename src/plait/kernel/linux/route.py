@@ -152,15 +152,18 @@ def decode_route(body: bytes, names: dict[int, str]) -> Route | None:
     )
 
 
-def dump_default_gateways(sock: nl.NetlinkSocket) -> frozenset[IPv4Address]:
-    """Next hops of the IPv4 default routes in the main table, whosever they are; one without a next hop counts as 0.0.0.0."""
+def dump_default_gateways(sock: nl.NetlinkSocket) -> frozenset[IPAddress]:
+    """Next hops of the default routes of both families in the main table, whosever they are; one without a next hop counts as 0.0.0.0 or
+    as ::. IPv6 has one of its own that leads nowhere."""
     found = set()
-    for kind, body in sock.dump(RTM_GETROUTE, _RTMSG.pack(socket.AF_INET, 0, 0, 0, _TABLE_MAIN, 0, 0, 0, 0)):
-        if kind == RTM_NEWROUTE:
-            _short(body, _RTMSG.size, "route")
-            family, prefix, _, _, table, *_ = _RTMSG.unpack_from(body)
-            if (family, prefix, table) == (socket.AF_INET, 0, _TABLE_MAIN):
-                found.add(IPv4Address(nl.parse_attrs(body[_RTMSG.size :]).get(_RTA_GATEWAY, b"\0\0\0\0")))
+    for wanted, bits in _BITS.items():
+        for message, body in sock.dump(RTM_GETROUTE, _RTMSG.pack(wanted, 0, 0, 0, _TABLE_MAIN, 0, 0, 0, 0)):
+            if message == RTM_NEWROUTE:
+                _short(body, _RTMSG.size, "route")
+                family, prefix, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(body)
+                if (family, prefix, table, kind) == (wanted, 0, _TABLE_MAIN, _KINDS["unicast"]):
+                    hop = nl.parse_attrs(body[_RTMSG.size :]).get(_RTA_GATEWAY, bytes(bits // 8))
+                    found.add(_address(hop, family))
     return frozenset(found)
 
 

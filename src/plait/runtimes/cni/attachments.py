@@ -12,8 +12,8 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import msgspec
 
@@ -151,11 +151,16 @@ class Attachments:
 
     def _container(self, ident: str, rows: list[tuple[Attachment, Endpoint | None]]) -> Container:
         addresses: dict[str, IPv4Address] = {}
+        addresses6: dict[str, IPv6Address] = {}
         for attachment, endpoint in rows:
-            if endpoint is not None:
-                addresses[endpoint.network] = endpoint.address
-            elif attachment.joined:
-                addresses.setdefault(attachment.network, IPv4Address(attachment.joined[0]))
+            network = attachment.network if endpoint is None else endpoint.network
+            found = map(ip_address, attachment.joined) if endpoint is None else (endpoint.address, endpoint.address6)
+            for address in found:
+                if isinstance(address, IPv6Address):
+                    addresses6.setdefault(network, address)
+                elif address is not None:
+                    addresses.setdefault(network, address)
         first = rows[0][0]
         ports = tuple(port for _, endpoint in rows if endpoint is not None for port in endpoint.ports)
-        return Container(ident, first.name, self._node, self.runtime, labels=first.labels, addresses=addresses, ports=ports)
+        container = Container(ident, first.name, self._node, self.runtime, labels=first.labels, addresses=addresses, ports=ports)
+        return replace(container, addresses6=addresses6) if addresses6 else container

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from plait.ipam import origin
 from plait.model.cluster import Endpoint, Network
 from plait.model.errors import PlaitError
 from plait.model.objects import SandboxState
@@ -21,6 +22,7 @@ from plait.runtimes.api import AttachRequest
 from plait.runtimes.cni import wire
 from plait.runtimes.cni.attachments import Attachment, Attachments
 from plait.runtimes.cni.host import Host, namespace
+from plait.runtimes.cni.ranges import wanted_ranges
 from plait.runtimes.cni.results import Result, Seen, add_result, dns_of, seen_in
 from plait.runtimes.cni.wire import CniCall, CniError
 
@@ -73,13 +75,18 @@ class CniPlugin:
         _, known = self._attachments.get(call.key)
         state = await self._host.before(call.netns, call.ifname, known)
         ports = wire.wanted_ports(call.config.runtime.port_mappings)
+        (address, address6), within = wire.wanted_addresses(call), wanted_ranges(call.config.runtime.ip_ranges, network)
+        within.check(address, origin(network, address6) if address6 is not None else None)
         return AttachRequest(
             endpoint=call.key,
             network=network.name,
             runtime=self._attachments.runtime,
             container=call.container,
             name=wire.wanted_name(call),
-            address=wire.wanted_address(call),
+            address=address,
+            address6=address6,
+            within=within.address,
+            within6=within.address6,
             mac=wire.wanted_mac(call),
             aliases=wire.wanted_aliases(call),
             labels=wire.wanted_labels(call),
@@ -92,14 +99,15 @@ class CniPlugin:
     async def _join(self, call: CniCall, previous: Mapping[str, Any]) -> Result:
         seen = self._seen(call, previous)
         runtime = call.config.runtime  # the capabilities of this plug-in alone; CNI_ARGS and args.cni are for all of the chain
-        if wire.wanted_ports(runtime.port_mappings) or runtime.ips or runtime.mac:
+        if wire.wanted_ports(runtime.port_mappings) or runtime.ips or runtime.ip_ranges or runtime.mac:
             raise CniError(
                 wire.UNSUPPORTED,
                 "behind another plug-in plait neither publishes ports nor gives addresses: leave these to the others, or put plait first",
             )
         if not seen.addresses:
-            raise CniError(wire.INVALID, f"prevResult gives {call.ifname} no IPv4 address")
-        await self._attachments.add(self._attachment(call, tuple(sorted(map(str, seen.addresses)))), None)
+            raise CniError(wire.INVALID, f"prevResult gives {call.ifname} no address")
+        joined = sorted(seen.addresses, key=lambda address: (address.version, int(address)))
+        await self._attachments.add(self._attachment(call, tuple(map(str, joined))), None)
         return previous
 
     def _seen(self, call: CniCall, previous: Mapping[str, Any]) -> Seen:
@@ -120,11 +128,10 @@ class CniPlugin:
         state = await self._host.inside(call.netns)
         wrong = _differences(seen, call.ifname, state)
         if endpoint is None:
-            wrong += [] if set(map(str, seen.addresses)) == set(known.joined) else [f"the agent knows {', '.join(known.joined)}"]
+            wrong += [] if set(map(str, seen.addresses)) >= set(known.joined) else [f"the agent knows {', '.join(known.joined)}"]
         else:
             wrong += _unlike(seen, endpoint) + await self._host.missing(endpoint)
-            if endpoint.default_route and not self._host.network(endpoint.network).internal and not state.gateways:
-                wrong.append("the default route is gone")
+            wrong += _routeless(endpoint, self._host.network(endpoint.network), state)
         if wrong:
             raise CniError(wire.CHANGED, f"{call.ifname} of container {call.container} is not as it was made: {'; '.join(wrong)}")
 
@@ -173,10 +180,19 @@ def _differences(seen: Seen, ifname: str, state: SandboxState) -> list[str]:
     if seen.mac and link.mac != seen.mac:
         wrong.append(f"its MAC address is {link.mac}, not {seen.mac}")
     have = {address.ip for address in link.addresses}
-    return wrong + [f"it has no address {address}" for address in sorted(seen.addresses - have)]
+    return wrong + [f"it has no address {address}" for address in sorted(map(str, seen.addresses - have))]
+
+
+def _routeless(endpoint: Endpoint, network: Network, state: SandboxState) -> list[str]:
+    """The default routes that are gone."""
+    if not endpoint.default_route or network.internal:
+        return []
+    wrong = [] if state.gateways else ["the default route is gone"]
+    return wrong + (["the IPv6 default route is gone"] if endpoint.address6 is not None and not state.gateways6 else [])
 
 
 def _unlike(seen: Seen, endpoint: Endpoint) -> list[str]:
     """What the agent holds otherwise than the result says."""
-    wrong = [] if endpoint.address in seen.addresses else [f"the agent gave it {endpoint.address}"]
+    given = [address for address in (endpoint.address, endpoint.address6) if address is not None]
+    wrong = [f"the agent gave it {address}" for address in given if address not in seen.addresses]
     return wrong + ([] if seen.mac in ("", endpoint.mac) else [f"the agent gave it the MAC address {endpoint.mac}"])

@@ -9,28 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import ip_interface
 from typing import Any
 
+from plait.model.addr import IPAddress, IPInterface
 from plait.model.cluster import Endpoint, Network
 from plait.plan.desired import inside_address
+from plait.plan.dual import inside6
 from plait.runtimes.cni.wire import INVALID, CniError, Dns
 
 Result = Mapping[str, Any]
 
 
 def add_result(version: str, endpoint: Endpoint, network: Network, mtu: int, dns: Mapping[str, Any]) -> Result:
-    """The result of an ADD: the host's side, the container's, the address, the default route if it is the endpoint's."""
+    """The result of an ADD: the host's side, the container's, the addresses, the default routes if they are the endpoint's."""
     inside: dict[str, Any] = {"name": endpoint.ifname, "mac": endpoint.mac, "sandbox": endpoint.netns}
     outside: dict[str, Any] = {"name": endpoint.dev}
     if version == "1.1.0":
         inside["mtu"] = outside["mtu"] = mtu
-    gateway = {} if network.internal else {"gateway": str(network.gateway)}
-    address = {"address": str(inside_address(network, endpoint.address)), "interface": 1} | gateway
-    if version in ("0.3.1", "0.4.0"):
-        address["version"] = "4"
-    routes = [{"dst": "0.0.0.0/0", "gw": str(network.gateway)}] if endpoint.default_route and not network.internal else []
-    return {"cniVersion": version, "interfaces": [outside, inside], "ips": [address], "routes": routes, "dns": dns}
+    found: list[tuple[IPInterface, IPAddress, str]] = [(inside_address(network, endpoint.address), network.gateway, "0.0.0.0/0")]
+    if (six := inside6(network, endpoint)) is not None:
+        found.append((six.interface, six.gateway, "::/0"))
+    ips: list[dict[str, Any]] = []
+    for address, gateway, _ in found:
+        one = {"address": str(address), "interface": 1} | ({} if network.internal else {"gateway": str(gateway)})
+        ips.append(one | ({"version": str(address.version)} if version in ("0.3.1", "0.4.0") else {}))
+    default = endpoint.default_route and not network.internal
+    routes = [{"dst": everywhere, "gw": str(gateway)} for _, gateway, everywhere in found if default]
+    return {"cniVersion": version, "interfaces": [outside, inside], "ips": ips, "routes": routes, "dns": dns}
 
 
 def dns_of(network: Network, search: str, asked: Dns | None) -> dict[str, Any]:
@@ -50,7 +56,7 @@ class Seen:
     """What a result says of one interface of a container. `mac` "" = nothing."""
 
     mac: str
-    addresses: frozenset[IPv4Address]
+    addresses: frozenset[IPAddress]
 
 
 def seen_in(result: Result, ifname: str, netns: str = "") -> Seen | None:
@@ -63,7 +69,7 @@ def seen_in(result: Result, ifname: str, netns: str = "") -> Seen | None:
         if index is None:
             return None
         ips = [row for row in result.get("ips") or [] if row.get("interface", index) == index]
-        addresses = (IPv4Interface(row["address"]).ip for row in ips if ":" not in row["address"])
+        addresses = (ip_interface(row["address"]).ip for row in ips)
         return Seen(str(rows[index].get("mac") or "").lower(), frozenset(addresses))
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise CniError(INVALID, f"prevResult is no result of CNI: {error!r}") from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -80,6 +80,15 @@ class Dns(msgspec.Struct):
     options: list[str] | None = None
 
 
+class IpRange(msgspec.Struct, rename="camel"):
+    """A part of the capability `ipRanges`; without ends, all of `subnet`."""
+
+    subnet: str
+    range_start: str | None = None
+    range_end: str | None = None
+    gateway: str | None = None
+
+
 class RuntimeConfig(msgspec.Struct, rename="camel"):
     port_mappings: list[Port] | None = None
     ips: list[str] | None = None
@@ -87,7 +96,7 @@ class RuntimeConfig(msgspec.Struct, rename="camel"):
     aliases: list[str] | dict[str, list[str]] | None = None
     dns: Dns | None = None
     bandwidth: dict[str, Any] | None = None
-    ip_ranges: list[Any] | None = None
+    ip_ranges: list[list[IpRange]] | None = None
 
 
 class Label(msgspec.Struct):
@@ -208,20 +217,21 @@ def refuse_unsupported(runtime: RuntimeConfig) -> None:
     """CniError for capabilities that would be promised and not kept."""
     if runtime.bandwidth:
         raise CniError(UNSUPPORTED, "bandwidth limits are not supported by this version of plait: leave the capability bandwidth out")
-    if runtime.ip_ranges:
-        raise CniError(UNSUPPORTED, "ipRanges is not supported: the network's own range counts (plait network create --ip-range)")
 
 
-def wanted_address(call: CniCall) -> IPv4Address | None:
-    """The address asked for by the capability `ips`, args.cni.ips, or IP in CNI_ARGS, in this order; a prefix length is ignored."""
+def wanted_addresses(call: CniCall) -> tuple[IPv4Address | None, IPv6Address | None]:
+    """The addresses asked for by the capability `ips`, args.cni.ips, or IP in CNI_ARGS (several: A,B), in this order; a prefix length is
+    ignored."""
     cni = call.config.args.cni if call.config.args is not None else None
-    found = call.config.runtime.ips or (cni.ips if cni is not None else None) or ([call.args["IP"]] if call.args.get("IP") else [])
-    if len(found) > 1:
-        raise CniError(UNSUPPORTED, f"a container has one address of a network, not {len(found)}: {', '.join(found)}")
+    asked = call.config.runtime.ips or (cni.ips if cni is not None else None) or list(filter(None, call.args.get("IP", "").split(",")))
     try:
-        return IPv4Interface(found[0]).ip if found else None
+        found = [ip_interface(text).ip for text in asked]
     except ValueError as error:
-        raise CniError(INVALID, f"the address asked for, {found[0]!r}, is no IPv4 address: {error}") from error
+        raise CniError(INVALID, f"the addresses asked for, {', '.join(asked)}, are none: {error}") from error
+    four, six = [a for a in found if isinstance(a, IPv4Address)], [a for a in found if isinstance(a, IPv6Address)]
+    if len(four) > 1 or len(six) > 1:
+        raise CniError(UNSUPPORTED, f"a container has one address of each family of a network, not {len(found)}: {', '.join(asked)}")
+    return next(iter(four), None), next(iter(six), None)
 
 
 def wanted_mac(call: CniCall) -> str:
@@ -256,9 +266,9 @@ def _mapping(port: Port) -> PortMapping:
     if not 0 < port.host_port < 65536 or not 0 < port.container_port < 65536:
         raise CniError(INVALID, f"portMappings: {port.host_port}:{port.container_port} names a port outside 1 to 65535")
     try:
-        address = IPv4Address(port.host_ip or 0)
+        address = ip_address(port.host_ip or "0.0.0.0")
     except ValueError as error:
-        raise CniError(UNSUPPORTED, f"portMappings: hostIP {port.host_ip!r} is no IPv4 address, others are not published on") from error
+        raise CniError(INVALID, f"portMappings: hostIP {port.host_ip!r} is no address: {error}") from error
     return PortMapping(cast(Protocol, proto), port.host_port, port.container_port, address)
 
 
