@@ -25,6 +25,7 @@ from plait.model.objects import (
     BridgeLink,
     EndpointLink,
     Fdb,
+    InsideRoutes,
     KernelObject,
     Key,
     Neigh,
@@ -135,7 +136,7 @@ def parent_of(obj: KernelObject) -> Key | None:
     match obj:
         case Addr(dev=dev) | Neigh(dev=dev) | Fdb(dev=dev) | Route(dev=dev) if dev.startswith(PREFIX):
             return ("link", dev)
-        case WireguardPeer(dev=dev) | AllowedIp(dev=dev):
+        case WireguardPeer(dev=dev) | AllowedIp(dev=dev) | InsideRoutes(dev=dev):
             return ("link", dev)
         case Sysctl(path=path) if f"/{PREFIX}" in path:
             return ("link", path.split("/")[2])
