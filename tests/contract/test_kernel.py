@@ -351,6 +351,7 @@ def test_values_that_fit_no_message_are_refused_by_name(obj: KernelObject) -> No
         "ip link set pl-x1 down; ip link set pl-x1 name eno1; ip link set eno1 up",
         "ip link set pl-gw down; ip link set pl-gw name br7",
         "ip link set pl-e1 down; ip link set pl-e1 name veth9",
+        "ip link set pl-e1 address 02:00:00:00:00:56",
         "ip -6 addr flush dev pl-e1 scope global",
         "ip -6 route flush proto 112",
         "ip -6 neigh flush dev pl-e1 nud permanent",
@@ -365,6 +366,7 @@ def test_values_that_fit_no_message_are_refused_by_name(obj: KernelObject) -> No
 def test_harm_done_by_others_is_repaired(harm: str) -> None:
     def body(kernel: LinuxKernel) -> None:
         converge(kernel, PLAN)
+        assert converge(kernel, PLAN) == 0  # it has seen what it made
         sh(harm)
         assert converge(kernel, PLAN) > 0
         converge(kernel, PLAN)
@@ -373,6 +375,7 @@ def test_harm_done_by_others_is_repaired(harm: str) -> None:
         assert {k: o for k, o in kernel.owned(PLAN).items() if k in expected} == expected
         named = {line.split()[0].partition("@")[0] for line in sh("ip -br link").splitlines()}
         assert not named & {"eno1", "br7", "veth9"}, "a renamed link has its name again"
+        assert "02:00:00:00:00:5" not in sh("ip -br link"), "and the MAC that its container knows"
 
     in_namespace(body)
 

@@ -266,3 +266,9 @@ def test_a_mac_never_follows_an_address() -> None:
     assert endpoint_mac("one") != endpoint_mac("two")
     first = int(endpoint_mac("one")[:2], 16)
     assert first & 0x02 and not first & 0x01, "locally administered, unicast"
+
+
+def test_a_host_that_lost_its_address_has_nothing_on_a_link_without_a_name() -> None:
+    texts = [lines(snapshot, replace(LOCALS.get(name, Local(fast_path=True)), underlay="")) for name, snapshot in CASES.items()]
+    assert not [line for text in texts for line in text.splitlines() if '""' in line or "dev  " in line or line.endswith("dev ")]
+    assert "pl-x*" in texts[list(CASES).index("behind-nat")], "what others relay is still stopped"

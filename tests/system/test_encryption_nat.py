@@ -103,6 +103,8 @@ def test_two_behind_routers_reach_each_other_through_the_third_and_status_says_s
     until("proved", lambda: path(lab, "B", "C")["encrypted"] == "proved", 20)
     until("both say by whom", lambda: path(lab, "B", "C")["relay"] == path(lab, "C", "B")["relay"] == "A", 20)
     assert path(lab, "A", "B")["relay"] == ""
+    rows = json.loads(lab.run("B", "plait", "paths", "--json").stdout)
+    assert [(row["kind"], row["relay"]) for row in rows if row["node"] == "C" and "secret" in row["networks"]] == [("relay", "A")]
     assert "by way of A" in lab.run("B", "plait", "status", check=False).stdout
 
 

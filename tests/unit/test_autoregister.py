@@ -18,9 +18,10 @@ from plait.agent.autoregister import AutoRegister
 from plait.agent.catalog import Catalog
 from plait.agent.checkup import CheckPolicy, Checkup
 from plait.agent.health import Health
-from plait.model.cluster import Container, Instance
+from plait.model.cluster import Container, Instance, PortMapping
 from plait.model.discovery import Check, CheckDefinition
 from plait.services.health import Result
+from plait.services.registrator import Where
 from plait.store.memory import MemoryStore
 
 WEB = Container(
@@ -46,9 +47,9 @@ class Green:
 class Agent:
     """What of a node's agent registers services, on a `FakeNode`."""
 
-    def __init__(self, node: FakeNode, scripts: bool = False) -> None:
+    def __init__(self, node: FakeNode, scripts: bool = False, where: Where = "container") -> None:
         self.node, self.health = node, Health(time.time)
-        self.automatic = AutoRegister(node.view, node.journal, self.health, "198.18.0.1", "named", "container")
+        self.automatic = AutoRegister(node.view, node.journal, self.health, "198.18.0.1", "named", where)
         self.catalog = Catalog(node.view, node.journal, node.publisher.publish, lambda: 0, self.automatic.dismiss)
         policy = CheckPolicy(local_scripts=scripts)
         self.checkup = Checkup(node.view, node.journal, Green(), policy, self.gone, time.monotonic, lambda: 0.0)
@@ -72,8 +73,8 @@ class Agent:
 
 
 @contextlib.asynccontextmanager
-async def agent(node: FakeNode, scripts: bool = False) -> AsyncIterator[Agent]:
-    made = Agent(node, scripts)
+async def agent(node: FakeNode, scripts: bool = False, where: Where = "container") -> AsyncIterator[Agent]:
+    made = Agent(node, scripts, where)
     tasks = [asyncio.create_task(made.automatic.run(made.checkup)), asyncio.create_task(made.checkup.run())]
     try:
         yield made
@@ -108,6 +109,15 @@ async def test_it_comes_and_goes_with_its_container(store: MemoryStore, tmp_path
         await its.report(WEB)
         a.view.report("docker", [])
         assert its.shown == {}, "gone in the very call that says so"
+
+
+async def test_a_service_that_has_its_hosts_address_follows_that_to_another(store: MemoryStore, tmp_path: Path) -> None:
+    published = replace(WEB, ports=(PortMapping("tcp", 8080, 80),))
+    async with nodes(store, tmp_path, "A") as (a,), agent(a, where="host") as its:
+        await its.report(published)
+        assert [i.address for i in a.view.snapshot.instances.values()] == ["198.18.0.1"]
+        a.view.put(replace(a.view.snapshot.nodes["A"], address=IPv4Address("198.18.0.77")))
+        assert [(i.address, i.port) for i in a.view.snapshot.instances.values()] == [("198.18.0.77", 8080)]
 
 
 async def test_checks_that_clients_added_go_with_the_container(store: MemoryStore, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from plait.cli.main import main
 from plait.client import Client, Service
 from plait.client.lock import LOCK_FLAGS
 from plait.model.errors import ConfigError
+from plait.services.archive import Archive, pack
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -127,6 +128,30 @@ def test_a_snapshot_is_saved_and_restored(run: Run, tmp_path: Path) -> None:
     assert run("snapshot", "restore", str(tmp_path / "none"))[0] == 2
 
 
+def test_what_a_snapshot_holds_is_told_without_an_agent(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "backup.snap"
+    keys = (("app/db/host", b"x" * 2000), ("app/db/port", b"5432"), ("app/web", b"1"), ("other", b""))
+    file.write_bytes(pack(Archive(42, tuple((f"kv/{key}", value) for key, value in keys))))
+    status, said, _ = run("snapshot", "inspect", str(file))
+    lines = said.splitlines()
+    assert status == 0 and [line.split()[0] for line in lines[:5]] == ["ID", "Size", "Index", "Term", "Version"]
+    assert lines[1].split()[1] == str(file.stat().st_size) and lines[2].split()[1] == "42"
+    assert [line.split() for line in lines[6:]] == [
+        ["Type", "Count", "Size"],
+        ["----"] * 3,
+        ["KVS", "4", "2.0KB"],
+        ["----"] * 3,
+        ["Total", "2.0KB"],
+    ]
+    told = json.loads(run("snapshot", "inspect", "-format=json", "-kvdetails", "-kvfilter=app", str(file))[1])
+    assert told["Meta"]["Index"] == 42 and told["Stats"] == [{"Name": "KVS", "Sum": 2051, "Count": 4}]
+    assert [(row["Name"], row["Count"]) for row in told["StatsKV"]] == [("app/db", 2), ("app/web", 1)]
+    assert "other" in run("snapshot", "inspect", "-kvdetails", "-kvdepth=1", str(file))[1].splitlines()[-3]
+    file.write_bytes(b"\x1f\x8bno archive")
+    status, _, said = run("snapshot", "inspect", str(file))
+    assert status == 1 and "is not one that plait saved" in said
+
+
 def test_an_event_is_fired(run: Run, server: Server) -> None:
     status, said, _ = run("event", "-name=deploy", "now")
     assert (status, said) == (0, f"Event ID: {server.fake.events[0]['ID']}\n")
@@ -224,6 +249,14 @@ def test_the_service_of_an_agent_is_watched(run: Run, server: Server) -> None:
     status, out, _ = run("watch", "-type=agent_service", "-service=web")
     assert status == 0 and json.loads(out)["Service"] == "web"
     assert run("watch", "-type=agent_service")[0] == 1
+
+
+def test_a_watch_whose_first_read_is_refused_says_so_at_once(run: Run) -> None:
+    for kind in (["-type=connect_roots"], ["-type=connect_leaf", "-service=web"], ["-type=services", "-http-addr=127.0.0.1:1"]):
+        for child in ([], ["true"]):
+            status, out, said = run("watch", *kind, *child)
+            assert (status, out) == (1, "") and said.count("\n") == 1
+    assert run("watch", "-type=connect_leaf")[2].endswith("needs -service\n")
 
 
 def test_the_agent_that_is_away_is_named(run: Run) -> None:

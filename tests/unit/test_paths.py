@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from plait.agent.lanes import Lanes, Measured
 from plait.agent.paths import Paths
 from plait.backends import Path
-from plait.model.cluster import Network, Node, Reach, Snapshot
+from plait.model.cluster import Network, Node, Reach, Snapshot, TunnelKey
 from plait.model.objects import Route
 from plait.plan import Local, choose, inner_mtu, network_mtu, plan_node
 
@@ -170,6 +170,17 @@ def test_people_are_shown_since_when_and_why() -> None:
     book.see(6, ALONE, alive="AC")
     assert set(book.paths.troubles()[1]) == {"C"}, "of nodes that give no sign of life this is not said too"
     assert book.see(7)["since"] == 7 and book.paths.troubles() == ({}, {})
+
+
+def test_who_carries_what_two_behind_address_translation_send_is_shown_and_no_trouble() -> None:
+    book, secret = Book(), replace(NETWORKS["vxlan"], name="secret", backend="wireguard")
+    keys = {name: replace(NODES[name], wireguard=TunnelKey(name * 44, 7472, nat=name in "AB")) for name in "ABC"}
+    for alive, kind, relay in (("ABC", "relay", "C"), ("AB", "wireguard", "")):
+        book.paths.observe(replace(cluster(alive=alive), nodes=keys, networks={"secret": secret}))
+        rows = {row["node"]: row for row in book.paths.rows()}
+        assert (rows["B"]["kind"], rows["B"]["relay"]) == (kind, relay) and rows["C"]["kind"] == "wireguard"
+        assert book.paths.troubles() == ({}, {})
+        assert (rows["B"]["why"] == "both are behind address translation; C reaches both") == bool(relay)
 
 
 def test_people_are_shown_what_was_measured_of_the_first_step() -> None:

@@ -83,6 +83,20 @@ async def test_the_owner_of_everything_dies_and_two_allocate_at_once(store: Cutt
         await store.txn([], [Put(alive_key("A"), b"1")])
 
 
+async def test_of_a_pool_full_of_addresses_that_may_live_on_nobody_leases_more_than_it_needs(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A", "B") as (a, b):
+        await _owner_of_all_dies(store, a, b)
+        watch = Watch()
+        one = forgetting(b, watch)
+        for watch.now in (0.0, 60.0):
+            await one.look()
+        await b.until(lambda: "A" not in b.view.snapshot.nodes)
+        for number, blocks in enumerate((1, 1, 2), 1):  # the first of them has but two addresses to give
+            await b.attach(f"d{number}", "tiny")
+            assert sum(block.network == "tiny" for block in b.view.snapshot.blocks.values()) == blocks
+        await a.start()
+
+
 async def test_who_comes_back_in_time_is_not_removed(store: Cuttable, tmp_path: Path) -> None:
     async with nodes(store, tmp_path, "A", "B") as (a, b):
         await _owner_of_all_dies(store, a, b)

@@ -25,7 +25,7 @@ async def settle(view: View, port: int, connected: bool, monkeypatch: pytest.Mon
     monkeypatch.setattr(storehost, "SILENCE_S", 0.05)
     monkeypatch.setattr(storehost, "_LOOK_S", 0.01)
     monkeypatch.setattr(storehost, "_PROBE_S", 0.02)
-    task = asyncio.create_task(StoreHost(view, "127.0.0.1", port, lambda: "A", lambda: connected).run())
+    task = asyncio.create_task(StoreHost(view, lambda: ("127.0.0.1", port), lambda: "A", lambda: connected).run())
     await asyncio.sleep(0.2)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
-from itertools import islice
 
 from plait.agent.assigned import Assignments
 from plait.agent.cooling import Cooling
@@ -45,6 +44,7 @@ from plait.ipam import (
     range_addresses,
     range_exhausted,
     reserved_for,
+    usable,
 )
 from plait.model.cluster import Block, Network
 from plait.model.errors import Conflict, NotFound, NotSupported, PoolExhausted, StoreUnavailable
@@ -221,7 +221,7 @@ class Addresses:
                 await self._confirm(block)
             try:
                 if not unconfirmed:
-                    await self.lease(network, wanted)
+                    await self.lease(network, wanted, avoid=cooling)
             except PoolExhausted:
                 if not cooling:
                     raise
@@ -230,8 +230,7 @@ class Addresses:
         raise exhausted_in(self._view.snapshot, network)
 
     async def _record(self, reservation: Reservation) -> None:
-        key = f"{reservation.network}/{reservation.address}"
-        await self._journal.write([Write("reservation", key, encode(reservation))])
+        await self._journal.write([Write("reservation", f"{reservation.network}/{reservation.address}", encode(reservation))])
         self._held.setdefault(reservation.network, {})[reservation.address] = reservation
 
     def _next_serial(self) -> int:
@@ -243,12 +242,15 @@ class Addresses:
 
     # --- blocks
 
-    async def lease(self, network: Network, wanted: IPv4Address | None = None, purpose: str = "pool") -> Block:
-        """Lease one more block (the one that holds `wanted`, if given) from the store. PoolExhausted, Conflict or StoreUnavailable."""
+    async def lease(
+        self, network: Network, wanted: IPv4Address | None = None, purpose: str = "pool", avoid: set[IPv4Address] | None = None
+    ) -> Block:
+        """Lease one more block from the store: the one that holds `wanted`, if given, else one with addresses that are not to be avoided.
+        PoolExhausted, Conflict or StoreUnavailable."""
         refused: set[IPv4Network] = set()
         for _ in range(_TRIES):
             taken = {b.cidr for b in self._view.snapshot.blocks.values() if b.network == network.name} | refused
-            cidr = self._pick(network, taken, wanted)
+            cidr = self._pick(network, taken, wanted, avoid or set())
             block = Block(network.name, cidr, self._view.me, "bridge" if purpose == "bridge" else "pool")
             key = record_key(block)
             of = self._view.item(network_key(network.name))
@@ -263,7 +265,7 @@ class Addresses:
             refused.add(cidr)
         raise exhausted_in(self._view.snapshot, network)
 
-    def _pick(self, network: Network, taken: set[IPv4Network], wanted: IPv4Address | None) -> IPv4Network:
+    def _pick(self, network: Network, taken: set[IPv4Network], wanted: IPv4Address | None, avoid: set[IPv4Address]) -> IPv4Network:
         if wanted is not None:
             cidr = block_of(network, wanted)
             if cidr in taken:
@@ -273,10 +275,10 @@ class Addresses:
                     f" start the container there, or ask for an address outside that block"
                 )
             return cidr
-        cidr_or_none = next(iter(islice(free_blocks(network, taken), 1)), None)
-        if cidr_or_none is None:
-            raise exhausted_in(self._view.snapshot, network)
-        return cidr_or_none
+        for cidr in free_blocks(network, taken):
+            if any(address not in avoid for address in usable(network, cidr)):
+                return cidr
+        raise exhausted_in(self._view.snapshot, network)
 
     async def maintain(self) -> None:
         """Bring this node's blocks to what they should be: in the journal exactly what it holds by the store; in large pools one block and
@@ -304,9 +306,8 @@ class Addresses:
             own = [b for b in self._own_blocks(network.name) if b.purpose == "pool"]
             live = {a for a, r in self._held.get(network.name, {}).items() if r.live}
             spare = sum(1 for b in own if not any(a in b.cidr for a in live))
-            touched = len(own) - spare
             # Before first use: the block to be used and the spare; later always one untouched block.
-            for _ in range((1 if touched else 2) - spare):
+            for _ in range((1 if len(own) > spare else 2) - spare):
                 await self.lease(network)
 
     async def _return_empty(self, network: Network) -> None:

@@ -30,7 +30,7 @@ _KIND = "dismissed"
 
 
 class AutoRegister:
-    """Not thread-safe. `host` is this node's address; `run` never returns."""
+    """Not thread-safe. `host` is this node's address as long as its record says no other; `run` never returns."""
 
     def __init__(self, view: View, journal: Journal, health: Health, host: str, which: Which, where: Where) -> None:
         self._view, self._journal, self._health = view, journal, health
@@ -62,7 +62,11 @@ class AutoRegister:
     # --- at once, with the report
 
     def _on_view(self, kinds: frozenset[str]) -> None:
-        if "containers" in kinds:
+        me = self._view.snapshot.nodes.get(self._view.me) if "nodes" in kinds else None
+        moved = me is not None and str(me.address) != self._host
+        if me is not None and moved:
+            self._host = str(me.address)
+        if "containers" in kinds or moved:
             self._sync()
 
     def _own_containers(self) -> list[Container]:

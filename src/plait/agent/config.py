@@ -57,6 +57,11 @@ class Paths:
         return self.run / "dns.sock"
 
     @property
+    def sysctls(self) -> Path:
+        """What the host's sysctls were before plait."""
+        return self.lib / "sysctls.json"
+
+    @property
     def identity(self) -> Path:
         return self.lib / "identity.json"
 
@@ -65,6 +70,7 @@ class Paths:
 class Config:
     name: str
     address: IPAddress | None
+    store: str
     fast_path: bool
     coordinates: bool
     path_mtu: bool
@@ -119,7 +125,15 @@ OPTIONS = (
         "node.address",
         "address",
         "source address of the default route",
-        "Address on the underlay that other nodes send tunnel packets to.",
+        "Address on the underlay that other nodes send tunnel packets to. Set here it is pinned; otherwise this node follows the host to "
+        "another one (DHCP, a move).",
+    ),
+    Option(
+        "node.store",
+        "HOST or HOST:PORT",
+        "none",
+        "Where the first node is, instead of what is known since `join`. Only needed "
+        "when both this host and that one got other addresses while they could not hear each other.",
     ),
     Option(
         "node.fast_path",
@@ -307,6 +321,7 @@ def parse_config(raw: Mapping[str, object], where: str) -> Config:
     return Config(
         name=get.text("node.name", socket.gethostname().split(".")[0]),
         address=get.address("node.address"),
+        store=get.text("node.store", "none"),
         fast_path=get.flag("node.fast_path", lambda: True),
         coordinates=get.flag("node.coordinates", lambda: True),
         path_mtu=get.flag("node.path_mtu", lambda: True),

@@ -8,9 +8,7 @@ Implements `serve.consul_event.EventBackend` and `serve.consul_operator.Operator
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import gzip
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -18,17 +16,14 @@ from collections.abc import Callable, Iterable, Iterator
 from plait.agent.documents import Documents
 from plait.agent.view import View
 from plait.model.cluster import Snapshot
-from plait.model.errors import ConfigError
 from plait.model.kv import Coordinate, UserEvent
+from plait.services.archive import ARCHIVED, Archive, pack, unpack
 from plait.store.api import Change, Compare, Delete, Put, Store
 from plait.store.codec import encode
 
 log = logging.getLogger("plait.consulstate")
 KINDS = frozenset({"events", "settings", "coordinates"})
 MAX_EVENTS = 256
-_ARCHIVED = ("kv/", "queries/", "catalog/", "settings/")
-"""What a snapshot holds: what clients wrote. What nodes say of themselves they say again; sessions are bound to what lives now."""
-_FORMAT = "plait-snapshot-1"
 _BATCH = 512
 _BATCH_BYTES = 1 << 20
 _AUTOPILOT = "settings/autopilot"
@@ -101,18 +96,18 @@ class ConsulState:
 
     async def archive(self) -> tuple[bytes, int]:
         """Everything that clients wrote, compressed, and the revision that it is of. StoreUnavailable."""
-        listings = [await self._store.list(prefix) for prefix in _ARCHIVED]
-        rows = [[item.key, base64.b64encode(item.value).decode()] for listing in listings for item in listing.items if not item.lease]
-        document = {"format": _FORMAT, "items": rows}
-        return gzip.compress(json.dumps(document).encode(), 6, mtime=0), min(listing.revision for listing in listings)
+        listings = [await self._store.list(prefix) for prefix in ARCHIVED]
+        items = tuple((item.key, item.value) for listing in listings for item in listing.items if not item.lease)
+        index = min(listing.revision for listing in listings)
+        return pack(Archive(index, items)), index
 
     async def restore(self, archive: bytes) -> None:
         """Replace what clients wrote by what `archive` holds. ConfigError if it is none of ours, then nothing has changed;
         StoreUnavailable.
 
         An archive of more than a megabyte is written in several transactions: a reader may meet it half restored."""
-        items = _archived_items(archive)
-        first: list[Put | Delete] = [Delete(prefix, prefix=True) for prefix in _ARCHIVED]
+        items = [Put(key, value) for key, value in unpack(archive).items]
+        first: list[Put | Delete] = [Delete(prefix, prefix=True) for prefix in ARCHIVED]
         for batch in _batches(first, items):
             await self._commit([], batch)
         log.info("snapshot_restored", extra={"items": len(items)})
@@ -121,20 +116,6 @@ class ConsulState:
         result = await self._store.txn(conditions, ops)
         await self._view.caught_up(result.revision)
         return result.ok
-
-
-def _archived_items(archive: bytes) -> list[Put]:
-    try:
-        document = json.loads(gzip.decompress(archive))
-        if document["format"] != _FORMAT:
-            raise ValueError(f"its format is {document['format']!r}, expected {_FORMAT!r}")
-        items = [Put(str(key), base64.b64decode(value, validate=True)) for key, value in document["items"]]
-        foreign = next((item.key for item in items if not item.key.startswith(_ARCHIVED)), None)
-        if foreign is not None:
-            raise ValueError(f"it holds {foreign!r}, which no snapshot does")
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError("snapshot", f"{len(archive)} bytes", f"is not one that plait saved: {error}", "nothing was changed") from error
-    return items
 
 
 def _batches(first: list[Put | Delete], items: Iterable[Put]) -> Iterator[list[Put | Delete]]:

@@ -31,13 +31,26 @@ REGISTRY: dict[str, Condition] = {
             "store-unreachable",
             "error",
             "The shared store cannot be reached; running containers are not affected",
-            "Check that the node that holds the store is up and that TCP port 7470 to it is open; nothing is lost meanwhile.",
+            "Check that the node that holds the store is up and that TCP port 7470 is open between it and this host, both ways; nothing "
+            "is lost meanwhile. If both got other addresses: set node.store in /etc/plait/plait.toml to its new one, restart this agent.",
         ),
         Condition(
             "node-lost",
             "warning",
             "A node gives no sign of life",
             "Look at that host and its agent (`systemctl status plait`); if it is gone for good: `plait node rm NAME`.",
+        ),
+        Condition(
+            "address-lost",
+            "error",
+            "This host has no address that others could send tunnel packets to",
+            "Give a link of this host the address that is named, or correct node.address in /etc/plait/plait.toml and restart the agent.",
+        ),
+        Condition(
+            "identity-in-use",
+            "error",
+            "Another host says that it is the same node, or carries the same store",
+            "Find which one is the copy (`ip address` on both); there: `plait down --purge`, then `plait join`. The other keeps all.",
         ),
         Condition(
             "kernel-refused",

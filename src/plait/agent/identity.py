@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 
-from plait.agent.config import replace_file
-from plait.model.addr import IPAddress
+from plait.agent.config import Config, replace_file
+from plait.model.addr import IPAddress, at_port
 from plait.model.errors import ConfigError, NotFound
 
 _DAMAGED = "restore it, or leave with `plait down --purge` and join again"
@@ -52,3 +52,13 @@ def load_identity(path: Path) -> Identity:
         raise ConfigError(
             str(path), "", f"is damaged: {error!r}", "restore it, or leave with `plait down --purge` and join again"
         ) from error
+
+
+def placed(identity: Identity, config: Config) -> Identity:
+    """With the place of the store that the configuration tells, if it tells one. ConfigError if that is none."""
+    if config.store == "none" or not identity.store:
+        return identity
+    from plait.store.join import split_address
+    from plait.store.server import PORT
+
+    return replace(identity, store=at_port(*split_address(config.store, PORT)))

@@ -10,14 +10,14 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Coroutine, Iterator
 from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 
 from plait.agent.config import DNS_PORTS, Config, Paths, check_node_name, load_config
-from plait.agent.identity import Identity, load_identity, new_id, save_identity
+from plait.agent.hostaddress import default_source
+from plait.agent.identity import Identity, load_identity, new_id, placed, save_identity
 from plait.agent.logs import set_up
 from plait.model.addr import IPAddress, at_port
 from plait.model.errors import ConfigError, Conflict, NotFound, PlaitError
@@ -26,6 +26,8 @@ from plait.store.pki import init_cluster
 log = logging.getLogger("plait.main")
 DEFAULT_POOL = IPv4Network("10.28.0.0/16")
 _STOP_TIMEOUT_S = 10.0
+_DOCKERS = ("docker", "br-")
+"""What the names of the engine's own bridges begin with. It switches forwarding on at its start and relies on it."""
 
 
 def init(name: str | None = None, address: str | None = None, pool: str | None = None, paths: Paths | None = None) -> Identity:
@@ -63,20 +65,34 @@ def run(paths: Paths | None = None) -> None:
     """Be the agent until SIGTERM or SIGINT. The kernel keeps what it has: a restart loses no packet."""
     paths = paths or Paths()
     config = load_config(paths.config)
-    identity = load_identity(paths.identity)
+    identity = placed(load_identity(paths.identity), config)
     set_up(config.log_level, config.log_format)
     with _only_agent(paths.run):
         from plait.agent.process import tune
         from plait.agent.wiring import run_node
 
         tune()
-        asyncio.run(_until_signal(run_node(config, identity, paths)))
+        try:
+            asyncio.run(_until_signal(run_node(config, identity, paths)))
+        except BaseExceptionGroup as group:
+            refused = group.subgroup(Conflict)
+            if refused is None:
+                raise
+            raise _first(refused) from None  # what a copied host is told
+
+
+def _first(group: BaseExceptionGroup[Conflict]) -> BaseException:
+    """The first error in it, however deep."""
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
 
 
 def down(purge: bool = False, paths: Paths | None = None) -> list[str]:
     """Stop the agent and remove everything of plait from this host's kernel; with `purge` also leave the cluster and delete its
     files. Returns what was done, a line each. Idempotent."""
-    from plait.kernel.linux import LinuxKernel, delete_netns
+    from plait.kernel.linux import LinuxKernel, Sysctls, delete_netns
     from plait.reconcile import diff, order
     from plait.serve.dns_handover import dismiss
 
@@ -89,11 +105,13 @@ def down(purge: bool = False, paths: Paths | None = None) -> list[str]:
     try:
         ops = order(diff({}, kernel.owned(), True))
         result = kernel.apply(ops)
+        bridged = {addr.address.version for addr in kernel.addresses() if addr.dev.startswith(_DOCKERS)}
     finally:
         kernel.close()
     for error in result.failed.values():
         raise error
     done.append(f"removed {len(ops)} objects from the kernel")
+    done += Sysctls(paths.sysctls).restore(bridged)
     netns = paths.run / "netns"
     for path in sorted(netns.iterdir()) if netns.is_dir() else ():
         delete_netns(path)
@@ -107,7 +125,7 @@ def down(purge: bool = False, paths: Paths | None = None) -> list[str]:
 def _purge(paths: Paths) -> list[str]:
     done: list[str] = []
     with contextlib.suppress(NotFound, ConfigError):
-        identity = load_identity(paths.identity)
+        identity = placed(load_identity(paths.identity), load_config(paths.config))
         if identity.store:
             from plait.agent.stores import leave
 
@@ -151,10 +169,8 @@ def _own_address(text: str | None, config: Config) -> IPAddress:
             raise ConfigError("--address", text, "is not an IP address") from error
     if config.address is not None:
         return config.address
-    for family, anywhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
-        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((anywhere, 9))  # UDP: chooses a route and a source address, sends nothing
-            return ip_address(probe.getsockname()[0])
+    if (found := default_source(4, 6)) is not None:
+        return found
     raise PlaitError(
         "this host's address on the underlay cannot be guessed, there is no default route; "
         "give it with --address, or as node.address in /etc/plait/plait.toml"

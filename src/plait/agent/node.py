@@ -153,14 +153,13 @@ class NodeLoops:
         identity = self._p.identity
         known = self._p.view.snapshot.nodes.get(identity.name)
         try:
-            mtu = self._p.underlay.look(identity.address)
-        except OSError as error:
-            log.warning("underlay_missing", extra={"address": str(identity.address), "error": str(error)})
+            mtu = self._p.underlay.look(known.address if known is not None else None)
+        except OSError:  # a condition by now
             mtu = known.mtu if known is not None else 1500
         node = Node(
             name=identity.name,
             id=identity.id,
-            address=identity.address,
+            address=self._p.underlay.home.now,
             mtu=mtu,
             vtep_mac=mac_from_digest(bytes.fromhex(identity.id.replace("-", ""))),
             tunnel=self._p.addresses.tunnel_address(),
@@ -288,6 +287,8 @@ class NodeLoops:
     async def watch_conditions(self) -> None:
         """Raise and clear what is seen by looking: lost nodes, addresses that DNS cannot have. Never returns."""
         while True:
+            if self._p.underlay.home.lost:
+                self.refresh_node()
             snapshot = self._p.view.snapshot
             lost = {n: f"node {n} gives no sign of life" for n in snapshot.nodes if n not in snapshot.alive}
             self._p.health.replace("node-lost", lost)

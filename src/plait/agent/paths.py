@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from plait.agent.lanes import LINK, Lanes
 from plait.backends import BACKENDS, DIRECT, Path
+from plait.backends.wireguard import relay_of
 from plait.model.cluster import Network, Node, Snapshot
 from plait.model.report import PathRow
 from plait.plan import choose, inner_mtu
 
 log = logging.getLogger("plait.paths")
+BEHIND_NAT = "both are behind address translation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Paths:
         for name, network in snapshot.networks.items():
             if BACKENDS[network.backend].ways:
                 for node, path in choose(snapshot, network).items():
-                    fresh[node, name] = self._follow((node, name), path)
+                    fresh[node, name] = self._follow((node, name), _passed_on(snapshot, node, path) if network.encrypted else path)
         self._held = fresh
 
     def _follow(self, key: tuple[str, str], path: Path | None) -> Held:
@@ -63,9 +65,15 @@ class Paths:
                 continue
             if held.path is None or not held.path.works:
                 lost[node] = f"no packet of network {network} comes to {node}, nor did one by a third node"
-            elif held.path.relay is not None or held.path.kind not in _wanted(self._snapshot.networks[network]):
+            elif not self._as_wanted(network, held.path):
                 detours[node] = f"to {node} by {shown(held.path)}: {held.path.why}"
         return detours, lost
+
+    def _as_wanted(self, network: str, path: Path) -> bool:
+        """Whether nobody need look: the first of the backend's ways or its tunnel, without a third node where that can be."""
+        assert self._snapshot is not None
+        found = self._snapshot.networks[network]
+        return path.kind in _wanted(found) and (path.relay is None or found.encrypted)
 
     def rows(self) -> list[PathRow]:
         """A row per node and path; networks that share it are in one."""
@@ -103,6 +111,13 @@ class Paths:
             "loss": round(lane.loss, 3) if lane is not None else None,
             "works": path is not None and path.works,
         }
+
+
+def _passed_on(snapshot: Snapshot, node: str, path: Path | None) -> Path | None:
+    """A path of encrypted networks with the node that carries what two behind address translation send each other."""
+    own, alive = snapshot.nodes[snapshot.me].wireguard, [n for name, n in snapshot.nodes.items() if name in snapshot.alive - {snapshot.me}]
+    relay = relay_of(own, snapshot.nodes[node], alive) if own is not None else None
+    return path if path is None or relay is None else replace(path, relay=relay, why=f"{BEHIND_NAT}; {relay.name} reaches both")
 
 
 def kind_of(path: Path | None) -> str:

@@ -23,10 +23,12 @@ _LOOK_S = 1.0
 
 
 class StoreHost:
-    """Looks at `host`:`port`, where node `name()` carries the store, while `connected()` is false."""
+    """Looks at `place()` (host, port), where node `name()` carries the store, while `connected()` is false."""
 
-    def __init__(self, view: View, host: str, port: int, name: Callable[[], str | None], connected: Callable[[], bool]) -> None:
-        self._view, self._host, self._port, self._name, self._connected = view, host, port, name, connected
+    def __init__(
+        self, view: View, place: Callable[[], tuple[str, int]], name: Callable[[], str | None], connected: Callable[[], bool]
+    ) -> None:
+        self._view, self._place, self._name, self._connected = view, place, name, connected
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -44,7 +46,7 @@ class StoreHost:
         """Whether anything, a refusal too, comes back from the host."""
         try:
             async with asyncio.timeout(_PROBE_S):
-                _, writer = await asyncio.open_connection(self._host, self._port)
+                _, writer = await asyncio.open_connection(*self._place())
         except ConnectionRefusedError:
             return True
         except (OSError, TimeoutError):

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from plait.agent.checksums import Checksums, Udp
 from plait.agent.echo import Echo
+from plait.agent.hostaddress import AddressKernel, HostAddress
 from plait.agent.journal import Journal
 from plait.agent.lanes import Lanes
 from plait.agent.pathmtu import durable_path_mtus
@@ -29,10 +30,8 @@ _OF_PATHS = frozenset({"reach", "nodes", "alive", "networks"})
 """Kinds of records that paths are chosen by."""
 
 
-class LinkKernel(Protocol):
+class LinkKernel(AddressKernel, Protocol):
     """What is asked of the kernel here."""
-
-    def underlay(self, address: IPAddress) -> tuple[str, int]: ...
 
     def strict_sources(self, dev: str) -> bool: ...
 
@@ -40,11 +39,11 @@ class LinkKernel(Protocol):
 
 
 class Underlay:
-    """`changed` is called when the plan may be another. `link` is the name of the link that carries the node's address, "" while none
-    does; `strict`: see `plan.Local`."""
+    """`home` knows this host's address; `changed` is called when the plan may be another. `link` is the name of the link that carries
+    that address, "" while none does; `strict`: see `plan.Local`."""
 
-    def __init__(self, journal: Journal, view: View, kernel: LinkKernel, changed: Callable[[], None]) -> None:
-        self._view, self._kernel, self._changed = view, kernel, changed
+    def __init__(self, journal: Journal, view: View, kernel: LinkKernel, home: HostAddress, changed: Callable[[], None]) -> None:
+        self._view, self._kernel, self.home, self._changed = view, kernel, home, changed
         self.link = ""
         self.strict = False
         self.path_mtus = durable_path_mtus(journal, lambda: view.snapshot, self._on_path_mtu)
@@ -53,9 +52,9 @@ class Underlay:
         self.checksums = Checksums(journal, lambda: view.snapshot, self.lanes, changed, os.uname().release)
         view.subscribe(self._on_view)
 
-    def look(self, address: IPAddress) -> int:
-        """Find the link that carries `address`, and how it treats what comes in; returns its MTU. OSError if there is none."""
-        self.link, mtu = self._kernel.underlay(address)
+    def look(self, last: IPAddress | None) -> int:
+        """Find this host's address (`last`: that of before) and the link that carries it; returns the MTU. OSError if there is none."""
+        self.link, mtu = self.home.look(last)
         return mtu
 
     def look_at_sources(self) -> bool:

@@ -21,9 +21,10 @@ from plait.agent.engines import EngineParts, Engines
 from plait.agent.exposures import Exposures
 from plait.agent.figures import of_kernel
 from plait.agent.health import Health
+from plait.agent.hostaddress import HostAddress
 from plait.agent.hostranges import HostRangesWatch
 from plait.agent.hostresolvers import HostResolvers
-from plait.agent.identity import Identity
+from plait.agent.identity import Identity, new_id
 from plait.agent.ipamcare import IpamCare
 from plait.agent.journal import Journal
 from plait.agent.kernelwork import KernelWork
@@ -36,7 +37,7 @@ from plait.agent.reconciler import Reconciler
 from plait.agent.removal import Forgetting
 from plait.agent.rotation import Doors, Rotation
 from plait.agent.sandboxes import Sandboxes
-from plait.agent.storehost import StoreHost
+from plait.agent.storeplace import StorePlace
 from plait.agent.stores import open_store
 from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
@@ -44,22 +45,17 @@ from plait.agent.view import View
 from plait.dns.zone import Zone
 from plait.ipam import NamedRange
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_exists
-from plait.model.addr import at_port
 from plait.model.cluster import HostRange
 from plait.model.errors import NotSupported
-from plait.model.report import StoreState, TokenView
+from plait.model.report import TokenView
 from plait.serve.admin import AdminServer
 from plait.serve.consul_control import ControlApi
 from plait.serve.dns_parent import DnsService
-from plait.services.directory import SERVER_META
 from plait.store.api import Change, Store
 from plait.store.join import split_address
-from plait.store.joinserver import PORT as JOIN_PORT
-from plait.store.joinserver import JoinServer
 from plait.store.replica import Replica
 from plait.store.server import PORT as STORE_PORT
-from plait.store.server import StoreServer
-from plait.store.tls import cluster_pin, ssl_context_join_server, ssl_context_server
+from plait.store.tls import cluster_pin
 from plait.store.token import create_token
 
 log = logging.getLogger("plait.node")
@@ -72,8 +68,9 @@ async def run_node(config: Config, identity: Identity, paths: Paths) -> None:
     """Run this node until cancelled."""
     journal = Journal(paths.lib / "journal.db")
     try:
-        async with open_store(identity, paths) as store:
-            await _Wiring(config, identity, paths, journal, store).run()
+        run = new_id()
+        async with open_store(identity, paths, run) as store:
+            await _Wiring(config, identity, paths, journal, store, run).run()
     finally:
         journal.close()
 
@@ -81,11 +78,11 @@ async def run_node(config: Config, identity: Identity, paths: Paths) -> None:
 class _Wiring:
     """Makes everything in order of dependence; `run` starts it all and waits."""
 
-    def __init__(self, config: Config, identity: Identity, paths: Paths, journal: Journal, store: Store) -> None:
+    def __init__(self, config: Config, identity: Identity, paths: Paths, journal: Journal, store: Store, run: str) -> None:
         self.config, self.identity, self.paths, self.journal, self.store = config, identity, paths, journal, store
         self.view = View(identity.name)
         self.health = Health(time.time)
-        self.kernel = LinuxKernel(paths.lib)
+        self.kernel = LinuxKernel(paths.lib, paths.sysctls)
         self.work = KernelWork(self.kernel)
         self.replica = Replica(store, paths.lib / "replica.bin")
         self.host_ranges = HostRangesWatch(self.view, self.health, self.kernel.host_ranges, self._of_engines, self._bridge)
@@ -95,7 +92,11 @@ class _Wiring:
         self.publisher = Publisher(self.view, store, self.view.caught_up)
         self.dns = DnsService(on_crash=self._on_dns_crash, on_query=lambda *q: self.discovery.names(*q), successors=paths.dns_successors)
         self.resolvers = HostResolvers(self.dns.set_upstreams)
-        self.underlay = Underlay(journal, self.view, self.kernel, lambda: self.reconciler.mark())
+        home = HostAddress(config.address or identity.address, config.address is not None, self.kernel, self.health)
+        self.underlay = Underlay(journal, self.view, self.kernel, home, lambda: self.reconciler.mark())
+        linked = lambda: self.replica.connected  # noqa: E731
+        pki = paths.lib / "pki"
+        self.place = StorePlace(identity, paths.identity, pki, store, run, self.view, home, self.health, linked)
         self.tunnels = Tunnels(lambda: self.view.snapshot, self.kernel, self.health, self._on_tunnels)
         self.rotation = self._rotation()
         self._linked = asyncio.Event()
@@ -239,12 +240,8 @@ class _Wiring:
         await self.exposures.recover()
         await self.engines.recover()
         async with asyncio.TaskGroup() as group:
-            if not self.identity.store:
-                self._serve_store(group)
-            else:
-                host, port = split_address(self.identity.store, STORE_PORT)
-                group.create_task(StoreHost(self.view, host, port, self._server_name, lambda: self.replica.connected).run())
             for loop in (
+                *self.place.loops(),
                 self.replica.run(),
                 self._notice_absent_store(),
                 self.publisher.run(),
@@ -282,22 +279,6 @@ class _Wiring:
                     await self._linked.wait()
         await self.loops.serve_names()
 
-    def _serve_store(self, group: asyncio.TaskGroup) -> None:
-        pki = self.paths.lib / "pki"
-        server = StoreServer(self.store, "", STORE_PORT, ssl_context_server(pki))
-        joins = JoinServer(
-            self.store,
-            pki,
-            "",
-            JOIN_PORT,
-            ssl_context_join_server(pki),
-            store_address=at_port(self.identity.address, STORE_PORT),
-            info={"pool": str(self.identity.pool)},
-        )
-        for listener in (server, joins):
-            listener.open()
-            group.create_task(listener.run())
-
     # --- what the admin socket asks
 
     def _admin_parts(self) -> AdminParts:
@@ -318,21 +299,13 @@ class _Wiring:
             names=self.config.dns_enabled,
             plan=self.loops.plan,
             waiting=lambda: self.loops.waiting(self.reconciler),
-            store_state=self._store_state,
+            store_state=self.place.state,
             engines=self.engines.states,
             token=self._token,
             gateway=self.loops.set_gateway,
             exposures=self.exposures,
             caught_up=self.view.caught_up,
         )
-
-    def _store_state(self) -> StoreState:
-        return {
-            "role": "remote" if self.identity.store else "embedded",
-            "address": self.identity.store or at_port(self.identity.address, STORE_PORT),
-            "reachable": self.replica.connected,
-            "revision": self.view.revision,
-        }
 
     def _on_dns_crash(self, text: str) -> None:
         self.health.set("dns-child", "dns", text)
@@ -370,15 +343,12 @@ class _Wiring:
     def _on_store(self, connected: bool) -> None:
         if connected:
             self._linked.set()
+            self.place.reached()
             self.discovery.linked()
             self.health.clear("store-unreachable", "store")
             self.publisher.wake()
         else:
-            self.health.set("store-unreachable", "store", f"no connection to the store at {self._store_state()['address']}")
-
-    def _server_name(self) -> str | None:
-        """The node that carries the store, as far as is known."""
-        return next((n.name for n in self.view.snapshot.nodes.values() if SERVER_META in n.meta), None)
+            self.health.set("store-unreachable", "store", f"no connection to the store at {self.place.address}")
 
     def _contact_ms(self) -> int | None:
         return 0 if self.replica.connected else None
@@ -386,5 +356,5 @@ class _Wiring:
     async def _token(self, ttl_s: int) -> TokenView:
         now = time.time()
         token = await create_token(self.store, cluster_pin(self.paths.lib / "pki"), ttl_s, now)
-        address = split_address(self.identity.store or str(self.identity.address), STORE_PORT)[0]
+        address = split_address(self.place.address, STORE_PORT)[0]
         return {"token": token, "address": address, "expires": now + ttl_s}

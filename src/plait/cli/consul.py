@@ -19,6 +19,7 @@ import click
 from plait import __version__
 from plait.cli.consul_agent import agent
 from plait.cli.consul_common import GoGroup, columns, failed, read, show, with_client
+from plait.cli.consul_inspect import as_json, as_table
 from plait.cli.consul_kv import kv
 from plait.cli.consul_run import run_locked, run_watch, shell_words
 from plait.client import types
@@ -27,6 +28,7 @@ from plait.client.steps import Request, call
 from plait.client.sync import Client
 from plait.model.addr import at_port
 from plait.model.errors import ConfigError
+from plait.services.archive import key_parts, unpack
 
 IMITATED = "1.22.0"
 """The version of Consul whose formats these are; scripts compare it."""
@@ -154,7 +156,7 @@ def event(client: Client, name: str, node: str, service: str, tag: str, payload:
 
 @consul.group()
 def snapshot() -> None:
-    """Save and restore the cluster's state."""
+    """Save, look at and restore the cluster's state."""
 
 
 @snapshot.command()
@@ -180,11 +182,30 @@ def restore(client: Client, file: Path) -> None:
     click.echo("Restored snapshot")
 
 
+@snapshot.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("-format", "form", default="pretty", type=click.Choice(("pretty", "json")), help="pretty or json.")
+@click.option("-kvdetails", "details", is_flag=True, help="What the keys take, by their first names.")
+@click.option("-kvdepth", "depth", default=2, show_default=True, type=click.IntRange(min=1), help="So many names of a key.")
+@click.option("-kvfilter", "prefix", default="", help="Only of keys that begin so.")
+def inspect(file: Path, form: str, details: bool, depth: int, prefix: str) -> None:
+    """Tell what the snapshot in FILE holds; no agent is asked."""
+    data = file.read_bytes()
+    archive = unpack(data)
+    keys = key_parts(archive, depth, prefix) if details or prefix else None
+    show(as_json(data, archive, keys) if form == "json" else as_table(data, archive, keys))
+
+
 @consul.command(context_settings={"allow_interspersed_args": False})
-@click.option("-type", "kind", required=True, help="key, keyprefix, services, nodes, service, checks, event or agent_service.")
+@click.option(
+    "-type",
+    "kind",
+    required=True,
+    help="key, keyprefix, services, nodes, service, checks, event, agent_service, connect_roots, connect_leaf.",
+)
 @click.option("-key", "key", default="", help="The key (type key).")
 @click.option("-prefix", "prefix", default="", help="The prefix (type keyprefix).")
-@click.option("-service", "service", default="", help="The service (types service and checks), its id (agent_service).")
+@click.option("-service", "service", default="", help="The service (types service, checks, connect_leaf), its id (agent_service).")
 @click.option("-tag", "tag", multiple=True, help="Only instances with this tag (type service); may be repeated.")
 @click.option("-passingonly", "passingonly", is_flag=True, help="Only instances that pass (type service).")
 @click.option("-state", "state", default="any", help="Only checks with this status (type checks).")

@@ -18,7 +18,7 @@ import click
 from plait.client.steps import Answer, Params, Request, decoded
 from plait.client.sync import Client
 from plait.client.sync_parts import Changes
-from plait.client.watch import Query, Watch
+from plait.client.watch import Query, Watch, fetch
 from plait.model.errors import ConfigError, PlaitError
 
 KILL_AFTER_S = 5.0
@@ -41,19 +41,25 @@ class Seen:
 
 
 def run_watch(client: Client, kind: str, child: Sequence[str], given: Mapping[str, Any]) -> int:
-    """Print the present value, or run the child with it now and at each change until interrupted."""
-    with Changes(client, Watch(_query(kind, given), client.wait_s)) as changes:
+    """Print the present value, or run the child with it now and at each change until interrupted. ClientError if even the first read
+    fails, which later ones may."""
+    query = _query(kind, given)
+    first = client.run(fetch(query))
+    if not child:
+        click.echo(_text(first))
+        return 0
+    with Changes(client, Watch(query, client.wait_s)) as changes:
         for seen in changes:
-            text = json.dumps(seen.value, indent=4, ensure_ascii=False)
-            if not child:
-                click.echo(text)
-                return 0
             environment = {**os.environ, "CONSUL_INDEX": str(seen.index)}
             try:
-                subprocess.run(child, input=text.encode(), env=environment, check=False)
+                subprocess.run(child, input=_text(seen).encode(), env=environment, check=False)
             except OSError as error:
                 raise PlaitError(f"{child[0]} cannot be run: {error.strerror}") from error
     return 0
+
+
+def _text(seen: Seen) -> str:
+    return json.dumps(seen.value, indent=4, ensure_ascii=False)
 
 
 def run_locked(client: Client, prefix: str, child: Sequence[str], limit: int, timeout: str, pass_on: bool) -> int:
@@ -118,7 +124,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _query(kind: str, given: Mapping[str, Any]) -> Query[Seen]:
-    needed = {"key": "key", "keyprefix": "prefix", "service": "service", "agent_service": "service"}
+    needed = {"key": "key", "keyprefix": "prefix", "service": "service", "agent_service": "service", "connect_leaf": "service"}
     if kind in needed and not given[needed[kind]]:
         raise ConfigError("watch", kind, f"needs -{needed[kind]}")
     service, flags = given["service"], tuple(("tag", tag) for tag in given["tag"])
@@ -130,6 +136,8 @@ def _query(kind: str, given: Mapping[str, Any]) -> Query[Seen]:
         "service": (f"health/service/{service}", (*flags, *((("passing", "1"),) if given["passingonly"] else ()))),
         "checks": (f"health/checks/{service}" if service else f"health/state/{given['state']}", ()),
         "agent_service": (f"agent/service/{service}", ()),
+        "connect_roots": ("agent/connect/ca/roots", ()),  # an agent of plait refuses these two with words: it has no Connect
+        "connect_leaf": (f"agent/connect/ca/leaf/{service}", ()),
         "event": ("event/list", (("name", given["name"]),) if given["name"] else ()),
     }
     if kind not in wanted:

@@ -82,10 +82,11 @@ def relay_objects(peers: Iterable[Peer], underlay: str) -> list[KernelObject]:
     relayed = frozenset(str(block).removesuffix("/32") for block in blocks)
     if not relayed:
         return []
-    rules = ('iifname "pl-x*" ip daddr @relayed drop', f'iifname "{underlay}" ip saddr @pools ip daddr @relayed drop')
+    rules = ['iifname "pl-x*" ip daddr @relayed drop']
+    rules += [f'iifname "{underlay}" ip saddr @pools ip daddr @relayed drop'] if underlay else []
     return [
         NftSet("relayed", "ipv4_addr", relayed, ("interval",)),
-        NftChain("relay", rules, "type filter hook forward priority filter; policy accept;"),
+        NftChain("relay", tuple(rules), "type filter hook forward priority filter; policy accept;"),
     ]
 
 

@@ -59,11 +59,11 @@ def linkable(nodes: Mapping[str, Node]) -> dict[str, IPv4Address]:
 
 
 def direct_routes(me: Node, dev: str, peers: Iterable[Peer]) -> list[Route]:
-    """To the blocks of those whose first step is on the link `dev`."""
+    """To the blocks of those whose first step is on the link `dev`; none while no link carries this host's address ("")."""
     return [
         Route(block, dev, via=peer.hop.address, onlink=True, src=me.tunnel, mtu=peer.mtu)
         for peer in peers
-        if peer.path is not None and peer.path.kind == DIRECT
+        if dev and peer.path is not None and peer.path.kind == DIRECT
         for block in peer.blocks
     ]
 

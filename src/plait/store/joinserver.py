@@ -105,7 +105,7 @@ class JoinServer:
         port: int,
         context: ssl.SSLContext,
         *,
-        store_address: str = "",
+        store_address: Callable[[], str] = lambda: "",
         store_port: int = 7470,
         info: dict[str, str] | None = None,
         limits: Limits | None = None,
@@ -183,7 +183,7 @@ class JoinServer:
                 return None
             raise Conflict(f"join as {request.node_name}: the node of that name changed meanwhile; try again")
         log.info("node_admitted", extra={"node": request.node_name, "id": request.node_id})
-        return Joined(certificate, self._store_address or at_port(reached, self._store_port), self._info)
+        return Joined(certificate, self._store_address() or at_port(reached, self._store_port), self._info)
 
     async def _reserve(self, name: str, node_id: str) -> tuple[list[Compare], list[Put]]:
         """Compares under which `name` is free or this node's own, and the put that reserves it. Raises Conflict naming both ids."""

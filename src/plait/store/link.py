@@ -74,10 +74,12 @@ class WatchQueue:
 
 
 class Link(asyncio.Protocol):
-    """One connection. Usable once `ready` is done; `lost` then tells why it ended, None while it lives."""
+    """One connection. Usable once `ready` is done, which raises what the server refuses it for; `lost` then tells why it ended, None while
+    it lives. `run` is this agent's, `server_run` that of the one that serves (see `protocol.Hello`)."""
 
-    def __init__(self, describe: str) -> None:
-        self._describe = describe
+    def __init__(self, describe: str, run: str = "") -> None:
+        self._describe, self._run = describe, run
+        self.server_run = ""
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.lost: StoreUnavailable | None = None
         self._transport: asyncio.Transport | None = None
@@ -151,7 +153,7 @@ class Link(asyncio.Protocol):
         if self.lost is not None:
             self._transport.abort()
             return
-        self._transport.write(frame(Hello(VERSION)))
+        self._transport.write(frame(Hello(VERSION, self._run)))
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -175,11 +177,14 @@ class Link(asyncio.Protocol):
 
     def _take(self, message: ToClient) -> None:
         match message:
-            case Welcome():
+            case Welcome(run=run):
+                self.server_run = run
                 if not self.ready.done():
                     self.ready.set_result(None)
             case Ping():
                 pass
+            case Failure() if not self.ready.done():
+                self.ready.set_exception(unpack_error(message))
             case Changes():
                 self._take_changes(message)
             case Items(id=number, more=True):

@@ -41,15 +41,17 @@ class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Hello(Message, frozen=True, tag="hello"):
-    """First message of a client."""
+    """First message of a client. `run`: one run of an agent, chosen by it; "" for who is none. Two runs of one node are refused."""
 
     version: int
+    run: str = ""
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
-    """The answer to Hello."""
+    """The answer to Hello. `run`: that of the agent that serves."""
 
     version: int
+    run: str = ""
 
 
 class Ping(Message, frozen=True, tag="ping"):

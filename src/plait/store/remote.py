@@ -16,7 +16,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from plait.model.errors import StoreUnavailable
+from plait.model.addr import at_port
+from plait.model.errors import Conflict, StoreUnavailable
 from plait.store.api import Change, Compare, Delete, Item, Listing, Put, TxnResult
 from plait.store.link import Link
 from plait.store.protocol import Answer, Get, Grant, Items, Keepalive, List, Message, Result, Revoke, pack_txn
@@ -33,7 +34,8 @@ A = TypeVar("A", bound=Answer)
 
 
 class RemoteStore:
-    """Store seam over the wire. `context` is that of `tls.ssl_context_client`."""
+    """Store seam over the wire. `context` is that of `tls.ssl_context_client`, `run` as in `protocol.Hello`. Calls raise Conflict if the
+    server refuses this agent because another one of the same node is there, unless it had let this one in before."""
 
     def __init__(
         self,
@@ -41,18 +43,47 @@ class RemoteStore:
         port: int,
         context: ssl.SSLContext,
         *,
+        run: str = "",
         timeout: float = REQUEST_TIMEOUT,
         jitter: Callable[[float, float], float] = random.uniform,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._host, self._port, self._context = host, port, context
+        self._places, self._context, self._run = [(host, port)], context, run
         self._timeout, self._jitter, self._clock = timeout, jitter, clock
-        self._name = f"store at {host}:{port}"
+        self._let_in = False
         self._link: Link | None = None
         self._connecting = asyncio.Lock()
         self._pause, self._not_before = BACKOFF[0], 0.0
         self._last_error = ""
         self._closed = False
+
+    # --- where it is
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Host and port that it is reached at, or tried at next."""
+        return self._places[0]
+
+    @property
+    def server_run(self) -> str:
+        """The run of the agent that serves it; "" while there is no connection."""
+        return self._link.server_run if self._link is not None and self._link.lost is None else ""
+
+    @property
+    def _name(self) -> str:
+        return f"store at {at_port(*self.place)}"
+
+    def look_at(self, host: str, port: int) -> None:
+        """It may be there now: tried at once, then in turn with where it was."""
+        if (host, port) != self.place:
+            self._places = [(host, port), self.place]
+        self._pause, self._not_before = BACKOFF[0], 0.0
+
+    def connect_anew(self, why: str) -> None:
+        """End the connection, if there is one; the next call makes another at once."""
+        if self._link is not None:
+            self._link.close(StoreUnavailable(f"{self._name}: {why}; retry"))
+        self._pause, self._not_before = BACKOFF[0], 0.0
 
     # --- the seam
 
@@ -137,29 +168,38 @@ class RemoteStore:
             wait = self._not_before - self._clock()
             if wait > 0:
                 raise StoreUnavailable(f"{self._last_error} (next attempt in {wait:.1f} s)")
+            place = self.place
             try:
-                self._link = await self._connect()
+                self._link = await self._connect(*place)
             except StoreUnavailable as error:
                 self._last_error = str(error)
                 self._not_before = self._clock() + self._pause * self._jitter(0.5, 1.0)
                 self._pause = min(2 * self._pause, BACKOFF[1])
+                if self.place == place:  # nobody told of another one meanwhile
+                    self._places = [*self._places[1:], place]
                 raise
-            self._pause = BACKOFF[0]
+            self._pause, self._places, self._let_in = BACKOFF[0], [place], True
             return self._link
 
-    async def _connect(self) -> Link:
-        link = Link(self._name)
+    async def _connect(self, host: str, port: int) -> Link:
+        name = f"store at {at_port(host, port)}"
+        link = Link(name, self._run)
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                await loop.create_connection(lambda: link, self._host, self._port, ssl=self._context, server_hostname="plait")
+                await loop.create_connection(lambda: link, host, port, ssl=self._context, server_hostname="plait")
                 await link.ready
         except (OSError, TimeoutError) as error:
-            why = StoreUnavailable(f"{self._name}: cannot connect: {_reason(error)}; is its agent running and the port open? retry")
+            why = StoreUnavailable(f"{name}: cannot connect: {_reason(error)}; is its agent running and the port open? retry")
             link.close(why)
             raise why from error
+        except Conflict as error:
+            link.close(StoreUnavailable(str(error)))
+            if self._let_in:
+                raise StoreUnavailable(str(error)) from error
+            raise
         except asyncio.CancelledError:
-            link.close(StoreUnavailable(f"{self._name}: the caller gave up while connecting; retry"))
+            link.close(StoreUnavailable(f"{name}: the caller gave up while connecting; retry"))
             raise
         return link
 

@@ -8,15 +8,16 @@ before a valid Hello. A peer that breaks the protocol, falls silent or does not 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
 from typing import cast
 
-from plait.model.errors import PlaitError
+from plait.model.errors import Conflict, PlaitError
 from plait.store.api import Store
-from plait.store.listener import Limits, TlsListener
+from plait.store.listener import Limits, TlsListener, plain
 from plait.store.protocol import (
     VERSION,
     Cancel,
@@ -54,15 +55,18 @@ DRAIN = 5.0
 """Seconds that a client may take to read what fills its connection's buffer."""
 MAX_REQUESTS = 256
 """Requests and watches of one connection at a time; more are read only when some are answered."""
+FRESH = 0.5
+"""Seconds in which what a peer had sent before arrives, and so does the end of a process: what comes later is a sign of life."""
 _READ = 64 * 1024
 
 
 class StoreServer:
     """Store seam over the network. `open` binds, `run` serves until cancelled."""
 
-    def __init__(self, store: Store, host: str, port: int, context: ssl.SSLContext, limits: Limits | None = None) -> None:
-        """`context` is that of `tls.ssl_context_server`."""
-        self._store = store
+    def __init__(self, store: Store, host: str, port: int, context: ssl.SSLContext, limits: Limits | None = None, run: str = "") -> None:
+        """`context` is that of `tls.ssl_context_server`; `run` this agent's own, as in `protocol.Hello`."""
+        self._store, self._run = store, run
+        self._runs: dict[str, _Session] = {}
         self._listener = TlsListener(host, port, context, self._connection, limits)
 
     @property
@@ -78,30 +82,75 @@ class StoreServer:
         await self._listener.run()
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await _Session(self._store, reader, writer).run()
+        session = _Session(self._store, reader, writer, self._admit)
+        try:
+            await session.serve()
+        finally:
+            if self._runs.get(session.node_id) is session:
+                del self._runs[session.node_id]
+
+    async def _admit(self, session: _Session) -> str:
+        """This server's run, for a session that may go on. Conflict if another run of the same node lives; an older connection of the same
+        run ends."""
+        while session.run and (other := self._runs.get(session.node_id)) is not None and not other.over:
+            if other.run == session.run:
+                other.cut()
+                break
+            if await other.lives():
+                raise Conflict(
+                    f"this host says that it is node {session.peer!r}, and so does another one that is connected from {other.source}: "
+                    "one is a copy; there, `plait down --purge` and `plait join` make it a node of its own, and the other keeps everything"
+                )
+        if session.run:
+            self._runs[session.node_id] = session
+        return self._run
+
+
+Admit = Callable[["_Session"], Awaitable[str]]
+"""Lets a session go on and gives the server's run; raises Conflict."""
 
 
 class _Session:
-    """One agent's connection."""
+    """One agent's connection. `peer` and `node_id` are those of its certificate, `source` the address that it comes from."""
 
-    def __init__(self, store: Store, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._store, self._reader, self._writer = store, reader, writer
+    def __init__(self, store: Store, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, admit: Admit) -> None:
+        self._store, self._reader, self._writer, self._admit = store, reader, writer, admit
+        self.run, self.source = "", plain((writer.get_extra_info("peername") or ("?",))[0])
+        self._heard = asyncio.Event()
+        self.over = False
         self._sending = asyncio.Lock()
         self._slots = asyncio.Semaphore(MAX_REQUESTS)
         self._watches: dict[int, asyncio.Task[None]] = {}
         self._frames: Frames[ToServer] = Frames(server_decoder)
         tls = writer.get_extra_info("ssl_object")
-        self._peer = peer_identity(cast(ssl.SSLObject, tls))[0] if tls is not None else ""
+        self.peer, self.node_id = peer_identity(cast(ssl.SSLObject, tls)) if tls is not None else ("", "")
 
-    async def run(self) -> None:
+    def cut(self) -> None:
+        """End it without a word."""
+        self._writer.transport.abort()
+
+    async def lives(self) -> bool:
+        """Whether the peer says something that it had not sent before it was asked; False when the connection ends first, at the latest
+        after SILENCE. A host that was started anew meanwhile refuses what it gets on a connection of before."""
+        with contextlib.suppress(OSError, TimeoutError):
+            await self._send([Ping()])
+        await asyncio.sleep(FRESH)
+        if not self.over:
+            self._heard.clear()
+            await self._heard.wait()
+        return not self.over
+
+    async def serve(self) -> None:
         """Serve until the peer goes, is cut, or the server stops."""
         try:
             async with asyncio.TaskGroup() as group:
                 await self._receive(group)
         except* (OSError, TimeoutError, ProtocolError, asyncio.IncompleteReadError) as errors:
             why = errors.exceptions[0]
-            log.info("store_client_cut", extra={"peer": self._peer, "error": f"{type(why).__name__}: {why}"})
+            log.info("store_client_cut", extra={"peer": self.peer, "error": f"{type(why).__name__}: {why}"})
         finally:
+            self.over = True
+            self._heard.set()
             self._writer.transport.abort()
 
     async def _receive(self, group: asyncio.TaskGroup) -> None:
@@ -111,14 +160,20 @@ class _Session:
                 data = await self._reader.read(_READ)
             if not data:
                 raise ConnectionResetError("the peer closed the connection")
+            self._heard.set()
             for message in self._frames.feed(data):
                 if greeted:
                     await self._take(group, message)
                     continue
                 if not isinstance(message, Hello) or message.version != VERSION:
                     raise ProtocolError("no valid hello")
-                greeted = True
-                await self._send([Welcome(VERSION)])
+                greeted, self.run = True, message.run
+                try:
+                    await self._send([Welcome(VERSION, await self._admit(self))])
+                except Conflict as error:
+                    log.warning("store_client_refused", extra={"peer": self.peer, "source": self.source, "error": str(error)})
+                    await self._send([pack_error(0, error)])
+                    raise ConnectionAbortedError("the node is connected already") from error
 
     async def _take(self, group: asyncio.TaskGroup, message: ToServer) -> None:
         match message:

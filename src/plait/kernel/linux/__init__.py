@@ -4,5 +4,6 @@
 from plait.kernel.linux.inside import inspect_sandbox
 from plait.kernel.linux.kernel import LinuxKernel
 from plait.kernel.linux.netns import create_netns, delete_netns, netns_exists
+from plait.kernel.linux.sysctl import Sysctls
 
-__all__ = ["LinuxKernel", "create_netns", "delete_netns", "inspect_sandbox", "netns_exists"]
+__all__ = ["LinuxKernel", "Sysctls", "create_netns", "delete_netns", "inspect_sandbox", "netns_exists"]

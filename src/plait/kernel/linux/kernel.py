@@ -24,7 +24,7 @@ from plait.kernel.linux.narrow import Narrow
 from plait.kernel.linux.netns import inside
 from plait.kernel.linux.nft import Ruleset, counted, open_nft
 from plait.kernel.linux.probe import probe_capabilities
-from plait.kernel.linux.sysctl import answer_at_once, open_for_ipv6, read_sysctls, rp_filter, write_sysctl
+from plait.kernel.linux.sysctl import Sysctls, answer_at_once, open_for_ipv6, read_sysctls, rp_filter, write_sysctl
 from plait.kernel.linux.watch import watch_kernel
 from plait.kernel.linux.wgdevice import Device
 from plait.kernel.linux.wireguard import Wireguard
@@ -64,15 +64,16 @@ _INDEX_FROM = 1 << 20
 
 class LinuxKernel:
     """See `kernel.api.Kernel`. Netlink sockets belong to the namespace in which the object is made. `keys` is the directory with
-    the private keys of WireGuard devices."""
+    the private keys of WireGuard devices and what is kept of `Narrow`, `sysctls` the file that keeps what sysctls were (see `Sysctls`)."""
 
-    def __init__(self, keys: Path = STATE_DIR) -> None:
+    def __init__(self, keys: Path = STATE_DIR, sysctls: Path | None = None) -> None:
         self._sock = nl.NetlinkSocket()
         self._ruleset = Ruleset(open_nft())
         self._renamed: dict[str, int] = {}
         """Indexes, by what they should be called, of links of ours that somebody had renamed when they were listed last."""
+        self._macs = links.Macs()
         self._able: frozenset[str] = frozenset()
-        self._wireguard, self._narrow = Wireguard(keys), Narrow(keys)
+        self._wireguard, self._narrow, self._sysctls = Wireguard(keys), Narrow(keys), Sysctls(sysctls)
 
     # --- reading
 
@@ -84,7 +85,7 @@ class LinuxKernel:
             raise _kernel_error("list", ("kernel", "objects"), error) from error
 
     def _list(self, probe: Sequence[Key]) -> dict[Key, KernelObject]:
-        found = links.dump_links(self._sock)
+        found = self._macs.watch(links.dump_links(self._sock))
         self._renamed = {f.name: f.index for f in found if f.renamed}
         names = {f.index: f.name for f in found}
         ours = {f.index: f.name for f in found if f.link is not None}
@@ -122,13 +123,15 @@ class LinuxKernel:
 
     def underlay(self, address: IPAddress) -> tuple[str, int]:
         """Name and MTU of the link that carries `address`. OSError if no link does. May be called from any thread."""
-        with contextlib.closing(nl.NetlinkSocket()) as sock:
-            names = {f.index: f.name for f in links.dump_links(sock)}
-            addrs = routes.dump_addrs(sock, names)
-        for addr in addrs:
+        for addr in self.addresses():
             if addr.address.ip == address:
                 return addr.dev, int(Path(f"/sys/class/net/{addr.dev}/mtu").read_text())
         raise OSError(errno.EADDRNOTAVAIL, f"no link of this host has the address {address}")
+
+    def addresses(self) -> list[Addr]:
+        """Those of the host's links that are not plait's. May be called from any thread."""
+        with contextlib.closing(nl.NetlinkSocket()) as sock:
+            return routes.dump_addrs(sock, {f.index: f.name for f in links.dump_links(sock) if not f.name.startswith(PREFIX)})
 
     def strict_sources(self, dev: str) -> bool:
         """Whether new links, or `dev`, drop what comes from where they would not send to (ip-sysctl: rp_filter 1, where the greater of
@@ -141,8 +144,7 @@ class LinuxKernel:
         with contextlib.closing(nl.NetlinkSocket()) as sock:
             names = {f.index: f.name for f in links.dump_links(sock)}
             found = [HostRange(cidr, what) for cidr, what in routes.dump_foreign(sock, names)]
-            addrs = routes.dump_addrs(sock, {i: n for i, n in names.items() if not n.startswith(PREFIX)})
-        here = ((addr.address, addr.dev) for addr in addrs)
+        here = ((addr.address, addr.dev) for addr in self.addresses())
         return found + [HostRange(a.network, f"address {a.ip} of {dev}") for a, dev in here if isinstance(a, IPv4Interface)]
 
     def forget_paths(self) -> None:
@@ -231,7 +233,7 @@ class LinuxKernel:
     def _perform(self, op: Op) -> None:
         match op.subject:
             case Sysctl(path, value):
-                write_sysctl(path, value)
+                self._sysctls.write(path, value)
             case VxlanLink() | BridgeLink() | WireguardLink() | EndpointLink() as link if op.verb == "del":
                 self._must(links.delete_link(self._index(link.name)))
                 if isinstance(link, WireguardLink):
@@ -299,7 +301,7 @@ class LinuxKernel:
     def _set_endpoint(self, found: links.Found, link: EndpointLink) -> None:
         """The host side as wanted; the MTU on the other side too where that is known, for what one end sends longer than the other
         takes is lost without a word."""
-        self._must(links.set_link(found.index, link.mtu, up=True, proxy_arp=True))
+        self._must(links.set_link(found.index, link.mtu, self._macs.lost(found), up=True, proxy_arp=True))
         if link.netns and found.away and found.link is not None and found.link.mtu != link.mtu:
             with opened(link.netns) as (_, there):
                 _all_done(link, there.transact([links.set_link(found.away, link.mtu)]))

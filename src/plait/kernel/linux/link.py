@@ -46,7 +46,7 @@ class Found:
     """One link of the kernel: its index and, if it is one of ours, what it is as an object (without the name of its master). `away` is the
     index of a veth's other end in the namespace where that lies, 0 if it lies in this one. `renamed`: it is ours by its alias, but
     somebody has given it another name than `name`; as an object it counts as down then. `master` is the index of its bridge, 0 for
-    none."""
+    none; `mac` that of an endpoint's host side."""
 
     index: int
     name: str
@@ -54,6 +54,29 @@ class Found:
     away: int = 0
     renamed: bool = False
     master: int = 0
+    mac: str = ""
+
+
+class Macs:
+    """The MAC addresses that the host sides of endpoints had when they were first seen: containers know them as their gateway's, and ask
+    for another only when that has been silent for most of a minute."""
+
+    def __init__(self) -> None:
+        self._first: dict[int, str] = {}
+
+    def watch(self, found: list[Found]) -> list[Found]:
+        """The same links; an endpoint's whose MAC somebody has rewritten counts as down."""
+        self._first = {f.index: self._first.get(f.index, f.mac) for f in found if f.mac}
+        return [self._judged(f) for f in found]
+
+    def lost(self, found: Found) -> str:
+        """The MAC that the link must have again, "" if it has it."""
+        first = self._first.get(found.index, found.mac)
+        return first if first != found.mac else ""
+
+    def _judged(self, found: Found) -> Found:
+        link = found.link
+        return replace(found, link=replace(link, ready=False)) if isinstance(link, EndpointLink) and self.lost(found) else found
 
 
 def completed(link: Link, master: str) -> Link:
@@ -94,7 +117,7 @@ def decode_link(body: bytes) -> Found:
         port = nl.parse_attrs(info.get(_INFO_SLAVE_DATA, b""))
         isolated, hairpin = (nl.number_of(port.get(kind)) == 1 for kind in (_BRPORT_ISOLATED, _BRPORT_MODE))
         link = EndpointLink(name, mtu, ready, isolated=isolated, hairpin=hairpin)
-        return Found(index, name, link, away, renamed, nl.number_of(attrs.get(_IFLA_MASTER)))
+        return Found(index, name, link, away, renamed, nl.number_of(attrs.get(_IFLA_MASTER)), mac)
     return Found(index, name, None)
 
 
