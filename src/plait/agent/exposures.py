@@ -39,8 +39,8 @@ class Exposures:
         await self._ops.detach(self._id(network))
 
     async def recover(self) -> None:
-        """At start, and before anything is exposed: let go of what was exposed of networks that somebody removed by force, or made anew with
-        other addresses."""
+        """At start, and before anything is exposed: let go of what was exposed of networks that somebody removed by force, or made anew
+        with other addresses."""
         networks = self._ops.networks()
         for endpoint in self._own().values():
             network = networks.get(endpoint.network)
