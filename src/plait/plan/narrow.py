@@ -21,14 +21,24 @@ def narrow_objects(
 ) -> list[InsideRoutes]:
     """Of all endpoints whose namespace is known: by `netns` (endpoint id -> path), or their own."""
     ways = {name: _ways(network, peers[name]) for name, network in networks.items()}
+    made: dict[tuple[str, str, bool], tuple[Route, ...]] = {}
     found = []
     for endpoint in endpoints:
         path = netns.get(endpoint.id) or endpoint.netns
-        routes = ways[endpoint.network] if path else []
-        own = [Route(to, endpoint.ifname, via=via, onlink=to.version == 4, mtu=mtu) for to, via, mtu in routes if _speaks(endpoint, to)]
-        if own:
-            found.append(InsideRoutes(endpoint.dev, path, endpoint.ifname, tuple(own)))
+        if not path or not ways[endpoint.network]:
+            continue
+        kind = endpoint.network, endpoint.ifname, endpoint.address6 is not None
+        if kind not in made:
+            made[kind] = _routes(ways[endpoint.network], endpoint)
+        if made[kind]:
+            found.append(InsideRoutes(endpoint.dev, path, endpoint.ifname, made[kind]))
     return found
+
+
+def _routes(ways: Iterable[tuple[IPNetwork, IPAddress, int]], endpoint: Endpoint) -> tuple[Route, ...]:
+    """Those of the families that the endpoint has."""
+    own = (way for way in ways if way[0].version == 4 or endpoint.address6 is not None)
+    return tuple(Route(to, endpoint.ifname, via=via, onlink=to.version == 4, mtu=mtu) for to, via, mtu in own)
 
 
 def _ways(network: Network, peers: Iterable[Peer]) -> list[tuple[IPNetwork, IPAddress, int]]:
@@ -41,7 +51,3 @@ def _ways(network: Network, peers: Iterable[Peer]) -> list[tuple[IPNetwork, IPAd
         tunnelled = (peer for peer in narrow if peer.path is None or peer.path.kind != DIRECT)
         found += [(block, network.gateway6, peer.mtu) for peer in tunnelled for block in peer.blocks6]
     return found
-
-
-def _speaks(endpoint: Endpoint, to: IPNetwork) -> bool:
-    return to.version == 4 or endpoint.address6 is not None
