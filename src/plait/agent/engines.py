@@ -20,7 +20,7 @@ from plait.agent.view import View
 from plait.kernel.api import Op
 from plait.kernel.linux import inspect_sandbox
 from plait.model.cluster import Endpoint, HostRange, Network
-from plait.model.objects import NftSet, Plan
+from plait.model.objects import InsideRoutes, NftSet, Plan
 from plait.model.report import EngineState
 from plait.plan import member, network_mtu
 from plait.runtimes.api import Operations
@@ -154,7 +154,7 @@ def missing_of(ops: Iterable[Op], endpoint: Endpoint) -> list[str]:
 
 def _concerns(op: Op, endpoint: Endpoint) -> bool:
     """Whether an operation puts something that the endpoint needs: its link, its route, what sets and maps say of its address."""
-    if op.verb != "put":
+    if op.verb != "put" or isinstance(op.new, InsideRoutes):
         return False
     words = set(op.key)
     if isinstance(op.new, NftSet):

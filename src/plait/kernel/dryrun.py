@@ -30,6 +30,7 @@ from plait.model.objects import (
     Flood,
     HookRule,
     Inside6,
+    InsideRoutes,
     KernelObject,
     Key,
     Neigh,
@@ -105,6 +106,8 @@ def render(op: Op) -> list[str]:
             return [f"ip addr {'replace' if op.verb == 'put' else 'del'} {address} dev {dev}{at_once}"]
         case Route() as route:
             return [f"ip route {'replace' if op.verb == 'put' else 'del'} {_route(route)}"]
+        case InsideRoutes() as inside:
+            return _inside_routes(inside, op)
         case Neigh(dev, address, mac):
             tail = f" lladdr {mac} nud permanent" if op.verb == "put" else ""
             return [f"ip neigh {'replace' if op.verb == 'put' else 'del'} {address} dev {dev}{tail}"]
@@ -128,6 +131,15 @@ def render(op: Op) -> list[str]:
             return [_nft(f"add element {of.family} {NFT_TABLE} {of.name} {{ {element} }}")]
         case _:
             return [_nft(line) for line in script_of([op]).splitlines() if not line.startswith("add table ")]
+
+
+def _inside_routes(inside: InsideRoutes, op: Op) -> list[str]:
+    """Of routes that were made before, those that are not wanted any more are deleted."""
+    wanted = inside.routes if op.verb == "put" else ()
+    before = op.old.routes if isinstance(op.old, InsideRoutes) else ()
+    enter, kept = f"nsenter --net={inside.netns} ip route", {route.dst for route in wanted}
+    gone = [f"{enter} del {_route(route)}" for route in before if route.dst not in kept]
+    return gone + [f"{enter} replace {_route(route)}" for route in wanted if route not in before]
 
 
 def _nft(command: str) -> str:

@@ -28,6 +28,7 @@ from plait.model.objects import (
     EndpointLink,
     Fdb,
     Flood,
+    InsideRoutes,
     KernelObject,
     Key,
     Neigh,
@@ -154,7 +155,7 @@ def parent_of(obj: KernelObject) -> Key | None:
             return ("link", dev)
         case Addr(dev=dev) | Neigh(dev=dev) | Fdb(dev=dev) | Flood(dev=dev) | Route(dev=dev) if dev.startswith(PREFIX):
             return ("link", dev)
-        case WireguardPeer(dev=dev) | AllowedIp(dev=dev):
+        case WireguardPeer(dev=dev) | AllowedIp(dev=dev) | InsideRoutes(dev=dev):
             return ("link", dev)
         case Sysctl(path=path) if f"/{PREFIX}" in path:
             return ("link", path.split("/")[2])

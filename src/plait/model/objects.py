@@ -207,6 +207,21 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class InsideRoutes:
+    """All routes of ours in the namespace `netns` that are there besides those of the endpoint itself: on its link `ifname`, the other end
+    of the host's link `dev`, whatever it is called there by now. Routes that the container made for the same destinations stay."""
+
+    dev: str
+    netns: str
+    ifname: str
+    routes: tuple[Route, ...]
+
+    @property
+    def key(self) -> Key:
+        return ("inside", self.dev)
+
+
+@dataclass(frozen=True, slots=True)
 class Neigh:
     """A permanent neighbour entry on an owned link."""
 
@@ -346,6 +361,7 @@ KernelObject = (
     | EndpointLink
     | Addr
     | Route
+    | InsideRoutes
     | Neigh
     | Fdb
     | BridgeFdb

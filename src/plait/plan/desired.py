@@ -32,6 +32,7 @@ from plait.plan.dual import LEAST_MTU, endpoint6_objects, gateways6, inside6
 from plait.plan.exposed import HOST, exposed_here, host_objects, spoken
 from plait.plan.fastpath import fast_objects
 from plait.plan.firewall import direct_objects, firewall_objects, handed_objects, relay_objects
+from plait.plan.narrow import narrow_objects
 from plait.plan.paths import choose, direct_routes, inner_mtu, member, network_mtu
 from plait.plan.switching import switched_objects
 
@@ -91,7 +92,7 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     for endpoint in [*sandboxes, *exposed]:
         network = snapshot.networks[endpoint.network]
         objects += endpoint_objects(member(snapshot, network), network, endpoint, local.netns.get(endpoint.id, ""))
-    objects = spoken(objects, snapshot, exposed)
+    objects = [*spoken(objects, snapshot, exposed), *narrow_objects(sandboxes, snapshot.networks, peers, local.netns)]
     handed = [n for n in direct if not n.internal and any(map(_hands_on, peers[n.name]))] if local.underlay and not local.gateway else []
     objects += firewall_objects(snapshot, networks, local.gateway, handed, local.underlay)
     objects += direct_objects(direct, local.underlay)

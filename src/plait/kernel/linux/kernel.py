@@ -10,7 +10,6 @@ import random
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import replace
 from ipaddress import IPv4Interface
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from plait.kernel.linux import route as routes
 from plait.kernel.linux.announce import announce
 from plait.kernel.linux.foreign import foreign_drops, foreign_guards
 from plait.kernel.linux.inside import opened
+from plait.kernel.linux.narrow import Narrow
 from plait.kernel.linux.netns import inside
 from plait.kernel.linux.nft import Ruleset, counted, open_nft
 from plait.kernel.linux.probe import probe_capabilities
@@ -40,6 +40,7 @@ from plait.model.objects import (
     BridgeLink,
     EndpointLink,
     HookRule,
+    InsideRoutes,
     KernelObject,
     Key,
     NftChain,
@@ -62,7 +63,7 @@ _INDEX_FROM = 1 << 20
 
 class LinuxKernel:
     """See `kernel.api.Kernel`. Netlink sockets belong to the namespace in which the object is made. `keys` is the directory with
-    the private keys of WireGuard devices, `sysctls` the file that keeps what sysctls were (see `Sysctls`)."""
+    the private keys of WireGuard devices and what is kept of `Narrow`, `sysctls` the file that keeps what sysctls were (see `Sysctls`)."""
 
     def __init__(self, keys: Path = STATE_DIR, sysctls: Path | None = None) -> None:
         self._sock = nl.NetlinkSocket()
@@ -71,7 +72,7 @@ class LinuxKernel:
         """Indexes, by what they should be called, of links of ours that somebody had renamed when they were listed last."""
         self._macs = links.Macs()
         self._able: frozenset[str] = frozenset()
-        self._wireguard, self._sysctls = Wireguard(keys), Sysctls(sysctls)
+        self._wireguard, self._narrow, self._sysctls = Wireguard(keys), Narrow(keys), Sysctls(sysctls)
 
     # --- reading
 
@@ -87,12 +88,12 @@ class LinuxKernel:
         self._renamed = {f.name: f.index for f in found if f.renamed}
         names = {f.index: f.name for f in found}
         ours = {f.index: f.name for f in found if f.link is not None}
-        objects: list[KernelObject] = [_completed(f.link, names.get(f.master, "")) for f in found if f.link is not None]
+        objects: list[KernelObject] = [links.completed(f.link, names.get(f.master, "")) for f in found if f.link is not None]
         for item in found:
             if isinstance(item.link, WireguardLink):
                 objects += self._wireguard.held(item.link, item.index)
         objects += routes.dump_addrs(self._sock, ours)
-        objects += routes.dump_routes(self._sock, names)
+        objects += [*routes.dump_routes(self._sock, names), *self._narrow.held(set(ours.values()))]
         objects += routes.dump_neighs(self._sock, ours)
         for item in found:
             if isinstance(item.link, VxlanLink):
@@ -229,6 +230,8 @@ class LinuxKernel:
                 self._put_wireguard(link)
             case WireguardPeer(dev=dev) | AllowedIp(dev=dev):
                 self._wireguard.apply(op, _index(dev))
+            case InsideRoutes() as wanted:
+                self._narrow.bring(wanted, self._find(wanted.dev), op.verb == "put")
             case EndpointLink() as link:
                 self._put_endpoint(link)
             case VxlanLink() | BridgeLink() as link:
@@ -317,6 +320,7 @@ class LinuxKernel:
 
     def _create_pair(self, link: EndpointLink, netns_fd: int | None) -> int:
         """Create the veth pair with indexes of our choice; returns that of the other end."""
+        self._narrow.forget(link.name)
         index = random.randrange(_INDEX_FROM, 1 << 31, 2)
         create = links.create_veth(link, index, index + 1, netns_fd)
         self._must(create, links.set_link(index, proxy_arp=True, alias=link.name))
@@ -378,16 +382,6 @@ def _all_done(link: EndpointLink, replies: Iterable[nl.Reply]) -> None:
     for reply in replies:
         if reply.errno:
             raise OSError(reply.errno, f"inside {link.netns}: {reply.text or os.strerror(reply.errno)}")
-
-
-def _completed(link: links.Link, master: str) -> links.Link:
-    """With what the link's own message does not tell: its master's name, and what is not rtnetlink's matter."""
-    if isinstance(link, VxlanLink | EndpointLink):
-        link = replace(link, master=master)
-    if isinstance(link, VxlanLink):
-        with contextlib.suppress(OSError):  # it may have gone meanwhile
-            return replace(link, tx_checksum=ethtool.tx_checksum(link.name))
-    return link
 
 
 def _kernel_error(op: str, key: Key, error: Exception) -> KernelError:

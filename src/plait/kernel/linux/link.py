@@ -8,13 +8,14 @@ peer's index is honoured only if the host side's is given too, and a peer may no
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from plait.kernel.linux import bridge
+from plait.kernel.linux import bridge, ethtool
 from plait.kernel.linux import netlink as nl
 from plait.model.objects import PREFIX, BridgeLink, EndpointLink, Inside6, VxlanLink, WireguardLink
 
@@ -75,6 +76,16 @@ class Macs:
     def _judged(self, found: Found) -> Found:
         link = found.link
         return replace(found, link=replace(link, ready=False)) if isinstance(link, EndpointLink) and self.lost(found) else found
+
+
+def completed(link: Link, master: str) -> Link:
+    """With what the link's own message does not tell: its master's name, and what is not rtnetlink's matter."""
+    if isinstance(link, VxlanLink | EndpointLink):
+        link = replace(link, master=master)
+    if isinstance(link, VxlanLink):
+        with contextlib.suppress(OSError):  # it may have gone meanwhile
+            return replace(link, tx_checksum=ethtool.tx_checksum(link.name))
+    return link
 
 
 def decode_link(body: bytes) -> Found:
