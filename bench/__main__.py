@@ -18,7 +18,22 @@ from pathlib import Path
 
 from bench.core import Row
 
-NAMES = ("plumbing", "network", "encryption", "lab", "agent", "dns", "names", "docker", "cni", "checks", "kv", "http", "propagation")
+NAMES = (
+    "plumbing",
+    "network",
+    "encryption",
+    "lab",
+    "agent",
+    "dns",
+    "names",
+    "docker",
+    "cni",
+    "checks",
+    "kv",
+    "http",
+    "propagation",
+    "incident",
+)
 TOOLS = {
     "sockperf": "sockperf",
     "wrk": "wrk",

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from tests.support.kernel import sh
 
-from plait.kernel.linux import LinuxKernel, announce, create_netns, delete_netns, inspect_sandbox
+from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, inspect_sandbox, tell_neighbours
 from plait.kernel.linux import link as links
-from plait.kernel.linux.announce import announcement
 from plait.kernel.linux.child import create_child, create_vlan
 from plait.kernel.linux.netns import in_thread, unshare_net
-from plait.model.objects import ChildLink, Op, VlanLink
+from plait.model.hostlinks import ChildLink, VlanLink
+from plait.model.objects import Op
 
 pytestmark = pytest.mark.root
 MAC = "02:00:00:00:00:07"
@@ -232,22 +232,15 @@ def test_a_neighbour_that_knows_the_address_by_another_mac_learns_the_new_one_at
     wanted = link.address.ip
 
     def body(kernel: LinuxKernel) -> None:
-        assert not announce(netns, link.name, MAC, wanted), "there is no link yet"
+        assert not tell_neighbours(netns, link.name, MAC, wanted), "there is no link yet"
         assert not kernel.apply([Op("put", link)]).failed
         sh("ip addr add 192.0.2.1/24 dev far && ip neigh add 192.0.2.7 lladdr 02:00:00:00:00:99 dev far nud reachable")
-        assert announce(netns, "pl-e9", MAC, wanted) and MAC in sh("ip neigh show 192.0.2.7"), "found by its MAC"
+        assert tell_neighbours(netns, "pl-e9", MAC, wanted) and MAC in sh("ip neigh show 192.0.2.7"), "found by its MAC"
         sh("ip neigh replace 192.0.2.7 lladdr 02:00:00:00:00:99 dev far nud reachable")
-        assert announce(netns, link.name, "", wanted) and MAC in sh("ip neigh show 192.0.2.7"), "or by its alias"
+        assert tell_neighbours(netns, link.name, "", wanted) and MAC in sh("ip neigh show 192.0.2.7"), "or by its alias"
         sh(f"nsenter --net={netns} ip link set eth7 down")
-        assert not announce(netns, link.name, MAC, wanted)
+        assert not tell_neighbours(netns, link.name, MAC, wanted)
         with pytest.raises(FileNotFoundError):
-            announce(netns + "-gone", link.name, MAC, wanted)
+            tell_neighbours(netns + "-gone", link.name, MAC, wanted)
 
     with_parent(body)
-
-
-def test_the_bytes_of_an_announcement_are_those_of_rfc_826_and_5227() -> None:
-    frame = announcement("02:00:00:00:00:07", IPv4Address("192.0.2.7"))
-    assert frame.hex(" ") == (
-        "ff ff ff ff ff ff 02 00 00 00 00 07 08 06 00 01 08 00 06 04 00 01 02 00 00 00 00 07 c0 00 02 07 00 00 00 00 00 00 c0 00 02 07"
-    )

@@ -68,7 +68,17 @@ def test_the_probe_finds_what_this_kernel_has_and_leaves_nothing() -> None:
     def work() -> None:
         own_namespace()
         before = sh("ip link; nft list ruleset")
-        assert probe_capabilities() - {"ipvlan", "vlan"} == {"macvlan", "vxlan", "bridge", "veth", "nft", "fwd", "ipv6", "wireguard"}
+        assert probe_capabilities() - {"ipvlan", "vlan"} == {
+            "macvlan",
+            "vxlan",
+            "bridge",
+            "veth",
+            "nft",
+            "fwd",
+            "ingress",
+            "ipv6",
+            "wireguard",
+        }
         assert sh("ip link; nft list ruleset") == before
 
     in_thread(work)

@@ -14,7 +14,8 @@ from tests.support.kernel import own_namespace, sh
 
 from plait.kernel.linux.netns import in_thread
 from plait.kernel.linux.nft import LibNft, Nft, NftError, ProgramNft, Ruleset
-from plait.model.objects import HookRule, KernelObject, Key, NftChain, NftSet, Op, Plan
+from plait.model.hostlinks import Key
+from plait.model.objects import HookRule, KernelObject, NftChain, NftSet, Op, Plan
 from plait.plan.firewall import firewall_objects
 from plait.reconcile import diff, order
 

@@ -15,7 +15,8 @@ from tests.support.kernel import sh
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, ethtool, openvswitch
 from plait.kernel.linux.inside import opened
 from plait.kernel.linux.netns import in_thread, inside, unshare_net
-from plait.model.objects import EndpointLink, Op, SwitchPort
+from plait.model.hostlinks import SwitchPort
+from plait.model.objects import EndpointLink, Op
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(shutil.which("ovsdb-server") is None, reason="there is no Open vSwitch here")]
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"

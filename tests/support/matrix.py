@@ -20,7 +20,7 @@ def checksum(data):
     total = (total >> 16) + (total & 0xffff)
     return ~(total + (total >> 16)) & 0xffff
 def ask(name):
-    fd = os.open(f'/run/plait/netns/{name}', os.O_RDONLY)
+    fd = os.open(os.path.join('/run/plait/netns', name), os.O_RDONLY)
     if libc.setns(fd, 0x40000000): raise OSError(ctypes.get_errno(), name)
     sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
@@ -57,7 +57,7 @@ print(json.dumps(result))
 
 
 def unreached(lab: Lab, sandboxes: Mapping[str, Sequence[str]], addresses: Sequence[str]) -> list[str]:
-    """Pairs without an answer, as "host/sandbox -> address". `sandboxes`: names by host. Empty is all well."""
+    """Pairs without an answer, as "host/sandbox -> address". `sandboxes` by host: names, or paths of namespaces. Empty is all well."""
 
     def of(host: str) -> list[str]:
         given = json.dumps([list(sandboxes[host]), list(addresses)])

@@ -93,7 +93,7 @@ def test_a_pinned_address_is_never_left() -> None:
     host = Host(pinned=True)
     host.links["eth0"] = [IPv4Interface("192.0.2.2/24")]
     host.now = 2 * ELSEWHERE_S
-    assert host.look() == "" and host.missed == ["192.0.2.1"]
+    assert host.look(ip_address("192.0.2.2")) == "" and host.missed == ["192.0.2.1"]
     assert "pinned by node.address" in host.health.active()[0].text
     host.links["eth0"] = [IPv4Interface("192.0.2.1/24")]
     assert host.look() == "192.0.2.1" and not host.missed

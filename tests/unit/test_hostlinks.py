@@ -17,7 +17,8 @@ from plait.agent.exposures import Exposures
 from plait.agent.hostlinks import missing, resolver_of, resolver_places
 from plait.model.cluster import Container, HostRange, HostRanges, PortMapping
 from plait.model.errors import ConfigError, Conflict, KernelError, NotFound, NotSupported
-from plait.model.objects import ChildLink, EndpointLink, SwitchPort, VlanLink
+from plait.model.hostlinks import ChildLink, SwitchPort, VlanLink
+from plait.model.objects import EndpointLink
 from plait.plan.desired import device_name
 from plait.plan.exposed import HOST
 from plait.reconcile import diff

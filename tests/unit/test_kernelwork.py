@@ -13,7 +13,8 @@ import pytest_asyncio
 
 from plait.agent.kernelwork import KernelWork
 from plait.kernel.fake import FakeKernel
-from plait.model.objects import Addr, ChildLink, KernelObject, NftSet, Op, Plan, Route, Sysctl, VxlanLink
+from plait.model.hostlinks import ChildLink
+from plait.model.objects import Addr, KernelObject, NftSet, Op, Plan, Route, Sysctl, VxlanLink
 
 LINK = VxlanLink("pl-x1", 7, 4789, IPv4Address("198.18.0.1"), "02:00:00:00:00:01", 1450)
 ROUTE = Route(IPv4Network("10.28.2.0/24"), "pl-x1", scope="link")

@@ -113,6 +113,18 @@ async def test_a_peer_that_says_nothing_more_does_not_keep_its_successor_out(pki
         assert two.server_run == "first"
 
 
+async def test_what_a_run_said_before_its_end_is_no_sign_of_life(pki: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that is killed and started again at once, and whose last words come in after the question."""
+    monkeypatch.setattr(server_module, "FRESH", 0.2)
+    async with client(pki, port, "one") as one, client(pki, port, "two") as two:
+        await one.get("a")
+        coming = asyncio.ensure_future(two.get("a"))
+        await asyncio.sleep(0.05)
+        await one.get("b")
+        await one.close()
+        assert await coming is None
+
+
 async def test_without_a_run_nobody_is_refused(pki: Path, port: int) -> None:
     async with client(pki, port, "one") as one, client(pki, port, "") as other:
         await one.get("a")
@@ -126,7 +138,7 @@ async def test_a_place_that_is_told_while_another_is_tried_is_the_next(pki: Path
         one.look_at("127.0.0.1", port)
         with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1:1"):
             await trying
-        one.look_at("127.0.0.1", port)
+        await asyncio.sleep(0.15)  # the pause after a failure
         assert await one.get("a") is None and one.place == ("127.0.0.1", port)
 
 

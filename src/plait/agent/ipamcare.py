@@ -19,7 +19,8 @@ from plait.agent.operations import AgentOperations
 from plait.agent.view import View
 from plait.ipam.check import Finding, Local, findings, lasting
 from plait.model.cluster import Assigned, Block, Endpoint, HostRanges
-from plait.model.objects import ChildLink, EndpointLink, Plan, Route
+from plait.model.hostlinks import ChildLink
+from plait.model.objects import EndpointLink, Plan, Route
 from plait.store.api import Compare, Delete, Put, Store
 from plait.store.codec import encode
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from plait.kernel.api import Kernel, Op, Result
 from plait.kernel.dryrun import DryRunKernel
 from plait.model.errors import KernelError
-from plait.model.objects import KernelObject, Key, Plan
+from plait.model.hostlinks import Key
+from plait.model.objects import KernelObject, Plan
 from plait.plan import guards_of
 from plait.reconcile import diff, order
 from plait.services.figures import Summary

@@ -22,7 +22,7 @@ from plait.agent.logs import set_up
 from plait.model.addr import IPAddress, at_port
 from plait.model.cluster import Endpoint
 from plait.model.errors import ConfigError, Conflict, NotFound, PlaitError
-from plait.model.objects import Key
+from plait.model.hostlinks import Key
 from plait.store.codec import decode
 from plait.store.pki import init_cluster
 

@@ -45,7 +45,7 @@ from plait.agent.underlay import Underlay
 from plait.agent.view import View
 from plait.dns.zone import Zone
 from plait.ipam import NamedRange
-from plait.kernel.linux import LinuxKernel, announce, create_netns, delete_netns, netns_exists, open_resolver
+from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_exists, open_resolver, tell_neighbours
 from plait.model.cluster import HostRange
 from plait.model.errors import NotSupported
 from plait.model.report import TokenView
@@ -268,7 +268,7 @@ class _Wiring:
                 self.reconciler.watch(),
                 self.reconciler.run(),
                 self.sandboxes.run(),
-                Announcer(self.view, announce).run(),
+                Announcer(self.view, tell_neighbours).run(),
                 self.engines.run(),
                 *self.discovery.loops(),
                 *self._measuring(),

@@ -6,6 +6,7 @@ from plait.backends.bridge import BridgeBackend
 from plait.backends.direct import DirectBackend
 from plait.backends.hybrid import HybridBackend
 from plait.backends.ipvlan import IpvlanBackend
+from plait.backends.layer2 import Layer2Backend
 from plait.backends.macvlan import MacvlanBackend
 from plait.backends.none import NoneBackend
 from plait.backends.settings import HOST_LINK, Settings, changed, has_tunnel, settle
@@ -30,6 +31,7 @@ _ALL: tuple[Backend, ...] = (
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
 """Of each model the first is the one that is taken where none is asked for, of all of them the first where no model is either."""
 
+_LAYER2: Backend = Layer2Backend(_VXLAN)
 DUAL = frozenset({"vxlan", "bridge", "none"})
 """Backends of networks that may have IPv6 beside IPv4."""
 
@@ -46,6 +48,7 @@ __all__ = [
     "Path",
     "Peer",
     "Settings",
+    "backend_of",
     "changed",
     "child_of",
     "has_tunnel",
@@ -57,9 +60,14 @@ __all__ = [
 ]
 
 
+def backend_of(network: Network) -> Backend:
+    """How the traffic of this network goes between nodes, which its options say too."""
+    return _LAYER2 if network.layer2 else BACKENDS[network.backend]
+
+
 def on_link(network: Network) -> bool:
     """Whether the network's containers on one host are neighbours on one link; else each of them is alone with the gateway on its own."""
-    return bool(BACKENDS[network.backend].bridge(network)) or child_of(network) is not None
+    return bool(backend_of(network).bridge(network)) or child_of(network) is not None
 
 
 def child_of(network: Network) -> Child | None:
@@ -71,7 +79,7 @@ def child_of(network: Network) -> Child | None:
 def needs(network: Network) -> frozenset[str]:
     """Kernel capabilities without which the network cannot work."""
     backend = BACKENDS[network.backend]
-    return backend.needs_of(network) if isinstance(backend, OnHostLink) else backend.needs()
+    return backend.needs_of(network) if isinstance(backend, OnHostLink) else backend_of(network).needs()
 
 
 def own_mac(network: Network) -> bool:

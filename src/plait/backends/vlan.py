@@ -15,7 +15,8 @@ from dataclasses import replace
 from plait.backends.base import Child, OnHostLink, Peer
 from plait.model.cluster import Network, Node
 from plait.model.errors import ConfigError
-from plait.model.objects import PREFIX, KernelObject, VlanLink
+from plait.model.hostlinks import VlanLink
+from plait.model.objects import PREFIX, KernelObject
 
 OPEN_VSWITCH = "openvswitch"
 LARGEST_VLAN = 4094

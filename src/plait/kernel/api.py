@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from plait.model.errors import KernelError
-from plait.model.objects import ChildLink, KernelObject, Key, Op, VlanLink, VxlanLink
+from plait.model.hostlinks import ChildLink, Key, VlanLink
+from plait.model.objects import KernelObject, Op, VxlanLink
 
 __all__ = ["Kernel", "Op", "Result", "changeable"]
 

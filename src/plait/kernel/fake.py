@@ -11,9 +11,10 @@ import errno
 from collections.abc import AsyncIterator, Iterable
 
 from plait.kernel.image import KernelImage
-from plait.model.objects import HookRule, KernelObject, Key, Op
+from plait.model.hostlinks import Key
+from plait.model.objects import HookRule, KernelObject, Op
 
-CAPABILITIES = frozenset({"vxlan", "bridge", "veth", "nft", "fwd", "ipv6", "wireguard", "macvlan", "ipvlan", "vlan"})
+CAPABILITIES = frozenset({"vxlan", "bridge", "veth", "nft", "fwd", "ingress", "ipv6", "wireguard", "macvlan", "ipvlan", "vlan"})
 
 
 class FakeKernel(KernelImage):

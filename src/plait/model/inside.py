@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inside of a sandbox: what plait gives it of IPv6, and what is found in its namespace, whoever put it there."""
+"""The inside of a sandbox: what plait gives it of IPv6, and what is found in its namespace, which is told, not mended."""
 
 from __future__ import annotations
 

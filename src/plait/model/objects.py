@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from typing import Literal
 
 from plait.model.addr import IPAddress, IPInterface, IPNetwork
+from plait.model.hostlinks import ChildLink, Key, SwitchPort, VlanLink
 from plait.model.inside import Inside6
 
 PREFIX = "pl-"
@@ -25,14 +26,17 @@ NFT_FAMILY, NFT_TABLE = "inet", "plait"
 NFT_FAST_FAMILY = "netdev"
 """Family of the second table of the same name, whose chains see a frame as soon as a device has received it (see `plan/fastpath.py`)."""
 HOOK_COMMENT = "plait"
-
-Key = tuple[str, ...]
+PORT_FLAGS = ("learning", "flood", "mcast_flood", "bcast_flood", "neigh_suppress", "mcast_router")
+"""What a bridge's port towards other hosts has on or off, as bridge(8) spells it; `mcast_router` on is 2 there, off 1."""
+NO_MAC = "00:00:00:00:00:00"
+"""How a VXLAN device's row for all frames without a row of their own is written."""
 
 
 @dataclass(frozen=True, slots=True)
 class VxlanLink:
-    """A VXLAN device in routed use: learning off, no default destination. `local` is the outer source address; `tx_checksum`: it leaves
-    the checksums of what is inside to the devices below (offload)."""
+    """A VXLAN device: learning off, no default destination. `local` is the outer source address; `tx_checksum`: it leaves the checksums of
+    what is inside to the devices below (offload). `master` is the bridge whose port it is, "" of none, and `switching` which of
+    `PORT_FLAGS` that port has on."""
 
     name: str
     vni: int
@@ -42,6 +46,8 @@ class VxlanLink:
     mtu: int
     up: bool = True
     tx_checksum: bool = True
+    master: str = ""
+    switching: frozenset[str] = frozenset()
 
     @property
     def key(self) -> Key:
@@ -51,12 +57,14 @@ class VxlanLink:
 @dataclass(frozen=True, slots=True)
 class BridgeLink:
     """A bridge: the one without ports that carries gateway addresses (every kernel has bridges, not every one dummies), or one whose ports
-    are a network's endpoints."""
+    are a network's endpoints. A `querier` asks who wants which multicast (IGMP, MLD), and passes it to those alone; one that is not
+    passes it to all."""
 
     name: str
     mac: str
     mtu: int = 1500
     up: bool = True
+    querier: bool = False
 
     @property
     def key(self) -> Key:
@@ -148,61 +156,6 @@ class EndpointLink:
 
 
 @dataclass(frozen=True, slots=True)
-class VlanLink:
-    """A link that sends and takes the frames of one VLAN (802.1Q tag `vlan`) of the link `parent`, with its MAC and MTU."""
-
-    name: str
-    parent: str
-    vlan: int
-    up: bool = True
-
-    @property
-    def key(self) -> Key:
-        return ("link", self.name)
-
-
-@dataclass(frozen=True, slots=True)
-class ChildLink:
-    """An endpoint that is a link of its own on the host's link `parent`: `kind` is "macvlan" or "ipvlan", `mode` one of that kind's.
-
-    It lies in the namespace `netns`, where plait plumbs it (`ifname`, `address`, what is reached `through` `gateway`, or straight by the
-    link where that is None), or in the host's ("") until the container engine takes it away. Wherever that is, `name` is its alias. `mac`
-    is "" where it has its parent's. Only who asks for it by its key is told of one in another namespace.
-    """
-
-    name: str
-    parent: str
-    kind: str
-    mode: str
-    netns: str = ""
-    mac: str = field(default="", compare=False)
-    ifname: str = field(default="eth0", compare=False)
-    address: IPv4Interface | None = field(default=None, compare=False)
-    gateway: IPv4Address | None = field(default=None, compare=False)
-    through: tuple[IPv4Network, ...] = field(default=(), compare=False)
-
-    @property
-    def key(self) -> Key:
-        return ("child", self.name, self.netns)
-
-
-@dataclass(frozen=True, slots=True)
-class SwitchPort:
-    """That the link `dev` is a port of the Open vSwitch bridge `bridge`, whose frames are in VLAN `tag` there. `inside` is the name of the
-    veth's other end, in the namespace `netns` or ("") this one."""
-
-    bridge: str
-    dev: str
-    tag: int
-    netns: str = field(default="", compare=False)
-    inside: str = field(default="", compare=False)
-
-    @property
-    def key(self) -> Key:
-        return ("port", self.dev)
-
-
-@dataclass(frozen=True, slots=True)
 class Addr:
     """An address of a link; one of IPv6 is there at once (no duplicate address detection) and brings no route of its prefix."""
 
@@ -235,6 +188,21 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class InsideRoutes:
+    """All routes of ours in the namespace `netns` that are there besides those of the endpoint itself: on its link `ifname`, the other end
+    of the host's link `dev`, whatever it is called there by now. Routes that the container made for the same destinations stay."""
+
+    dev: str
+    netns: str
+    ifname: str
+    routes: tuple[Route, ...]
+
+    @property
+    def key(self) -> Key:
+        return ("inside", self.dev)
+
+
+@dataclass(frozen=True, slots=True)
 class Neigh:
     """A permanent neighbour entry on an owned link."""
 
@@ -258,6 +226,32 @@ class Fdb:
     @property
     def key(self) -> Key:
         return ("fdb", self.dev, self.mac)
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeFdb:
+    """A static forwarding row of a bridge: frames for `mac` leave by `port` and by no other."""
+
+    bridge: str
+    mac: str
+    port: str
+
+    @property
+    def key(self) -> Key:
+        return ("fdb", self.bridge, self.mac)
+
+
+@dataclass(frozen=True, slots=True)
+class Flood:
+    """One of the outer addresses that a VXLAN device sends a copy of each frame to which has no row of its own: broadcast and multicast,
+    where the bridge passes it nothing else."""
+
+    dev: str
+    dst: IPAddress
+
+    @property
+    def key(self) -> Key:
+        return ("flood", self.dev, str(self.dst))
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,8 +345,11 @@ KernelObject = (
     | SwitchPort
     | Addr
     | Route
+    | InsideRoutes
     | Neigh
     | Fdb
+    | BridgeFdb
+    | Flood
     | WireguardPeer
     | AllowedIp
     | Sysctl

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from plait.model.objects import ChildLink, KernelObject, Key, Op, Sysctl, WireguardPeer
+from plait.model.hostlinks import ChildLink, Key
+from plait.model.objects import KernelObject, Op, Sysctl, WireguardPeer
 
 
 def diff(desired: Mapping[Key, KernelObject], owned: Mapping[Key, KernelObject], may_delete: bool) -> list[Op]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from plait.model.hostlinks import ChildLink, SwitchPort, VlanLink
 from plait.model.objects import (
     Addr,
     AllowedIp,
+    BridgeFdb,
     BridgeLink,
-    ChildLink,
     EndpointLink,
     Fdb,
+    Flood,
     HookRule,
+    InsideRoutes,
     KernelObject,
     Neigh,
     NftChain,
@@ -20,9 +23,7 @@ from plait.model.objects import (
     NftSet,
     Op,
     Route,
-    SwitchPort,
     Sysctl,
-    VlanLink,
     VxlanLink,
     WireguardLink,
     WireguardPeer,
@@ -33,9 +34,9 @@ _RANKS: tuple[tuple[type[KernelObject], ...], ...] = (
     (ChildLink, SwitchPort),
     (Sysctl,),
     (Addr,),
-    (Neigh, Fdb, WireguardPeer),
+    (Neigh, Fdb, BridgeFdb, Flood, WireguardPeer),
     (AllowedIp,),
-    (Route,),
+    (Route, InsideRoutes),
     (NftSet,),
     (NftElement,),
     (NftChain,),

@@ -18,7 +18,8 @@ from dataclasses import replace
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux.inside import opened
-from plait.model.objects import ChildLink, KernelObject, Key, VlanLink
+from plait.model.hostlinks import ChildLink, Key, VlanLink
+from plait.model.objects import KernelObject
 
 _IFLA_IFNAME, _IFLA_LINK, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 3, 5, 18, 28
 _INFO_KIND, _INFO_DATA = 1, 2

@@ -13,7 +13,8 @@ from plait.kernel.linux import ethtool
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux.child import create_vlan
-from plait.model.objects import BridgeLink, ChildLink, EndpointLink, VlanLink, VxlanLink
+from plait.model.hostlinks import ChildLink, VlanLink
+from plait.model.objects import BridgeLink, EndpointLink, VxlanLink
 
 
 class Indexes(dict[str, int]):
@@ -49,8 +50,8 @@ def names_here() -> dict[int, str]:
 
 def completed(link: links.Link, found: links.Found, names: Mapping[int, str]) -> links.Link:
     """With what the link's own message does not tell: names of its master or parent, and what is not rtnetlink's matter."""
-    if isinstance(link, EndpointLink) and found.master:
-        return replace(link, master=names.get(found.master, ""))
+    if isinstance(link, VxlanLink | EndpointLink):
+        link = replace(link, master=names.get(found.master, ""))
     if isinstance(link, VlanLink | ChildLink):
         return replace(link, parent=names.get(found.parent, ""))
     if isinstance(link, VxlanLink):

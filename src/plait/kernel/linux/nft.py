@@ -22,7 +22,8 @@ from typing import Protocol
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux.nftscript import FAMILIES, family_of, parse_table, redeclared, script_of, table_of, with_dependents
 from plait.model.errors import NotSupported, PlaitError
-from plait.model.objects import HOOK_COMMENT, NFT_FAMILY, NFT_FAST_FAMILY, HookRule, KernelObject, Key, NftChain, NftElement, NftSet, Op
+from plait.model.hostlinks import Key
+from plait.model.objects import HOOK_COMMENT, NFT_FAMILY, NFT_FAST_FAMILY, HookRule, KernelObject, NftChain, NftElement, NftSet, Op
 
 _NFT_CTX_OUTPUT_HANDLE, _NFT_CTX_OUTPUT_STATELESS = 1 << 3, 1 << 2
 _NFNL_SUBSYS_NFTABLES, _NFT_MSG_GETGEN, _NFT_MSG_NEWGEN, _NFTA_GEN_ID = 10, 16, 15, 1

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from plait.model.objects import NFT_FAMILY, NFT_FAST_FAMILY, NFT_TABLE, KernelObject, Key, NftChain, NftSet, Op
+from plait.model.hostlinks import Key
+from plait.model.objects import NFT_FAMILY, NFT_FAST_FAMILY, NFT_TABLE, KernelObject, NftChain, NftSet, Op
 
 FAMILIES = (NFT_FAMILY, NFT_FAST_FAMILY)
 """Families in which there is a table of ours, in the order in which they are written."""

@@ -23,7 +23,7 @@ from typing import Any
 
 from plait.kernel.linux import ethtool
 from plait.kernel.linux.netns import inside
-from plait.model.objects import SwitchPort
+from plait.model.hostlinks import SwitchPort
 
 SOCKET = Path("/var/run/openvswitch/db.sock")
 _DATABASE = "Open_vSwitch"

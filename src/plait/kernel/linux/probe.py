@@ -13,7 +13,8 @@ from plait.kernel.linux import netlink as nl
 from plait.kernel.linux.netns import in_thread, unshare_net
 from plait.kernel.linux.nft import NftError, open_nft
 from plait.kernel.linux.wireguard import in_user_space
-from plait.model.objects import BridgeLink, ChildLink, EndpointLink, VlanLink, VxlanLink, WireguardLink
+from plait.model.hostlinks import ChildLink, VlanLink
+from plait.model.objects import BridgeLink, EndpointLink, VxlanLink, WireguardLink
 
 _MAC = "02:00:00:00:00:01"
 _PARENT = 1001
@@ -21,12 +22,14 @@ _SCRIPTS = {
     "nft": "add table inet plait\nadd set inet plait s { type ipv4_addr . ipv4_addr; flags interval; }\n",
     "fwd": 'add table netdev plait\nadd chain netdev plait c { type filter hook ingress device "lo" priority 0; }\n'
     'add rule netdev plait c fwd ip to ip daddr device "lo"\n',
+    "ingress": 'add table netdev plait\nadd chain netdev plait d { type filter hook ingress device "lo" priority 0; }\n'
+    "add rule netdev plait d arp operation 1 ether daddr set ff:ff:ff:ff:ff:ff\n",
 }
 
 
 def probe_capabilities() -> frozenset[str]:
     """Of "vxlan", "bridge", "veth", "wireguard" (the kernel's or wireguard-go), "nft", "fwd" (forwarding at ingress, nft_fwd_netdev),
-    "macvlan", "ipvlan", "vlan" (802.1Q) and "ipv6" those that work here."""
+    "ingress" (rules there that change frames), "macvlan", "ipvlan", "vlan" (802.1Q) and "ipv6" those that work here."""
     return in_thread(_probe)
 
 

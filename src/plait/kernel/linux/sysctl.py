@@ -10,7 +10,8 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 
-from plait.model.objects import PREFIX, KernelObject, Key, Sysctl
+from plait.model.hostlinks import Key
+from plait.model.objects import PREFIX, KernelObject, Sysctl
 
 _ROOT = Path("/proc/sys/net")
 _CONF6 = _ROOT / "ipv6/conf"
@@ -59,11 +60,16 @@ def answer_at_once(dev: str) -> None:
     write_sysctl(f"ipv4/neigh/{dev}/proxy_delay", "0")
 
 
+def speak_no_ipv6(dev: str) -> None:
+    """A link that only carries frames of others sends none of its own: no reports of groups, no search for routers."""
+    with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+        write_sysctl(f"ipv6/conf/{dev}/disable_ipv6", "1")
+
+
 def stay_silent(dev: str) -> None:
     """This host is nobody on the link: it answers no ARP for any of its addresses (ip-sysctl: arp_ignore 8) and has no IPv6 there."""
     write_sysctl(f"ipv4/conf/{dev}/arp_ignore", "8")
-    with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
-        write_sysctl(f"ipv6/conf/{dev}/disable_ipv6", "1")
+    speak_no_ipv6(dev)
 
 
 def open_for_ipv6(dev: str) -> None:

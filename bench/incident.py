@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Addresses that all move to another host during short partitions: what is left of it on a plait network and on a Swarm overlay.
+
+One lab of four hosts with an engine each, the same schedule for both, one after the other: every container is removed and made anew on the
+next host under its old address while one host after another is cut off. Counted afterwards: pairs that do not answer, and rows by which a
+host would send an address to where it is no longer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
+
+from tests.support.matrix import unreached
+
+from bench.core import Row
+from plait.lab.inside import CommandFailed
+from plait.lab.lab import Lab
+from plait.lab.spec import simple
+
+HOSTS = "ABCD"
+EACH = 50
+CUT_S, BETWEEN_S = 5.0, 1.0
+SETTLE_S = 30.0
+"""So long both may take to come to rest before anything is counted."""
+RETRY_S = 90.0
+
+
+def run() -> list[Row]:
+    lab = Lab.up(simple(4, engines=True), "bench-incident", owned=True)
+    try:
+        _make_networks(lab)
+        found = {kind: _incident(lab, kind, subnet) for kind, subnet in (("swarm", "10.70.0.0/24"), ("plait", "10.71.0.0/24"))}
+    finally:
+        lab.down()
+    moved = f"{len(HOSTS) * EACH} addresses moved during partitions"
+    notes = [f"{moved}; Swarm on the same schedule: {number}" for number in found["swarm"]]
+    return [
+        Row("pairs without an answer after an incident", found["plait"][0], "pairs", 0, True, notes[0]),
+        Row("stale rows after an incident", found["plait"][1], "rows", 0, True, notes[1]),
+    ]
+
+
+def _make_networks(lab: Lab) -> None:
+    lab.run("A", "docker", "swarm", "init", "--advertise-addr", lab.address("A"))
+    token = lab.run("A", "docker", "swarm", "join-token", "-q", "worker").stdout.strip()
+    for host in HOSTS[1:]:
+        lab.run(host, "docker", "swarm", "join", "--token", token, f"{lab.address('A')}:2377")
+    lab.run("A", "docker", "network", "create", "-d", "overlay", "--attachable", "--subnet", "10.70.0.0/24", "swarm")
+    lab.run("A", "plait", "network", "create", "plait", "--subnet", "10.71.0.0/24")
+
+
+def _on_all(do: Callable[[str], object]) -> None:
+    with ThreadPoolExecutor(len(HOSTS)) as pool:
+        list(pool.map(do, HOSTS))
+
+
+def _patiently(lab: Lab, host: str, *command: str) -> None:
+    """Again and again while it is refused: hosts that are cut off have to wait with some things. What cannot be had is left out, and counts
+    as silent in the end."""
+    end = time.monotonic() + RETRY_S
+    while True:
+        try:
+            lab.run(host, *command, timeout_s=60)
+            return
+        except CommandFailed as error:
+            if time.monotonic() > end:
+                print(f"given up: {error}", flush=True)
+                return
+            time.sleep(1)
+
+
+def _incident(lab: Lab, kind: str, subnet: str) -> tuple[int, int]:
+    """(pairs without an answer, stale rows) after the schedule on network `kind`."""
+    base = subnet.removesuffix("0/24")
+    place = {host: number for number, host in enumerate(HOSTS)}
+
+    def blocks(host: str) -> list[str]:
+        return [f"{base}{64 * place[host] + offset}" for offset in range(10, 10 + EACH)]  # Swarm takes some of the first for itself
+
+    def make(host: str) -> None:
+        for address in blocks(host):
+            name = f"{kind}-{address.rpartition('.')[2]}"
+            _patiently(lab, host, "sh", "-c", f"docker rm -f {name} >/dev/null 2>&1; exec docker run -d --name {name} --network {kind} "
+                       f"--ip {address} --entrypoint sleep nginx infinity")  # fmt: skip
+
+    def drop(host: str) -> None:
+        lab.run(host, "sh", "-c", f"docker rm -f $(docker ps -aq --filter name={kind}-)", timeout_s=300)
+
+    def partitions() -> None:
+        for host in HOSTS[1:]:
+            for other in HOSTS.replace(host, ""):
+                lab.cut(host, other)
+            time.sleep(CUT_S)
+            lab.heal()
+            time.sleep(BETWEEN_S)
+
+    _on_all(make)
+    storm = Thread(target=partitions)
+    storm.start()
+    try:
+        _on_all(drop)
+        place = {host: (number + 1) % len(HOSTS) for host, number in place.items()}
+        _on_all(make)
+    finally:
+        storm.join()
+    time.sleep(SETTLE_S)
+    where = {address: host for host in HOSTS for address in blocks(host)}
+    silent = unreached(lab, {host: _namespaces(lab, host, kind) for host in HOSTS}, list(where))
+    stale = sum(len(_stale(lab, host, kind, where)) for host in HOSTS)
+    _on_all(drop)
+    return len(silent), stale
+
+
+def _namespaces(lab: Lab, host: str, kind: str) -> list[str]:
+    """Those of the containers on `host`, as paths there."""
+    pids = lab.run(host, "sh", "-c", f"docker inspect -f '{{{{.State.Pid}}}}' $(docker ps -q --filter name={kind}-)").stdout.split()
+    return [f"/proc/{pid}/ns/net" for pid in pids]
+
+
+def _stale(lab: Lab, host: str, kind: str, where: Mapping[str, str]) -> list[str]:
+    """Addresses that `host` would send to another host than that which has them."""
+    seen = _swarm_rows(lab, host) if kind == "swarm" else _plait_rows(lab, host, where)
+    return [address for address, target in seen.items() if address in where and target != lab.address(where[address])]
+
+
+def _swarm_rows(lab: Lab, host: str) -> dict[str, str]:
+    """Host by address, as the neighbours and the FDB in the overlay's own namespace say."""
+    ident = json.loads(lab.run(host, "docker", "network", "inspect", "swarm").stdout)[0]["Id"]
+    space = f"--net=/var/run/docker/netns/1-{ident[:10]}"
+    neighbours = lab.run(host, "nsenter", space, "ip", "neigh", "show", "nud", "permanent").stdout
+    fdb = dict(re.findall(r"^(\S+) dev \S+ dst (\S+)", lab.run(host, "nsenter", space, "bridge", "fdb").stdout, re.MULTILINE))
+    rows = re.findall(r"^(\S+) dev \S+ lladdr (\S+)", neighbours, re.MULTILINE)
+    return {address: fdb[mac] for address, mac in rows if mac in fdb}
+
+
+def _plait_rows(lab: Lab, host: str, where: Mapping[str, str]) -> dict[str, str]:
+    """Host by address, as the routes, the tunnel's neighbours and its FDB say; of its own containers itself."""
+    fdb = dict(re.findall(r"^(\S+) dst (\S+)", lab.run(host, "bridge", "fdb", "show", "dev", "pl-x1").stdout, re.MULTILINE))
+    neighbours = dict(re.findall(r"^(\S+) lladdr (\S+)", lab.run(host, "ip", "neigh", "show", "dev", "pl-x1").stdout, re.MULTILINE))
+    script = "".join(f"route get {address}\n" for address in where)
+    found: dict[str, str] = {}
+    for line in lab.run(host, "ip", "-force", "-batch", "-", text=script, check=False).stdout.splitlines():
+        match re.match(r"(\S+) (?:via (\S+) )?dev (\S+)", line):
+            case None:
+                continue
+            case parts if parts[2]:
+                found[parts[1]] = fdb.get(neighbours.get(parts[2], ""), "nowhere")
+            case parts if parts[3].startswith("pl-e"):
+                found[parts[1]] = lab.address(host)
+    return found

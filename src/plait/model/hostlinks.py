@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernel objects of networks on a link of the host (see `objects`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VlanLink:
+    """A link that sends and takes the frames of one VLAN (802.1Q tag `vlan`) of the link `parent`, with its MAC and MTU."""
+
+    name: str
+    parent: str
+    vlan: int
+    up: bool = True
+
+    @property
+    def key(self) -> Key:
+        return ("link", self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class ChildLink:
+    """An endpoint that is a link of its own on the host's link `parent`: `kind` is "macvlan" or "ipvlan", `mode` one of that kind's.
+
+    It lies in the namespace `netns`, where plait plumbs it (`ifname`, `address`, what is reached `through` `gateway`, or straight by the
+    link where that is None), or in the host's ("") until the container engine takes it away. Wherever that is, `name` is its alias. `mac`
+    is "" where it has its parent's. Only who asks for it by its key is told of one in another namespace.
+    """
+
+    name: str
+    parent: str
+    kind: str
+    mode: str
+    netns: str = ""
+    mac: str = field(default="", compare=False)
+    ifname: str = field(default="eth0", compare=False)
+    address: IPv4Interface | None = field(default=None, compare=False)
+    gateway: IPv4Address | None = field(default=None, compare=False)
+    through: tuple[IPv4Network, ...] = field(default=(), compare=False)
+
+    @property
+    def key(self) -> Key:
+        return ("child", self.name, self.netns)
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchPort:
+    """That the link `dev` is a port of the Open vSwitch bridge `bridge`, whose frames are in VLAN `tag` there. `inside` is the name of the
+    veth's other end, in the namespace `netns` or ("") this one."""
+
+    bridge: str
+    dev: str
+    tag: int
+    netns: str = field(default="", compare=False)
+    inside: str = field(default="", compare=False)
+
+    @property
+    def key(self) -> Key:
+        return ("port", self.dev)
