@@ -92,7 +92,8 @@ class _Wiring:
         self.publisher = Publisher(self.view, store, self.view.caught_up)
         self.dns = DnsService(on_crash=self._on_dns_crash, on_query=lambda *q: self.discovery.names(*q), successors=paths.dns_successors)
         self.resolvers = HostResolvers(self.dns.set_upstreams)
-        home = HostAddress(config.address or identity.address, config.address is not None, self.kernel, self.health)
+        pinned, translated = config.address is not None, config.address is None and identity.translated
+        home = HostAddress(config.address or identity.address, pinned, self.kernel, self.health, translated)
         self.underlay = Underlay(journal, self.view, self.kernel, home, lambda: self.reconciler.mark())
         linked = lambda: self.replica.connected  # noqa: E731
         pki = paths.lib / "pki"
