@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from pathlib import Path
 
 import pytest
-from tests.support.kernel import OBJECTS, PLAN, VXLAN, converge, in_namespace, make_linux, sh
+from tests.support.kernel import OBJECTS, PLAN, SWITCH, SWITCHED, VXLAN, converge, in_namespace, make_linux, sh
 
 from plait.kernel.api import Kernel, Op
 from plait.kernel.dryrun import DryRunKernel
@@ -19,10 +19,13 @@ from plait.kernel.fake import FakeKernel
 from plait.kernel.linux import LinuxKernel
 from plait.kernel.linux.netns import create_netns, delete_netns, in_thread
 from plait.model.objects import (
+    NO_MAC,
     Addr,
+    BridgeFdb,
     BridgeLink,
     EndpointLink,
     Fdb,
+    Flood,
     HookRule,
     KernelObject,
     Key,
@@ -120,6 +123,11 @@ CHANGED: tuple[KernelObject, ...] = (
     NftSet("pools6", "ipv6_addr", frozenset({"fd00:31::/64", "fd00:33::/64"}), ("interval",)),
     NftSet("pools", "ipv4_addr", frozenset({"10.28.0.0/16", "10.31.0.0/16"}), ("interval",)),
     NftChain("plain", ('iifname "pl-x*" accept', "ip saddr @pools drop")),
+    replace(SWITCH, querier=False),
+    replace(SWITCHED, switching=frozenset({"neigh_suppress"})),
+    replace(SWITCHED, switching=frozenset({"learning", "mcast_flood"})),
+    replace(SWITCHED, vni=10),
+    BridgeFdb("pl-b2", "02:00:00:00:00:37", "pl-e5"),
     NftSet("ports", OBJECTS[17].type, frozenset({"127.0.0.1 . udp . 53 : 10.28.1.9 . 53"}), kind="map"),  # type: ignore[union-attr]
 )
 
@@ -175,6 +183,58 @@ def test_a_port_of_a_bridge_that_is_missing_is_refused_and_one_whose_bridge_goes
     run(body)
 
 
+ON_SWITCH = [obj for obj in OBJECTS if obj in (SWITCH, SWITCHED) or obj.key[1] in ("pl-b2", "pl-x3", "pl-e5")]
+ROWS = [obj for obj in ON_SWITCH if isinstance(obj, BridgeFdb)]
+
+
+def test_rows_of_a_bridge_go_with_it_and_with_the_port_they_lead_to(run: Run) -> None:
+    def body(kernel: Kernel) -> None:
+        plan = {obj.key: obj for obj in ON_SWITCH}
+        for gone in (SWITCH, SWITCHED, *(obj for obj in ON_SWITCH if isinstance(obj, EndpointLink))):
+            converge(kernel, plan)
+            kernel.apply([Op("del", None, gone)])
+            left = [row for row in ROWS if gone is not SWITCH and row.port != gone.name]
+            held = kernel.owned()
+            assert [row for row in ROWS if row.key in held] == left
+            if gone is SWITCH:
+                assert held[SWITCHED.key] == replace(SWITCHED, master="", switching=frozenset()), "the tunnel stays, as port of none"
+            refused = kernel.apply([Op("put", row) for row in ROWS if row not in left]).failed
+            assert {error.errno for error in refused.values()} == {errno.EOPNOTSUPP if gone is SWITCH else errno.ENODEV}
+
+    run(body)
+
+
+def test_a_tunnel_leaves_its_bridge_and_comes_back(run: Run) -> None:
+    def body(kernel: Kernel) -> None:
+        plan = {obj.key: obj for obj in (SWITCH, SWITCHED)}
+        alone = replace(SWITCHED, master="", switching=frozenset())
+        converge(kernel, plan)
+        for wanted in (alone, SWITCHED):
+            assert converge(kernel, {**plan, wanted.key: wanted}) == 1
+            assert kernel.owned()[wanted.key] == wanted
+
+    run(body)
+
+
+def test_what_a_bridge_learns_and_its_own_addresses_are_nobodys_rows() -> None:
+    """Only static rows are plait's; rows on bridges of others are none of its business."""
+
+    def body(kernel: LinuxKernel) -> None:
+        plan = {obj.key: obj for obj in ON_SWITCH}
+        sh("ip link add other type bridge && ip link add mine type veth peer name mine2 && ip link set mine master other")
+        sh("bridge fdb add 02:00:00:00:00:99 dev mine master static")
+        converge(kernel, plan)
+        sh("ip link set pl-p5 up; sleep 0.1; bridge fdb add 02:00:00:00:00:98 dev pl-e5 master dynamic")
+        assert converge(kernel, plan) == 0
+        sh("bridge fdb add 02:00:00:00:00:97 dev pl-e5 master static && bridge fdb append 00:00:00:00:00:00 dev pl-x3 dst 198.18.0.9")
+        assert converge(kernel, plan) == 2, "what is not planned goes"
+        rows = sh("bridge fdb show")
+        assert "02:00:00:00:00:99" in rows and "02:00:00:00:00:98" in rows
+        assert "02:00:00:00:00:97" not in rows and "198.18.0.9" not in rows and f"{NO_MAC} dev pl-x3 dst 198.18.0.2" in rows
+
+    in_namespace(body)
+
+
 def test_a_refused_key_does_not_stop_the_others(run: Run) -> None:
     def body(kernel: Kernel) -> None:
         bad = Addr("pl-none", IPv4Interface("10.28.9.0/32"))
@@ -192,6 +252,8 @@ BELOW_NOTHING: tuple[KernelObject, ...] = (
     Neigh("pl-none", A("10.28.2.0"), "02:00:00:00:00:03"),
     Fdb("pl-none", "02:00:00:00:00:03", A("198.18.0.2")),
     Route(N("10.28.2.0/24"), "pl-none"),
+    BridgeFdb("pl-b2", "02:00:00:00:00:37", "pl-none"),
+    Flood("pl-none", A("198.18.0.2")),
     Sysctl("ipv4/conf/pl-none/route_localnet", "1"),
     Addr("pl-none", IPv6Interface("fd00:31::1/128")),
     Neigh("pl-none", A6("fd00:31::102"), "02:00:00:00:00:03"),

@@ -125,6 +125,26 @@ CASES["bridge"] = Snapshot(
     blocks("A", "B") | {("here", N("10.30.0.0/28")): Block("here", N("10.30.0.0/28"), "A")},
     {"e-web": replace(WEB, network="here", address=A("10.30.0.2"))},
 )
+BASES = (("quiet", "10.33.0"), ("loud", "10.34.0"))
+QUIET = Network("quiet", N("10.33.0.0/24"), A("10.33.0.1"), 28, vni=5, options={"layer2": "true"})
+LOUD = Network("loud", N("10.34.0.0/24"), A("10.34.0.1"), 28, vni=6, options={"layer2": "true", "multicast": "true"})
+LOUD = replace(LOUD, subnet6=N6("fd00:34::/64"), gateway6=A6("fd00:34::1"))
+FAR = Endpoint("e-far", "quiet", "B", A("10.33.0.17"), "02:11:22:33:44:77", "pl-e0000000006", "sandbox")
+CASES["layer2"] = Snapshot(  # nobody of `loud` is on C
+    "A",
+    1,
+    {k: ALL[k] for k in "ABC"},
+    frozenset("ABC"),
+    {n.name: n for n in (DEFAULT, QUIET, LOUD)},
+    {(net, N(f"{base}.{16 * n}/28")): Block(net, N(f"{base}.{16 * n}/28"), k) for net, base in BASES for n, k in enumerate("ABC")},
+    {
+        "e-near": replace(WEB, id="e-near", network="quiet", address=A("10.33.0.2"), ports=()),
+        "e-far": FAR,
+        "e-farther": replace(FAR, id="e-farther", node="C", address=A("10.33.0.33"), mac="02:11:22:33:44:78"),
+        "e-here": replace(ENGINE_WEB, id="e-here", network="loud", address=A("10.34.0.2"), address6=A6("fd00:34::2")),
+        "e-there": replace(FAR, id="e-there", network="loud", address=A("10.34.0.17"), address6=A6("fd00:34::11"), mac="02:11:22:33:44:79"),
+    },
+)
 CASES["two-tunnels"] = Snapshot(
     "A",
     1,

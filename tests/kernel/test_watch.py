@@ -65,6 +65,10 @@ def watching(body: Callable[[Events], Awaitable[None]]) -> None:
         ("neigh", "ip neigh del 10.28.2.0 dev pl-x1"),
         ("neigh", "ip neigh change 10.28.2.0 dev pl-x1 lladdr 02:00:00:00:00:44"),
         ("neigh", "bridge fdb del 02:00:00:00:00:03 dev pl-x1"),
+        ("neigh", "bridge fdb del 02:00:00:00:00:35 dev pl-e5 master"),
+        ("neigh", "bridge fdb del 02:00:00:00:00:37 dev pl-x3 master"),
+        ("neigh", "bridge fdb del 00:00:00:00:00:00 dev pl-x3 dst 198.18.0.2"),
+        ("link", "bridge link set dev pl-x3 flood on"),
         ("nft", "nft flush ruleset"),
         ("nft", "nft delete element inet plait pools '{ 10.28.0.0/16 }'"),
         ("nft", "nft insert rule inet plait plain drop"),
@@ -84,6 +88,18 @@ def test_neighbours_that_the_kernel_learns_are_none(dev: str) -> None:
     async def body(since: Events) -> None:
         for number in range(2, 20):
             sh(f"ip neigh replace 198.18.0.{number} dev {dev} lladdr 02:00:00:00:01:{number:02x} nud reachable")
+        assert "neigh" not in await since()
+
+    watching(body)
+
+
+def test_macs_that_a_bridge_learns_are_none() -> None:
+    async def body(since: Events) -> None:
+        sh("ip link set pl-p5 up")
+        while await since():
+            pass
+        for number in range(2, 20):
+            sh(f"bridge fdb replace 02:00:00:00:01:{number:02x} dev pl-e5 master dynamic")
         assert "neigh" not in await since()
 
     watching(body)

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plait.kernel.linux import link, netlink, route
+from plait.kernel.linux import fdb, link, netlink, route
 from plait.kernel.linux.nftscript import parse_table
 from plait.model.objects import ROUTE_PROTOCOL, Route
 
@@ -35,7 +35,8 @@ def test_any_body(data: bytes) -> None:
         lambda d: route.decode_addr(d, NAMES),
         lambda d: route.decode_route(d, NAMES),
         lambda d: route.decode_neigh(d, NAMES),
-        lambda d: route.decode_fdb(d, 1, "pl-x1"),
+        lambda d: fdb.decode_fdb(d, 1, "pl-x1"),
+        lambda d: fdb.decode_bridge_fdb(d, 1, NAMES),
         netlink.parse_attrs,
     ):
         with contextlib.suppress(netlink.NetlinkParseError):

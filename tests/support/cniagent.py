@@ -16,7 +16,7 @@ from plait.agent.journal import Write
 from plait.http.message import Request
 from plait.model.addr import IPInterface
 from plait.model.cluster import Endpoint
-from plait.model.objects import InsideLink, SandboxState
+from plait.model.inside import InsideLink, SandboxState
 from plait.plan import Local, network_mtu, plan_node
 from plait.plan.dual import inside6
 from plait.runtimes.cni.files import Places

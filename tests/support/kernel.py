@@ -12,10 +12,13 @@ from plait.kernel.api import Kernel
 from plait.kernel.linux import LinuxKernel
 from plait.kernel.linux.netns import in_thread, unshare_net
 from plait.model.objects import (
+    PORT_FLAGS,
     Addr,
+    BridgeFdb,
     BridgeLink,
     EndpointLink,
     Fdb,
+    Flood,
     HookRule,
     KernelObject,
     Neigh,
@@ -30,6 +33,10 @@ from plait.reconcile import diff, order
 
 A, N, A6, N6 = IPv4Address, IPv4Network, IPv6Address, IPv6Network
 VXLAN = VxlanLink("pl-x1", 7, 4789, A("198.18.0.1"), "02:00:00:00:00:01", 1450)
+SWITCH = BridgeLink("pl-b2", "02:00:00:00:00:31", 1450, querier=True)
+SWITCHED = VxlanLink(
+    "pl-x3", 9, 4789, A("198.18.0.1"), SWITCH.mac, 1450, master="pl-b2", switching=frozenset(PORT_FLAGS) - {"learning", "flood"}
+)
 OBJECTS: tuple[KernelObject, ...] = (
     VXLAN,
     BridgeLink("pl-gw", "02:00:00:00:00:aa"),
@@ -140,6 +147,16 @@ OBJECTS: tuple[KernelObject, ...] = (
     HookRule("ip", "filter", "DOCKER-USER", "ip saddr 10.28.0.0/16 ip daddr 10.28.0.0/16 accept"),
     VxlanLink("pl-x2", 8, 4789, A6("fd99::1"), "02:00:00:00:00:21", 1430),
     Fdb("pl-x2", "02:00:00:00:00:23", A6("fd99::2")),
+    SWITCH,
+    SWITCHED,
+    EndpointLink("pl-e5", 1450, peer="pl-p5", mac="02:00:00:00:00:35", master="pl-b2"),
+    Neigh("pl-b2", A("10.33.0.7"), "02:00:00:00:00:37"),
+    Neigh("pl-b2", A6("fd00:33::7"), "02:00:00:00:00:37"),
+    Fdb("pl-x3", "02:00:00:00:00:37", A("198.18.0.2")),
+    BridgeFdb("pl-b2", "02:00:00:00:00:37", "pl-x3"),
+    BridgeFdb("pl-b2", "02:00:00:00:00:35", "pl-e5"),
+    Flood("pl-x3", A("198.18.0.2")),
+    Flood("pl-x3", A("198.18.0.3")),
 )
 PLAN: Plan = {obj.key: obj for obj in OBJECTS}
 

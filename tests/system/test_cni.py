@@ -104,6 +104,12 @@ def page(lab: Lab, host: str, url: str, *within: str) -> str:
     return lab.run(host, *within, "curl", "-sS", "-m", "5", "--retry", "5", "--retry-connrefused", url, timeout_s=60).stdout
 
 
+def narrow(lab: Lab, *within: str) -> list[str]:
+    """Where a container on A has routes with the MTU of a way of 1400 bytes to."""
+    lines = lab.run("A", *within, "ip", "-4", "route").stdout.splitlines()
+    return sorted(line.split()[0] for line in lines if " mtu 1350" in line)
+
+
 # --- a runner that does what libcni does
 
 
@@ -400,6 +406,12 @@ def test_containers_of_all_engines_on_one_network_reach_each_other(lab: Lab, pod
                 f"for t in {targets}; do curl -sS -m 5 --retry 5 --retry-connrefused http://$t/index.html | grep -q nginx || echo $t; done"
             )
             assert lab.run(host, *words, "sh", "-c", script, timeout_s=60).stdout == "", f"{one} does not reach these"
+        blocks = [f"{row['cidr']}" for row in shown(lab, "A", "network", "inspect", "mesh")["held"] if row["node"] == "B"]
+        for mtu, wanted in ((1400, blocks), (1500, [])):
+            lab.run("B", "ip", "link", "set", "eth0", "mtu", str(mtu))
+            for one in ("dock", "pod", "near"):
+                host, *words = within[one]
+                until(f"{one} knows how narrow the way to B is", lambda w=words, n=wanted: narrow(lab, *w) == n, 15)
     finally:
         for server in servers:
             server.kill()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from plait.backends import BACKENDS, MODELS, changed, settle
+from plait.backends import BACKENDS, MODELS, backend_of, changed, on_link, settle
 from plait.model.cluster import Network
 from plait.model.errors import ConfigError
 
@@ -127,3 +127,57 @@ def test_containers_do_not_become_neighbours_or_cease_to_be(before: str, after: 
 def test_isolation_changes_while_the_network_is_used() -> None:
     (found,) = changed(replace(ONE, backend="bridge"), {"isolated": "true"}, BACKENDS.values(), ALL)
     assert found == replace(ONE, backend="bridge", options={"isolated": "true"})
+
+
+FLAT = replace(ONE, name="flat", vni=4, options={"layer2": "true"})
+
+
+def test_a_network_of_layer_2_has_a_vni_of_its_own() -> None:
+    assert came_to({"layer2": "true"}, ONE, TWO, SEVEN, FLAT) == ("vxlan", 2, 4789)
+    assert came_to({"layer2": "true", "multicast": "true", "vni": "9", "port": "9"}, *ALL) == ("vxlan", 9, 9)
+    assert came_to({"port": "8000"}, ONE, replace(FLAT, vni=2)) == ("vxlan", 3, 8000), "nor does another one come into it"
+    assert came_to({"layer2": "false"}, *ALL) == ("vxlan", 1, 4789)
+    for options, others, owner in (({"layer2": "true", "vni": "7"}, ALL, "seven"), ({"vni": "4"}, (FLAT,), "flat")):
+        with pytest.raises(ConfigError, match=f"is that of {owner}; a network of layer 2 shares its own with none"):
+            came_to(options, *others)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"layer2": "yes"}, "layer2: 'yes' is not possible; true or false"),
+        ({"layer2": "true", "multicast": "1"}, "multicast: '1' is not possible; true or false"),
+        ({"multicast": "true"}, "multicast: 'true' needs containers that are on one link; add -o layer2=true"),
+        ({"layer2": "true", "backend": "hybrid"}, "means nothing to backend hybrid; leave it out; it is an option of vxlan"),
+        ({"layer2": "true", "backend": "wireguard"}, "means nothing to backend wireguard; leave it out; it is an option of vxlan"),
+        ({"layer2": "true", "model": "sandbox"}, "means nothing to backend bridge"),
+        ({"layer2": "true", "isolated": "true"}, "means nothing to backend vxlan; leave it out; it is an option of bridge"),
+    ],
+)
+def test_what_layer_2_cannot_be_combined_with_is_refused(options: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        came_to(options)
+
+
+def test_of_a_network_of_layer_2_its_tunnel_and_multicast_may_change_and_nothing_else() -> None:
+    (loud,) = changed(FLAT, {"multicast": "true"}, BACKENDS.values(), (ONE, FLAT))
+    assert loud == replace(FLAT, options={"layer2": "true", "multicast": "true"}) and loud.multicast
+    (moved,) = changed(FLAT, {"vni": "8", "port": "9"}, BACKENDS.values(), (ONE, FLAT))
+    assert (moved.vni, moved.port) == (8, 9)
+    for network, options, words in (
+        (FLAT, {"layer2": "false"}, "would change what the containers of flat are on; make a second network"),
+        (ONE, {"layer2": "true", "vni": "5"}, "would change what the containers of one are on; make a second network"),
+        (FLAT, {"backend": "hybrid"}, "'hybrid' carries no network of layer 2; make a second network"),
+        (FLAT, {"vni": "1"}, "is that of one"),
+        (ONE, {"multicast": "true"}, "needs containers that are on one link"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            changed(network, options, BACKENDS.values(), (ONE, FLAT))
+
+
+def test_the_backend_of_a_network_is_its_own_kind_where_that_is_layer_2() -> None:
+    flat, one = backend_of(FLAT), backend_of(ONE)
+    assert on_link(FLAT) and not on_link(ONE)
+    assert (flat.ways, one.ways) == (("vxlan",), ("vxlan", "direct")) and flat.needs() == one.needs() | {"bridge", "ingress"}
+    assert flat.device(FLAT) == flat.bridge(FLAT) != flat.bridge(replace(FLAT, name="other")) and one.device(ONE) == "pl-x1"
+    assert flat.overhead() == one.overhead() and (flat.name, flat.model, flat.options) == (one.name, one.model, one.options)

@@ -15,7 +15,7 @@ from tests.support.cniagent import CniAgent
 
 from plait.agent.journal import Write
 from plait.model.errors import Conflict, KernelError
-from plait.model.objects import InsideLink, SandboxState
+from plait.model.inside import InsideLink, SandboxState
 from plait.runtimes.api import NetworkRequest
 from plait.runtimes.cni import host
 from plait.store.memory import MemoryStore

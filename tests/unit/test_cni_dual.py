@@ -14,7 +14,7 @@ from tests.support.cluster import FakeNode, nodes
 from tests.support.cniagent import CniAgent
 
 from plait.agent.keys import alive_key
-from plait.model.objects import InsideLink, SandboxState
+from plait.model.inside import InsideLink, SandboxState
 from plait.runtimes.api import NetworkRequest
 from plait.store.api import Put
 from plait.store.memory import MemoryStore

@@ -457,6 +457,21 @@ async def test_a_network_with_a_bridge_has_neighbours_and_nobody_behind_the_gate
     assert again["Address"] == "10.31.0.2/16", "a restarted dockerd gets the same"
 
 
+async def test_on_a_network_of_layer_2_both_families_are_on_the_link(s: Setup) -> None:
+    subnet, subnet6 = IPv4Network("10.31.0.0/16"), IPv6Network("fd00:31::/64")
+    options = {"layer2": "true"}
+    await s.ops.ensure_network(NetworkRequest("flat", subnet, options=options, subnet6=subnet6))
+    s.engine.add_network("flat", str(subnet))
+    face = {"MacAddress": "02:00:00:00:00:01"}
+    for key, pool, asked in (("Address", subnet, "10.31.0.2"), ("AddressIPv6", subnet6, "fd00:31::2")):
+        got = await s.docker.call("IpamDriver.RequestAddress", PoolID=f"plait:{pool}", Address=asked, Options={MAC: face["MacAddress"]})
+        assert got["Address"] == f"{asked}/{pool.prefixlen}"
+        face[key] = got["Address"]
+    assert await s.docker.call("NetworkDriver.CreateEndpoint", NetworkID="flat-id", EndpointID="e", Interface=face) == {"Interface": {}}
+    answer = await s.docker.call("NetworkDriver.Join", NetworkID="flat-id", EndpointID="e", SandboxKey="/x")
+    assert (answer["StaticRoutes"], answer["Gateway"], answer["GatewayIPv6"]) == ([], "10.31.0.1", "fd00:31::1")
+
+
 async def test_an_internal_network_has_no_gateway_and_wants_no_other_nic(s: Setup) -> None:
     await s.ops.ensure_network(NetworkRequest("inner", IPv4Network("10.30.0.0/16"), internal=True))
     s.engine.add_network("inner", "10.30.0.0/16", Internal=True)

@@ -14,7 +14,7 @@ import pytest
 from tests.support.cluster import nodes
 from tests.support.cniagent import CniAgent
 
-from plait.model.objects import InsideLink, SandboxState
+from plait.model.inside import InsideLink, SandboxState
 from plait.runtimes.api import NetworkRequest
 from plait.store.memory import MemoryStore
 
@@ -106,7 +106,8 @@ async def test_create_joins_a_network_of_another_name(mesh: CniAgent) -> None:
     [
         ({"options": {"mtu": "9000"}}, "'mtu' is no option"),
         ({"options": {"plait.backend": "carrier-pigeon"}}, "carrier-pigeon"),
-        ({"ipv6_enabled": True}, "IPv4 only"),
+        ({"subnets": [{"subnet": "fd00:60::/64"}, {"subnet": "fd00:61::/64"}]}, "one --subnet of each family"),
+        ({"subnets": [{"subnet": "fd00:60::/80"}]}, "fd00:60::/80"),
         ({"routes": [{"destination": "10.0.0.0/8", "gateway": "10.1.1.1"}]}, "without --route"),
         ({"subnets": [{"subnet": "10.60.0.0/16"}, {"subnet": "10.61.0.0/16"}]}, "one --subnet"),
         ({"subnets": [{"subnet": "10.60.0.0/33"}]}, "10.60.0.0/33"),
@@ -182,6 +183,7 @@ async def test_a_teardown_that_was_left_is_carried_out(mesh: CniAgent) -> None:
     [
         ({"network_options__static_ips": ["10.40.0.50", "10.40.0.51"]}, "one address"),
         ({"network_options__static_ips": ["x"]}, "--ip"),
+        ({"network_options__static_ips": ["fd00:40::5"]}, "has no IPv6"),
         ({"network__name": "nowhere"}, "plait network create nowhere"),
         ({"container_id": 7}, "container_id"),
         ({"network_options__static_mac": "02:xx"}, "02:xx"),
@@ -202,3 +204,29 @@ async def test_setup_needs_a_namespace_without_that_interface(mesh: CniAgent) ->
 
 async def test_an_unknown_command_is_refused(mesh: CniAgent) -> None:
     assert "is unknown" in (await mesh.netavark("destroy", EXEC))[1]["error"]
+
+
+# --- IPv6
+
+
+async def test_a_network_and_a_container_have_both_families(agent: CniAgent) -> None:
+    wanted = changed(NETWORK, name="both", ipv6_enabled=True, subnets=[{"subnet": "fd00:60::/64"}, {"subnet": "10.60.0.0/16"}])
+    status, answer = await agent.netavark("create", wanted)
+    assert status == 200 and answer["ipv6_enabled"] is True
+    assert answer["subnets"] == [
+        {"subnet": "10.60.0.0/16", "gateway": "10.60.0.1"},
+        {"subnet": "fd00:60::/64", "gateway": "fd00:60::1"},
+    ]
+    asked = changed(EXEC, network__name="both", network_options__static_ips=["fd00:60::9", "10.60.0.9"], port_mappings=None)
+    asked["network"]["options"] = None
+    status, answer = await agent.netavark("setup", asked, agent.netns("n"))
+    assert status == 200, answer
+    assert answer["interfaces"]["eth0"]["subnets"] == [
+        {"ipnet": "10.60.0.9/32", "gateway": "10.60.0.1"},
+        {"ipnet": "fd00:60::9/128", "gateway": "fd00:60::1"},
+    ]
+
+
+async def test_one_that_asks_for_ipv6_alone_gets_a_subnet_of_each(agent: CniAgent) -> None:
+    status, answer = await agent.netavark("create", changed(NETWORK, name="drawn", ipv6_enabled=True))
+    assert status == 200 and [":" in row["subnet"] for row in answer["subnets"]] == [False, True]

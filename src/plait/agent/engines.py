@@ -20,9 +20,9 @@ from plait.agent.view import View
 from plait.kernel.api import Op
 from plait.kernel.linux import inspect_sandbox
 from plait.model.cluster import Endpoint, HostRange, Network
-from plait.model.objects import NftSet, Plan
+from plait.model.objects import InsideRoutes, NftSet, Plan
 from plait.model.report import EngineState
-from plait.plan import network_mtu
+from plait.plan import member, network_mtu
 from plait.runtimes.api import Operations
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Engines:
         return CniRuntime(p.node, host, p.journal.load, self._save, places, replace_file, p.health, p.paths.cni_socket, p.paths.cni_spool)
 
     def _mtu(self, network: Network) -> int:
-        return network_mtu(self._p.view.snapshot.nodes[self._p.node], network)
+        return network_mtu(member(self._p.view.snapshot, network), network)
 
     def _trouble(self, network: str) -> str:
         """What is wrong for containers of a network that run; a missing feature of the kernel is told by the network."""
@@ -154,7 +154,7 @@ def missing_of(ops: Iterable[Op], endpoint: Endpoint) -> list[str]:
 
 def _concerns(op: Op, endpoint: Endpoint) -> bool:
     """Whether an operation puts something that the endpoint needs: its link, its route, what sets and maps say of its address."""
-    if op.verb != "put":
+    if op.verb != "put" or isinstance(op.new, InsideRoutes):
         return False
     words = set(op.key)
     if isinstance(op.new, NftSet):

@@ -24,6 +24,7 @@ class Exposures:
     async def expose(self, network: str) -> Endpoint:
         """Give the host an address in `network`, or find the one that it has. NotFound, PoolExhausted. Its name keeps the address for it
         and is in no DNS: a container may be called like the host."""
+        await self.recover()
         name = f"host {self._node}"
         return await self._ops.attach(
             AttachRequest(self._id(network), network, HOST, container="", name=name, labels={DNS_LABEL: "off"}, default_route=False)
@@ -38,7 +39,8 @@ class Exposures:
         await self._ops.detach(self._id(network))
 
     async def recover(self) -> None:
-        """Once at start: let go of what was exposed of networks that somebody removed by force, or made anew with other addresses."""
+        """At start, and before anything is exposed: let go of what was exposed of networks that somebody removed by force, or made anew
+        with other addresses."""
         networks = self._ops.networks()
         for endpoint in self._own().values():
             network = networks.get(endpoint.network)

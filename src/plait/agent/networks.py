@@ -159,6 +159,8 @@ def _same(existing: Network, request: NetworkRequest) -> Network:
         ("backend", request.options.get("backend"), existing.backend),
         ("port", request.options.get("port"), str(existing.port)),
         ("VNI", request.options.get("vni"), str(existing.vni)),
+        ("layer2", request.options.get("layer2"), str(existing.layer2).lower()),
+        ("multicast", request.options.get("multicast"), str(existing.multicast).lower()),
         ("IP range", request.ip_range, existing.ip_range or "none"),
         ("exclusions", _spelled(request.excluded), _spelled(existing.excluded) or "none"),
         ("IPv6", request.dual or None, existing.subnet6 is not None),

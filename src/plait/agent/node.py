@@ -31,7 +31,7 @@ from plait.agent.rotation import Rotation
 from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
-from plait.backends import BACKENDS
+from plait.backends import backend_of
 from plait.dns.zone import Zone
 from plait.kernel.linux import LinuxKernel
 from plait.kernel.linux.wireguard import MISSING as WIREGUARD_MISSING
@@ -342,7 +342,7 @@ class NodeLoops:
         while True:
             texts: dict[str, str] = {}
             for network in self._p.view.snapshot.networks.values():
-                lacks = (BACKENDS[network.backend].needs() | ({"ipv6"} if network.subnet6 is not None else set())) - self._capabilities
+                lacks = (backend_of(network).needs() | ({"ipv6"} if network.subnet6 is not None else set())) - self._capabilities
                 if lacks:
                     texts[network.name] = f"network {network.name} needs {', '.join(sorted(lacks))}" + "".join(
                         f"; {_HELP[what]}" for what in sorted(lacks & _HELP.keys())

@@ -26,8 +26,8 @@ from plait.agent.view import View
 from plait.ipam import Asker, Reservation, block_of, check_overlaps, held_by, origin, origin_of, taken
 from plait.model.cluster import Container, Endpoint, Network, PortMapping
 from plait.model.errors import Conflict, KernelError, NotFound, NotSupported, PlaitError
-from plait.model.objects import KernelObject, Sysctl
-from plait.plan import carried, endpoint_objects, guarded
+from plait.model.objects import KernelObject, NftChain, Sysctl
+from plait.plan import carried, endpoint_objects, guarded, member
 from plait.plan.desired import device_name, endpoint_mac, local_ports, shared_objects
 from plait.plan.exposed import HOST, exposed_here, host_link, spoken
 from plait.plan.fastpath import fast_chain, fast_elements, on_fast_path
@@ -224,9 +224,8 @@ class AgentOperations:
             await self._addresses.hand_over(request.network, wanted, owner)
 
     def _objects(self, endpoint: Endpoint) -> list[KernelObject]:
-        snapshot = self._view.snapshot
-        made = endpoint_objects(snapshot.nodes[snapshot.me], self._network(endpoint.network), endpoint)
-        return spoken(made, snapshot, exposed_here(snapshot))
+        snapshot, network = self._view.snapshot, self._network(endpoint.network)
+        return spoken(endpoint_objects(member(snapshot, network), network, endpoint), snapshot, exposed_here(snapshot))
 
     async def _plumb(self, endpoint: Endpoint, before: Sequence[Endpoint]) -> None:
         """All of a new endpoint at once: each change of the nft tables costs the kernel some milliseconds. A refusal in these leads to a
@@ -235,7 +234,7 @@ class AgentOperations:
             await self._full_pass()  # the routes of the whole network are spoken from another address now
             return
         network = self._network(endpoint.network)
-        fresh = [*shared_objects(self._view.snapshot.nodes[self._view.me], network), *self._objects(endpoint)]
+        fresh = [*shared_objects(member(self._view.snapshot, network), network), *self._objects(endpoint)]
         if self._fast_path() and on_fast_path(network):
             fresh += [*fast_elements(endpoint), fast_chain(endpoint, network)]
         maps, old_maps = self._port_maps(before)
@@ -263,7 +262,7 @@ class AgentOperations:
             await self._full_pass()  # first other routes, then the address goes, which would take them with it
         else:
             with contextlib.suppress(NotFound):
-                gone = [o for o in reversed(self._objects(endpoint)) if not isinstance(o, Sysctl)]
+                gone = [o for o in reversed(self._objects(endpoint)) if not isinstance(o, Sysctl | NftChain)]
         try:
             maps, old_maps = self._port_maps(before) if endpoint.ports else ([], [])
             await self._kernel.put(maps, old_maps, gone)
@@ -367,8 +366,7 @@ class AgentOperations:
     # --- helpers
 
     def _carries6(self, network: Network) -> bool:
-        me = self._view.snapshot.nodes[self._view.me]
-        return carried(me, network, "ipv6" in self._kernel.capabilities()).subnet6 is not None
+        return carried(self._view.snapshot, network, "ipv6" in self._kernel.capabilities()).subnet6 is not None
 
     def _own(self) -> list[Endpoint]:
         return [e for e in self._view.snapshot.endpoints.values() if e.node == self._view.me]

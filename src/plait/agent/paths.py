@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from plait.agent.lanes import LINK, Lanes
-from plait.backends import BACKENDS, DIRECT, Path
+from plait.backends import DIRECT, Path, backend_of
 from plait.backends.wireguard import relay_of
 from plait.model.cluster import Network, Node, Snapshot
 from plait.model.report import PathRow
-from plait.plan import choose, inner_mtu
+from plait.plan import choose, inner_mtu, member
 
 log = logging.getLogger("plait.paths")
 BEHIND_NAT = "both are behind address translation"
@@ -43,7 +43,7 @@ class Paths:
         self._snapshot = snapshot
         fresh: dict[tuple[str, str], Held] = {}
         for name, network in snapshot.networks.items():
-            if BACKENDS[network.backend].ways:
+            if backend_of(network).ways:
                 for node, path in choose(snapshot, network).items():
                     fresh[node, name] = self._follow((node, name), _passed_on(snapshot, node, path) if network.encrypted else path)
         self._held = fresh
@@ -64,7 +64,7 @@ class Paths:
             if self._snapshot is None or node not in self._snapshot.alive:
                 continue
             if held.path is None or not held.path.works:
-                lost[node] = f"no packet of network {network} comes to {node}, nor did one by a third node"
+                lost[node] = f"no packet of network {network} comes to {node}" + _no_help(self._snapshot.networks[network])
             elif not self._as_wanted(network, held.path):
                 detours[node] = f"to {node} by {shown(held.path)}: {held.path.why}"
         return detours, lost
@@ -78,25 +78,24 @@ class Paths:
     def rows(self) -> list[PathRow]:
         """A row per node and path; networks that share it are in one."""
         snapshot = self._snapshot
-        me = snapshot.nodes.get(snapshot.me) if snapshot is not None else None
-        if snapshot is None or me is None:
+        if snapshot is None or snapshot.me not in snapshot.nodes:
             return []
         grouped: dict[tuple[str, ...], list[str]] = {}
         for (node, network), held in self._sorted():
             found = snapshot.networks[network]
             path = (shown(held.path), held.path.why) if held.path is not None else ()
-            grouped.setdefault((node, found.backend, BACKENDS[found.backend].device(found), *path), []).append(network)
-        return [self._row(me, snapshot.nodes[key[0]], [snapshot.networks[name] for name in names]) for key, names in grouped.items()]
+            grouped.setdefault((node, found.backend, backend_of(found).device(found), *path), []).append(network)
+        return [self._row(snapshot, snapshot.nodes[key[0]], [snapshot.networks[name] for name in names]) for key, names in grouped.items()]
 
     def _sorted(self) -> list[tuple[tuple[str, str], Held]]:
         return sorted(self._held.items(), key=lambda item: item[0])
 
-    def _row(self, me: Node, node: Node, networks: list[Network]) -> PathRow:
+    def _row(self, snapshot: Snapshot, node: Node, networks: list[Network]) -> PathRow:
         first = networks[0]
         held = self._held[node.name, first.name]
         path = held.path
         hop = path.relay.name if path is not None and path.relay is not None else node.name
-        device = LINK if path is None or path.kind == DIRECT else BACKENDS[first.backend].device(first)
+        device = LINK if path is None or path.kind == DIRECT else backend_of(first).device(first)
         lane = self._lanes.of(hop, device)
         return {
             "node": node.name,
@@ -106,7 +105,7 @@ class Paths:
             "first": path.kind if path is not None else "",
             "why": path.why if path is not None else "they share no link, and this backend has no tunnel",
             "since": round(held.since, 3),
-            "mtu": inner_mtu(me, node, first, path, self._path_mtu()) if path is not None else 0,
+            "mtu": inner_mtu(member(snapshot, first), node, first, path, self._path_mtu()) if path is not None else 0,
             "rtt_ms": round(lane.rtt_s * 1000, 3) if lane is not None and lane.rtt_s is not None else None,
             "loss": round(lane.loss, 3) if lane is not None else None,
             "works": path is not None and path.works,
@@ -132,7 +131,11 @@ def shown(path: Path) -> str:
     return f"relay {path.relay.name}" if path.relay is not None else path.kind
 
 
+def _no_help(network: Network) -> str:
+    return "; frames are not relayed" if network.layer2 else ", nor did one by a third node"
+
+
 def _wanted(network: Network) -> tuple[str, ...]:
     """Kinds of path that nobody need look at: the first of the backend's ways, and its tunnel."""
-    ways = BACKENDS[network.backend].ways
+    ways = backend_of(network).ways
     return (*ways[:1], *(way for way in ways if way != DIRECT))

@@ -10,7 +10,7 @@ from plait.agent.health import Health
 from plait.agent.paths import shown
 from plait.agent.tunnels import Tunnel, Tunnels
 from plait.agent.underlay import Underlay
-from plait.backends import BACKENDS, Path
+from plait.backends import Path, backend_of
 from plait.backends.wireguard import relay_of
 from plait.ipam import block_of, image_block, stray_endpoints, usable
 from plait.kernel.dryrun import render
@@ -64,7 +64,7 @@ def network_row(snapshot: Snapshot, network: Network) -> NetworkRow:
         "gateway": str(network.gateway),
         "ip_range": str(network.ip_range or ""),
         "excluded": list(map(str, network.excluded)),
-        "model": BACKENDS[network.backend].model,
+        "model": backend_of(network).model,
         "backend": network.backend,
         "vni": network.vni,
         "port": network.port,
@@ -196,7 +196,7 @@ def _container_row(snapshot: Snapshot, container: Container) -> ContainerRow:
 def path_states(snapshot: Snapshot, underlay: Underlay, tunnels: Tunnels) -> list[PathState]:
     """How this node reaches each other one for the first network that leaves its host, and by the encrypted tunnels if there are any."""
     me = snapshot.nodes.get(snapshot.me)
-    network = next((n for _, n in sorted(snapshot.networks.items()) if BACKENDS[n.backend].ways), None)
+    network = next((n for _, n in sorted(snapshot.networks.items()) if backend_of(n).ways), None)
     if me is None or network is None:
         return []
     paths = choose(snapshot, network)

@@ -5,6 +5,7 @@ from plait.backends.base import DIRECT, MODELS, Backend, Path, Peer, outer_growt
 from plait.backends.bridge import BridgeBackend
 from plait.backends.direct import DirectBackend
 from plait.backends.hybrid import HybridBackend
+from plait.backends.layer2 import Layer2Backend
 from plait.backends.none import NoneBackend
 from plait.backends.settings import OPTIONS as SETTINGS
 from plait.backends.settings import Settings, changed, has_tunnel, settle
@@ -17,6 +18,7 @@ _ALL: tuple[Backend, ...] = (_VXLAN, BridgeBackend(), NoneBackend(), HybridBacke
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
 """Of each model the first is the one that is taken where none is asked for, of all of them the first where no model is either."""
 
+_LAYER2: Backend = Layer2Backend(_VXLAN)
 DUAL = frozenset({"vxlan", "bridge", "none"})
 """Backends of networks that may have IPv6 beside IPv4."""
 
@@ -30,6 +32,7 @@ __all__ = [
     "Path",
     "Peer",
     "Settings",
+    "backend_of",
     "changed",
     "has_tunnel",
     "on_link",
@@ -38,6 +41,11 @@ __all__ = [
 ]
 
 
+def backend_of(network: Network) -> Backend:
+    """How the traffic of this network goes between nodes, which its options say too."""
+    return _LAYER2 if network.layer2 else BACKENDS[network.backend]
+
+
 def on_link(network: Network) -> bool:
     """Whether the network's containers on one host are neighbours on one link; else each of them is alone with the gateway on its own."""
-    return bool(BACKENDS[network.backend].bridge(network))
+    return bool(backend_of(network).bridge(network))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Protocol
 
-from plait.model.cluster import Network, Node
+from plait.model.cluster import Endpoint, Network, Node
 from plait.model.objects import KernelObject
 
 MODELS = {
@@ -40,7 +40,7 @@ class Peer:
     """Another node, the blocks of the network at hand that are routed to it (a single address where it has one of another node's block in
     use), ascending, by which path (None: by none), and how large a packet from inside may be on that, bytes (0: as large as the network's
     own MTU). `blocks6` are the images of the blocks, where the network has IPv6. `alive`: it gives
-    signs of life."""
+    signs of life. `endpoints` are those of the network there, by id, where the network is one link over all hosts."""
 
     node: Node
     blocks: tuple[IPv4Network, ...]
@@ -48,6 +48,7 @@ class Peer:
     mtu: int = 0
     blocks6: tuple[IPv6Network, ...] = ()
     alive: bool = True
+    endpoints: tuple[Endpoint, ...] = ()
 
     @property
     def hop(self) -> Node:
@@ -92,7 +93,7 @@ class Backend(Protocol):
         ...
 
     def device(self, network: Network) -> str:
-        """The tunnel device of this node for the network, "" if it has none."""
+        """What leads into this node's tunnel for the network, its device or the bridge whose port that is; "" if it has none."""
         ...
 
     def bridge(self, network: Network) -> str:

@@ -15,7 +15,8 @@ from plait.backends.base import MODELS, Backend
 from plait.model.cluster import VXLAN_PORT, Network
 from plait.model.errors import ConfigError
 
-OPTIONS = ("model", "backend", "port", "vni", "isolated")
+OPTIONS = ("model", "backend", "port", "vni", "isolated", "layer2", "multicast")
+FLAGS = ("isolated", "layer2", "multicast")
 WITH_VNI = frozenset({"vxlan"})
 """Kinds of path that a VNI and a port tell apart."""
 LARGEST_VNI, LARGEST_PORT = (1 << 24) - 1, (1 << 16) - 1
@@ -41,12 +42,20 @@ def settle(
     for name in sorted(options.keys() - backend.options - {"model", "backend"}):
         fit = ", ".join(other.name for other in backends if name in other.options)
         raise ConfigError(name, options[name], f"means nothing to backend {backend.name}", f"leave it out; it is an option of {fit}")
-    if options.get("isolated", "true") not in ("true", "false"):
-        raise ConfigError("isolated", options["isolated"], "is not possible", "true or false")
+    layer2 = _check_flags({**(present.options if present is not None else {}), **options})
+    if layer2 and "layer2" not in backend.options:
+        raise ConfigError("backend", backend.name, "carries no network of layer 2", "make a second network for it")
     tunnels = {b.name for b in backends if has_tunnel(b)}
-    taken = {network.vni: network.port for network in others if network.backend in tunnels}
+    tunnelled = [network for network in others if network.backend in tunnels]
+    taken = {network.vni: network.port for network in tunnelled}
+    alone = {network.vni: network.name for network in tunnelled if layer2 or network.layer2}
     if not vni:
-        vni = present.vni if present is not None else next(v for v in count(1) if not port or taken.get(v, port) == port)
+        free = (v for v in count(1) if v not in alone and (not port or taken.get(v, port) == port))
+        vni = present.vni if present is not None else next(free)
+    if vni in alone and backend.name in tunnels:
+        raise ConfigError(
+            "vni", vni, f"is that of {alone[vni]}", "a network of layer 2 shares its own with none: give another, or leave it out"
+        )
     if not port:
         port = taken.get(vni, present.port if present is not None else VXLAN_PORT)
     if taken.get(vni, port) != port:
@@ -68,6 +77,10 @@ def changed(network: Network, options: Mapping[str, str], backends: Collection[B
     if _kind(settled.backend, network) != _kind(known[network.backend], network):
         raise ConfigError("backend", settled.backend.name, f"is of another kind than {network.backend}", "make a second network for it")
     own = replace(network, backend=settled.backend.name, vni=settled.vni, port=settled.port, options={**network.options, **options})
+    if own.layer2 != network.layer2:
+        raise ConfigError(
+            "layer2", options["layer2"], f"would change what the containers of {network.name} are on", "make a second network"
+        )
     if own.encrypted != network.encrypted:
         raise ConfigError("backend", own.backend, f"would change whether {network.name} is encrypted", "make a second network for it")
     return [own, *(replace(other, port=settled.port) for other in along)]
@@ -81,6 +94,17 @@ def _kind(backend: Backend, network: Network) -> tuple[bool, bool]:
 def has_tunnel(backend: Backend) -> bool:
     """Whether its networks have a tunnel of a VNI and port that may be chosen."""
     return any(way in WITH_VNI for way in backend.ways)
+
+
+def _check_flags(options: Mapping[str, str]) -> bool:
+    """Whether they ask for layer 2. ConfigError for a value that is none, and for multicast between hosts without layer 2."""
+    for name in FLAGS:
+        if options.get(name, "true") not in ("true", "false"):
+            raise ConfigError(name, options[name], "is not possible", "true or false")
+    layer2 = options.get("layer2") == "true"
+    if options.get("multicast") == "true" and not layer2:
+        raise ConfigError("multicast", "true", "needs containers that are on one link", "add -o layer2=true")
+    return layer2
 
 
 def _number(options: Mapping[str, str], name: str, largest: int) -> int:

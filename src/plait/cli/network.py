@@ -120,7 +120,13 @@ def _used(count: int) -> str:
 @click.option("--internal", is_flag=True, help="Without a way out to other networks.")
 @click.option("--label", "labels", multiple=True, callback=pairs, metavar="K=V", help="A label; can be repeated.")
 @click.option(
-    "-o", "--opt", "options", multiple=True, callback=pairs, metavar="K=V", help="An option, such as model=overlay; can be repeated."
+    "-o",
+    "--opt",
+    "options",
+    multiple=True,
+    callback=pairs,
+    metavar="K=V",
+    help="An option, such as model=overlay or layer2=true; can be repeated.",
 )
 @json_option
 @with_agent
@@ -173,7 +179,7 @@ def create(
     required=True,
     callback=pairs,
     metavar="K=V",
-    help="backend, port, vni, isolated; repeatable.",
+    help="backend, port, vni, isolated, multicast; repeatable.",
 )
 @with_agent
 def set_(client: AdminClient, name: str, options: dict[str, str]) -> None:

@@ -11,20 +11,26 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 
 from plait.kernel.api import Kernel, Result, changeable
 from plait.kernel.image import KernelImage
+from plait.kernel.linux.bridge import QUERY_RESPONSE
 from plait.kernel.linux.nftscript import script_of
 from plait.kernel.linux.sysctl import OPEN6
 from plait.model.addr import at_port
 from plait.model.objects import (
     HOOK_COMMENT,
     NFT_TABLE,
+    NO_MAC,
+    PORT_FLAGS,
     ROUTE_PROTOCOL,
     Addr,
     AllowedIp,
+    BridgeFdb,
     BridgeLink,
     EndpointLink,
     Fdb,
+    Flood,
     HookRule,
     Inside6,
+    InsideRoutes,
     KernelObject,
     Key,
     Neigh,
@@ -100,11 +106,17 @@ def render(op: Op) -> list[str]:
             return [f"ip addr {'replace' if op.verb == 'put' else 'del'} {address} dev {dev}{at_once}"]
         case Route() as route:
             return [f"ip route {'replace' if op.verb == 'put' else 'del'} {_route(route)}"]
+        case InsideRoutes() as inside:
+            return _inside_routes(inside, op)
         case Neigh(dev, address, mac):
             tail = f" lladdr {mac} nud permanent" if op.verb == "put" else ""
             return [f"ip neigh {'replace' if op.verb == 'put' else 'del'} {address} dev {dev}{tail}"]
         case Fdb(dev, mac, dst):
             return [f"bridge fdb {'replace' if op.verb == 'put' else 'del'} {mac} dev {dev} dst {dst} self permanent"]
+        case BridgeFdb(_, mac, port):
+            return [f"bridge fdb {'replace' if op.verb == 'put' else 'del'} {mac} dev {port} master static"]
+        case Flood(dev, dst):
+            return [f"bridge fdb {'append' if op.verb == 'put' else 'del'} {NO_MAC} dev {dev} dst {dst} self permanent"]
         case WireguardPeer() as peer:
             return [_peer(peer) if op.verb == "put" else f"wg set {peer.dev} peer {peer.public} remove"]
         case AllowedIp(dev, cidr, public):
@@ -119,6 +131,15 @@ def render(op: Op) -> list[str]:
             return [_nft(f"add element {of.family} {NFT_TABLE} {of.name} {{ {element} }}")]
         case _:
             return [_nft(line) for line in script_of([op]).splitlines() if not line.startswith("add table ")]
+
+
+def _inside_routes(inside: InsideRoutes, op: Op) -> list[str]:
+    """Of routes that were made before, those that are not wanted any more are deleted."""
+    wanted = inside.routes if op.verb == "put" else ()
+    before = op.old.routes if isinstance(op.old, InsideRoutes) else ()
+    enter, kept = f"nsenter --net={inside.netns} ip route", {route.dst for route in wanted}
+    gone = [f"{enter} del {_route(route)}" for route in before if route.dst not in kept]
+    return gone + [f"{enter} replace {_route(route)}" for route in wanted if route not in before]
 
 
 def _nft(command: str) -> str:
@@ -144,12 +165,13 @@ def _link(link: VxlanLink | BridgeLink | WireguardLink | EndpointLink, old: Kern
             made = [
                 f"ip link add {link.name} address {link.mac} mtu {link.mtu} {kind}",
                 f"ip link set {link.name} up alias {link.name}",
-                *_offload(link),
+                *_rest(link),
             ]
         case BridgeLink():
             made = [
                 f"ip link add {link.name} address {link.mac} mtu {link.mtu} type bridge",
                 f"ip link set {link.name} up alias {link.name}",
+                *_rest(link),
             ]
         case WireguardLink():
             made = [
@@ -162,14 +184,24 @@ def _link(link: VxlanLink | BridgeLink | WireguardLink | EndpointLink, old: Kern
     return gone + made
 
 
-def _rest(link: VxlanLink | BridgeLink | WireguardLink | EndpointLink, old: KernelObject) -> list[str]:
-    """What a link that is set has besides its own attributes."""
+def _rest(link: VxlanLink | BridgeLink | WireguardLink | EndpointLink, old: KernelObject | None = None) -> list[str]:
+    """What a link has besides its own attributes."""
     match link:
         case EndpointLink():
             return [*_joins(link, old), *_answers(link)]
         case WireguardLink():
             return _keyed(link)
-    return _offload(link, old)
+        case VxlanLink():
+            return [*_joins(link, old), *_offload(link, old)]
+    return _asks(link, old)
+
+
+def _asks(link: BridgeLink, old: KernelObject | None) -> list[str]:
+    """What makes a bridge a querier, or one no more (a new one is none)."""
+    if link.querier == (old.querier if isinstance(old, BridgeLink) else False):
+        return []
+    asks = f"mcast_query_response_interval {QUERY_RESPONSE} mcast_querier 1" if link.querier else "mcast_querier 0"
+    return [f"ip link set {link.name} type bridge {asks}"]
 
 
 def _keyed(link: WireguardLink) -> list[str]:
@@ -177,9 +209,9 @@ def _keyed(link: WireguardLink) -> list[str]:
     return [f"wg set {link.name} listen-port {link.port} private-key {STATE_DIR}/{link.key_file}"]
 
 
-def _offload(link: KernelObject, old: KernelObject | None = None) -> list[str]:
+def _offload(link: VxlanLink, old: KernelObject | None) -> list[str]:
     """What switches the checksum offload of a tunnel device that has it otherwise (a new one has it on)."""
-    if not isinstance(link, VxlanLink) or link.tx_checksum == (old.tx_checksum if isinstance(old, VxlanLink) else True):
+    if link.tx_checksum == (old.tx_checksum if isinstance(old, VxlanLink) else True):
         return []
     return [f"ethtool -K {link.name} tx {'on' if link.tx_checksum else 'off'}"]
 
@@ -190,8 +222,7 @@ def _endpoint(link: EndpointLink) -> list[str]:
     lines = [
         f"ip link add {link.name} mtu {link.mtu} type veth peer name {peer} address {link.mac} mtu {link.mtu}{inside}",
         f"ip link set {link.name} up alias {link.name}",
-        *_joins(link),
-        *_answers(link),
+        *_rest(link),
     ]
     if link.netns:
         enter = f"nsenter --net={link.netns} ip"
@@ -216,13 +247,19 @@ def _inside6(dev: str, has: Inside6) -> list[str]:
     return [f"addr replace {has.interface} dev {dev} nodad noprefixroute", *(f"-6 route replace {route}" for route in routes)]
 
 
-def _joins(link: EndpointLink, old: KernelObject | None = None) -> list[str]:
+def _joins(link: VxlanLink | EndpointLink, old: KernelObject | None) -> list[str]:
     """What makes it a port of its bridge, or of none any longer."""
     if link.master:
+        return [f"ip link set {link.name} master {link.master}", f"bridge link set dev {link.name} {_port(link)}"]
+    return [f"ip link set {link.name} nomaster"] if isinstance(old, VxlanLink | EndpointLink) and old.master else []
+
+
+def _port(link: VxlanLink | EndpointLink) -> str:
+    if isinstance(link, EndpointLink):
         isolated, hairpin = ("on" if flag else "off" for flag in (link.isolated, link.hairpin))
-        port = f"bridge link set dev {link.name} isolated {isolated} hairpin {hairpin}"
-        return [f"ip link set {link.name} master {link.master}", port]
-    return [f"ip link set {link.name} nomaster"] if isinstance(old, EndpointLink) and old.master else []
+        return f"isolated {isolated} hairpin {hairpin}"
+    spelled = {"mcast_router": ("1", "2")}
+    return " ".join(f"{flag} {spelled.get(flag, ('off', 'on'))[flag in link.switching]}" for flag in PORT_FLAGS)
 
 
 def _answers(link: EndpointLink) -> list[str]:

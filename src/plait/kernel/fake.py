@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterable
 from plait.kernel.image import KernelImage
 from plait.model.objects import HookRule, KernelObject, Key, Op
 
-CAPABILITIES = frozenset({"vxlan", "bridge", "veth", "nft", "fwd", "ipv6", "wireguard"})
+CAPABILITIES = frozenset({"vxlan", "bridge", "veth", "nft", "fwd", "ingress", "ipv6", "wireguard"})
 
 
 class FakeKernel(KernelImage):

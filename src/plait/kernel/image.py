@@ -3,9 +3,10 @@
 
 It models: parents (an address on one of plait's links that is missing is ENODEV, as is a port of such a bridge, a sysctl of one ENOENT,
 everything on a link goes with it, also when a device must be replaced; its neighbours when its MAC changes; its ports stay, as ports of
-none), idempotent puts and deletions, each nft table written as one transaction, nft's memory of a device by its index (what names a link
-that has gone names nothing that is there). An ingress chain waits for the next link of its name, as since Linux 6.16; before, it went with
-its link, and a pass makes it anew. Links without plait's prefix are taken to be there.
+none, and a bridge's rows for a port go when it is one no more), idempotent puts and deletions, each nft table written as one
+transaction, nft's memory of a device by its index (what names a link that has gone names nothing that is there). An ingress chain waits
+for the next link of its name, as since Linux 6.16; before, it went with its link, and a pass makes it anew. Links without plait's prefix
+are taken to be there.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from plait.model.objects import (
     PREFIX,
     Addr,
     AllowedIp,
+    BridgeFdb,
     BridgeLink,
     EndpointLink,
     Fdb,
+    Flood,
+    InsideRoutes,
     KernelObject,
     Key,
     Neigh,
@@ -66,7 +70,7 @@ class KernelImage:
         """The errno with which the kernel would refuse `op`, 0 if it would not."""
         if isinstance(op.subject, NftElement) and op.subject.of.key not in self.objects:
             return errno.EINVAL
-        bridge = op.subject.master if isinstance(op.subject, EndpointLink) else ""
+        bridge = master_of(op.subject)
         if op.verb == "put" and bridge and ("link", bridge) not in self.objects:
             return errno.ENODEV
         parent = parent_of(op.subject)
@@ -74,7 +78,14 @@ class KernelImage:
             return errno.ENOENT if isinstance(op.subject, Sysctl) else errno.ENODEV
         if op.verb == "put" and isinstance(op.subject, AllowedIp) and _peer_of(op.subject) not in self.objects:
             return errno.ENOENT
+        if op.verb == "put" and isinstance(op.subject, BridgeFdb) and not self._leads(op.subject):
+            return errno.EOPNOTSUPP
         return 0
+
+    def _leads(self, row: BridgeFdb) -> bool:
+        """Whether the row's port is one of its bridge."""
+        port = self.objects.get(("link", row.port))
+        return port is not None and master_of(port) == row.bridge
 
     def perform(self, op: Op) -> None:
         """Do an `op` that is not refused."""
@@ -90,6 +101,8 @@ class KernelImage:
         if old is not None and op.key[0] == "link":
             self._change_link(old, op.subject)
         self.objects[op.key] = _heard_from(old, op.subject)
+        if op.key[0] == "link":
+            self._forget_ports()
 
     def remove(self, key: Key) -> None:
         """Take an object away, a link with all that lies on it. An absent one is fine."""
@@ -100,9 +113,14 @@ class KernelImage:
         if obj is not None and key[0] == "link":
             for other in [k for k, o in self.objects.items() if parent_of(o) == key]:
                 del self.objects[other]
-            orphans = {k: o for k, o in self.objects.items() if isinstance(o, EndpointLink) and o.master == key[1]}
-            self.objects |= {k: replace(o, master="", isolated=False, hairpin=False) for k, o in orphans.items()}
+            self.objects |= {k: _orphan(o) for k, o in self.objects.items() if master_of(o) == key[1]}
+            self._forget_ports()
             self.objects |= {k: stale for k, o in self.objects.items() if (stale := _without_device(o, key[1])) is not None}
+
+    def _forget_ports(self) -> None:
+        """Rows of bridges end with what they lead to."""
+        for key in [k for k, o in self.objects.items() if isinstance(o, BridgeFdb) and not self._leads(o)]:
+            del self.objects[key]
 
     def _transact(self, ops: Sequence[Op], failed: dict[Key, KernelError]) -> None:
         """All of `ops` or none of them."""
@@ -133,13 +151,27 @@ def _family(obj: KernelObject) -> str:
 def parent_of(obj: KernelObject) -> Key | None:
     """The link of plait without which `obj` cannot be."""
     match obj:
-        case Addr(dev=dev) | Neigh(dev=dev) | Fdb(dev=dev) | Route(dev=dev) if dev.startswith(PREFIX):
+        case BridgeFdb(port=dev):
             return ("link", dev)
-        case WireguardPeer(dev=dev) | AllowedIp(dev=dev):
+        case Addr(dev=dev) | Neigh(dev=dev) | Fdb(dev=dev) | Flood(dev=dev) | Route(dev=dev) if dev.startswith(PREFIX):
+            return ("link", dev)
+        case WireguardPeer(dev=dev) | AllowedIp(dev=dev) | InsideRoutes(dev=dev):
             return ("link", dev)
         case Sysctl(path=path) if f"/{PREFIX}" in path:
             return ("link", path.split("/")[2])
     return None
+
+
+def master_of(obj: KernelObject) -> str:
+    """The bridge whose port `obj` is, "" of none."""
+    return obj.master if isinstance(obj, VxlanLink | EndpointLink) else ""
+
+
+def _orphan(port: KernelObject) -> KernelObject:
+    """A port whose bridge has gone."""
+    if isinstance(port, VxlanLink):
+        return replace(port, master="", switching=frozenset())
+    return replace(port, master="", isolated=False, hairpin=False) if isinstance(port, EndpointLink) else port
 
 
 def _peer_of(row: AllowedIp) -> Key:

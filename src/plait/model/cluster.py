@@ -102,6 +102,16 @@ class Network:
         return self.backend == "wireguard"
 
     @property
+    def layer2(self) -> bool:
+        """Whether all its containers, on whatever hosts, are on one link."""
+        return self.options.get("layer2") == "true"
+
+    @property
+    def multicast(self) -> bool:
+        """Whether broadcast and multicast go to other hosts."""
+        return self.options.get("multicast") == "true"
+
+    @property
     def pool(self) -> IPv4Network:
         """What addresses are handed out from."""
         return self.ip_range or self.subnet

@@ -8,7 +8,6 @@ neighbours and FDB rows by lying on such a link, nft objects by their table `ine
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Literal
@@ -25,14 +24,19 @@ NFT_FAMILY, NFT_TABLE = "inet", "plait"
 NFT_FAST_FAMILY = "netdev"
 """Family of the second table of the same name, whose chains see a frame as soon as a device has received it (see `plan/fastpath.py`)."""
 HOOK_COMMENT = "plait"
+PORT_FLAGS = ("learning", "flood", "mcast_flood", "bcast_flood", "neigh_suppress", "mcast_router")
+"""What a bridge's port towards other hosts has on or off, as bridge(8) spells it; `mcast_router` on is 2 there, off 1."""
+NO_MAC = "00:00:00:00:00:00"
+"""How a VXLAN device's row for all frames without a row of their own is written."""
 
 Key = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class VxlanLink:
-    """A VXLAN device in routed use: learning off, no default destination. `local` is the outer source address; `tx_checksum`: it leaves
-    the checksums of what is inside to the devices below (offload)."""
+    """A VXLAN device: learning off, no default destination. `local` is the outer source address; `tx_checksum`: it leaves the checksums of
+    what is inside to the devices below (offload). `master` is the bridge whose port it is, "" of none, and `switching` which of
+    `PORT_FLAGS` that port has on."""
 
     name: str
     vni: int
@@ -42,6 +46,8 @@ class VxlanLink:
     mtu: int
     up: bool = True
     tx_checksum: bool = True
+    master: str = ""
+    switching: frozenset[str] = frozenset()
 
     @property
     def key(self) -> Key:
@@ -51,12 +57,14 @@ class VxlanLink:
 @dataclass(frozen=True, slots=True)
 class BridgeLink:
     """A bridge: the one without ports that carries gateway addresses (every kernel has bridges, not every one dummies), or one whose ports
-    are a network's endpoints."""
+    are a network's endpoints. A `querier` asks who wants which multicast (IGMP, MLD), and passes it to those alone; one that is not
+    passes it to all."""
 
     name: str
     mac: str
     mtu: int = 1500
     up: bool = True
+    querier: bool = False
 
     @property
     def key(self) -> Key:
@@ -199,6 +207,21 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class InsideRoutes:
+    """All routes of ours in the namespace `netns` that are there besides those of the endpoint itself: on its link `ifname`, the other end
+    of the host's link `dev`, whatever it is called there by now. Routes that the container made for the same destinations stay."""
+
+    dev: str
+    netns: str
+    ifname: str
+    routes: tuple[Route, ...]
+
+    @property
+    def key(self) -> Key:
+        return ("inside", self.dev)
+
+
+@dataclass(frozen=True, slots=True)
 class Neigh:
     """A permanent neighbour entry on an owned link."""
 
@@ -222,6 +245,32 @@ class Fdb:
     @property
     def key(self) -> Key:
         return ("fdb", self.dev, self.mac)
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeFdb:
+    """A static forwarding row of a bridge: frames for `mac` leave by `port` and by no other."""
+
+    bridge: str
+    mac: str
+    port: str
+
+    @property
+    def key(self) -> Key:
+        return ("fdb", self.bridge, self.mac)
+
+
+@dataclass(frozen=True, slots=True)
+class Flood:
+    """One of the outer addresses that a VXLAN device sends a copy of each frame to which has no row of its own: broadcast and multicast,
+    where the bridge passes it nothing else."""
+
+    dev: str
+    dst: IPAddress
+
+    @property
+    def key(self) -> Key:
+        return ("flood", self.dev, str(self.dst))
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,8 +361,11 @@ KernelObject = (
     | EndpointLink
     | Addr
     | Route
+    | InsideRoutes
     | Neigh
     | Fdb
+    | BridgeFdb
+    | Flood
     | WireguardPeer
     | AllowedIp
     | Sysctl
@@ -345,24 +397,6 @@ class Op:
     @property
     def key(self) -> Key:
         return self.subject.key
-
-
-@dataclass(frozen=True, slots=True)
-class InsideLink:
-    """A link as it is found in a sandbox's namespace."""
-
-    mac: str
-    up: bool
-    addresses: frozenset[IPInterface] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class SandboxState:
-    """What a sandbox's namespace holds: links by name, and the next hops of its default routes."""
-
-    links: Mapping[str, InsideLink] = field(default_factory=dict)
-    gateways: frozenset[IPv4Address] = frozenset()
-    gateways6: frozenset[IPv6Address] = frozenset()
 
 
 Plan = dict[Key, KernelObject]

@@ -3,7 +3,7 @@
 
 from plait.plan.desired import Local, carried, endpoint_objects, plan_node
 from plait.plan.firewall import guarded, guards_of
-from plait.plan.paths import choose, inner_mtu, linkable, network_mtu, path_mtu, tunnel_devices
+from plait.plan.paths import choose, inner_mtu, linkable, member, network_mtu, path_mtu, tunnel_devices
 
 __all__ = [
     "Local",
@@ -14,6 +14,7 @@ __all__ = [
     "guards_of",
     "inner_mtu",
     "linkable",
+    "member",
     "network_mtu",
     "path_mtu",
     "plan_node",

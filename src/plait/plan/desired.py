@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 
-from plait.backends import BACKENDS, DIRECT, Peer, on_link
+from plait.backends import DIRECT, Peer, backend_of, on_link
 from plait.ipam import image, image_block, stray_endpoints
 from plait.model.addr import IPAddress, mac_from_digest
 from plait.model.cluster import GATEWAY_META, Block, Endpoint, Network, Node, Snapshot
@@ -32,7 +32,9 @@ from plait.plan.dual import LEAST_MTU, endpoint6_objects, gateways6, inside6
 from plait.plan.exposed import HOST, exposed_here, host_objects, spoken
 from plait.plan.fastpath import fast_objects
 from plait.plan.firewall import direct_objects, firewall_objects, handed_objects, relay_objects
-from plait.plan.paths import choose, direct_routes, inner_mtu, network_mtu
+from plait.plan.narrow import narrow_objects
+from plait.plan.paths import choose, direct_routes, inner_mtu, member, network_mtu
+from plait.plan.switching import switched_objects
 
 EVERYWHERE = IPv4Network("0.0.0.0/0")
 BACKSTOP_METRIC = 4278198272
@@ -60,9 +62,9 @@ class Local:
     moved: Mapping[str, int] = field(default_factory=dict)
 
 
-def carried(me: Node, network: Network, ipv6: bool) -> Network:
+def carried(snapshot: Snapshot, network: Network, ipv6: bool) -> Network:
     """The network as this node can carry it: without IPv6 if the kernel has none (`ipv6`) or the underlay leaves too little room."""
-    if network.subnet6 is None or (ipv6 and network_mtu(me, network) >= LEAST_MTU):
+    if network.subnet6 is None or (ipv6 and network_mtu(member(snapshot, network), network) >= LEAST_MTU):
         return network
     return replace(network, subnet6=None, gateway6=None)
 
@@ -72,30 +74,32 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     me = snapshot.nodes.get(snapshot.me)
     if me is None:
         return {}
-    snapshot = replace(snapshot, networks={n.name: carried(me, n, local.ipv6) for n in snapshot.networks.values()})
+    snapshot = replace(snapshot, networks={n.name: carried(snapshot, n, local.ipv6) for n in snapshot.networks.values()})
     if me.wireguard is not None:
         me = replace(me, wireguard=replace(me.wireguard, moved=local.moved))
+        snapshot = replace(snapshot, nodes={**snapshot.nodes, me.name: me})
     networks = sorted(snapshot.networks.values(), key=lambda n: n.name)
     objects: list[KernelObject] = [Sysctl("ipv4/ip_forward", "1")]
     objects += _gateways(me, networks)
     strays = _routed_strays(snapshot)
     peers = {network.name: _peers(snapshot, network, local, strays) for network in networks}
     for network in networks:
-        objects += BACKENDS[network.backend].plan(me, network, peers[network.name])
+        objects += backend_of(network).plan(member(snapshot, network), network, peers[network.name])
         objects += direct_routes(me, local.underlay, peers[network.name])
         objects += _backstops(network, snapshot)
     direct = [network for network in networks if any(peer.path and peer.path.kind == DIRECT for peer in peers[network.name])]
     sandboxes, exposed = _own_sandboxes(snapshot), exposed_here(snapshot)
     for endpoint in [*sandboxes, *exposed]:
-        objects += endpoint_objects(me, snapshot.networks[endpoint.network], endpoint, local.netns.get(endpoint.id, ""))
-    objects = spoken(objects, snapshot, exposed)
+        network = snapshot.networks[endpoint.network]
+        objects += endpoint_objects(member(snapshot, network), network, endpoint, local.netns.get(endpoint.id, ""))
+    objects = [*spoken(objects, snapshot, exposed), *narrow_objects(sandboxes, snapshot.networks, peers, local.netns)]
     handed = [n for n in direct if not n.internal and any(map(_hands_on, peers[n.name]))] if local.underlay and not local.gateway else []
     objects += firewall_objects(snapshot, networks, local.gateway, handed, local.underlay)
     objects += direct_objects(direct, local.underlay)
     objects += handed_objects((n for n in direct if local.gateway and not n.internal), local.underlay)
     objects += relay_objects([peer for found in peers.values() for peer in found], local.underlay)
     if local.strict:
-        objects += _loosened(objects, [n for n in networks if BACKENDS[n.backend].ways[:1] == (DIRECT,)], local.underlay)
+        objects += _loosened(objects, [n for n in networks if backend_of(n).ways[:1] == (DIRECT,)], local.underlay)
     if local.fast_path and me.tunnel is not None:
         objects += fast_objects(networks, sandboxes, [o for o in objects if isinstance(o, Route)])
     return {obj.key: _as_local(obj, local) for obj in objects}
@@ -105,7 +109,7 @@ def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str 
     """What one endpoint needs besides its published ports. The attach applies just these; the next pass finds them there."""
     if endpoint.runtime == HOST:
         return host_objects(network, endpoint)
-    master = BACKENDS[network.backend].bridge(network)
+    master = backend_of(network).bridge(network)
     link = EndpointLink(
         name=endpoint.dev,
         peer=peer_name(endpoint.dev),
@@ -123,6 +127,7 @@ def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str 
     )
     objects: list[KernelObject] = [link, Route(IPv4Network((endpoint.address, 32)), routed_by(network, endpoint), scope="link")]
     objects += endpoint6_objects(network, endpoint)
+    objects += switched_objects(network, endpoint)
     if endpoint.ports:
         objects.append(local_ports(network, endpoint))
     return objects
@@ -141,14 +146,14 @@ def _through(network: Network, endpoint: Endpoint) -> tuple[IPv4Network, ...]:
 
 
 def shared_objects(me: Node, network: Network) -> list[KernelObject]:
-    """What an endpoint of `network` needs to be there before itself: its bridge."""
-    backend = BACKENDS[network.backend]
+    """What an endpoint of `network` needs to be there before itself: its bridge. `me` as `member` says."""
+    backend = backend_of(network)
     return backend.plan(me, network, []) if backend.bridge(network) else []
 
 
 def routed_by(network: Network, endpoint: Endpoint) -> str:
     """The device of this host that leads to the endpoint."""
-    return BACKENDS[network.backend].bridge(network) or endpoint.dev
+    return backend_of(network).bridge(network) or endpoint.dev
 
 
 def local_ports(network: Network, endpoint: Endpoint) -> Sysctl:
@@ -193,7 +198,7 @@ def _gateways(me: Node, networks: Sequence[Network]) -> list[KernelObject]:
 
 def _as_local(obj: KernelObject, local: Local) -> KernelObject:
     """A tunnel device as this host's hardware needs it."""
-    return replace(obj, tx_checksum=False) if isinstance(obj, VxlanLink) and obj.name in local.software_checksums else obj
+    return replace(obj, tx_checksum=False) if isinstance(obj, VxlanLink) and {obj.name, obj.master} & local.software_checksums else obj
 
 
 def _loosened(objects: Iterable[KernelObject], direct: Iterable[Network], underlay: str) -> list[KernelObject]:
@@ -201,6 +206,7 @@ def _loosened(objects: Iterable[KernelObject], direct: Iterable[Network], underl
     answers go: two networks in one container, a path that changes at one end first. The greater of this and `all` counts (kernel:
     ip-sysctl, rp_filter), and 2 asks that the source be reachable at all."""
     devs = [o.name for o in objects if isinstance(o, VxlanLink | EndpointLink)] + [underlay for _ in list(direct)[:1] if underlay]
+    devs += [o.master for o in objects if isinstance(o, VxlanLink) and o.master]
     return [Sysctl(f"ipv4/conf/{dev}/rp_filter", "2") for dev in devs]
 
 
@@ -225,15 +231,28 @@ def _peers(snapshot: Snapshot, network: Network, local: Local, strays: Iterable[
             blocks.setdefault(stray.node, []).append(IPv4Network(stray.address))
             if network.subnet6 is not None and stray.address6 is not None:
                 blocks6.setdefault(stray.node, []).append(IPv6Network(stray.address6))
-    me, paths = snapshot.nodes[snapshot.me], choose(snapshot, network)
+    me, paths = member(snapshot, network), choose(snapshot, network)
+    there = _on_one_link(snapshot, network, strays) if network.layer2 else {}
     found = []
     for name in sorted(paths):
         node, path = snapshot.nodes[name], paths[name]
         mtu = inner_mtu(me, node, network, path, local.path_mtu)
         mtu = mtu if mtu < network_mtu(me, network) else 0
         cidrs, cidrs6 = tuple(sorted(blocks.get(name, []))), tuple(sorted(blocks6.get(name, [])))
-        found.append(Peer(node, cidrs, path, mtu, cidrs6, name in snapshot.alive))
+        found.append(Peer(node, cidrs, path, mtu, cidrs6, name in snapshot.alive, there.get(name, ())))
     return found
+
+
+def _on_one_link(snapshot: Snapshot, network: Network, routed: Iterable[Endpoint]) -> dict[str, tuple[Endpoint, ...]]:
+    """The network's endpoints by node, but for strays whose address somebody else has rightfully (see `_routed_strays`). The hosts' own are
+    where their bridges are."""
+    unlucky = {stray.id for stray in stray_endpoints(snapshot)} - {stray.id for stray in routed}
+    found: dict[str, list[Endpoint]] = {}
+    for _, endpoint in sorted(snapshot.endpoints.items()):
+        if endpoint.network == network.name and endpoint.id not in unlucky and endpoint.node in snapshot.nodes:
+            bridge_mac = snapshot.nodes[endpoint.node].vtep_mac
+            found.setdefault(endpoint.node, []).append(replace(endpoint, mac=bridge_mac) if endpoint.runtime == HOST else endpoint)
+    return {node: tuple(endpoints) for node, endpoints in found.items()}
 
 
 def _routed_strays(snapshot: Snapshot) -> list[Endpoint]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface, IPv6Network
 from typing import NamedTuple
 
-from plait.backends import BACKENDS, on_link
+from plait.backends import backend_of, on_link
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network, Node
 from plait.model.objects import Addr, Inside6, KernelObject, Neigh, Route, Sysctl
@@ -83,6 +83,6 @@ def endpoint6_objects(network: Network, endpoint: Endpoint) -> list[KernelObject
     has = inside6(network, endpoint)
     if has is None:
         return []
-    dev = BACKENDS[network.backend].bridge(network) or endpoint.dev
+    dev = backend_of(network).bridge(network) or endpoint.dev
     answers = [] if has.on_link else [*opened(dev), Addr(dev, IPv6Interface(has.gateway))]
     return [*answers, Neigh(dev, has.address, endpoint.mac), Route(IPv6Network(has.address), dev)]

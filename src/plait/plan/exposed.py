@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Interface, IPv6Interface
 
-from plait.backends import BACKENDS
+from plait.backends import backend_of
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network, Snapshot
 from plait.model.objects import GATEWAY_LINK, Addr, KernelObject, Route
@@ -23,7 +23,7 @@ HOST = "host"
 
 def host_link(network: Network) -> str:
     """The link that carries the host's address in `network`: the one with the gateway that the containers ask by ARP."""
-    return BACKENDS[network.backend].bridge(network) or GATEWAY_LINK
+    return backend_of(network).bridge(network) or GATEWAY_LINK
 
 
 def exposed_here(snapshot: Snapshot) -> list[Endpoint]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network
 
-from plait.backends import BACKENDS, on_link
+from plait.backends import backend_of, on_link
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network
 from plait.model.objects import NFT_FAST_FAMILY, PREFIX, KernelObject, NftChain, NftElement, NftSet, Route
@@ -106,7 +106,7 @@ def _to_endpoint(family: Family) -> str:
 
 def _device(network: Network) -> str:
     """The network's tunnel device, "" if it has none that carries Ethernet frames: what is encrypted goes the complete way."""
-    device = BACKENDS[network.backend].device(network)
+    device = backend_of(network).device(network)
     return device if device.startswith(_FRAMED) else ""
 
 

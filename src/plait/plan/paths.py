@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from ipaddress import IPv4Address
 
-from plait.backends import BACKENDS, DIRECT, Path, Peer, outer_growth
+from plait.backends import BACKENDS, DIRECT, Path, Peer, backend_of, outer_growth
 from plait.model.cluster import Network, Node, Reach, Snapshot
 from plait.model.objects import Route
 
@@ -22,17 +23,19 @@ ON_LINK = "both are on one link"
 AS_WANTED = "the tunnel is what the backend wants"
 NOT_LINKED = "they share no link"
 NOTHING = "nothing reaches it"
+SWITCHED = "frames go through the tunnel alone"
 
 
 def choose(snapshot: Snapshot, network: Network) -> dict[str, Path | None]:
     """The path to each other node for the packets of `network`; None where there is no way at all for this backend."""
-    chooser = _Chooser(snapshot, BACKENDS[network.backend].ways, BACKENDS[network.backend].device(network))
+    backend = backend_of(network)
+    chooser = _Chooser(snapshot, backend.ways, backend.device(network), switched=bool(backend.bridge(network)))
     return {name: chooser.path(node) for name, node in snapshot.nodes.items() if name != snapshot.me}
 
 
 def tunnel_devices(networks: Iterable[Network]) -> frozenset[str]:
     """The tunnel devices of all of `networks` that only an echo between tunnel addresses can judge: an encrypted one knows by itself."""
-    return frozenset(BACKENDS[network.backend].device(network) for network in networks if not network.encrypted) - {""}
+    return frozenset(backend_of(network).device(network) for network in networks if not network.encrypted) - {""}
 
 
 def path_mtu(me: Node, node: Node, measured: Mapping[str, int]) -> int:
@@ -40,9 +43,16 @@ def path_mtu(me: Node, node: Node, measured: Mapping[str, int]) -> int:
     return min(me.mtu, node.mtu, measured.get(node.name, me.mtu))
 
 
+def member(snapshot: Snapshot, network: Network) -> Node:
+    """This node as `network` has it. Containers on one link over all hosts have one MTU, what the narrowest host has room for: on a link
+    nobody tells who sends too long a frame."""
+    me = snapshot.nodes[snapshot.me]
+    return replace(me, mtu=min(node.mtu for node in snapshot.nodes.values())) if network.layer2 else me
+
+
 def network_mtu(me: Node, network: Network) -> int:
     """MTU inside the containers of `network` on this node: the underlay's minus what the backend adds, bytes."""
-    return me.mtu - outer_growth(me, BACKENDS[network.backend].overhead())
+    return me.mtu - outer_growth(me, backend_of(network).overhead())
 
 
 def inner_mtu(me: Node, node: Node, network: Network, path: Path | None, measured: Mapping[str, int]) -> int:
@@ -69,10 +79,10 @@ def direct_routes(me: Node, dev: str, peers: Iterable[Peer]) -> list[Route]:
 
 
 class _Chooser:
-    """For one backend's ways and one tunnel device."""
+    """For one backend's ways and one tunnel device. What is `switched` is never relayed: that takes a router."""
 
-    def __init__(self, snapshot: Snapshot, ways: tuple[str, ...], device: str) -> None:
-        self._snapshot, self._ways, self._device = snapshot, ways, device
+    def __init__(self, snapshot: Snapshot, ways: tuple[str, ...], device: str, switched: bool) -> None:
+        self._snapshot, self._ways, self._device, self._switched = snapshot, ways, device, switched
         self._linkable = linkable(snapshot.nodes)
 
     def path(self, node: Node) -> Path | None:
@@ -80,7 +90,7 @@ class _Chooser:
         kind = self._first(me, node.name)
         if kind:
             return Path(kind, self._why(kind))
-        relay = self._relay(node.name)
+        relay = None if self._switched else self._relay(node.name)
         if relay is not None:
             first = self._first(me, relay.name)
             return Path(first, f"{self._trouble()}; {relay.name} reaches it", relay)
@@ -108,7 +118,7 @@ class _Chooser:
 
     def _why(self, kind: str) -> str:
         if kind == self._ways[0]:
-            return ON_LINK if kind == DIRECT else AS_WANTED
+            return ON_LINK if kind == DIRECT else SWITCHED if self._switched else AS_WANTED
         return NOT_LINKED if kind != DIRECT else f"{self._trouble()}; {ON_LINK}"
 
     def _trouble(self) -> str:

@@ -13,7 +13,7 @@ from plait.kernel.linux import netlink as nl
 from plait.kernel.linux import route as routes
 from plait.kernel.linux.netns import inside
 from plait.model.addr import IPInterface
-from plait.model.objects import InsideLink, SandboxState
+from plait.model.inside import InsideLink, SandboxState
 
 
 @contextlib.contextmanager

@@ -10,21 +10,23 @@ import random
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import replace
 from ipaddress import IPv4Interface
 from pathlib import Path
 
 from plait.kernel.api import Result, changeable
-from plait.kernel.linux import ethtool
+from plait.kernel.linux import ethtool, fdb
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux import route as routes
+from plait.kernel.linux.announce import announce
 from plait.kernel.linux.foreign import foreign_drops, foreign_guards
 from plait.kernel.linux.inside import opened
+from plait.kernel.linux.narrow import Narrow
 from plait.kernel.linux.netns import inside
 from plait.kernel.linux.nft import Ruleset, counted, open_nft
 from plait.kernel.linux.probe import probe_capabilities
-from plait.kernel.linux.sysctl import Sysctls, answer_at_once, open_for_ipv6, read_sysctls, rp_filter, write_sysctl
+from plait.kernel.linux.rows import row_message
+from plait.kernel.linux.sysctl import Sysctls, answer_at_once, open_for_ipv6, read_sysctls, rp_filter, speak_no_ipv6, write_sysctl
 from plait.kernel.linux.watch import watch_kernel
 from plait.kernel.linux.wgdevice import Device
 from plait.kernel.linux.wireguard import Wireguard
@@ -37,16 +39,14 @@ from plait.model.objects import (
     AllowedIp,
     BridgeLink,
     EndpointLink,
-    Fdb,
     HookRule,
+    InsideRoutes,
     KernelObject,
     Key,
-    Neigh,
     NftChain,
     NftElement,
     NftSet,
     Op,
-    Route,
     Sysctl,
     VxlanLink,
     WireguardLink,
@@ -63,7 +63,7 @@ _INDEX_FROM = 1 << 20
 
 class LinuxKernel:
     """See `kernel.api.Kernel`. Netlink sockets belong to the namespace in which the object is made. `keys` is the directory with
-    the private keys of WireGuard devices, `sysctls` the file that keeps what sysctls were (see `Sysctls`)."""
+    the private keys of WireGuard devices and what is kept of `Narrow`, `sysctls` the file that keeps what sysctls were (see `Sysctls`)."""
 
     def __init__(self, keys: Path = STATE_DIR, sysctls: Path | None = None) -> None:
         self._sock = nl.NetlinkSocket()
@@ -72,7 +72,7 @@ class LinuxKernel:
         """Indexes, by what they should be called, of links of ours that somebody had renamed when they were listed last."""
         self._macs = links.Macs()
         self._able: frozenset[str] = frozenset()
-        self._wireguard, self._sysctls = Wireguard(keys), Sysctls(sysctls)
+        self._wireguard, self._narrow, self._sysctls = Wireguard(keys), Narrow(keys), Sysctls(sysctls)
 
     # --- reading
 
@@ -88,16 +88,18 @@ class LinuxKernel:
         self._renamed = {f.name: f.index for f in found if f.renamed}
         names = {f.index: f.name for f in found}
         ours = {f.index: f.name for f in found if f.link is not None}
-        objects: list[KernelObject] = [_completed(f.link, names.get(f.master, "")) for f in found if f.link is not None]
+        objects: list[KernelObject] = [links.completed(f.link, names.get(f.master, "")) for f in found if f.link is not None]
         for item in found:
             if isinstance(item.link, WireguardLink):
                 objects += self._wireguard.held(item.link, item.index)
         objects += routes.dump_addrs(self._sock, ours)
-        objects += routes.dump_routes(self._sock, names)
+        objects += [*routes.dump_routes(self._sock, names), *self._narrow.held(set(ours.values()))]
         objects += routes.dump_neighs(self._sock, ours)
         for item in found:
             if isinstance(item.link, VxlanLink):
-                objects += routes.dump_fdbs(self._sock, item.index, item.name)
+                objects += fdb.dump_fdbs(self._sock, item.index, item.name)
+            elif isinstance(item.link, BridgeLink):
+                objects += fdb.dump_bridge_fdbs(self._sock, item.index, ours)
         held: dict[Key, KernelObject] = {obj.key: obj for obj in objects}
         held.update(self._ruleset.owned(probe, ours))
         held.update(read_sysctls(probe))
@@ -181,7 +183,7 @@ class LinuxKernel:
                 nft_ops.append(op)
                 continue
             try:
-                message = self._message(op, indexes)
+                message = row_message(op, indexes)  # None: it takes more than that (links, sysctls)
                 if message is not None:
                     batch.append((op, message))
                     continue
@@ -193,23 +195,10 @@ class LinuxKernel:
                 if op.verb == "put" or refused.errno not in _GONE:
                     failed[op.key] = refused
         self._flush(batch, failed)
+        announce(self._sock, (op for op in ops if op.key not in failed))
         if nft_ops:
             failed |= self._apply_nft(nft_ops)
         return Result(tuple(op.key for op in ops if op.key not in failed), failed)
-
-    def _message(self, op: Op, indexes: _Indexes) -> nl.Message | None:
-        """The one message that performs `op`, or None if it takes more than that (links, sysctls)."""
-        put = op.verb == "put"
-        match op.subject:
-            case Addr() as addr:
-                return (routes.put_addr if put else routes.del_addr)(addr, indexes[addr.dev])
-            case Route() as route:
-                return (routes.put_route if put else routes.del_route)(route, indexes[route.dev] if route.dev else 0)
-            case Neigh() as neigh:
-                return (routes.put_neigh if put else routes.del_neigh)(neigh, indexes[neigh.dev])
-            case Fdb() as fdb:
-                return (routes.put_fdb if put else routes.del_fdb)(fdb, indexes[fdb.dev])
-        return None
 
     def _flush(self, batch: list[tuple[Op, nl.Message]], failed: dict[Key, KernelError]) -> None:
         try:
@@ -241,6 +230,8 @@ class LinuxKernel:
                 self._put_wireguard(link)
             case WireguardPeer(dev=dev) | AllowedIp(dev=dev):
                 self._wireguard.apply(op, _index(dev))
+            case InsideRoutes() as wanted:
+                self._narrow.bring(wanted, self._find(wanted.dev), op.verb == "put")
             case EndpointLink() as link:
                 self._put_endpoint(link)
             case VxlanLink() | BridgeLink() as link:
@@ -252,15 +243,26 @@ class LinuxKernel:
         if found is not None and not changeable(found.link, link):
             self._must(links.delete_link(found.index))
             found = None
+        before = found.link if found is not None else None
         if found is None:
             create = links.create_vxlan(link) if isinstance(link, VxlanLink) else links.create_bridge(link)
-            self._must(create, links.set_link(0, name=link.name, alias=link.name))
+            self._must(create, links.set_link(0, link.mtu, name=link.name, alias=link.name))
         else:
             assert isinstance(found.link, VxlanLink | BridgeLink)
             mac = "" if found.link.mac == link.mac else link.mac  # being told the one it has makes it forget its neighbours too
             self._must(links.set_link(found.index, link.mtu, mac, up=True))
         if isinstance(link, VxlanLink):
             ethtool.set_tx_checksum(link.name, link.tx_checksum)
+            if link.master:
+                speak_no_ipv6(link.name)
+            self._join(link, found)
+        elif link.querier != (isinstance(before, BridgeLink) and before.querier):
+            self._must(*links.ask_for_members(link, _index(link.name)))
+
+    def _join(self, link: VxlanLink | EndpointLink, found: links.Found | None = None) -> None:
+        """Make the link, which was `found` like that, a port of its bridge, or of none any longer."""
+        if link.master or (found is not None and found.master):
+            self._must(*links.join_bridge(link, _index(link.name), _index(link.master) if link.master else 0))
 
     def _put_wireguard(self, link: WireguardLink) -> None:
         """Create, or bring in line; a device for which nobody answers is replaced."""
@@ -291,14 +293,13 @@ class LinuxKernel:
             self._plumb_inside(link)
         else:
             self._create_pair(link, None)
-        if link.master or (found is not None and found.master):
-            self._must(*links.join_bridge(link, _index(link.name), _index(link.master) if link.master else 0))
         answer_at_once(link.name)
 
     def _set_endpoint(self, found: links.Found, link: EndpointLink) -> None:
         """The host side as wanted; the MTU on the other side too where that is known, for what one end sends longer than the other
         takes is lost without a word."""
         self._must(links.set_link(found.index, link.mtu, self._macs.lost(found), up=True, proxy_arp=True))
+        self._join(link, found)
         if link.netns and found.away and found.link is not None and found.link.mtu != link.mtu:
             with opened(link.netns) as (_, there):
                 _all_done(link, there.transact([links.set_link(found.away, link.mtu)]))
@@ -319,9 +320,11 @@ class LinuxKernel:
 
     def _create_pair(self, link: EndpointLink, netns_fd: int | None) -> int:
         """Create the veth pair with indexes of our choice; returns that of the other end."""
+        self._narrow.forget(link.name)
         index = random.randrange(_INDEX_FROM, 1 << 31, 2)
         create = links.create_veth(link, index, index + 1, netns_fd)
         self._must(create, links.set_link(index, proxy_arp=True, alias=link.name))
+        self._join(link)
         return index + 1
 
     def _find(self, name: str) -> links.Found | None:
@@ -379,16 +382,6 @@ def _all_done(link: EndpointLink, replies: Iterable[nl.Reply]) -> None:
     for reply in replies:
         if reply.errno:
             raise OSError(reply.errno, f"inside {link.netns}: {reply.text or os.strerror(reply.errno)}")
-
-
-def _completed(link: links.Link, master: str) -> links.Link:
-    """With what the link's own message does not tell: its master's name, and what is not rtnetlink's matter."""
-    if isinstance(link, EndpointLink) and master:
-        return replace(link, master=master)
-    if isinstance(link, VxlanLink):
-        with contextlib.suppress(OSError):  # it may have gone meanwhile
-            return replace(link, tx_checksum=ethtool.tx_checksum(link.name))
-    return link
 
 
 def _kernel_error(op: str, key: Key, error: Exception) -> KernelError:

@@ -8,12 +8,14 @@ peer's index is honoured only if the host side's is given too, and a peer may no
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
+from plait.kernel.linux import bridge, ethtool
 from plait.kernel.linux import netlink as nl
 from plait.model.objects import PREFIX, BridgeLink, EndpointLink, Inside6, VxlanLink, WireguardLink
 
@@ -25,7 +27,6 @@ _IFLA_MASTER, _IFLA_IFALIAS = 10, 20
 _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_LINK_NETNSID = 26, 28, 37
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA, _VETH_INFO_PEER = 1, 2, 4, 5, 1
 _VXLAN_ID, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PORT, _VXLAN_LOCAL6 = 1, 4, 7, 15, 17
-_BR_FORWARD_DELAY, _BR_STP_STATE, _BRPORT_MODE, _BRPORT_ISOLATED = 1, 5, 4, 33
 _INET_CONF = 1
 _CONF_PROXY_ARP = 3
 """Offsets into the IFLA_INET_CONF array are one less than IPV4_DEVCONF_* (include/uapi/linux/ip.h): PROXY_ARP is the third."""
@@ -77,6 +78,16 @@ class Macs:
         return replace(found, link=replace(link, ready=False)) if isinstance(link, EndpointLink) and self.lost(found) else found
 
 
+def completed(link: Link, master: str) -> Link:
+    """With what the link's own message does not tell: its master's name, and what is not rtnetlink's matter."""
+    if isinstance(link, VxlanLink | EndpointLink):
+        link = replace(link, master=master)
+    if isinstance(link, VxlanLink):
+        with contextlib.suppress(OSError):  # it may have gone meanwhile
+            return replace(link, tx_checksum=ethtool.tx_checksum(link.name))
+    return link
+
+
 def decode_link(body: bytes) -> Found:
     """One RTM_NEWLINK body. Raises NetlinkParseError."""
     if len(body) < _IFINFO.size:
@@ -94,16 +105,18 @@ def decode_link(body: bytes) -> Found:
     mtu = nl.number_of(attrs.get(_IFLA_MTU))
     up = bool(flags & _IFF_UP) and not renamed
     if kind == "vxlan":
-        return Found(index, name, _decode_vxlan(name, info.get(_INFO_DATA, b""), mac, mtu, up), renamed=renamed)
+        tunnel = _decode_vxlan(name, info.get(_INFO_DATA, b""), mac, mtu, up)
+        port = bridge.switching(info.get(_INFO_SLAVE_DATA, b""))
+        return Found(index, name, replace(tunnel, switching=port), renamed=renamed, master=nl.number_of(attrs.get(_IFLA_MASTER)))
     if kind == "bridge":
-        return Found(index, name, BridgeLink(name, mac, mtu, up), renamed=renamed)
+        querier = bridge.is_querier(info.get(_INFO_DATA, b""))
+        return Found(index, name, BridgeLink(name, mac, mtu, up, querier), renamed=renamed)
     if kind in ("wireguard", "tun") and name.startswith(WIREGUARD_NAMES):
         return Found(index, name, WireguardLink(name, "", 0, mtu, up), renamed=renamed)
     if kind == "veth" and name.startswith(f"{PREFIX}e"):
         away = nl.number_of(attrs.get(_IFLA_LINK)) if _IFLA_LINK_NETNSID in attrs else 0
         ready = up and _proxy_arp(attrs.get(_IFLA_AF_SPEC, b""))
-        port = nl.parse_attrs(info.get(_INFO_SLAVE_DATA, b""))
-        isolated, hairpin = (nl.number_of(port.get(kind)) == 1 for kind in (_BRPORT_ISOLATED, _BRPORT_MODE))
+        isolated, hairpin = bridge.endpoint_port(info.get(_INFO_SLAVE_DATA, b""))
         link = EndpointLink(name, mtu, ready, isolated=isolated, hairpin=hairpin)
         return Found(index, name, link, away, renamed, nl.number_of(attrs.get(_IFLA_MASTER)), mac)
     return Found(index, name, None)
@@ -173,8 +186,15 @@ def create_vxlan(link: VxlanLink) -> nl.Message:
 
 
 def create_bridge(link: BridgeLink) -> nl.Message:
-    data = nl.nested(_INFO_DATA, nl.attr_u32(_BR_FORWARD_DELAY, 0), nl.attr_u32(_BR_STP_STATE, 0))
-    return _create(link.name, link.mac, link.mtu, "bridge", data)
+    """Without its MTU: only one that is changed later is kept whatever ports come and go (kernel: br_mtu_auto_adjust)."""
+    return _create(link.name, link.mac, 0, "bridge", nl.nested(_INFO_DATA, *bridge.bridge_data()))
+
+
+def ask_for_members(link: BridgeLink, index: int) -> list[nl.Message]:
+    """Make the bridge a querier, or none any longer, in order."""
+    wanted = bridge.querier_data(link.querier)
+    infos = [nl.nested(_IFLA_LINKINFO, nl.attr_text(_INFO_KIND, "bridge"), nl.nested(_INFO_DATA, data)) for data in wanted]
+    return [nl.Message(RTM_NEWLINK, 0, _head(index) + info) for info in infos]
 
 
 def create_wireguard(link: WireguardLink) -> nl.Message:
@@ -182,7 +202,7 @@ def create_wireguard(link: WireguardLink) -> nl.Message:
 
 
 def _create(name: str, mac: str, mtu: int, kind: str, data: bytes) -> nl.Message:
-    body = _head(up=True) + nl.attr_text(_IFLA_IFNAME, name) + nl.attr_u32(_IFLA_MTU, mtu)
+    body = _head(up=True) + nl.attr_text(_IFLA_IFNAME, name) + (nl.attr_u32(_IFLA_MTU, mtu) if mtu else b"")
     body += nl.attr(_IFLA_ADDRESS, mac_bytes(mac)) if mac else b""
     body += nl.nested(_IFLA_LINKINFO, nl.attr_text(_INFO_KIND, kind), data)
     return nl.Message(RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, body)
@@ -218,12 +238,12 @@ def set_link(
     return nl.Message(RTM_NEWLINK, 0, body)
 
 
-def join_bridge(link: EndpointLink, index: int, master: int) -> list[nl.Message]:
+def join_bridge(link: VxlanLink | EndpointLink, index: int, master: int) -> list[nl.Message]:
     """Make the link a port of the bridge `master`, in order; 0: of none."""
     joined = nl.Message(RTM_NEWLINK, 0, _head(index) + nl.attr_u32(_IFLA_MASTER, master))
     if not master:
         return [joined]
-    data = nl.nested(_INFO_SLAVE_DATA, nl.attr_u8(_BRPORT_ISOLATED, link.isolated), nl.attr_u8(_BRPORT_MODE, link.hairpin))
+    data = nl.nested(_INFO_SLAVE_DATA, *bridge.port_data(link))
     port = nl.nested(_IFLA_LINKINFO, nl.attr_text(_INFO_SLAVE_KIND, "bridge"), data)
     return [joined, nl.Message(RTM_NEWLINK, 0, _head(index) + port)]
 

@@ -19,12 +19,14 @@ _SCRIPTS = {
     "nft": "add table inet plait\nadd set inet plait s { type ipv4_addr . ipv4_addr; flags interval; }\n",
     "fwd": 'add table netdev plait\nadd chain netdev plait c { type filter hook ingress device "lo" priority 0; }\n'
     'add rule netdev plait c fwd ip to ip daddr device "lo"\n',
+    "ingress": 'add table netdev plait\nadd chain netdev plait d { type filter hook ingress device "lo" priority 0; }\n'
+    "add rule netdev plait d arp operation 1 ether daddr set ff:ff:ff:ff:ff:ff\n",
 }
 
 
 def probe_capabilities() -> frozenset[str]:
-    """Of "vxlan", "bridge", "veth", "wireguard" (the kernel's or wireguard-go), "nft", "fwd" (forwarding at ingress, nft_fwd_netdev) and
-    "ipv6" those that work here."""
+    """Of "vxlan", "bridge", "veth", "wireguard" (the kernel's or wireguard-go), "nft", "fwd" (forwarding at ingress, nft_fwd_netdev),
+    "ingress" (rules there that change frames) and "ipv6" those that work here."""
     return in_thread(_probe)
 
 

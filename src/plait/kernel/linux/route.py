@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses, routes, neighbours and FDB rows <-> rtnetlink messages.
+"""Addresses, routes and neighbours <-> rtnetlink messages.
 
 Sources: rtnetlink(7), include/uapi/linux/{if_addr,rtnetlink,neighbour}.h.
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import socket
 import struct
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux.link import ADDRESS6_FLAGS, mac_bytes
 from plait.model.addr import IPAddress
-from plait.model.objects import PREFIX, ROUTE_PROTOCOL, Addr, Fdb, Neigh, Route
+from plait.model.objects import PREFIX, ROUTE_PROTOCOL, Addr, Neigh, Route
 
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
@@ -21,7 +21,7 @@ RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 _IFADDR = struct.Struct("=BBBBI")
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _ATTR4_U32 = struct.Struct("=HHI")
-_NDMSG = struct.Struct("=BxxxiHBB")
+NDMSG = struct.Struct("=BxxxiHBB")
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
 _RTAX_MTU, _RTNH_F_ONLINK, _TABLE_MAIN, _TABLE_LOCAL = 2, 4, 254, 255
@@ -29,8 +29,8 @@ _KINDS = {"unicast": 1, "blackhole": 6, "unreachable": 7}
 _KIND_NAMES = {number: name for name, number in _KINDS.items()}
 _SCOPES = {"global": 0, "link": 253, "host": 254}
 _SCOPE_NAMES = {number: name for name, number in _SCOPES.items()}
-_NDA_DST, _NDA_LLADDR = 1, 2
-_NUD_PERMANENT, _NUD_NOARP, _NTF_SELF = 0x80, 0x40, 0x02
+NDA_DST, NDA_LLADDR = 1, 2
+NUD_PERMANENT, NUD_NOARP = 0x80, 0x40
 _BITS: dict[int, int] = {socket.AF_INET: 32, socket.AF_INET6: 128}
 _FAMILIES = tuple(_BITS)
 _CLONED = 0x200
@@ -39,7 +39,7 @@ _METRIC6 = 1024
 """The metric that IPv6 gives a route without one (IP6_RT_PRIO_USER, include/uapi/linux/ipv6_route.h)."""
 
 
-def _short(body: bytes, size: int, what: str) -> None:
+def check_size(body: bytes, size: int, what: str) -> None:
     if len(body) < size:
         raise nl.NetlinkParseError(f"{what} message of {len(body)} bytes is too short")
 
@@ -78,7 +78,7 @@ def dump_addrs(sock: nl.NetlinkSocket, names: dict[int, str]) -> list[Addr]:
 
 
 def decode_addr(body: bytes, names: dict[int, str]) -> Addr | None:
-    _short(body, _IFADDR.size, "address")
+    check_size(body, _IFADDR.size, "address")
     family, prefix, _, _, index = _IFADDR.unpack_from(body)
     attrs = nl.parse_attrs(body[_IFADDR.size :])
     local = attrs.get(_IFA_LOCAL, attrs.get(_IFA_ADDRESS))
@@ -127,7 +127,7 @@ def dump_routes(sock: nl.NetlinkSocket, names: dict[int, str]) -> list[Route]:
 
 
 def decode_route(body: bytes, names: dict[int, str]) -> Route | None:
-    _short(body, _RTMSG.size, "route")
+    check_size(body, _RTMSG.size, "route")
     family, prefix, _, _, table, protocol, scope, kind, flags = _RTMSG.unpack_from(body)
     attrs = nl.parse_attrs(body[_RTMSG.size :])
     table = nl.number_of(attrs.get(_RTA_TABLE), table)
@@ -159,7 +159,7 @@ def dump_default_gateways(sock: nl.NetlinkSocket) -> frozenset[IPAddress]:
     for wanted, bits in _BITS.items():
         for message, body in sock.dump(RTM_GETROUTE, _RTMSG.pack(wanted, 0, 0, 0, _TABLE_MAIN, 0, 0, 0, 0)):
             if message == RTM_NEWROUTE:
-                _short(body, _RTMSG.size, "route")
+                check_size(body, _RTMSG.size, "route")
                 family, prefix, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(body)
                 if (family, prefix, table, kind) == (wanted, 0, _TABLE_MAIN, _KINDS["unicast"]):
                     hop = nl.parse_attrs(body[_RTMSG.size :]).get(_RTA_GATEWAY, bytes(bits // 8))
@@ -174,7 +174,7 @@ def dump_foreign(sock: nl.NetlinkSocket, names: dict[int, str]) -> list[tuple[IP
 
 
 def _foreign(body: bytes, names: dict[int, str]) -> tuple[IPv4Network, str] | None:
-    _short(body, _RTMSG.size, "route")
+    check_size(body, _RTMSG.size, "route")
     family, prefix, _, _, table, protocol, _, kind, _ = _RTMSG.unpack_from(body)
     attrs = nl.parse_attrs(body[_RTMSG.size :])
     table = nl.number_of(attrs.get(_RTA_TABLE), table)
@@ -213,7 +213,7 @@ def look_up(sock: nl.NetlinkSocket, address: IPAddress) -> tuple[int, IPAddress 
     raise OSError(101, f"no route to {address}")
 
 
-# --- neighbours and FDB rows
+# --- neighbours
 
 
 def put_neigh(neigh: Neigh, index: int) -> nl.Message:
@@ -225,57 +225,28 @@ def del_neigh(neigh: Neigh, index: int) -> nl.Message:
 
 
 def _neigh_body(neigh: Neigh, index: int) -> bytes:
-    head = _NDMSG.pack(_family(neigh.address), index, _NUD_PERMANENT, 0, 0)
-    return head + nl.attr(_NDA_DST, neigh.address.packed) + nl.attr(_NDA_LLADDR, mac_bytes(neigh.mac))
-
-
-def put_fdb(fdb: Fdb, index: int) -> nl.Message:
-    return nl.Message(RTM_NEWNEIGH, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, _fdb_body(fdb, index))
-
-
-def del_fdb(fdb: Fdb, index: int) -> nl.Message:
-    return nl.Message(RTM_DELNEIGH, 0, _fdb_body(fdb, index))
-
-
-def _fdb_body(fdb: Fdb, index: int) -> bytes:
-    head = _NDMSG.pack(socket.AF_BRIDGE, index, _NUD_PERMANENT | _NUD_NOARP, _NTF_SELF, 0)
-    return head + nl.attr(_NDA_LLADDR, mac_bytes(fdb.mac)) + nl.attr(_NDA_DST, fdb.dst.packed)
+    head = NDMSG.pack(_family(neigh.address), index, NUD_PERMANENT, 0, 0)
+    return head + nl.attr(NDA_DST, neigh.address.packed) + nl.attr(NDA_LLADDR, mac_bytes(neigh.mac))
 
 
 def dump_neighs(sock: nl.NetlinkSocket, names: dict[int, str]) -> list[Neigh]:
     """Permanent neighbours on the links in `names`."""
-    found = [row for family in _FAMILIES for row in sock.dump(RTM_GETNEIGH, _NDMSG.pack(family, 0, 0, 0, 0))]
+    found = [row for family in _FAMILIES for row in sock.dump(RTM_GETNEIGH, NDMSG.pack(family, 0, 0, 0, 0))]
     return [neigh for kind, body in found if kind == RTM_NEWNEIGH and (neigh := decode_neigh(body, names)) is not None]
 
 
 def decode_neigh(body: bytes, names: dict[int, str]) -> Neigh | None:
-    _short(body, _NDMSG.size, "neighbour")
-    family, index, state, _, _ = _NDMSG.unpack_from(body)
-    attrs = nl.parse_attrs(body[_NDMSG.size :])
-    if index not in names or not state & _NUD_PERMANENT or _NDA_DST not in attrs or _NDA_LLADDR not in attrs:
+    check_size(body, NDMSG.size, "neighbour")
+    family, index, state, _, _ = NDMSG.unpack_from(body)
+    attrs = nl.parse_attrs(body[NDMSG.size :])
+    if index not in names or not state & NUD_PERMANENT or NDA_DST not in attrs or NDA_LLADDR not in attrs:
         return None
-    return Neigh(names[index], _address(attrs[_NDA_DST], family), attrs[_NDA_LLADDR].hex(":"))
+    return Neigh(names[index], _address(attrs[NDA_DST], family), attrs[NDA_LLADDR].hex(":"))
 
 
 def neighbour_index(body: bytes) -> int | None:
     """Interface index of a neighbour or FDB message; None for what plait never writes: multicast, which the kernel makes itself (NOARP)."""
-    _short(body, _NDMSG.size, "neighbour")
-    family, index, state, _, _ = _NDMSG.unpack_from(body)
-    written = family == socket.AF_BRIDGE or (family in _FAMILIES and not state & _NUD_NOARP)
+    check_size(body, NDMSG.size, "neighbour")
+    family, index, state, _, _ = NDMSG.unpack_from(body)
+    written = family == socket.AF_BRIDGE or (family in _FAMILIES and not state & NUD_NOARP)
     return index if written else None
-
-
-def dump_fdbs(sock: nl.NetlinkSocket, index: int, name: str) -> list[Fdb]:
-    """Unicast FDB rows with a destination of one VXLAN device."""
-    body = _NDMSG.pack(socket.AF_BRIDGE, index, 0, 0, 0)
-    found = sock.dump(RTM_GETNEIGH, body)
-    return [row for kind, content in found if kind == RTM_NEWNEIGH and (row := decode_fdb(content, index, name)) is not None]
-
-
-def decode_fdb(body: bytes, index: int, name: str) -> Fdb | None:
-    _short(body, _NDMSG.size, "FDB")
-    _, at, _, _, _ = _NDMSG.unpack_from(body)
-    attrs = nl.parse_attrs(body[_NDMSG.size :])
-    if at != index or len(attrs.get(_NDA_DST, b"")) not in (4, 16) or _NDA_LLADDR not in attrs:
-        return None
-    return Fdb(name, attrs[_NDA_LLADDR].hex(":"), ip_address(attrs[_NDA_DST]))

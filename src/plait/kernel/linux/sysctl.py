@@ -59,6 +59,12 @@ def answer_at_once(dev: str) -> None:
     write_sysctl(f"ipv4/neigh/{dev}/proxy_delay", "0")
 
 
+def speak_no_ipv6(dev: str) -> None:
+    """A link that only carries frames of others sends none of its own: no reports of groups, no search for routers."""
+    with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+        write_sysctl(f"ipv6/conf/{dev}/disable_ipv6", "1")
+
+
 def open_for_ipv6(dev: str) -> None:
     """Let a link of this namespace have IPv6 (`OPEN6`). Raises OSError where the kernel has none."""
     for name, value in OPEN6:

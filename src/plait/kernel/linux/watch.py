@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernel events as words: rtnetlink and nftables multicast groups -> "link", "addr", "route", "neigh", "nft", "overrun".
 
-Only that something changed matters: the pass that follows reads the truth. Words that wait already are not repeated. Neighbours that the
-kernel learns by itself are no event: a busy host has many a second, and plait's own lie on its tunnels only.
+Only that something changed matters: the pass that follows reads the truth. Words that wait already are not repeated. What the
+kernel learns by itself of neighbours on containers' links is no event: a busy host has much a second.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import errno
 import socket
 from collections.abc import AsyncIterator
 
+from plait.kernel.linux.fdb import is_static_row
 from plait.kernel.linux.netlink import NETLINK_NETFILTER, NetlinkParseError, parse_messages
 from plait.kernel.linux.route import neighbour_index
 from plait.model.objects import PREFIX
@@ -54,17 +55,18 @@ def read_words(sock: socket.socket, nft: bool) -> set[str]:
 def _word(kind: int, body: bytes) -> str:
     """The word for one rtnetlink message; "" for what cannot concern plait. NetlinkParseError if it is too short."""
     word = _ROUTE_WORDS.get(kind, "")
-    return "" if word == "neigh" and not _on_tunnel(body) else word
+    return "" if word == "neigh" and not _is_kept(body) else word
 
 
-def _on_tunnel(body: bytes) -> bool:
-    """Whether a neighbour or FDB row lies on a link that plait keeps such rows on (not an endpoint's, where the kernel learns)."""
+def _is_kept(body: bytes) -> bool:
+    """Whether plait keeps such neighbours or FDB rows on the link (on an endpoint's, where the kernel learns, only static ones of the
+    bridge)."""
     index = neighbour_index(body)
     try:
         name = socket.if_indextoname(index) if index is not None else ""
     except OSError:  # gone meanwhile: the link's own event says so
         return False
-    return name.startswith(PREFIX) and not name.startswith(f"{PREFIX}e")
+    return name.startswith(PREFIX) and (not name.startswith(f"{PREFIX}e") or is_static_row(body))
 
 
 async def watch_kernel() -> AsyncIterator[str]:

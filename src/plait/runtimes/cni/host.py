@@ -10,7 +10,7 @@ from pathlib import Path
 
 from plait.model.cluster import Endpoint, Network
 from plait.model.errors import Conflict, NotFound
-from plait.model.objects import SandboxState
+from plait.model.inside import SandboxState
 from plait.runtimes.api import Operations
 from plait.runtimes.cni.wire import ENVIRONMENT, TRY_AGAIN, CniError
 

@@ -17,7 +17,7 @@ import msgspec
 from plait.ipam import origin
 from plait.model.cluster import Endpoint, Network
 from plait.model.errors import PlaitError
-from plait.model.objects import SandboxState
+from plait.model.inside import SandboxState
 from plait.runtimes.api import AttachRequest
 from plait.runtimes.cni import wire
 from plait.runtimes.cni.attachments import Attachment, Attachments

@@ -8,7 +8,7 @@ the CNI specification, versions 0.3.1 to 1.1.0, and its conventions (runtimeConf
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface
 from typing import Any, TypeVar, cast
@@ -225,12 +225,17 @@ def wanted_addresses(call: CniCall) -> tuple[IPv4Address | None, IPv6Address | N
     cni = call.config.args.cni if call.config.args is not None else None
     asked = call.config.runtime.ips or (cni.ips if cni is not None else None) or list(filter(None, call.args.get("IP", "").split(",")))
     try:
-        found = [ip_interface(text).ip for text in asked]
+        return one_of_each(asked)
     except ValueError as error:
         raise CniError(INVALID, f"the addresses asked for, {', '.join(asked)}, are none: {error}") from error
+
+
+def one_of_each(asked: Sequence[str]) -> tuple[IPv4Address | None, IPv6Address | None]:
+    """The address of each family, None where none is asked for. ValueError; NotSupported for a second one."""
+    found = [ip_interface(text).ip for text in asked]
     four, six = [a for a in found if isinstance(a, IPv4Address)], [a for a in found if isinstance(a, IPv6Address)]
     if len(four) > 1 or len(six) > 1:
-        raise CniError(UNSUPPORTED, f"a container has one address of each family of a network, not {len(found)}: {', '.join(asked)}")
+        raise NotSupported(f"a container has one address of each family of a network, not {len(found)}: {', '.join(asked)}")
     return next(iter(four), None), next(iter(six), None)
 
 

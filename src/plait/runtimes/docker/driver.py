@@ -164,7 +164,7 @@ class NetworkDriver:
         routes = [] if on_link(network) else _behind(network.gateway, network.subnet)
         answer |= {"DisableGatewayService": True} if network.internal else {"Gateway": str(network.gateway)}
         if endpoint.address6 is not None and network.gateway6 is not None and network.subnet6 is not None:
-            routes += _behind(network.gateway6, network.subnet6)
+            routes += [] if on_link(network) else _behind(network.gateway6, network.subnet6)
             answer |= {} if network.internal else {"GatewayIPv6": str(network.gateway6)}
         return answer | {"StaticRoutes": routes}
 

@@ -16,6 +16,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from random import SystemRandom
 from typing import TypeVar
 
+from plait.backends import on_link
 from plait.ipam import default_subnet6, is_excluded, next_subnet, origin
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Network
@@ -134,7 +135,8 @@ class IpamDriver:
             address = await self._again6(network, wanted)
         else:
             raise ConfigError("RequestAddress", "", "names neither an address nor a MAC address")
-        return {"Address": f"{address}/128", "Data": {}}
+        prefix = subnet.prefixlen if network is not None and on_link(network) else 128
+        return {"Address": f"{address}/{prefix}", "Data": {}}
 
     async def release_address(self, request: wire.ReleaseAddress) -> Mapping[str, object]:
         """Free the address, unless the endpoint's end has done so already or it is somebody else's by now. Unknown: success."""

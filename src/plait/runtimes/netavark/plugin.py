@@ -12,9 +12,11 @@ from typing import Any
 
 import msgspec
 
+from plait.model.addr import IPAddress, IPInterface
 from plait.model.cluster import Endpoint, Network
 from plait.model.errors import ConfigError
 from plait.plan.desired import inside_address
+from plait.plan.dual import inside6
 from plait.runtimes.api import AttachRequest
 from plait.runtimes.cni.attachments import Attachment, Attachments
 from plait.runtimes.cni.host import Host, namespace
@@ -47,6 +49,9 @@ class NetavarkPlugin:
         network = await self._host.ops.ensure_network(wire.request_of(asked))
         answer = dict(read_json(dict[str, Any], given, "the network"))
         answer["subnets"] = [{"subnet": str(network.subnet), "gateway": str(network.gateway)}]
+        answer["ipv6_enabled"] = network.subnet6 is not None
+        if network.subnet6 is not None:
+            answer["subnets"].append({"subnet": str(network.subnet6), "gateway": str(network.gateway6)})
         answer["internal"] = network.internal
         answer["ipam_options"] = {"driver": IPAM_DRIVER}
         return answer
@@ -64,13 +69,15 @@ class NetavarkPlugin:
         options = asked.network_options
         _, known = self._attachments.get(asked.key)
         state = await self._host.before(netns, options.interface_name, known)
+        address, address6 = wire.addresses_of(asked)
         return AttachRequest(
             endpoint=asked.key,
             network=network.name,
             runtime=self._attachments.runtime,
             container=asked.container_id,
             name=asked.container_name,
-            address=wire.address_of(asked),
+            address=address,
+            address6=address6,
             mac=checked_mac(options.static_mac or ""),
             aliases=tuple(options.aliases or ()),
             ports=self._attachments.unpublished(asked.container_id, asked.key, wire.ports_of(asked)),
@@ -80,11 +87,12 @@ class NetavarkPlugin:
         )
 
     def _status(self, endpoint: Endpoint, network: Network) -> object:
-        address: dict[str, str] = {"ipnet": str(inside_address(network, endpoint.address))}
-        if not network.internal:
-            address["gateway"] = str(network.gateway)
+        has: list[tuple[IPInterface, IPAddress]] = [(inside_address(network, endpoint.address), network.gateway)]
+        if (six := inside6(network, endpoint)) is not None:
+            has.append((six.interface, six.gateway))
+        subnets = [{"ipnet": str(address)} | ({} if network.internal else {"gateway": str(gateway)}) for address, gateway in has]
         return {
             "dns_search_domains": [self._host.search],
             "dns_server_ips": [str(network.gateway)],
-            "interfaces": {endpoint.ifname: {"mac_address": endpoint.mac, "subnets": [address]}},
+            "interfaces": {endpoint.ifname: {"mac_address": endpoint.mac, "subnets": subnets}},
         }

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
-from typing import Any
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -12,8 +13,11 @@ from plait.ipam import FORCED
 from plait.model.cluster import PortMapping
 from plait.model.errors import ConfigError, NotSupported
 from plait.model.requests import NetworkRequest
-from plait.runtimes.cni.wire import Port, wanted_ports
+from plait.runtimes.cni.wire import Port, one_of_each, wanted_ports
 
+T = TypeVar("T")
+N = TypeVar("N", IPv4Network, IPv6Network)
+A = TypeVar("A", IPv4Address, IPv6Address)
 NET_OPTION, BACKEND_OPTION = "plait.net", "plait.backend"
 
 
@@ -84,14 +88,12 @@ def ports_of(given: Exec) -> tuple[PortMapping, ...]:
     )
 
 
-def address_of(given: Exec) -> IPv4Address | None:
-    found = given.network_options.static_ips or []
-    if len(found) > 1:
-        raise NotSupported(f"a container has one address of a network, not {len(found)}: {', '.join(found)}")
+def addresses_of(given: Exec) -> tuple[IPv4Address | None, IPv6Address | None]:
+    """Those that are asked for, at most one of each family."""
     try:
-        return IPv4Address(found[0]) if found else None
+        return one_of_each(given.network_options.static_ips or [])
     except ValueError as error:
-        raise ConfigError("--ip", found[0], "is not an IPv4 address") from error
+        raise ConfigError("--ip", ", ".join(given.network_options.static_ips or []), f"is no address: {error}") from error
 
 
 def request_of(given: Network) -> NetworkRequest:
@@ -100,28 +102,39 @@ def request_of(given: Network) -> NetworkRequest:
     unknown = sorted(options.keys() - {NET_OPTION, BACKEND_OPTION, FORCED})
     if unknown:
         raise ConfigError("-o", unknown[0], "is no option of the driver plait", f"it knows {BACKEND_OPTION}, {FORCED}, {NET_OPTION}")
-    if given.ipv6_enabled:
-        raise NotSupported("plait networks are IPv4 only so far: create the network without --ipv6")
     if given.routes:
         raise NotSupported("plait makes the routes of its networks itself: create the network without --route")
-    subnets = given.subnets or []
-    if len(subnets) > 1:
-        raise NotSupported("a plait network has one --subnet; create a second network for the second one")
-    if subnets and subnets[0].lease_range:
+    if any(subnet.lease_range for subnet in given.subnets or ()):
         raise NotSupported(
             "--ip-range is given when the network is made: plait network create --ip-range, then podman network create with its name"
         )
+    four, gateway = _subnet(given, IPv4Network, IPv4Address)
+    six, gateway6 = _subnet(given, IPv6Network, IPv6Address)
     return NetworkRequest(
         name=given.cluster_name,
-        subnet=_parsed(IPv4Network, subnets[0].subnet, "--subnet") if subnets else None,
-        gateway=_parsed(IPv4Address, subnets[0].gateway, "--gateway") if subnets and subnets[0].gateway else None,
+        subnet=four,
+        gateway=gateway,
         internal=given.internal,
         options={"backend": options[BACKEND_OPTION]} if BACKEND_OPTION in options else {},
         force=options.get(FORCED) == "true",
+        ipv6=given.ipv6_enabled,
+        subnet6=six,
+        gateway6=gateway6,
     )
 
 
-def _parsed(wanted: Any, text: str, where: str) -> Any:
+def _subnet(given: Network, network: Callable[[str], N], address: Callable[[str], A]) -> tuple[N | None, A | None]:
+    """The subnet of one family and its gateway. NotSupported for a second one."""
+    found = [subnet for subnet in given.subnets or () if (":" in subnet.subnet) == (network is IPv6Network)]
+    if len(found) > 1:
+        raise NotSupported("a plait network has one --subnet of each family; create a second network for the second one")
+    if not found:
+        return None, None
+    subnet, gateway = found[0].subnet, found[0].gateway
+    return _parsed(network, subnet, "--subnet"), _parsed(address, gateway, "--gateway") if gateway else None
+
+
+def _parsed(wanted: Callable[[str], T], text: str, where: str) -> T:
     try:
         return wanted(text)
     except ValueError as error:
