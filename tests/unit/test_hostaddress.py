@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import errno
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
+from pathlib import Path
 
 import pytest
 
 from plait.agent.health import Health
-from plait.agent.hostaddress import ELSEWHERE_S, LOST, HostAddress
+from plait.agent.hostaddress import ELSEWHERE_S, LOST, HostAddress, is_here
+from plait.agent.identity import Identity, load_identity, save_identity
 from plait.model.addr import IPAddress, IPInterface
 from plait.model.objects import Addr
 
@@ -19,11 +21,11 @@ OWN = ip_address("192.0.2.1")
 class Host:
     """A kernel that holds `links`: addresses by device."""
 
-    def __init__(self, *, pinned: bool = False) -> None:
+    def __init__(self, *, pinned: bool = False, translated: bool = False) -> None:
         self.links: dict[str, list[IPInterface]] = {"lo": [IPv4Interface("127.0.0.1/8")], "eth0": [IPv4Interface(f"{OWN}/24")]}
         self.now, self.source = 0.0, ip_address("203.0.113.9")
         self.health = Health(lambda: self.now)
-        self.home = HostAddress(OWN, pinned, self, self.health, lambda version: self.source, lambda: self.now)
+        self.home = HostAddress(OWN, pinned, self, self.health, translated, lambda version: self.source, lambda: self.now)
 
     def addresses(self) -> list[Addr]:
         return [Addr(dev, address) for dev, held in self.links.items() for address in held]
@@ -113,3 +115,15 @@ def test_no_address_of_the_other_family_is_taken() -> None:
     host.now += ELSEWHERE_S
     with pytest.raises(OSError, match=r"192\.0\.2\.1"):
         host.home.look()
+
+
+def test_an_address_that_no_link_ever_had_is_never_left_and_nobody_misses_it(tmp_path: Path) -> None:
+    host = Host(translated=True)
+    host.links["eth0"] = [IPv4Interface("203.0.113.9/24")]
+    host.look()
+    host.now = 2 * ELSEWHERE_S
+    assert host.look() == "" and not host.missed and host.home.now == OWN
+    for translated in (True, False):
+        save_identity(tmp_path / "i", Identity("A", "id-a", OWN, translated=translated))
+        assert load_identity(tmp_path / "i").translated is translated
+    assert is_here(ip_address("127.0.0.1")) and not is_here(OWN) and not is_here(ip_address("2001:db8::1"))

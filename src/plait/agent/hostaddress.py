@@ -37,6 +37,14 @@ def default_source(*versions: int) -> IPAddress | None:
     return None
 
 
+def is_here(address: IPAddress) -> bool:
+    """Whether this host has the address."""
+    with contextlib.suppress(OSError), socket.socket(_ANYWHERE[address.version][0], socket.SOCK_DGRAM) as probe:
+        probe.bind((str(address), 0))
+        return True
+    return False
+
+
 class AddressKernel(Protocol):
     """What is asked of the kernel here."""
 
@@ -46,7 +54,8 @@ class AddressKernel(Protocol):
 
 
 class HostAddress:
-    """`now` holds; `own` is that of `init` or `join` or, `pinned`, of the configuration. Not thread-safe."""
+    """`now` holds; `own` is that of `init` or `join` or, `pinned`, of the configuration; a `translated` one no link ever had, and it is
+    never left either. Not thread-safe."""
 
     def __init__(
         self,
@@ -54,10 +63,12 @@ class HostAddress:
         pinned: bool,
         kernel: AddressKernel,
         health: Health,
+        translated: bool = False,
         source: Callable[[int], IPAddress | None] = default_source,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.own = self.now = own
+        self._translated, pinned = translated, pinned or translated
         self._pinned, self._kernel, self._health, self._source, self._clock = pinned, kernel, health, source, clock
         self._link = ""
         self._lost_at: float | None = None
@@ -79,7 +90,8 @@ class HostAddress:
             if other is not None:
                 return self._first([other])
             why = "which is pinned by node.address" if self._pinned else "nor another one that others could send to"
-            self._health.set(LOST, str(self.now), f"no link of this host has {self.now}, {why}")
+            if not self._translated:
+                self._health.set(LOST, str(self.now), f"no link of this host has {self.now}, {why}")
             raise error
 
     def _first(self, addresses: Sequence[IPAddress] | dict[IPAddress, None]) -> tuple[str, int]:

@@ -25,6 +25,8 @@ class Identity:
     address: IPAddress
     store: str = ""
     pool: IPv4Network = IPv4Network("10.28.0.0/16")
+    translated: bool = False
+    """`address` was on no link of this host when it was given: somebody translates it, so that its absence means nothing."""
 
 
 def new_id() -> str:
@@ -47,7 +49,9 @@ def load_identity(path: Path) -> Identity:
     except ValueError as error:
         raise ConfigError(str(path), "", f"is damaged: {error}", _DAMAGED) from error
     try:
-        return Identity(raw["name"], raw["id"], ip_address(raw["address"]), raw["store"], IPv4Network(raw["pool"]))
+        return Identity(
+            raw["name"], raw["id"], ip_address(raw["address"]), raw["store"], IPv4Network(raw["pool"]), raw.get("translated") == "True"
+        )
     except (KeyError, ValueError, TypeError) as error:
         raise ConfigError(
             str(path), "", f"is damaged: {error!r}", "restore it, or leave with `plait down --purge` and join again"

@@ -16,7 +16,7 @@ from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 
 from plait.agent.config import DNS_PORTS, Config, Paths, check_node_name, load_config
-from plait.agent.hostaddress import default_source
+from plait.agent.hostaddress import default_source, is_here
 from plait.agent.identity import Identity, load_identity, new_id, placed, save_identity
 from plait.agent.logs import set_up
 from plait.model.addr import IPAddress, at_port
@@ -40,7 +40,8 @@ def init(name: str | None = None, address: str | None = None, pool: str | None =
     _refuse_member(paths)
     config = load_config(paths.config)
     _refuse_held_ports(config)
-    identity = Identity(name=check_node_name(name or config.name), id=new_id(), address=_own_address(address, config), pool=_pool(pool))
+    node_name, own = check_node_name(name or config.name), _own_address(address, config)
+    identity = Identity(node_name, new_id(), own, pool=_pool(pool), translated=not is_here(own))
     if identity.address in identity.pool:
         raise ConfigError("--pool", str(identity.pool), f"holds {identity.address}, this host's own address", "choose another range")
     init_cluster(paths.lib / "pki", identity.name, identity.id, identity.address)
@@ -59,7 +60,7 @@ def join(server: str, token: str, name: str | None = None, address: str | None =
     node_name, node_id, own = check_node_name(name or config.name), new_id(), _own_address(address, config)
     joined = asyncio.run(join_cluster(server, token, node_name, node_id, paths.lib / "pki"))
     pool = IPv4Network(joined.info.get("pool", str(DEFAULT_POOL)))
-    identity = Identity(node_name, node_id, own, at_port(joined.store_host, joined.store_port), pool)
+    identity = Identity(node_name, node_id, own, at_port(joined.store_host, joined.store_port), pool, not is_here(own))
     save_identity(paths.identity, identity)
     return identity
 

@@ -94,7 +94,8 @@ class _Wiring:
         self.publisher = Publisher(self.view, store, self.view.caught_up)
         self.dns = self._dns()
         self.resolvers = HostResolvers(self.dns.set_upstreams)
-        home = HostAddress(config.address or identity.address, config.address is not None, self.kernel, self.health)
+        pinned, translated = config.address is not None, config.address is None and identity.translated
+        home = HostAddress(config.address or identity.address, pinned, self.kernel, self.health, translated)
         self.underlay = Underlay(journal, self.view, self.kernel, home, lambda: self.reconciler.mark())
         linked = lambda: self.replica.connected  # noqa: E731
         pki = paths.lib / "pki"
