@@ -38,6 +38,7 @@ RULES = (
     "ct state invalid drop",
     "ct status dnat accept",
     "ct mark 0x00000001 accept",
+    'iifname "pl-b*" oifname "pl-b*" meta pkttype { broadcast, multicast } accept',
     "ip saddr . ip daddr @same accept",
     "ip saddr @pools ip daddr != @pools accept",
     "ip saddr 127.0.0.0/8 drop",

@@ -269,7 +269,7 @@ class Sysctl:
 @dataclass(frozen=True, slots=True)
 class NftChain:
     """A chain of an owned table. `hook` is the declaration as nft prints it, or "" for a regular chain
-    ("type filter hook forward priority filter; policy accept;"). Rules are written exactly as `nft -s -nn list` prints them."""
+    ("type filter hook forward priority filter; policy accept;"). Rules are written exactly as `nft -s list` prints them."""
 
     name: str
     rules: tuple[str, ...]
