@@ -24,7 +24,7 @@ from plait.model.cluster import Node
 from plait.model.errors import Conflict, NotFound, PlaitError
 from plait.store.api import Compare, Delete, Item, Put, Store
 from plait.store.codec import decode, encode
-from plait.store.listener import Limits, TlsListener, plain
+from plait.store.listener import Limits, TlsServer, plain
 from plait.store.pki import check_identity, sign_in_child
 from plait.store.protocol import Frames, Message, ProtocolError, frame
 from plait.store.tls import CA_CERT, der_of
@@ -90,7 +90,7 @@ async def read_message(reader: asyncio.StreamReader, frames: Frames[M]) -> M | N
             return message
 
 
-class JoinServer:
+class JoinServer(TlsServer):
     """Serves joins. `open` binds, `run` serves until cancelled. `directory` is that of the node with the CA key.
 
     `context` is that of `tls.ssl_context_join_server`; `store_address` what joiners are told ("host:port"), by default the address
@@ -115,20 +115,7 @@ class JoinServer:
         self._store, self._directory = store, directory
         self._store_address, self._store_port, self._info = store_address, store_port, info or {}
         self._now, self._attempts = now, _Attempts(clock)
-        limits = limits or Limits(connections=64, handshakes=32, handshakes_per_source=8)
-        self._listener = TlsListener(host, port, context, self._connection, limits)
-
-    @property
-    def port(self) -> int:
-        return self._listener.port
-
-    def open(self) -> None:
-        """Bind now, so that `port` is known. Raises ConfigError if the address cannot be had."""
-        self._listener.open()
-
-    async def run(self) -> None:
-        """Serve until cancelled. The store stays open."""
-        await self._listener.run()
+        super().__init__(host, port, context, limits or Limits(connections=64, handshakes=32, handshakes_per_source=8))
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         source = plain(writer.get_extra_info("peername")[0])

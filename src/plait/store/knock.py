@@ -18,7 +18,7 @@ import msgspec
 from plait.model.addr import IPAddress
 from plait.model.errors import StoreUnavailable
 from plait.store.joinserver import MAX_FRAME, read_message
-from plait.store.listener import Limits, TlsListener, plain
+from plait.store.listener import Limits, TlsServer, plain
 from plait.store.protocol import Frames, Message, ProtocolError, frame
 from plait.store.server import PORT
 from plait.store.tls import peer_identity
@@ -48,24 +48,12 @@ OnKnock = Callable[[str, str], Awaitable[Knocked | None]]
 """Called with the id of the node that knocks and the address that it comes from; None is no answer."""
 
 
-class KnockServer:
+class KnockServer(TlsServer):
     """`open` binds, `run` serves until cancelled. `context` is that of `tls.ssl_context_server`."""
 
     def __init__(self, host: str, port: int, context: ssl.SSLContext, on_knock: OnKnock) -> None:
         self._on_knock = on_knock
-        self._listener = TlsListener(host, port, context, self._connection, Limits(connections=16, handshakes=16, handshakes_per_source=4))
-
-    @property
-    def port(self) -> int:
-        return self._listener.port
-
-    def open(self) -> None:
-        """Bind now, so that `port` is known. Raises ConfigError if the address cannot be had."""
-        self._listener.open()
-
-    async def run(self) -> None:
-        """Serve until cancelled."""
-        await self._listener.run()
+        super().__init__(host, port, context, Limits(connections=16, handshakes=16, handshakes_per_source=4))
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         source = plain(writer.get_extra_info("peername")[0])

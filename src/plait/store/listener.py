@@ -132,6 +132,29 @@ class TlsListener:
         return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
 
+class TlsServer:
+    """A server of one protocol behind a listener; `context` is that of `tls.ssl_context_server`. `open` binds, `run` serves until
+    cancelled."""
+
+    def __init__(self, host: str, port: int, context: ssl.SSLContext, limits: Limits | None = None) -> None:
+        self._listener = TlsListener(host, port, context, self._connection, limits)
+
+    @property
+    def port(self) -> int:
+        return self._listener.port
+
+    def open(self) -> None:
+        """Bind now, so that `port` is known. Raises ConfigError if the address cannot be had."""
+        self._listener.open()
+
+    async def run(self) -> None:
+        """Serve until cancelled. What stands behind the server stays open."""
+        await self._listener.run()
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        raise NotImplementedError
+
+
 def plain(address: str) -> str:
     """An address as its owner knows it: a socket of both families shows those of IPv4 as IPv6 ones (RFC 4291, section 2.5.5.2)."""
     return address.removeprefix("::ffff:")

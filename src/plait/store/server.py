@@ -17,7 +17,7 @@ from typing import cast
 
 from plait.model.errors import Conflict, PlaitError
 from plait.store.api import Store
-from plait.store.listener import Limits, TlsListener, plain
+from plait.store.listener import Limits, TlsServer, plain
 from plait.store.protocol import (
     VERSION,
     Cancel,
@@ -60,26 +60,14 @@ FRESH = 0.5
 _READ = 64 * 1024
 
 
-class StoreServer:
+class StoreServer(TlsServer):
     """Store seam over the network. `open` binds, `run` serves until cancelled."""
 
     def __init__(self, store: Store, host: str, port: int, context: ssl.SSLContext, limits: Limits | None = None, run: str = "") -> None:
         """`context` is that of `tls.ssl_context_server`; `run` this agent's own, as in `protocol.Hello`."""
         self._store, self._run = store, run
         self._runs: dict[str, _Session] = {}
-        self._listener = TlsListener(host, port, context, self._connection, limits)
-
-    @property
-    def port(self) -> int:
-        return self._listener.port
-
-    def open(self) -> None:
-        """Bind now, so that `port` is known. Raises ConfigError if the address cannot be had."""
-        self._listener.open()
-
-    async def run(self) -> None:
-        """Serve until cancelled. The store stays open."""
-        await self._listener.run()
+        super().__init__(host, port, context, limits)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         session = _Session(self._store, reader, writer, self._admit)
