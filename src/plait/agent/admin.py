@@ -14,6 +14,7 @@ from plait.agent import reports
 from plait.agent.addresses import Addresses
 from plait.agent.exposures import Exposures
 from plait.agent.health import Health
+from plait.agent.hostlinks import router_of, servers_of
 from plait.agent.identity import Identity
 from plait.agent.ipamcare import IpamCare
 from plait.agent.ipamview import ipam_view
@@ -222,8 +223,8 @@ class AgentAdmin:
             "netns": str(self._p.sandboxes.path(name)),
             "address": str(endpoint.address),
             "address6": str(endpoint.address6 or ""),
-            "gateway": "" if network.internal else str(network.gateway),
-            "dns": [address] if (address := self._p.resolver(network)) else [],
+            "gateway": router_of(network, endpoint),
+            "dns": servers_of(self._p.resolver(network), endpoint),
             "search": self._p.search,
             "ports": [published_text(port) for port in endpoint.ports],
             "pid": pid,

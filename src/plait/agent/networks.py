@@ -28,7 +28,7 @@ _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWX
 
 class Networks:
     """Create, find and remove networks. `caught_up(revision)` waits until the view has that revision; `look()` learns what this host uses
-    addresses for outside plait, `able()` is what its kernel can do."""
+    addresses for outside plait, `able()` is what its kernel can do, `learn` completes a request by what is on its link."""
 
     def __init__(
         self,
@@ -38,8 +38,9 @@ class Networks:
         caught_up: Callable[[int], Awaitable[None]],
         look: Callable[[], Awaitable[None]] | None = None,
         able: Callable[[], frozenset[str]] = frozenset,
+        learn: Callable[[NetworkRequest], Awaitable[NetworkRequest]] | None = None,
     ) -> None:
-        self._able = able
+        self._able, self._learn = able, learn
         self._view, self._store, self._default, self._caught_up, self._look = view, store, default, caught_up, look
 
     async def ensure(self, request: NetworkRequest) -> Network:
@@ -55,6 +56,8 @@ class Networks:
             existing = known.get(request.name)
             if existing is not None:
                 return _same(existing, request)
+            if self._learn is not None:
+                request = await self._learn(request)
             network = self._design(request)
             routed = child_of(network) is None
             nodes = sorted(self._view.snapshot.nodes.values(), key=lambda n: n.name)

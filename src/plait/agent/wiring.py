@@ -12,15 +12,19 @@ from functools import partial
 from ipaddress import IPv4Network
 
 from plait.agent.addresses import Addresses
+from plait.agent.addressing import Addressing, learned
 from plait.agent.admin import AdminParts, AgentAdmin
 from plait.agent.announcer import Announcer
 from plait.agent.config import Config, Paths, load_config
+from plait.agent.dhcp import Leases
+from plait.agent.dhcpwires import Wires
 from plait.agent.discovery import Discovery, DiscoveryParts
 from plait.agent.dnsnear import DnsNear
 from plait.agent.dnswatch import DnsWatch
 from plait.agent.engines import EngineParts, Engines
 from plait.agent.exposures import Exposures
 from plait.agent.figures import of_kernel
+from plait.agent.following import Following
 from plait.agent.health import Health
 from plait.agent.hostaddress import HostAddress
 from plait.agent.hostranges import HostRangesWatch
@@ -45,7 +49,7 @@ from plait.agent.underlay import Underlay
 from plait.agent.view import View
 from plait.dns.zone import Zone
 from plait.ipam import NamedRange
-from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_exists, open_resolver, tell_neighbours
+from plait.kernel import linux
 from plait.model.cluster import HostRange
 from plait.model.errors import NotSupported
 from plait.model.report import TokenView
@@ -84,18 +88,19 @@ class _Wiring:
         self.config, self.identity, self.paths, self.journal, self.store = config, identity, paths, journal, store
         self.view = View(identity.name)
         self.health = Health(time.time)
-        self.kernel = LinuxKernel(paths.lib, paths.sysctls)
+        self.kernel = linux.LinuxKernel(paths.lib, paths.sysctls)
         self.work = KernelWork(self.kernel)
         self.replica = Replica(store, paths.lib / "replica.bin")
         self.host_ranges = HostRangesWatch(self.view, self.health, self.kernel.host_ranges, self._of_engines, self._bridge)
-        self.networks = Networks(self.view, store, DEFAULT_NETWORK, self.view.caught_up, self.host_ranges.look, self.kernel.capabilities)
+        self.leases = self._leases()
+        self.networks = self._networks()
         self.ranges = RangesFile(paths.ranges, journal, self.health, lambda: self.loops.refresh_node())
         self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge, config.reuse_after_s, self._ranges)
+        self.addressing = Addressing(self.addresses, self.leases, self.view, self.work.put)
         self.publisher = Publisher(self.view, store, self.view.caught_up)
         self.dns = self._dns()
         self.resolvers = HostResolvers(self.dns.set_upstreams)
-        pinned, translated = config.address is not None, config.address is None and identity.translated
-        home = HostAddress(config.address or identity.address, pinned, self.kernel, self.health, translated)
+        home = self._home()
         self.underlay = Underlay(journal, self.view, self.kernel, home, lambda: self.reconciler.mark())
         linked = lambda: self.replica.connected  # noqa: E731
         pki = paths.lib / "pki"
@@ -106,13 +111,13 @@ class _Wiring:
         self.loops = NodeLoops(self._parts(), DEFAULT_NETWORK)
         self.reconciler = self._reconciler()
         self.ops = self._operations()
+        self.following = Following(self.view, self.leases, self.ops, self.health, linux.readdress)
         self.sandboxes = self._sandboxes()
         self.exposures = Exposures(identity.name, self.ops)
         self.engines = self._engines()
         docker = self.engines.docker_api
-        self.discovery = Discovery(
-            DiscoveryParts(config, identity, journal, store, self.view, self.health, self.publisher, self._contact_ms, docker)
-        )
+        parts = DiscoveryParts(config, identity, journal, store, self.view, self.health, self.publisher, self._contact_ms, docker)
+        self.discovery = Discovery(parts)
         self.discovery.api.add(ControlApi(self, identity.name).routes)
         self.dns_watch = DnsWatch(self.dns, self.health)
         self.dns_near = DnsNear(self.dns, lambda: self.view.snapshot, lambda: self.discovery.near("_agent"))
@@ -146,12 +151,27 @@ class _Wiring:
     def _operations(self) -> AgentOperations:
         loops, once = self.loops, self.reconciler.once
         return AgentOperations(
-            self.view, self.journal, self.work, self.addresses, self.networks, loops.names_settled, once, lambda: loops.fast_path
+            self.view, self.journal, self.work, self.addressing, self.networks, loops.names_settled, once, lambda: loops.fast_path
         )
+
+    def _home(self) -> HostAddress:
+        pinned = self.config.address is not None
+        translated = not pinned and self.identity.translated
+        return HostAddress(self.config.address or self.identity.address, pinned, self.kernel, self.health, translated)
+
+    def _networks(self) -> Networks:
+        able, learn = self.kernel.capabilities, partial(learned, self.leases)
+        return Networks(self.view, self.store, DEFAULT_NETWORK, self.view.caught_up, self.host_ranges.look, able, learn)
+
+    def _leases(self) -> Leases:
+        wires = partial(Wires, linux.PacketSocket, linux.open_arp)
+        return Leases(self.journal, self.health, self.identity.id, self.config.dhcp_timeout_s, wires)
 
     def _dns(self) -> DnsService:
         names: OnQuery = lambda *query: self.discovery.names(*query)  # noqa: E731
-        return DnsService(on_crash=self._on_dns_crash, on_query=names, successors=self.paths.dns_successors, open_inside=open_resolver)
+        return DnsService(
+            on_crash=self._on_dns_crash, on_query=names, successors=self.paths.dns_successors, open_inside=linux.open_resolver
+        )
 
     def _parts(self) -> Parts:
         return Parts(
@@ -184,7 +204,7 @@ class _Wiring:
 
     def _sandboxes(self) -> Sandboxes:
         name, run_dir, settled = self.identity.name, self.paths.run, self.loops.names_settled
-        return Sandboxes(name, self.ops, self.journal, run_dir, create_netns, delete_netns, netns_exists, settled)
+        return Sandboxes(name, self.ops, self.journal, run_dir, linux.create_netns, linux.delete_netns, linux.netns_exists, settled)
 
     def _engines(self) -> Engines:
         return Engines(
@@ -218,6 +238,7 @@ class _Wiring:
         admin = AdminServer(AgentAdmin(self._admin_parts()), self.paths.admin_socket)
         http = self.discovery.api.server()
         self._load()
+        self.leases.recover()
         await admin.start()
         try:
             await self.engines.answer_docker()
@@ -243,6 +264,7 @@ class _Wiring:
     async def _run_loops(self) -> None:
         await self.loops.look_at_firewall()
         await self.ranges.look()
+        await self.following.recover()
         await self.ops.recover()
         await self.sandboxes.recover()
         await self.exposures.recover()
@@ -260,6 +282,8 @@ class _Wiring:
                 Forgetting(self.view, self.store, self.config.forget_after_s, lambda: self.replica.connected).run(),
                 self.ranges.run(),
                 self.addresses.assigned.run(),
+                self.leases.run(),
+                self.following.run(),
                 self.dns_watch.run(),
                 self.resolvers.run(),
                 self.dns_near.run(),
@@ -269,7 +293,7 @@ class _Wiring:
                 self.reconciler.watch(),
                 self.reconciler.run(),
                 self.sandboxes.run(),
-                Announcer(self.view, tell_neighbours).run(),
+                Announcer(self.view, linux.tell_neighbours).run(),
                 self.engines.run(),
                 *self.discovery.loops(),
                 *self._measuring(),
@@ -302,7 +326,7 @@ class _Wiring:
             underlay=self.underlay,
             tunnels=self.tunnels,
             addresses=self.addresses,
-            care=IpamCare(self.view, self.store, self.ops, self.addresses, self.work, self.loops.plan, netns_exists),
+            care=IpamCare(self.view, self.store, self.ops, self.addressing, self.work, self.loops.plan, linux.netns_exists),
             default_network=DEFAULT_NETWORK,
             search=self.config.search_domain,
             resolver=self.loops.resolver,

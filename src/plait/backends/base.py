@@ -144,7 +144,7 @@ class Child:
 class OnHostLink(NoTunnel):
     """What the backends have in common whose endpoints lie on a link of the host, by the option `parent`: they are neighbours of whatever
     else is on it, the network's gateway is that link's router, and this host neither routes, filters nor translates what they send. With
-    `dns=false` they are not told plait's resolver.
+    `dns=false` they are not told plait's resolver, with `ipam=dhcp` a server on the link gives their addresses.
 
     The first of `modes` is the one that is taken where none is asked for; `own_mac`: an endpoint has a MAC of its own.
     """
@@ -173,6 +173,10 @@ class OnHostLink(NoTunnel):
             raise ConfigError("parent", parent, "is no link of a host", "name the link that the containers shall be on: -o parent=eth1")
         if options.get("dns", "true") not in ("true", "false"):
             raise ConfigError("dns", options["dns"], "is not possible", "true, or false for containers that listen on port 53 themselves")
+        if options.get("ipam", "pool") not in ("pool", "dhcp"):
+            raise ConfigError(
+                "ipam", options["ipam"], "is not possible", "pool (plait gives the addresses), or dhcp (a server on the link)"
+            )
         if mode not in self.modes:
             raise ConfigError("mode", mode, f"is no mode of {self.kind} here", f"use one of {', '.join(self.modes)}")
 

@@ -15,7 +15,7 @@ from plait.backends.base import MODELS, Backend, OnHostLink
 from plait.model.cluster import VXLAN_PORT, Network
 from plait.model.errors import ConfigError
 
-HOST_LINK = ("parent", "mode", "vlan", "switch", "dns")
+HOST_LINK = ("parent", "mode", "vlan", "switch", "dns", "ipam")
 """Options of networks that lie on a link of the host."""
 OPTIONS = ("model", "backend", "port", "vni", "isolated", "layer2", "multicast", *HOST_LINK)
 FLAGS = ("isolated", "layer2", "multicast")
@@ -86,6 +86,9 @@ def changed(network: Network, options: Mapping[str, str], backends: Collection[B
         raise ConfigError(
             "layer2", options["layer2"], f"would change what the containers of {network.name} are on", "make a second network"
         )
+    if own.by_dhcp != network.by_dhcp or (own.by_dhcp and own.options["parent"] != network.options["parent"]):
+        what = "ipam" if own.by_dhcp != network.by_dhcp else "parent"
+        raise ConfigError(what, options[what], f"would take the addresses of {network.name} from elsewhere", "make a second network for it")
     if own.encrypted != network.encrypted:
         raise ConfigError("backend", own.backend, f"would change whether {network.name} is encrypted", "make a second network for it")
     return [own, *(replace(other, port=settled.port) for other in along)]

@@ -17,6 +17,7 @@ from plait.ipam import image, image_block, stray_endpoints
 from plait.model.addr import IPAddress, mac_from_digest
 from plait.model.cluster import GATEWAY_META, Block, Endpoint, Network, Node, Snapshot
 from plait.model.hostlinks import ChildLink, SwitchPort
+from plait.model.leases import Leased
 from plait.model.objects import GATEWAY_LINK, PREFIX, Addr, BridgeLink, EndpointLink, KernelObject, Plan, Route, Sysctl, VxlanLink
 from plait.plan.dual import LEAST_MTU, endpoint6_objects, gateways6, inside6
 from plait.plan.exposed import HOST, exposed_here, host_objects, spoken
@@ -152,7 +153,7 @@ def child_link(network: Network, endpoint: Endpoint, netns: str = "") -> ChildLi
     """An endpoint on a link of the host: all that there is of it."""
     child = child_of(network)
     assert child is not None
-    return ChildLink(
+    link = ChildLink(
         name=endpoint.dev,
         parent=child.parent,
         kind=child.kind,
@@ -164,11 +165,27 @@ def child_link(network: Network, endpoint: Endpoint, netns: str = "") -> ChildLi
         gateway=network.gateway if child.gateway else None,
         through=_through(network, endpoint),
     )
+    return _as_leased(link, network, endpoint.leased, endpoint) if endpoint.leased is not None else link
+
+
+def _as_leased(link: ChildLink, network: Network, leased: Leased, endpoint: Endpoint) -> ChildLink:
+    """What a server on the link said goes; what it did not say is the network's. Without a lease there is no address."""
+    address = None if leased.lost else leased_interface(network, endpoint.address, leased)
+    ways = () if leased.lost else tuple(way for way in leased.ways if endpoint.default_route or way.to.prefixlen)
+    return replace(link, address=address, gateway=None, through=(), ways=ways, mtu=leased.mtu)
+
+
+def leased_interface(network: Network, address: IPv4Address, leased: Leased | None) -> IPv4Interface:
+    """The address with the prefix of its link."""
+    return IPv4Interface((address, leased.prefix)) if leased is not None and leased.prefix else inside_address(network, address)
 
 
 def _on_host_links(me: Node, snapshot: Snapshot, local: Local) -> list[KernelObject]:
     """Endpoints of this node on links of the host that are there. Nothing of these networks is this host's to route or to guard."""
     objects: list[KernelObject] = []
+    for network in snapshot.networks.values():
+        if network.by_dhcp and network.options["parent"] in local.links:
+            objects += shared_objects(me, network)  # a lease comes before the first endpoint
     for endpoint in _own_sandboxes(snapshot):
         network = snapshot.networks[endpoint.network]
         if child_of(network) is not None and network.options["parent"] in local.links:
