@@ -294,7 +294,7 @@ OPTIONS = (
         "ipam.dhcp_timeout",
         "duration",
         "10s",
-        "How long a DHCP server has to give a container an address, 1s to 60s; the engine's call waits for it.",
+        "How long a DHCP server has to give a container an address, 1s to 12s; the engine's call waits for it.",
     ),
     Option(
         "ipam.forget_after",

@@ -7,6 +7,8 @@ from plait.model.errors import ConfigError
 
 LEAST_FORGET_S = 10.0
 """Shortest `ipam.forget_after`: a node that only restarts its agent must not lose its blocks each time."""
+LONGEST_DHCP_S = 12.0
+"""Longest `ipam.dhcp_timeout`: Docker's calls for an address end after 15 s (`runtimes/docker/plugin.py`)."""
 
 
 def forget_after(seconds: float, where: str) -> float:
@@ -18,7 +20,7 @@ def forget_after(seconds: float, where: str) -> float:
 
 
 def dhcp_timeout(seconds: float, where: str) -> float:
-    """An engine's call waits so long."""
-    if not 1 <= seconds <= 60:
-        raise ConfigError(f"{where}: ipam.dhcp_timeout", f"{seconds:g}s", "is not possible", "use 1s to 60s")
+    """Less than an engine's call may take."""
+    if not 1 <= seconds <= LONGEST_DHCP_S:
+        raise ConfigError(f"{where}: ipam.dhcp_timeout", f"{seconds:g}s", "is not possible", f"use 1s to {LONGEST_DHCP_S:.0f}s")
     return seconds
