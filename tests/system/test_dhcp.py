@@ -26,6 +26,7 @@ name = "D"
 agent = false
 """
 CONFIG = '[ipam]\ndhcp_timeout = "3s"\n'
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 SOON = ("--dhcp-option=option:T1,2", "--dhcp-option=option:T2,4")
 """What makes a client renew after some seconds, and rebind two later. dnsmasq adds up to a few to the first."""
 
@@ -99,7 +100,8 @@ def test_containers_of_two_hosts_have_what_the_server_says(lab: Lab, server: Dns
     assert (link["mtu"], link["addr_info"][0]["prefixlen"]) == (1400, 24)
     routes = {row["dst"]: row.get("gateway") for row in json.loads(inside(lab, "A", "a1", "ip", "-j", "route").stdout)}
     assert routes == {"default": router, "10.9.0.0/16": router, "198.18.0.0/24": None}
-    assert pings(lab, "A", "a1", "b1") and pings(lab, "B", "b1", a1) and pings(lab, "A", "a1", router)
+    until("by name", lambda: pings(lab, "A", "a1", "b1"), 5)
+    assert pings(lab, "B", "b1", a1) and pings(lab, "A", "a1", router)
     assert lab.run("A", "plait", "plan", "--diff").stdout == "" and "no differences" in lab.run("A", "plait", "ipam", "check").stdout
 
 
@@ -160,3 +162,50 @@ def test_nothing_is_left(lab: Lab, server: Dnsmasq) -> None:
     until("all is given back", lambda: server.rows() == {}, 3)
     assert "pl-e" not in lab.run("A", "ip", "-o", "link").stdout and lab.run("A", "plait", "plan", "--diff").stdout == ""
     assert "eth0" not in "".join(lab.run("A", "cat", "/proc/net/packet").stdout.splitlines()[1:]), "no socket is open"
+
+
+def host_lease(lab: Lab, host: str) -> str:
+    """What a host has leased for the network `shared`, "" for nothing."""
+    rows = json.loads(lab.run(host, "plait", "ipam", "--json").stdout)["addresses"]
+    return next((row["address"] for row in rows if row["network"] == "shared" and row["name"] == host), "")
+
+
+def seen_by_router(lab: Lab, host: str, name: str, router: str) -> str:
+    """The address that D sees a container by."""
+    heard = lab.popen("D", "tcpdump", "-n", "-l", "-c1", "-i", "eth0", "udp", "dst", "port", "9", stdout=-1, stderr=-1, text=True)
+    assert heard.stderr is not None
+    until("it listens", lambda: "listening" in heard.stderr.readline(), 5)
+    until("it is sent", lambda: inside(lab, host, name, "bash", "-c", f"echo > /dev/udp/{router}/9").returncode == 0, 5)
+    return heard.communicate(timeout=10)[0].split()[2].rpartition(".")[0]
+
+
+def test_containers_share_the_lease_of_their_host(lab: Lab, server: Dnsmasq, router: str) -> None:
+    lab.run("A", "plait", "network", "create", "shared", "--subnet", "10.44.0.0/24", "-o", "lease=eth0")
+    for host in "AB":
+        until("each host has one", lambda host=host: host_lease(lab, host) in server.rows(), 5)
+    at = host_lease(lab, "A")
+    assert server.rows() == {at: "a", host_lease(lab, "B"): "b"} and at != host_lease(lab, "B")
+    for name, port in (("s1", "8081:80"), ("s2", "8082:80")):
+        lab.run("A", "plait", "run", "--name", name, "--network", "shared", "-p", port)
+        assert seen_by_router(lab, "A", name, router) == at, "both are seen by the one address"
+    lab.run("B", "plait", "run", "--name", "s3", "--network", "shared")
+    assert seen_by_router(lab, "B", "s3", router) == host_lease(lab, "B") and pings(lab, "B", "s3", "s1")
+    web = lab.popen(
+        "A", "plait", "exec", "s2", "--", "python3", "-m", "http.server", "80", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    until("its port is published there", lambda: lab.run("D", "curl", "-sf", "-m1", f"http://{at}:8082/", check=False).returncode == 0, 10)
+    lab.kill_agent("A")
+    lab.start_agent("A")
+    until("the server was asked", lambda: server.count("DHCPACK", at) >= 2, 5)
+    assert host_lease(lab, "A") == at and lab.run("A", "plait", "plan", "--diff").stdout == ""
+    assert lab.run("D", "curl", "-sf", "-m1", f"http://{at}:8082/", check=False).returncode == 0 and len(server.clients()) == 2
+    web.kill()
+    web.wait()
+    assert "no differences" in lab.run("A", "plait", "ipam", "check").stdout
+    lab.run("A", "plait", "network", "set", "shared", "-o", "lease=")
+    until("given back", lambda: server.rows() == {}, 5)
+    until("gone", lambda: f"{at}/32" not in lab.run("A", "ip", "addr").stdout, 5)
+    assert seen_by_router(lab, "A", "s1", router) == lab.address("A")
+    for host, name in (("A", "s1"), ("A", "s2"), ("B", "s3")):
+        lab.run(host, "plait", "rm", name)
+    lab.run("A", "plait", "network", "rm", "shared")

@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 from plait.agent.addresses import Addresses
 from plait.agent.assigned import Assignments
 from plait.agent.dhcp import Leases
+from plait.agent.hostleases import OWNER as HOST
 from plait.agent.hostlinks import check_parent, links_here
 from plait.agent.view import View
 from plait.backends import BACKENDS, child_of, settle
@@ -91,7 +92,11 @@ class Addressing:
 
     def reservations(self) -> list[Reservation]:
         """All of this node's, live and remembered; leases too."""
-        leases = (Reservation(r.network, r.lease.address, r.owner, r.name) for r in self._leases.all() if r.lease is not None)
+        leases = (
+            Reservation(r.network, r.lease.address, r.owner, r.name)
+            for r in self._leases.all()
+            if r.lease is not None and not r.owner.startswith(HOST)
+        )
         return [*self._blocks.reservations(), *leases]
 
 

@@ -26,6 +26,7 @@ from plait.agent.sandboxes import Sandboxes, SandboxRequest, parse_ports
 from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
+from plait.ipam import Reservation
 from plait.ipam.merge import VERSION, ClusterExport, conflicts, export
 from plait.model.cluster import Endpoint, Network, published_text
 from plait.model.errors import ConfigError, Conflict, NotFound
@@ -78,6 +79,7 @@ class AdminParts:
     token: Callable[[int], Awaitable[TokenView]]
     gateway: Callable[[bool], Awaitable[None]]
     exposures: Exposures
+    host_leases: Callable[[], list[Reservation]]
     caught_up: Callable[[int], Awaitable[None]]
 
 
@@ -153,7 +155,7 @@ class AgentAdmin:
         return found
 
     async def ipam(self) -> IpamView:
-        return ipam_view(self._p.view.snapshot, self._p.addresses.reservations())
+        return ipam_view(self._p.view.snapshot, [*self._p.addresses.reservations(), *self._p.host_leases()])
 
     async def check_ipam(self) -> list[FindingRow]:
         found = await self._p.care.check()

@@ -91,7 +91,7 @@ class Leases:
 
     def all(self) -> list[LeaseRecord]:
         """Those whose owners have an address."""
-        return [held.record for held in self._held.values() if held.client.lease is not None]
+        return [held.record for held in self._held.values() if held.client.lease is not None and held.settled]
 
     async def obtain(self, link: str, network: str, owner: str, mac: str, name: str, wanted: IPv4Address | None = None) -> Lease:
         """A lease for `owner`, the same one if it has it. LeaseFailed if no server on `link` gives one in time; Conflict if the address is

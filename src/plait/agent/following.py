@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from plait.agent.admin import netns_of_containers
 from plait.agent.dhcp import MOVED, Leases
+from plait.agent.hostleases import OWNER as HOST
 from plait.agent.operations import AgentOperations
 from plait.agent.view import View
 from plait.dhcp.client import Lease
@@ -29,10 +30,19 @@ _TOLD = frozenset({"docker"})
 
 
 class Following:
-    """`readdress(link)` blocks: see `kernel.linux.child`; False if there is no such link."""
+    """`readdress(link)` blocks: see `kernel.linux.child`; False if there is no such link. `on_host()`: the host's own are other ones."""
 
-    def __init__(self, view: View, leases: Leases, ops: AgentOperations, health: Health, readdress: Callable[[ChildLink], bool]) -> None:
+    def __init__(
+        self,
+        view: View,
+        leases: Leases,
+        ops: AgentOperations,
+        health: Health,
+        readdress: Callable[[ChildLink], bool],
+        on_host: Callable[[], None] = lambda: None,
+    ) -> None:
         self._view, self._leases, self._ops, self._health, self._readdress = view, leases, ops, health, readdress
+        self._on_host = on_host
 
     async def recover(self) -> None:
         """Once at start: what became of leases while nobody could follow."""
@@ -51,6 +61,9 @@ class Following:
                 log.warning("lease_not_followed", extra={"endpoint": owner[:16], "error": str(error)})
 
     async def _follow(self, owner: str, lease: Lease | None) -> None:
+        if owner.startswith(HOST):
+            self._on_host()
+            return
         before = self._view.snapshot.endpoints.get(owner)
         network = self._view.snapshot.networks.get(before.network) if before is not None else None
         if before is None or network is None or not network.by_dhcp or leased_as(before, lease) == before:

@@ -79,6 +79,12 @@ REGISTRY: dict[str, Condition] = {
             "itself; the container has an address again as soon as it gives one.",
         ),
         Condition(
+            "lease-none",
+            "error",
+            "This host has no address of its own for a network that asks for one (`-o lease=LINK`)",
+            "See what is said of the link and its DHCP server; until there is one, containers leave the host by its other address.",
+        ),
+        Condition(
             "lease-late",
             "warning",
             "No DHCP server prolongs the lease of a container's address",

@@ -118,6 +118,8 @@ class Networks:
         snapshot = self._view.snapshot
         subnet = request.subnet or next_subnet(taken(snapshot))
         settled = settle(request.options, BACKENDS.values(), snapshot.networks.values())
+        if request.internal and request.options.get("lease"):
+            raise ConfigError("lease", request.options["lease"], "means nothing to a network that has no way out", "leave it out")
         prefix = request.block_prefix or default_block_prefix(request.ip_range or subnet)
         if request.dual:
             _check_dual(settled.backend.name)
@@ -168,6 +170,7 @@ def _same(existing: Network, request: NetworkRequest) -> Network:
         ("port", request.options.get("port"), str(existing.port)),
         ("VNI", request.options.get("vni"), str(existing.vni)),
         *((name, request.options.get(name), existing.options.get(name, "the default")) for name in HOST_LINK),
+        ("lease", request.options.get("lease"), existing.options.get("lease", "none")),
         ("layer2", request.options.get("layer2"), str(existing.layer2).lower()),
         ("multicast", request.options.get("multicast"), str(existing.multicast).lower()),
         ("IP range", request.ip_range, existing.ip_range or "none"),

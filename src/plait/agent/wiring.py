@@ -27,6 +27,7 @@ from plait.agent.figures import of_kernel
 from plait.agent.following import Following
 from plait.agent.health import Health
 from plait.agent.hostaddress import HostAddress
+from plait.agent.hostleases import HostLeases
 from plait.agent.hostranges import HostRangesWatch
 from plait.agent.hostresolvers import HostResolvers
 from plait.agent.identity import Identity, new_id
@@ -93,6 +94,7 @@ class _Wiring:
         self.replica = Replica(store, paths.lib / "replica.bin")
         self.host_ranges = HostRangesWatch(self.view, self.health, self.kernel.host_ranges, self._of_engines, self._bridge)
         self.leases = self._leases()
+        self.host_leases = HostLeases(self.view, self.leases, self.health, linux.link_mac, linux.announce_here)
         self.networks = self._networks()
         self.ranges = RangesFile(paths.ranges, journal, self.health, lambda: self.loops.refresh_node())
         self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge, config.reuse_after_s, self._ranges)
@@ -103,15 +105,14 @@ class _Wiring:
         home = self._home()
         self.underlay = Underlay(journal, self.view, self.kernel, home, lambda: self.reconciler.mark())
         linked = lambda: self.replica.connected  # noqa: E731
-        pki = paths.lib / "pki"
-        self.place = StorePlace(identity, paths.identity, pki, store, run, self.view, home, self.health, linked)
+        self.place = StorePlace(identity, paths.identity, paths.lib / "pki", store, run, self.view, home, self.health, linked)
         self.tunnels = Tunnels(lambda: self.view.snapshot, self.kernel, self.health, self._on_tunnels)
         self.rotation = self._rotation()
         self._linked = asyncio.Event()
         self.loops = NodeLoops(self._parts(), DEFAULT_NETWORK)
         self.reconciler = self._reconciler()
         self.ops = self._operations()
-        self.following = Following(self.view, self.leases, self.ops, self.health, linux.readdress)
+        self.following = Following(self.view, self.leases, self.ops, self.health, linux.readdress, lambda: self.reconciler.mark())
         self.sandboxes = self._sandboxes()
         self.exposures = Exposures(identity.name, self.ops)
         self.engines = self._engines()
@@ -192,6 +193,7 @@ class _Wiring:
             vanished=lambda: self.engines.vanished(),
             rotation=self.rotation,
             tunnels=self.tunnels,
+            leases=lambda: self.host_leases.known,
         )
 
     def _rotation(self) -> Rotation:
@@ -284,6 +286,7 @@ class _Wiring:
                 self.addresses.assigned.run(),
                 self.leases.run(),
                 self.following.run(),
+                self.host_leases.run(self.reconciler.mark),
                 self.dns_watch.run(),
                 self.resolvers.run(),
                 self.dns_near.run(),
@@ -337,6 +340,7 @@ class _Wiring:
             token=self._token,
             gateway=self.loops.set_gateway,
             exposures=self.exposures,
+            host_leases=self.host_leases.reservations,
             caught_up=self.view.caught_up,
         )
 

@@ -169,8 +169,7 @@ class OnHostLink(NoTunnel):
     def check(self, options: Mapping[str, str]) -> None:
         """ConfigError for what cannot be meant."""
         parent, mode = options.get("parent", ""), options.get("mode", self.modes[0])
-        if not 0 < len(parent) <= _LONGEST_NAME or parent.startswith(PREFIX) or any(c in "/:%" or c.isspace() for c in parent):
-            raise ConfigError("parent", parent, "is no link of a host", "name the link that the containers shall be on: -o parent=eth1")
+        check_link("parent", parent, "name the link that the containers shall be on: -o parent=eth1")
         if options.get("dns", "true") not in ("true", "false"):
             raise ConfigError("dns", options["dns"], "is not possible", "true, or false for containers that listen on port 53 themselves")
         if options.get("ipam", "pool") not in ("pool", "dhcp"):
@@ -183,3 +182,9 @@ class OnHostLink(NoTunnel):
 
 _LONGEST_NAME = 15
 """Characters of a link's name (IFNAMSIZ, include/uapi/linux/if.h, less its final zero)."""
+
+
+def check_link(option: str, name: str, hint: str) -> None:
+    """ConfigError if no link of a host can be called so, or only one of plait's."""
+    if not 0 < len(name) <= _LONGEST_NAME or name.startswith(PREFIX) or any(c in "/:%" or c.isspace() for c in name):
+        raise ConfigError(option, name, "is no link of a host", hint)

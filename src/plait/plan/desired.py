@@ -23,6 +23,7 @@ from plait.plan.dual import LEAST_MTU, endpoint6_objects, gateways6, inside6
 from plait.plan.exposed import HOST, exposed_here, host_objects, spoken
 from plait.plan.fastpath import fast_objects
 from plait.plan.firewall import direct_objects, firewall_objects, handed_objects, relay_objects
+from plait.plan.hostlease import HostLease, host_lease_objects
 from plait.plan.narrow import narrow_objects
 from plait.plan.paths import choose, direct_routes, inner_mtu, member, network_mtu
 from plait.plan.switching import switched_objects
@@ -40,7 +41,7 @@ class Local:
     can forward at ingress (`fastpath.CAPABILITY`), what was measured of the way to other nodes (name -> bytes a packet may have), whether
     its kernel has IPv6, the link that carries the node's address, whether this host drops what comes from where it would not send to
     (rp_filter 1), the tunnel devices that must compute checksums themselves, which nodes are sent to by the spare encrypted tunnel
-    (`rotation`), the links that it has."""
+    (`rotation`), the links that it has, the addresses that it has leased for networks."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
@@ -52,6 +53,7 @@ class Local:
     software_checksums: frozenset[str] = frozenset()
     moved: Mapping[str, int] = field(default_factory=dict)
     links: frozenset[str] = frozenset()
+    leases: Mapping[str, HostLease] = field(default_factory=dict)
 
 
 def carried(snapshot: Snapshot, network: Network, ipv6: bool) -> Network:
@@ -90,6 +92,7 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     handed = [n for n in direct if not n.internal and any(map(_hands_on, peers[n.name]))] if local.underlay and not local.gateway else []
     objects += firewall_objects(snapshot, networks, local.gateway, handed, local.underlay)
     objects += direct_objects(direct, local.underlay)
+    objects += host_lease_objects(networks, local.leases)
     objects += handed_objects((n for n in direct if local.gateway and not n.internal), local.underlay)
     objects += relay_objects([peer for found in peers.values() for peer in found], local.underlay)
     if local.strict:

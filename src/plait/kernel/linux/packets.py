@@ -8,13 +8,16 @@ nothing but these frames wakes anybody. Sources: packet(7), linux/filter.h, linu
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import socket
 import struct
 from collections.abc import Sequence
+from ipaddress import IPv4Address
 
 from plait.dhcp.frames import ETH_ARP, ETH_IP
 from plait.dhcp.message import CLIENT_PORT
+from plait.kernel.linux.announce import announcement
 
 _ALL = 0x0003
 _SO_ATTACH_FILTER = 26
@@ -66,6 +69,12 @@ class PacketSocket:
             self._sock.close()
             raise
 
+    @property
+    def mac(self) -> str:
+        """That of the link."""
+        address: bytes = self._sock.getsockname()[4]
+        return address.hex(":")
+
     def fileno(self) -> int:
         return self._sock.fileno()
 
@@ -94,6 +103,18 @@ class PacketSocket:
 def open_arp(link: str) -> PacketSocket:
     """For ARP in place of DHCP."""
     return PacketSocket(link, ARP)
+
+
+def link_mac(link: str) -> str:
+    """The MAC of a link of this namespace. OSError if there is none."""
+    with contextlib.closing(PacketSocket(link)) as sock:
+        return sock.mac
+
+
+def announce_here(link: str, address: IPv4Address) -> None:
+    """Tell the neighbours on a link that `address` is at it now. OSError if there is none."""
+    with contextlib.closing(open_arp(link)) as sock:
+        sock.send(announcement(address, bytes.fromhex(sock.mac.replace(":", ""))))
 
 
 def _filter(sock: socket.socket, program: Sequence[Code]) -> None:
