@@ -25,14 +25,21 @@ class Dnsmasq:
     leases: str
 
     def rows(self) -> dict[str, str]:
-        """Address -> name as the client said it, of what it has given."""
-        lines = self.lab.run(self.host, "cat", self.leases, check=False).stdout.splitlines()
-        return {row[2]: row[3] for row in (line.split() for line in lines) if len(row) == 5}
+        """Address -> name as the client said it, of what it has given of IPv4."""
+        return {row[2]: row[3] for row in self._file() if ":" not in row[2]}
+
+    def rows6(self) -> list[str]:
+        """Addresses that it has given of IPv6."""
+        return [row[2] for row in self._file() if ":" in row[2]]
 
     def clients(self) -> set[str]:
         """Ids of the clients in its file."""
+        return {row[4] for row in self._file()}
+
+    def _file(self) -> list[list[str]]:
+        """A row each: when it ends, MAC or IAID, address, name, client's id."""
         lines = self.lab.run(self.host, "cat", self.leases, check=False).stdout.splitlines()
-        return {row[4] for row in (line.split() for line in lines) if len(row) == 5}
+        return [row for row in map(str.split, lines) if len(row) == 5]
 
     def count(self, word: str, of: str = "") -> int:
         """Lines of its log with both."""

@@ -209,3 +209,31 @@ def test_containers_share_the_lease_of_their_host(lab: Lab, server: Dnsmasq, rou
     for host, name in (("A", "s1"), ("A", "s2"), ("B", "s3")):
         lab.run(host, "plait", "rm", name)
     lab.run("A", "plait", "network", "rm", "shared")
+
+
+def test_both_families_come_from_the_server(lab: Lab, server: Dnsmasq, tmp_path: Path) -> None:
+    server.stop()
+    lab.run("A", "plait", "network", "rm", "lan")
+    lab.run("D", "ip", "addr", "replace", "fd99::1/64", "dev", "eth0", "nodad")
+    both = serve(lab, "D", tmp_path, "--enable-ra", "--dhcp-range=fd99::100,fd99::1ff,64,120")
+    lab.run("A", "plait", "network", "create", "six", "--backend", "macvlan", "-o", "parent=eth0", "--ipam", "dhcp", "--ipv6")
+    until("B knows it", lambda: "six" in networks(lab, "B"), 5)
+    for host, name in (("A", "x1"), ("B", "x2")):
+        lab.run(host, "plait", "run", "--name", name, "--network", "six")
+    rows = {row["name"]: row["addresses6"]["six"] for row in json.loads(lab.run("A", "plait", "ps", "--json").stdout) if row["node"] == "A"}
+    at = rows["x1"]
+    assert at in both.rows6() and len(both.rows6()) == 2 and at.startswith("fd99::1")
+    until("by name", lambda: inside(lab, "A", "x1", "ping", "-6", "-c1", "-W1", "x2").returncode == 0, 10)
+    until("from outside", lambda: lab.run("D", "ping", "-6", "-c1", "-W1", at, check=False).returncode == 0, 5)
+    assert inside(lab, "B", "x2", "dig", "+short", "+time=1", "x1", "AAAA").stdout.strip() == at
+    assert "default via fe80::" in inside(lab, "A", "x1", "ip", "-6", "route").stdout, "learnt from the router"
+    lab.kill_agent("A")
+    lab.start_agent("A")
+    until("the server was asked", lambda: both.count("DHCPREPLY", at) >= 2, 5)
+    assert len(both.rows6()) == 2 and at in both.rows6() and inside(lab, "A", "x1", "ping", "-6", "-c1", "-W1", "fd99::1").returncode == 0
+    assert lab.run("A", "plait", "plan", "--diff").stdout == "" and "no differences" in lab.run("A", "plait", "ipam", "check").stdout
+    for host, name in (("A", "x1"), ("B", "x2")):
+        lab.run(host, "plait", "rm", name)
+    until("given back", lambda: both.rows() == {} and both.rows6() == [], 5)
+    lab.run("A", "plait", "network", "rm", "six")
+    both.stop()

@@ -11,10 +11,11 @@ import pytest
 from tests.support.dhcp import ROUTER, SERVER_MAC, FakeServer, routes
 
 from plait.dhcp.client import Client, Lease, Send, State, Step, Who, begin, decline, end, heard, tick
-from plait.dhcp.message import NOWHERE, Kind, Option
+from plait.dhcp.dialect4 import Dialect4
+from plait.dhcp.message import NOWHERE, Kind, Message, Option
 from plait.model.leases import Way
 
-WHO = Who(b"\x02\0\0\0\0\1", b"\xffid", "web")
+WHO = Who(b"\x02\0\0\0\0\1", b"\xffid", Dialect4(), "web")
 TEN = IPv4Address("198.18.0.10")
 
 
@@ -28,8 +29,9 @@ def talk(step: Step, server: FakeServer, now: float) -> tuple[Client, list[Send]
     while waiting:
         send = waiting.pop(0)
         said.append(send)
+        assert isinstance(send.message, Message)
         if (answer := server.answer(send.message)) is not None:
-            after = heard(client, answer, SERVER_MAC, now, half)
+            after = heard(client, answer, SERVER_MAC, ROUTER, now, half)
             client = after.client
             waiting += after.sends
     return client, said
@@ -75,7 +77,7 @@ def test_a_server_that_offers_and_is_gone_is_given_up() -> None:
     step = begin(WHO, 0.0, half)
     offer = server.answer(step.sends[0].message)
     assert offer is not None
-    step = heard(step.client, offer, SERVER_MAC, 0.0, half)
+    step = heard(step.client, offer, SERVER_MAC, ROUTER, 0.0, half)
     sent = kinds(step.sends)
     while step.client.due < 30:
         step = tick(step.client, step.client.due, half)
@@ -224,11 +226,11 @@ def test_what_is_not_for_it_changes_nothing() -> None:
         replace(offer, options={}),
     )
     for other in others:
-        assert heard(step.client, other, SERVER_MAC, 0.0, half) == Step(step.client)
-    asked = heard(step.client, offer, SERVER_MAC, 0.0, half)
+        assert heard(step.client, other, SERVER_MAC, ROUTER, 0.0, half) == Step(step.client)
+    asked = heard(step.client, offer, SERVER_MAC, ROUTER, 0.0, half)
     ack = server.answer(asked.sends[0].message)
     assert ack is not None
     foreign = replace(ack, options={**ack.options, Option.SERVER: b"\xc6\x12\0\xfd"})
     for other in (foreign, replace(foreign, kind=Kind.NAK), replace(ack, options={Option.SERVER: ROUTER.packed})):
-        assert heard(asked.client, other, SERVER_MAC, 0.0, half) == Step(asked.client)
-    assert heard(asked.client, ack, SERVER_MAC, 0.0, half).client.state is State.BOUND
+        assert heard(asked.client, other, SERVER_MAC, ROUTER, 0.0, half) == Step(asked.client)
+    assert heard(asked.client, ack, SERVER_MAC, ROUTER, 0.0, half).client.state is State.BOUND

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -236,6 +236,36 @@ async def test_a_refused_container_gets_another_address_and_docker_is_said_to_sh
     assert a.view.snapshot.endpoints["e-web"].address == ELEVEN and list(a.dhcp[0].leases.values()) == [TEN, ELEVEN]
 
 
+async def test_a_network_with_ipv6_gives_both_and_takes_both_back(a: FakeNode, clocked: Clock) -> None:
+    await a.ops.remove_network("lan")
+    await a.ops.ensure_network(replace(LAN, name="two", ipv6=True))
+    network = a.view.snapshot.networks["two"]
+    assert network.by_dhcp6 and network.subnet6 is None
+    endpoint = await a.ops.attach(asked(network="two"))
+    six = IPv6Address("fd00::10")
+    assert (endpoint.address, endpoint.address6) == (TEN, six) and child(a).address6 == IPv6Interface("fd00::10/128")
+    assert await a.ops.attach(asked(network="two")) == endpoint and await a.converge() == 0
+    other = await a.ops.attach(asked("eng", network="two", runtime="docker", netns=""))
+    assert other.address6 is None, "what is inside is the engine's"
+    await again(a)
+    assert a.view.snapshot.endpoints["e-web"].address6 == six
+    a.dhcp[0].leases6 = {b"somebody": six}
+    await later(a, 61, clocked)
+    await a.until(lambda: a.view.snapshot.endpoints["e-web"].address6 == IPv6Address("fd00::11"))
+    assert a.readdressed[-1].address6 == IPv6Interface("fd00::11/128") and a.readdressed[-1].address == IPv4Interface("198.18.0.10/24")
+    await a.ops.detach("e-web")
+    assert list(a.dhcp[0].leases6) == [b"somebody"] and list(a.dhcp[0].leases.values()) == [other.address]
+
+
+async def test_without_a_server_of_ipv6_nothing_is_left_of_an_attach(a: FakeNode) -> None:
+    await a.ops.remove_network("lan")
+    await a.ops.ensure_network(replace(LAN, name="two", ipv6=True))
+    a.dhcp[0].silent6 = True
+    with pytest.raises(LeaseFailed, match="no server answered"):
+        await a.ops.attach(asked(network="two"))
+    assert a.dhcp[0].leases == {} and not a.leases._held and a.view.snapshot.endpoints == {}
+
+
 async def test_what_cannot_be_is_refused(a: FakeNode) -> None:
     def of(name: str, **options: str) -> NetworkRequest:
         return replace(LAN, name=name, options={**LAN.options, **options})
@@ -244,6 +274,8 @@ async def test_what_cannot_be_is_refused(a: FakeNode) -> None:
         (of("x", ipam="static"), "pool .plait gives the addresses., or dhcp"),
         (of("x", backend="ipvlan"), "means nothing to backend ipvlan"),
         (of("x", backend="vlan", vlan="4", switch="openvswitch"), "not possible on a port of a switch"),
+        (replace(of("x"), subnet6=IPv6Network("fd00::/64")), "is what routers of the link say"),
+        (of("x", ipam6="dhcp", ipam="pool"), "dhcp, with ipam=dhcp"),
         (of("x", parent="eth7"), "is not given, and this host has no link eth7"),
         (replace(of("x"), subnet=IPv4Network("198.18.0.0/24"), ip_range=IPv4Network("198.18.0.128/25")), "the DHCP server's matter"),
     ):
@@ -251,6 +283,8 @@ async def test_what_cannot_be_is_refused(a: FakeNode) -> None:
             await a.ops.ensure_network(request)
     with pytest.raises(Conflict, match="ipam dhcp"):
         await a.ops.ensure_network(replace(of("lan"), options={**LAN.options, "ipam": "pool"}))
+    with pytest.raises(ConfigError, match="would change what containers of lan have"):
+        await a.ops.change_network("lan", {"ipam6": "dhcp"})
     for options in ({"ipam": "pool"}, {"parent": "eth7"}):
         with pytest.raises(ConfigError, match="would take the addresses of lan from elsewhere"):
             await a.ops.change_network("lan", options)

@@ -23,7 +23,7 @@ from plait.model.errors import ConfigError, Conflict, NotSupported
 from plait.model.leases import Leased
 from plait.model.objects import KernelObject
 from plait.plan.desired import leased_interface, shared_objects
-from plait.runtimes.api import NetworkRequest
+from plait.runtimes.api import NetworkRequest, paired
 
 
 class Addressing:
@@ -61,13 +61,21 @@ class Addressing:
                 f"the DHCP server {lease.server} on {child.parent} gives {lease.address}, which is no address of network {network.name} "
                 f"({network.subnet}): the link was renumbered, or another server is on it; make the network anew"
             )
-        return leased_interface(network, lease.address, lease.leased)
+        return leased_interface(network, lease.four, lease.leased)
 
     async def reserve6(
         self, network: Network, owner: str, address: IPv4Address, wanted: IPv6Address | None = None, asker: Asker = NOBODY
     ) -> IPv6Address:
         """See `Operations.reserve6`; `owner` has `address`."""
         return await self._blocks.reserve6(network, owner, address, wanted, asker)
+
+    async def lease6(self, network: Network, owner: str, wanted: IPv6Address | None, asker: Asker) -> IPv6Address:
+        """The IPv6 address that a server on the link gives `owner`, who has an IPv4 address. LeaseFailed, Conflict."""
+        child = child_of(network)
+        assert child is not None
+        lease = await self._leases.obtain(child.parent, network.name, paired(owner), asker.mac, asker.name, wanted, 6)
+        assert isinstance(lease.address, IPv6Address)
+        return lease.address
 
     def leased(self, owner: str) -> Leased | None:
         """What came with the owner's address; None where it is of a block."""
@@ -86,17 +94,15 @@ class Addressing:
         await self._blocks.release(network, address)
         for record in self._leases.all():
             if record.lease is not None and (record.network, record.lease.address) == (network, address):
-                await self._leases.release(record.owner)
+                owner = owner or record.owner
         if owner:
             await self._leases.release(owner)
+            await self._leases.release(paired(owner))
 
     def reservations(self) -> list[Reservation]:
         """All of this node's, live and remembered; leases too."""
-        leases = (
-            Reservation(r.network, r.lease.address, r.owner, r.name)
-            for r in self._leases.all()
-            if r.lease is not None and not r.owner.startswith(HOST)
-        )
+        found = [r for r in self._leases.all() if r.family == 4 and not r.owner.startswith(HOST)]
+        leases = (Reservation(r.network, r.lease.four, r.owner, r.name) for r in found if r.lease is not None)
         return [*self._blocks.reservations(), *leases]
 
 

@@ -22,10 +22,13 @@ from plait.agent.dhcpwires import Wires
 from plait.agent.journal import Journal, Write
 from plait.agent.leaserecords import LeaseRecord, client_id, forgettable, host_name
 from plait.dhcp import client as life
-from plait.dhcp.client import Client, Lease, State, Step, Who
+from plait.dhcp.client import Client, Dialect, Lease, State, Step, Who
+from plait.dhcp.dialect4 import Dialect4
+from plait.dhcp.dialect6 import Dialect6
 from plait.dhcp.frames import mac_bytes
-from plait.dhcp.message import Kind, Message
-from plait.model.addr import mac_from_digest
+from plait.dhcp.message import Message
+from plait.dhcp.message6 import Message6
+from plait.model.addr import EitherAddress, mac_from_digest
 from plait.model.errors import Conflict, LeaseFailed
 from plait.model.leases import Leased
 from plait.runtimes.api import Health
@@ -36,6 +39,9 @@ KIND = "lease"
 LOST, LATE, MOVED = "lease-lost", "lease-late", "lease-moved"
 _CHANCE = random.SystemRandom()
 _BASE = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+_DIALECTS: dict[int, Dialect] = {4: Dialect4(), 6: Dialect6()}
 
 
 def steady() -> float:
@@ -93,13 +99,16 @@ class Leases:
         """Those whose owners have an address."""
         return [held.record for held in self._held.values() if held.client.lease is not None and held.settled]
 
-    async def obtain(self, link: str, network: str, owner: str, mac: str, name: str, wanted: IPv4Address | None = None) -> Lease:
+    async def obtain(
+        self, link: str, network: str, owner: str, mac: str, name: str, wanted: EitherAddress | None = None, family: int = 4
+    ) -> Lease:
         """A lease for `owner`, the same one if it has it. LeaseFailed if no server on `link` gives one in time; Conflict if the address is
         another one than is `wanted`. Durable before it returns; on an error nothing of a new one is left."""
         known = self._held.get(owner)
-        held = known or self._start(link, network, owner, mac, name, wanted)
+        held = known or self._start(LeaseRecord(owner, network, link, name, mac, "", family=family), wanted)
         try:
-            lease = await self._usable(held)
+            with self._wires.standing_in(link, mac) if family == 6 else contextlib.nullcontext():
+                lease = await self._usable(held)
             if known is None and wanted not in (None, lease.address):
                 raise Conflict(
                     f"address {wanted} of network {network!r} cannot be had: the DHCP server {lease.server} on {link} gives {lease.address}"
@@ -112,9 +121,9 @@ class Leases:
 
     async def look(self, link: str) -> tuple[IPv4Address, Leased]:
         """What a server on `link` would give, an address and what goes with it; nothing is taken. LeaseFailed."""
-        who = self._who(mac_from_digest(client_id(self._identity, link, "")[-8:]), client_id(self._identity, link, ""), "")
-        step = life.begin(who, self._clock(), self._pick)
-        record = LeaseRecord("", "", link, "", who.mac.hex(":"), who.client_id.hex())
+        ident = client_id(self._identity, link, "")
+        record = LeaseRecord("", "", link, "", mac_from_digest(ident[-8:]), ident.hex())
+        step = life.begin(_who(record), self._clock(), self._pick)
         held = self._looking[step.client.xid] = Held(record, step.client)
         try:
             self._take(held, step)
@@ -122,8 +131,9 @@ class Leases:
                 await held.turn.wait()
         finally:
             del self._looking[step.client.xid]
-        assert held.client.offer is not None
-        return held.client.offer.yiaddr, life.facts(held.client.offer)
+        offer = held.client.offer
+        assert offer is not None and isinstance(offer.address, IPv4Address)
+        return offer.address, offer.leased
 
     async def hand_over(self, owner: str, to: str) -> None:
         """The lease is `to`'s from now on. Unknown: success."""
@@ -154,8 +164,7 @@ class Leases:
         """Once at start, before anybody asks: go on with what the journal has. The servers are asked whether that is well."""
         for record in self._known.values():
             if record.owner and record.lease is not None:
-                who = self._who(record.mac, bytes.fromhex(record.client_id), record.name)
-                step = life.begin(who, self._clock(), self._pick, record.lease)
+                step = life.begin(_who(record), self._clock(), self._pick, record.lease)
                 held = self._held[record.owner] = Held(record, step.client, settled=True, durable=record.lease)
                 self._take(held, step)
                 if step.client.lease is None:
@@ -166,8 +175,8 @@ class Leases:
         try:
             while True:
                 self._wake.clear()
-                for link, message, by in self._wires.messages():
-                    await self._heard(link, message, by)
+                for link, message, by, source in self._wires.messages():
+                    await self._heard(link, message, by, source)
                 for held in [*self._held.values(), *self._looking.values()]:
                     if held.client.due <= self._clock():
                         await self._settle(held, life.tick(held.client, self._clock(), self._pick))
@@ -179,14 +188,15 @@ class Leases:
         finally:
             self._wires.keep(())
 
-    def _start(self, link: str, network: str, owner: str, mac: str, name: str, wanted: IPv4Address | None) -> Held:
-        ident = client_id(self._identity, network, name or owner)
-        if any(held.record.client_id == ident.hex() for held in self._held.values()):
-            ident = client_id(self._identity, network, f"{name}\0{owner}")  # two of one name: only one can be known by it
-        known = self._known.get(ident.hex())
+    def _start(self, asked: LeaseRecord, wanted: EitherAddress | None) -> Held:
+        """`asked` still without a client id."""
+        record = replace(asked, client_id=client_id(self._identity, asked.network, asked.name or asked.owner).hex())
+        if any(held.record.key == record.key for held in self._held.values()):  # two of one name: only one can be known by it
+            record = replace(asked, client_id=client_id(self._identity, asked.network, f"{asked.name}\0{asked.owner}").hex())
+        known = self._known.get(record.key)
         last = known.lease.address if known is not None and known.lease is not None else None
-        step = life.begin(self._who(mac, ident, name), self._clock(), self._pick, wanted=wanted or last)
-        held = self._held[owner] = Held(LeaseRecord(owner, network, link, name, mac, ident.hex()), step.client)
+        step = life.begin(_who(record), self._clock(), self._pick, wanted=wanted or last)
+        held = self._held[record.owner] = Held(record, step.client)
         self._take(held, step)
         return held
 
@@ -204,7 +214,7 @@ class Leases:
 
     async def _taken(self, held: Held, lease: Lease) -> bool:
         """Whether somebody else on the link has the address; then the server is told, and asked for another one."""
-        by = await self._wires.is_taken(held.record.link, held.record.mac, lease.address)
+        by = "" if held.record.family == 6 else await self._wires.is_taken(held.record.link, held.record.mac, lease.four)
         if by and held.client.lease is lease:
             log.warning("lease_declined", extra=_declined(held.record, by))
             await self._settle(held, life.decline(held.client, self._clock()))
@@ -226,14 +236,15 @@ class Leases:
                 f"switch allows several MACs a port"
             ) from None
 
-    async def _heard(self, link: str, message: Message, by: str) -> None:
+    async def _heard(self, link: str, message: Message | Message6, by: str, source: EitherAddress) -> None:
         looker = self._looking.get(message.xid)
-        if looker is not None and message.kind is Kind.OFFER and message.mac == looker.client.who.mac and message.prefix:
-            looker.client = replace(looker.client, offer=message)
+        offer = looker.client.who.dialect.read(looker.client, message, by, source) if looker is not None else None
+        if looker is not None and isinstance(offer, life.Offer) and offer.leased.prefix:
+            looker.client = replace(looker.client, offer=offer)
             looker.turn.set()
         for held in [h for h in self._held.values() if h.client.xid == message.xid and h.record.link == link]:
             held.answers += 1
-            step = life.heard(held.client, message, by, self._clock(), self._pick)
+            step = life.heard(held.client, message, by, source, self._clock(), self._pick)
             again = held.settled and held.client.lease is None and step.client.lease is not None
             await self._settle(held, step)
             if again and step.client.lease is not None:  # nobody waits for it, so nobody else asks whether somebody has it
@@ -292,15 +303,16 @@ class Leases:
         else:
             self._health.clear(LATE, owner)
 
-    def _who(self, mac: str, ident: bytes, name: str) -> Who:
-        return Who(mac_bytes(mac), ident, host_name(name))
-
     async def _save(self, record: LeaseRecord) -> None:
-        self._known[record.client_id] = record
+        self._known[record.key] = record
         gone = forgettable(self._known.values())
         for one in gone:
-            del self._known[one.client_id]
-        await self._journal.write([Write(KIND, record.client_id, encode(record)), *(Write(KIND, one.client_id, None) for one in gone)])
+            del self._known[one.key]
+        await self._journal.write([Write(KIND, record.key, encode(record)), *(Write(KIND, one.key, None) for one in gone)])
+
+
+def _who(record: LeaseRecord) -> Who:
+    return Who(mac_bytes(record.mac), bytes.fromhex(record.client_id), _DIALECTS[record.family], host_name(record.name))
 
 
 def _fields(record: LeaseRecord) -> dict[str, str]:

@@ -13,8 +13,10 @@ from ipaddress import IPv4Address
 from typing import Protocol
 
 from plait.dhcp.client import Send
-from plait.dhcp.frames import BROADCAST_MAC, EVERYBODY, claim, datagram, payload_of, question
-from plait.dhcp.message import DhcpError, Message, decode, encode
+from plait.dhcp.frames import BROADCAST_MAC, EVERYBODY, claim, datagram, datagram6, here, payload6_of, payload_of, question, sought
+from plait.dhcp.message import NOWHERE, DhcpError, Message, decode, encode
+from plait.dhcp.message6 import Message6, decode6, encode6
+from plait.model.addr import EitherAddress, link_local
 
 PROBE_S = 0.2
 """How long another holder of an address has to answer before it is used."""
@@ -33,16 +35,22 @@ class Wire(Protocol):
 
 
 class Wires:
-    """`open_wire(link)` for DHCP, `open_arp(link)` for ARP: OSError if there is no such link. `wake()`: something has come."""
+    """`open_wire(link)` for DHCP, `open_arp(link)` for ARP, `open_neighbours(link, mac)` for what IPv6 has in its place: OSError
+    if there is no such link. `wake()`: something has come."""
 
-    def __init__(self, open_wire: Callable[[str], Wire], open_arp: Callable[[str], Wire], wake: Callable[[], None]) -> None:
-        self._open_wire, self._open_arp, self._wake = open_wire, open_arp, wake
+    def __init__(
+        self,
+        open_wire: Callable[[str], Wire],
+        open_arp: Callable[[str], Wire],
+        open_neighbours: Callable[[str, str], Wire],
+        wake: Callable[[], None],
+    ) -> None:
+        self._open_wire, self._open_arp, self._open_neighbours, self._wake = open_wire, open_arp, open_neighbours, wake
         self._open: dict[str, Wire] = {}
 
     def send(self, link: str, mac: str, said: Send) -> bool:
         """Whether it left; with `mac` as its sender."""
-        to = (said.mac, said.to) if said.to is not None and said.mac else (BROADCAST_MAC, said.to or EVERYBODY)
-        frame = datagram(encode(said.message), (mac, said.source), to)
+        frame = _frame(mac, said)
         for _ in range(2):  # what was opened may be a link that is gone, whose name another one has
             try:
                 self._wire(link).send(frame)
@@ -51,8 +59,8 @@ class Wires:
                 self._close(link)
         return False
 
-    def messages(self) -> Iterator[tuple[str, Message, str]]:
-        """(link, message, sender's MAC) of what has come; what is no message of DHCP is nothing."""
+    def messages(self) -> Iterator[tuple[str, Message | Message6, str, EitherAddress]]:
+        """(link, message, sender's MAC and address) of what has come; what is no message of DHCP is nothing."""
         for link, wire in list(self._open.items()):
             try:
                 frames = wire.frames()
@@ -60,9 +68,11 @@ class Wires:
                 self._close(link)
                 continue
             for frame, summed in frames:
-                if (found := payload_of(frame, summed=summed)) is not None:
-                    with contextlib.suppress(DhcpError):
-                        yield link, decode(found[1]), found[0]
+                with contextlib.suppress(DhcpError):
+                    if (four := payload_of(frame, summed=summed)) is not None:
+                        yield link, decode(four[2]), four[0], four[1]
+                    elif (six := payload6_of(frame, summed)) is not None:
+                        yield link, decode6(six[2]), six[0], six[1]
 
     async def is_taken(self, link: str, mac: str, address: IPv4Address) -> str:
         """The MAC of somebody else on the link who says to have `address`, "" if nobody does (RFC 5227, with one question)."""
@@ -89,6 +99,23 @@ class Wires:
             loop.remove_reader(wire.fileno())
             wire.close()
 
+    @contextlib.contextmanager
+    def standing_in(self, link: str, mac: str) -> Iterator[None]:
+        """Until this ends whoever asks for the link-local address of `mac` is told that it is there: a server answers no client whose
+        neighbour it cannot be, and the client's own link is still to come."""
+        try:
+            wire = self._open_neighbours(link, mac)
+        except OSError:
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        loop.add_reader(wire.fileno(), _answer, wire, mac)
+        try:
+            yield
+        finally:
+            loop.remove_reader(wire.fileno())
+            wire.close()
+
     def keep(self, links: Collection[str]) -> None:
         """Close the others."""
         for link in self._open.keys() - set(links):
@@ -105,3 +132,18 @@ class Wires:
         if wire is not None:
             asyncio.get_running_loop().remove_reader(wire.fileno())
             wire.close()
+
+
+def _frame(mac: str, said: Send) -> bytes:
+    if isinstance(said.message, Message6):
+        return datagram6(encode6(said.message), mac)
+    to = (said.mac, said.to) if said.to is not None and said.mac else (BROADCAST_MAC, said.to or EVERYBODY)
+    return datagram(encode(said.message), (mac, said.source or NOWHERE), to)
+
+
+def _answer(wire: Wire, mac: str) -> None:
+    own = link_local(mac)
+    with contextlib.suppress(OSError):
+        for frame, _ in wire.frames():
+            if (found := sought(frame)) is not None and found[2] == own and not found[1].is_unspecified:
+                wire.send(here(mac, own, found[:2]))

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from ipaddress import IPv6Address
 
 from plait.agent.admin import netns_of_containers
 from plait.agent.dhcp import MOVED, Leases
@@ -22,7 +23,7 @@ from plait.model.cluster import Endpoint
 from plait.model.errors import PlaitError
 from plait.model.hostlinks import ChildLink
 from plait.plan.desired import child_link
-from plait.runtimes.api import Health
+from plait.runtimes.api import Health, paired
 
 log = logging.getLogger("plait.dhcp")
 _TOLD = frozenset({"docker"})
@@ -48,8 +49,9 @@ class Following:
         """Once at start: what became of leases while nobody could follow."""
         own = [e for e in self._view.snapshot.endpoints.values() if e.node == self._view.me and e.leased is not None]
         for endpoint in own:
-            if (lease := self._leases.of(endpoint.id)) is not None:
-                await self._follow(endpoint.id, lease)
+            for owner in (endpoint.id, paired(endpoint.id)):
+                if (lease := self._leases.of(owner)) is not None:
+                    await self._follow(owner, lease)
 
     async def run(self) -> None:
         """Never returns."""
@@ -64,14 +66,15 @@ class Following:
         if owner.startswith(HOST):
             self._on_host()
             return
+        owner, six = owner.removesuffix(paired("")), owner.endswith(paired(""))
         before = self._view.snapshot.endpoints.get(owner)
         network = self._view.snapshot.networks.get(before.network) if before is not None else None
-        if before is None or network is None or not network.by_dhcp or leased_as(before, lease) == before:
+        if before is None or network is None or not network.by_dhcp or leased_as(before, lease, six) == before:
             return
         netns = before.netns or netns_of_containers(self._view, {owner: before}).get(owner, "")
         if netns:  # first the address, then what says so: names are answered inside, to who asks from it
-            await asyncio.to_thread(self._readdress, child_link(network, leased_as(before, lease), netns))
-        after = await self._ops.amend(owner, lambda endpoint: leased_as(endpoint, lease))
+            await asyncio.to_thread(self._readdress, child_link(network, leased_as(before, lease, six), netns))
+        after = await self._ops.amend(owner, lambda endpoint: leased_as(endpoint, lease, six))
         if after is not None:
             self._judge(after, before)
 
@@ -81,8 +84,10 @@ class Following:
             self._health.set(MOVED, after.id, text)
 
 
-def leased_as(endpoint: Endpoint, lease: Lease | None) -> Endpoint:
-    """The endpoint with what it has by its lease, or (None) has lost with it."""
+def leased_as(endpoint: Endpoint, lease: Lease | None, six: bool) -> Endpoint:
+    """The endpoint with what it has by its lease, or (None) has lost with it; `six`: by that of IPv6."""
+    if six:
+        return replace(endpoint, address6=lease.address if lease is not None and isinstance(lease.address, IPv6Address) else None)
     if lease is None:
         return replace(endpoint, leased=replace(endpoint.leased, lost=True)) if endpoint.leased is not None else endpoint
-    return replace(endpoint, address=lease.address, leased=lease.leased)
+    return replace(endpoint, address=lease.four, leased=lease.leased)

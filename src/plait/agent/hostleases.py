@@ -45,7 +45,7 @@ class HostLeases:
     def known(self) -> dict[str, HostLease]:
         """What this host has now, by network; without what was lost."""
         found = {r.owner.removeprefix(OWNER): r for r in self._leases.all() if r.owner.startswith(OWNER)}
-        return {name: HostLease(r.link, r.lease.address) for name, r in found.items() if r.lease is not None}
+        return {name: HostLease(r.link, r.lease.four) for name, r in found.items() if r.lease is not None}
 
     def reservations(self) -> list[Reservation]:
         """The same as what people are shown."""
@@ -79,7 +79,7 @@ class HostLeases:
             try:
                 mac = self._mac_of(link)
                 lease = await self._leases.obtain(link, name, f"{OWNER}{name}", mac, self._view.me)
-                self._announce(link, lease.address)
+                self._announce(link, lease.four)
             except (PlaitError, OSError) as error:
                 text = str(error) if isinstance(error, PlaitError) else f"this host has no link {link} ({error.strerror})"
                 lacking[name] = f"network {name}: {text}"

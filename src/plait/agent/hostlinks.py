@@ -28,6 +28,16 @@ def links_here() -> frozenset[str]:
     return frozenset(name for _, name in socket.if_nameindex())
 
 
+def of_link(request: NetworkRequest) -> NetworkRequest:
+    """Where a DHCP server gives the addresses, IPv6 is asked for by an option; routers say what is on the link. ConfigError."""
+    if request.options.get("ipam") != "dhcp" or not request.dual:
+        return request
+    if request.subnet6 is not None or request.gateway6 is not None:
+        said = request.subnet6 or request.gateway6
+        raise ConfigError("subnet6" if request.subnet6 else "gateway6", str(said), "is what routers of the link say", "leave it out")
+    return replace(request, ipv6=False, options={**request.options, "ipam6": "dhcp"})
+
+
 def designed(network: Network, request: NetworkRequest, able: Collection[str], nodes: Collection[Node]) -> Network:
     """A network that shall be made, without the addresses of `nodes`, which lie on that link too perhaps. ConfigError or NotSupported for
     what such a network cannot be; others are returned as they are."""
@@ -156,4 +166,10 @@ def as_leased(container: Container, endpoints: Iterable[Endpoint]) -> Container:
         return container
     lost = {e.network for e in leased if e.leased is not None and e.leased.lost}
     has = {**container.addresses, **{e.network: e.address for e in leased}}
-    return replace(container, addresses={name: address for name, address in has.items() if name not in lost})
+    six = {**container.addresses6, **{e.network: e.address6 for e in leased if e.address6 is not None}}
+    gone = {e.network for e in leased if e.address6 is None}
+    return replace(
+        container,
+        addresses={name: address for name, address in has.items() if name not in lost},
+        addresses6={name: address for name, address in six.items() if name not in gone},
+    )

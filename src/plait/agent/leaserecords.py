@@ -17,7 +17,8 @@ REMEMBERED = 256
 
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
-    """`owner` "": nobody has it any more; `lease` is what was had last. `client_id` in hex: the key."""
+    """`owner` "": nobody has it any more; `lease` is what was had last. `client_id` in
+    hex; with `family` (of IP) it is the key."""
 
     owner: str
     network: str
@@ -26,6 +27,11 @@ class LeaseRecord:
     mac: str
     client_id: str
     lease: Lease | None = None
+    family: int = 4
+
+    @property
+    def key(self) -> str:
+        return self.client_id if self.family == 4 else f"{self.client_id}/{self.family}"
 
 
 def client_id(node: str, network: str, name: str) -> bytes:

@@ -9,7 +9,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 
-from plait.agent.hostlinks import designed
+from plait.agent.hostlinks import designed, of_link
 from plait.agent.keys import NETWORK_GUARD, assigned_prefix, blocks_prefix, network_key
 from plait.agent.view import View
 from plait.backends import BACKENDS, DUAL, HOST_LINK, OnHostLink, changed, child_of, settle
@@ -58,6 +58,7 @@ class Networks:
                 return _same(existing, request)
             if self._learn is not None:
                 request = await self._learn(request)
+            request = of_link(request)
             network = self._design(request)
             routed = child_of(network) is None
             nodes = sorted(self._view.snapshot.nodes.values(), key=lambda n: n.name)
@@ -175,7 +176,7 @@ def _same(existing: Network, request: NetworkRequest) -> Network:
         ("multicast", request.options.get("multicast"), str(existing.multicast).lower()),
         ("IP range", request.ip_range, existing.ip_range or "none"),
         ("exclusions", _spelled(request.excluded), _spelled(existing.excluded) or "none"),
-        ("IPv6", request.dual or None, existing.subnet6 is not None),
+        ("IPv6", request.dual or None, existing.subnet6 is not None or existing.by_dhcp6),
         ("IPv6 subnet", request.subnet6, existing.subnet6),
         ("IPv6 gateway", request.gateway6, existing.gateway6),
     )

@@ -193,7 +193,10 @@ class AgentOperations:
     async def _design6(
         self, request: AttachRequest, network: Network, address: IPv4Address, wanted: IPv6Address | None, new: bool
     ) -> IPv6Address | None:
-        """None where there is no IPv6 and none was asked for."""
+        """None where there is no IPv6 and none was asked for, and where an engine has the say over what is inside."""
+        if network.by_dhcp6:
+            asker = Asker(request.name, mac=mac_of(network, request))
+            return await self._addresses.lease6(network, request.endpoint, wanted, asker) if request.netns else None
         if wanted is None and request.within6:
             wanted = await choose6(self._addresses, request, network, address)
         if wanted is None and not self._carries6(network):

@@ -165,7 +165,7 @@ class _Wiring:
         return Networks(self.view, self.store, DEFAULT_NETWORK, self.view.caught_up, self.host_ranges.look, able, learn)
 
     def _leases(self) -> Leases:
-        wires = partial(Wires, linux.PacketSocket, linux.open_arp)
+        wires = partial(Wires, linux.PacketSocket, linux.open_arp, linux.open_neighbours)
         return Leases(self.journal, self.health, self.identity.id, self.config.dhcp_timeout_s, wires)
 
     def _dns(self) -> DnsService:

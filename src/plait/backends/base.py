@@ -176,6 +176,8 @@ class OnHostLink(NoTunnel):
             raise ConfigError(
                 "ipam", options["ipam"], "is not possible", "pool (plait gives the addresses), or dhcp (a server on the link)"
             )
+        if options.get("ipam6", "dhcp") != "dhcp" or ("ipam6" in options and options.get("ipam") != "dhcp"):
+            raise ConfigError("ipam6", options["ipam6"], "is not possible", "dhcp, with ipam=dhcp; or leave it out")
         if mode not in self.modes:
             raise ConfigError("mode", mode, f"is no mode of {self.kind} here", f"use one of {', '.join(self.modes)}")
 

@@ -15,7 +15,7 @@ from plait.backends.base import MODELS, Backend, OnHostLink, check_link
 from plait.model.cluster import VXLAN_PORT, Network
 from plait.model.errors import ConfigError
 
-HOST_LINK = ("parent", "mode", "vlan", "switch", "dns", "ipam")
+HOST_LINK = ("parent", "mode", "vlan", "switch", "dns", "ipam", "ipam6")
 """Options of networks that lie on a link of the host."""
 OPTIONS = ("model", "backend", "port", "vni", "isolated", "layer2", "multicast", "lease", *HOST_LINK)
 FLAGS = ("isolated", "layer2", "multicast")
@@ -89,6 +89,8 @@ def changed(network: Network, options: Mapping[str, str], backends: Collection[B
         )
     if own.internal and own.options.get("lease"):
         raise ConfigError("lease", own.options["lease"], f"means nothing to {own.name}, which has no way out", "leave it out")
+    if own.by_dhcp6 != network.by_dhcp6:
+        raise ConfigError("ipam6", options["ipam6"], f"would change what containers of {network.name} have", "make a second network for it")
     if own.by_dhcp != network.by_dhcp or (own.by_dhcp and own.options["parent"] != network.options["parent"]):
         what = "ipam" if own.by_dhcp != network.by_dhcp else "parent"
         raise ConfigError(what, options[what], f"would take the addresses of {network.name} from elsewhere", "make a second network for it")

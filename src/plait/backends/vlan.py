@@ -26,7 +26,7 @@ LARGEST_VLAN = 4094
 class VlanBackend(OnHostLink):
     name = "vlan"
     modes = ("bridge", "private", "vepa", "passthru")
-    options = OnHostLink.options | {"vlan", "switch", "ipam"}
+    options = OnHostLink.options | {"vlan", "switch", "ipam", "ipam6"}
 
     def needs(self) -> frozenset[str]:
         return super().needs() | {"vlan"}

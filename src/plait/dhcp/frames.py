@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Datagrams of DHCP in Ethernet frames, as a client sends and takes them that has no address yet; and who has an address, asked by ARP.
 
-Sources: RFC 791, RFC 768, RFC 1071 (checksums), RFC 826 and RFC 5227 (the question before an address is used).
+For IPv6 they go to all servers from the client's link-local address, and whoever asks who has that is told.
+
+Sources: RFC 791, RFC 8200, RFC 768, RFC 1071 (checksums), RFC 826 and RFC 5227 (the question before an address is used), RFC 4861.
 """
 
 from __future__ import annotations
 
 import struct
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from plait.dhcp.message import CLIENT_PORT, SERVER_PORT
+from plait.dhcp.message6 import CLIENT_PORT6, SERVER_PORT6, SERVERS, SERVERS_MAC
+from plait.model.addr import EitherAddress, link_local
 
 BROADCAST_MAC = "ff:ff:ff:ff:ff:ff"
 EVERYBODY = IPv4Address("255.255.255.255")
@@ -17,7 +21,9 @@ _ETHERNET = struct.Struct("!6s6sH")
 _IP = struct.Struct("!BBHHHBBH4s4s")
 _ARP = struct.Struct("!HHBBH6s4s6s4s")
 _UDP, _TTL = 17, 64
-ETH_IP, ETH_ARP = 0x0800, 0x0806
+ETH_IP, ETH_ARP, ETH_IP6 = 0x0800, 0x0806, 0x86DD
+_ICMP6, SOLICITATION, _ADVERTISEMENT = 58, 135, 136
+_SOLICITED, _OVERRIDE, _TARGET_MAC = 1 << 30, 1 << 29, b"\2\1"
 _ASKS = 1
 
 
@@ -36,8 +42,8 @@ def checksum(data: bytes) -> int:
 
 def datagram(
     payload: bytes,
-    source: tuple[str, IPv4Address],
-    to: tuple[str, IPv4Address],
+    source: tuple[str, EitherAddress],
+    to: tuple[str, EitherAddress],
     ports: tuple[int, int] = (CLIENT_PORT, SERVER_PORT),
 ) -> bytes:
     """The frame with a UDP datagram from one (MAC, address) to another."""
@@ -51,9 +57,50 @@ def datagram(
     return _ETHERNET.pack(mac_bytes(to[0]), mac_bytes(source[0]), ETH_IP) + ip + udp
 
 
-def payload_of(frame: bytes, port: int = CLIENT_PORT, summed: bool = True) -> tuple[str, bytes] | None:
-    """(sender's MAC, payload) of a datagram to `port`; None for whatever else it is, or if it is damaged. `summed` False: its UDP checksum
-    is still to be computed, by hardware that it never passes (packet(7), TP_STATUS_CSUMNOTREADY)."""
+def datagram6(payload: bytes, mac: str) -> bytes:
+    """The frame with what a client of IPv6 says to the servers of its link."""
+    length = 8 + len(payload)
+    source = link_local(mac).packed
+    pseudo = source + SERVERS.packed + struct.pack("!II", length, _UDP)
+    head = struct.pack("!HHH", CLIENT_PORT6, SERVER_PORT6, length)
+    udp = head + struct.pack("!H", checksum(pseudo + head + b"\0\0" + payload) or 0xFFFF) + payload
+    ip = struct.pack("!IHBB", 6 << 28, length, _UDP, 1) + source + SERVERS.packed
+    return _ETHERNET.pack(mac_bytes(SERVERS_MAC), mac_bytes(mac), ETH_IP6) + ip + udp
+
+
+def payload6_of(frame: bytes, summed: bool = True) -> tuple[str, IPv6Address, bytes] | None:
+    """(sender's MAC, its address, payload) of a datagram to a client of IPv6; None for whatever else it is, or if it is damaged."""
+    if len(frame) < 62 or frame[12:14] != b"\x86\xdd" or frame[14] >> 4 != 6 or frame[20] != _UDP:
+        return None
+    length = int.from_bytes(frame[18:20], "big")
+    udp = frame[54 : 54 + length]
+    if not 8 <= length == len(udp) == int.from_bytes(udp[4:6], "big") or int.from_bytes(udp[2:4], "big") != CLIENT_PORT6:
+        return None
+    if summed and checksum(frame[22:54] + struct.pack("!II", length, _UDP) + udp):
+        return None
+    return frame[6:12].hex(":"), IPv6Address(frame[22:38]), udp[8:]
+
+
+def sought(frame: bytes) -> tuple[str, IPv6Address, IPv6Address] | None:
+    """(MAC, address, target) of who asks for a neighbour; None for whatever else it is."""
+    if len(frame) < 78 or frame[12:14] != b"\x86\xdd" or frame[20] != _ICMP6 or frame[54] != SOLICITATION:
+        return None
+    return frame[6:12].hex(":"), IPv6Address(frame[22:38]), IPv6Address(frame[62:78])
+
+
+def here(mac: str, target: IPv6Address, asker: tuple[str, IPv6Address]) -> bytes:
+    """The answer that `target` is at `mac`."""
+    body = target.packed + _TARGET_MAC + mac_bytes(mac)
+    head = struct.pack("!BBHI", _ADVERTISEMENT, 0, 0, _SOLICITED | _OVERRIDE)
+    pseudo = target.packed + asker[1].packed + struct.pack("!II", len(head) + len(body), _ICMP6)
+    icmp = head[:2] + struct.pack("!H", checksum(pseudo + head + body)) + head[4:] + body
+    ip = struct.pack("!IHBB", 6 << 28, len(icmp), _ICMP6, 255) + target.packed + asker[1].packed
+    return _ETHERNET.pack(mac_bytes(asker[0]), mac_bytes(mac), ETH_IP6) + ip + icmp
+
+
+def payload_of(frame: bytes, port: int = CLIENT_PORT, summed: bool = True) -> tuple[str, IPv4Address, bytes] | None:
+    """(sender's MAC, its address, payload) of a datagram to `port`; None for whatever else it is, or if it is damaged. `summed` False: its
+    UDP checksum is still to be computed, by hardware that it never passes (packet(7), TP_STATUS_CSUMNOTREADY)."""
     if len(frame) < 42 or frame[12:14] != b"\x08\x00":
         return None
     ip = frame[14:]
@@ -69,7 +116,7 @@ def payload_of(frame: bytes, port: int = CLIENT_PORT, summed: bool = True) -> tu
     pseudo = ip[12:20] + struct.pack("!HH", _UDP, length)
     if summed and any(udp[6:8]) and checksum(pseudo + udp):
         return None
-    return frame[6:12].hex(":"), udp[8:]
+    return frame[6:12].hex(":"), IPv4Address(ip[12:16]), udp[8:]
 
 
 def question(mac: str, address: IPv4Address) -> bytes:

@@ -259,6 +259,8 @@ def _inside(link: EndpointLink | ChildLink) -> list[str]:
     via = f"via {link.gateway} " if link.gateway is not None else ""
     tail = "" if link.gateway is not None else " scope link"
     lines += [f"route replace {network} {via}dev {link.ifname}{tail}" for network in link.through]
+    if isinstance(link, ChildLink) and link.address6 is not None:
+        lines.append(f"addr replace {link.address6} dev {link.ifname} nodad noprefixroute")
     ways = link.ways if isinstance(link, ChildLink) else ()
     return lines + [f"route replace {way.to} {f'via {way.via} ' if way.via is not None else ''}dev {link.ifname}" for way in ways]
 

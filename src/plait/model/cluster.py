@@ -118,6 +118,11 @@ class Network:
         return self.options.get("ipam") == "dhcp"
 
     @property
+    def by_dhcp6(self) -> bool:
+        """Whether one gives IPv6 addresses too."""
+        return self.options.get("ipam6") == "dhcp"
+
+    @property
     def pool(self) -> IPv4Network:
         """What addresses are handed out from."""
         return self.ip_range or self.subnet

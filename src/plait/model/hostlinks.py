@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface
 
 from plait.model.leases import Way
 
@@ -31,7 +31,8 @@ class ChildLink:
 
     It lies in the namespace `netns`, where plait plumbs it (`ifname`, `address`, what is reached `through` `gateway`, or straight by the
     link where that is None), or in the host's ("") until the container engine takes it away. Wherever that is, `name` is its alias. `mac`
-    is "" where it has its parent's, `mtu` 0. `ways` are routes that a server of the link named. Only who asks for it by its key is told of
+    is "" where it has its parent's, `mtu` 0. `ways` are routes that a server of the link named, `address6` what it gave of
+    IPv6: its routes are learnt inside. Only who asks for it by its key is told of
     one in another namespace.
     """
 
@@ -47,6 +48,7 @@ class ChildLink:
     through: tuple[IPv4Network, ...] = field(default=(), compare=False)
     ways: tuple[Way, ...] = field(default=(), compare=False)
     mtu: int = field(default=0, compare=False)
+    address6: IPv6Interface | None = field(default=None, compare=False)
 
     @property
     def key(self) -> Key:

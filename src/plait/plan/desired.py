@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
 from plait.backends import DIRECT, Child, Peer, backend_of, child_of, on_link
 from plait.ipam import image, image_block, stray_endpoints
@@ -174,8 +174,9 @@ def child_link(network: Network, endpoint: Endpoint, netns: str = "") -> ChildLi
 def _as_leased(link: ChildLink, network: Network, leased: Leased, endpoint: Endpoint) -> ChildLink:
     """What a server on the link said goes; what it did not say is the network's. Without a lease there is no address."""
     address = None if leased.lost else leased_interface(network, endpoint.address, leased)
+    six = IPv6Interface(endpoint.address6) if endpoint.address6 is not None else None
     ways = () if leased.lost else tuple(way for way in leased.ways if endpoint.default_route or way.to.prefixlen)
-    return replace(link, address=address, gateway=None, through=(), ways=ways, mtu=leased.mtu)
+    return replace(link, address=address, gateway=None, through=(), ways=ways, mtu=leased.mtu, address6=six)
 
 
 def leased_interface(network: Network, address: IPv4Address, leased: Leased | None) -> IPv4Interface:

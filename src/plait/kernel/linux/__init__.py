@@ -6,7 +6,7 @@ from plait.kernel.linux.herald import tell_neighbours
 from plait.kernel.linux.inside import inspect_sandbox
 from plait.kernel.linux.kernel import LinuxKernel
 from plait.kernel.linux.netns import create_netns, delete_netns, netns_exists
-from plait.kernel.linux.packets import PacketSocket, announce_here, link_mac, open_arp
+from plait.kernel.linux.packets import PacketSocket, announce_here, link_mac, open_arp, open_neighbours
 from plait.kernel.linux.resolver import open_resolver
 from plait.kernel.linux.sysctl import Sysctls
 
@@ -21,6 +21,7 @@ __all__ = [
     "link_mac",
     "netns_exists",
     "open_arp",
+    "open_neighbours",
     "open_resolver",
     "readdress",
     "tell_neighbours",

@@ -14,12 +14,12 @@ import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Interface
 
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux import route as routes
 from plait.kernel.linux.inside import opened
+from plait.model.addr import IPInterface
 from plait.model.hostlinks import ChildLink, Key, VlanLink
 from plait.model.objects import KernelObject
 
@@ -100,14 +100,19 @@ class Children:
 
 
 def readdress(link: ChildLink) -> bool:
-    """Give the link that is there already, in its namespace, the address, routes and MTU of `link` in place of what it has of IPv4. False:
+    """Give the link that is there already, in its namespace, the address, routes and MTU of `link` in place of what it has. False:
     there is none. OSError."""
     with opened(link.netns) as (_, there):
         index = next((one.index for one in links.dump_links(there) if one.name == link.name), 0)
         if index:
-            had = [one.address for one in routes.dump_addrs(there, {index: link.name}) if isinstance(one.address, IPv4Interface)]
+            had = [one.address for one in routes.dump_addrs(there, {index: link.name}) if _is_ours(one.address)]
             _must(link, there, [*(links.drop_address(index, one) for one in had), *links.inside_messages(link, index)])
         return bool(index)
+
+
+def _is_ours(address: IPInterface) -> bool:
+    """One that was given, none that the sandbox's kernel made itself."""
+    return address.version == 4 or (address.network.prefixlen == 128 and not address.ip.is_link_local)
 
 
 def _found(link: ChildLink, there: nl.NetlinkSocket) -> list[int]:

@@ -12,7 +12,7 @@ import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address, ip_network
 
 from plait.kernel.linux import bridge
 from plait.kernel.linux import netlink as nl
@@ -283,6 +283,7 @@ def inside_messages(link: EndpointLink | ChildLink, peer_index: int) -> list[nl.
         messages += [_route(peer_index, network) for network in link.through]
     if isinstance(link, ChildLink):
         messages += _ways(peer_index, link)
+        messages += [_address6(peer_index, link.address6)] if link.address6 is not None else []
     has = link.inside6 if isinstance(link, EndpointLink) else None
     return messages + (_inside6(peer_index, has) if has is not None else [])
 
@@ -298,10 +299,14 @@ def _ways(index: int, link: ChildLink) -> list[nl.Message]:
 
 
 def _inside6(index: int, has: Inside6) -> list[nl.Message]:
-    head = struct.pack("=BBBBI", socket.AF_INET6, has.interface.network.prefixlen, 0, 0, index)
-    address = head + nl.attr(2, has.address.packed) + nl.attr(1, has.address.packed) + nl.attr_u32(8, ADDRESS6_FLAGS)
     near = [_route(index, has.subnet)] if has.on_link else []
-    return [nl.Message(RTM_NEWADDR, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, address), *near, *_routes(index, has.gateway, has.through)]
+    return [_address6(index, has.interface), *near, *_routes(index, has.gateway, has.through)]
+
+
+def _address6(index: int, address: IPv6Interface) -> nl.Message:
+    body = struct.pack("=BBBBI", socket.AF_INET6, address.network.prefixlen, 0, 0, index)
+    body += nl.attr(2, address.ip.packed) + nl.attr(1, address.ip.packed) + nl.attr_u32(8, ADDRESS6_FLAGS)
+    return nl.Message(RTM_NEWADDR, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, body)
 
 
 def _routes(index: int, gateway: IPv4Address | IPv6Address, through: Iterable[IPv4Network | IPv6Network]) -> list[nl.Message]:
@@ -329,9 +334,10 @@ def _address(index: int, address: IPv4Interface) -> nl.Message:
     return nl.Message(RTM_NEWADDR, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, body)
 
 
-def drop_address(index: int, address: IPv4Interface) -> nl.Message:
-    """The kernel takes the link's routes away with its last address."""
-    body = struct.pack("=BBBBI", socket.AF_INET, address.network.prefixlen, 0, 0, index) + nl.attr(2, address.ip.packed)
+def drop_address(index: int, address: IPv4Interface | IPv6Interface) -> nl.Message:
+    """The kernel takes the link's routes of IPv4 away with its last address."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    body = struct.pack("=BBBBI", family, address.network.prefixlen, 0, 0, index) + nl.attr(2, address.ip.packed)
     return nl.Message(RTM_DELADDR, 0, body)
 
 

@@ -15,13 +15,16 @@ import struct
 from collections.abc import Sequence
 from ipaddress import IPv4Address
 
-from plait.dhcp.frames import ETH_ARP, ETH_IP
+from plait.dhcp.frames import ETH_ARP, ETH_IP, ETH_IP6, SOLICITATION
 from plait.dhcp.message import CLIENT_PORT
+from plait.dhcp.message6 import CLIENT_PORT6
 from plait.kernel.linux.announce import announcement
 
 _ALL = 0x0003
 _SO_ATTACH_FILTER = 26
-_SOL_PACKET, _AUXDATA, _IGNORE_OUTGOING = 263, 8, 23
+_SOL_PACKET, _ADD_MEMBERSHIP, _AUXDATA, _IGNORE_OUTGOING = 263, 1, 8, 23
+_MULTICAST, _UNICAST = 0, 3
+_MEMBERSHIP = struct.Struct("=iHH8s")
 _AUX = struct.Struct("=IIIHHHH")
 _CSUM_NOT_READY = 1 << 3
 _LARGEST = 2048
@@ -34,14 +37,31 @@ Code = tuple[int, int, int, int]
 
 DHCP: tuple[Code, ...] = (
     (_LOAD_WORD, 0, 0, _TAGGED),
-    (_IS, 0, 8, 0),
+    (_IS, 0, 13, 0),
     (_LOAD_HALF, 0, 0, 12),
-    (_IS, 0, 6, ETH_IP),
+    (_IS, 0, 5, ETH_IP),
     (_LOAD_BYTE, 0, 0, 23),
-    (_IS, 0, 4, socket.IPPROTO_UDP),
+    (_IS, 0, 9, socket.IPPROTO_UDP),
     (_HEAD_LENGTH, 0, 0, 14),
     (_LOAD_HALF_X, 0, 0, 16),
-    (_IS, 0, 1, CLIENT_PORT),
+    (_IS, 5, 6, CLIENT_PORT),
+    (_IS, 0, 5, ETH_IP6),
+    (_LOAD_BYTE, 0, 0, 20),
+    (_IS, 0, 3, socket.IPPROTO_UDP),
+    (_LOAD_HALF, 0, 0, 56),
+    (_IS, 0, 1, CLIENT_PORT6),
+    (_RETURN, 0, 0, _LARGEST),
+    (_RETURN, 0, 0, 0),
+)
+NEIGHBOURS: tuple[Code, ...] = (
+    (_LOAD_WORD, 0, 0, _TAGGED),
+    (_IS, 0, 7, 0),
+    (_LOAD_HALF, 0, 0, 12),
+    (_IS, 0, 5, ETH_IP6),
+    (_LOAD_BYTE, 0, 0, 20),
+    (_IS, 0, 3, socket.IPPROTO_ICMPV6),
+    (_LOAD_BYTE, 0, 0, 54),
+    (_IS, 0, 1, SOLICITATION),
     (_RETURN, 0, 0, _LARGEST),
     (_RETURN, 0, 0, 0),
 )
@@ -75,6 +95,11 @@ class PacketSocket:
         address: bytes = self._sock.getsockname()[4]
         return address.hex(":")
 
+    def let_in(self, link: str, kind: int, address: bytes) -> None:
+        """As long as this socket is open."""
+        wanted = _MEMBERSHIP.pack(socket.if_nametoindex(link), kind, len(address), address)
+        self._sock.setsockopt(_SOL_PACKET, _ADD_MEMBERSHIP, wanted)
+
     def fileno(self) -> int:
         return self._sock.fileno()
 
@@ -103,6 +128,16 @@ class PacketSocket:
 def open_arp(link: str) -> PacketSocket:
     """For ARP in place of DHCP."""
     return PacketSocket(link, ARP)
+
+
+def open_neighbours(link: str, mac: str) -> PacketSocket:
+    """For the questions who has an IPv6 address, with what is sent to `mac` and to the group of its link-local address let in by the link's
+    hardware although nobody else listens to that yet."""
+    opened = PacketSocket(link, NEIGHBOURS)
+    raw = bytes.fromhex(mac.replace(":", ""))
+    for kind, address in ((_UNICAST, raw), (_MULTICAST, b"\x33\x33\xff" + raw[3:])):
+        opened.let_in(link, kind, address)
+    return opened
 
 
 def link_mac(link: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import ip_interface
+from ipaddress import IPv6Interface, ip_interface
 from typing import Any
 
 from plait.backends import child_of
@@ -37,6 +37,8 @@ def add_result(version: str, endpoint: Endpoint, network: Network, mtu: int, dns
     found: list[tuple[IPInterface, IPAddress | None, str]] = [(leased_interface(network, endpoint.address, leased), router, "0.0.0.0/0")]
     if (six := inside6(network, endpoint)) is not None:
         found.append((six.interface, six.gateway, "::/0"))
+    elif leased is not None and endpoint.address6 is not None:
+        found.append((IPv6Interface(endpoint.address6), None, "::/0"))
     asked = not network.internal and (child is None or child.gateway)
     ips: list[dict[str, Any]] = []
     for address, gateway, _ in found:
