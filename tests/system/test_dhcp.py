@@ -237,3 +237,11 @@ def test_both_families_come_from_the_server(lab: Lab, server: Dnsmasq, tmp_path:
     until("given back", lambda: both.rows() == {} and both.rows6() == [], 5)
     lab.run("A", "plait", "network", "rm", "six")
     both.stop()
+
+
+def test_a_host_that_leaves_gives_back_what_it_had(lab: Lab, server: Dnsmasq) -> None:
+    """The last one: B is no host of the cluster any more."""
+    a1, b1 = run(lab, "A", "a1"), run(lab, "B", "b1")
+    assert set(server.rows()) == {a1, b1}
+    assert "gave back 1 leases" in lab.run("B", "plait", "down", "--purge").stdout
+    until("B's is given back, A's is not", lambda: server.rows() == {a1: "a1"}, 3)

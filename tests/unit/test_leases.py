@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 from tests.support.cluster import FakeNode, nodes
-from tests.support.dhcp import ROUTER, FakeServer, routes
+from tests.support.dhcp import ROUTER, SERVER_MAC, FakeServer, routes
 
+from plait.agent.dhcp import give_back
 from plait.agent.leaserecords import LeaseRecord, client_id, forgettable, host_name
 from plait.dhcp.client import Lease
-from plait.dhcp.message import Kind, Option
+from plait.dhcp.message import Kind, Option, decode
 from plait.model.cluster import Container, Network
 from plait.model.errors import ConfigError, Conflict, LeaseFailed, NotFound, NotSupported
 from plait.model.hostlinks import ChildLink
@@ -268,6 +269,43 @@ async def test_without_a_server_of_ipv6_nothing_is_left_of_an_attach(a: FakeNode
     with pytest.raises(LeaseFailed, match="no server answered"):
         await a.ops.attach(asked(network="two"))
     assert a.dhcp[0].leases == {} and not a.leases._held and a.view.snapshot.endpoints == {}
+
+
+class Line:
+    """A wire that only takes."""
+
+    def __init__(self, link: str) -> None:
+        if link != "lo":
+            raise OSError(19, "No such device")
+
+    def send(self, frame: bytes) -> None:
+        SENT.append(frame)
+
+    def fileno(self) -> int:
+        return -1
+
+    def frames(self) -> list[tuple[bytes, bool]]:
+        return []
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+SENT: list[bytes] = []
+
+
+async def test_a_node_that_leaves_gives_back_what_its_journal_has(a: FakeNode) -> None:
+    endpoint = await a.ops.attach(asked())
+    await a.ops.attach(asked("gone"))
+    await a.ops.detach("e-gone")
+    lease = a.leases.of("e-web")
+    assert lease is not None
+    assert give_back(a.journal, Line, lease.ends + 1) == 0, "it has ended"
+    assert give_back(a.journal, Line, lease.since) == 1
+    (frame,) = SENT
+    assert frame[:12].hex(":") == f"{SERVER_MAC}:{endpoint.mac}" and frame[26:30] == TEN.packed
+    said = decode(frame[42:])
+    assert (said.kind, said.ciaddr, said.address(Option.SERVER)) == (Kind.RELEASE, TEN, ROUTER)
 
 
 async def test_what_cannot_be_is_refused(a: FakeNode) -> None:

@@ -50,7 +50,7 @@ class Wires:
 
     def send(self, link: str, mac: str, said: Send) -> bool:
         """Whether it left; with `mac` as its sender."""
-        frame = _frame(mac, said)
+        frame = frame_of(mac, said)
         for _ in range(2):  # what was opened may be a link that is gone, whose name another one has
             try:
                 self._wire(link).send(frame)
@@ -134,7 +134,8 @@ class Wires:
             wire.close()
 
 
-def _frame(mac: str, said: Send) -> bytes:
+def frame_of(mac: str, said: Send) -> bytes:
+    """What the client with that MAC sends."""
     if isinstance(said.message, Message6):
         return datagram6(encode6(said.message), mac)
     to = (said.mac, said.to) if said.to is not None and said.mac else (BROADCAST_MAC, said.to or EVERYBODY)
