@@ -22,7 +22,8 @@ from plait.model.errors import Conflict, NotFound
 
 @pytest.fixture
 def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(states, "RUN", tmp_path / "run")
+    for place in ("RUN", "DISKS", "CGROUPS"):
+        monkeypatch.setattr(states, place, tmp_path / place.lower())
     return tmp_path / "run"
 
 
@@ -54,6 +55,22 @@ def test_what_another_version_wrote_down_beside_it_is_ignored(run_dir: Path) -> 
     states.forget("one")
     states.forget("one")
     assert not run_dir.exists()
+
+
+def test_what_labs_share_goes_with_the_last_one_and_never_under_one_that_is_being_made(run_dir: Path) -> None:
+    one, two = (states.new_state(name, simple(1), owned=True) for name in ("one", "two"))
+    groups = [states.CGROUPS / "memory/plait-lab", states.CGROUPS / "plait-lab"]
+    for group in groups:
+        group.mkdir(parents=True)
+    states.create(one)
+    states.create(two)
+    assert one.disks.is_dir() and two.disks.is_dir(), "the end of the last lab cannot take the place of the next one"
+    for lab in (one, two):
+        lab.disks.rmdir()
+    states.forget("one")
+    assert states.DISKS.is_dir() and all(group.is_dir() for group in groups), "two has made nothing yet, and needs them"
+    states.forget("two")
+    assert not any(place.exists() for place in (run_dir, states.DISKS, *groups))
 
 
 def test_a_lab_of_another_version_is_listed(run_dir: Path) -> None:
