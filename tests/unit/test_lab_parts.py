@@ -10,6 +10,7 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +18,7 @@ from plait.lab import agents, images, inside, process
 from plait.lab import state as states
 from plait.lab.images import builder, rootfs
 from plait.lab.spec import parse_toml, simple
-from plait.model.errors import Conflict, NotFound
+from plait.model.errors import Conflict, NotFound, PlaitError
 
 
 @pytest.fixture
@@ -145,3 +146,26 @@ def test_the_end_of_a_log(tmp_path: Path) -> None:
     assert inside.tail(log) == ""
     log.write_bytes(b"".join(b"%d\n" % number for number in range(30)) + b"\xff")
     assert inside.tail(log, 2) == "29\n�"
+
+
+def test_who_waits_takes_at_most_half_of_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, asking, resting = 0.0, 0.0, []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        resting.append(seconds)
+
+    def check() -> bool:
+        nonlocal now, asking
+        now += 0.2
+        asking += 0.2
+        return asking > 1.9
+
+    monkeypatch.setattr(process, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    process.until("it is so", check, 10)
+    assert sum(resting) == pytest.approx(1.8) and asking == pytest.approx(2.0)
+    resting.clear()
+    with pytest.raises(PlaitError, match="it is never so: not within 1 s"):
+        process.until("it is never so", lambda: False, 1)
+    assert set(resting) == {0.02}
