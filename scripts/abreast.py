@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the files of tests/system in two pytest processes side by side, and afterwards what cannot stand a neighbour (marker `alone`).
+"""Runs the files of tests/system in two pytest processes (or more) side by side, and then what stands no neighbour (marker `alone`).
 
 Data in: the test files, and `seconds.txt` beside them, which says how long each takes; it serves to share them out evenly and for nothing
 else. Data out: a line per file as soon as it has ended, the whole output of every process that failed, one verdict with the number of
 tests; exit status 0, 1, or 130 when interrupted.
 
 The shares follow from the names and `seconds.txt` alone and are worked through in the order of the names: a failure meets the same
-neighbours the next time. `--write` makes `seconds.txt` anew from this run. SIGINT and SIGTERM are handed on to pytest, which then takes its
-labs down.
+neighbours the next time. SIGINT and SIGTERM are handed on to pytest, which then takes its labs down.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import signal
 import subprocess
@@ -138,9 +138,13 @@ def follow_all(runs: Sequence[Run], say: Say) -> None:
 
 def main(words: Sequence[str], folder: Path = SYSTEM, say: Say = print) -> int:
     """Exit status. `folder` has the files and seconds.txt."""
+    options = argparse.ArgumentParser(description="run tests/system in several pytest processes side by side")
+    options.add_argument("--write", action="store_true", help="make seconds.txt anew from this run")
+    options.add_argument("--abreast", type=int, default=ABREAST, metavar="N", help=f"so many at a time (default {ABREAST})")
+    given = options.parse_args(words)
     files = {path.name: str(path) for path in folder.glob("test_*.py")}
     listed = folder / "seconds.txt"
-    shares = share(files, read_seconds(listed.read_text()) if listed.exists() else {})
+    shares = share(files, read_seconds(listed.read_text()) if listed.exists() else {}, given.abreast)
     began = time.monotonic()
     runs = [
         Run.start(f"[{number}]", "-m", "not alone", *(files[name] for name in names)) for number, names in enumerate(shares, 1) if names
@@ -151,7 +155,7 @@ def main(words: Sequence[str], folder: Path = SYSTEM, say: Say = print) -> int:
     done = [*runs, last]
     for run in sorted(done, key=lambda run: not run.is_good):
         say(run.report().rstrip("\n"))
-    if "--write" in words:
+    if given.write:
         listed.write_text(write_seconds({name: took for run in runs for name, took in run.took.items()}))
     bad = [run.label for run in done if not run.is_good]
     passed = sum(run.passed for run in done)
