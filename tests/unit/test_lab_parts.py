@@ -148,7 +148,7 @@ def test_the_end_of_a_log(tmp_path: Path) -> None:
     assert inside.tail(log, 2) == "29\n�"
 
 
-def test_who_waits_takes_at_most_half_of_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_waits_by_commands_takes_half_of_a_processor_at_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
     now, asking, resting = 0.0, 0.0, []
 
     def sleep(seconds: float) -> None:
