@@ -27,8 +27,7 @@ SYSTEM = ROOT / "tests" / "system"
 ABREAST = 2
 UNKNOWN_S = 30.0
 """What a file is taken to need that seconds.txt does not name."""
-_PYTEST = (sys.executable, "-m", "pytest", "-o", "console_output_style=classic", "-p", "no:cacheprovider")
-_IN_ORDER = ("-p", "no:randomly", "-m")
+_PYTEST = (sys.executable, "-m", "pytest", "-o", "console_output_style=classic", "-p", "no:cacheprovider", "-p", "no:randomly")
 _FILE = re.compile(r"(\S+/)?(test_\w+\.py) (\S+)\s*$")
 _PASSED = re.compile(r"\b(\d+) passed\b")
 _END = re.compile(r" in \d[\d.]*s\b")
@@ -142,38 +141,26 @@ def main(words: Sequence[str], folder: Path = SYSTEM, say: Say = print) -> int:
     options = argparse.ArgumentParser(description="run tests/system in several pytest processes side by side")
     options.add_argument("--write", action="store_true", help="make seconds.txt anew from this run")
     options.add_argument("--abreast", type=int, default=ABREAST, metavar="N", help=f"so many at a time (default {ABREAST})")
-    options.add_argument("--each", action="append", metavar="WORDS", help="instead: a process for each of these, WORDS are pytest's")
     given = options.parse_args(words)
+    files = {path.name: str(path) for path in folder.glob("test_*.py")}
+    listed = folder / "seconds.txt"
+    shares = share(files, read_seconds(listed.read_text()) if listed.exists() else {}, given.abreast)
     began = time.monotonic()
-    if given.each:
-        done = [Run.start(f"[{number}]", *each.split()) for number, each in enumerate(given.each, 1)]
-        follow_all(done, say)
-    else:
-        done = run_system(folder, given.abreast, say, write=given.write)
+    runs = [
+        Run.start(f"[{number}]", "-m", "not alone", *(files[name] for name in names)) for number, names in enumerate(shares, 1) if names
+    ]
+    follow_all(runs, say)
+    last = Run.start("[alone]", "-m", "alone", *(files[name] for name in sorted(files)))
+    follow_all([last], say)
+    done = [*runs, last]
     for run in sorted(done, key=lambda run: not run.is_good):
         say(run.report().rstrip("\n"))
+    if given.write:
+        listed.write_text(write_seconds({name: took for run in runs for name, took in run.took.items()}))
     bad = [run.label for run in done if not run.is_good]
     passed = sum(run.passed for run in done)
     say(f"{passed} passed in {time.monotonic() - began:.0f} s" + (f", FAILED in {' '.join(bad)}" if bad else ""))
     return 0 if passed and not bad else 1
-
-
-def run_system(folder: Path, abreast: int, say: Say, *, write: bool) -> list[Run]:
-    """The shares of the files in `folder` side by side, then what is `alone`; `write`: seconds.txt is made anew."""
-    files = {path.name: str(path) for path in folder.glob("test_*.py")}
-    listed = folder / "seconds.txt"
-    shares = share(files, read_seconds(listed.read_text()) if listed.exists() else {}, abreast)
-    runs = [
-        Run.start(f"[{number}]", *_IN_ORDER, "not alone", *(files[name] for name in names))
-        for number, names in enumerate(shares, 1)
-        if names
-    ]
-    follow_all(runs, say)
-    last = Run.start("[alone]", *_IN_ORDER, "alone", *(files[name] for name in sorted(files)))
-    follow_all([last], say)
-    if write:
-        listed.write_text(write_seconds({name: took for run in runs for name, took in run.took.items()}))
-    return [*runs, last]
 
 
 def program(words: Sequence[str], folder: Path = SYSTEM) -> int:

@@ -3,6 +3,7 @@
 # All tests, in stages from cheap to costly; the first failing stage ends the run. Ends with one verdict line.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+PYTEST=(.venv/bin/python -m pytest -q -p no:cacheprovider)
 unset PYTHONDONTWRITEBYTECODE  # every agent and command of thousands would compile plait anew
 started=$SECONDS
 total=0
@@ -25,11 +26,11 @@ stage() {
   printf -- '--- %s: ok, %d s\n' "$name" "$((SECONDS - begin))"
 }
 
-stage "1/4 import contracts"        .venv/bin/lint-imports --no-cache
-stage "2/4 pure tests; contracts and kernel" .venv/bin/python scripts/abreast.py \
-  --each "tests/unit tests/property tests/golden tests/house" --each "tests/contract tests/kernel"
-stage "3/4 images (cached)"         .venv/bin/plait lab images
+stage "1/5 import contracts"        .venv/bin/lint-imports --no-cache
+stage "2/5 pure tests"              "${PYTEST[@]}" tests/unit tests/property tests/golden tests/house
+stage "3/5 contracts and kernel"    "${PYTEST[@]}" tests/contract tests/kernel
+stage "4/5 images (cached)"         .venv/bin/plait lab images
 # Two processes side by side, each in the order of its files: labs are shared within a file, and a failure must be the same the next time.
-stage "4/4 engines and whole hosts" .venv/bin/python scripts/abreast.py
+stage "5/5 engines and whole hosts" .venv/bin/python scripts/abreast.py
 
 printf '\n\033[32mPASSED\033[0m: every stage, in %d s\n%d passed, 0 failed\n' "$((SECONDS - started))" "$total"

@@ -86,15 +86,6 @@ def test_meets():
     assert set(read_seconds((folder / "seconds.txt").read_text())) == {"test_a.py", "test_b.py"}
 
 
-def test_each_of_what_is_named_is_a_process_of_its_own(folder: Path) -> None:
-    body = 'def test_tells():\n    with TOLD.open("a") as told: told.write("x")'
-    files(folder, test_a=body, test_b=body, test_c="def test_bad(): raise ValueError('whole')")
-    said: list[str] = []
-    assert main(["--each", f"{folder}/test_a.py {folder}/test_b.py", "--each", f"-k bad {folder}/test_c.py"], say=said.append) == 1
-    assert (folder / "told").read_text() == "xx"
-    assert re.fullmatch(r"2 passed in \d+ s, FAILED in \[2\]", said[-1]) and "ValueError: whole" in "\n".join(said)
-
-
 def test_a_failure_is_shown_whole_and_a_skip_with_its_reason(folder: Path) -> None:
     files(
         folder,
