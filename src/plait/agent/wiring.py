@@ -135,7 +135,7 @@ class _Wiring:
             lambda: self.replica.synced,
             self.health,
             self.loops.refresh_node,
-            self.loops.firewall_changed,
+            self.loops.firewall.changed,
             self.host_ranges.mark,
         )
 
@@ -152,7 +152,7 @@ class _Wiring:
     def _operations(self) -> AgentOperations:
         loops, once = self.loops, self.reconciler.once
         return AgentOperations(
-            self.view, self.journal, self.work, self.addressing, self.networks, loops.names_settled, once, lambda: loops.fast_path
+            self.view, self.journal, self.work, self.addressing, self.networks, loops.names_settled, once, lambda: loops.firewall.fast_path
         )
 
     def _home(self) -> HostAddress:
@@ -264,7 +264,7 @@ class _Wiring:
         self.loops.refresh_node()  # without the disk copy the view would not even know this node
 
     async def _run_loops(self) -> None:
-        await self.loops.look_at_firewall()
+        await self.loops.firewall.look()
         await self.ranges.look()
         await self.following.recover()
         await self.ops.recover()
@@ -292,7 +292,7 @@ class _Wiring:
                 self.dns_near.run(),
                 self.loops.watch_conditions(),
                 self.loops.watch_capabilities(),
-                self.loops.watch_firewall(self.reconciler.mark),
+                self.loops.firewall.watch(self.reconciler.mark),
                 self.reconciler.watch(),
                 self.reconciler.run(),
                 self.sandboxes.run(),
