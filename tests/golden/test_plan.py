@@ -214,6 +214,7 @@ LOCALS = {
     "three-peers": Local(gateway=True, fast_path=True),
     "hybrid-paths": Local(fast_path=True, underlay="eth0", strict=True),
     **{name: Local(links=frozenset({"eth0", "eth1"}), netns={"e-eng": "/proc/7/ns/net"}, fast_path=True) for name in ON_LINKS},
+    "hybrid-dual": Local(fast_path=True, underlay="eth0", netns={}),
     "two-tunnels": Local(fast_path=True, underlay="eth0", software_checksums=frozenset({"pl-x7"})),
 }
 CASES["encrypted"] = Snapshot(  # D cannot encrypt, C has a narrower link
@@ -239,6 +240,29 @@ CASES["behind-nat"] = Snapshot(  # A and C, which B carries for, are behind addr
 
 SIXES = {k: replace(n, address=A6(f"2001:2::{i}")) for i, (k, n) in enumerate(ALL.items(), 1)}
 CASES["underlay6"] = replace(CASES["one-peer"], nodes={"A": SIXES["A"], "B": SIXES["B"], "C": ALL["C"]}, alive=frozenset("ABC"))
+LINKED = {k: replace(n, link6=A6(f"fe80::{i}")) for i, (k, n) in enumerate(ALL.items(), 1)}
+BOTH_WAYS = {
+    "A": Reach("A", ("B",), {"pl-x1": ("D",)}, ("B",)),
+    "B": Reach("B", ("A",), {"pl-x1": ("D",)}, ("A",)),
+    "D": Reach("D", (), {"pl-x1": ("A", "B")}),
+}
+CASES["hybrid-dual"] = replace(  # as in hybrid-paths, and a packet to C is too large for IPv6 if one believes the link
+    CASES["hybrid-paths"],
+    nodes=LINKED | {"C": replace(LINKED["C"], mtu=1300)},
+    networks={"default": replace(HYBRID, **V6)},
+    endpoints={"e-web": replace(WEB, address6=A6("fd00:31::102"), ports=())},
+    reach=BOTH_WAYS,
+)
+CASES["direct-underlay6"] = replace(
+    CASES["hybrid-dual"],
+    nodes={k: replace(n, address=SIXES[k].address) for k, n in LINKED.items()},
+    networks={"default": replace(HYBRID, backend="direct", **V6)},
+)
+CASES["encrypted-dual"] = replace(
+    CASES["encrypted"],
+    networks={n.name: n for n in (DEFAULT, replace(SECRET, **V6), HIDDEN)},
+    endpoints={"e-vault": replace(CASES["encrypted"].endpoints["e-vault"], address6=A6("fd00:31::101"))},
+)
 
 
 def lines(snapshot: Snapshot, local: Local) -> str:

@@ -170,6 +170,7 @@ class NodeLoops:
             ranges=digest(self._p.addresses.assigned.ranges()),
             meta=merged_meta(merged_meta({}, SERVER_META, not identity.store), GATEWAY_META, self._gateway),
             wireguard=self._tunnel_key(),
+            link6=self._p.underlay.link6(),
         )
         self._p.view.put(node)
         network = self._p.view.snapshot.networks.get(self._default)

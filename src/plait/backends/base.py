@@ -23,17 +23,24 @@ MODELS = {
 DIRECT = "direct"
 """The kind of path that needs no tunnel: the other node is the next hop on this node's own link. The other kinds are called like the
 backend whose tunnel they go through."""
+BOTH = (4, 6)
+"""The IP versions that a tunnel carries."""
+LEAST_MTU6 = 1280
+"""Bytes that a link must carry to have IPv6 (RFC 8200, section 5); on one with less the kernel refuses every address, and no sender ever
+makes its packets smaller."""
 
 
 @dataclass(frozen=True, slots=True)
 class Path:
     """How packets leave this node for another one. `kind` is that of the first step, `relay` the node which that leads to if it is not the
-    other one itself. `works` False: nothing that was probed does, and this is what was wanted. `why` is for people."""
+    other one itself. `works` False: nothing that was probed does, and this is what was wanted. `why` is for people. `families` are the IP
+    versions that take it; the network may have one that no way leads there for."""
 
     kind: str
     why: str = field(compare=False)
     relay: Node | None = None
     works: bool = True
+    families: tuple[int, ...] = BOTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,11 @@ class Peer:
     blocks6: tuple[IPv6Network, ...] = ()
     alive: bool = True
     endpoints: tuple[Endpoint, ...] = ()
+
+    @property
+    def mtu6(self) -> int:
+        """`mtu` for IPv6, which never goes below `LEAST_MTU6`."""
+        return max(self.mtu, LEAST_MTU6) if self.mtu else 0
 
     @property
     def hop(self) -> Node:

@@ -67,14 +67,15 @@ class VxlanBackend:
         return rows
 
     def _peer6(self, me: Node, dev: str, peer: Peer) -> list[KernelObject]:
-        """IPv6 goes through the tunnel alone: a peer that is reached past it by IPv4 is not reached by IPv6."""
+        """The peer's host speaks from its own address, to which each of its networks has a route: one that leads nowhere is none."""
         node = peer.node
         if node.tunnel is None or not _reached(me, node):
             return []
         rows: list[KernelObject] = [Neigh(dev, link_local(node.vtep_mac), node.vtep_mac)]
         if peer.path is not None and peer.path.kind == self.name:
             via = link_local(peer.hop.vtep_mac)
-            rows += [Route(to, dev, via=via, src=me.tunnel6, mtu=peer.mtu) for to in (IPv6Network(node.tunnel6), *peer.blocks6)]
+            host = (IPv6Network(node.tunnel6),) if peer.path.works else ()
+            rows += [Route(to, dev, via=via, src=me.tunnel6, mtu=peer.mtu6) for to in (*host, *peer.blocks6)]
         return rows
 
 

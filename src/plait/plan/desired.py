@@ -12,18 +12,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 
-from plait.backends import DIRECT, Child, Peer, backend_of, child_of, on_link
+from plait.backends import DIRECT, LEAST_MTU6, Child, Path, Peer, backend_of, child_of, on_link
 from plait.ipam import image, image_block, stray_endpoints
 from plait.model.addr import IPAddress, mac_from_digest
 from plait.model.cluster import GATEWAY_META, Block, Endpoint, Network, Node, Snapshot
 from plait.model.hostlinks import ChildLink, SwitchPort
 from plait.model.objects import GATEWAY_LINK, PREFIX, Addr, BridgeLink, EndpointLink, KernelObject, Plan, Route, Sysctl, VxlanLink
-from plait.plan.dual import LEAST_MTU, endpoint6_objects, gateways6, inside6
+from plait.plan.dual import endpoint6_objects, gateways6, inside6
 from plait.plan.exposed import HOST, exposed_here, host_objects, spoken
 from plait.plan.fastpath import fast_objects
 from plait.plan.firewall import direct_objects, firewall_objects, handed_objects, relay_objects
 from plait.plan.narrow import narrow_objects
-from plait.plan.paths import choose, direct_routes, inner_mtu, member, network_mtu
+from plait.plan.paths import choose, direct_routes, inner_mtu, member, network_mtu, probe_objects
 from plait.plan.switching import switched_objects
 
 EVERYWHERE = IPv4Network("0.0.0.0/0")
@@ -55,7 +55,7 @@ class Local:
 
 def carried(snapshot: Snapshot, network: Network, ipv6: bool) -> Network:
     """The network as this node can carry it: without IPv6 if the kernel has none (`ipv6`) or the underlay leaves too little room."""
-    if network.subnet6 is None or (ipv6 and network_mtu(member(snapshot, network), network) >= LEAST_MTU):
+    if network.subnet6 is None or (ipv6 and network_mtu(member(snapshot, network), network) >= LEAST_MTU6):
         return network
     return replace(network, subnet6=None, gateway6=None)
 
@@ -66,19 +66,20 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     if me is None:
         return {}
     objects = _on_host_links(me, snapshot, local)
-    routed = (n for n in snapshot.networks.values() if child_of(n) is None)
+    routed = [n for n in snapshot.networks.values() if child_of(n) is None]
+    chosen = {network.name: choose(snapshot, network) for network in routed}  # as the others see it: both ends take the same path
     snapshot = replace(snapshot, networks={n.name: carried(snapshot, n, local.ipv6) for n in routed})
     if me.wireguard is not None:
         me = replace(me, wireguard=replace(me.wireguard, moved=local.moved))
         snapshot = replace(snapshot, nodes={**snapshot.nodes, me.name: me})
     networks = sorted(snapshot.networks.values(), key=lambda n: n.name)
     objects.append(Sysctl("ipv4/ip_forward", "1"))
-    objects += _gateways(me, networks)
+    objects += [*_gateways(me, networks), *probe_objects(me, local.underlay, networks, snapshot.nodes.values())]
     strays = _routed_strays(snapshot)
-    peers = {network.name: _peers(snapshot, network, local, strays) for network in networks}
+    peers = {network.name: _peers(snapshot, network, local, strays, chosen[network.name]) for network in networks}
     for network in networks:
         objects += backend_of(network).plan(member(snapshot, network), network, peers[network.name])
-        objects += direct_routes(me, local.underlay, peers[network.name])
+        objects += direct_routes(me, network, local.underlay, peers[network.name])
         objects += _backstops(network, snapshot)
     direct = [network for network in networks if any(peer.path and peer.path.kind == DIRECT for peer in peers[network.name])]
     sandboxes, exposed = _own_sandboxes(snapshot), exposed_here(snapshot)
@@ -236,7 +237,7 @@ def _gateways(me: Node, networks: Sequence[Network]) -> list[KernelObject]:
     objects: list[KernelObject] = [BridgeLink(GATEWAY_LINK, mac)]
     addresses = [n.gateway for n in networks] + ([me.tunnel] if me.tunnel is not None else [])
     objects += [Addr(GATEWAY_LINK, IPv4Interface((address, 32))) for address in addresses]
-    return objects + gateways6(GATEWAY_LINK, networks)
+    return objects + gateways6(me, GATEWAY_LINK, networks)
 
 
 def _as_local(obj: KernelObject, local: Local) -> KernelObject:
@@ -260,7 +261,7 @@ def _backstops(network: Network, snapshot: Snapshot) -> list[KernelObject]:
     return [Route(cidr, kind="unreachable", metric=BACKSTOP_METRIC) for cidr in (*{network.subnet, *own}, *images) if cidr is not None]
 
 
-def _peers(snapshot: Snapshot, network: Network, local: Local, strays: Iterable[Endpoint]) -> list[Peer]:
+def _peers(snapshot: Snapshot, network: Network, local: Local, strays: Iterable[Endpoint], paths: Mapping[str, Path | None]) -> list[Peer]:
     """The other nodes, each with its blocks and with the addresses that it has in use of blocks that are not its own."""
     blocks: dict[str, list[IPv4Network]] = {}
     blocks6: dict[str, list[IPv6Network]] = {}
@@ -274,7 +275,7 @@ def _peers(snapshot: Snapshot, network: Network, local: Local, strays: Iterable[
             blocks.setdefault(stray.node, []).append(IPv4Network(stray.address))
             if network.subnet6 is not None and stray.address6 is not None:
                 blocks6.setdefault(stray.node, []).append(IPv6Network(stray.address6))
-    me, paths = member(snapshot, network), choose(snapshot, network)
+    me = member(snapshot, network)
     there = _on_one_link(snapshot, network, strays) if network.layer2 else {}
     found = []
     for name in sorted(paths):

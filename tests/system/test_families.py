@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every backend between hosts carries IPv4 and IPv6, over an underlay of either: the table of docs/guide.md, with real packets.
+
+A and B are on one switch, C behind a router. Each host has a sandbox on each network, and all networks have both families.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from tests.support.matrix import unreached
+
+from plait.lab.lab import Lab
+from plait.lab.process import until
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+ROADS = """
+[[switch]]
+name = "left"
+underlay = "{0}"
+[[switch]]
+name = "right"
+underlay = "{0}"
+[[router]]
+name = "R"
+switches = ["left", "right"]
+[[host]]
+name = "A"
+[[host]]
+name = "B"
+[[host]]
+name = "C"
+switch = "right"
+"""
+NETWORKS = {
+    "vxl": ("--backend", "vxlan"),
+    "sw": ("-o", "layer2=true"),
+    "hyb": ("--backend", "hybrid"),
+    "dir": ("--backend", "direct"),
+    "sec": ("--backend", "wireguard"),
+}
+FAR = [name for name in NETWORKS if name != "dir"]
+"""Those that reach beyond a router."""
+OUTER = {"ipv4": {"vxl": 50, "sw": 50, "sec": 60}, "ipv6": {"vxl": 70, "sw": 70, "sec": 80}}
+"""Bytes that a packet grows by on each underlay (of `hyb` none to B, those of `vxl` to C)."""
+HEADS = {4: 28, 6: 48}
+"""Of an echo request, by family."""
+TAKEN_S = 30
+"""Until another path is taken; a few seconds, with room for a loaded machine."""
+
+
+@pytest.fixture(scope="module", params=["ipv4", "ipv6"])
+def lab(request: pytest.FixtureRequest, make_lab: Callable[..., Lab]) -> Iterator[Lab]:
+    made = make_lab(toml=ROADS.format(request.param))
+    for name, options in NETWORKS.items():
+        made.run("A", "plait", "network", "create", name, "--ipv6", *options)
+    for host in made.hosts:
+        for name in NETWORKS:
+            made.run(host, "plait", "run", "--name", f"{name}-{host}", "--network", name)
+    for pair in ("AB", "BA"):
+        until("the link is found", lambda pair=pair: path(made, *pair, "dir")["kind"] == "direct", TAKEN_S)
+    until("all encrypted tunnels carry", lambda: not missed(made, "sec", "ABC"), TAKEN_S)
+    made.underlay = request.param  # type: ignore[attr-defined]
+    yield made
+
+
+@pytest.fixture(autouse=True)
+def healed(lab: Lab) -> Iterator[None]:
+    yield
+    lab.heal()
+    for pair in ("AB", "BA"):
+        until("the link is taken", lambda pair=pair: path(lab, *pair)["kind"] == "direct", TAKEN_S)
+        until("the tunnel is taken", lambda pair=pair: path(lab, *pair, "vxl")["kind"] == "vxlan", TAKEN_S)
+
+
+def shown(lab: Lab, host: str, *words: str) -> Any:
+    return json.loads(lab.run(host, "plait", *words, "--json", check=False).stdout)
+
+
+def path(lab: Lab, host: str, to: str, network: str = "hyb") -> dict[str, Any]:
+    return next(row for row in shown(lab, host, "paths") if row["node"] == to and network in row["networks"])
+
+
+def addresses(lab: Lab, network: str, hosts: str) -> list[str]:
+    """Of the network's sandboxes on `hosts`, first all of IPv4, then all of IPv6."""
+    rows = [row for row in shown(lab, "A", "ps") if network in row["addresses"] and row["node"] in hosts]
+    return [row[kind][network] for kind in ("addresses", "addresses6") for row in rows]
+
+
+def missed(lab: Lab, network: str, hosts: str) -> list[str]:
+    """Pairs of sandboxes, by address, that do not reach each other."""
+    return unreached(lab, {host: [f"{network}-{host}"] for host in hosts}, addresses(lab, network, hosts))
+
+
+def pings(lab: Lab, network: str, host: str, to: str, family: int, *options: str) -> bool:
+    address = addresses(lab, network, to)[family // 6]
+    command = ("plait", "exec", f"{network}-{host}", "--", "ping", "-c1", "-W1", *options, address)
+    return lab.run(host, *command, check=False).returncode == 0
+
+
+@contextmanager
+def blocked(lab: Lab, host: str, rule: str) -> Iterator[None]:
+    """Somebody between the hosts drops what matches `rule`."""
+    hook = "{ type filter hook ingress device eth0 priority -500; }"
+    lab.run(host, "nft", f"add table netdev hole; add chain netdev hole in {hook}; add rule netdev hole in {rule} drop")
+    try:
+        yield
+    finally:
+        lab.run(host, "nft", "delete table netdev hole")
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_sandboxes_reach_each_other_by_both_families(lab: Lab, network: str) -> None:
+    assert missed(lab, network, "ABC" if network in FAR else "AB") == []
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_packets_are_as_large_as_there_is_room_for(lab: Lab, network: str, family: int) -> None:
+    outer = OUTER[lab.underlay]  # type: ignore[attr-defined]
+    for to in "BC" if network in FAR else "B":
+        grown = 0 if network in ("hyb", "dir") and to == "B" else outer.get(network, outer["vxl"])
+        room = 1500 - grown - HEADS[family]
+        assert pings(lab, network, "A", to, family, "-M", "do", "-s", str(room)), (to, room)
+        assert not pings(lab, network, "A", to, family, "-M", "do", "-s", str(room + 1)), (to, room + 1)
+
+
+def test_names_have_addresses_of_both_families(lab: Lab) -> None:
+    for network in NETWORKS:
+        four, six = addresses(lab, network, "A")
+        for kind, address in (("A", four), ("AAAA", six)):
+            asked = ("dig", "+short", "@127.0.0.1", f"{network}-A.plait", kind)
+            until("B knows", lambda asked=asked, address=address: lab.run("B", *asked).stdout.split() == [address], 5)
+
+
+def test_hosts_reach_containers_by_both_families(lab: Lab) -> None:
+    for network in NETWORKS:
+        for address in addresses(lab, network, "B"):
+            assert lab.run("A", "ping", "-c1", "-W2", address, check=False).returncode == 0, (network, address)
+
+
+def test_nothing_is_left_to_do_and_all_is_well(lab: Lab) -> None:
+    for host in lab.hosts:
+        until("the plan is done", lambda host=host: lab.run(host, "plait", "plan", "--diff").stdout == "", 10)
+        conditions = {row["code"] for row in shown(lab, host, "status")["conditions"]}
+        assert conditions <= {"path-lost"}, "the direct network does not reach C"
+
+
+def carried(lab: Lab, host: str, what: str, act: Callable[[], object]) -> list[str]:
+    """Packets that match `what` on the host's own link meanwhile."""
+    command = ("tcpdump", "-n", "-i", "eth0", "-l", "--immediate-mode", "-Z", "root", what)
+    process = lab.popen(host, *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while "listening on" not in process.stderr.readline():
+        assert process.poll() is None
+    act()
+    time.sleep(0.3)  # what has just passed is written down
+    process.kill()
+    return process.communicate(timeout=10)[0].splitlines()
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_what_is_direct_is_in_no_tunnel(lab: Lab, family: int) -> None:
+    bare = addresses(lab, "hyb", "B")[family // 6]
+    seen = carried(lab, "B", f"dst host {bare} and (icmp or icmp6)", lambda: pings(lab, "hyb", "A", "B", family))
+    assert [line for line in seen if "echo request" in line], "its own addresses, no header around them"
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_family_that_does_not_pass_on_the_link_takes_the_tunnel_and_the_other_with_it(lab: Lab, family: int) -> None:
+    """Of a network that has no tunnel the other family stays on the link, and the missing one is named."""
+    probe = "ip protocol icmp ip ttl 1" if family == 4 else "ip6 nexthdr icmpv6 ip6 hoplimit 1 icmpv6 type echo-request"
+    plain = f"ip{'' if family == 4 else '6'} saddr {shown(lab, 'A', 'network', 'inspect', 'dir')['subnet' if family == 4 else 'subnet6']}"
+    with blocked(lab, "B", f"{probe} drop; add rule netdev hole in {plain}"):
+        until("the tunnel is taken", lambda: path(lab, "A", "B")["kind"] == "vxlan", TAKEN_S)
+        assert path(lab, "A", "B")["why"] == f"IPv{family} does not pass on their link"
+        assert all(pings(lab, "hyb", "A", "B", each) for each in (4, 6))
+        row = path(lab, "A", "B", "dir")
+        assert row["kind"] == "direct" and row["why"] == f"both are on one link, where IPv{family} does not pass"
+        assert not pings(lab, "dir", "A", "B", family) and pings(lab, "dir", "A", "B", 10 - family)
+        text = f"no IPv{family} packet of network dir comes to B"
+        until("status says so", lambda: text in lab.run("A", "plait", "status", check=False).stdout, 5)
+
+
+def test_who_is_cut_off_is_reached_through_a_third_by_both_families(lab: Lab) -> None:
+    lab.cut("A", "B")
+    until("C relays", lambda: path(lab, "A", "B")["relay"] == path(lab, "B", "A")["relay"] == "C", TAKEN_S)
+    for network in ("hyb", "vxl"):
+        assert all(pings(lab, network, "A", "B", family) for family in (4, 6)), network
