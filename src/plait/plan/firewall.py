@@ -213,12 +213,14 @@ def _masquerade(family: Family) -> list[str]:
 def _closed(present: Sequence[Family], handed: Sequence[Network], underlay: str) -> tuple[str, ...]:
     """Only a gateway forwards what comes from outside to a container by its own address. All others drop that, even of connections that
     were made while the host was one; an answer, and what was sent to a published port, is told by its connection. Where a gateway sends
-    straight to this host, what it hands on comes from the link with the outsider's own address."""
+    straight to this host, what it hands on comes from the link with the outsider's own address. Hosts' own addresses of IPv6 lie in no
+    pool."""
     own = present if handed else ()
     accept = (f'iifname "{underlay}" {ip} saddr != @pools{end} {ip} daddr @handed{end} accept' for ip, _, end, _ in own)
     drop = (
-        f'iifname != "pl-*" ct direction original ct status ! dnat {ip} saddr != @pools{end} {ip} daddr @pools{end} drop'
-        for ip, _, end, _ in present
+        f'iifname != "pl-*" ct direction original ct status ! dnat {f.ip} saddr != @pools{f.end}'
+        f"{'' if f is V4 else ' ip6 saddr != @hosts6'} {f.ip} daddr @pools{f.end} drop"
+        for f in present
     )
     return (*accept, *drop)
 

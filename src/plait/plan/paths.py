@@ -142,13 +142,17 @@ class _Chooser:
         return there not in self._of(here).broken.get(self._device, ())
 
     def _plain(self, here: str, there: str) -> tuple[int, ...]:
-        """Those of the network's families that pass between two nodes on their own link."""
+        """Those of the network's families that pass between two nodes on their own link. Over an underlay of IPv6 that takes IPv6."""
+        heard, needed = self._heard(here, there), BOTH[1:] if self._snapshot.nodes[here].address.version == 6 else ()
+        return tuple(family for family in self._families if {family, *needed} <= set(heard))
+
+    def _heard(self, here: str, there: str) -> tuple[int, ...]:
+        """The IP versions whose probes pass there, both ways."""
         ends = self._snapshot.nodes[here], self._snapshot.nodes[there]
         one, other = self._of(here), self._of(there)
-        six = next_hop6(*ends) is not None and there in one.linked6 and here in other.linked6
         four = next_hop(*ends) is not None and there in one.linked and here in other.linked
-        passes = {4: four and (six or ends[0].address.version == 4), 6: six}
-        return tuple(family for family in self._families if passes[family])
+        six = next_hop6(*ends) is not None and there in one.linked6 and here in other.linked6
+        return BOTH[:1] * four + BOTH[1:] * six
 
     def _missing(self, plain: Iterable[int]) -> str:
         return " and ".join(f"IPv{family}" for family in self._families if family not in plain)
@@ -168,8 +172,8 @@ class _Chooser:
             return ON_LINK if kind == DIRECT else SWITCHED if self._switched else AS_WANTED
         if kind == DIRECT:
             return f"{self._trouble()}; {ON_LINK}"
-        plain = self._plain(self._snapshot.me, node)
-        return f"{self._missing(plain)} does not pass on their link" if plain else NOT_LINKED
+        heard = self._heard(self._snapshot.me, node)
+        return f"{self._missing(heard) or 'IPv6'} does not pass on their link" if heard else NOT_LINKED
 
     def _trouble(self) -> str:
         return f"nothing comes through the tunnel {self._device}" if self._device else NOT_LINKED
