@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How traffic goes between nodes. One file a backend; `BACKENDS` is the only place that lists them."""
 
-from plait.backends.base import BOTH, DIRECT, LEAST_MTU6, MODELS, Backend, Child, OnHostLink, Path, Peer, outer_growth
+from plait.backends.base import BOTH, DIRECT, LAST_METRIC, LEAST_MTU6, MODELS, Backend, Child, OnHostLink, Path, Peer, outer_growth
 from plait.backends.bridge import BridgeBackend
 from plait.backends.direct import DirectBackend
 from plait.backends.hybrid import HybridBackend
@@ -41,6 +41,7 @@ __all__ = [
     "DIRECT",
     "DUAL",
     "HOST_LINK",
+    "LAST_METRIC",
     "LEAST_MTU6",
     "MODELS",
     "SETTINGS",

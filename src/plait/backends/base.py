@@ -28,6 +28,9 @@ BOTH = (4, 6)
 LEAST_MTU6 = 1280
 """Bytes that a link must carry to have IPv6 (RFC 8200, section 5); on one with less the kernel refuses every address, and no sender ever
 makes its packets smaller."""
+LAST_METRIC = 4278198272
+"""Metric of routes that are taken when there is no other: of unreachable ones, which keep traffic from leaving by the default route, and
+of those that lead nowhere as far as is known. The value is the one routing daemons use for "worst"."""
 
 
 @dataclass(frozen=True, slots=True)

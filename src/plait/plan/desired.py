@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 
-from plait.backends import DIRECT, LEAST_MTU6, Child, Path, Peer, backend_of, child_of, on_link
+from plait.backends import DIRECT, LAST_METRIC, LEAST_MTU6, Child, Path, Peer, backend_of, child_of, on_link
 from plait.ipam import image, image_block, stray_endpoints
 from plait.model.addr import IPAddress, mac_from_digest
 from plait.model.cluster import GATEWAY_META, Block, Endpoint, Network, Node, Snapshot
@@ -27,9 +27,6 @@ from plait.plan.paths import choose, direct_routes, inner_mtu, member, network_m
 from plait.plan.switching import switched_objects
 
 EVERYWHERE = IPv4Network("0.0.0.0/0")
-BACKSTOP_METRIC = 4278198272
-"""Metric of the unreachable routes that keep traffic for unleased parts of a pool from leaving by the default route; the value is
-the one routing daemons use for "worst"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +255,7 @@ def _backstops(network: Network, snapshot: Snapshot) -> list[KernelObject]:
     """Unreachable routes for the pool and for this node's own blocks: what nobody holds gets an ICMP error, not a way out."""
     own = [b.cidr for b in snapshot.blocks.values() if b.network == network.name and b.node == snapshot.me and b.purpose == "pool"]
     images = {network.subnet6, *(image_block(network, cidr) for cidr in own)} - {None}
-    return [Route(cidr, kind="unreachable", metric=BACKSTOP_METRIC) for cidr in (*{network.subnet, *own}, *images) if cidr is not None]
+    return [Route(cidr, kind="unreachable", metric=LAST_METRIC) for cidr in (*{network.subnet, *own}, *images) if cidr is not None]
 
 
 def _peers(snapshot: Snapshot, network: Network, local: Local, strays: Iterable[Endpoint], paths: Mapping[str, Path | None]) -> list[Peer]:
