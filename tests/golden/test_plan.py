@@ -214,7 +214,8 @@ LOCALS = {
     "three-peers": Local(gateway=True, fast_path=True),
     "hybrid-paths": Local(fast_path=True, underlay="eth0", strict=True),
     **{name: Local(links=frozenset({"eth0", "eth1"}), netns={"e-eng": "/proc/7/ns/net"}, fast_path=True) for name in ON_LINKS},
-    "hybrid-dual": Local(fast_path=True, underlay="eth0", netns={}),
+    "encrypted-dual": Local(fast_path=True, underlay="eth0", links=frozenset({"eth0", "pl-wg"})),
+    "hybrid-dual": Local(fast_path=True, underlay="eth0"),
     "two-tunnels": Local(fast_path=True, underlay="eth0", software_checksums=frozenset({"pl-x7"})),
 }
 CASES["encrypted"] = Snapshot(  # D cannot encrypt, C has a narrower link
@@ -301,7 +302,7 @@ def test_where_a_node_was_heard_from_stays_before_it_knows_that_it_is_behind_nat
 def test_packets_by_way_of_a_node_with_a_narrow_link_are_small_enough_for_it() -> None:
     nodes = HIDDEN_NODES | {"B": replace(HIDDEN_NODES["B"], mtu=1400)}
     text = lines(replace(CASES["behind-nat"], nodes=nodes), Local())
-    assert "ip route replace 10.31.3.0/24 dev pl-wg proto 112 scope link mtu 1340" in text
+    assert "ip route replace 10.31.3.0/24 dev pl-wg proto 112 scope link mtu 1328" in text
 
 
 def test_a_kernel_without_ipv6_gets_the_plan_without_it() -> None:

@@ -135,7 +135,7 @@ class NodeLoops:
             strict=self._p.underlay.strict,
             software_checksums=self._p.underlay.checksums.software,
             moved=self._p.rotation.moved,
-            links=links_here() if any(map(child_of, snapshot.networks.values())) else frozenset(),
+            links=links_here() if any(child_of(n) or n.encrypted for n in snapshot.networks.values()) else frozenset(),
         )
         return plan_node(snapshot, local)
 

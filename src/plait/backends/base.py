@@ -108,6 +108,11 @@ class Backend(Protocol):
         more. The only source of MTU arithmetic."""
         ...
 
+    @property
+    def unit(self) -> int:
+        """What it wraps is padded to a multiple of so many bytes, but never beyond the device's own MTU; 1: not at all."""
+        ...
+
     def device(self, network: Network) -> str:
         """What leads into this node's tunnel for the network, its device or the bridge whose port that is; "" if it has none."""
         ...
@@ -126,6 +131,7 @@ class NoTunnel:
     """What the backends without a tunnel have in common."""
 
     options: frozenset[str] = frozenset()
+    unit = 1
 
     def needs(self) -> frozenset[str]:
         return frozenset({"veth", "nft"})

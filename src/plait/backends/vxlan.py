@@ -27,6 +27,7 @@ OVERHEAD = 50
 class VxlanBackend:
     name, model = "vxlan", "overlay"
     ways = ("vxlan", DIRECT)
+    unit = 1
     options = frozenset({"port", "vni", "layer2", "multicast"})
 
     def needs(self) -> frozenset[str]:

@@ -29,12 +29,14 @@ PORT, SPARE_PORT = 7472, 7473
 KEEPALIVE_S = 25
 """Address translators forget a UDP flow after 30 s at the earliest (wg(8), PersistentKeepalive)."""
 OVERHEAD = 60
-"""Outer IPv4 20 (of IPv6: 40, see `outer_growth`) + UDP 8 + WireGuard's data message 16 + 16 bytes (whitepaper, section 5.4.6)."""
+"""Outer IPv4 20 (of IPv6: 40, see `outer_growth`) + UDP 8 + WireGuard's data message 16 + 16 bytes (whitepaper, section 5.4.6). What is in
+it is padded to 16 bytes (`unit`); wireguard-go knows but its device's MTU for a bound, not that of a route."""
 
 
 class WireguardBackend:
     name, model = "wireguard", "overlay"
     ways = (name,)
+    unit = 16
     options: frozenset[str] = frozenset()
 
     def needs(self) -> frozenset[str]:

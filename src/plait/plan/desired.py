@@ -36,7 +36,7 @@ class Local:
     can forward at ingress (`fastpath.CAPABILITY`), what was measured of the way to other nodes (name -> bytes a packet may have), whether
     its kernel has IPv6, the link that carries the node's address, whether this host drops what comes from where it would not send to
     (rp_filter 1), the tunnel devices that must compute checksums themselves, which nodes are sent to by the spare encrypted tunnel
-    (`rotation`), the links that it has."""
+    (`rotation`), the links that it has, where networks lie on them or are encrypted."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
@@ -92,7 +92,7 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     if local.strict:
         objects += _loosened(objects, [n for n in networks if backend_of(n).ways[:1] == (DIRECT,)], local.underlay)
     if local.fast_path and me.tunnel is not None:
-        objects += fast_objects(networks, sandboxes, [o for o in objects if isinstance(o, Route)])
+        objects += fast_objects(networks, sandboxes, [o for o in objects if isinstance(o, Route)], local.links)
     return {obj.key: _as_local(obj, local) for obj in objects}
 
 

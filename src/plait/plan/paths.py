@@ -61,8 +61,9 @@ def inner_mtu(me: Node, node: Node, network: Network, path: Path | None, measure
     """How large a packet of `network` may be inside on its way to `node`, bytes. Beyond a relay, the far end's link is what is known."""
     if path is None:
         return network_mtu(me, network)
-    carried = path_mtu(me, path.relay or node, measured)
-    return min(network_mtu(me, network), min(carried, node.mtu) - outer_growth(me, BACKENDS[path.kind].overhead()))
+    carried, backend, whole = path_mtu(me, path.relay or node, measured), BACKENDS[path.kind], network_mtu(me, network)
+    found = min(carried, node.mtu) - outer_growth(me, backend.overhead())
+    return whole if found >= whole else found - found % backend.unit
 
 
 def next_hop(me: Node, node: Node) -> IPAddress | None:
