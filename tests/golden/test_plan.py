@@ -305,6 +305,13 @@ def test_packets_by_way_of_a_node_with_a_narrow_link_are_small_enough_for_it() -
     assert "ip route replace 10.31.3.0/24 dev pl-wg proto 112 scope link mtu 1328" in text
 
 
+def test_no_rule_names_a_tunnel_that_the_host_has_not_got() -> None:
+    """It would be refused, and the whole table with it. What the host has of the way does no harm."""
+    text = lines(CASES["encrypted-dual"], Local(fast_path=True, underlay="eth0"))
+    assert 'device "pl-wg"' not in text and 'device "pl-x1"' in text
+    assert text.count('device "pl-wg"') < lines(CASES["encrypted-dual"], LOCALS["encrypted-dual"]).count('device "pl-wg"')
+
+
 def test_a_kernel_without_ipv6_gets_the_plan_without_it() -> None:
     text = lines(CASES["dual"], Local(fast_path=True, ipv6=False))
     assert "ip6" not in text and "ipv6" not in text and "fd00" not in text
