@@ -32,7 +32,8 @@ CAPABILITY = "fwd"
 """What the kernel must be able to do (`kernel.api.Kernel.capabilities`)."""
 _PLAIN_NETWORKS = 8
 """So many networks are told apart by a rule each on a tunnel device; further ones by a set of pairs of ranges, which costs more."""
-_FRAMED = f"{PREFIX}x"
+TUNNELS = f"{PREFIX}x"
+"""What the names of tunnel devices that carry Ethernet frames begin with."""
 _ALIVE = {V4: "ip ttl > 1", V6: "ip6 hoplimit > 1"}
 """A packet whose time is over needs an ICMP answer, which only the IP stack gives."""
 _FRAGMENT = {V4: "ip frag-off & 16383 != 0 accept", V6: "exthdr frag exists accept"}
@@ -116,7 +117,7 @@ def _device(network: Network) -> str:
     """The network's tunnel device, "" if it has none, or is on a bridge. While keys are rotated what the spare device carries goes the
     complete way."""
     device = backend_of(network).device(network)
-    return device if device.startswith(_FRAMED) or device == DEVICE else ""
+    return device if device.startswith(TUNNELS) or device == DEVICE else ""
 
 
 def _here(family: Family, elements: frozenset[str]) -> NftSet:
@@ -138,7 +139,7 @@ def _is_block(family: Family, route: Route, networks: Iterable[Network]) -> bool
 
 def _usable(device: str, links: Collection[str]) -> bool:
     """Not every host can encrypt, and a process that does may have crashed; the kernel's own devices are there when the plan is done."""
-    return device.startswith(_FRAMED) or device in links
+    return device.startswith(TUNNELS) or device in links
 
 
 def _hop(route: Route) -> IPAddress | None:

@@ -13,6 +13,7 @@ from plait.kernel.linux import netlink as nl
 from plait.kernel.linux.netns import in_thread, unshare_net
 from plait.kernel.linux.nft import NftError, open_nft
 from plait.kernel.linux.route import put_route
+from plait.kernel.linux.shortcut import Shortcuts
 from plait.kernel.linux.wireguard import in_user_space
 from plait.model.hostlinks import ChildLink, VlanLink
 from plait.model.objects import BridgeLink, EndpointLink, Route, VxlanLink, WireguardLink
@@ -30,8 +31,8 @@ _SCRIPTS = {
 
 def probe_capabilities() -> frozenset[str]:
     """Of "vxlan", "bridge", "veth", "wireguard" (the kernel's or wireguard-go), "nft", "fwd" (forwarding at ingress, nft_fwd_netdev),
-    "ingress" (rules there that change frames), "macvlan", "ipvlan", "vlan" (802.1Q), "ipv6" and "via6" (routes of IPv4 with a next hop of
-    IPv6) those that work here."""
+    "ingress" (rules there that change frames), "shortcut" (an eBPF classifier at a link's ingress), "macvlan", "ipvlan", "vlan" (802.1Q),
+    "ipv6" and "via6" (routes of IPv4 with a next hop of IPv6) those that work here."""
     return in_thread(_probe)
 
 
@@ -59,6 +60,9 @@ def _probe() -> frozenset[str]:
                 found.add(name)
         if sock.transact(_by_next_hop_of_ipv6())[-1].errno == 0:
             found.add("via6")
+        with contextlib.suppress(OSError, nl.NetlinkParseError), contextlib.closing(Shortcuts(sock)) as shortcuts:
+            shortcuts.put("lo")
+            found.add("shortcut")
     if Path("/proc/sys/net/ipv6").is_dir():
         found.add("ipv6")
     for name, script in _SCRIPTS.items():
