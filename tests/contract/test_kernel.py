@@ -114,6 +114,7 @@ CHANGED: tuple[KernelObject, ...] = (
     Neigh("pl-x1", A("10.28.2.0"), "02:00:00:00:00:77"),
     Fdb("pl-x1", "02:00:00:00:00:03", A("198.18.0.9")),
     Route(N("10.28.2.0/24"), "pl-x1", via=A("10.28.2.0"), onlink=True, src=A("10.28.1.0")),
+    Route(N("10.28.2.0/24"), "pl-x1", via=A6("fe80::ff:fe00:9"), onlink=True, src=A("10.28.1.0")),
     Route(N("10.28.1.2/32"), "pl-gw", scope="link"),
     Neigh("pl-x1", A6("fe80::ff:fe00:3"), "02:00:00:00:00:77"),
     Fdb("pl-x2", "02:00:00:00:00:23", A6("fd99::9")),

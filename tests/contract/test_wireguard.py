@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -22,10 +22,10 @@ from plait.kernel.dryrun import DryRunKernel
 from plait.kernel.fake import FakeKernel
 from plait.kernel.linux import LinuxKernel
 from plait.kernel.linux.wgdevice import key_text
-from plait.model.objects import AllowedIp, KernelObject, Plan, Route, WireguardLink, WireguardPeer
+from plait.model.objects import Addr, AllowedIp, KernelObject, Plan, Route, WireguardLink, WireguardPeer
 
 pytestmark = [pytest.mark.root, needs_wireguard_go]
-A, N = IPv4Address, IPv4Network
+A, N, N6 = IPv4Address, IPv4Network, IPv6Network
 ONE, TWO = key_text(bytes([1]) * 32), key_text(bytes([2]) * 32)
 HERE, THERE = (A("198.18.0.2"), 7472), (A("198.18.0.3"), 7000)
 Run = Callable[[Callable[[Kernel, Plan], None]], None]
@@ -39,7 +39,11 @@ def plan_of(link: WireguardLink) -> Plan:
         AllowedIp("pl-wg", N("10.29.2.0/24"), ONE),
         AllowedIp("pl-wg", N("10.29.3.0/24"), ONE),
         AllowedIp("pl-wg", N("10.29.4.0/24"), TWO),
+        AllowedIp("pl-wg", N6("fd00:29::200/120"), ONE),
+        AllowedIp("pl-wg", N6("fd11::2/128"), TWO),
+        Addr("pl-wg", IPv6Interface("fd11::1/128")),
         Route(N("10.29.2.0/24"), "pl-wg", scope="link"),
+        Route(N6("fd00:29::200/120"), "pl-wg", src=IPv6Address("fd11::1")),
     )
     return {obj.key: obj for obj in objects}
 
@@ -160,8 +164,8 @@ def test_wg_agrees_and_only_it_and_root_know_the_private_key(tmp_path: Path) -> 
         assert isinstance(link, WireguardLink)
         assert dump[0][:3] == [(tmp_path / "pl-wg.key").read_text().strip(), link.public, "7472"]
         peers = {row[0]: (row[2], set(row[3].split(",")), row[7]) for row in dump[1:]}
-        assert peers[ONE] == ("198.18.0.2:7472", {"10.29.2.0/24", "10.29.3.0/24"}, "off")
-        assert peers[TWO] == ("(none)", {"10.29.4.0/24"}, "25")
+        assert peers[ONE] == ("198.18.0.2:7472", {"10.29.2.0/24", "10.29.3.0/24", "fd00:29::200/120"}, "off")
+        assert peers[TWO] == ("(none)", {"10.29.4.0/24", "fd11::2/128"}, "25")
         private = (tmp_path / "pl-wg.key").read_text().strip()
         assert private not in repr(kernel.owned()) and not any(private in line for line in DryRunKernel(kernel, bare=True).lines())
 

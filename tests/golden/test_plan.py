@@ -227,6 +227,8 @@ LOCALS = {
     "three-peers": Local(gateway=True, fast_path=True, shortcut="eth0"),
     "hybrid-paths": Local(fast_path=True, underlay="eth0", strict=True),
     **{name: Local(links=frozenset({"eth0", "eth1"}), netns={"e-eng": "/proc/7/ns/net"}, fast_path=True) for name in ON_LINKS},
+    "encrypted-dual": Local(fast_path=True, underlay="eth0", links=frozenset({"eth0", "pl-wg"})),
+    "hybrid-dual": Local(fast_path=True, underlay="eth0"),
     "two-tunnels": Local(fast_path=True, shortcut="eth0", underlay="eth0", software_checksums=frozenset({"pl-x7"})),
 }
 CASES["encrypted"] = Snapshot(  # D cannot encrypt, C has a narrower link
@@ -252,6 +254,29 @@ CASES["behind-nat"] = Snapshot(  # A and C, which B carries for, are behind addr
 
 SIXES = {k: replace(n, address=A6(f"2001:2::{i}")) for i, (k, n) in enumerate(ALL.items(), 1)}
 CASES["underlay6"] = replace(CASES["one-peer"], nodes={"A": SIXES["A"], "B": SIXES["B"], "C": ALL["C"]}, alive=frozenset("ABC"))
+LINKED = {k: replace(n, link6=A6(f"fe80::{i}")) for i, (k, n) in enumerate(ALL.items(), 1)}
+BOTH_WAYS = {
+    "A": Reach("A", ("B",), {"pl-x1": ("D",)}, ("B",)),
+    "B": Reach("B", ("A",), {"pl-x1": ("D",)}, ("A",)),
+    "D": Reach("D", (), {"pl-x1": ("A", "B")}),
+}
+CASES["hybrid-dual"] = replace(  # as in hybrid-paths, and a packet to C is too large for IPv6 if one believes the link
+    CASES["hybrid-paths"],
+    nodes=LINKED | {"C": replace(LINKED["C"], mtu=1300)},
+    networks={"default": replace(HYBRID, **V6)},
+    endpoints={"e-web": replace(WEB, address6=A6("fd00:31::102"), ports=())},
+    reach=BOTH_WAYS,
+)
+CASES["direct-underlay6"] = replace(
+    CASES["hybrid-dual"],
+    nodes={k: replace(n, address=SIXES[k].address) for k, n in LINKED.items()},
+    networks={"default": replace(HYBRID, backend="direct", **V6)},
+)
+CASES["encrypted-dual"] = replace(
+    CASES["encrypted"],
+    networks={n.name: n for n in (DEFAULT, replace(SECRET, **V6), HIDDEN)},
+    endpoints={"e-vault": replace(CASES["encrypted"].endpoints["e-vault"], address6=A6("fd00:31::101"))},
+)
 
 
 def lines(snapshot: Snapshot, local: Local) -> str:
@@ -290,7 +315,14 @@ def test_where_a_node_was_heard_from_stays_before_it_knows_that_it_is_behind_nat
 def test_packets_by_way_of_a_node_with_a_narrow_link_are_small_enough_for_it() -> None:
     nodes = HIDDEN_NODES | {"B": replace(HIDDEN_NODES["B"], mtu=1400)}
     text = lines(replace(CASES["behind-nat"], nodes=nodes), Local())
-    assert "ip route replace 10.31.3.0/24 dev pl-wg proto 112 scope link mtu 1340" in text
+    assert "ip route replace 10.31.3.0/24 dev pl-wg proto 112 scope link mtu 1328" in text
+
+
+def test_no_rule_names_a_tunnel_that_the_host_has_not_got() -> None:
+    """It would be refused, and the whole table with it. What the host has of the way does no harm."""
+    text = lines(CASES["encrypted-dual"], Local(fast_path=True, underlay="eth0"))
+    assert 'device "pl-wg"' not in text and 'device "pl-x1"' in text
+    assert text.count('device "pl-wg"') < lines(CASES["encrypted-dual"], LOCALS["encrypted-dual"]).count('device "pl-wg"')
 
 
 def test_a_kernel_without_ipv6_gets_the_plan_without_it() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from plait.kernel.linux import fdb, link, netlink, route
 from plait.kernel.linux.nftscript import parse_table
+from plait.model.addr import IPAddress
 from plait.model.objects import ROUTE_PROTOCOL, Route
 
 NAMES = {1: "pl-x1", 2: "pl-gw"}
@@ -54,16 +55,16 @@ def test_a_link_of_ours_with_any_attributes(mtu: int, rest: bytes) -> None:
     st.integers(0, 2**32 - 1),
     st.integers(0, 32),
     st.sampled_from((1, 2)),
-    st.one_of(st.none(), st.integers(1, 2**32 - 1)),
+    st.one_of(st.none(), st.ip_addresses()),
     st.booleans(),
     st.sampled_from((0, 1400)),
     st.integers(0, 2**32 - 1),
 )
-def test_a_route_survives_the_wire(base: int, prefix: int, index: int, via: int | None, onlink: bool, mtu: int, metric: int) -> None:
+def test_a_route_survives_the_wire(base: int, prefix: int, index: int, via: IPAddress | None, onlink: bool, mtu: int, metric: int) -> None:
     wanted = Route(
         IPv4Network((base, prefix), strict=False),
         NAMES[index],
-        via=IPv4Address(via) if via else None,
+        via=via,
         onlink=onlink,
         mtu=mtu,
         metric=metric,
@@ -71,6 +72,13 @@ def test_a_route_survives_the_wire(base: int, prefix: int, index: int, via: int 
     message = route.put_route(wanted, index)
     assert message.body[5] == ROUTE_PROTOCOL
     assert route.decode_route(message.body, NAMES) == wanted
+
+
+@given(st.binary(max_size=24))
+def test_any_next_hop_of_another_family_gives_a_route_or_an_error_of_its_own(via: bytes) -> None:
+    body = route.put_route(Route(IPv4Network("10.1.0.0/16"), NAMES[1]), 1).body + netlink.attr(18, via)
+    with contextlib.suppress(netlink.NetlinkParseError):
+        assert route.decode_route(body, NAMES) is not None
 
 
 @given(st.text(alphabet='\t\n{}=,. :;abcpltsimn"#0123456789', max_size=300))

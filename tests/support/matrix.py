@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who reaches whom: an ICMP echo from every sandbox of every host to every address."""
+"""Who reaches whom: an ICMP echo from every sandbox of every host to every address, of either family."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ def checksum(data):
 def ask(name):
     fd = os.open(os.path.join('/run/plait/netns', name), os.O_RDONLY)
     if libc.setns(fd, 0x40000000): raise OSError(ctypes.get_errno(), name)
-    sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    four, six = [t for t in targets if ':' not in t], [t for t in targets if ':' in t]
+    return asked(four, socket.AF_INET, socket.IPPROTO_ICMP, 8) + asked(six, socket.AF_INET6, socket.IPPROTO_ICMPV6, 128)
+def asked(targets, family, protocol, request):
+    if not targets: return []
+    sock = socket.socket(family, socket.SOCK_RAW, protocol)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     ident, missing = os.getpid() & 0xffff, set(targets)
     for attempt in range(5):
         for target in sorted(missing):
-            body = struct.pack('!BBHHH', 8, 0, 0, ident, attempt) + b'plait matrix'
+            body = struct.pack('!BBHHH', request, 0, 0, ident, attempt) + b'plait matrix'
             try: sock.sendto(body[:2] + struct.pack('!H', checksum(body)) + body[4:], (target, 0))
             except OSError: pass
             take(sock, ident, missing, 0)
@@ -37,9 +41,9 @@ def ask(name):
 def take(sock, ident, missing, wait_s):
     found = False
     while select.select([sock], [], [], 0 if found else wait_s)[0]:
-        data, (source, _) = sock.recvfrom(2048)
-        at, found = (data[0] & 15) * 4, True
-        if data[at] == 0 and struct.unpack('!H', data[at + 4:at + 6])[0] == ident: missing.discard(source)
+        data, source = sock.recvfrom(2048)
+        at, found = (data[0] & 15) * 4 if sock.family == socket.AF_INET else 0, True
+        if data[at] in (0, 129) and struct.unpack('!H', data[at + 4:at + 6])[0] == ident: missing.discard(source[0])
     return found
 result = {}
 for name in names:

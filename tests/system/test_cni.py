@@ -420,3 +420,42 @@ def test_containers_of_all_engines_on_one_network_reach_each_other(lab: Lab, pod
         lab.run("A", "docker", "rm", "-f", "dock")
         lab.run("A", "plait", "rm", "near")
         lab.run("B", "plait", "rm", "far")
+
+
+@pytest.mark.parametrize("backend", ["hybrid", "direct", "wireguard"])
+def test_containers_of_all_engines_have_both_families_whatever_carries_them(lab: Lab, podman: Callable[..., str], backend: str) -> None:
+    """The network is made through Docker; each reaches each by both addresses, and by name in both families."""
+    pools = ("--subnet", "10.60.0.0/16", "--subnet", "fd00:60::/64")
+    made = ("network", "create", "-d", "plait", "--ipam-driver", "plait", "--ipv6", *pools, "-o", f"backend={backend}", "six")
+    lab.run("A", "docker", *made, timeout_s=60)
+    until("CNI has it", lambda: "50-plait-six.conflist" in conflists(lab, "A") and "50-plait-six.conflist" in conflists(lab, "B"), 10)
+    lab.run("A", "docker", "run", "-d", "--name", "dock", "--network", "six", "nginx", timeout_s=60)
+    podman("run", "-d", "--name", "pod", "--network", "six", "nginx")
+    lab.run("B", "plait", "run", "--name", "far", "--network", "six")
+    server = lab.popen(
+        "B", "plait", "exec", "far", "--", "python3", "-m", "http.server", "80", "--bind", "::", "-d", "/usr/share/nginx/html"
+    )
+    within = {"dock": ("A", "docker", "exec", "dock"), "pod": ("A", "podman", "exec", "pod"), "far": ("B", "plait", "exec", "far", "--")}
+    try:
+        rows = {row["name"]: row for row in shown(lab, "A", "ps") if "six" in row["addresses"]}
+        until(
+            "the hosts found their way",
+            lambda: lab.run("B", "ping", "-c1", "-W1", rows["dock"]["addresses6"]["six"], check=False).returncode == 0,
+            20,
+        )
+        for one, (host, *words) in within.items():
+            of = [rows[other] for other in within if other != one]
+            targets = [target for row in of for target in (row["addresses"]["six"], f"[{row['addresses6']['six']}]")]
+            asked = [*targets, *(f"-{family} {row['name']}" for row in of for family in (4, 6))]
+            script = "\n".join(
+                f"curl -sS -m 5 --retry 5 --retry-connrefused {to}/index.html | grep -q nginx || echo '{to}'" for to in asked
+            )
+            assert lab.run(host, *words, "sh", "-c", script, timeout_s=60).stdout == "", f"{one} does not reach these"
+    finally:
+        server.kill()
+        server.wait()
+        podman("rm", "-f", "-t", "0", "pod")
+        lab.run("A", "docker", "rm", "-f", "dock")
+        lab.run("B", "plait", "rm", "far")
+        lab.run("A", "docker", "network", "rm", "six")
+        until("CNI has it no longer", lambda: "50-plait-six.conflist" not in conflists(lab, "A"), 10)

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import errno
-from ipaddress import IPv4Interface, IPv6Interface, ip_address
+from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, ip_address
 from pathlib import Path
 
 import pytest
 
 from plait.agent.health import Health
-from plait.agent.hostaddress import ELSEWHERE_S, LOST, HostAddress, is_here
+from plait.agent.hostaddress import ELSEWHERE_S, LOST, HostAddress, is_here, link_local_of
 from plait.agent.identity import Identity, load_identity, save_identity
 from plait.model.addr import IPAddress, IPInterface
 from plait.model.objects import Addr
@@ -127,3 +127,21 @@ def test_an_address_that_no_link_ever_had_is_never_left_and_nobody_misses_it(tmp
         save_identity(tmp_path / "i", Identity("A", "id-a", OWN, translated=translated))
         assert load_identity(tmp_path / "i").translated is translated
     assert is_here(ip_address("127.0.0.1")) and not is_here(OWN) and not is_here(ip_address("2001:db8::1"))
+
+
+IF_INET6 = """\
+00000000000000000000000000000001 01 80 10 80       lo
+20010002000000000000000000000001 02 40 00 80     eth0
+fe80000000000000a00000fffe000009 02 40 20 80     eth0
+fe80000000000000a00000fffe000001 02 40 20 80     eth0
+fe80000000000000a00000fffe000002 03 40 20 c0     eth1
+fe80000000000000a00000fffe000003 04 40 20 88     eth2
+"""
+
+
+@pytest.mark.parametrize(("dev", "wanted"), [("eth0", "fe80::a000:ff:fe00:1"), ("eth1", None), ("eth2", None), ("lo", None), ("", None)])
+def test_the_link_local_address_of_a_link_is_one_that_may_be_used(tmp_path: Path, dev: str, wanted: str | None) -> None:
+    """Not one that is looked for on the link yet (eth1), nor one that another host has (eth2)."""
+    (tmp_path / "if_inet6").write_text(IF_INET6)
+    assert link_local_of(dev, tmp_path / "if_inet6") == (IPv6Address(wanted) if wanted else None)
+    assert link_local_of(dev, tmp_path / "missing") is None, "a kernel without IPv6"

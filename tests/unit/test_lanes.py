@@ -6,12 +6,13 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
 from plait.agent.echo import TIMEOUT_S, Lane, LaneAbsent
-from plait.agent.lanes import LINK, STEADY, TRIES, Lanes, Measured, lanes, reach
+from plait.agent.lanes import LINK, LINK6, STEADY, TRIES, Lanes, Measured, lanes, reach
+from plait.model.addr import IPAddress
 from plait.model.cluster import Network, Node, Reach, Snapshot
 
 A, N = IPv4Address, IPv4Network
@@ -61,10 +62,10 @@ class Air:
     def __init__(self) -> None:
         self.silent: set[str] = set()
         self.absent: set[str] = set()
-        self.asked: defaultdict[str, list[IPv4Address]] = defaultdict(list)
+        self.asked: defaultdict[str, list[IPAddress]] = defaultdict(list)
 
-    async def ask_by(self, lane: Lane, address: IPv4Address, timeout_s: float = TIMEOUT_S) -> float | None:
-        assert lane.source == A("10.28.1.0")
+    async def ask_by(self, lane: Lane, address: IPAddress, timeout_s: float = TIMEOUT_S) -> float | None:
+        assert lane.source in (A("10.28.1.0"), NODES["A"].probe6)
         if lane.device in self.absent:
             raise LaneAbsent("no such device")
         self.asked[lane.device].append(address)
@@ -106,10 +107,36 @@ def test_over_ipv6_the_tunnels_alone_are_asked() -> None:
         assert ("B", LINK) not in mixed and ("B", "pl-x1") in mixed, "nor is one of the other family on the link"
 
 
+def with_links(nodes: dict[str, Node]) -> dict[str, Node]:
+    return {name: replace(node, link6=IPv6Address(f"fe80::{i}")) for i, (name, node) in enumerate(nodes.items(), 1)}
+
+
+def test_plain_ipv6_is_asked_for_on_the_link_where_a_network_has_it() -> None:
+    nodes = with_links(NODES)
+    assert lanes(replace(SNAPSHOT, nodes=nodes)) == lanes(SNAPSHOT), "nobody asks where no network has it"
+    dual = replace(VXLAN, subnet6=IPv6Network("fd00::/64"), gateway6=IPv6Address("fd00::1"))
+    found = lanes(replace(SNAPSHOT, nodes=nodes, networks={"dual": dual}))
+    assert found["B", LINK6] == (Lane(nodes["A"].probe6), nodes["B"].probe6)
+    for without in "AB":
+        halved = {**nodes, without: NODES[without]}
+        assert ("B", LINK6) not in lanes(replace(SNAPSHOT, nodes=halved, networks={"dual": dual})), "IPv6 is off on a link"
+    cloned = {**nodes, "B": replace(nodes["B"], link6=nodes["A"].link6)}
+    assert ("B", LINK6) not in lanes(replace(SNAPSHOT, nodes=cloned, networks={"dual": dual})), "it would ask itself"
+
+
+def test_over_ipv6_the_link_is_asked_by_arp_where_routes_can_use_it() -> None:
+    six = {name: replace(node, address=IPv6Address(f"2001:2::{i}")) for i, (name, node) in enumerate(with_links(NODES).items(), 1)}
+    found = lanes(replace(SNAPSHOT, nodes=six), "eth0")
+    assert found["B", LINK] == (Lane(A("10.28.1.0"), "eth0"), A("10.28.2.0"))
+    assert found["B", LINK6] == (Lane(six["A"].probe6), six["B"].probe6), "its next hop is of IPv6"
+    assert ("B", LINK) not in lanes(replace(SNAPSHOT, nodes=six)), "a kernel without RTA_VIA"
+
+
 def test_what_is_said_is_short_and_always_the_same() -> None:
     known = {("C", LINK): Measured(True), ("B", LINK): Measured(True), ("D", LINK): Measured(False), ("E", LINK): Measured()}
     known |= {("C", "pl-x1"): Measured(False), ("B", "pl-x1"): Measured(False), ("D", "pl-x1"): Measured(True)}
-    assert reach("A", known) == Reach("A", ("B", "C"), {"pl-x1": ("B", "C")})
+    known |= {("D", LINK6): Measured(True), ("C", LINK6): Measured(False), ("B", LINK6): Measured(True)}
+    assert reach("A", known) == Reach("A", ("B", "C"), {"pl-x1": ("B", "C")}, ("B", "D"))
 
 
 class Running:
@@ -151,8 +178,10 @@ async def test_a_change_is_said_and_said_back(monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_a_restart_changes_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = Reach("A", ("B",), {"pl-x1": ("C",)})
+    said = Reach("A", ("B",), {"pl-x1": ("C",)}, ("C",))
     subject = Running(monkeypatch, said)
+    dual = replace(VXLAN, subnet6=IPv6Network("fd00::/64"), gateway6=IPv6Address("fd00::1"))
+    subject.snapshot = replace(subject.snapshot, nodes=with_links(NODES), networks={"dual": dual})
     subject.air.absent = {LINK, "pl-x1"}
     running = asyncio.create_task(subject.lanes.run(subject.air))
     await asyncio.sleep(0.05)

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plait.agent.lanes import Lanes, Measured
+from plait.agent.lanes import LINK, LINK6, Lanes, Measured
 from plait.agent.paths import Paths
 from plait.backends import Path
 from plait.model.cluster import Network, Node, Reach, Snapshot, TunnelKey
@@ -75,12 +75,62 @@ def test_nodes_with_ipv6_addresses_count_as_linked_to_nobody_whatever_was_said_b
     assert all(route.via is None or route.via.version == 4 for route in plan.values() if isinstance(route, Route) and route.dev == "eth0")
 
 
-@pytest.mark.parametrize(("backend", "wanted"), [("vxlan", (1430, 1330)), ("hybrid", (1500, 1330)), ("wireguard", (1420, 1320))])
+@pytest.mark.parametrize(("backend", "wanted"), [("vxlan", (1430, 1330)), ("hybrid", (1500, 1330)), ("wireguard", (1420, 1312))])
 def test_ipv6_takes_twenty_bytes_more_of_what_is_wrapped(backend: str, wanted: tuple[int, int]) -> None:
     me, other = (replace(NODES[n], address=IPv6Address(f"2001:2::{n}")) for n in "AB")
     network = replace(NETWORKS["vxlan"], backend=backend)
     path = Path("wireguard" if backend == "wireguard" else "vxlan", "")
     assert (network_mtu(me, network), inner_mtu(me, other, network, path, {"B": 1400})) == wanted
+
+
+BROKEN = {"pl-x1": ("B",)}, {"pl-x1": ("A",)}
+FOUR, SIX = (Reach("A", ("B",)), Reach("B", ("A",))), (Reach("A", (), {}, ("B",)), Reach("B", (), {}, ("A",)))
+TWICE = Reach("A", ("B",), {}, ("B",)), Reach("B", ("A",), {}, ("A",))
+
+
+def cut_off(pair: tuple[Reach, Reach]) -> tuple[Reach, ...]:
+    """These, and that no tunnel leads to B."""
+    ends = (replace(reach, broken=broken) for reach, broken in zip(pair, BROKEN, strict=True))
+    return (*ends, *(Reach(n, (), {"pl-x1": ("B",)}) for n in "CDE"))
+
+
+@pytest.mark.parametrize("underlay", [4, 6])
+@pytest.mark.parametrize(
+    ("reach", "backend", "wanted", "why"),
+    [
+        (TWICE, "hybrid", ("direct", (4, 6)), "both are on one link"),
+        (FOUR, "hybrid", ("vxlan", (4, 6)), "IPv6 does not pass on their link"),
+        (SIX, "hybrid", ("vxlan", (4, 6)), "IPv4 does not pass on their link"),
+        ((), "hybrid", ("vxlan", (4, 6)), "they share no link"),
+        ((TWICE[0], FOUR[1]), "hybrid", ("vxlan", (4, 6)), "IPv6 does not pass on their link"),
+        (TWICE, "direct", ("direct", (4, 6)), "both are on one link"),
+        (FOUR, "direct", ("direct", (4,)), "both are on one link, where IPv6 does not pass"),
+        (SIX, "direct", ("direct", (6,)), "both are on one link, where IPv4 does not pass"),
+        (cut_off(TWICE), "vxlan", ("direct", (4, 6)), "nothing comes through the tunnel pl-x1; both are on one link"),
+        (cut_off(FOUR), "vxlan", ("direct", (4,)), "both are on one link, where IPv6 does not pass"),
+        (cut_off(SIX), "vxlan", ("direct", (6,)), "both are on one link, where IPv4 does not pass"),
+    ],
+)
+def test_a_network_with_both_families_takes_the_way_that_both_can_take(
+    reach: tuple[Reach, ...], backend: str, wanted: tuple[str, tuple[int, ...]], why: str, underlay: int
+) -> None:
+    """Over an underlay of IPv6 plain IPv4 needs the next hop of IPv6 too: without that it does not pass either."""
+    nodes = {n: replace(node, link6=IPv6Address(f"fe80::{i}")) for i, (n, node) in enumerate(NODES.items(), 1)}
+    if underlay == 6:
+        nodes = {n: replace(node, address=IPv6Address(f"2001:2::{n}")) for n, node in nodes.items()}
+    network = replace(NETWORKS[backend], subnet6=IPv6Network("fd00:31::/64"), gateway6=IPv6Address("fd00:31::1"))
+    path = choose(replace(cluster(*reach), nodes=nodes, networks={backend: network}), network)["B"]
+    if underlay == 6 and wanted[1] == (4,):
+        assert path is None or not path.works
+        return
+    assert path is not None and (path.kind, path.families) == wanted and path.why == why and path.works
+
+
+def test_a_relay_for_both_families_is_better_than_a_link_for_one() -> None:
+    nodes = {n: replace(node, link6=IPv6Address(f"fe80::{i}")) for i, (n, node) in enumerate(NODES.items(), 1)}
+    network = replace(NETWORKS["vxlan"], subnet6=IPv6Network("fd00:31::/64"), gateway6=IPv6Address("fd00:31::1"))
+    path = choose(replace(cluster(*cut_off(FOUR)[:2]), nodes=nodes, networks={"vxlan": network}), network)["B"]
+    assert path is not None and path.relay is not None and path.families == (4, 6)
 
 
 def test_a_sandbox_network_has_no_paths() -> None:
@@ -181,6 +231,26 @@ def test_who_carries_what_two_behind_address_translation_send_is_shown_and_no_tr
         assert (rows["B"]["kind"], rows["B"]["relay"]) == (kind, relay) and rows["C"]["kind"] == "wireguard"
         assert book.paths.troubles() == ({}, {})
         assert (rows["B"]["why"] == "both are behind address translation; C reaches both") == bool(relay)
+
+
+def test_people_are_told_of_a_family_that_has_no_path() -> None:
+    book = Book()
+    nodes = {n: replace(node, link6=IPv6Address(f"fe80::{i}")) for i, (n, node) in enumerate(NODES.items(), 1)}
+    network = replace(NETWORKS["direct"], subnet6=IPv6Network("fd00:31::/64"), gateway6=IPv6Address("fd00:31::1"))
+    seen = replace(cluster(*FOUR, alive="AB"), nodes=nodes, networks={"direct": network})
+    lane, lane6 = Measured(), Measured()
+    book.lanes._lanes |= {("B", LINK): lane, ("B", LINK6): lane6}
+    lane.took(0.002)
+    lane6.took(None)
+    book.paths.observe(seen)
+    assert book.paths.troubles() == (
+        {},
+        {"B": "no IPv6 packet of network direct comes to B: both are on one link, where IPv6 does not pass"},
+    )
+    row = next(row for row in book.paths.rows() if row["node"] == "B")
+    assert (row["rtt_ms"], row["loss"], row["rtt6_ms"], row["loss6"]) == (2.0, 0.0, None, 1.0)
+    book.paths.observe(replace(seen, reach={r.node: r for r in TWICE}))
+    assert book.paths.troubles() == ({}, {})
 
 
 def test_people_are_shown_what_was_measured_of_the_first_step() -> None:

@@ -58,7 +58,9 @@ async def keeping(blocks: Blocks, folder: Path, config: dict[str, Any]) -> Async
         health=SimpleNamespace(set=lambda *what: None, clear=lambda *what: None),
         publisher=SimpleNamespace(wake=lambda: None),
         addresses=blocks,
-        underlay=SimpleNamespace(look=lambda last: 1500, home=SimpleNamespace(now=IPv4Address("192.0.2.2"), lost=False)),
+        underlay=SimpleNamespace(
+            look=lambda last: 1500, link6=lambda: None, home=SimpleNamespace(now=IPv4Address("192.0.2.2"), lost=False)
+        ),
     )
     loops = NodeLoops(parts, "default")
     loops._names_shown = 0

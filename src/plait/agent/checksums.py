@@ -23,7 +23,7 @@ from typing import Protocol
 
 from plait.agent.echo import Lane
 from plait.agent.journal import Journal, Write
-from plait.agent.lanes import LINK, Lanes, lanes
+from plait.agent.lanes import LINK, LINK6, LaneKey, Lanes, lanes
 from plait.model.cluster import Snapshot
 
 log = logging.getLogger("plait.checksums")
@@ -77,15 +77,15 @@ class Checksums:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._respond())
             while True:
-                wanted = {key for key in lanes(self._snapshot()) if key[1] != LINK}
+                wanted = _tunnels(self._snapshot()).keys()
                 await self.look(datagrams)
                 await asyncio.sleep(EVERY_S if wanted and wanted <= self._tried else FIRST_EVERY_S)
 
     async def look(self, datagrams: Datagrams) -> None:
         """One round: each tunnel to each node that answers echoes through it."""
-        for (node, device), (lane, address) in sorted(lanes(self._snapshot()).items(), key=lambda item: item[0]):
+        for (node, device), (lane, address) in sorted(_tunnels(self._snapshot()).items(), key=lambda item: item[0]):
             known = self._known.of(node, device)
-            if device != LINK and known is not None and known.up:
+            if known is not None and known.up:
                 self._tried.add((node, device))
                 await self._judge(datagrams, node, lane, address)
 
@@ -120,6 +120,12 @@ class Checksums:
             body, source = await loop.sock_recvfrom(sock, SIZE + 1)
             if len(body) == SIZE and any(str(node.tunnel) == source[0] for node in self._snapshot().nodes.values()):
                 await loop.sock_sendto(sock, body, source)
+
+
+def _tunnels(snapshot: Snapshot) -> dict[LaneKey, tuple[Lane, IPv4Address]]:
+    """The lanes through tunnels."""
+    found = {key: lane for key, lane in lanes(snapshot).items() if key[1] not in (LINK, LINK6)}
+    return {key: (lane, address) for key, (lane, address) in found.items() if isinstance(address, IPv4Address)}
 
 
 def _socket(address: str, port: int, checksum: bool) -> socket.socket:

@@ -86,9 +86,10 @@ LOST = Echoed(None)
 class Lane:
     """One way to send a request: from the address `source`, through the tunnel `device`, or without one ("") to what is on the own link. No
     router and no relay is asked (SO_DONTROUTE: what the routes say of a tunnel's far end is not looked at), none would pass it on (its TTL
-    is 1). The answer may come in from anywhere: the far end sends it by the path that it has chosen."""
+    is 1). The answer may come in from anywhere: the far end sends it by the path that it has chosen. One of IPv6 goes by the routes, which
+    lead to what it asks by one way alone, and has no device."""
 
-    source: IPv4Address
+    source: IPAddress
     device: str = ""
 
 
@@ -99,7 +100,7 @@ class Probe(Protocol):
 
 
 class LaneProbe(Protocol):
-    async def ask_by(self, lane: Lane, address: IPv4Address, timeout_s: float = TIMEOUT_S) -> float | None:
+    async def ask_by(self, lane: Lane, address: IPAddress, timeout_s: float = TIMEOUT_S) -> float | None:
         """Seconds until the reply to a short request that goes by `lane`, None after `timeout_s` if there was none; so long takes also what
         could not be sent, for a device that is down is being mended. Raises LaneAbsent."""
         ...
@@ -118,7 +119,7 @@ class Echo:
         _raw_socket(_V4).close()
 
     async def ask(self, address: IPAddress, size: int = SHORTEST, timeout_s: float = TIMEOUT_S) -> Echoed:
-        icmp = _V4 if address.version == 4 else _V6
+        icmp = _of(address)
         try:
             sock = _raw_socket(icmp)
         except OSError:
@@ -126,19 +127,17 @@ class Echo:
         with sock:
             return await _exchange(sock, icmp, address, size, timeout_s)
 
-    async def ask_by(self, lane: Lane, address: IPv4Address, timeout_s: float = TIMEOUT_S) -> float | None:
+    async def ask_by(self, lane: Lane, address: IPAddress, timeout_s: float = TIMEOUT_S) -> float | None:
         loop = asyncio.get_running_loop()
         over = loop.time() + timeout_s
-        with _raw_socket(_V4) as sock:
-            try:
-                sock.bind((str(lane.source), 0))
-                index = socket.if_nametoindex(lane.device) if lane.device else 0
-            except OSError as error:
-                raise LaneAbsent(f"{lane}: {error}") from error
-            sock.setsockopt(socket.IPPROTO_IP, _IP_UNICAST_IF, struct.pack("!I", index))
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_DONTROUTE, 1)
-            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
-            echoed = await _exchange(sock, _V4, address, SHORTEST, timeout_s)
+        icmp = _of(lane.source)
+        try:
+            sock = _raw_socket(icmp)
+        except OSError as error:  # a kernel without IPv6
+            raise LaneAbsent(f"{lane}: {error}") from error
+        with sock:
+            _keep_to(sock, lane)
+            echoed = await _exchange(sock, icmp, address, SHORTEST, timeout_s)
         if echoed.rtt_s is None:
             await asyncio.sleep(over - loop.time())
         return echoed.rtt_s
@@ -180,6 +179,25 @@ async def _exchange(
         return LOST
     came = outcome.result()
     return Echoed(None, came) if isinstance(came, int) else Echoed(came - sent)
+
+
+def _of(address: IPAddress) -> _Icmp:
+    return _V4 if address.version == 4 else _V6
+
+
+def _keep_to(sock: socket.socket, lane: Lane) -> None:
+    """Have what is sent go by the lane and no further. LaneAbsent."""
+    try:
+        sock.bind((str(lane.source), 0))
+        index = socket.if_nametoindex(lane.device) if lane.device else 0
+    except OSError as error:
+        raise LaneAbsent(f"{lane}: {error}") from error
+    if lane.source.version == 6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 1)
+        return
+    sock.setsockopt(socket.IPPROTO_IP, _IP_UNICAST_IF, struct.pack("!I", index))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_DONTROUTE, 1)
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
 
 
 def _leaving_by(index: int, source: IPv4Address) -> list[tuple[int, int, bytes]]:

@@ -12,7 +12,8 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Sequence
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
+from pathlib import Path
 from typing import Protocol
 
 from plait.agent.health import Health
@@ -25,6 +26,12 @@ ELSEWHERE_S = 5.0
 """An address of another link is taken only after this: the link that had it may be about to get its own."""
 _ANYWHERE = {4: (socket.AF_INET, "192.0.2.1"), 6: (socket.AF_INET6, "2001:db8::1")}
 """By IP version, an address that only the default route leads to (RFC 5737, RFC 3849)."""
+
+
+_IF_INET6 = Path("/proc/self/net/if_inet6")
+"""A row an address: 32 hexadecimal digits, interface index, prefix length, scope (20: link), flags, name (net/ipv6/addrconf.c)."""
+_UNUSABLE = 0x48
+"""IFA_F_TENTATIVE, IFA_F_DADFAILED (linux/if_addr.h)."""
 
 
 def default_source(*versions: int) -> IPAddress | None:
@@ -43,6 +50,16 @@ def is_here(address: IPAddress) -> bool:
         probe.bind((str(address), 0))
         return True
     return False
+
+
+def link_local_of(dev: str, table: Path = _IF_INET6) -> IPv6Address | None:
+    """The address of link scope that the link `dev` has and may use, None if it has none (yet)."""
+    try:
+        rows = [line.split() for line in table.read_text().splitlines()]
+    except OSError:  # a kernel without IPv6
+        return None
+    usable = (IPv6Address(bytes.fromhex(row[0])) for row in rows if row[5] == dev and row[3] == "20" and not int(row[4], 16) & _UNUSABLE)
+    return min(usable, default=None)
 
 
 class AddressKernel(Protocol):

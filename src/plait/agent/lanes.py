@@ -6,6 +6,9 @@ lane. A lane is the own link (an echo request from the tunnel address to the oth
 tunnel device (one between the tunnel addresses, through that device whatever the routes say). The answer comes back by whatever path the
 other node has chosen, so that each direction is judged by itself as long as there is any way back.
 
+Whether plain IPv6 passes on the link is a lane of its own, where that matters: between addresses to which no way but that leads, so that it
+is judged both ways at once. Over IPv6 the others' underlay address is no foreign one's to ask by IPv4; their tunnel address is, by ARP.
+
 A tunnel counts as working until `TRIES` requests in a row were lost, the link as not shared until one was answered; what was given up is
 believed again after `STEADY` rounds with an answer.
 """
@@ -18,11 +21,11 @@ import random
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
 
 from plait.agent.echo import Lane, LaneAbsent, LaneProbe
-from plait.model.cluster import Reach, Snapshot
-from plait.plan import linkable, tunnel_devices
+from plait.model.addr import IPAddress
+from plait.model.cluster import Node, Reach, Snapshot
+from plait.plan import next_hop, next_hop6, plain6, tunnel_devices
 
 log = logging.getLogger("plait.lanes")
 EVERY_S, APART_S = 1.0, 0.02
@@ -34,8 +37,8 @@ TELL_S = 0.5
 """Least time between two publications."""
 KEPT = 50
 """So many outcomes are remembered, for the loss that people are shown."""
-LINK = ""
-"""The lane without a tunnel, by the name of its device."""
+LINK, LINK6 = "", "ipv6"
+"""The lanes without a tunnel, in the place of a device: of IPv4, of IPv6."""
 LaneKey = tuple[str, str]
 """Node, device."""
 
@@ -72,10 +75,10 @@ class Measured:
 
 
 class Lanes:
-    """`snapshot` gives the nodes and networks; `tell` takes this node's new `Reach`."""
+    """`snapshot` gives the nodes and networks; `tell` takes this node's new `Reach`; `link`: see `lanes`."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot], tell: Callable[[Reach], None]) -> None:
-        self._snapshot, self._tell = snapshot, tell
+    def __init__(self, snapshot: Callable[[], Snapshot], tell: Callable[[Reach], None], link: Callable[[], str] = str) -> None:
+        self._snapshot, self._tell, self._link = snapshot, tell, link
         self._lanes: dict[LaneKey, Measured] = {}
         self._changed = asyncio.Event()
 
@@ -93,7 +96,7 @@ class Lanes:
 
     async def _round(self, probe: LaneProbe) -> None:
         snapshot = self._snapshot()
-        wanted = lanes(snapshot)
+        wanted = lanes(snapshot, self._link())
         self._forget(wanted)
         pause_s = max(APART_S, EVERY_S / max(1, len(wanted)))
         async with asyncio.TaskGroup() as group:
@@ -103,7 +106,7 @@ class Lanes:
         if not wanted:
             await asyncio.sleep(EVERY_S)
 
-    async def measure(self, probe: LaneProbe, key: LaneKey, lane: Lane, address: IPv4Address) -> None:
+    async def measure(self, probe: LaneProbe, key: LaneKey, lane: Lane, address: IPAddress) -> None:
         """One request; after a lost one more of them at once, as long as the lane is not given up."""
         measured = self._lanes.setdefault(key, Measured())
         before = measured.up
@@ -122,8 +125,8 @@ class Lanes:
         """Begin with what this node said last, so that a restart of the agent changes no path."""
         snapshot = self._snapshot()
         said = snapshot.reach.get(snapshot.me, Reach(snapshot.me))
-        for node in said.linked:
-            self._lanes[node, LINK] = Measured(True)
+        for lane, nodes in ((LINK, said.linked), (LINK6, said.linked6)):
+            self._lanes |= {(node, lane): Measured(True) for node in nodes}
         for device, nodes in said.broken.items():
             self._lanes |= {(node, device): Measured(False) for node in nodes}
 
@@ -143,27 +146,40 @@ class Lanes:
             await asyncio.sleep(TELL_S)
 
 
-def lanes(snapshot: Snapshot) -> dict[LaneKey, tuple[Lane, IPv4Address]]:
+def lanes(snapshot: Snapshot, link: str = "") -> dict[LaneKey, tuple[Lane, IPAddress]]:
     """All that lead to other nodes, each with the address to ask; also to those that the store takes for dead, for perhaps it is only the
-    store that they do not reach. Empty while this node has no tunnel address."""
+    store that they do not reach. Empty while this node has no tunnel address. `link` is that of the underlay, "" where plain IPv4 cannot
+    be sent to a next hop of IPv6."""
     me = snapshot.nodes.get(snapshot.me)
     if me is None or me.tunnel is None:
         return {}
-    devices, plain = sorted(tunnel_devices(snapshot.networks.values())), linkable(snapshot.nodes)
-    found: dict[LaneKey, tuple[Lane, IPv4Address]] = {}
+    devices, six = sorted(tunnel_devices(snapshot.networks.values())), plain6(me, snapshot.networks.values())
+    found: dict[LaneKey, tuple[Lane, IPAddress]] = {}
     for name, node in snapshot.nodes.items():
-        if name != me.name and node.tunnel is not None:
-            if {me.name, name} <= plain.keys():
-                found[name, LINK] = Lane(me.tunnel), plain[name]
-            found |= {(name, device): (Lane(me.tunnel, device), node.tunnel) for device in devices}
+        if name == me.name or node.tunnel is None:
+            continue
+        plain = _plain(me, node, link)
+        found |= {(name, LINK): plain} if plain is not None else {}
+        if six and next_hop6(me, node) is not None:
+            found[name, LINK6] = Lane(me.probe6), node.probe6
+        found |= {(name, device): (Lane(me.tunnel, device), node.tunnel) for device in devices}
     return found
+
+
+def _plain(me: Node, node: Node, link: str) -> tuple[Lane, IPAddress] | None:
+    """How to ask whether plain IPv4 passes on the link; None where it could not be used."""
+    assert me.tunnel is not None and node.tunnel is not None
+    hop = next_hop(me, node)
+    if hop is None or hop.version == 4:
+        return None if hop is None else (Lane(me.tunnel), hop)
+    return (Lane(me.tunnel, link), node.tunnel) if link else None
 
 
 def reach(node: str, known: Mapping[LaneKey, Measured]) -> Reach:
     """What `node` says of the others."""
-    linked = sorted(name for (name, device), lane in known.items() if device == LINK and lane.up)
+    linked, linked6 = (sorted(name for (name, device), lane in known.items() if device == link and lane.up) for link in (LINK, LINK6))
     broken: dict[str, list[str]] = {}
     for (name, device), lane in sorted(known.items()):
-        if device != LINK and lane.up is False:
+        if device not in (LINK, LINK6) and lane.up is False:
             broken.setdefault(device, []).append(name)
-    return Reach(node, tuple(linked), {device: tuple(names) for device, names in broken.items()})
+    return Reach(node, tuple(linked), {device: tuple(names) for device, names in broken.items()}, tuple(linked6))

@@ -135,7 +135,7 @@ class NodeLoops:
             software_checksums=self._p.underlay.checksums.software,
             moved=self._p.rotation.moved,
             leases=self._p.leases(),
-            links=links_here() if any(map(child_of, snapshot.networks.values())) else frozenset(),
+            links=links_here() if any(child_of(n) or n.encrypted for n in snapshot.networks.values()) else frozenset(),
         )
         return plan_node(snapshot, local)
 
@@ -170,6 +170,7 @@ class NodeLoops:
             ranges=digest(self._p.addresses.assigned.ranges()),
             meta=merged_meta(merged_meta({}, SERVER_META, not identity.store), GATEWAY_META, self._gateway),
             wireguard=self._tunnel_key(),
+            link6=self._p.underlay.link6(),
         )
         self._p.view.put(node)
         network = self._p.view.snapshot.networks.get(self._default)

@@ -11,8 +11,8 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from plait.agent.lanes import LINK, Lanes
-from plait.backends import DIRECT, Path, backend_of
+from plait.agent.lanes import LINK, LINK6, Lanes
+from plait.backends import BOTH, DIRECT, Path, backend_of
 from plait.backends.wireguard import relay_of
 from plait.model.cluster import Network, Node, Snapshot
 from plait.model.report import PathRow
@@ -63,8 +63,11 @@ class Paths:
         for (node, network), held in self._sorted():
             if self._snapshot is None or node not in self._snapshot.alive:
                 continue
+            found = self._snapshot.networks[network]
             if held.path is None or not held.path.works:
-                lost[node] = f"no packet of network {network} comes to {node}" + _no_help(self._snapshot.networks[network])
+                lost[node] = f"no packet of network {network} comes to {node}" + _no_help(found)
+            elif (missing := _missing(found, held.path)) and node not in lost:
+                lost[node] = f"no {missing} packet of network {network} comes to {node}: {held.path.why}"
             elif not self._as_wanted(network, held.path):
                 detours[node] = f"to {node} by {shown(held.path)}: {held.path.why}"
         return detours, lost
@@ -84,7 +87,8 @@ class Paths:
         for (node, network), held in self._sorted():
             found = snapshot.networks[network]
             path = (shown(held.path), held.path.why) if held.path is not None else ()
-            grouped.setdefault((node, found.backend, backend_of(found).device(found), *path), []).append(network)
+            both = "6" if found.subnet6 is not None else ""
+            grouped.setdefault((node, found.backend, backend_of(found).device(found), both, *path), []).append(network)
         return [self._row(snapshot, snapshot.nodes[key[0]], [snapshot.networks[name] for name in names]) for key, names in grouped.items()]
 
     def _sorted(self) -> list[tuple[tuple[str, str], Held]]:
@@ -95,8 +99,9 @@ class Paths:
         held = self._held[node.name, first.name]
         path = held.path
         hop = path.relay.name if path is not None and path.relay is not None else node.name
-        device = LINK if path is None or path.kind == DIRECT else backend_of(first).device(first)
-        lane = self._lanes.of(hop, device)
+        plain = path is None or path.kind == DIRECT
+        lane = self._lanes.of(hop, LINK if plain else backend_of(first).device(first))
+        lane6 = self._lanes.of(hop, LINK6) if plain and first.subnet6 is not None else None
         return {
             "node": node.name,
             "networks": [network.name for network in networks],
@@ -108,6 +113,8 @@ class Paths:
             "mtu": inner_mtu(member(snapshot, first), node, first, path, self._path_mtu()) if path is not None else 0,
             "rtt_ms": round(lane.rtt_s * 1000, 3) if lane is not None and lane.rtt_s is not None else None,
             "loss": round(lane.loss, 3) if lane is not None else None,
+            "rtt6_ms": round(lane6.rtt_s * 1000, 3) if lane6 is not None and lane6.rtt_s is not None else None,
+            "loss6": round(lane6.loss, 3) if lane6 is not None else None,
             "works": path is not None and path.works,
         }
 
@@ -129,6 +136,12 @@ def kind_of(path: Path | None) -> str:
 def shown(path: Path) -> str:
     """A path in a few words."""
     return f"relay {path.relay.name}" if path.relay is not None else path.kind
+
+
+def _missing(network: Network, path: Path) -> str:
+    """The families of the network that have no path, "" if none is missing."""
+    has = BOTH if network.subnet6 is not None else BOTH[:1]
+    return " and ".join(f"IPv{family}" for family in has if family not in path.families)
 
 
 def _no_help(network: Network) -> str:

@@ -10,11 +10,12 @@ import logging
 import os
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from ipaddress import IPv6Address
 from typing import Protocol
 
 from plait.agent.checksums import Checksums, Udp
 from plait.agent.echo import Echo
-from plait.agent.hostaddress import AddressKernel, HostAddress
+from plait.agent.hostaddress import AddressKernel, HostAddress, link_local_of
 from plait.agent.journal import Journal
 from plait.agent.lanes import Lanes
 from plait.agent.pathmtu import durable_path_mtus
@@ -26,6 +27,8 @@ from plait.agent.view import View
 from plait.model.addr import IPAddress
 
 log = logging.getLogger("plait.node")
+VIA6 = "via6"
+"""What the kernel must be able to do for plain IPv4 over an underlay of IPv6 (`kernel.api.Kernel.capabilities`)."""
 _OF_PATHS = frozenset({"reach", "nodes", "alive", "networks"})
 """Kinds of records that paths are chosen by."""
 
@@ -37,6 +40,8 @@ class LinkKernel(AddressKernel, Protocol):
 
     def forget_paths(self) -> None: ...
 
+    def capabilities(self) -> frozenset[str]: ...
+
 
 class Underlay:
     """`home` knows this host's address; `changed` is called when the plan may be another. `link` is the name of the link that carries
@@ -47,7 +52,7 @@ class Underlay:
         self.link = ""
         self.strict = False
         self.path_mtus = durable_path_mtus(journal, lambda: view.snapshot, self._on_path_mtu)
-        self.lanes = Lanes(lambda: view.snapshot, view.put)
+        self.lanes = Lanes(lambda: view.snapshot, view.put, lambda: self.link if VIA6 in kernel.capabilities() else "")
         self.paths = Paths(self.lanes, lambda: self.path_mtus.known, time.time)
         self.checksums = Checksums(journal, lambda: view.snapshot, self.lanes, changed, os.uname().release)
         view.subscribe(self._on_view)
@@ -56,6 +61,10 @@ class Underlay:
         """Find this host's address (`last`: that of before) and the link that carries it; returns the MTU. OSError if there is none."""
         self.link, mtu = self.home.look(last)
         return mtu
+
+    def link6(self) -> IPv6Address | None:
+        """By which others on that link send this host plain packets of IPv6."""
+        return link_local_of(self.link)
 
     def look_at_sources(self) -> bool:
         """Learn whether the host is strict about where packets come from; True if that has changed."""

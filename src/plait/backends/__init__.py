@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How traffic goes between nodes. One file a backend; `BACKENDS` is the only place that lists them."""
 
-from plait.backends.base import DIRECT, MODELS, Backend, Child, OnHostLink, Path, Peer, outer_growth
+from plait.backends.base import BOTH, DIRECT, LAST_METRIC, LEAST_MTU6, MODELS, Backend, Child, OnHostLink, Path, Peer, outer_growth
 from plait.backends.bridge import BridgeBackend
 from plait.backends.direct import DirectBackend
 from plait.backends.hybrid import HybridBackend
@@ -32,14 +32,17 @@ BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
 """Of each model the first is the one that is taken where none is asked for, of all of them the first where no model is either."""
 
 _LAYER2: Backend = Layer2Backend(_VXLAN)
-DUAL = frozenset({"vxlan", "bridge", "none"})
+DUAL = frozenset(backend.name for backend in _ALL if not isinstance(backend, OnHostLink))
 """Backends of networks that may have IPv6 beside IPv4."""
 
 __all__ = [
     "BACKENDS",
+    "BOTH",
     "DIRECT",
     "DUAL",
     "HOST_LINK",
+    "LAST_METRIC",
+    "LEAST_MTU6",
     "MODELS",
     "SETTINGS",
     "Backend",

@@ -23,17 +23,27 @@ MODELS = {
 DIRECT = "direct"
 """The kind of path that needs no tunnel: the other node is the next hop on this node's own link. The other kinds are called like the
 backend whose tunnel they go through."""
+BOTH = (4, 6)
+"""The IP versions that a tunnel carries."""
+LEAST_MTU6 = 1280
+"""Bytes that a link must carry to have IPv6 (RFC 8200, section 5); on one with less the kernel refuses every address, and no sender ever
+makes its packets smaller."""
+LAST_METRIC = 4278198272
+"""Metric of routes that are taken when there is no other: of unreachable ones, which keep traffic from leaving by the default route, and
+of those that lead nowhere as far as is known. The value is the one routing daemons use for "worst"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Path:
     """How packets leave this node for another one. `kind` is that of the first step, `relay` the node which that leads to if it is not the
-    other one itself. `works` False: nothing that was probed does, and this is what was wanted. `why` is for people."""
+    other one itself. `works` False: nothing that was probed does, and this is what was wanted. `why` is for people. `families` are the IP
+    versions that take it; the network may have one that no way leads there for."""
 
     kind: str
     why: str = field(compare=False)
     relay: Node | None = None
     works: bool = True
+    families: tuple[int, ...] = BOTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,11 @@ class Peer:
     blocks6: tuple[IPv6Network, ...] = ()
     alive: bool = True
     endpoints: tuple[Endpoint, ...] = ()
+
+    @property
+    def mtu6(self) -> int:
+        """`mtu` for IPv6, which never goes below `LEAST_MTU6`."""
+        return max(self.mtu, LEAST_MTU6) if self.mtu else 0
 
     @property
     def hop(self) -> Node:
@@ -93,6 +108,11 @@ class Backend(Protocol):
         more. The only source of MTU arithmetic."""
         ...
 
+    @property
+    def unit(self) -> int:
+        """What it wraps is padded to a multiple of so many bytes, but never beyond the device's own MTU; 1: not at all."""
+        ...
+
     def device(self, network: Network) -> str:
         """What leads into this node's tunnel for the network, its device or the bridge whose port that is; "" if it has none."""
         ...
@@ -111,6 +131,7 @@ class NoTunnel:
     """What the backends without a tunnel have in common."""
 
     options: frozenset[str] = frozenset()
+    unit = 1
 
     def needs(self) -> frozenset[str]:
         return frozenset({"veth", "nft"})

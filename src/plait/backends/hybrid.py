@@ -16,6 +16,7 @@ from plait.model.objects import KernelObject
 
 class HybridBackend:
     name, model = "hybrid", "hybrid"
+    unit = 1
 
     def __init__(self, tunnel: Backend) -> None:
         self._tunnel = tunnel

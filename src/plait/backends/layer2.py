@@ -46,6 +46,7 @@ MULTICAST = SILENT | {"mcast_flood", "bcast_flood", "mcast_router"}
 
 class Layer2Backend:
     model = "overlay"
+    unit = 1
 
     def __init__(self, tunnel: Backend) -> None:
         self._tunnel = tunnel

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ipaddress import IPv4Interface, IPv6Interface, IPv6Network
 
-from plait.backends.base import DIRECT, Peer, outer_growth
+from plait.backends.base import DIRECT, LAST_METRIC, Peer, outer_growth
 from plait.model.addr import link_local
 from plait.model.cluster import Network, Node
 from plait.model.objects import PREFIX, Addr, Fdb, KernelObject, Neigh, Route, Sysctl, VxlanLink
@@ -27,6 +27,7 @@ OVERHEAD = 50
 class VxlanBackend:
     name, model = "vxlan", "overlay"
     ways = ("vxlan", DIRECT)
+    unit = 1
     options = frozenset({"port", "vni", "layer2", "multicast", "lease"})
 
     def needs(self) -> frozenset[str]:
@@ -67,14 +68,16 @@ class VxlanBackend:
         return rows
 
     def _peer6(self, me: Node, dev: str, peer: Peer) -> list[KernelObject]:
-        """IPv6 goes through the tunnel alone: a peer that is reached past it by IPv4 is not reached by IPv6."""
+        """The peer's host speaks from its own address, to which every network has a route: one that works is taken first."""
         node = peer.node
         if node.tunnel is None or not _reached(me, node):
             return []
         rows: list[KernelObject] = [Neigh(dev, link_local(node.vtep_mac), node.vtep_mac)]
         if peer.path is not None and peer.path.kind == self.name:
             via = link_local(peer.hop.vtep_mac)
-            rows += [Route(to, dev, via=via, src=me.tunnel6, mtu=peer.mtu) for to in (IPv6Network(node.tunnel6), *peer.blocks6)]
+            last = 0 if peer.path.works else LAST_METRIC
+            rows.append(Route(IPv6Network(node.tunnel6), dev, via=via, src=me.tunnel6, mtu=peer.mtu6, metric=last))
+            rows += [Route(to, dev, via=via, src=me.tunnel6, mtu=peer.mtu6) for to in peer.blocks6]
         return rows
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from plait.cli.common import json_option, show_json, show_table, span, with_agent
+from plait.cli.common import both, json_option, show_json, show_table, span, with_agent
 
 if TYPE_CHECKING:
     from plait.client.admin import AdminClient
@@ -39,8 +39,17 @@ def _path(row: PathRow) -> str:
 
 
 def _rtt(row: PathRow) -> str:
-    return f"{row['rtt_ms']:.2f} ms" if row["rtt_ms"] is not None else ""
+    """Of IPv4, and of IPv6 where that was asked by itself."""
+    return both(_time(row["rtt_ms"]), _time(row.get("rtt6_ms")))
 
 
 def _loss(row: PathRow) -> str:
-    return f"{row['loss']:.0%}" if row["loss"] is not None else ""
+    return both(_part(row["loss"]), _part(row.get("loss6")))
+
+
+def _time(rtt_ms: float | None) -> str:
+    return f"{rtt_ms:.2f} ms" if rtt_ms is not None else ""
+
+
+def _part(loss: float | None) -> str:
+    return f"{loss:.0%}" if loss is not None else ""

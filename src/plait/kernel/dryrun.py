@@ -330,7 +330,7 @@ def _answers(link: EndpointLink) -> list[str]:
 def _route(route: Route) -> str:
     words = [str(route.dst)] if route.kind == "unicast" else [route.kind, str(route.dst)]
     if route.via is not None:
-        words.append(f"via {route.via}")
+        words.append(f"via {'' if route.via.version == route.dst.version else 'inet6 '}{route.via}")
     if route.dev:
         words.append(f"dev {route.dev}")
     words.append(f"proto {ROUTE_PROTOCOL}")

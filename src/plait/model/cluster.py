@@ -49,7 +49,9 @@ class Node:
 
     `address` is the underlay address that peers send tunnel packets to, of the same family on all nodes; `tunnel` the overlay address of
     the host itself (first address of its first default-network block); `mtu` that of the underlay link, bytes. `wireguard` is None where
-    the host cannot encrypt. `ranges`: digest of what it keeps for some containers, "" = nothing.
+    the host cannot encrypt. `ranges`: digest of what it keeps for some containers, "" = nothing. `link6` is the link-local address of the
+    link that carries `address`, by which others on that link send it plain packets that are not of IPv4 on an underlay of IPv4; None where
+    IPv6 is switched off there.
     """
 
     name: str
@@ -62,11 +64,22 @@ class Node:
     meta: Mapping[str, str] = field(default_factory=dict)
     wireguard: TunnelKey | None = None
     ranges: str = ""
+    link6: IPv6Address | None = None
 
     @property
     def tunnel6(self) -> IPv6Address:
         """The overlay address of the host itself in IPv6. It lies in no network's subnet, so it is there whichever of them have IPv6."""
         return unique_local(self.id.encode())
+
+    @property
+    def encrypted6(self) -> IPv6Address:
+        """The same in encrypted networks: what is sent there or comes from there is in no other tunnel."""
+        return unique_local(b"encrypted:" + self.id.encode())
+
+    @property
+    def probe6(self) -> IPv6Address:
+        """What it is asked at, and asks from, for whether plain IPv6 passes on the link: no way but that leads there."""
+        return unique_local(b"probe:" + self.id.encode())
 
 
 VXLAN_PORT = 4789
@@ -130,12 +143,14 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Which of the other nodes `node` reaches, as it has probed: `linked` are those on its own link, routers aside; `broken`, by tunnel
-    device, those that it does not reach through that. Who is in neither was not found to be so yet."""
+    """Which of the other nodes `node` reaches, as it has probed: `linked` are those on its own link, routers aside, that plain IPv4 comes
+    to, `linked6` the same for IPv6; `broken`, by tunnel device, those that it does not reach through that. Who is in none was not found to
+    be so yet."""
 
     node: str
     linked: tuple[str, ...] = ()
     broken: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    linked6: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,7 +228,8 @@ class PathState(TypedDict):
 class PathRow(TypedDict):
     """The path to one other node for the packets of `networks`. `kind`: direct, the name of a tunnel's backend, relay, none. `first`: the
     kind of the first step, `relay` the node which that leads to ("" : the node itself). `mtu` is that inside, bytes; `rtt_ms` and `loss`
-    (0 to 1) are those of the first step as probed last, None where nothing was."""
+    (0 to 1) are those of the first step as probed last, None where nothing was. `rtt6_ms` and `loss6` are those of IPv6, where that was
+    probed by itself: on the link. A tunnel carries it like IPv4."""
 
     node: str
     networks: list[str]
@@ -240,6 +241,8 @@ class PathRow(TypedDict):
     mtu: int
     rtt_ms: float | None
     loss: float | None
+    rtt6_ms: float | None
+    loss6: float | None
     works: bool
 
 

@@ -3,7 +3,7 @@
 
 from plait.plan.desired import Local, carried, endpoint_objects, plan_node
 from plait.plan.firewall import guarded, guards_of
-from plait.plan.paths import choose, inner_mtu, linkable, member, network_mtu, path_mtu, tunnel_devices
+from plait.plan.paths import choose, inner_mtu, member, network_mtu, next_hop, next_hop6, path_mtu, plain6, tunnel_devices
 
 __all__ = [
     "Local",
@@ -13,10 +13,12 @@ __all__ = [
     "guarded",
     "guards_of",
     "inner_mtu",
-    "linkable",
     "member",
     "network_mtu",
+    "next_hop",
+    "next_hop6",
     "path_mtu",
+    "plain6",
     "plan_node",
     "tunnel_devices",
 ]

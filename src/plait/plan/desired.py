@@ -12,27 +12,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
-from plait.backends import DIRECT, Child, Peer, backend_of, child_of, on_link
+from plait.backends import DIRECT, LAST_METRIC, LEAST_MTU6, Child, Path, Peer, backend_of, child_of, on_link
 from plait.ipam import image, image_block, stray_endpoints
 from plait.model.addr import IPAddress, mac_from_digest
 from plait.model.cluster import GATEWAY_META, Block, Endpoint, Network, Node, Snapshot
 from plait.model.hostlinks import ChildLink, SwitchPort
 from plait.model.leases import Leased
 from plait.model.objects import GATEWAY_LINK, PREFIX, Addr, BridgeLink, EndpointLink, KernelObject, Plan, Route, Sysctl, VxlanLink
-from plait.plan.dual import LEAST_MTU, endpoint6_objects, gateways6, inside6
+from plait.plan.dual import endpoint6_objects, gateways6, inside6
 from plait.plan.exposed import HOST, exposed_here, host_objects, spoken
 from plait.plan.fastpath import fast_objects
 from plait.plan.firewall import direct_objects, firewall_objects, handed_objects, relay_objects
 from plait.plan.hostlease import HostLease, host_lease_objects
 from plait.plan.narrow import narrow_objects
-from plait.plan.paths import choose, direct_routes, inner_mtu, member, network_mtu
+from plait.plan.paths import choose, direct_routes, inner_mtu, member, network_mtu, probe_objects
 from plait.plan.shortcut import shortcut_objects
 from plait.plan.switching import switched_objects
 
 EVERYWHERE = IPv4Network("0.0.0.0/0")
-BACKSTOP_METRIC = 4278198272
-"""Metric of the unreachable routes that keep traffic for unleased parts of a pool from leaving by the default route; the value is
-the one routing daemons use for "worst"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +39,8 @@ class Local:
     can forward at ingress (`fastpath.CAPABILITY`), the link that may give containers what it receives (`plan/shortcut.py`, "" for none),
     what was measured of the way to other nodes (name -> bytes a packet may have), whether its kernel has IPv6, the link that carries the
     node's address, whether this host drops what comes from where it would not send to (rp_filter 1), the tunnel devices that must
-    compute checksums themselves, which nodes are sent to by the spare encrypted tunnel (`rotation`), the links that it has,
-    the addresses that it has leased for networks."""
+    compute checksums themselves, which nodes are sent to by the spare encrypted tunnel (`rotation`), the links that it has, where networks
+    lie on them or are encrypted, the addresses that it has leased for networks."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
@@ -61,7 +58,7 @@ class Local:
 
 def carried(snapshot: Snapshot, network: Network, ipv6: bool) -> Network:
     """The network as this node can carry it: without IPv6 if the kernel has none (`ipv6`) or the underlay leaves too little room."""
-    if network.subnet6 is None or (ipv6 and network_mtu(member(snapshot, network), network) >= LEAST_MTU):
+    if network.subnet6 is None or (ipv6 and network_mtu(member(snapshot, network), network) >= LEAST_MTU6):
         return network
     return replace(network, subnet6=None, gateway6=None)
 
@@ -72,19 +69,20 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     if me is None:
         return {}
     objects = _on_host_links(me, snapshot, local)
-    routed = (n for n in snapshot.networks.values() if child_of(n) is None)
+    routed = [n for n in snapshot.networks.values() if child_of(n) is None]
+    chosen = {network.name: choose(snapshot, network) for network in routed}  # as the others see it: both ends take the same path
     snapshot = replace(snapshot, networks={n.name: carried(snapshot, n, local.ipv6) for n in routed})
     if me.wireguard is not None:
         me = replace(me, wireguard=replace(me.wireguard, moved=local.moved))
         snapshot = replace(snapshot, nodes={**snapshot.nodes, me.name: me})
     networks = sorted(snapshot.networks.values(), key=lambda n: n.name)
     objects.append(Sysctl("ipv4/ip_forward", "1"))
-    objects += _gateways(me, networks)
+    objects += [*_gateways(me, networks), *probe_objects(me, local.underlay, networks, snapshot.nodes.values())]
     strays = _routed_strays(snapshot)
-    peers = {network.name: _peers(snapshot, network, local, strays) for network in networks}
+    peers = {network.name: _peers(snapshot, network, local, strays, chosen[network.name]) for network in networks}
     for network in networks:
         objects += backend_of(network).plan(member(snapshot, network), network, peers[network.name])
-        objects += direct_routes(me, local.underlay, peers[network.name])
+        objects += direct_routes(me, network, local.underlay, peers[network.name])
         objects += _backstops(network, snapshot)
     direct = [network for network in networks if any(peer.path and peer.path.kind == DIRECT for peer in peers[network.name])]
     sandboxes, exposed = _own_sandboxes(snapshot), exposed_here(snapshot)
@@ -101,7 +99,7 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     if local.strict:
         objects += _loosened(objects, [n for n in networks if backend_of(n).ways[:1] == (DIRECT,)], local.underlay)
     if local.fast_path and me.tunnel is not None:
-        objects += fast_objects(networks, sandboxes, [o for o in objects if isinstance(o, Route)])
+        objects += fast_objects(networks, sandboxes, [o for o in objects if isinstance(o, Route)], local.links)
         objects += shortcut_objects(snapshot, networks, sandboxes, local.shortcut)
     return {obj.key: _as_local(obj, local) for obj in objects}
 
@@ -261,7 +259,7 @@ def _gateways(me: Node, networks: Sequence[Network]) -> list[KernelObject]:
     objects: list[KernelObject] = [BridgeLink(GATEWAY_LINK, mac)]
     addresses = [n.gateway for n in networks] + ([me.tunnel] if me.tunnel is not None else [])
     objects += [Addr(GATEWAY_LINK, IPv4Interface((address, 32))) for address in addresses]
-    return objects + gateways6(GATEWAY_LINK, networks)
+    return objects + gateways6(me, GATEWAY_LINK, networks)
 
 
 def _as_local(obj: KernelObject, local: Local) -> KernelObject:
@@ -282,10 +280,10 @@ def _backstops(network: Network, snapshot: Snapshot) -> list[KernelObject]:
     """Unreachable routes for the pool and for this node's own blocks: what nobody holds gets an ICMP error, not a way out."""
     own = [b.cidr for b in snapshot.blocks.values() if b.network == network.name and b.node == snapshot.me and b.purpose == "pool"]
     images = {network.subnet6, *(image_block(network, cidr) for cidr in own)} - {None}
-    return [Route(cidr, kind="unreachable", metric=BACKSTOP_METRIC) for cidr in (*{network.subnet, *own}, *images) if cidr is not None]
+    return [Route(cidr, kind="unreachable", metric=LAST_METRIC) for cidr in (*{network.subnet, *own}, *images) if cidr is not None]
 
 
-def _peers(snapshot: Snapshot, network: Network, local: Local, strays: Iterable[Endpoint]) -> list[Peer]:
+def _peers(snapshot: Snapshot, network: Network, local: Local, strays: Iterable[Endpoint], paths: Mapping[str, Path | None]) -> list[Peer]:
     """The other nodes, each with its blocks and with the addresses that it has in use of blocks that are not its own."""
     blocks: dict[str, list[IPv4Network]] = {}
     blocks6: dict[str, list[IPv6Network]] = {}
@@ -299,7 +297,7 @@ def _peers(snapshot: Snapshot, network: Network, local: Local, strays: Iterable[
             blocks.setdefault(stray.node, []).append(IPv4Network(stray.address))
             if network.subnet6 is not None and stray.address6 is not None:
                 blocks6.setdefault(stray.node, []).append(IPv6Network(stray.address6))
-    me, paths = member(snapshot, network), choose(snapshot, network)
+    me = member(snapshot, network)
     there = _on_one_link(snapshot, network, strays) if network.layer2 else {}
     found = []
     for name in sorted(paths):

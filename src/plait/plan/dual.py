@@ -19,8 +19,6 @@ from plait.model.cluster import Endpoint, Network, Node
 from plait.model.inside import Inside6
 from plait.model.objects import Addr, KernelObject, Neigh, Route, Sysctl
 
-LEAST_MTU = 1280
-"""Bytes that a link must carry to have IPv6 (RFC 8200, section 5); on one with less the kernel refuses every address."""
 FORWARDING = Sysctl("ipv6/conf/all/forwarding", "1")
 
 
@@ -45,6 +43,12 @@ class Family(NamedTuple):
     def tunnel(self, node: Node) -> IPAddress | None:
         return node.tunnel if self is V4 else node.tunnel6
 
+    def encrypted(self, node: Node) -> IPAddress | None:
+        """The host's own address in encrypted networks."""
+        if node.wireguard is None:
+            return None
+        return node.wireguard.address if self is V4 else node.encrypted6
+
     def subnets(self, networks: Iterable[Network]) -> list[IPNetwork]:
         """Of those networks that have the family, in their order."""
         return [subnet for network in networks if (subnet := self.subnet(network)) is not None]
@@ -65,10 +69,11 @@ def opened(dev: str) -> list[KernelObject]:
     return [Sysctl(f"ipv6/conf/{dev}/disable_ipv6", "0"), Sysctl(f"ipv6/conf/{dev}/accept_ra", "0")]
 
 
-def gateways6(dev: str, networks: Iterable[Network]) -> list[KernelObject]:
-    """Forwarding, and every IPv6 gateway on `dev`, where DNS answers on it whatever is attached."""
+def gateways6(me: Node, dev: str, networks: Iterable[Network]) -> list[KernelObject]:
+    """Forwarding, and every IPv6 gateway on `dev`, where DNS answers on it whatever is attached; the host's own address too, for networks
+    without a tunnel."""
     gateways = [network.gateway6 for network in networks if network.gateway6 is not None]
-    return [FORWARDING, *opened(dev), *(Addr(dev, IPv6Interface(gateway)) for gateway in gateways)] if gateways else []
+    return [FORWARDING, *opened(dev), *(Addr(dev, IPv6Interface(address)) for address in (*gateways, me.tunnel6))] if gateways else []
 
 
 def inside6(network: Network, endpoint: Endpoint) -> Inside6 | None:

@@ -9,16 +9,20 @@ tracking, no rule of anybody: measured, 1.18 times the round trips and 1.15 time
 stack. Whatever a chain does not know for sure (other addresses than the endpoint's own, gateways, hosts, expired TTLs, answers of
 published ports, peers with a smaller MTU) passes on to that way, which is always complete: without this table everything works, slower.
 
+What is encrypted goes the same way into the WireGuard device and out of it. That has no Ethernet, so what the neighbour table says does not
+matter.
+
 Devices are named, but the kernel keeps their indexes: after a link was made anew, its elements and rules read back different, and a pass
 puts them right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network
 
 from plait.backends import backend_of, on_link
+from plait.backends.wireguard import DEVICE
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network
 from plait.model.objects import NFT_FAST_FAMILY, PREFIX, KernelObject, NftChain, NftElement, NftSet, Route
@@ -35,20 +39,23 @@ _ALIVE = {V4: "ip ttl > 1", V6: "ip6 hoplimit > 1"}
 _FRAGMENT = {V4: "ip frag-off & 16383 != 0 accept", V6: "exthdr frag exists accept"}
 
 
-def fast_objects(networks: Sequence[Network], endpoints: Iterable[Endpoint], routes: Iterable[Route]) -> list[KernelObject]:
-    """The whole table. `networks` in their order of name, `endpoints` those of this node, `routes` all that are planned."""
+def fast_objects(
+    networks: Sequence[Network], endpoints: Iterable[Endpoint], routes: Iterable[Route], links: Collection[str]
+) -> list[KernelObject]:
+    """The whole table. `networks` in their order of name, `endpoints` those of this node, `routes` all that are planned, `links` those that
+    the host has: a rule cannot name what is not there, and takes the whole table with it."""
     planned, by_name = list(routes), {network.name: network for network in networks}
     own = [endpoint for endpoint in endpoints if on_fast_path(by_name[endpoint.network])]
     present = families(networks)
     objects: list[KernelObject] = [obj for family in present for obj in _maps(family, networks, own, planned)]
-    tunnels = {device: [n for n in networks if _device(n) == device] for device in sorted({_device(n) for n in networks} - {""})}
-    objects += [_from_tunnel(device, found) for device, found in tunnels.items()]
-    objects += [fast_chain(endpoint, by_name[endpoint.network]) for endpoint in own]
+    tunnels = {device: [n for n in networks if _device(n) == device] for device in sorted({_device(n) for n in networks})}
+    objects += [_from_tunnel(device, found) for device, found in tunnels.items() if _usable(device, links)]
+    objects += [fast_chain(endpoint, by_name[endpoint.network], links) for endpoint in own]
     return objects
 
 
 def _maps(family: Family, networks: Sequence[Network], own: Sequence[Endpoint], routes: Iterable[Route]) -> list[KernelObject]:
-    blocks = {route.dst.network_address: route.via for route in routes if _is_block(family, route, networks)}
+    blocks = {route.dst.network_address: _hop(route) for route in routes if _is_block(family, route, networks)}
     hops = frozenset(f"{block} : {via}" for block, via in blocks.items() if block not in _split(family, routes, networks))
     here = frozenset(_element(address, endpoint) for endpoint in own if (address := family.address(endpoint)) is not None)
     kind, subnets = family.type, family.subnets(networks)
@@ -70,19 +77,20 @@ def fast_elements(endpoint: Endpoint) -> list[NftElement]:
     return [NftElement(_here(family, frozenset()), _element(address, endpoint)) for family, address in found]
 
 
-def fast_chain(endpoint: Endpoint, network: Network) -> NftChain:
+def fast_chain(endpoint: Endpoint, network: Network, links: Collection[str] = ()) -> NftChain:
     """What one endpoint sends, only from its own addresses. Answers of its published ports may have to be turned back, and of a packet in
-    fragments only the first tells its port."""
+    fragments only the first tells its port. An attach does not look at the `links` of the host: the pass after it does."""
+    device = _device(network) if _usable(_device(network), links) else ""
     present = families([network])
     rules = [f"{proto} sport {port} accept" for proto, port in sorted({(p.proto, p.container_port) for p in endpoint.ports})]
     if rules:
         rules += [_FRAGMENT[family] for family in present]
     for family in present:
-        rules += _to_others(family, endpoint, network)
+        rules += _to_others(family, endpoint, network, device)
     return NftChain(endpoint.dev, tuple(rules), _hook(endpoint.dev), NFT_FAST_FAMILY)
 
 
-def _to_others(family: Family, endpoint: Endpoint, network: Network) -> list[str]:
+def _to_others(family: Family, endpoint: Endpoint, network: Network, device: str) -> list[str]:
     """Other hosts first, whose packets have the longer way: each of these rules costs some of it. Every host has the gateway, whoever's
     block it lies in."""
     address, ip = family.address(endpoint), family.ip
@@ -90,7 +98,7 @@ def _to_others(family: Family, endpoint: Endpoint, network: Network) -> list[str
         return []
     sent = f"{ip} saddr {address} {ip} daddr {family.subnet(network)}"
     rules: list[str] = []
-    if device := _device(network):
+    if device:
         onward = f'fwd {ip} to {ip} daddr & {_mask(family, network)} map @next{family.end} device "{device}"'
         rules.append(f"{sent} {ip} daddr != {family.gateway(network)} {_ALIVE[family]} {onward}")
     return [*rules, f"{sent} {_ALIVE[family]} {_to_endpoint(family)}"]
@@ -106,9 +114,10 @@ def _to_endpoint(family: Family) -> str:
 
 
 def _device(network: Network) -> str:
-    """The network's tunnel device, "" if it has none that carries Ethernet frames: what is encrypted goes the complete way."""
+    """The network's tunnel device, "" if it has none, or is on a bridge. While keys are rotated what the spare device carries goes the
+    complete way."""
     device = backend_of(network).device(network)
-    return device if device.startswith(TUNNELS) else ""
+    return device if device.startswith(TUNNELS) or device == DEVICE else ""
 
 
 def _here(family: Family, elements: frozenset[str]) -> NftSet:
@@ -121,10 +130,22 @@ def _element(address: IPAddress, endpoint: Endpoint) -> str:
 
 def _is_block(family: Family, route: Route, networks: Iterable[Network]) -> bool:
     """Whether a look-up by the network's block prefix finds exactly this route through its tunnel, and every packet fits as it is."""
-    if route.via is None or route.mtu or route.dst.version != route.via.version or (route.dst.version == 4) != (family is V4):
+    hop = _hop(route)
+    if hop is None or route.mtu or route.dst.version != hop.version or (route.dst.version == 4) != (family is V4):
         return False
     fit = (n for n in networks if route.dev == _device(n))
     return any(_is_in(route.dst, family.subnet(n)) and route.dst.netmask == _mask(family, n) for n in fit)
+
+
+def _usable(device: str, links: Collection[str]) -> bool:
+    """Not every host can encrypt, and a process that does may have crashed; the kernel's own devices are there when the plan is done."""
+    return device.startswith(TUNNELS) or device in links
+
+
+def _hop(route: Route) -> IPAddress | None:
+    """What the neighbour table is asked for. A WireGuard device has no neighbours, so that any address does: one a block, because each
+    takes a row all the same."""
+    return route.dst.network_address if route.dev == DEVICE else route.via
 
 
 def _split(family: Family, routes: Iterable[Route], networks: Iterable[Network]) -> frozenset[IPAddress]:

@@ -8,13 +8,14 @@ length decides each packet. Rules are spelled as `nft -s list table` prints them
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Address, collapse_addresses
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, collapse_addresses
+from typing import TypeVar
 
 from plait.backends import Peer, backend_of, child_of, has_tunnel
 from plait.model.cluster import Endpoint, Network, Snapshot
 from plait.model.hostlinks import Key
 from plait.model.objects import HookRule, KernelObject, NftChain, NftSet, Plan
-from plait.plan.dual import V4, Family, families
+from plait.plan.dual import V4, V6, Family, families
 
 ANY = IPv4Address("0.0.0.0")
 CLEAR_IN, CLEAR_OUT = "clear_in", "clear_out"
@@ -22,7 +23,9 @@ CLEAR_IN, CLEAR_OUT = "clear_in", "clear_out"
 _PROTECTED = ("pl-e*", "pl-wg*", "lo")
 """Devices that packets of encrypted networks may be seen on."""
 _GUARDS = tuple(NftSet(name, "ipv4_addr", frozenset()).key for name in ("pools", "internal", "encrypted"))
+"""Of IPv4 alone: those of IPv6 are changed with them, in one transaction."""
 _TO_MANY = 'iifname "pl-b*" oifname "pl-b*" meta pkttype { broadcast, multicast } accept'
+N = TypeVar("N", IPv4Network, IPv6Network)
 _PLAIN_NETWORKS = 8
 """So many networks are matched by a rule each, which is quicker than a look-up in a set of pairs of ranges (measured: 36,300 round trips a
 second against 33,700); further ones by the set, so that the chain stays of bounded length."""
@@ -40,8 +43,9 @@ def firewall_objects(
     objects.append(NftChain("raw_output", _untracked(networks), "type filter hook output priority raw; policy accept;"))
     objects += [hook for family in present for hook in _hooks(family)]
     if handed:
-        objects.append(NftSet("handed", "ipv4_addr", frozenset(str(n.subnet) for n in handed), ("interval",)))
-    return objects + (_encrypted_only(networks) if any(network.encrypted for network in networks) else [])
+        objects += [NftSet(f"handed{f.end}", f.type, frozenset(map(str, f.subnets(handed))), ("interval",)) for f in present]
+    encrypted = [network for network in networks if network.encrypted]
+    return objects + (_encrypted_only(snapshot, encrypted) if encrypted else [])
 
 
 def guards_of(plan: Plan) -> Plan:
@@ -66,42 +70,46 @@ def _elements(plan: Plan, key: Key) -> frozenset[str]:
 def direct_objects(networks: Sequence[Network], underlay: str) -> list[KernelObject]:
     """What lets packets of `networks`, which some node sends without a tunnel, come in from the link `underlay`: untracked like all that
     stays inside one network, and past Docker's FORWARD policy."""
-    within = [f"ip saddr {n.subnet} ip daddr {n.subnet}" for n in networks]
+    within = [(ip, f"{ip} saddr {net} {ip} daddr {net}") for f in (V4, V6) for net in f.subnets(networks) for ip in (f.ip,)]
     if not within or not underlay:
         return []
-    rules = tuple(f'iifname "{underlay}" {match} notrack accept' for match in within)
-    hooks = [HookRule("ip", "filter", "DOCKER-USER", f"{match} accept") for match in within]
+    rules = tuple(f'iifname "{underlay}" {match} notrack accept' for _, match in within)
+    hooks = [HookRule(ip, "filter", "DOCKER-USER", f"{match} accept") for ip, match in within]
     return [NftChain("raw_direct", rules, "type filter hook prerouting priority raw; policy accept;"), *hooks]
 
 
 def handed_objects(networks: Iterable[Network], underlay: str) -> list[KernelObject]:
     """On a gateway: what lets packets from outside go on by the link `underlay` to other hosts past Docker's FORWARD policy, in `networks`
     whose packets go without a tunnel."""
-    return [HookRule("ip", "filter", "DOCKER-USER", f'oifname "{underlay}" ip daddr {n.subnet} accept') for n in networks if underlay]
+    found = [(f.ip, net) for network in networks if underlay for f in (V4, V6) for net in f.subnets([network])]
+    return [HookRule(ip, "filter", "DOCKER-USER", f'oifname "{underlay}" {ip} daddr {net} accept') for ip, net in found]
 
 
 def relay_objects(peers: Iterable[Peer], underlay: str) -> list[KernelObject]:
     """What comes from another node is passed on to its destination or not at all, never to a third one that would relay it: whatever nodes
     believe of each other meanwhile, a packet is relayed once."""
-    blocks = collapse_addresses(block for peer in peers if peer.path is not None and peer.path.relay is not None for block in peer.blocks)
-    relayed = frozenset(str(block).removesuffix("/32") for block in blocks)
-    if not relayed:
-        return []
-    rules = ['iifname "pl-x*" ip daddr @relayed drop']
-    rules += [f'iifname "{underlay}" ip saddr @pools ip daddr @relayed drop'] if underlay else []
-    return [
-        NftSet("relayed", "ipv4_addr", relayed, ("interval",)),
-        NftChain("relay", tuple(rules), "type filter hook forward priority filter; policy accept;"),
-    ]
+    relayed = [peer for peer in peers if peer.path is not None and peer.path.relay is not None]
+    blocks = {V4: _collapsed(block for peer in relayed for block in peer.blocks)}
+    blocks[V6] = _collapsed(block for peer in relayed for block in peer.blocks6)
+    rules: list[str] = []
+    objects: list[KernelObject] = []
+    for (ip, kind, end, _), found in blocks.items():
+        if found:
+            rules.append(f'iifname "pl-x*" {ip} daddr @relayed{end} drop')
+            rules += [f'iifname "{underlay}" {ip} saddr @pools{end} {ip} daddr @relayed{end} drop'] if underlay else []
+            objects.append(NftSet(f"relayed{end}", kind, found, ("interval",)))
+    return [*objects, NftChain("relay", tuple(rules), "type filter hook forward priority filter; policy accept;")] if rules else []
+
+
+def _collapsed(blocks: Iterable[N]) -> frozenset[str]:
+    """As elements of a set of ranges: neighbours are one there, a single address has no length."""
+    return frozenset(str(block).removesuffix("/32").removesuffix("/128") for block in collapse_addresses(blocks))
 
 
 def _sets(family: Family, snapshot: Snapshot, networks: Sequence[Network]) -> list[KernelObject]:
     subnets, inner = family.subnets(networks), family.subnets(n for n in networks if n.internal)
     tunnels = {str(tunnel) for n in snapshot.nodes.values() if (tunnel := family.tunnel(n)) is not None}
-    if family is V4:
-        tunnels |= {
-            str(n.wireguard.address) for n in snapshot.nodes.values() if n.wireguard is not None and n.wireguard.address is not None
-        }
+    tunnels |= {str(address) for n in snapshot.nodes.values() if (address := family.encrypted(n)) is not None}
     interval, kind, end = ("interval",), family.type, family.end
     return [
         NftSet(f"pools{end}", kind, frozenset(map(str, subnets)), interval),
@@ -205,11 +213,14 @@ def _masquerade(family: Family) -> list[str]:
 def _closed(present: Sequence[Family], handed: Sequence[Network], underlay: str) -> tuple[str, ...]:
     """Only a gateway forwards what comes from outside to a container by its own address. All others drop that, even of connections that
     were made while the host was one; an answer, and what was sent to a published port, is told by its connection. Where a gateway sends
-    straight to this host, what it hands on comes from the link with the outsider's own address."""
-    accept = (f'iifname "{underlay}" ip saddr != @pools ip daddr @handed accept',) if handed else ()
+    straight to this host, what it hands on comes from the link with the outsider's own address. Hosts' own addresses of IPv6 lie in no
+    pool."""
+    own = present if handed else ()
+    accept = (f'iifname "{underlay}" {ip} saddr != @pools{end} {ip} daddr @handed{end} accept' for ip, _, end, _ in own)
     drop = (
-        f'iifname != "pl-*" ct direction original ct status ! dnat {ip} saddr != @pools{end} {ip} daddr @pools{end} drop'
-        for ip, _, end, _ in present
+        f'iifname != "pl-*" ct direction original ct status ! dnat {f.ip} saddr != @pools{f.end}'
+        f"{'' if f is V4 else ' ip6 saddr != @hosts6'} {f.ip} daddr @pools{f.end} drop"
+        for f in present
     )
     return (*accept, *drop)
 
@@ -233,23 +244,26 @@ def _forward(present: Sequence[Family], networks: Sequence[Network], gateway: bo
     return tuple(rules)
 
 
-def _encrypted_only(networks: Iterable[Network]) -> list[KernelObject]:
+def _encrypted_only(snapshot: Snapshot, encrypted: Sequence[Network]) -> list[KernelObject]:
     """What guards encrypted networks whatever else there is: their packets come from and go to their own containers, this host and the
     encrypted tunnel, nothing else. It stands before every other rule, address translation of published ports included; what it drops is
-    counted (`clear_drops`)."""
+    counted (`clear_drops`). By IPv6 the hosts' own addresses in these networks lie in no subnet, and are guarded by themselves."""
     enters, leaves = (" ".join(f'{direction}ifname != "{name}"' for name in _PROTECTED) for direction in "io")
+    guarded = {family: frozenset(map(str, family.subnets(encrypted))) for family in families(encrypted)}
+    if V6 in guarded:
+        guarded[V6] |= {str(address) for node in snapshot.nodes.values() if (address := V6.encrypted(node)) is not None}
+    into: list[str] = []
+    out: list[str] = []
+    for ip, _, end, _ in guarded:
+        into += [
+            f"{enters} {ip} saddr @encrypted{end} counter drop",
+            f"{enters} {ip} daddr @encrypted{end} fib daddr type != local counter drop",
+        ]
+        out += [f"{leaves} {ip} daddr @encrypted{end} counter drop", f'oifname "pl-x*" {ip} saddr @encrypted{end} counter drop']
     return [
-        NftSet("encrypted", "ipv4_addr", frozenset(str(n.subnet) for n in networks if n.encrypted), ("interval",)),
-        NftChain(
-            CLEAR_IN,
-            (f"{enters} ip saddr @encrypted counter drop", f"{enters} ip daddr @encrypted fib daddr type != local counter drop"),
-            "type filter hook prerouting priority raw - 10; policy accept;",
-        ),
-        NftChain(
-            CLEAR_OUT,
-            (f"{leaves} ip daddr @encrypted counter drop", 'oifname "pl-x*" ip saddr @encrypted counter drop'),
-            "type filter hook postrouting priority srcnat - 10; policy accept;",
-        ),
+        *(NftSet(f"encrypted{family.end}", family.type, found, ("interval",)) for family, found in guarded.items()),
+        NftChain(CLEAR_IN, tuple(into), "type filter hook prerouting priority raw - 10; policy accept;"),
+        NftChain(CLEAR_OUT, tuple(out), "type filter hook postrouting priority srcnat - 10; policy accept;"),
     ]
 
 

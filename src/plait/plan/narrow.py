@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from plait.backends import DIRECT, Peer, on_link
+from plait.backends import Peer, on_link
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network
 from plait.model.objects import InsideRoutes, Route
@@ -42,12 +42,11 @@ def _routes(ways: Iterable[tuple[IPNetwork, IPAddress, int]], endpoint: Endpoint
 
 
 def _ways(network: Network, peers: Iterable[Peer]) -> list[tuple[IPNetwork, IPAddress, int]]:
-    """The narrow ones of a network: to which block, by which gateway, bytes. IPv6 goes through tunnels alone."""
+    """The narrow ones of a network: to which block, by which gateway, bytes."""
     if on_link(network):
         return []
     narrow = [peer for peer in peers if peer.mtu]
     found: list[tuple[IPNetwork, IPAddress, int]] = [(block, network.gateway, peer.mtu) for peer in narrow for block in peer.blocks]
     if network.gateway6 is not None:
-        tunnelled = (peer for peer in narrow if peer.path is None or peer.path.kind != DIRECT)
-        found += [(block, network.gateway6, peer.mtu) for peer in tunnelled for block in peer.blocks6]
+        found += [(block, network.gateway6, peer.mtu6) for peer in narrow for block in peer.blocks6]
     return found

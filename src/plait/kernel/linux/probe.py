@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 
 from plait.kernel.linux import child
@@ -12,10 +12,11 @@ from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux.netns import in_thread, unshare_net
 from plait.kernel.linux.nft import NftError, open_nft
+from plait.kernel.linux.route import put_route
 from plait.kernel.linux.shortcut import Shortcuts
 from plait.kernel.linux.wireguard import in_user_space
 from plait.model.hostlinks import ChildLink, VlanLink
-from plait.model.objects import BridgeLink, EndpointLink, VxlanLink, WireguardLink
+from plait.model.objects import BridgeLink, EndpointLink, Route, VxlanLink, WireguardLink
 
 _MAC = "02:00:00:00:00:01"
 _PARENT = 1001
@@ -30,9 +31,15 @@ _SCRIPTS = {
 
 def probe_capabilities() -> frozenset[str]:
     """Of "vxlan", "bridge", "veth", "wireguard" (the kernel's or wireguard-go), "nft", "fwd" (forwarding at ingress, nft_fwd_netdev),
-    "ingress" (rules there that change frames), "shortcut" (an eBPF classifier at a link's ingress), "macvlan", "ipvlan", "vlan" (802.1Q)
-    and "ipv6" those that work here."""
+    "ingress" (rules there that change frames), "shortcut" (an eBPF classifier at a link's ingress), "macvlan", "ipvlan", "vlan" (802.1Q),
+    "ipv6" and "via6" (routes of IPv4 with a next hop of IPv6) those that work here."""
     return in_thread(_probe)
+
+
+def _by_next_hop_of_ipv6() -> list[nl.Message]:
+    """The last of these needs what is asked for, on the pair that was made before."""
+    route = Route(IPv4Network("192.0.2.0/24"), "pl-e0", via=IPv6Address("fe80::1"), onlink=True)
+    return [*(links.set_link(index, up=True) for index in (_PARENT, 1002)), put_route(route, _PARENT)]
 
 
 def _probe() -> frozenset[str]:
@@ -51,6 +58,8 @@ def _probe() -> frozenset[str]:
         for name, message in trials.items():
             if sock.transact([message])[0].errno == 0:
                 found.add(name)
+        if sock.transact(_by_next_hop_of_ipv6())[-1].errno == 0:
+            found.add("via6")
         with contextlib.suppress(OSError, nl.NetlinkParseError), contextlib.closing(Shortcuts(sock)) as shortcuts:
             shortcuts.put("lo")
             found.add("shortcut")

@@ -24,6 +24,8 @@ _ATTR4_U32 = struct.Struct("=HHI")
 NDMSG = struct.Struct("=BxxxiHBB")
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
+_RTA_VIA, _VIA_FAMILY = 18, struct.Struct("=H")
+"""struct rtvia: a next hop of another family than the destination's (since Linux 5.2)."""
 _RTAX_MTU, _RTNH_F_ONLINK, _TABLE_MAIN, _TABLE_LOCAL = 2, 4, 254, 255
 _KINDS = {"unicast": 1, "blackhole": 6, "unreachable": 7}
 _KIND_NAMES = {number: name for name, number in _KINDS.items()}
@@ -109,7 +111,9 @@ def _route_body(route: Route, index: int) -> bytes:
     if index:
         parts.append(_ATTR4_U32.pack(8, _RTA_OIF, index))
     if route.via is not None:
-        parts.append(nl.attr(_RTA_GATEWAY, route.via.packed))
+        own = route.via.version == route.dst.version
+        packed = route.via.packed if own else _VIA_FAMILY.pack(_family(route.via)) + route.via.packed
+        parts.append(nl.attr(_RTA_GATEWAY if own else _RTA_VIA, packed))
     if route.metric:
         parts.append(_ATTR4_U32.pack(8, _RTA_PRIORITY, route.metric))
     if route.src is not None:
@@ -142,7 +146,7 @@ def decode_route(body: bytes, names: dict[int, str]) -> Route | None:
     return Route(
         dst=IPv4Network((dst, prefix), strict=False) if isinstance(dst, IPv4Address) else IPv6Network((dst, prefix), strict=False),
         dev=names.get(oif, f"if{oif}") if unicast else "",
-        via=_address(attrs[_RTA_GATEWAY], family) if _RTA_GATEWAY in attrs else None,
+        via=_via(attrs, family),
         onlink=bool(flags & _RTNH_F_ONLINK),
         src=_address(attrs[_RTA_PREFSRC], family) if _RTA_PREFSRC in attrs else None,
         mtu=nl.number_of(metrics.get(_RTAX_MTU)),
@@ -150,6 +154,13 @@ def decode_route(body: bytes, names: dict[int, str]) -> Route | None:
         scope=_SCOPE_NAMES.get(scope, "global") if unicast else "global",
         metric=0 if family == socket.AF_INET6 and metric == _METRIC6 else metric,
     )
+
+
+def _via(attrs: dict[int, bytes], family: int) -> IPAddress | None:
+    if _RTA_VIA in attrs:
+        check_size(attrs[_RTA_VIA], _VIA_FAMILY.size, "next hop")
+        return _address(attrs[_RTA_VIA][_VIA_FAMILY.size :], *_VIA_FAMILY.unpack_from(attrs[_RTA_VIA]))
+    return _address(attrs[_RTA_GATEWAY], family) if _RTA_GATEWAY in attrs else None
 
 
 def dump_default_gateways(sock: nl.NetlinkSocket) -> frozenset[IPAddress]:
