@@ -209,6 +209,8 @@ class AgentOperations:
         self, request: AttachRequest, network: Network, address: IPv4Address, wanted: IPv6Address | None, new: bool
     ) -> IPv6Address | None:
         """None where there is no IPv6 and none was asked for."""
+        if not request.ipv6:
+            return None
         if wanted is None and request.within6:
             wanted = await choose6(self._addresses, request, network, address)
         if wanted is None and not self._carries6(network):
