@@ -38,8 +38,8 @@ def two(make_lab: Callable[..., Lab]) -> Lab:
 @pytest.fixture(autouse=True)
 def nothing_stays(two: Lab) -> Iterator[None]:
     yield
-    for name in two.run("A", "ip", "netns", "list").stdout.split():
-        two.run("A", "ip", "netns", "del", name)
+    for line in two.run("A", "ip", "netns", "list").stdout.splitlines():
+        two.run("A", "ip", "netns", "del", line.split()[0])
     assert [row["name"] for row in rows(two, "A", "network", "ls")] == ["default"]
     assert published(two) == []
     until("no link is left", lambda: "pl-e" not in two.run("A", "ip", "-br", "link").stdout, 3)
