@@ -24,6 +24,7 @@ NAMES = (
     "encryption",
     "lab",
     "agent",
+    "hosts",
     "dns",
     "names",
     "docker",

@@ -687,6 +687,34 @@ async def test_deferred_containers_are_started_one_after_another(s: Setup) -> No
     task.cancel()
 
 
+@pytest.mark.parametrize(
+    ("state", "policy", "error", "started"),
+    [
+        ("exited", "always", 'plugin "plait" not found', True),
+        ("exited", "unless-stopped", "dial unix /run/docker/plugins/plait.sock: connect: no such file or directory", True),
+        ("exited", "on-failure", 'plugin "plait" not found', True),
+        ("exited", "no", 'plugin "plait" not found', False),
+        ("exited", "", 'plugin "plait" not found', False),
+        ("created", "always", 'plugin "plait" not found', False),
+        ("exited", "always", 'plugin "other" not found', False),
+        ("exited", "always", "", False),
+    ],
+)
+async def test_what_missed_the_agent_at_boot_comes_up_afterwards(s: Setup, state: str, policy: str, error: str, started: bool) -> None:
+    """What the engine itself was to start, and nothing that somebody else has to."""
+    s.engine.add_container("aa", state)
+    s.engine.details["aa-id"] = {"State": {"Error": error}, "HostConfig": {"RestartPolicy": {"Name": policy}}}
+    s.engine.add_container("last", "exited")
+    s.engine.details["last-id"] = {"State": {"Error": WHY_DEFERRED}}
+    engine = s.plugin.driver._engine
+    starts = DeferredStarts(engine, s.plugin.names)
+    task = asyncio.create_task(starts.run())
+    starts.listed(await engine.containers())
+    await until(lambda: "last-id" in s.engine.started)
+    assert ("aa-id" in s.engine.started) == started
+    task.cancel()
+
+
 async def test_an_engine_that_ends_meanwhile_is_looked_through_again(s: Setup) -> None:
     s.engine.add_container("aa", "exited")
     s.engine.details["aa-id"] = {"State": {"Error": WHY_DEFERRED}}
