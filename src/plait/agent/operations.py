@@ -258,9 +258,11 @@ class AgentOperations:
         self._view.put(endpoint)
 
     async def _remove(self, endpoint: Endpoint) -> None:
-        """Take every trace of the endpoint away. The link's routes go with it; a kernel refusal is retried by the next pass."""
+        """Take every trace of the endpoint away. The link's routes go with it; a kernel refusal is retried by the next pass. The disk
+        forgets it meanwhile: what the kernel still has after a crash, the first pass removes."""
         before = self._own()
         self._view.drop(endpoint)
+        saved = self._journal.queue([Write("endpoint", endpoint.id, None)])
         gone: list[KernelObject] = []
         if endpoint.runtime == HOST:
             await self._full_pass()  # first other routes, then the address goes, which would take them with it
@@ -273,7 +275,6 @@ class AgentOperations:
         except KernelError:
             if endpoint.ports:
                 await self._full_pass()
-        saved = self._journal.queue([Write("endpoint", endpoint.id, None)])
         for address in self._held_by(endpoint):
             await self._addresses.release(endpoint.network, address)
         await saved
