@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
+from itertools import count
 
 from plait.backends import BACKENDS, own_mac
 from plait.backends.settings import choose_backend
@@ -41,6 +42,7 @@ class FakeOperations:
         self._networks: dict[str, Network] = {}
         self._fail: dict[str, PlaitError] = {}
         self._serial = 0
+        self._free = count(32768)
 
     def fail(self, call: str, error: PlaitError) -> None:
         self._fail[call] = error
@@ -196,7 +198,7 @@ class FakeOperations:
             if port.host_ip.version == 6 and known.address6 is None:
                 raise NotSupported(f"cannot publish a port of {known.name!r} on {port.host_ip}: it has no IPv6 address")
             taken = {p.host_port for p in (*done, *(p for p, _ in others)) if p.proto == port.proto}
-            chosen = replace(port, host_port=port.host_port or next(n for n in range(32768, 61000) if n not in taken))
+            chosen = replace(port, host_port=port.host_port or next(n for n in self._free if n not in taken))
             holder = next((e for p, e in others if clash(p, e, chosen, known)), None)
             if holder is not None:
                 raise PortInUse(f"port {chosen.host_port}/{port.proto} of this host is in use by {holder.name}")
