@@ -127,10 +127,13 @@ class Addresses:
         return wanted
 
     async def release(self, network: str, address: IPv4Address) -> None:
-        """The address is free again, remembered for its name. Unknown: success."""
+        """The address is free again, remembered for its name. Unknown: success. The disk is not waited for: what a crash makes it forget
+        is found idle at the start (`recover`, Docker's collector)."""
         known = self._held.get(network, {}).get(address)
         if known is not None and known.live:
-            await self._record(replace(known, live=False, serial=self._next_serial()))
+            free = replace(known, live=False, serial=self._next_serial())
+            self._journal.queue([Write("reservation", f"{network}/{address}", encode(free))])
+            self._held[network][address] = free
             self._cooling.began(network, address)
             self.assigned.wake.set()
 
