@@ -209,11 +209,9 @@ class AgentOperations:
         self, request: AttachRequest, network: Network, address: IPv4Address, wanted: IPv6Address | None, new: bool
     ) -> IPv6Address | None:
         """None where there is no IPv6 and none was asked for."""
-        if not request.ipv6:
-            return None
         if wanted is None and request.within6:
             wanted = await choose6(self._addresses, request, network, address)
-        if wanted is None and not self._carries6(network):
+        if not request.ipv6 or (wanted is None and not self._carries6(network)):
             return None
         if wanted is not None and (other := origin(network, wanted)) not in (None, address):
             if new and other is not None:
