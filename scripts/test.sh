@@ -4,6 +4,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTEST=(.venv/bin/python -m pytest -q -p no:cacheprovider)
+unset PYTHONDONTWRITEBYTECODE  # every agent and command of thousands would compile plait anew
 started=$SECONDS
 total=0
 
@@ -29,7 +30,7 @@ stage "1/5 import contracts"        .venv/bin/lint-imports --no-cache
 stage "2/5 pure tests"              "${PYTEST[@]}" tests/unit tests/property tests/golden tests/house
 stage "3/5 contracts and kernel"    "${PYTEST[@]}" tests/contract tests/kernel
 stage "4/5 images (cached)"         .venv/bin/plait lab images
-# In the order of the files: labs are shared within a file, and a failure must be the same the next time.
-stage "5/5 engines and whole hosts" "${PYTEST[@]}" -p no:randomly tests/system
+# Two processes side by side, each in the order of its files: labs are shared within a file, and a failure must be the same the next time.
+stage "5/5 engines and whole hosts" .venv/bin/python scripts/abreast.py
 
 printf '\n\033[32mPASSED\033[0m: every stage, in %d s\n%d passed, 0 failed\n' "$((SECONDS - started))" "$total"

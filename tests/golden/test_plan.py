@@ -211,10 +211,10 @@ CASES["gateway-on-link"] = CASES["hybrid-paths"]
 LOCALS = {
     "gateway-on-link": Local(gateway=True, underlay="eth0"),
     "alone": Local(),
-    "three-peers": Local(gateway=True, fast_path=True),
+    "three-peers": Local(gateway=True, fast_path=True, shortcut="eth0"),
     "hybrid-paths": Local(fast_path=True, underlay="eth0", strict=True),
     **{name: Local(links=frozenset({"eth0", "eth1"}), netns={"e-eng": "/proc/7/ns/net"}, fast_path=True) for name in ON_LINKS},
-    "two-tunnels": Local(fast_path=True, underlay="eth0", software_checksums=frozenset({"pl-x7"})),
+    "two-tunnels": Local(fast_path=True, shortcut="eth0", underlay="eth0", software_checksums=frozenset({"pl-x7"})),
 }
 CASES["encrypted"] = Snapshot(  # D cannot encrypt, C has a narrower link
     "A",

@@ -54,10 +54,11 @@ BY_NAME = {e.name: e for e in ENDPOINTS}
 
 
 class Hosts:
-    """Namespaces by name: the hosts "A" and "B", and the containers of `ENDPOINTS`. `fast`: the plans have the fast path."""
+    """Namespaces by name: the hosts "A" and "B", and the containers of `ENDPOINTS`. `fast`: the plans have the fast path, and the
+    `shortcut` of this link."""
 
-    def __init__(self, folder: Path, fast: bool) -> None:
-        self.fast = fast
+    def __init__(self, folder: Path, fast: bool, shortcut: str = "") -> None:
+        self.fast, self.shortcut = fast, shortcut
         self.paths = {name: folder / name for name in ("A", "B", *BY_NAME)}
         self.snapshot = Snapshot(
             "A",
@@ -83,7 +84,9 @@ class Hosts:
             with self.paths[node].open() as file, inside(file.fileno()):
                 kernel = LinuxKernel()
                 with contextlib.closing(kernel):
-                    return converge(kernel, plan_node(replace(snapshot or self.snapshot, me=node), Local(fast_path=self.fast)))
+                    return converge(
+                        kernel, plan_node(replace(snapshot or self.snapshot, me=node), Local(fast_path=self.fast, shortcut=self.shortcut))
+                    )
 
         return in_thread(work)
 
@@ -138,9 +141,9 @@ def _blocks() -> Iterator[Block]:
             yield Block(network.name, N((int(network.subnet.network_address) + (third << 8), 24)), node)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["slow", "fast"])
+@pytest.fixture(scope="module", params=["slow", "fast", "shortcut"])
 def hosts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
-    made = Hosts(tmp_path_factory.mktemp("hosts"), request.param)
+    made = Hosts(tmp_path_factory.mktemp("hosts"), request.param != "slow", "wire" if request.param == "shortcut" else "")
     try:
         for path in made.paths.values():
             create_netns(path)
@@ -326,6 +329,43 @@ def test_the_fast_path_leaves_the_stack_of_the_host_out(hosts: Hosts, client: st
         assert (seen() == 0) == hosts.fast
 
 
+@pytest.mark.parametrize(("client", "server"), [("web", "far"), ("far", "web"), ("stranger", "foreign")])
+def test_what_a_shortcut_delivers_meets_no_hook_of_the_host_that_receives_it(hosts: Hosts, client: str, server: str) -> None:
+    to, host = BY_NAME[server].address, BY_NAME[server].node
+    hosts.pings(client, to)
+    hosts.run(host, "nft 'add table inet spy; add chain inet spy seen { type filter hook input priority -400; }'")
+    try:
+        hosts.run(host, "nft 'add rule inet spy seen udp dport 4789 counter'")
+        assert hosts.connects(client, to, 7000, server, 7000, size=100_000) is not None
+        seen = re.search(r"counter packets (\d+)", hosts.run(host, "nft list table inet spy"))
+        assert seen is not None and (int(seen[1]) == 0) == bool(hosts.shortcut)
+    finally:
+        hosts.run(host, "nft delete table inet spy")
+
+
+def test_a_shortcut_delivers_nothing_from_another_network(hosts: Hosts) -> None:
+    """Sent from the tunnel device of the other host: what no rule there has looked at."""
+    source = "10.29.1.9"
+    hosts.run("A", f"ip addr add {source}/32 dev pl-x1")
+    try:
+        with counted_inside(hosts, "far", source) as seen:
+            hosts.pings("A", BY_NAME["far"].address, f"-I {source}")
+            assert seen() == 0
+    finally:
+        hosts.run("A", f"ip addr del {source}/32 dev pl-x1")
+
+
+@contextlib.contextmanager
+def counted_inside(hosts: Hosts, container: str, source: str) -> Iterator[Callable[[], int]]:
+    """How many packets from `source` come in at a container."""
+    hosts.run(container, "nft 'add table inet spy; add chain inet spy seen { type filter hook prerouting priority -400; }'")
+    hosts.run(container, f"nft 'add rule inet spy seen ip saddr {source} counter'")
+    try:
+        yield lambda: sum(int(n) for n in re.findall(r"counter packets (\d+)", hosts.run(container, "nft list table inet spy")))
+    finally:
+        hosts.run(container, "nft delete table inet spy")
+
+
 def test_an_address_that_is_not_its_own_gets_no_fast_way(hosts: Hosts) -> None:
     hosts.run("web", "ip addr add 10.28.1.77/32 dev eth0")
     try:
@@ -342,6 +382,7 @@ def test_an_address_that_is_not_its_own_gets_no_fast_way(hosts: Hosts) -> None:
         "nft flush ruleset",
         "nft delete table netdev plait || true",
         "ip link del pl-x1",
+        "tc qdisc del dev wire clsact || true",
         "ip link del pl-eweb",
         "ip link del pl-gw",
         "ip route flush proto 112",

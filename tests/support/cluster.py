@@ -21,6 +21,7 @@ from plait.ipam import NamedRange
 from plait.kernel.fake import FakeKernel
 from plait.model.cluster import Node
 from plait.plan import Local, plan_node
+from plait.plan.shortcut import FastPath
 from plait.runtimes.api import AttachRequest, NetworkRequest
 from plait.store.api import Store
 from plait.store.replica import Replica
@@ -50,7 +51,7 @@ class FakeNode:
         self.addresses = Addresses(self.view, self.store, self.journal, DEFAULT, False, self.reuse_after_s, lambda: self.ranges, self.clock)
         self.publisher = Publisher(self.view, self.store, self.view.caught_up)
         self.ops = AgentOperations(
-            self.view, self.journal, self.work, self.addresses, self.networks, self._settled, self.converge, lambda: self.fast_path
+            self.view, self.journal, self.work, self.addresses, self.networks, self._settled, self.converge, self._fast_path
         )
         self._task = asyncio.create_task(self._run())
         await self.until(lambda: self.replica.synced)
@@ -69,6 +70,9 @@ class FakeNode:
         tunnel = self.addresses.tunnel_address()
         self.view.put(Node(self.name, self.name, self._address, vtep_mac="02:00:00:00:00:01", tunnel=tunnel))
 
+    def _fast_path(self) -> FastPath:
+        return FastPath(self.fast_path, "eth0" if self.fast_path else "")
+
     async def _settled(self) -> None:
         await asyncio.sleep(0)
 
@@ -86,7 +90,8 @@ class FakeNode:
 
     async def converge(self) -> int:
         """Passes until one has nothing to do; returns the number of operations of the first."""
-        local = Local(fast_path=self.fast_path, ipv6="ipv6" in self.kernel.capabilities(), links=self.links)
+        has = self._fast_path()
+        local = Local(fast_path=has.ingress, shortcut=has.link, ipv6="ipv6" in self.kernel.capabilities(), links=self.links)
         plan = lambda: plan_node(self.view.snapshot, local)  # noqa: E731
         first = (await self.work.converge(plan, True)).writes
         for _ in range(3):

@@ -29,6 +29,7 @@ from plait.model.objects import (
     Sysctl,
     VxlanLink,
 )
+from plait.model.shortcut import Delivery, Shortcut
 from plait.reconcile import diff, order
 
 A, N, A6, N6 = IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -98,6 +99,8 @@ OBJECTS: tuple[KernelObject, ...] = (
         ('iifname "eth0" ip saddr 10.28.0.0/16 ip daddr 10.28.0.0/16 notrack accept',),
         "type filter hook prerouting priority raw; policy accept;",
     ),
+    Shortcut("lo"),
+    Delivery("lo", A("10.28.1.2"), N("10.28.0.0/16"), "pl-e1", A("198.18.0.1"), 1, 4789, "02:00:00:00:00:02"),
     HookRule("ip", "filter", "DOCKER-USER", 'oifname "pl-*" accept'),
     HookRule("ip6", "filter", "DOCKER-USER", 'oifname "pl-*" accept'),
     Sysctl("ipv6/conf/all/forwarding", "1"),
@@ -166,7 +169,7 @@ def converge(kernel: Kernel, plan: Plan) -> int:
     probes = [key for key in plan if key[0] in ("sysctl", "hook")]
     ops = order(diff(plan, kernel.owned(probes), True))
     result = kernel.apply(ops)
-    assert not result.failed
+    assert not result.failed, result.failed
     return len(ops)
 
 

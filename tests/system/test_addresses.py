@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any
 
 import pytest
+from tests.support.sandboxes import pings, shown
 
 from plait.lab import process
 from plait.lab.lab import Lab
@@ -47,10 +47,6 @@ def plait(lab: Lab, host: str, *words: str) -> str:
     return lab.run(host, "plait", *words).stdout
 
 
-def shown(lab: Lab, host: str, *words: str) -> Any:
-    return json.loads(lab.run(host, "plait", *words, "--json", check=False).stdout)
-
-
 def refused(lab: Lab, host: str, *words: str) -> str:
     """What a command that fails says."""
     done = lab.run(host, "plait", *words, check=False)
@@ -62,11 +58,6 @@ def run(lab: Lab, host: str, name: str, *options: str, network: str = "kept") ->
     plait(lab, host, "run", "--name", name, "--network", network, *options)
     row = next(row for row in shown(lab, host, "ps") if row["name"] == name and row["node"] == host)
     return IPv4Address(row["addresses"][network])
-
-
-def pings(lab: Lab, host: str, name: str, address: IPv4Address) -> bool:
-    words = ("exec", name, "--", "ping", "-c1", "-W1", str(address))
-    return lab.run(host, "plait", *words, check=False).returncode == 0
 
 
 def conditions(lab: Lab, host: str, code: str) -> list[str]:

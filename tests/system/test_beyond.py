@@ -98,16 +98,16 @@ def test_events_of_another_host_arrive_and_a_client_resumes_where_it_was(two: La
         ]
 
     watched: list[str] = []
-    seen = watch("/tmp/events-1")
+    seen = watch("/run/events-1")
     until("the stream begins", lambda: seen() == [("reset", "")], 10)
     run(two, "shop", "-e", "SERVICE_NAME=shop")
     until("the instance is told", lambda: ("instance", "added") in seen() and ("check", "added") in seen(), 10)
     until("it has settled", lambda: seen() == (time.sleep(1.0), seen())[1], 10)
     two.run("A", "kill", watched[0])
-    last = [line for line in two.run("A", "cat", "/tmp/events-1").stdout.splitlines() if line.startswith("id: ")][-1]
+    last = [line for line in two.run("A", "cat", "/run/events-1").stdout.splitlines() if line.startswith("id: ")][-1]
     docker(two, "B", "pause", "shop")
     until("the catalogue has it", lambda: asked(two, "health/service/shop?passing") == [], 10)
-    again = watch("/tmp/events-2", f"-H 'Last-Event-ID: {last.removeprefix('id: ')}'")
+    again = watch("/run/events-2", f"-H 'Last-Event-ID: {last.removeprefix('id: ')}'")
     until("what was missed is told", lambda: sorted(again()) == [("check", "changed"), ("instance", "changed")], 10)
     docker(two, "B", "rm", "-f", "shop")
     until("it goes", lambda: {("instance", "removed"), ("service", "removed")} <= set(again()), 10)
@@ -134,10 +134,10 @@ scrape_configs:
 
 def test_prometheus_discovers_and_scrapes_what_is_labelled(two: Lab) -> None:
     """Debian's Prometheus on A: a target comes and goes with its container on B."""
-    two.run("A", "mkdir", "-p", "/tmp/prometheus")
-    two.run("A", "tee", "/tmp/prometheus/config.yml", text=PROMETHEUS)
-    options = "--config.file=/tmp/prometheus/config.yml --storage.tsdb.path=/tmp/prometheus/data --web.listen-address=127.0.0.1:9090"
-    pid = two.run("A", "sh", "-c", f"prometheus {options} > /tmp/prometheus/log 2>&1 < /dev/null & echo $!").stdout.strip()
+    two.run("A", "mkdir", "-p", "/run/prometheus")
+    two.run("A", "tee", "/run/prometheus/config.yml", text=PROMETHEUS)
+    options = "--config.file=/run/prometheus/config.yml --storage.tsdb.path=/run/prometheus/data --web.listen-address=127.0.0.1:9090"
+    pid = two.run("A", "sh", "-c", f"prometheus {options} > /run/prometheus/log 2>&1 < /dev/null & echo $!").stdout.strip()
 
     def told(query: str) -> Any:
         got = two.run("A", "curl", "-sS", "-m", "5", f"http://127.0.0.1:9090/api/v1/{query}", check=False).stdout

@@ -379,7 +379,7 @@ def test_containers_that_start_together_have_the_same_addresses(two: Lab, how: s
             two.stop_engine("B", kill=how == "killed")
             time.sleep(2)
             two.start_engine("B")
-        process.until("all run and are named again", lambda: set(endpoints(two)) == set(names), 20)
+        process.until("all run and are named again", lambda: set(endpoints(two)) == set(names), 60)
         now = endpoints(two)
         assert now == {name: address(two, "B", name) for name in names}
         assert now == first

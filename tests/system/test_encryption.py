@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support import sandboxes
 from tests.support.wireguard import needs_wireguard_go
 
 from plait.lab import inside
@@ -49,12 +50,11 @@ def lab(make_lab: Callable[..., Lab]) -> Lab:
 
 def address(lab: Lab, host: str) -> str:
     """Of the sandbox there."""
-    rows = json.loads(lab.run(host, "plait", "ps", "--json").stdout)
-    return next(row["addresses"]["secret"] for row in rows if row["name"] == f"in-{host}")
+    return sandboxes.address(lab, f"in-{host}", "secret", host=host)
 
 
 def status(lab: Lab, host: str) -> Any:
-    return json.loads(lab.run(host, "plait", "status", "--json", check=False).stdout)
+    return sandboxes.shown(lab, host, "status")
 
 
 def path(lab: Lab, host: str, node: str) -> dict[str, Any]:
@@ -73,11 +73,11 @@ def conditions(lab: Lab, host: str, code: str) -> dict[str, str]:
 
 
 def within_sandbox(lab: Lab, host: str, *command: str) -> subprocess.CompletedProcess[str]:
-    return lab.run(host, "plait", "exec", f"in-{host}", "--", *command, check=False)
+    return sandboxes.inside(lab, host, f"in-{host}", *command)
 
 
 def reaches(lab: Lab, host: str, to: str) -> bool:
-    return within_sandbox(lab, host, "ping", "-c1", "-W1", to).returncode == 0
+    return sandboxes.pings(lab, host, f"in-{host}", to)
 
 
 def marked_ping(lab: Lab, host: str, to: str, count: int = 5) -> None:
@@ -286,7 +286,7 @@ def test_what_an_outsider_forges_is_dropped_and_counted(lab: Lab, kind: str, sou
 def test_with_a_wrong_key_nothing_passes_and_status_says_since_when_and_with_whom(lab: Lab, tmp_path: Path) -> None:
     """B's key file is damaged and its device has another key: B says so, and everybody else that B is silent."""
     key, to = "/var/lib/plait/pl-wg.key", address(lab, "A")
-    change = f"cp -p {key} /tmp/kept; echo damaged > {key}; wg genkey > /tmp/other; wg set pl-wg private-key /tmp/other; rm /tmp/other"
+    change = f"cp -p {key} /run/kept; echo damaged > {key}; wg genkey > /run/other; wg set pl-wg private-key /run/other; rm /run/other"
     lab.run("B", "sh", "-c", f"umask 077; {change}")
     try:
         file = tmp_path / "wrong.pcap"
@@ -299,7 +299,7 @@ def test_with_a_wrong_key_nothing_passes_and_status_says_since_when_and_with_who
         assert path(lab, "A", "B")["encrypted"] == "unproved"
         assert key in conditions(lab, "B", "kernel-refused")["link pl-wg"]
     finally:
-        lab.run("B", "mv", "/tmp/kept", key)
+        lab.run("B", "mv", "/run/kept", key)
     proved(lab)
     until("the condition ends", lambda: not conditions(lab, "A", "tunnel-silent"), 15)
 
@@ -314,7 +314,7 @@ def test_a_blocked_port_is_named_and_a_key_that_somebody_set_is_put_right(lab: L
         lab.run("B", "nft", "delete table inet block")
     proved(lab)
     before = lab.run("B", "wg", "show", "pl-wg", "public-key").stdout
-    lab.run("B", "sh", "-c", "umask 077; wg genkey > /tmp/other; wg set pl-wg private-key /tmp/other; rm /tmp/other")
+    lab.run("B", "sh", "-c", "umask 077; wg genkey > /run/other; wg set pl-wg private-key /run/other; rm /run/other")
     until("B has its key again", lambda: lab.run("B", "wg", "show", "pl-wg", "public-key").stdout == before, 10)
     proved(lab)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.support import sandboxes
 from tests.support.wireguard import needs_wireguard_go
 
 from plait.lab import inside
@@ -65,16 +66,15 @@ def lab(make_lab: Callable[..., Lab]) -> Lab:
 
 
 def addresses(lab: Lab) -> dict[str, str]:
-    return {row["node"]: row["addresses"]["secret"] for row in json.loads(lab.run("A", "plait", "ps", "--json").stdout)}
+    return {row["node"]: row["addresses"]["secret"] for row in sandboxes.shown(lab, "A", "ps")}
 
 
 def path(lab: Lab, host: str, node: str) -> dict[str, Any]:
-    rows = json.loads(lab.run(host, "plait", "status", "--json", check=False).stdout)["paths"]
-    return next(row for row in rows if row["node"] == node and row["encrypted"])
+    return next(row for row in sandboxes.shown(lab, host, "status")["paths"] if row["node"] == node and row["encrypted"])
 
 
 def pings(lab: Lab, host: str, to: str) -> bool:
-    return lab.run(host, "plait", "exec", f"in-{host}", "--", "ping", "-c1", "-W1", to, check=False).returncode == 0
+    return sandboxes.pings(lab, host, f"in-{host}", to)
 
 
 def test_those_behind_a_router_are_reached_and_where_they_were_heard_from_is_kept(lab: Lab) -> None:

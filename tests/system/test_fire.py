@@ -124,6 +124,7 @@ def test_a_hundred_kills_at_random_moments_of_attach_and_detach_leak_nothing(lab
     assert {what: after[what] for what in after if after[what] != before[what]} == {}, before
 
 
+@pytest.mark.alone  # a thousand namespaces at once: it takes both processors, and the kernel's locks, from whoever is beside it
 def test_a_thousand_concurrent_attaches_give_no_address_twice_and_all_come_back(lab: Lab) -> None:
     """334 a host, in 50 threads each, through the admin socket of real agents."""
     hosts = "ABC"

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
+from tests.support.sandboxes import address, inside, pings
 
 from plait.lab.inside import net_argv
 from plait.lab.lab import Lab
@@ -52,19 +53,6 @@ def eth1(lab: Lab) -> Iterator[Callable[[], None]]:
     yield make
     for name in ("eth1", "eth9"):
         lab.run("A", "ip", "link", "del", name, check=False)
-
-
-def address(lab: Lab, name: str) -> str:
-    rows = json.loads(lab.run("A", "plait", "ps", "--json").stdout)
-    return str(next(next(iter(row["addresses"].values())) for row in rows if row["name"] == name))
-
-
-def inside(lab: Lab, host: str, name: str, *command: str) -> subprocess.CompletedProcess[str]:
-    return lab.run(host, "plait", "exec", name, "--", *command, check=False)
-
-
-def pings(lab: Lab, host: str, name: str, to: str) -> bool:
-    return inside(lab, host, name, "ping", "-c1", "-W1", to).returncode == 0
 
 
 def link(lab: Lab, host: str, name: str) -> dict[str, object]:

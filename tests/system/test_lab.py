@@ -23,14 +23,21 @@ from plait.lab.lab import Lab, sweep
 from plait.lab.spec import simple
 from plait.model.errors import ConfigError, Conflict, NotFound, PlaitError
 
-pytestmark = pytest.mark.root
-SLEEPER = ("sh", "-c", "setsid -f sleep 1000 >/dev/null 2>&1")
+# Whether a namespace is gone is seen by its number, which the kernel gives to the next one that is made, by whomever.
+pytestmark = [pytest.mark.root, pytest.mark.alone]
+SLEEP_S = str(1_000_000 + os.getpid())
+SLEEPER = ("sh", "-c", f"setsid -f sleep {SLEEP_S} >/dev/null 2>&1")
 LAB = [sys.executable, "-m", "plait.cli.lab"]
 
 
 @pytest.fixture(scope="module")
 def three(make_lab) -> Lab:
     return make_lab(hosts=3, agents=False)
+
+
+def own(name: str) -> str:
+    """The name of a lab that no other run of these tests makes."""
+    return f"test-{os.getpid()}-{name}"
 
 
 def pings(lab: Lab, host: str, target: str, *options: str) -> bool:
@@ -45,12 +52,12 @@ def is_cut(lab: Lab, host: str, target: str) -> bool:
 def leftovers(name: str) -> Counter[str]:
     """What exists of a lab on this machine: processes (its name is in their command line or environment), mounts, files, cgroups."""
     found: Counter[str] = Counter()
-    own = process.net_inode("self")
+    outside = process.net_inode("self")
     mine = {os.getpid()}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) not in mine:
             seen = process.identify(int(entry.name))
-            if seen and seen.net != own and name in _command(entry):
+            if seen and seen.net != outside and name in _command(entry):
                 found["process"] += 1
     found["mounts"] = sum(name in line for line in Path("/proc/self/mounts").read_text().splitlines())
     for top in ("/run/plait-lab", "/var/lib/plait-lab"):
@@ -121,6 +128,7 @@ def test_exec_gives_the_terminal(three: Lab) -> None:
 def test_variables_that_point_outside_stay_outside(three: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "tcp://elsewhere")
     monkeypatch.setenv("http_proxy", "http://elsewhere")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "elsewhere")
     seen = three.run("A", "env").stdout
     assert "elsewhere" not in seen
     assert "PATH=/run/lab/bin:" in seen
@@ -157,7 +165,7 @@ def test_reboot_keeps_the_disk_and_nothing_else(three: Lab) -> None:
     assert three.run("B", "nft", "list", "tables").stdout == ""
     assert set(three.run("B", "ls", "/sys/class/net").stdout.split()) == {"lo", "eth0"}
     assert three.run("B", "cat", "/sys/class/net/eth0/address").stdout == mac
-    assert "sleep\0001000" not in "".join(_command(entry) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    assert f"sleep\0{SLEEP_S}" not in "".join(_command(entry) for entry in Path("/proc").iterdir() if entry.name.isdigit())
     assert pings(three, "A", "B")
 
 
@@ -226,7 +234,7 @@ def test_switches_joined_by_a_router(make_lab) -> None:
 
 
 def test_down_leaves_nothing() -> None:
-    lab = Lab.up(simple(3, agents=False), "test-gone", owned=True)
+    lab = Lab.up(simple(3, agents=False), own("gone"), owned=True)
     lab.run("A", *SLEEPER)
     outside = subprocess.Popen(inside.net_argv(lab.state.holders["lan"], ["sleep", "1000"]))
     nets = {holder.net for holder in lab.state.holders.values()}
@@ -234,13 +242,13 @@ def test_down_leaves_nothing() -> None:
     lab.down()
     assert outside.wait(5) == -signal.SIGKILL
     assert gone(nets)
-    assert not leftovers("test-gone")
+    assert not leftovers(own("gone"))
     lab.down()
 
 
 def test_down_all_removes_every_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(states, "RUN", tmp_path / "run")
-    labs = [Lab.up(simple(1, agents=False), f"test-all-{number}", owned=True) for number in range(2)]
+    labs = [Lab.up(simple(1, agents=False), own(f"all-{number}"), owned=True) for number in range(2)]
     nets = {holder.net for one in labs for holder in one.state.holders.values()}
     assert CliRunner().invoke(cli, ["down", "--all"]).exit_code == 0
     assert gone(nets)
@@ -248,17 +256,17 @@ def test_down_all_removes_every_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_failed_up_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PLAIT_LAB", "test-broken")
+    monkeypatch.setenv("PLAIT_LAB", own("broken"))
     spec = simple(2, agents=False)
     hosts = (spec.hosts[0], replace(spec.hosts[1], mtu=70000))
     with pytest.raises(PlaitError, match="wire the lab: lan: "):
-        Lab.up(replace(spec, hosts=hosts), "test-broken", owned=True)
-    assert not leftovers("test-broken")
+        Lab.up(replace(spec, hosts=hosts), own("broken"), owned=True)
+    assert not leftovers(own("broken"))
 
 
 @pytest.mark.parametrize("delay_ms", [0, 60, 90, 110, 130, 150, 170, 190, 210, 240, 280, 330])
 def test_a_killed_up_leaves_nothing_after_down(delay_ms: int) -> None:
-    name = f"test-killed-{delay_ms}"
+    name = own(f"killed-{delay_ms}")
     marked = {**os.environ, "PLAIT_LAB": name}
     up = subprocess.Popen([*LAB, "up", "--hosts", "3", "--no-agents"], env=marked, stderr=subprocess.DEVNULL)
     time.sleep(delay_ms / 1000)
@@ -269,7 +277,7 @@ def test_a_killed_up_leaves_nothing_after_down(delay_ms: int) -> None:
 
 
 def test_killed_holders_are_no_obstacle() -> None:
-    lab = Lab.up(simple(2, agents=False), "test-holders", owned=True)
+    lab = Lab.up(simple(2, agents=False), own("holders"), owned=True)
     holders = lab.state.holders
     lab.run("A", *SLEEPER)
     process.kill(holders["A"])
@@ -282,14 +290,34 @@ def test_killed_holders_are_no_obstacle() -> None:
     nets = {holder.net for holder in lab.state.holders.values()}
     lab.down()
     assert gone(nets)
-    assert not leftovers("test-holders")
+    assert not leftovers(own("holders"))
 
 
-def test_a_lab_of_a_dead_run_is_swept() -> None:
-    program = "from plait.lab.lab import Lab; from plait.lab.spec import simple; Lab.up(simple(1, agents=False), 'test-dead', owned=True)"
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
-    assert leftovers("test-dead")["files"]
-    rows = json.loads(subprocess.check_output([*LAB, "ls", "--json"]))
-    assert [row["state"] for row in rows if row["lab"] == "test-dead"] == ["dead"]
-    assert "test-dead" in sweep()
-    assert not leftovers("test-dead")
+UP = """
+import sys
+from pathlib import Path
+from plait.lab import state
+from plait.lab.lab import Lab
+from plait.lab.spec import simple
+state.RUN = Path(sys.argv[1])
+Lab.up(simple(1, agents=False), sys.argv[2], owned=True)
+print("up", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_lab_is_swept_once_the_run_that_made_it_is_dead_and_not_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written down apart from all others, whom another run might sweep."""
+    name = own("dead")
+    monkeypatch.setattr(states, "RUN", tmp_path / "run")
+    command = [sys.executable, "-c", UP, str(states.RUN), name]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"up\n"
+        assert sweep() == []
+        assert Lab(name).run("A", "hostname").stdout == "A\n"
+        other.kill()
+    rows = json.loads(CliRunner().invoke(cli, ["ls", "--json"]).stdout)
+    assert [(row["lab"], row["state"]) for row in rows] == [(name, "dead")]
+    assert leftovers(name)["files"]
+    assert sweep() == [name]
+    assert not leftovers(name)

@@ -117,6 +117,7 @@ def test_reboot_ends_containers_and_keeps_them_on_disk(two: Lab) -> None:
     two.run("A", "docker", "rm", "-f", "again", "once")
 
 
+@pytest.mark.alone  # a namespace's number is soon that of another lab's
 def test_the_template_stays_whole_and_down_leaves_nothing() -> None:
     lab = Lab.up(simple(1, agents=False, engines=True), f"test-{os.getpid()}-engine", owned=True)
     (own,) = images.template(lambda _: None).glob("overlay2/*/diff/usr/sbin/nginx")

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
+from tests.support import sandboxes
 
 from plait.client.admin import AdminClient
 from plait.lab import inside
@@ -47,23 +46,18 @@ def client(lab: Lab, host: str) -> AdminClient:
     return AdminClient(lab.path(host, SOCKET), timeout_s=20)
 
 
-def rows(lab: Lab, host: str, *words: str) -> Any:
-    return json.loads(lab.run(host, "plait", *words, "--json", check=False).stdout)
-
-
 def address(lab: Lab, host: str) -> str:
     """That of the sandbox on `host`."""
-    return next(next(iter(row["addresses"].values())) for row in rows(lab, host, "ps") if row["name"] == host.lower())
+    return sandboxes.address(lab, host.lower(), host=host)
 
 
 def reaches(lab: Lab, host: str, target: str) -> bool:
-    ping = ("plait", "exec", host.lower(), "--", "ping", "-c1", "-W1", target)
-    return lab.run(host, *ping, check=False).returncode == 0
+    return sandboxes.pings(lab, host, host.lower(), target)
 
 
 def told(lab: Lab, host: str) -> dict[str, str]:
     """Underlay address of every node, as `host` knows it."""
-    return {row["name"]: row["address"] for row in rows(lab, host, "nodes")}
+    return {row["name"]: row["address"] for row in sandboxes.shown(lab, host, "nodes")}
 
 
 def rests(lab: Lab) -> None:
@@ -103,7 +97,7 @@ def test_a_host_that_gets_another_address_is_followed_and_goes_home_again(lab: L
     rests(lab)
     links = lab.run(host, "ip", "-d", "link", "show", "pl-x1").stdout
     assert f"local {fresh}" in links, "it sends from there too"
-    assert rows(lab, "B", "status")["store"]["address"] == f"{fresh if host == 'A' else lab.address('A')}:7470"
+    assert sandboxes.shown(lab, "B", "status")["store"]["address"] == f"{fresh if host == 'A' else lab.address('A')}:7470"
     restart(lab, "C", host)  # who is started now finds the rest too
     follow(lab, host, fresh)
     give(lab, host, home, fresh)
@@ -160,14 +154,14 @@ def copy(lab: Lab, source: str) -> str:
 @pytest.mark.parametrize("source", ["B", "A"])
 def test_a_copied_host_is_refused_with_words_and_the_first_one_feels_nothing(lab: Lab, source: str) -> None:
     before = {host: (told(lab, host), lab.run(host, "cat", "/run/plait/agent.lock").stdout) for host in HOSTS}
-    blocks = rows(lab, "C", "ipam")
+    blocks = sandboxes.shown(lab, "C", "ipam")
     said = copy(lab, source)
     assert f"this host says that it is node '{source}'" in said and "plait down --purge" in said
     assert (lab.address("B") if source == "B" else lab.address("A")) in said, "it tells where the other one is"
     left = lab.run("D", "plait", "down", "--purge").stdout
     assert source == "A" or "took nothing out of the cluster" in left
     assert {host: (told(lab, host), lab.run(host, "cat", "/run/plait/agent.lock").stdout) for host in HOSTS} == before
-    assert rows(lab, "C", "ipam") == blocks
+    assert sandboxes.shown(lab, "C", "ipam") == blocks
     if source == "B":
         token = lab.run("A", "plait", "token", "create").stdout.split()[-1]
         lab.run("D", "plait", "join", lab.address("A"), "--token", token, "--name", "D", "--address", lab.address("D"))

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from tests.support.sandboxes import shown
 
 from plait.lab.lab import Lab
 
@@ -34,10 +35,6 @@ def empty_hosts(lab: Lab) -> Iterator[None]:
         names = [row["name"] for row in shown(lab, host, "ps") if row["node"] == host]
         if names:
             lab.run(host, "plait", "rm", *names)
-
-
-def shown(lab: Lab, host: str, *words: str) -> Any:
-    return json.loads(lab.run(host, "plait", *words, "--json", check=False).stdout)
 
 
 def run(lab: Lab, host: str, name: str, *options: str) -> str:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from tests.support import sandboxes
 
 from plait.lab import inside
 from plait.lab.lab import Lab
@@ -99,8 +100,7 @@ def black_hole(lab: Lab) -> Iterator[None]:
 
 
 def way(lab: Lab, host: str, to: str) -> dict[str, Any]:
-    rows = json.loads(lab.run(host, "plait", "status", "--json", check=False).stdout)["paths"]
-    return next(row for row in rows if row["node"] == to)
+    return next(row for row in sandboxes.shown(lab, host, "status")["paths"] if row["node"] == to)
 
 
 def followed(lab: Lab, mtu: int) -> None:
@@ -110,13 +110,11 @@ def followed(lab: Lab, mtu: int) -> None:
 
 
 def address(lab: Lab, host: str) -> str:
-    rows = json.loads(lab.run(host, "plait", "ps", "--json").stdout)
-    return next(row["addresses"]["default"] for row in rows if row["name"] == f"in-{host}")
+    return sandboxes.address(lab, f"in-{host}", "default", host=host)
 
 
 def pings(lab: Lab, host: str, to: str, *options: str) -> bool:
-    command = ("plait", "exec", f"in-{host}", "--", "ping", "-c1", "-W2", *options, address(lab, to))
-    return lab.run(host, *command, check=False).returncode == 0
+    return sandboxes.pings(lab, host, f"in-{host}", address(lab, to), *options, wait_s=2)
 
 
 def moves_a_megabyte(lab: Lab, host: str, to: str) -> bool:

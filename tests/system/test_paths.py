@@ -18,6 +18,8 @@ from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
+from tests.support import sandboxes
+from tests.support.sandboxes import shown
 
 from plait.agent.checksums import PORT, SIZE
 from plait.lab.lab import Lab
@@ -67,22 +69,16 @@ def healed(lab: Lab) -> Iterator[None]:
     until("all is as before", lambda: all(path(lab, *pair)["kind"] == kind for pair, kind in wanted.items()), RETURNS_S)
 
 
-def shown(lab: Lab, host: str, *words: str) -> Any:
-    return json.loads(lab.run(host, "plait", *words, "--json", check=False).stdout)
-
-
 def path(lab: Lab, host: str, to: str, network: str = "hyb") -> dict[str, Any]:
     return next(row for row in shown(lab, host, "paths") if row["node"] == to and network in row["networks"])
 
 
 def address(lab: Lab, host: str) -> str:
-    rows = shown(lab, "A", "ps")
-    return str(next(row["addresses"]["hyb"] for row in rows if row["name"] == f"in-{host}"))
+    return sandboxes.address(lab, f"in-{host}", "hyb")
 
 
 def pings(lab: Lab, host: str, to: str, *options: str) -> bool:
-    command = ("plait", "exec", f"in-{host}", "--", "ping", "-c1", "-W1", *options, address(lab, to))
-    return lab.run(host, *command, check=False).returncode == 0
+    return sandboxes.pings(lab, host, f"in-{host}", address(lab, to), *options)
 
 
 @contextmanager

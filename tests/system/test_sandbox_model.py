@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from tests.support.sandboxes import address, inside, pings
 
 from plait.lab.lab import Lab
 from plait.lab.process import until
@@ -36,19 +37,6 @@ def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
     for host, name in (("A", "a1"), ("A", "a2"), ("B", "b1")):
         made.run(host, "plait", "run", "--name", name, "--network", "here", *(("-p", "8080:80") if name == "a1" else ()))
     yield made
-
-
-def address(lab: Lab, name: str, family: str = "addresses") -> str:
-    rows = json.loads(lab.run("A", "plait", "ps", "--json").stdout)
-    return str(next(row[family]["here"] for row in rows if row["name"] == name))
-
-
-def inside(lab: Lab, host: str, name: str, *command: str) -> subprocess.CompletedProcess[str]:
-    return lab.run(host, "plait", "exec", name, "--", *command, check=False)
-
-
-def pings(lab: Lab, host: str, name: str, to: str) -> bool:
-    return inside(lab, host, name, "ping", "-c1", "-W1", to).returncode == 0
 
 
 def bridge(lab: Lab) -> dict[str, Any]:
@@ -92,7 +80,7 @@ def test_the_host_the_outside_and_published_ports_work_as_ever(lab: Lab) -> None
 
 
 def test_so_it_is_with_ipv6(lab: Lab) -> None:
-    a1, a2, b1 = (address(lab, name, "addresses6") for name in ("a1", "a2", "b1"))
+    a1, a2, b1 = (address(lab, name, family="addresses6") for name in ("a1", "a2", "b1"))
     assert pings(lab, "A", "a1", a2) and not pings(lab, "A", "a1", b1)
     assert "dev eth0 lladdr" in inside(lab, "A", "a1", "ip", "-6", "neigh", "show", a2).stdout, "no router in between"
     assert lab.run("A", "ping", "-c1", "-W1", a1, check=False).returncode == 0, "the host"
@@ -111,7 +99,7 @@ def test_so_it_is_with_ipv6(lab: Lab) -> None:
 
 
 def test_isolated_ports_reach_the_outside_and_not_each_other(lab: Lab) -> None:
-    a2, six = address(lab, "a2"), address(lab, "a2", "addresses6")
+    a2, six = address(lab, "a2"), address(lab, "a2", family="addresses6")
     lab.run("B", "plait", "network", "set", "here", "-o", "isolated=true")
     until("they are apart", lambda: not pings(lab, "A", "a1", a2), 5)
     assert not pings(lab, "A", "a1", six)

@@ -41,6 +41,8 @@ async def test_only_passing_is_taken_from_the_file_again() -> None:
     view = SimpleNamespace(snapshot=snapshot, follow=set, subscribe=lambda tell: None)
     parts: Any = SimpleNamespace(
         capabilities=frozenset(),
+        kernel=None,
+        underlay=None,
         journal=SimpleNamespace(load=lambda kind: {}),
         view=view,
         config=parse_config({}, "f"),

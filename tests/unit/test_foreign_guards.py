@@ -67,4 +67,22 @@ ADMIN = """table inet admin {
     ],
 )
 def test_tables_that_may_drop_what_is_forwarded(listing: str, found: list[str]) -> None:
-    assert guards(listing) == found
+    assert guards(listing).passing == set(found)
+
+
+@pytest.mark.parametrize(
+    ("listing", "found"),
+    [
+        (DOCKER % "" + NAT, []),
+        (ADMIN % ("input", "accept", "udp dport 4789 drop"), ["inet admin"]),
+        (ADMIN % ("input", "drop", "tcp dport 22 accept"), ["inet admin"]),
+        (ADMIN % ("input", "accept", "udp dport 4789 counter"), []),
+        (ADMIN % ("prerouting", "accept", "ip saddr 198.18.0.2 reject"), ["inet admin"]),
+        (ADMIN.replace("inet", "netdev") % ('ingress device "eth0"', "accept", "ip saddr 198.18.0.2 drop"), ["netdev admin"]),
+        (ADMIN % ("forward", "drop", 'iifname "pl-*" accept'), []),
+        (ADMIN % ("output", "drop", "accept"), []),
+        (ADMIN.replace("inet admin", "netdev plait") % ('ingress device "pl-x1"', "accept", "ip saddr 10.28.0.5 drop"), []),
+    ],
+)
+def test_tables_that_may_drop_what_is_received(listing: str, found: list[str]) -> None:
+    assert guards(listing).received == set(found)

@@ -10,6 +10,7 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,12 +18,13 @@ from plait.lab import agents, images, inside, process
 from plait.lab import state as states
 from plait.lab.images import builder, rootfs
 from plait.lab.spec import parse_toml, simple
-from plait.model.errors import Conflict, NotFound
+from plait.model.errors import Conflict, NotFound, PlaitError
 
 
 @pytest.fixture
 def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(states, "RUN", tmp_path / "run")
+    for place in ("RUN", "DISKS", "CGROUPS"):
+        monkeypatch.setattr(states, place, tmp_path / place.lower())
     return tmp_path / "run"
 
 
@@ -54,6 +56,22 @@ def test_what_another_version_wrote_down_beside_it_is_ignored(run_dir: Path) -> 
     states.forget("one")
     states.forget("one")
     assert not run_dir.exists()
+
+
+def test_what_labs_share_goes_with_the_last_one_and_never_under_one_that_is_being_made(run_dir: Path) -> None:
+    one, two = (states.new_state(name, simple(1), owned=True) for name in ("one", "two"))
+    groups = [states.CGROUPS / "memory/plait-lab", states.CGROUPS / "plait-lab"]
+    for group in groups:
+        group.mkdir(parents=True)
+    states.create(one)
+    states.create(two)
+    assert one.disks.is_dir() and two.disks.is_dir(), "the end of the last lab cannot take the place of the next one"
+    for lab in (one, two):
+        lab.disks.rmdir()
+    states.forget("one")
+    assert states.DISKS.is_dir() and all(group.is_dir() for group in groups), "two has made nothing yet, and needs them"
+    states.forget("two")
+    assert not any(place.exists() for place in (run_dir, states.DISKS, *groups))
 
 
 def test_a_lab_of_another_version_is_listed(run_dir: Path) -> None:
@@ -128,3 +146,26 @@ def test_the_end_of_a_log(tmp_path: Path) -> None:
     assert inside.tail(log) == ""
     log.write_bytes(b"".join(b"%d\n" % number for number in range(30)) + b"\xff")
     assert inside.tail(log, 2) == "29\n�"
+
+
+def test_who_waits_by_commands_takes_half_of_a_processor_at_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, asking, resting = 0.0, 0.0, []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        resting.append(seconds)
+
+    def check() -> bool:
+        nonlocal now, asking
+        now += 0.2
+        asking += 0.2
+        return asking > 1.9
+
+    monkeypatch.setattr(process, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    process.until("it is so", check, 10)
+    assert sum(resting) == pytest.approx(1.8) and asking == pytest.approx(2.0)
+    resting.clear()
+    with pytest.raises(PlaitError, match="it is never so: not within 1 s"):
+        process.until("it is never so", lambda: False, 1)
+    assert set(resting) == {0.02}

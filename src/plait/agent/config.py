@@ -139,7 +139,7 @@ OPTIONS = (
         "node.fast_path",
         "true or false",
         "true",
-        "Forward traffic inside a network at the device where it is received (nft netdev `fwd`), where the kernel can do that.",
+        "Forward traffic inside a network where it is received (nft netdev `fwd`, an eBPF classifier), where the kernel can do that.",
     ),
     Option(
         "node.coordinates",

@@ -8,7 +8,6 @@ kernel keeps forwarding meanwhile); errors of the store, the engine and the kern
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from plait import __version__
 from plait.agent.addresses import Addresses
 from plait.agent.admin import netns_of_containers
 from plait.agent.config import DNS_PORTS, Config, Paths, replace_file
+from plait.agent.firewall import Firewall
 from plait.agent.health import Health
 from plait.agent.hostlinks import CODE as PARENT_MISSING
 from plait.agent.hostlinks import DNS_PORT, links_here, missing, resolver_of, resolver_places
@@ -42,7 +42,6 @@ from plait.model.cluster import GATEWAY_META, Network, Node, TunnelKey
 from plait.model.errors import PlaitError, StoreUnavailable
 from plait.model.objects import Plan
 from plait.plan import Local, network_mtu, plan_node
-from plait.plan.fastpath import CAPABILITY
 from plait.runtimes.api import NetworkRequest
 from plait.runtimes.docker.options import docker_env
 from plait.serve.dns_parent import DnsService, DnsUnavailable
@@ -81,8 +80,6 @@ _CAPABILITIES_EVERY_S = 5.0
 """Between two looks at a kernel that lacks something: a module may be loaded, a program installed."""
 _HELP = {"wireguard": WIREGUARD_MISSING}
 """What to say of a capability that can be had."""
-_FIREWALL_APART_S = 0.2
-"""Least time between two looks at the rules of others: many attaches change our own table in a moment."""
 _NAMED = frozenset({"nodes", "alive", "networks", "blocks", "endpoints", "containers", "instances", "checks"}) | {
     f"catalog/{kind}" for kind in ("nodes", "instances", "checks", "tags")
 }
@@ -105,9 +102,8 @@ class NodeLoops:
         self._blocks_dirty = asyncio.Event()
         self._bridge_settled = not parts.config.docker_bridge
         """Whether dockerd, when it starts now, finds what there is to say of its default bridge."""
-        self._firewall_dirty = asyncio.Event()
-        self._guards: frozenset[str] | None = None
         self._capabilities = parts.capabilities
+        self.firewall = Firewall(parts.kernel, parts.underlay, parts.health, parts.config.fast_path, lambda: self._capabilities)
         parts.view.subscribe(self._on_view)
 
     def _on_view(self, kinds: frozenset[str]) -> None:
@@ -128,7 +124,8 @@ class NodeLoops:
         local = Local(
             gateway=self._gateway,
             netns=netns_of_containers(self._p.view, own),
-            fast_path=self.fast_path,
+            fast_path=self.firewall.fast_path.ingress,
+            shortcut=self.firewall.fast_path.link,
             ipv6=self._ipv6,
             path_mtu=self._p.underlay.path_mtus.known,
             underlay=self._p.underlay.link,
@@ -322,34 +319,6 @@ class NodeLoops:
         """Raise and clear the condition of addresses that DNS cannot have; a node that says it is ready has told of them."""
         refused = self._p.dns.bind_errors
         self._p.health.replace("dns-bind", {f"{e.address}:{e.port}/{e.protocol}": str(e) for e in refused})
-
-    @property
-    def fast_path(self) -> bool:
-        """Whether traffic inside a network may go round the host's IP stack: only while nobody else's rules would have to see it there."""
-        return self._p.config.fast_path and CAPABILITY in self._capabilities and self._guards == frozenset()
-
-    def firewall_changed(self) -> None:
-        """Somebody, perhaps this agent, changed an nft table."""
-        self._firewall_dirty.set()
-
-    async def look_at_firewall(self) -> bool:
-        """Learn whose rules forwarded traffic must meet, and whether the host is strict about sources; True if that has changed."""
-        before, self._guards = self._guards, await asyncio.to_thread(self._p.kernel.foreign_guards)
-        if before is not None and before != self._guards:
-            log.info("fast_path", extra={"on": self.fast_path, "guards": ", ".join(sorted(self._guards))})
-        return self._p.underlay.look_at_sources() or before != self._guards
-
-    async def watch_firewall(self, changed: Callable[[], None]) -> None:
-        """Name foreign chains that stop what is forwarded, and obey them: `changed` is called when the plan is another. Never returns."""
-        while True:
-            self._firewall_dirty.clear()
-            if await self.look_at_firewall():
-                changed()
-            self._p.health.replace("firewall-drops", await asyncio.to_thread(self._p.kernel.foreign_drops))
-            await asyncio.sleep(_FIREWALL_APART_S)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(5):
-                    await self._firewall_dirty.wait()
 
     async def watch_capabilities(self) -> None:
         """Name what the kernel lacks for the networks that there are, and look again while it lacks something. Never returns."""

@@ -31,8 +31,9 @@ from plait.model.objects import KernelObject, NftChain, Sysctl
 from plait.plan import carried, endpoint_objects, guarded, member
 from plait.plan.desired import device_name, local_ports, shared_objects
 from plait.plan.exposed import HOST, exposed_here, host_link, spoken
-from plait.plan.fastpath import fast_chain, fast_elements, on_fast_path
+from plait.plan.fastpath import fast_chain, on_fast_path
 from plait.plan.firewall import port_objects
+from plait.plan.shortcut import FastPath, deliveries, quick_objects
 from plait.runtimes.api import AttachRequest, NetworkRequest, network_named, paired
 from plait.store.codec import decode, encode
 
@@ -41,7 +42,7 @@ log = logging.getLogger("plait.operations")
 
 class AgentOperations:
     """Implements `runtimes.api.Operations`. `names_settled` waits until this host's DNS answers what the view
-    says, `full_pass` makes the kernel what the view says, `fast_path`: whether the plan has the table of `plan/fastpath.py`."""
+    says, `full_pass` makes the kernel what the view says, `fast_path`: what the plan has of that."""
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class AgentOperations:
         networks: Networks,
         names_settled: Callable[[], Awaitable[None]],
         full_pass: Callable[[], Awaitable[object]],
-        fast_path: Callable[[], bool] = lambda: False,
+        fast_path: Callable[[], FastPath] = FastPath,
     ) -> None:
         self._view, self._journal, self._kernel = view, journal, kernel
         self._addresses, self._networks, self._names_settled = addresses, networks, names_settled
@@ -237,13 +238,12 @@ class AgentOperations:
             return
         network = self._network(endpoint.network)
         fresh = [*shared_objects(member(self._view.snapshot, network), network), *self._objects(endpoint)]
-        if self._fast_path() and on_fast_path(network):
-            fresh += [*fast_elements(endpoint), fast_chain(endpoint, network)]
+        fresh += quick_objects(self._view.snapshot, network, endpoint, self._fast_path())
         maps, old_maps = self._port_maps(before)
         try:
             await self._kernel.put([*fresh, *maps], [*[None] * len(fresh), *old_maps])
         except KernelError as error:
-            if not str(error.key).startswith("nft "):
+            if not str(error.key).startswith(("nft ", "delivery ")):
                 raise
             await self._full_pass()
             return
@@ -266,7 +266,8 @@ class AgentOperations:
             await self._full_pass()  # first other routes, then the address goes, which would take them with it
         else:
             with contextlib.suppress(NotFound):
-                gone = [o for o in reversed(self._objects(endpoint)) if not isinstance(o, Sysctl | NftChain)]
+                gone = deliveries(self._view.snapshot, self._network(endpoint.network), endpoint, self._fast_path().link)
+                gone += [o for o in reversed(self._objects(endpoint)) if not isinstance(o, Sysctl | NftChain)]
         try:
             maps, old_maps = self._port_maps(before) if endpoint.ports else ([], [])
             await self._kernel.put(maps, old_maps, gone)
@@ -337,7 +338,7 @@ class AgentOperations:
     async def _quicken(self, endpoints: Sequence[Endpoint]) -> None:
         """Let what these endpoints send take the fast path, if this kernel has it."""
         endpoints = [endpoint for endpoint in endpoints if on_fast_path(self._network(endpoint.network))]
-        if not self._fast_path() or not endpoints:
+        if not self._fast_path().ingress or not endpoints:
             return
         try:
             await self._kernel.put([fast_chain(e, self._network(e.network)) for e in endpoints])

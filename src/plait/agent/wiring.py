@@ -129,7 +129,7 @@ class _Wiring:
             lambda: self.replica.synced,
             self.health,
             self.loops.refresh_node,
-            self.loops.firewall_changed,
+            self.loops.firewall.changed,
             self.host_ranges.mark,
         )
 
@@ -146,7 +146,7 @@ class _Wiring:
     def _operations(self) -> AgentOperations:
         loops, once = self.loops, self.reconciler.once
         return AgentOperations(
-            self.view, self.journal, self.work, self.addresses, self.networks, loops.names_settled, once, lambda: loops.fast_path
+            self.view, self.journal, self.work, self.addresses, self.networks, loops.names_settled, once, lambda: loops.firewall.fast_path
         )
 
     def _dns(self) -> DnsService:
@@ -241,7 +241,7 @@ class _Wiring:
         self.loops.refresh_node()  # without the disk copy the view would not even know this node
 
     async def _run_loops(self) -> None:
-        await self.loops.look_at_firewall()
+        await self.loops.firewall.look()
         await self.ranges.look()
         await self.ops.recover()
         await self.sandboxes.recover()
@@ -265,7 +265,7 @@ class _Wiring:
                 self.dns_near.run(),
                 self.loops.watch_conditions(),
                 self.loops.watch_capabilities(),
-                self.loops.watch_firewall(self.reconciler.mark),
+                self.loops.firewall.watch(self.reconciler.mark),
                 self.reconciler.watch(),
                 self.reconciler.run(),
                 self.sandboxes.run(),

@@ -42,6 +42,7 @@ from plait.model.objects import (
     WireguardLink,
     WireguardPeer,
 )
+from plait.model.shortcut import Delivery, Shortcut
 
 STATE_DIR = "/var/lib/plait"
 """Where a node keeps its private keys; the rendered lines name them as wg(8) takes them, by file."""
@@ -132,6 +133,8 @@ def render(op: Op) -> list[str]:
             if op.verb == "put":
                 return [_nft(f'insert rule {family} {table} {chain} {rule} comment "{HOOK_COMMENT}"')]
             return [f"nft delete rule {family} {table} {chain} handle N  # N is that of: {rule}"]
+        case Shortcut() | Delivery() as bpf:
+            return [_bpf(bpf, op.verb == "put")]
         case NftElement(of, element):
             return [_nft(f"add element {of.family} {NFT_TABLE} {of.name} {{ {element} }}")]
         case _:
@@ -145,6 +148,17 @@ def _inside_routes(inside: InsideRoutes, op: Op) -> list[str]:
     enter, kept = f"nsenter --net={inside.netns} ip route", {route.dst for route in wanted}
     gone = [f"{enter} del {_route(route)}" for route in before if route.dst not in kept]
     return gone + [f"{enter} replace {_route(route)}" for route in wanted if route not in before]
+
+
+def _bpf(obj: Shortcut | Delivery, wanted: bool) -> str:
+    """There is no file with the program: `plait_here` stands for what the agent loads, and for its map."""
+    if isinstance(obj, Shortcut):
+        what = f"dev {obj.dev} ingress protocol ip pref 112 handle 1 bpf"
+        return f"tc filter replace {what} da name plait_here" if wanted else f"tc filter del {what}"
+    if not wanted:
+        return f"bpftool map delete name plait_here key {obj.address}"
+    value = f"{obj.link} {obj.mac} from {obj.source} by {obj.local} vni {obj.vni} port {obj.port}"
+    return f"bpftool map update name plait_here key {obj.address} value {value}"
 
 
 def _nft(command: str) -> str:

@@ -14,7 +14,7 @@ from plait.kernel.image import KernelImage
 from plait.model.hostlinks import Key
 from plait.model.objects import HookRule, KernelObject, Op
 
-CAPABILITIES = frozenset({"vxlan", "bridge", "veth", "nft", "fwd", "ingress", "ipv6", "wireguard", "macvlan", "ipvlan", "vlan"})
+CAPABILITIES = frozenset({"vxlan", "bridge", "veth", "nft", "fwd", "ingress", "ipv6", "wireguard", "macvlan", "ipvlan", "vlan", "shortcut"})
 
 
 class FakeKernel(KernelImage):

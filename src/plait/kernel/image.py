@@ -41,6 +41,7 @@ from plait.model.objects import (
     VxlanLink,
     WireguardPeer,
 )
+from plait.model.shortcut import Delivery
 
 _GONE = "gone"
 """Where the real kernel shows the index that the device had."""
@@ -75,7 +76,9 @@ class KernelImage:
             return errno.ENODEV
         parent = parent_of(op.subject)
         if op.verb == "put" and parent is not None and parent not in self.objects:
-            return errno.ENOENT if isinstance(op.subject, Sysctl) else errno.ENODEV
+            return errno.ENOENT if isinstance(op.subject, Sysctl | Delivery) else errno.ENODEV
+        if op.verb == "put" and isinstance(op.subject, Delivery) and ("link", op.subject.link) not in self.objects:
+            return errno.ENODEV
         if op.verb == "put" and isinstance(op.subject, AllowedIp) and _peer_of(op.subject) not in self.objects:
             return errno.ENOENT
         if op.verb == "put" and isinstance(op.subject, BridgeFdb) and not self._leads(op.subject):
@@ -110,7 +113,7 @@ class KernelImage:
         if isinstance(obj, WireguardPeer):
             for row in [k for k, o in self.objects.items() if isinstance(o, AllowedIp) and _peer_of(o) == key]:
                 del self.objects[row]
-        if obj is not None and key[0] == "link":
+        if obj is not None and key[0] in ("link", "shortcut"):
             for other in [k for k, o in self.objects.items() if parent_of(o) == key]:
                 del self.objects[other]
             self.objects |= {k: _orphan(o) for k, o in self.objects.items() if master_of(o) == key[1]}
@@ -159,6 +162,8 @@ def parent_of(obj: KernelObject) -> Key | None:
             return ("link", dev)
         case VlanLink(parent=parent) | ChildLink(parent=parent) if parent.startswith(PREFIX):
             return ("link", parent)
+        case Delivery(dev=dev):
+            return ("shortcut", dev)
         case Sysctl(path=path) if f"/{PREFIX}" in path:
             return ("link", path.split("/")[2])
     return None
@@ -195,6 +200,8 @@ def _heard_from(old: KernelObject | None, new: KernelObject) -> KernelObject:
 def _without_device(obj: KernelObject, name: str) -> KernelObject | None:
     """How `obj` reads once the device that it names has gone, None if it names another or none."""
     match obj:
+        case Delivery(link=link) if link == name:
+            return replace(obj, link="")
         case NftChain(rules=rules) if any(f' device "{name}"' in rule for rule in rules):
             return replace(obj, rules=tuple(rule.replace(f' device "{name}"', f" device {_GONE}") for rule in rules))
         case NftSet(elements=elements) if any(element.endswith(f': "{name}"') for element in elements):

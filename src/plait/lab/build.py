@@ -72,8 +72,6 @@ def remove(state: State) -> None:
         kill_namespaces(list(state.holders.values()))
     _remove_cgroups(state.cgroup)
     subprocess.run(["rm", "-rf", "--one-file-system", "--", str(state.disks)], check=True, timeout=120)
-    with suppress(OSError):
-        states.DISKS.rmdir()
     states.forget(state.name)
 
 
@@ -185,5 +183,3 @@ def _remove_cgroups(cgroup: str, timeout_s: float = 5.0) -> None:
                     Path(path).rmdir()
             if time.monotonic() > end:
                 raise PlaitError(f"remove cgroup {root}: a process is still in it")
-        with suppress(OSError):
-            root.parent.rmdir()

@@ -22,6 +22,8 @@ PATH = "/run/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 # Variables that would lead a program inside a host to something outside of it.
 _LEAKS = ("DOCKER_", "CONSUL_", "PLAIT_", "PYTEST_", "COV_")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "ftp_proxy", "no_proxy")
+# The second would have each of the many agents and commands compile plait anew, which an installed one never does.
+_UNWANTED = ("VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE")
 HTTP_ANSWER_LIMIT = 1 << 20
 
 
@@ -30,11 +32,12 @@ class CommandFailed(PlaitError):
 
 
 def environment() -> dict[str, str]:
-    """This process's environment without what points outside the host; PATH finds `plait` and the system's programs."""
+    """This process's environment without what points outside the host, and with compiled modules kept as for an installed `plait`; PATH
+    finds it and the system's programs."""
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(_LEAKS) and name.lower() not in _PROXIES and name != "VIRTUAL_ENV"
+        if not name.startswith(_LEAKS) and name.lower() not in _PROXIES and name not in _UNWANTED
     }
     return {**kept, "PATH": PATH}
 

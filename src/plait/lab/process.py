@@ -18,6 +18,8 @@ from pathlib import Path
 
 from plait.model.errors import PlaitError
 
+REST_S = 0.25
+
 
 @dataclass(frozen=True, slots=True)
 class Process:
@@ -107,9 +109,14 @@ def kill_namespaces(holders: list[Process], timeout_s: float = 10.0) -> None:
 
 
 def until(what: str, check: Callable[[], bool], timeout_s: float, every_s: float = 0.02) -> None:
-    """Call `check` until it is true. PlaitError after `timeout_s`, naming `what`."""
+    """Call `check` until it is true. PlaitError after `timeout_s`, naming `what`. Between two calls pass `every_s`, or as long as the last
+    call took if that was longer (at most REST_S): asking by a command does not keep a processor all the time from what is waited for."""
     end = time.monotonic() + timeout_s
-    while not check():
-        if time.monotonic() > end:
+    while True:
+        began = time.monotonic()
+        if check():
+            return
+        now = time.monotonic()
+        if now > end:
             raise PlaitError(f"{what}: not within {timeout_s:.0f} s")
-        time.sleep(every_s)
+        time.sleep(max(every_s, min(now - began, REST_S)))

@@ -2,7 +2,8 @@
 """What is written down about a lab: /run/plait-lab/<lab>.json, and where its files are.
 
 The file exists from before the first namespace is made until after the last thing is removed, so a lab whose maker was killed
-can be cleaned. Data in and out: `State`. The directory /run/plait-lab exists only while there is a lab.
+can be cleaned. Data in and out: `State`. The directory /run/plait-lab, that of the disks and the cgroups that labs share exist only while
+there is a lab; the last lab's end removes them, under the same lock under which a new lab is written down.
 """
 
 from __future__ import annotations
@@ -80,12 +81,13 @@ def new_state(name: str, spec: LabSpec, *, owned: bool) -> State:
 
 
 def create(state: State) -> None:
-    """Write down a new lab. Conflict if one of that name is there."""
+    """Write down a new lab and make the directory of its disks. Conflict if one of that name is there."""
     path = _path(state.name)
     with locked():
         if path.exists():
             raise Conflict(f"lab {state.name} is there already; `plait lab down --name {state.name}` removes it")
         _write(path, state)
+        state.disks.mkdir(parents=True, exist_ok=True)
 
 
 def update(name: str, change: Callable[[State], State]) -> State:
@@ -115,8 +117,12 @@ def list_labs() -> list[State]:
 
 
 def forget(name: str) -> None:
-    """Remove what is written down about a lab; absent is success."""
+    """Remove what is written down about a lab, and what labs share if it was the last one; absent is success."""
     with locked():
+        if all(path.stem == name for path in RUN.glob("*.json")):
+            for shared in (DISKS, *CGROUPS.glob("*/plait-lab"), CGROUPS / "plait-lab"):
+                with contextlib.suppress(OSError):
+                    shared.rmdir()
         for suffix in (".new", ".json"):
             _path(name).with_suffix(suffix).unlink(missing_ok=True)
 

@@ -15,6 +15,7 @@ from typing import Literal
 from plait.model.addr import IPAddress, IPInterface, IPNetwork
 from plait.model.hostlinks import ChildLink, Key, SwitchPort, VlanLink
 from plait.model.inside import Inside6
+from plait.model.shortcut import Delivery, Shortcut
 
 PREFIX = "pl-"
 """Every interface that plait makes starts with this."""
@@ -357,6 +358,8 @@ KernelObject = (
     | NftSet
     | NftElement
     | HookRule
+    | Shortcut
+    | Delivery
 )
 
 

@@ -24,6 +24,7 @@ from plait.plan.fastpath import fast_objects
 from plait.plan.firewall import direct_objects, firewall_objects, handed_objects, relay_objects
 from plait.plan.narrow import narrow_objects
 from plait.plan.paths import choose, direct_routes, inner_mtu, member, network_mtu
+from plait.plan.shortcut import shortcut_objects
 from plait.plan.switching import switched_objects
 
 EVERYWHERE = IPv4Network("0.0.0.0/0")
@@ -36,14 +37,15 @@ the one routing daemons use for "worst"."""
 class Local:
     """Facts of this node that are not replicated: whether it forwards for hosts without an agent, the namespaces of
     sandboxes whose inside plait plumbs (endpoint id -> path; also where a vanished link is to be put back), whether its kernel
-    can forward at ingress (`fastpath.CAPABILITY`), what was measured of the way to other nodes (name -> bytes a packet may have), whether
-    its kernel has IPv6, the link that carries the node's address, whether this host drops what comes from where it would not send to
-    (rp_filter 1), the tunnel devices that must compute checksums themselves, which nodes are sent to by the spare encrypted tunnel
-    (`rotation`), the links that it has."""
+    can forward at ingress (`fastpath.CAPABILITY`), the link that may give containers what it receives (`plan/shortcut.py`, "" for none),
+    what was measured of the way to other nodes (name -> bytes a packet may have), whether its kernel has IPv6, the link that carries the
+    node's address, whether this host drops what comes from where it would not send to (rp_filter 1), the tunnel devices that must
+    compute checksums themselves, which nodes are sent to by the spare encrypted tunnel (`rotation`), the links that it has."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
     fast_path: bool = False
+    shortcut: str = ""
     path_mtu: Mapping[str, int] = field(default_factory=dict)
     ipv6: bool = True
     underlay: str = ""
@@ -95,6 +97,7 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
         objects += _loosened(objects, [n for n in networks if backend_of(n).ways[:1] == (DIRECT,)], local.underlay)
     if local.fast_path and me.tunnel is not None:
         objects += fast_objects(networks, sandboxes, [o for o in objects if isinstance(o, Route)])
+        objects += shortcut_objects(snapshot, networks, sandboxes, local.shortcut)
     return {obj.key: _as_local(obj, local) for obj in objects}
 
 

@@ -28,7 +28,8 @@ CAPABILITY = "fwd"
 """What the kernel must be able to do (`kernel.api.Kernel.capabilities`)."""
 _PLAIN_NETWORKS = 8
 """So many networks are told apart by a rule each on a tunnel device; further ones by a set of pairs of ranges, which costs more."""
-_FRAMED = f"{PREFIX}x"
+TUNNELS = f"{PREFIX}x"
+"""What the names of tunnel devices that carry Ethernet frames begin with."""
 _ALIVE = {V4: "ip ttl > 1", V6: "ip6 hoplimit > 1"}
 """A packet whose time is over needs an ICMP answer, which only the IP stack gives."""
 _FRAGMENT = {V4: "ip frag-off & 16383 != 0 accept", V6: "exthdr frag exists accept"}
@@ -107,7 +108,7 @@ def _to_endpoint(family: Family) -> str:
 def _device(network: Network) -> str:
     """The network's tunnel device, "" if it has none that carries Ethernet frames: what is encrypted goes the complete way."""
     device = backend_of(network).device(network)
-    return device if device.startswith(_FRAMED) else ""
+    return device if device.startswith(TUNNELS) else ""
 
 
 def _here(family: Family, elements: frozenset[str]) -> NftSet:

@@ -28,6 +28,7 @@ from plait.model.objects import (
     WireguardLink,
     WireguardPeer,
 )
+from plait.model.shortcut import Delivery, Shortcut
 
 _RANKS: tuple[tuple[type[KernelObject], ...], ...] = (
     (VxlanLink, BridgeLink, WireguardLink, EndpointLink, VlanLink),
@@ -41,12 +42,14 @@ _RANKS: tuple[tuple[type[KernelObject], ...], ...] = (
     (NftElement,),
     (NftChain,),
     (HookRule,),
+    (Shortcut,),
+    (Delivery,),
 )
 
 
 def rank(obj: KernelObject) -> int:
     """0 for links, growing with what depends on what: child or port, sysctl, address, neighbour or peer, route, set, element, chain, hook
-    rule."""
+    rule, shortcut, delivery."""
     return next(number for number, kinds in enumerate(_RANKS) if isinstance(obj, kinds))
 
 

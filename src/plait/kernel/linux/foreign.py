@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What other programs' chains do to forwarded traffic: read to be named and obeyed, never touched.
+"""What other programs' chains do to traffic that passes through the host, or comes in: read to be named and obeyed, never touched.
 
 An accept in our own table does not help: a packet must be accepted by every base chain of the hook (nft(8)).
 """
@@ -7,15 +7,19 @@ An accept in our own table does not help: a packet must be accepted by every bas
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from plait.kernel.linux.nft import Nft, NftError
 from plait.model.objects import NFT_TABLE, PREFIX
 
 _CHAIN = re.compile(r"chain (\S+) \{\s*type filter hook forward [^;]*; policy drop;")
-_TABLE = re.compile(r"^table (ip|inet) (\S+) \{\n(.*?)^\}$", re.MULTILINE | re.DOTALL)
+_CLOSED = re.compile(r"type filter hook input [^;]*; policy drop;")
+_TABLE = re.compile(r"^table (ip|inet|netdev) (\S+) \{\n(.*?)^\}$", re.MULTILINE | re.DOTALL)
 _CHAINS = re.compile(r"^\tchain (\S+) (\{.*?^\t\})", re.MULTILINE | re.DOTALL)
 _PASSED_BY = re.compile(r"type filter hook (?:prerouting|forward|postrouting) ")
+_RECEIVED_BY = re.compile(r"type filter hook (?:ingress|prerouting|input) ")
 _DROPS = re.compile(r"\b(?:drop|reject|queue|DROP|REJECT|NFQUEUE)\b")
 _DOCKERS = re.compile(r"DOCKER(?:-ISOLATION-STAGE-\d|-INGRESS|-FORWARD|-CT|-BRIDGE|-INTERNAL)?")
 _LEGACY = Path("/proc/thread-self/net/ip_tables_names")
@@ -33,19 +37,34 @@ def dropping_chains(listing: str) -> list[str]:
     return found
 
 
-def guards(listing: str) -> list[str]:
-    """ "family table" of every foreign table that may drop something on its way through the host, from what nft prints of it.
+@dataclass(frozen=True, slots=True)
+class Guards:
+    """Tables of others ("family table") whose rules may drop something: what passes through the host, what the host receives."""
 
-    Docker's own rules are none: they drop nothing of ours (its FORWARD policy is drop, and ours stand in its hook)."""
-    found: list[str] = []
+    passing: frozenset[str] = frozenset()
+    received: frozenset[str] = frozenset()
+
+
+def guards(listing: str) -> Guards:
+    """From what nft prints of tables. Docker's own rules are none: they drop nothing of ours (its FORWARD policy is drop, and ours stand in
+    its hook)."""
+    passing, received = set(), set()
+    for table, chains in _foreign_tables(listing):
+        rules = any(_DROPS.search(_rules(text)) for name, text in chains.items() if not _DOCKERS.fullmatch(name))
+        policies = any(_CHAIN.search(f"chain {name} {text}") and _HOOK not in text for name, text in chains.items())
+        if any(_PASSED_BY.search(text) for text in chains.values()) and (rules or policies):
+            passing.add(table)
+        closed = any(map(_CLOSED.search, chains.values()))
+        if any(_RECEIVED_BY.search(text) for text in chains.values()) and (rules or closed):
+            received.add(table)
+    return Guards(frozenset(passing), frozenset(received))
+
+
+def _foreign_tables(listing: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Name and chains of each."""
     for family, table, body in _TABLE.findall(listing):
-        chains = dict(_CHAINS.findall(body))
-        if table != NFT_TABLE and any(_PASSED_BY.search(text) for text in chains.values()):
-            policies = any(_CHAIN.search(f"chain {name} {text}") and _HOOK not in text for name, text in chains.items())
-            rules = any(_DROPS.search(_rules(text)) for name, text in chains.items() if not _DOCKERS.fullmatch(name))
-            if policies or rules:
-                found.append(f"{family} {table}")
-    return found
+        if table != NFT_TABLE:
+            yield f"{family} {table}", dict(_CHAINS.findall(body))
 
 
 def _rules(chain: str) -> str:
@@ -53,19 +72,19 @@ def _rules(chain: str) -> str:
     return "\n".join(line for line in chain.splitlines() if " hook " not in line)
 
 
-def foreign_guards(nft: Nft) -> frozenset[str]:
-    """Tables of others whose rules what we forward must meet: with any of them there is no short way round the IP stack. Rules of the older
+def foreign_guards(nft: Nft) -> Guards:
+    """Tables of others whose rules traffic must meet: with any of them there is no short way round what they hook. Rules of the older
     iptables cannot be read here, so that they are in use counts. Empty if nft cannot be asked."""
     try:
-        tables = re.findall(r"^table ((?:ip|inet) (?!plait$)\S+)$", nft.run("list tables\n"), re.MULTILINE)
+        tables = re.findall(r"^table ((?:ip|inet|netdev) (?!plait$)\S+)$", nft.run("list tables\n"), re.MULTILINE)
         found = guards("".join(nft.run(f"list table {table}\n") for table in tables))
     except NftError:
-        found = []
+        found = Guards()
     try:
-        legacy = {name for name in _LEGACY.read_text().split() if name != "nat"}
+        legacy = {f"iptables-legacy {name}" for name in _LEGACY.read_text().split() if name != "nat"}
     except OSError:
         legacy = set()
-    return frozenset({*found, *(f"iptables-legacy {name}" for name in legacy)})
+    return Guards(found.passing | legacy, found.received | legacy)
 
 
 def foreign_drops(nft: Nft) -> dict[str, str]:

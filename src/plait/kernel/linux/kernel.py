@@ -7,9 +7,7 @@ import contextlib
 import errno
 import os
 import random
-import struct
 from collections.abc import AsyncIterator, Iterable, Sequence
-from ipaddress import IPv4Interface
 from pathlib import Path
 
 from plait.kernel.api import Result, changeable
@@ -21,33 +19,27 @@ from plait.kernel.linux.announce import announce
 from plait.kernel.linux.beside import Beside, ends_apart
 from plait.kernel.linux.child import Children
 from plait.kernel.linux.devices import Indexes, completed, creation, index_of, names_here
-from plait.kernel.linux.foreign import foreign_drops, foreign_guards
+from plait.kernel.linux.facts import BROKEN, STATE_DIR, HostFacts
 from plait.kernel.linux.inside import opened
 from plait.kernel.linux.narrow import Narrow
 from plait.kernel.linux.netns import inside
-from plait.kernel.linux.nft import Ruleset, counted, open_nft
+from plait.kernel.linux.nft import Ruleset, open_nft
 from plait.kernel.linux.probe import probe_capabilities
 from plait.kernel.linux.rows import row_message
+from plait.kernel.linux.shortcut import Shortcuts
 from plait.kernel.linux.sysctl import (
     Sysctls,
     answer_at_once,
     open_for_ipv6,
     read_sysctls,
-    rp_filter,
     speak_no_ipv6,
     stay_silent,
-    write_sysctl,
 )
 from plait.kernel.linux.watch import watch_kernel
-from plait.kernel.linux.wgdevice import Device
 from plait.kernel.linux.wireguard import Wireguard
-from plait.model.addr import IPAddress
-from plait.model.cluster import HostRange
 from plait.model.errors import KernelError
 from plait.model.hostlinks import ChildLink, Key, SwitchPort, VlanLink
 from plait.model.objects import (
-    PREFIX,
-    Addr,
     AllowedIp,
     BridgeLink,
     EndpointLink,
@@ -63,14 +55,12 @@ from plait.model.objects import (
     WireguardLink,
     WireguardPeer,
 )
+from plait.model.shortcut import Delivery, Shortcut
 
-STATE_DIR = Path("/var/lib/plait")
 _GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}
-_BROKEN = (OSError, ValueError, struct.error, nl.NetlinkParseError)
-"""Everything that the kernel's answer or an object's values can make go wrong below the seam."""
 
 
-class LinuxKernel:
+class LinuxKernel(HostFacts):
     """See `kernel.api.Kernel`. Netlink sockets belong to the namespace in which the object is made. `keys` is the directory with
     the private keys of WireGuard devices and what is kept of `Narrow`, `sysctls` the file that keeps what sysctls were (see `Sysctls`)."""
 
@@ -82,7 +72,7 @@ class LinuxKernel:
         self._macs = links.Macs()
         self._able: frozenset[str] = frozenset()
         self._wireguard, self._narrow, self._sysctls = Wireguard(keys), Narrow(keys), Sysctls(sysctls)
-        self._children = Children(self._sock)
+        self._children, self._shortcuts = Children(self._sock), Shortcuts(self._sock)
 
     # --- reading
 
@@ -90,7 +80,7 @@ class LinuxKernel:
         probe = list(probe)
         try:
             return self._list(probe)
-        except _BROKEN as error:
+        except BROKEN as error:
             raise _kernel_error("list", ("kernel", "objects"), error) from error
 
     def _list(self, probe: Sequence[Key]) -> dict[Key, KernelObject]:
@@ -111,6 +101,7 @@ class LinuxKernel:
                 objects += fdb.dump_fdbs(self._sock, item.index, item.name)
             elif isinstance(item.link, BridgeLink):
                 objects += fdb.dump_bridge_fdbs(self._sock, item.index, ours)
+        objects += self._shortcuts.read(names)
         held: dict[Key, KernelObject] = {obj.key: obj for obj in objects}
         held.update(self._ruleset.owned(probe, ours))
         held.update(read_sysctls(probe))
@@ -124,57 +115,6 @@ class LinuxKernel:
 
     def watch(self) -> AsyncIterator[str]:
         return watch_kernel()
-
-    def foreign_drops(self) -> dict[str, str]:
-        """What stops our traffic though it is not ours, by chain (see `foreign`). May be called from any thread."""
-        return foreign_drops(open_nft())
-
-    def foreign_guards(self) -> frozenset[str]:
-        """Tables of others whose rules forwarded traffic must meet (see `foreign`). May be called from any thread."""
-        return foreign_guards(open_nft())
-
-    def underlay(self, address: IPAddress) -> tuple[str, int]:
-        """Name and MTU of the link that carries `address`. OSError if no link does. May be called from any thread."""
-        for addr in self.addresses():
-            if addr.address.ip == address:
-                return addr.dev, int(Path(f"/sys/class/net/{addr.dev}/mtu").read_text())
-        raise OSError(errno.EADDRNOTAVAIL, f"no link of this host has the address {address}")
-
-    def addresses(self) -> list[Addr]:
-        """Those of the host's links that are not plait's. May be called from any thread."""
-        with contextlib.closing(nl.NetlinkSocket()) as sock:
-            return routes.dump_addrs(sock, {f.index: f.name for f in links.dump_links(sock) if not f.name.startswith(PREFIX)})
-
-    def strict_sources(self, dev: str) -> bool:
-        """Whether new links, or `dev`, drop what comes from where they would not send to (ip-sysctl: rp_filter 1, where the greater of
-        the link's and that of `all` counts). May be called from any thread."""
-        every, fresh, own = (rp_filter(name) for name in ("all", "default", dev))
-        return 1 in (max(every, fresh), max(every, own))
-
-    def host_ranges(self) -> list[HostRange]:
-        """Routes and addresses of this host that are not plait's. May be called from any thread."""
-        with contextlib.closing(nl.NetlinkSocket()) as sock:
-            names = {f.index: f.name for f in links.dump_links(sock)}
-            found = [HostRange(cidr, what) for cidr, what in routes.dump_foreign(sock, names)]
-        here = ((addr.address, addr.dev) for addr in self.addresses())
-        return found + [HostRange(a.network, f"address {a.ip} of {dev}") for a, dev in here if isinstance(a, IPv4Interface)]
-
-    def forget_paths(self) -> None:
-        """Drop what the kernel learnt of path MTUs (ten minutes old at most, sysctl mtu_expires): a way that has become wider is used at
-        once. What is still narrow it learns again from the next packet. May be called from any thread."""
-        write_sysctl("ipv4/route/flush", "1")
-        with contextlib.closing(nl.NetlinkSocket()) as sock, contextlib.suppress(*_BROKEN):  # a kernel without IPv6 has no such list
-            routes.forget_learnt(sock)
-
-    def wireguard(self, name: str) -> Device | None:
-        """What a WireGuard device says of itself and its peers now, None if there is none that answers. May be called from any thread."""
-        with contextlib.closing(Wireguard(STATE_DIR)) as reader, contextlib.suppress(OSError, ValueError):
-            return reader.read(name, index_of(name))
-        return None
-
-    def counted(self, chains: Sequence[str]) -> int:
-        """Packets that the counters in these chains of our table have counted. May be called from any thread."""
-        return counted(open_nft(), chains)
 
     @property
     def wireguard_repairs(self) -> int:
@@ -201,7 +141,7 @@ class LinuxKernel:
                 self._flush(batch, failed)
                 self._perform(op)
                 indexes.clear()
-            except _BROKEN as error:
+            except BROKEN as error:
                 refused = _kernel_error(op.verb, op.key, error)
                 if op.verb == "put" or refused.errno not in _GONE:
                     failed[op.key] = refused
@@ -214,7 +154,7 @@ class LinuxKernel:
     def _flush(self, batch: list[tuple[Op, nl.Message]], failed: dict[Key, KernelError]) -> None:
         try:
             replies = self._sock.transact([message for _, message in batch])
-        except _BROKEN as error:
+        except BROKEN as error:
             failed |= {op.key: _kernel_error(op.verb, op.key, error) for op, _ in batch}
             replies = []
         for (op, _), reply in zip(batch, replies, strict=False):
@@ -225,7 +165,7 @@ class LinuxKernel:
     def _apply_nft(self, ops: Sequence[Op]) -> dict[Key, KernelError]:
         try:
             refused = self._ruleset.apply(ops)
-        except _BROKEN as error:
+        except BROKEN as error:
             return {op.key: _kernel_error(op.verb, op.key, error) for op in ops}
         return {key: KernelError("nft", " ".join(key), errno.EINVAL, str(error)) for key, error in refused.items()}
 
@@ -235,6 +175,10 @@ class LinuxKernel:
                 self._sysctls.write(path, value)
             case SwitchPort() as port:
                 openvswitch.put(port) if op.verb == "put" else openvswitch.remove(port)
+            case Shortcut(dev):
+                self._shortcuts.put(dev) if op.verb == "put" else self._shortcuts.remove(dev)
+            case Delivery() as one:
+                self._shortcuts.deliver(one) if op.verb == "put" else self._shortcuts.withdraw(one)
             case ChildLink() as one:
                 self._children.put(one, index_of(one.parent)) if op.verb == "put" else self._children.remove(one)
             case VxlanLink() | BridgeLink() | WireguardLink() | EndpointLink() | VlanLink() as link if op.verb == "del":
@@ -376,6 +320,7 @@ class LinuxKernel:
                 raise OSError(reply.errno, reply.text or os.strerror(reply.errno))
 
     def close(self) -> None:
+        self._shortcuts.close()
         self._sock.close()
         self._wireguard.close()
 

@@ -12,6 +12,7 @@ from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux.netns import in_thread, unshare_net
 from plait.kernel.linux.nft import NftError, open_nft
+from plait.kernel.linux.shortcut import Shortcuts
 from plait.kernel.linux.wireguard import in_user_space
 from plait.model.hostlinks import ChildLink, VlanLink
 from plait.model.objects import BridgeLink, EndpointLink, VxlanLink, WireguardLink
@@ -29,7 +30,8 @@ _SCRIPTS = {
 
 def probe_capabilities() -> frozenset[str]:
     """Of "vxlan", "bridge", "veth", "wireguard" (the kernel's or wireguard-go), "nft", "fwd" (forwarding at ingress, nft_fwd_netdev),
-    "ingress" (rules there that change frames), "macvlan", "ipvlan", "vlan" (802.1Q) and "ipv6" those that work here."""
+    "ingress" (rules there that change frames), "shortcut" (an eBPF classifier at a link's ingress), "macvlan", "ipvlan", "vlan" (802.1Q)
+    and "ipv6" those that work here."""
     return in_thread(_probe)
 
 
@@ -49,6 +51,9 @@ def _probe() -> frozenset[str]:
         for name, message in trials.items():
             if sock.transact([message])[0].errno == 0:
                 found.add(name)
+        with contextlib.suppress(OSError, nl.NetlinkParseError), contextlib.closing(Shortcuts(sock)) as shortcuts:
+            shortcuts.put("lo")
+            found.add("shortcut")
     if Path("/proc/sys/net/ipv6").is_dir():
         found.add("ipv6")
     for name, script in _SCRIPTS.items():

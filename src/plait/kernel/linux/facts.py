@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Facts of the host that are no objects of plait's, asked for at any moment and from any thread: each question opens its own socket."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import struct
+from collections.abc import Sequence
+from ipaddress import IPv4Interface
+from pathlib import Path
+
+from plait.kernel.linux import link as links
+from plait.kernel.linux import netlink as nl
+from plait.kernel.linux import route as routes
+from plait.kernel.linux.devices import index_of
+from plait.kernel.linux.foreign import Guards, foreign_drops, foreign_guards
+from plait.kernel.linux.nft import counted, open_nft
+from plait.kernel.linux.sysctl import rp_filter, write_sysctl
+from plait.kernel.linux.wgdevice import Device
+from plait.kernel.linux.wireguard import Wireguard
+from plait.model.addr import IPAddress
+from plait.model.cluster import HostRange
+from plait.model.objects import PREFIX, Addr
+
+STATE_DIR = Path("/var/lib/plait")
+BROKEN = (OSError, ValueError, struct.error, nl.NetlinkParseError)
+"""Everything that the kernel's answer or an object's values can make go wrong below the seam."""
+
+
+class HostFacts:
+    def foreign_drops(self) -> dict[str, str]:
+        """What stops our traffic though it is not ours, by chain (see `foreign`)."""
+        return foreign_drops(open_nft())
+
+    def foreign_guards(self) -> Guards:
+        """Tables of others whose rules traffic must meet (see `foreign`)."""
+        return foreign_guards(open_nft())
+
+    def underlay(self, address: IPAddress) -> tuple[str, int]:
+        """Name and MTU of the link that carries `address`. OSError if no link does."""
+        for addr in self.addresses():
+            if addr.address.ip == address:
+                return addr.dev, int(Path(f"/sys/class/net/{addr.dev}/mtu").read_text())
+        raise OSError(errno.EADDRNOTAVAIL, f"no link of this host has the address {address}")
+
+    def addresses(self) -> list[Addr]:
+        """Those of the host's links that are not plait's."""
+        with contextlib.closing(nl.NetlinkSocket()) as sock:
+            return routes.dump_addrs(sock, {f.index: f.name for f in links.dump_links(sock) if not f.name.startswith(PREFIX)})
+
+    def strict_sources(self, dev: str) -> bool:
+        """Whether new links, or `dev`, drop what comes from where they would not send to (ip-sysctl: rp_filter 1, where the greater of
+        the link's and that of `all` counts)."""
+        every, fresh, own = (rp_filter(name) for name in ("all", "default", dev))
+        return 1 in (max(every, fresh), max(every, own))
+
+    def host_ranges(self) -> list[HostRange]:
+        """Routes and addresses of this host that are not plait's."""
+        with contextlib.closing(nl.NetlinkSocket()) as sock:
+            names = {f.index: f.name for f in links.dump_links(sock)}
+            found = [HostRange(cidr, what) for cidr, what in routes.dump_foreign(sock, names)]
+        here = ((addr.address, addr.dev) for addr in self.addresses())
+        return found + [HostRange(a.network, f"address {a.ip} of {dev}") for a, dev in here if isinstance(a, IPv4Interface)]
+
+    def forget_paths(self) -> None:
+        """Drop what the kernel learnt of path MTUs (ten minutes old at most, sysctl mtu_expires): a way that has become wider is used at
+        once. What is still narrow it learns again from the next packet."""
+        write_sysctl("ipv4/route/flush", "1")
+        with contextlib.closing(nl.NetlinkSocket()) as sock, contextlib.suppress(*BROKEN):  # a kernel without IPv6 has no such list
+            routes.forget_learnt(sock)
+
+    def wireguard(self, name: str) -> Device | None:
+        """What a WireGuard device says of itself and its peers now, None if there is none that answers."""
+        with contextlib.closing(Wireguard(STATE_DIR)) as reader, contextlib.suppress(OSError, ValueError):
+            return reader.read(name, index_of(name))
+        return None
+
+    def counted(self, chains: Sequence[str]) -> int:
+        """Packets that the counters in these chains of our table have counted."""
+        return counted(open_nft(), chains)

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shortcut: what other hosts send to containers of this one goes from the underlay's link straight into them.
+
+Data in: this node, its networks, its endpoints, the link that carries its address. Data out: one `Shortcut` of that link, and a
+`Delivery` for each endpoint that is reached through a VXLAN tunnel of IPv4. It lets pass what the tunnel device's chain of the fast path
+lets pass (`plan/fastpath.py`), which has the packet next where it does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from plait.backends import backend_of
+from plait.model.cluster import Endpoint, Network, Snapshot
+from plait.model.objects import KernelObject
+from plait.model.shortcut import Delivery, Shortcut
+from plait.plan.fastpath import TUNNELS, fast_chain, fast_elements, on_fast_path
+from plait.plan.paths import member
+
+CAPABILITY = "shortcut"
+"""What the kernel must be able to do (`kernel.api.Kernel.capabilities`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FastPath:
+    """What of it this node has now: the table of `fastpath`, and the shortcut of a link ("" for none)."""
+
+    ingress: bool = False
+    link: str = ""
+
+
+def shortcut_objects(snapshot: Snapshot, networks: Sequence[Network], endpoints: Iterable[Endpoint], link: str) -> list[KernelObject]:
+    """All of it, on the link of this host that carries its address. `endpoints` are those of this node."""
+    by_name = {network.name: network for network in networks}
+    found = [one for endpoint in endpoints for one in deliveries(snapshot, by_name[endpoint.network], endpoint, link)]
+    return [Shortcut(link), *found] if link else []
+
+
+def deliveries(snapshot: Snapshot, network: Network, endpoint: Endpoint, link: str) -> list[KernelObject]:
+    """What leads to one endpoint, if `link` has a shortcut. An attach puts it at once: the address may have been another endpoint's a
+    moment ago."""
+    local, backend = member(snapshot, network).address, backend_of(network)
+    framed = backend.device(network).startswith(TUNNELS) and on_fast_path(network)
+    if not link or not framed or not isinstance(local, IPv4Address):
+        return []
+    return [Delivery(link, endpoint.address, network.subnet, endpoint.dev, local, network.vni, network.port, endpoint.mac)]
+
+
+def quick_objects(snapshot: Snapshot, network: Network, endpoint: Endpoint, has: FastPath) -> list[KernelObject]:
+    """All that lets one endpoint's packets take the fast path, besides the shared objects that are there already."""
+    if not has.ingress or not on_fast_path(network):
+        return []
+    return [*fast_elements(endpoint), fast_chain(endpoint, network), *deliveries(snapshot, network, endpoint, has.link)]

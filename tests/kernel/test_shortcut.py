@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shortcut's program on frames that a test made, run by the kernel without a link (BPF_PROG_TEST_RUN), and its filter on real ones."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from tests.support.kernel import converge, in_namespace, sh
+
+from plait.kernel.linux import LinuxKernel, bpf, shortcut
+from plait.kernel.linux.shortcut import Shortcuts
+from plait.model.objects import EndpointLink, Plan
+from plait.model.shortcut import Delivery, Shortcut
+
+pytestmark = pytest.mark.root
+_TEST_RUN = 10
+LEFT, DELIVERED = 0xFFFFFFFF, 7
+"""TC_ACT_UNSPEC, TC_ACT_REDIRECT."""
+DELIVERY = Delivery(
+    "lo", IPv4Address("10.29.0.2"), IPv4Network("10.29.0.0/16"), "pl-e1", IPv4Address("198.18.0.2"), 7, 4789, "02:00:00:00:00:0b"
+)
+MACS = b"\x02\xaa\0\0\0\1", b"\x02\xbb\0\0\0\2"
+
+
+@dataclass(frozen=True)
+class Packet:
+    """A VXLAN packet as the link receives it."""
+
+    outer_to: str = "198.18.0.2"
+    outer_fragment: int = 0
+    outer_options: bytes = b""
+    outer_protocol: int = socket.IPPROTO_UDP
+    port: int = 4789
+    checksum: int = 0
+    flags: int = 0x08000000
+    vni: int = 7
+    ethertype: int = 0x0800
+    source: str = "10.29.2.1"
+    to: str = "10.29.0.2"
+    options: bytes = b""
+    ttl: int = 64
+    payload: bytes = bytes(range(40))
+
+    @property
+    def inner(self) -> bytes:
+        return header(self.source, self.to, 17, self.payload, self.ttl, options=self.options)
+
+    @property
+    def frame(self) -> bytes:
+        wrapped = struct.pack("!II", self.flags, self.vni << 8) + bytes(12) + struct.pack("!H", self.ethertype) + self.inner
+        udp = struct.pack("!HHHH", 50000, self.port, 8 + len(wrapped), self.checksum) + wrapped
+        outer = header("198.18.0.1", self.outer_to, self.outer_protocol, udp, 64, self.outer_fragment, self.outer_options)
+        return bytes(12) + b"\x08\0" + outer
+
+
+def header(source: str, to: str, protocol: int, payload: bytes, ttl: int, fragment: int = 0, options: bytes = b"") -> bytes:
+    """With what follows it."""
+    length = 20 + len(options)
+    start = struct.pack("!BBHHHBB", 0x40 | length // 4, 0, length + len(payload), 1, fragment, ttl, protocol)
+    rest = socket.inet_aton(source) + socket.inet_aton(to) + options
+    return start + struct.pack("!H", checksum(start + rest)) + rest + payload
+
+
+def checksum(data: bytes) -> int:
+    """Of an IP header (RFC 1071); 0 over one that has its own."""
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+@pytest.fixture(scope="module")
+def judge() -> Iterator[Callable[[bytes], tuple[int, bytes]]]:
+    """What the program says to a frame, and how the frame is afterwards."""
+    with contextlib.ExitStack() as stack:
+        table = bpf.create_hash(4, shortcut._VALUE.size, 8, "test")
+        stack.callback(os.close, table)
+        program = bpf.load_classifier(shortcut._program(table), "test")
+        stack.callback(os.close, program)
+        words = DELIVERY.source.network_address.packed, DELIVERY.source.netmask.packed, DELIVERY.local.packed
+        numbers = struct.pack("!I", DELIVERY.vni << 8), struct.pack("!H", DELIVERY.port)
+        bpf.put(table, DELIVERY.address.packed, shortcut._VALUE.pack(1, *words, *numbers, *MACS))
+
+        def run(frame: bytes) -> tuple[int, bytes]:
+            given, made = ctypes.create_string_buffer(frame, len(frame)), ctypes.create_string_buffer(4096)
+            addresses = map(ctypes.addressof, (given, made))
+            attr = bytearray(struct.pack("=4I2Q2I80x", program, 0, len(frame), 4096, *addresses, 1, 0))
+            bpf._bpf(_TEST_RUN, attr)
+            _, verdict, _, length = struct.unpack_from("=4I", attr)
+            return verdict, made.raw[:length]
+
+        yield run
+
+
+@pytest.mark.parametrize("ttl", [2, 64, 255])
+@pytest.mark.parametrize("payload", [bytes(20), bytes(range(256)), b"\xff" * 1300])
+def test_what_is_delivered_is_the_inner_packet_one_hop_older(judge: Callable[[bytes], tuple[int, bytes]], ttl: int, payload: bytes) -> None:
+    packet = Packet(ttl=ttl, payload=payload, checksum=0x1234, outer_fragment=0x4000)
+    verdict, frame = judge(packet.frame)
+    assert verdict == DELIVERED
+    assert frame == MACS[0] + MACS[1] + b"\x08\0" + replace(packet, ttl=ttl - 1).inner
+    assert checksum(frame[14:34]) == 0
+
+
+def test_a_checksum_keeps_its_carry(judge: Callable[[bytes], tuple[int, bytes]]) -> None:
+    for last in range(1, 255):
+        verdict, frame = judge(Packet(source=f"10.29.2.{last}", payload=bytes(40 + 2 * last)).frame)
+        assert verdict == DELIVERED and checksum(frame[14:34]) == 0
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        Packet(to="10.29.0.3"),
+        Packet(source="10.28.2.1"),
+        Packet(outer_to="198.18.0.9"),
+        Packet(outer_fragment=0x2000),
+        Packet(outer_fragment=0x0007),
+        Packet(outer_options=b"\1\1\1\1"),
+        Packet(outer_protocol=socket.IPPROTO_TCP),
+        Packet(port=4790),
+        Packet(vni=8),
+        Packet(flags=0x00000000),
+        Packet(flags=0x0C000000),
+        Packet(ethertype=0x0806),
+        Packet(ethertype=0x86DD),
+        Packet(options=b"\1\1\1\1"),
+        Packet(ttl=1),
+        Packet(ttl=0),
+        Packet(payload=b""),
+    ],
+    ids=lambda p: ",".join(f"{name}={getattr(p, name)}" for name in Packet.__annotations__ if getattr(p, name) != getattr(Packet(), name)),
+)
+def test_what_it_does_not_know_for_sure_it_leaves_as_it_was(judge: Callable[[bytes], tuple[int, bytes]], packet: Packet) -> None:
+    verdict, frame = judge(packet.frame)
+    if packet.payload:
+        assert (verdict, frame) == (LEFT, packet.frame)
+    else:
+        assert verdict == DELIVERED, "the shortest that there is"
+
+
+@pytest.mark.parametrize("length", range(34, 84))
+def test_a_frame_that_ends_too_early_is_left(judge: Callable[[bytes], tuple[int, bytes]], length: int) -> None:
+    frame = Packet(payload=b"").frame[:length]
+    assert judge(frame) == (LEFT, frame)
+
+
+def plan(*objects: Shortcut | Delivery | EndpointLink) -> Plan:
+    return {obj.key: obj for obj in objects}
+
+
+LINK = EndpointLink("pl-e1", 1450, peer="pl-p1", mac="02:00:00:00:00:0b")
+FILTERS = "tc qdisc show dev lo; tc filter show dev lo ingress; tc filter show dev lo egress"
+
+
+def test_it_leaves_the_link_as_it_was() -> None:
+    def body(kernel: LinuxKernel) -> None:
+        before = sh(FILTERS)
+        converge(kernel, plan(LINK, Shortcut("lo"), DELIVERY))
+        assert "plait" in sh(FILTERS)
+        converge(kernel, plan(LINK))
+        assert sh(FILTERS) == before
+
+    in_namespace(body)
+
+
+@pytest.mark.parametrize("hook", ["ingress", "egress"])
+def test_filters_of_others_stay_and_so_does_what_holds_them(hook: str) -> None:
+    def body(kernel: LinuxKernel) -> None:
+        sh(f"tc qdisc add dev lo clsact; tc filter add dev lo {hook} pref 7 u32 match u32 0 0 flowid 1:1")
+        before = sh(FILTERS)
+        converge(kernel, plan(LINK, Shortcut("lo"), DELIVERY))
+        assert converge(kernel, plan(LINK, Shortcut("lo"), DELIVERY)) == 0
+        converge(kernel, plan(LINK))
+        assert sh(FILTERS) == before
+
+    in_namespace(body)
+
+
+def test_it_outlives_its_maker_and_another_finds_it() -> None:
+    def body(kernel: LinuxKernel) -> None:
+        wanted = plan(LINK, Shortcut("lo"), DELIVERY)
+        converge(kernel, wanted)
+        with contextlib.closing(LinuxKernel()) as successor:
+            assert converge(successor, wanted) == 0
+            converge(successor, plan(LINK, Shortcut("lo")))
+        assert DELIVERY.key not in kernel.owned()
+
+    in_namespace(body)
+
+
+def test_another_releases_program_is_replaced_and_its_deliveries_come_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    def body(kernel: LinuxKernel) -> None:
+        wanted = plan(LINK, Shortcut("lo"), DELIVERY)
+        with monkeypatch.context() as patched:
+            patched.setattr(shortcut, "_DIGEST", "0123456789ab")
+            converge(kernel, wanted)
+        assert kernel.owned()["shortcut", "lo"] == Shortcut("lo", current=False)
+        assert converge(kernel, wanted) == 2
+        assert converge(kernel, wanted) == 0
+        converge(kernel, plan(LINK))
+        assert "clsact" not in sh("tc qdisc show dev lo"), "the place that the other one made goes too"
+
+    in_namespace(body)
+
+
+def test_a_delivery_without_shortcut_or_link_is_refused_by_name() -> None:
+    def body(kernel: LinuxKernel) -> None:
+        converge(kernel, plan(LINK))
+        with contextlib.closing(Shortcuts(kernel._sock)) as shortcuts:
+            with pytest.raises(OSError, match="lo has no shortcut"):
+                shortcuts.deliver(DELIVERY)
+            shortcuts.put("lo")
+            with pytest.raises(OSError, match="no link named pl-e9"):
+                shortcuts.deliver(replace(DELIVERY, link="pl-e9"))
+            with pytest.raises(OSError, match="no link named eth9"):
+                shortcuts.put("eth9")
+            shortcuts.withdraw(DELIVERY)
+
+    in_namespace(body)
+
+
+def test_a_program_that_is_none_is_refused_with_the_verifiers_words() -> None:
+    with pytest.raises(OSError, match="the verifier refuses the program: "):
+        bpf.load_classifier(bytes(8), "broken")
+
+
+def test_many_deliveries_are_read_back_whole() -> None:
+    def body(kernel: LinuxKernel) -> None:
+        many = [replace(DELIVERY, address=DELIVERY.source.network_address + n) for n in range(2, 1002)]
+        wanted = plan(LINK, Shortcut("lo"), *many)
+        converge(kernel, wanted)
+        assert converge(kernel, wanted) == 0
+
+    in_namespace(body)
