@@ -12,8 +12,10 @@ import pytest
 
 from plait.kernel.dryrun import render
 from plait.model.cluster import Block, Endpoint, Network, Node, PortMapping, Reach, Snapshot, TunnelKey
+from plait.model.leases import Leased, Way
 from plait.model.objects import Op
 from plait.plan import Local, plan_node
+from plait.plan.hostlease import HostLease
 from plait.reconcile import order
 
 FILES = Path(__file__).parent / "plans"
@@ -208,7 +210,18 @@ CASES["handed-on"] = replace(  # B is a gateway, and on A's link
     CASES["hybrid-paths"], nodes=ALL | {"B": replace(ALL["B"], meta={"gateway": "true"})}
 )
 CASES["gateway-on-link"] = CASES["hybrid-paths"]
+CASES["lease"] = replace(CASES["bridge"], networks={"default": DEFAULT, "here": replace(SWITCHED, options={"lease": "eth1"})})
+_WAYS = (Way(N("10.9.0.0/16"), A("192.168.7.7")), Way(N("0.0.0.0/0"), A("192.168.7.254")))
+_LEASED = Leased(25, _WAYS, mtu=1400)
+CASES["dhcp"] = replace(  # the last one has lost its lease
+    CASES["macvlan"],
+    networks={"default": DEFAULT, "lan": replace(LAN, options={"parent": "eth1", "ipam": "dhcp"})},
+    blocks=blocks("A", "B"),
+    endpoints={e.id: replace(e, leased=replace(_LEASED, lost=e is ON_LAN[2])) for e in ON_LAN},
+)
 LOCALS = {
+    "dhcp": Local(links=frozenset({"eth0", "eth1"}), netns={"e-eng": "/proc/7/ns/net"}),
+    "lease": Local(leases={"here": HostLease("eth1", A("192.168.7.19"))}),
     "gateway-on-link": Local(gateway=True, underlay="eth0"),
     "alone": Local(),
     "three-peers": Local(gateway=True, fast_path=True, shortcut="eth0"),

@@ -80,3 +80,17 @@ async def test_what_cannot_be_opened_inside_is_told_unless_it_is_the_containers_
 @pytest.mark.parametrize("check", [lambda place: place_of(str(place)) == place, lambda place: place_of(place.address) is None])
 def test_a_place_is_the_address_of_a_sockets_name(check: Callable[[Place], bool]) -> None:
     assert check(Place(HERE, OWN, "/run/ns/with@sign"))
+
+
+async def test_a_sandbox_that_gets_another_address_is_answered_at_it_though_the_child_has_the_old_socket_still(netns: str) -> None:
+    sockets = Sockets(open_resolver)
+    assert await sockets.set([(str(Place(HERE, OWN, netns)), 53)]) == ()
+    of_the_child = [sock.dup() for sock in sockets.held.values()]
+    sh(f"nsenter --net={netns} ip addr del {OWN}/24 dev eth0 && nsenter --net={netns} ip addr add 192.0.2.8/24 dev eth0")
+    assert await sockets.set([(str(Place(HERE, "192.0.2.8", netns)), 53)]) == () and len(sockets.held) == 2
+    sh(f'nsenter --net={netns} python3 -c "{ASK}"')
+    (asked,) = (sock for (protocol, _, _), sock in sockets.held.items() if protocol == "udp")
+    assert asked.recvfrom(9)[1][0] == "192.0.2.8"
+    for sock in of_the_child:
+        sock.close()
+    sockets.close()

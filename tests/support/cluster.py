@@ -7,10 +7,17 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import cast
 
 from plait.agent.addresses import Addresses
+from plait.agent.addressing import Addressing, learned
+from plait.agent.dhcp import Leases, steady
+from plait.agent.dhcpwires import Wires
+from plait.agent.following import Following
+from plait.agent.health import Health
 from plait.agent.journal import Journal
 from plait.agent.kernelwork import KernelWork
 from plait.agent.networks import Networks
@@ -20,11 +27,13 @@ from plait.agent.view import View
 from plait.ipam import NamedRange
 from plait.kernel.fake import FakeKernel
 from plait.model.cluster import Node
+from plait.model.hostlinks import ChildLink
 from plait.plan import Local, plan_node
 from plait.plan.shortcut import FastPath
 from plait.runtimes.api import AttachRequest, NetworkRequest
 from plait.store.api import Store
 from plait.store.replica import Replica
+from tests.support.dhcp import FakeServer, FakeWires
 
 DEFAULT = "default"
 
@@ -40,6 +49,9 @@ class FakeNode:
         self.ranges: list[NamedRange] = []
         self.fast_path = False
         self.links = frozenset({"lo"})
+        self.dhcp: list[FakeServer] = []
+        self.dhcp_timeout_s, self.dhcp_clock = 0.2, steady
+        self.readdressed: list[ChildLink] = []
 
     async def start(self) -> None:
         self.journal = Journal(self.folder / "journal.db")
@@ -47,12 +59,18 @@ class FakeNode:
         self.replica = Replica(self.store, self.folder / "replica.bin")
         self.replica.subscribe(self.view.change)
         self.work = KernelWork(self.kernel)
-        self.networks = Networks(self.view, self.store, DEFAULT, self.view.caught_up, able=self.kernel.capabilities)
+        self.health = Health(time.time)
+        self._make_leases()
+        learn = partial(learned, self.leases)
+        self.networks = Networks(self.view, self.store, DEFAULT, self.view.caught_up, able=self.kernel.capabilities, learn=learn)
         self.addresses = Addresses(self.view, self.store, self.journal, DEFAULT, False, self.reuse_after_s, lambda: self.ranges, self.clock)
+        self.addressing = Addressing(self.addresses, self.leases, self.view, self.work.put)
         self.publisher = Publisher(self.view, self.store, self.view.caught_up)
         self.ops = AgentOperations(
-            self.view, self.journal, self.work, self.addresses, self.networks, self._settled, self.converge, self._fast_path
+            self.view, self.journal, self.work, self.addressing, self.networks, self._settled, self.converge, self._fast_path
         )
+        self.following = Following(self.view, self.leases, self.ops, self.health, self._readdress)
+        self.leases.recover()
         self._task = asyncio.create_task(self._run())
         await self.until(lambda: self.replica.synced)
         self._put_node()
@@ -65,6 +83,19 @@ class FakeNode:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.replica.run())
             group.create_task(self.addresses.assigned.run())
+            group.create_task(self.leases.run())
+            group.create_task(self.following.run())
+
+    def _make_leases(self) -> None:
+        def wires(wake: Callable[[], None]) -> Wires:
+            self.wires = FakeWires(self.dhcp, wake)
+            return cast(Wires, self.wires)
+
+        self.leases = Leases(self.journal, self.health, self.name, self.dhcp_timeout_s, wires, self.dhcp_clock)
+
+    def _readdress(self, link: ChildLink) -> bool:
+        self.readdressed.append(link)
+        return True
 
     def _put_node(self) -> None:
         tunnel = self.addresses.tunnel_address()

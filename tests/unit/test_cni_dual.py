@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from tests.support.cluster import FakeNode, nodes
 from tests.support.cniagent import CniAgent
 
 from plait.agent.keys import alive_key
+from plait.model.cluster import Endpoint, Network
 from plait.model.inside import InsideLink, SandboxState
+from plait.model.leases import Leased, Way
 from plait.runtimes.api import NetworkRequest
+from plait.runtimes.cni.results import add_result, dns_of
 from plait.store.api import Put
 from plait.store.memory import MemoryStore
 
@@ -224,3 +228,26 @@ async def test_one_with_ipv6_alone_joins_too(agent: CniAgent) -> None:
     previous = {"cniVersion": "1.0.0", "interfaces": interfaces, "ips": [{"address": "fd88::5/64", "interface": 0}]}
     assert await agent.call("ADD", netns=netns, config={"name": "chain", "prevResult": previous}) == (200, previous)
     assert next(iter(agent.node.view.snapshot.containers.values())).addresses6 == {"chain": A6("fd88::5")}
+
+
+def test_a_result_says_what_came_with_a_lease() -> None:
+    network = Network(
+        "lan", IPv4Network("198.18.0.0/24"), IPv4Address("198.18.0.254"), 24, "macvlan", options={"parent": "eth0", "ipam": "dhcp"}
+    )
+    ways = (Way(IPv4Network("10.9.0.0/16"), IPv4Address("198.18.0.7")), Way(IPv4Network("0.0.0.0/0"), IPv4Address("198.18.0.1")))
+    leased = Leased(25, ways, (IPv4Address("198.18.0.53"),), "example.org")
+    endpoint = Endpoint(
+        "e", "lan", "A", IPv4Address("198.18.0.10"), "02:00:00:00:00:01", "pl-e1", "cni", address6=IPv6Address("fd00::10"), leased=leased
+    )
+    result = add_result("1.0.0", endpoint, network, 1500, dns_of("", "plait", None, leased))
+    assert result["ips"] == [
+        {"address": "198.18.0.10/25", "interface": 0, "gateway": "198.18.0.1"},
+        {"address": "fd00::10/128", "interface": 0},
+    ]
+    assert result["routes"] == [{"dst": "0.0.0.0/0", "gw": "198.18.0.1"}, {"dst": "10.9.0.0/16", "gw": "198.18.0.7"}]
+    assert result["dns"] == {"nameservers": ["198.18.0.53"], "search": ["example.org"]}
+    bare = add_result(
+        "1.0.0", replace(endpoint, leased=Leased(24), address6=None), network, 1500, dns_of("10.28.0.1", "plait", None, leased)
+    )
+    assert bare["routes"] == [] and bare["ips"] == [{"address": "198.18.0.10/24", "interface": 0}]
+    assert bare["dns"] == {"nameservers": ["10.28.0.1"], "search": ["plait"]}

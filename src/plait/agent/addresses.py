@@ -272,7 +272,7 @@ class Addresses:
         network do not stop the others."""
         with contextlib.suppress(StoreUnavailable):
             await self._reconcile()
-        for network in list(self._view.snapshot.networks.values()):
+        for network in [network for network in self._view.snapshot.networks.values() if not network.by_dhcp]:
             try:
                 await self._maintain(network)
             except (PoolExhausted, NotFound, StoreUnavailable) as error:

@@ -14,6 +14,7 @@ from plait.agent import reports
 from plait.agent.addresses import Addresses
 from plait.agent.exposures import Exposures
 from plait.agent.health import Health
+from plait.agent.hostlinks import router_of, servers_of
 from plait.agent.identity import Identity
 from plait.agent.ipamcare import IpamCare
 from plait.agent.ipamview import ipam_view
@@ -25,6 +26,7 @@ from plait.agent.sandboxes import Sandboxes, SandboxRequest, parse_ports
 from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
+from plait.ipam import Reservation
 from plait.ipam.merge import VERSION, ClusterExport, conflicts, export
 from plait.model.cluster import Endpoint, Network, published_text
 from plait.model.errors import ConfigError, Conflict, NotFound
@@ -77,6 +79,7 @@ class AdminParts:
     token: Callable[[int], Awaitable[TokenView]]
     gateway: Callable[[bool], Awaitable[None]]
     exposures: Exposures
+    host_leases: Callable[[], list[Reservation]]
     caught_up: Callable[[int], Awaitable[None]]
 
 
@@ -152,7 +155,7 @@ class AgentAdmin:
         return found
 
     async def ipam(self) -> IpamView:
-        return ipam_view(self._p.view.snapshot, self._p.addresses.reservations())
+        return ipam_view(self._p.view.snapshot, [*self._p.addresses.reservations(), *self._p.host_leases()])
 
     async def check_ipam(self) -> list[FindingRow]:
         found = await self._p.care.check()
@@ -222,8 +225,8 @@ class AgentAdmin:
             "netns": str(self._p.sandboxes.path(name)),
             "address": str(endpoint.address),
             "address6": str(endpoint.address6 or ""),
-            "gateway": "" if network.internal else str(network.gateway),
-            "dns": [address] if (address := self._p.resolver(network)) else [],
+            "gateway": router_of(network, endpoint),
+            "dns": servers_of(self._p.resolver(network), endpoint),
             "search": self._p.search,
             "ports": [published_text(port) for port in endpoint.ports],
             "pid": pid,

@@ -16,6 +16,7 @@ from pathlib import Path
 from plait.agent.configvalues import Getter
 from plait.agent.dnssettings import KEYS as DNS_KEYS
 from plait.agent.dnssettings import DnsSettings, read_dns
+from plait.agent.ipamsettings import dhcp_timeout, forget_after
 from plait.model.addr import IPAddress
 from plait.model.errors import ConfigError
 from plait.services.registrator import Where, Which
@@ -97,6 +98,7 @@ class Config:
     register_address: Where
     parallel_checks: int
     reuse_after_s: float
+    dhcp_timeout_s: float
     forget_after_s: float
     log_level: str
     log_format: str
@@ -289,6 +291,12 @@ OPTIONS = (
         "How long an address is kept from other names after its container is gone, unless nothing else is left; `0s`: not at all.",
     ),
     Option(
+        "ipam.dhcp_timeout",
+        "duration",
+        "10s",
+        "How long a DHCP server has to give a container an address, 1s to 12s; the engine's call waits for it.",
+    ),
+    Option(
         "ipam.forget_after",
         "duration",
         "0s",
@@ -297,8 +305,6 @@ OPTIONS = (
     Option("log.level", "debug, info, warning or error", "info", "Least level that is written."),
     Option("log.format", "text or json", "text", "Form of the log lines on standard error."),
 )
-LEAST_FORGET_S = 10.0
-"""Shortest `ipam.forget_after`: a node that only restarts its agent must not lose its blocks each time."""
 _KNOWN = {option.path for option in OPTIONS}
 _SECTIONS = " ".join(dict.fromkeys(f"[{option.path.partition('.')[0]}]" for option in OPTIONS))
 
@@ -346,7 +352,8 @@ def parse_config(raw: Mapping[str, object], where: str) -> Config:
         local_script_checks=get.flag("checks.enable_local_script_checks", lambda: False),
         parallel_checks=get.count("checks.parallel", 512, 10000),
         reuse_after_s=get.duration("ipam.reuse_after", "30s"),
-        forget_after_s=_forget_after(get.duration("ipam.forget_after", "0s"), where),
+        dhcp_timeout_s=dhcp_timeout(get.duration("ipam.dhcp_timeout", "10s"), where),
+        forget_after_s=forget_after(get.duration("ipam.forget_after", "0s"), where),
         register_services=get.choice("services.register", ("off", "named", "published"), "named"),
         register_address=get.choice("services.address", ("container", "host"), "container"),
         log_level=get.choice("log.level", ("debug", "info", "warning", "error"), "info"),
@@ -366,13 +373,6 @@ def _flat(raw: Mapping[str, object], where: str) -> dict[str, object]:
                 raise ConfigError(f"{where}: {name}", value, "is not a known key", f"known are {', '.join(sorted(_KNOWN))}")
             flat[name] = value
     return flat
-
-
-def _forget_after(seconds: float, where: str) -> float:
-    if 0 < seconds < LEAST_FORGET_S:
-        why, hint = "is shorter than a reboot takes", f"use at least {LEAST_FORGET_S:.0f}s, or 0s for never"
-        raise ConfigError(f"{where}: ipam.forget_after", f"{seconds:g}s", why, hint)
-    return seconds
 
 
 def check_node_name(name: str) -> str:

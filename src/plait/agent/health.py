@@ -79,6 +79,31 @@ REGISTRY: dict[str, Condition] = {
             "are put on it by themselves.",
         ),
         Condition(
+            "lease-lost",
+            "error",
+            "A container has no address any more, because no DHCP server lets it have one",
+            "Look at the server and its log, and at what passes on the link (`tcpdump -ni LINK port 67 or port 68`). It is asked again by "
+            "itself; the container has an address again as soon as it gives one.",
+        ),
+        Condition(
+            "lease-none",
+            "error",
+            "This host has no address of its own for a network that asks for one (`-o lease=LINK`)",
+            "See what is said of the link and its DHCP server; until there is one, containers leave the host by its other address.",
+        ),
+        Condition(
+            "lease-late",
+            "warning",
+            "No DHCP server prolongs the lease of a container's address",
+            "Bring the server back, or another one of the link that knows its leases, before the time that is named.",
+        ),
+        Condition(
+            "lease-moved",
+            "warning",
+            "A DHCP server gave a running container another address than its engine shows",
+            "Restart the container, so that its engine knows; until then it works by the new address and by name.",
+        ),
+        Condition(
             "firewall-drops",
             "warning",
             "A firewall chain of another program drops forwarded packets",

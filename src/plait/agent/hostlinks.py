@@ -7,12 +7,12 @@ Data in: networks, what the kernel can do, the links that there are. Data out: a
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from plait.backends import child_of, needs, own_mac
 from plait.model.addr import AddressRange
-from plait.model.cluster import Network, Node, PortMapping, Snapshot
+from plait.model.cluster import Container, Endpoint, Network, Node, PortMapping, Snapshot
 from plait.model.errors import ConfigError, NotFound, NotSupported
 from plait.plan.desired import endpoint_mac
 from plait.plan.exposed import HOST
@@ -28,6 +28,16 @@ def links_here() -> frozenset[str]:
     return frozenset(name for _, name in socket.if_nameindex())
 
 
+def of_link(request: NetworkRequest) -> NetworkRequest:
+    """Where a DHCP server gives the addresses, IPv6 is asked for by an option; routers say what is on the link. ConfigError."""
+    if request.options.get("ipam") != "dhcp" or not request.dual:
+        return request
+    if request.subnet6 is not None or request.gateway6 is not None:
+        said = request.subnet6 or request.gateway6
+        raise ConfigError("subnet6" if request.subnet6 else "gateway6", str(said), "is what routers of the link say", "leave it out")
+    return replace(request, ipv6=False, options={**request.options, "ipam6": "dhcp"})
+
+
 def designed(network: Network, request: NetworkRequest, able: Collection[str], nodes: Collection[Node]) -> Network:
     """A network that shall be made, without the addresses of `nodes`, which lie on that link too perhaps. ConfigError or NotSupported for
     what such a network cannot be; others are returned as they are."""
@@ -36,6 +46,11 @@ def designed(network: Network, request: NetworkRequest, able: Collection[str], n
     if request.subnet is None:
         raise ConfigError(
             "subnet", "", "is not given, but it is that of the link", "name it with --subnet, and the link's router with --gateway"
+        )
+    if network.by_dhcp and (request.ip_range or request.excluded):
+        which = "ip-range" if request.ip_range else "exclude"
+        raise ConfigError(
+            which, str(request.ip_range or request.excluded[0]), "is the DHCP server's matter", "say it there, and leave it out"
         )
     if request.internal:
         raise ConfigError("internal", "true", "cannot be promised on a link of the host, where others are", "leave it out")
@@ -57,6 +72,11 @@ def permit(network: Network, request: AttachRequest, able: Collection[str]) -> N
     _check_kernel(network, able)
     if request.mac and not own_mac(network):
         raise NotSupported(f"containers of network {network.name} have the MAC of their link: leave out {request.mac}")
+    check_parent(network)
+
+
+def check_parent(network: Network) -> None:
+    """NotFound if this host has not the link that the network's containers are on."""
     parent = network.options["parent"]
     if parent not in links_here():
         raise NotFound(
@@ -125,3 +145,31 @@ def resolver_places(snapshot: Snapshot, netns: Mapping[str, str], by_host: str) 
         if address := resolver_of(network, by_host):
             places.add((str(Place(address, str(endpoint.address), path)), DNS_PORT))
     return places
+
+
+def servers_of(resolver: str, endpoint: Endpoint) -> list[str]:
+    """Where the endpoint's container finds DNS: by `resolver`, else ("": plait does not answer) by what came with its lease."""
+    return [resolver] if resolver else [str(one) for one in (endpoint.leased.dns if endpoint.leased is not None else ())]
+
+
+def router_of(network: Network, endpoint: Endpoint) -> str:
+    """Who leads the endpoint out, "" if nobody does."""
+    if endpoint.leased is not None:
+        return str(endpoint.leased.gateway or "")
+    return "" if network.internal else str(network.gateway)
+
+
+def as_leased(container: Container, endpoints: Iterable[Endpoint]) -> Container:
+    """The container with the addresses that its leases give it, whatever its engine was once told; without those that it has lost."""
+    leased = [e for e in endpoints if e.leased is not None and e.container == container.id and e.runtime == container.runtime]
+    if not leased:
+        return container
+    lost = {e.network for e in leased if e.leased is not None and e.leased.lost}
+    has = {**container.addresses, **{e.network: e.address for e in leased}}
+    six = {**container.addresses6, **{e.network: e.address6 for e in leased if e.address6 is not None}}
+    gone = {e.network for e in leased if e.address6 is None}
+    return replace(
+        container,
+        addresses={name: address for name, address in has.items() if name not in lost},
+        addresses6={name: address for name, address in six.items() if name not in gone},
+    )

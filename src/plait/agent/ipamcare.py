@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from plait.agent.addresses import Addresses
+from plait.agent.addressing import Addressing
 from plait.agent.kernelwork import KernelWork
 from plait.agent.keys import alive_key, node_key
 from plait.agent.operations import AgentOperations
@@ -37,7 +37,7 @@ class IpamCare:
         view: View,
         store: Store,
         ops: AgentOperations,
-        addresses: Addresses,
+        addresses: Addressing,
         work: KernelWork,
         plan: Callable[[], Plan],
         exists: Callable[[Path], bool],

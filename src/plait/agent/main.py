@@ -138,8 +138,22 @@ def _inside(paths: Paths) -> list[Key]:
     return [("child", endpoint.dev, endpoint.netns) for endpoint in endpoints if endpoint.netns]
 
 
+def _give_back(paths: Paths) -> list[str]:
+    """Addresses of DHCP servers, which would keep them until the leases end."""
+    from plait.agent.dhcp import give_back, steady
+    from plait.agent.journal import Journal
+    from plait.kernel.linux import PacketSocket
+
+    file = paths.lib / "journal.db"
+    if not file.exists():
+        return []
+    with contextlib.closing(Journal(file)) as journal:
+        told = give_back(journal, PacketSocket, steady())
+    return [f"gave back {told} leases"] if told else []
+
+
 def _purge(paths: Paths) -> list[str]:
-    done: list[str] = []
+    done = _give_back(paths)
     with contextlib.suppress(NotFound, ConfigError):
         identity = placed(load_identity(paths.identity), load_config(paths.config))
         if identity.store:

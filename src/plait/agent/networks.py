@@ -9,7 +9,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 
-from plait.agent.hostlinks import designed
+from plait.agent.hostlinks import designed, of_link
 from plait.agent.keys import NETWORK_GUARD, assigned_prefix, blocks_prefix, network_key
 from plait.agent.view import View
 from plait.backends import BACKENDS, DUAL, HOST_LINK, OnHostLink, changed, child_of, settle
@@ -28,7 +28,7 @@ _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWX
 
 class Networks:
     """Create, find and remove networks. `caught_up(revision)` waits until the view has that revision; `look()` learns what this host uses
-    addresses for outside plait, `able()` is what its kernel can do."""
+    addresses for outside plait, `able()` is what its kernel can do, `learn` completes a request by what is on its link."""
 
     def __init__(
         self,
@@ -38,8 +38,9 @@ class Networks:
         caught_up: Callable[[int], Awaitable[None]],
         look: Callable[[], Awaitable[None]] | None = None,
         able: Callable[[], frozenset[str]] = frozenset,
+        learn: Callable[[NetworkRequest], Awaitable[NetworkRequest]] | None = None,
     ) -> None:
-        self._able = able
+        self._able, self._learn = able, learn
         self._view, self._store, self._default, self._caught_up, self._look = view, store, default, caught_up, look
 
     async def ensure(self, request: NetworkRequest) -> Network:
@@ -55,6 +56,9 @@ class Networks:
             existing = known.get(request.name)
             if existing is not None:
                 return _same(existing, request)
+            if self._learn is not None:
+                request = await self._learn(request)
+            request = of_link(request)
             network = self._design(request)
             routed = child_of(network) is None
             nodes = sorted(self._view.snapshot.nodes.values(), key=lambda n: n.name)
@@ -115,6 +119,8 @@ class Networks:
         snapshot = self._view.snapshot
         subnet = request.subnet or next_subnet(taken(snapshot))
         settled = settle(request.options, BACKENDS.values(), snapshot.networks.values())
+        if request.internal and request.options.get("lease"):
+            raise ConfigError("lease", request.options["lease"], "means nothing to a network that has no way out", "leave it out")
         prefix = request.block_prefix or default_block_prefix(request.ip_range or subnet)
         if request.dual:
             _check_dual(settled.backend.name)
@@ -165,11 +171,12 @@ def _same(existing: Network, request: NetworkRequest) -> Network:
         ("port", request.options.get("port"), str(existing.port)),
         ("VNI", request.options.get("vni"), str(existing.vni)),
         *((name, request.options.get(name), existing.options.get(name, "the default")) for name in HOST_LINK),
+        ("lease", request.options.get("lease"), existing.options.get("lease", "none")),
         ("layer2", request.options.get("layer2"), str(existing.layer2).lower()),
         ("multicast", request.options.get("multicast"), str(existing.multicast).lower()),
         ("IP range", request.ip_range, existing.ip_range or "none"),
         ("exclusions", _spelled(request.excluded), _spelled(existing.excluded) or "none"),
-        ("IPv6", request.dual or None, existing.subnet6 is not None),
+        ("IPv6", request.dual or None, existing.subnet6 is not None or existing.by_dhcp6),
         ("IPv6 subnet", request.subnet6, existing.subnet6),
         ("IPv6 gateway", request.gateway6, existing.gateway6),
     )

@@ -42,6 +42,7 @@ from plait.model.cluster import GATEWAY_META, Network, Node, TunnelKey
 from plait.model.errors import PlaitError, StoreUnavailable
 from plait.model.objects import Plan
 from plait.plan import Local, network_mtu, plan_node
+from plait.plan.hostlease import HostLease
 from plait.runtimes.api import NetworkRequest
 from plait.runtimes.docker.options import docker_env
 from plait.serve.dns_parent import DnsService, DnsUnavailable
@@ -74,6 +75,7 @@ class Parts:
     vanished: Callable[[], set[str]]
     rotation: Rotation
     tunnels: Tunnels
+    leases: Callable[[], dict[str, HostLease]]
 
 
 _CAPABILITIES_EVERY_S = 5.0
@@ -132,6 +134,7 @@ class NodeLoops:
             strict=self._p.underlay.strict,
             software_checksums=self._p.underlay.checksums.software,
             moved=self._p.rotation.moved,
+            leases=self._p.leases(),
             links=links_here() if any(map(child_of, snapshot.networks.values())) else frozenset(),
         )
         return plan_node(snapshot, local)

@@ -16,9 +16,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 
-from plait.agent.addresses import Addresses
-from plait.agent.apart import choose6
-from plait.agent.hostlinks import check_ports, mac_of, permit
+from plait.agent.addressing import Addressing
+from plait.agent.apart import choose6, endpoint_of
+from plait.agent.hostlinks import as_leased, check_ports, mac_of, permit
 from plait.agent.journal import Journal, Write
 from plait.agent.kernelwork import KernelWork
 from plait.agent.networks import Networks
@@ -29,8 +29,8 @@ from plait.model.cluster import Container, Endpoint, Network, PortMapping
 from plait.model.errors import Conflict, KernelError, NotFound, NotSupported, PlaitError
 from plait.model.objects import KernelObject, NftChain, Sysctl
 from plait.plan import carried, endpoint_objects, guarded, member
-from plait.plan.desired import device_name, local_ports, shared_objects
-from plait.plan.exposed import HOST, exposed_here, host_link, spoken
+from plait.plan.desired import local_ports, shared_objects
+from plait.plan.exposed import HOST, exposed_here, spoken
 from plait.plan.fastpath import fast_chain, on_fast_path
 from plait.plan.firewall import port_objects
 from plait.plan.shortcut import FastPath, deliveries, quick_objects
@@ -49,7 +49,7 @@ class AgentOperations:
         view: View,
         journal: Journal,
         kernel: KernelWork,
-        addresses: Addresses,
+        addresses: Addressing,
         networks: Networks,
         names_settled: Callable[[], Awaitable[None]],
         full_pass: Callable[[], Awaitable[object]],
@@ -94,8 +94,9 @@ class AgentOperations:
         address: IPv4Address | None = None,
         name: str = "",
         labels: Mapping[str, str] | None = None,
+        mac: str = "",
     ) -> IPv4Interface:
-        return await self._addresses.reserve(self._network(network), owner, address, Asker(name, labels or {}))
+        return await self._addresses.reserve(self._network(network), owner, address, Asker(name, labels or {}, mac=mac))
 
     async def reserve6(
         self,
@@ -165,7 +166,7 @@ class AgentOperations:
                 await self._full_pass()
 
     async def _design(self, request: AttachRequest, network: Network, known: Endpoint | None) -> Endpoint:
-        asker = Asker(request.name, request.labels, request.within)
+        asker = Asker(request.name, request.labels, request.within, mac_of(network, request))
         wanted, wanted6 = request.address, request.address6
         if known is not None:
             wanted, wanted6 = wanted or known.address, wanted6 or known.address6
@@ -182,24 +183,8 @@ class AgentOperations:
             if known is None:
                 await self._addresses.release(network.name, reserved.ip)
             raise
-        return Endpoint(
-            id=request.endpoint,
-            network=network.name,
-            node=self._view.me,
-            address=reserved.ip,
-            mac=mac_of(network, request),
-            dev=host_link(network) if request.runtime == HOST else device_name(request.endpoint),
-            runtime=request.runtime,
-            container=request.container,
-            name=request.name,
-            aliases=request.aliases,
-            labels=dict(request.labels),
-            ports=known.ports if known is not None else (),
-            netns=request.netns,
-            ifname=request.ifname,
-            default_route=request.default_route,
-            address6=address6,
-        )
+        leased = self._addresses.leased(request.endpoint)
+        return endpoint_of(request, network, self._view.me, known, reserved.ip, address6, leased)
 
     def _permit(self, network: Network, asker: Asker, wanted: IPv4Address) -> None:
         """Conflict if the asker may not have the address, whoever reserved it before its name was known."""
@@ -209,7 +194,10 @@ class AgentOperations:
     async def _design6(
         self, request: AttachRequest, network: Network, address: IPv4Address, wanted: IPv6Address | None, new: bool
     ) -> IPv6Address | None:
-        """None where there is no IPv6 and none was asked for."""
+        """None where there is no IPv6 and none was asked for, and where an engine has the say over what is inside."""
+        if network.by_dhcp6:
+            asker = Asker(request.name, mac=mac_of(network, request))
+            return await self._addresses.lease6(network, request.endpoint, wanted, asker) if request.netns else None
         if wanted is None and request.within6:
             wanted = await choose6(self._addresses, request, network, address)
         if not request.ipv6 or (wanted is None and not self._carries6(network)):
@@ -275,8 +263,20 @@ class AgentOperations:
             if endpoint.ports:
                 await self._full_pass()
         for address in self._held_by(endpoint):
-            await self._addresses.release(endpoint.network, address)
+            await self._addresses.release(endpoint.network, address, endpoint.id)
         await saved
+
+    async def amend(self, endpoint: str, change: Callable[[Endpoint], Endpoint]) -> Endpoint | None:
+        """Let the endpoint be what `change` makes of it, durably and for names; None if there is none. The kernel is the caller's."""
+        async with self._lock(endpoint):
+            known = self._find(endpoint)
+            if known is not None:
+                known = change(known)
+                await self._remember(known)
+                if self._view.reported(known.runtime):
+                    mine = (c for c in self._view.snapshot.containers.values() if c.node == self._view.me and c.runtime == known.runtime)
+                    await self.report(known.runtime, list(mine))
+            return known
 
     def _held_by(self, endpoint: Endpoint) -> set[IPv4Address]:
         return held_by(self._view.snapshot.networks.get(endpoint.network), endpoint)
@@ -346,7 +346,7 @@ class AgentOperations:
             await self._full_pass()
 
     async def report(self, runtime: str, containers: Sequence[Container]) -> None:
-        self._view.report(runtime, containers)
+        self._view.report(runtime, [as_leased(container, self._own()) for container in containers])
 
     # --- what nothing stands behind
 

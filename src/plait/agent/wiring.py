@@ -12,17 +12,22 @@ from functools import partial
 from ipaddress import IPv4Network
 
 from plait.agent.addresses import Addresses
+from plait.agent.addressing import Addressing, learned
 from plait.agent.admin import AdminParts, AgentAdmin
 from plait.agent.announcer import Announcer
 from plait.agent.config import Config, Paths, load_config
+from plait.agent.dhcp import Leases
+from plait.agent.dhcpwires import Wires
 from plait.agent.discovery import Discovery, DiscoveryParts
 from plait.agent.dnsnear import DnsNear
 from plait.agent.dnswatch import DnsWatch
 from plait.agent.engines import EngineParts, Engines
 from plait.agent.exposures import Exposures
 from plait.agent.figures import of_kernel
+from plait.agent.following import Following
 from plait.agent.health import Health
 from plait.agent.hostaddress import HostAddress
+from plait.agent.hostleases import HostLeases
 from plait.agent.hostranges import HostRangesWatch
 from plait.agent.hostresolvers import HostResolvers
 from plait.agent.identity import Identity, new_id
@@ -45,7 +50,7 @@ from plait.agent.underlay import Underlay
 from plait.agent.view import View
 from plait.dns.zone import Zone
 from plait.ipam import NamedRange
-from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_exists, open_resolver, tell_neighbours
+from plait.kernel import linux
 from plait.model.cluster import HostRange
 from plait.model.errors import NotSupported
 from plait.model.report import TokenView
@@ -84,35 +89,36 @@ class _Wiring:
         self.config, self.identity, self.paths, self.journal, self.store = config, identity, paths, journal, store
         self.view = View(identity.name)
         self.health = Health(time.time)
-        self.kernel = LinuxKernel(paths.lib, paths.sysctls)
+        self.kernel = linux.LinuxKernel(paths.lib, paths.sysctls)
         self.work = KernelWork(self.kernel)
         self.replica = Replica(store, paths.lib / "replica.bin")
         self.host_ranges = HostRangesWatch(self.view, self.health, self.kernel.host_ranges, self._of_engines, self._bridge)
-        self.networks = Networks(self.view, store, DEFAULT_NETWORK, self.view.caught_up, self.host_ranges.look, self.kernel.capabilities)
+        self.leases = self._leases()
+        self.host_leases = HostLeases(self.view, self.leases, self.health, linux.link_mac, linux.announce_here)
+        self.networks = self._networks()
         self.ranges = RangesFile(paths.ranges, journal, self.health, lambda: self.loops.refresh_node())
         self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge, config.reuse_after_s, self._ranges)
+        self.addressing = Addressing(self.addresses, self.leases, self.view, self.work.put)
         self.publisher = Publisher(self.view, store, self.view.caught_up)
         self.dns = self._dns()
         self.resolvers = HostResolvers(self.dns.set_upstreams)
-        pinned, translated = config.address is not None, config.address is None and identity.translated
-        home = HostAddress(config.address or identity.address, pinned, self.kernel, self.health, translated)
+        home = self._home()
         self.underlay = Underlay(journal, self.view, self.kernel, home, lambda: self.reconciler.mark())
         linked = lambda: self.replica.connected  # noqa: E731
-        pki = paths.lib / "pki"
-        self.place = StorePlace(identity, paths.identity, pki, store, run, self.view, home, self.health, linked)
+        self.place = StorePlace(identity, paths.identity, paths.lib / "pki", store, run, self.view, home, self.health, linked)
         self.tunnels = Tunnels(lambda: self.view.snapshot, self.kernel, self.health, self._on_tunnels)
         self.rotation = self._rotation()
         self._linked = asyncio.Event()
         self.loops = NodeLoops(self._parts(), DEFAULT_NETWORK)
         self.reconciler = self._reconciler()
         self.ops = self._operations()
+        self.following = Following(self.view, self.leases, self.ops, self.health, linux.readdress, lambda: self.reconciler.mark())
         self.sandboxes = self._sandboxes()
         self.exposures = Exposures(identity.name, self.ops)
         self.engines = self._engines()
         docker = self.engines.docker_api
-        self.discovery = Discovery(
-            DiscoveryParts(config, identity, journal, store, self.view, self.health, self.publisher, self._contact_ms, docker)
-        )
+        parts = DiscoveryParts(config, identity, journal, store, self.view, self.health, self.publisher, self._contact_ms, docker)
+        self.discovery = Discovery(parts)
         self.discovery.api.add(ControlApi(self, identity.name).routes)
         self.dns_watch = DnsWatch(self.dns, self.health)
         self.dns_near = DnsNear(self.dns, lambda: self.view.snapshot, lambda: self.discovery.near("_agent"))
@@ -146,12 +152,27 @@ class _Wiring:
     def _operations(self) -> AgentOperations:
         loops, once = self.loops, self.reconciler.once
         return AgentOperations(
-            self.view, self.journal, self.work, self.addresses, self.networks, loops.names_settled, once, lambda: loops.firewall.fast_path
+            self.view, self.journal, self.work, self.addressing, self.networks, loops.names_settled, once, lambda: loops.firewall.fast_path
         )
+
+    def _home(self) -> HostAddress:
+        pinned = self.config.address is not None
+        translated = not pinned and self.identity.translated
+        return HostAddress(self.config.address or self.identity.address, pinned, self.kernel, self.health, translated)
+
+    def _networks(self) -> Networks:
+        able, learn = self.kernel.capabilities, partial(learned, self.leases)
+        return Networks(self.view, self.store, DEFAULT_NETWORK, self.view.caught_up, self.host_ranges.look, able, learn)
+
+    def _leases(self) -> Leases:
+        wires = partial(Wires, linux.PacketSocket, linux.open_arp, linux.open_neighbours)
+        return Leases(self.journal, self.health, self.identity.id, self.config.dhcp_timeout_s, wires)
 
     def _dns(self) -> DnsService:
         names: OnQuery = lambda *query: self.discovery.names(*query)  # noqa: E731
-        return DnsService(on_crash=self._on_dns_crash, on_query=names, successors=self.paths.dns_successors, open_inside=open_resolver)
+        return DnsService(
+            on_crash=self._on_dns_crash, on_query=names, successors=self.paths.dns_successors, open_inside=linux.open_resolver
+        )
 
     def _parts(self) -> Parts:
         return Parts(
@@ -172,6 +193,7 @@ class _Wiring:
             vanished=lambda: self.engines.vanished(),
             rotation=self.rotation,
             tunnels=self.tunnels,
+            leases=lambda: self.host_leases.known,
         )
 
     def _rotation(self) -> Rotation:
@@ -184,7 +206,7 @@ class _Wiring:
 
     def _sandboxes(self) -> Sandboxes:
         name, run_dir, settled = self.identity.name, self.paths.run, self.loops.names_settled
-        return Sandboxes(name, self.ops, self.journal, run_dir, create_netns, delete_netns, netns_exists, settled)
+        return Sandboxes(name, self.ops, self.journal, run_dir, linux.create_netns, linux.delete_netns, linux.netns_exists, settled)
 
     def _engines(self) -> Engines:
         return Engines(
@@ -218,6 +240,7 @@ class _Wiring:
         admin = AdminServer(AgentAdmin(self._admin_parts()), self.paths.admin_socket)
         http = self.discovery.api.server()
         self._load()
+        self.leases.recover()
         await admin.start()
         try:
             await self.engines.answer_docker()
@@ -243,6 +266,7 @@ class _Wiring:
     async def _run_loops(self) -> None:
         await self.loops.firewall.look()
         await self.ranges.look()
+        await self.following.recover()
         await self.ops.recover()
         await self.sandboxes.recover()
         await self.exposures.recover()
@@ -260,6 +284,9 @@ class _Wiring:
                 Forgetting(self.view, self.store, self.config.forget_after_s, lambda: self.replica.connected).run(),
                 self.ranges.run(),
                 self.addresses.assigned.run(),
+                self.leases.run(),
+                self.following.run(),
+                self.host_leases.run(self.reconciler.mark),
                 self.dns_watch.run(),
                 self.resolvers.run(),
                 self.dns_near.run(),
@@ -269,7 +296,7 @@ class _Wiring:
                 self.reconciler.watch(),
                 self.reconciler.run(),
                 self.sandboxes.run(),
-                Announcer(self.view, tell_neighbours).run(),
+                Announcer(self.view, linux.tell_neighbours).run(),
                 self.engines.run(),
                 *self.discovery.loops(),
                 *self._measuring(),
@@ -302,7 +329,7 @@ class _Wiring:
             underlay=self.underlay,
             tunnels=self.tunnels,
             addresses=self.addresses,
-            care=IpamCare(self.view, self.store, self.ops, self.addresses, self.work, self.loops.plan, netns_exists),
+            care=IpamCare(self.view, self.store, self.ops, self.addressing, self.work, self.loops.plan, linux.netns_exists),
             default_network=DEFAULT_NETWORK,
             search=self.config.search_domain,
             resolver=self.loops.resolver,
@@ -313,6 +340,7 @@ class _Wiring:
             token=self._token,
             gateway=self.loops.set_gateway,
             exposures=self.exposures,
+            host_leases=self.host_leases.reservations,
             caught_up=self.view.caught_up,
         )
 

@@ -144,7 +144,7 @@ class Child:
 class OnHostLink(NoTunnel):
     """What the backends have in common whose endpoints lie on a link of the host, by the option `parent`: they are neighbours of whatever
     else is on it, the network's gateway is that link's router, and this host neither routes, filters nor translates what they send. With
-    `dns=false` they are not told plait's resolver.
+    `dns=false` they are not told plait's resolver, with `ipam=dhcp` a server on the link gives their addresses.
 
     The first of `modes` is the one that is taken where none is asked for; `own_mac`: an endpoint has a MAC of its own.
     """
@@ -169,13 +169,24 @@ class OnHostLink(NoTunnel):
     def check(self, options: Mapping[str, str]) -> None:
         """ConfigError for what cannot be meant."""
         parent, mode = options.get("parent", ""), options.get("mode", self.modes[0])
-        if not 0 < len(parent) <= _LONGEST_NAME or parent.startswith(PREFIX) or any(c in "/:%" or c.isspace() for c in parent):
-            raise ConfigError("parent", parent, "is no link of a host", "name the link that the containers shall be on: -o parent=eth1")
+        check_link("parent", parent, "name the link that the containers shall be on: -o parent=eth1")
         if options.get("dns", "true") not in ("true", "false"):
             raise ConfigError("dns", options["dns"], "is not possible", "true, or false for containers that listen on port 53 themselves")
+        if options.get("ipam", "pool") not in ("pool", "dhcp"):
+            raise ConfigError(
+                "ipam", options["ipam"], "is not possible", "pool (plait gives the addresses), or dhcp (a server on the link)"
+            )
+        if options.get("ipam6", "dhcp") != "dhcp" or ("ipam6" in options and options.get("ipam") != "dhcp"):
+            raise ConfigError("ipam6", options["ipam6"], "is not possible", "dhcp, with ipam=dhcp; or leave it out")
         if mode not in self.modes:
             raise ConfigError("mode", mode, f"is no mode of {self.kind} here", f"use one of {', '.join(self.modes)}")
 
 
 _LONGEST_NAME = 15
 """Characters of a link's name (IFNAMSIZ, include/uapi/linux/if.h, less its final zero)."""
+
+
+def check_link(option: str, name: str, hint: str) -> None:
+    """ConfigError if no link of a host can be called so, or only one of plait's."""
+    if not 0 < len(name) <= _LONGEST_NAME or name.startswith(PREFIX) or any(c in "/:%" or c.isspace() for c in name):
+        raise ConfigError(option, name, "is no link of a host", hint)

@@ -20,7 +20,7 @@ class HybridBackend:
     def __init__(self, tunnel: Backend) -> None:
         self._tunnel = tunnel
         self.ways = (DIRECT, tunnel.name)
-        self.options = tunnel.options & {"port", "vni"}
+        self.options = tunnel.options & {"port", "vni", "lease"}
 
     def needs(self) -> frozenset[str]:
         return self._tunnel.needs()

@@ -11,4 +11,5 @@ from plait.backends.base import OnHostLink
 
 class MacvlanBackend(OnHostLink):
     name = "macvlan"
+    options = OnHostLink.options | {"ipam", "ipam6"}
     modes = ("bridge", "private", "vepa", "passthru")

@@ -11,13 +11,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
 
-from plait.backends.base import MODELS, Backend, OnHostLink
+from plait.backends.base import MODELS, Backend, OnHostLink, check_link
 from plait.model.cluster import VXLAN_PORT, Network
 from plait.model.errors import ConfigError
 
-HOST_LINK = ("parent", "mode", "vlan", "switch", "dns")
+HOST_LINK = ("parent", "mode", "vlan", "switch", "dns", "ipam", "ipam6")
 """Options of networks that lie on a link of the host."""
-OPTIONS = ("model", "backend", "port", "vni", "isolated", "layer2", "multicast", *HOST_LINK)
+OPTIONS = ("model", "backend", "port", "vni", "isolated", "layer2", "multicast", "lease", *HOST_LINK)
 FLAGS = ("isolated", "layer2", "multicast")
 WITH_VNI = frozenset({"vxlan"})
 """Kinds of path that a VNI and a port tell apart."""
@@ -46,6 +46,7 @@ def settle(
         raise ConfigError(name, options[name], f"means nothing to backend {backend.name}", f"leave it out; it is an option of {fit}")
     if isinstance(backend, OnHostLink):
         backend.check(options)
+    check_lease(options)
     layer2 = _check_flags({**(present.options if present is not None else {}), **options})
     if layer2 and "layer2" not in backend.options:
         raise ConfigError("backend", backend.name, "carries no network of layer 2", "make a second network for it")
@@ -86,6 +87,13 @@ def changed(network: Network, options: Mapping[str, str], backends: Collection[B
         raise ConfigError(
             "layer2", options["layer2"], f"would change what the containers of {network.name} are on", "make a second network"
         )
+    if own.internal and own.options.get("lease"):
+        raise ConfigError("lease", own.options["lease"], f"means nothing to {own.name}, which has no way out", "leave it out")
+    if own.by_dhcp6 != network.by_dhcp6:
+        raise ConfigError("ipam6", options["ipam6"], f"would change what containers of {network.name} have", "make a second network for it")
+    if own.by_dhcp != network.by_dhcp or (own.by_dhcp and own.options["parent"] != network.options["parent"]):
+        what = "ipam" if own.by_dhcp != network.by_dhcp else "parent"
+        raise ConfigError(what, options[what], f"would take the addresses of {network.name} from elsewhere", "make a second network for it")
     if own.encrypted != network.encrypted:
         raise ConfigError("backend", own.backend, f"would change whether {network.name} is encrypted", "make a second network for it")
     return [own, *(replace(other, port=settled.port) for other in along)]
@@ -111,6 +119,12 @@ def _check_flags(options: Mapping[str, str]) -> bool:
     if options.get("multicast") == "true" and not layer2:
         raise ConfigError("multicast", "true", "needs containers that are on one link", "add -o layer2=true")
     return layer2
+
+
+def check_lease(options: Mapping[str, str]) -> None:
+    """ConfigError if the host cannot lease an address on such a link. "": it shall have none."""
+    if options.get("lease"):
+        check_link("lease", options["lease"], "name the link on which a host is to lease an address: -o lease=eth1")
 
 
 def _number(options: Mapping[str, str], name: str, largest: int) -> int:

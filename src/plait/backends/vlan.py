@@ -26,7 +26,7 @@ LARGEST_VLAN = 4094
 class VlanBackend(OnHostLink):
     name = "vlan"
     modes = ("bridge", "private", "vepa", "passthru")
-    options = OnHostLink.options | {"vlan", "switch"}
+    options = OnHostLink.options | {"vlan", "switch", "ipam", "ipam6"}
 
     def needs(self) -> frozenset[str]:
         return super().needs() | {"vlan"}
@@ -48,11 +48,12 @@ class VlanBackend(OnHostLink):
         vlan = options.get("vlan", "")
         if not (vlan.isascii() and vlan.isdigit() and vlan == str(int(vlan)) and 1 <= int(vlan) <= LARGEST_VLAN):
             raise ConfigError("vlan", vlan, "is no VLAN", f"give a number from 1 to {LARGEST_VLAN}: -o vlan=42")
-
         if options.get("switch", OPEN_VSWITCH) != OPEN_VSWITCH:
             raise ConfigError("switch", options["switch"], "is not known", f"use {OPEN_VSWITCH}, or leave it out for a link of the kernel")
         if _switched(options) and "mode" in options:
             raise ConfigError("mode", options["mode"], "means nothing to a port of a switch", "leave it out")
+        if _switched(options) and options.get("ipam") == "dhcp":
+            raise ConfigError("ipam", "dhcp", "is not possible on a port of a switch", "use a link of the kernel, or give a --subnet")
 
     def plan(self, me: Node, network: Network, peers: Sequence[Peer]) -> list[KernelObject]:
         if _switched(network.options):

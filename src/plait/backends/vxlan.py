@@ -27,7 +27,7 @@ OVERHEAD = 50
 class VxlanBackend:
     name, model = "vxlan", "overlay"
     ways = ("vxlan", DIRECT)
-    options = frozenset({"port", "vni", "layer2", "multicast"})
+    options = frozenset({"port", "vni", "layer2", "multicast", "lease"})
 
     def needs(self) -> frozenset[str]:
         return frozenset({"vxlan", "veth", "nft"})

@@ -117,6 +117,7 @@ def _used(count: int) -> str:
     metavar="NAME",
     help="How that is kept, such as wireguard (encrypted), macvlan. [default: by the model: bridge, vxlan, hybrid]",
 )
+@click.option("--ipam", type=click.Choice(("pool", "dhcp")), help="Who gives addresses on a host's link: plait, or a DHCP server there.")
 @click.option("--internal", is_flag=True, help="Without a way out to other networks.")
 @click.option("--label", "labels", multiple=True, callback=pairs, metavar="K=V", help="A label; can be repeated.")
 @click.option(
@@ -143,6 +144,7 @@ def create(
     gateway6: IPv6Address | None,
     model: str | None,
     backend: str,
+    ipam: str | None,
     internal: bool,
     labels: dict[str, str],
     options: dict[str, str],
@@ -158,7 +160,7 @@ def create(
         force=force,
         internal=internal,
         labels=labels,
-        options=options | ({"model": model} if model else {}) | ({"backend": backend} if backend else {}),
+        options=options | {key: value for key, value in (("model", model), ("backend", backend), ("ipam", ipam)) if value},
         ipv6=ipv6,
         subnet6=str(subnet6) if subnet6 else None,
         gateway6=str(gateway6) if gateway6 else None,

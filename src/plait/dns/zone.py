@@ -212,11 +212,10 @@ class Zone:
         if endpoint.node not in self._nodes:
             return
         names = sorted({endpoint.name, *endpoint.aliases} - {""}) if has_names(endpoint.labels) else ()
-        for address in (endpoint.address, endpoint.address6):
-            if address is not None:
-                yield from self._asker(endpoint.node, endpoint.container or endpoint.id, endpoint.network, address)
-                for name in names:
-                    yield from self._attached(dotted(name), endpoint.network, address)
+        for address in endpoint.present:
+            yield from self._asker(endpoint.node, endpoint.container or endpoint.id, endpoint.network, address)
+            for name in names:
+                yield from self._attached(dotted(name), endpoint.network, address)
 
     def _container(self, container: Container) -> Iterator[Entry]:
         """A container without an endpoint of ours (on the engine's own bridge) counts while it runs."""

@@ -20,11 +20,13 @@ from plait.model.errors import PoolExhausted
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Who asks for an address, as far as that is known: `name` "" if it is not. `within`: where it wants one from, () = anywhere."""
+    """Who asks for an address, as far as that is known: `name` "" if it is not. `within`: where it wants one from, () = anywhere.
+    `mac`: what it will be known by on its link, for networks whose addresses come from a server there."""
 
     name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     within: tuple[AddressRange, ...] = ()
+    mac: str = ""
 
 
 NOBODY = Asker()

@@ -77,6 +77,8 @@ def _rightful(snapshot: Snapshot, network: Network, endpoint: Endpoint, address:
     """Why the endpoint should not have `address`, its own or the one with which its IPv6 address goes."""
     assigned, block = snapshot.assigned.get((network.name, address)), snapshot.blocks.get((network.name, block_of(network, address)))
     lent = assigned is not None and assigned.node == endpoint.node
+    if network.by_dhcp:  # what its server gives is right
+        return
     if not lent and (block is None or block.node != endpoint.node):
         yield _of("outside", endpoint, f"node {endpoint.node} holds no block with this address, and it was not lent", address)
     if is_kept(network, address) or is_excluded(network, address):

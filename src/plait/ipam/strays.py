@@ -12,7 +12,7 @@ from plait.model.cluster import Endpoint, Snapshot
 def stray_endpoints(snapshot: Snapshot) -> list[Endpoint]:
     """Those of all nodes whose address lies in no block of their own node, or whose IPv6 address in no image of one, by id. One look-up per
     address, because every pass asks."""
-    masks = {network.name: -1 << (32 - network.block_prefix) for network in snapshot.networks.values()}
+    masks = {network.name: -1 << (32 - network.block_prefix) for network in snapshot.networks.values() if not network.by_dhcp}
     holders = {(block.network, int(block.cidr.network_address)): block.node for block in snapshot.blocks.values()}
     found: list[Endpoint] = []
     for endpoint in snapshot.endpoints.values():

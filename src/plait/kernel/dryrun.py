@@ -264,14 +264,19 @@ def _endpoint(link: EndpointLink) -> list[str]:
 
 def _inside(link: EndpointLink | ChildLink) -> list[str]:
     """What a sandbox has of IPv4."""
-    lines = ["link set lo up", f"link set {link.ifname} up"]
+    mtu = f" mtu {link.mtu}" if isinstance(link, ChildLink) and link.mtu else ""
+    lines = ["link set lo up", f"link set {link.ifname}{mtu} up"]
     if link.address is not None:
         lines.append(f"addr replace {link.address} dev {link.ifname}")
     if link.gateway is not None:
         lines.append(f"route replace {link.gateway} dev {link.ifname} scope link")
     via = f"via {link.gateway} " if link.gateway is not None else ""
     tail = "" if link.gateway is not None else " scope link"
-    return lines + [f"route replace {network} {via}dev {link.ifname}{tail}" for network in link.through]
+    lines += [f"route replace {network} {via}dev {link.ifname}{tail}" for network in link.through]
+    if isinstance(link, ChildLink) and link.address6 is not None:
+        lines.append(f"addr replace {link.address6} dev {link.ifname} nodad noprefixroute")
+    ways = link.ways if isinstance(link, ChildLink) else ()
+    return lines + [f"route replace {way.to} {f'via {way.via} ' if way.via is not None else ''}dev {link.ifname}" for way in ways]
 
 
 def _child(link: ChildLink) -> list[str]:

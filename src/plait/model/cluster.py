@@ -14,6 +14,7 @@ from typing import Literal
 
 from plait.model.addr import AddressRange, EitherAddress, IPAddress, at_port, unique_local
 from plait.model.discovery import CatalogNode, Check
+from plait.model.leases import Leased
 
 Protocol = Literal["tcp", "udp", "sctp"]
 _ANY, _ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
@@ -113,6 +114,16 @@ class Network:
         return self.options.get("multicast") == "true"
 
     @property
+    def by_dhcp(self) -> bool:
+        """Whether a DHCP server on its link gives the addresses; then there are no blocks, and `subnet` is what was found there."""
+        return self.options.get("ipam") == "dhcp"
+
+    @property
+    def by_dhcp6(self) -> bool:
+        """Whether one gives IPv6 addresses too."""
+        return self.options.get("ipam6") == "dhcp"
+
+    @property
     def pool(self) -> IPv4Network:
         """What addresses are handed out from."""
         return self.ip_range or self.subnet
@@ -197,7 +208,7 @@ def published_text(port: PortMapping) -> str:
 class Endpoint:
     """One attachment of a sandbox to a network. `dev` is the host side of its veth; `netns` the path of the
     sandbox's namespace where the agent itself plumbs it ("" while the engine moves the link). `address6`: on a network with IPv6, the image
-    of `address` unless another was asked for."""
+    of `address` unless another was asked for. `leased`: what came with the address from a DHCP server."""
 
     id: str
     network: str
@@ -215,6 +226,13 @@ class Endpoint:
     ifname: str = "eth0"
     default_route: bool = True
     address6: IPv6Address | None = None
+    leased: Leased | None = None
+
+    @property
+    def present(self) -> tuple[EitherAddress, ...]:
+        """The addresses that it may use now."""
+        lost = self.leased is not None and self.leased.lost
+        return tuple(one for one in (None if lost else self.address, self.address6) if one is not None)
 
 
 def clash(one: PortMapping, its: Endpoint, other: PortMapping, others: Endpoint) -> bool:

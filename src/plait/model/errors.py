@@ -30,6 +30,10 @@ class PoolExhausted(PlaitError):
     """No address or block is left. The message names the pool, its size and its holders."""
 
 
+class LeaseFailed(PlaitError):
+    """No DHCP server gave an address in time. The message names the link and what was tried; nothing was changed."""
+
+
 class PortInUse(PlaitError):
     """A published host port is taken; the message names the holder."""
 

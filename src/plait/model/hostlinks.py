@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface
+
+from plait.model.leases import Way
 
 Key = tuple[str, ...]
 
@@ -29,7 +31,9 @@ class ChildLink:
 
     It lies in the namespace `netns`, where plait plumbs it (`ifname`, `address`, what is reached `through` `gateway`, or straight by the
     link where that is None), or in the host's ("") until the container engine takes it away. Wherever that is, `name` is its alias. `mac`
-    is "" where it has its parent's. Only who asks for it by its key is told of one in another namespace.
+    is "" where it has its parent's, `mtu` 0. `ways` are routes that a server of the link named, `address6` what it gave of
+    IPv6: its routes are learnt inside. Only who asks for it by its key is told of
+    one in another namespace.
     """
 
     name: str
@@ -42,6 +46,9 @@ class ChildLink:
     address: IPv4Interface | None = field(default=None, compare=False)
     gateway: IPv4Address | None = field(default=None, compare=False)
     through: tuple[IPv4Network, ...] = field(default=(), compare=False)
+    ways: tuple[Way, ...] = field(default=(), compare=False)
+    mtu: int = field(default=0, compare=False)
+    address6: IPv6Interface | None = field(default=None, compare=False)
 
     @property
     def key(self) -> Key:

@@ -10,18 +10,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
 from plait.backends import DIRECT, Child, Peer, backend_of, child_of, on_link
 from plait.ipam import image, image_block, stray_endpoints
 from plait.model.addr import IPAddress, mac_from_digest
 from plait.model.cluster import GATEWAY_META, Block, Endpoint, Network, Node, Snapshot
 from plait.model.hostlinks import ChildLink, SwitchPort
+from plait.model.leases import Leased
 from plait.model.objects import GATEWAY_LINK, PREFIX, Addr, BridgeLink, EndpointLink, KernelObject, Plan, Route, Sysctl, VxlanLink
 from plait.plan.dual import LEAST_MTU, endpoint6_objects, gateways6, inside6
 from plait.plan.exposed import HOST, exposed_here, host_objects, spoken
 from plait.plan.fastpath import fast_objects
 from plait.plan.firewall import direct_objects, firewall_objects, handed_objects, relay_objects
+from plait.plan.hostlease import HostLease, host_lease_objects
 from plait.plan.narrow import narrow_objects
 from plait.plan.paths import choose, direct_routes, inner_mtu, member, network_mtu
 from plait.plan.shortcut import shortcut_objects
@@ -40,7 +42,8 @@ class Local:
     can forward at ingress (`fastpath.CAPABILITY`), the link that may give containers what it receives (`plan/shortcut.py`, "" for none),
     what was measured of the way to other nodes (name -> bytes a packet may have), whether its kernel has IPv6, the link that carries the
     node's address, whether this host drops what comes from where it would not send to (rp_filter 1), the tunnel devices that must
-    compute checksums themselves, which nodes are sent to by the spare encrypted tunnel (`rotation`), the links that it has."""
+    compute checksums themselves, which nodes are sent to by the spare encrypted tunnel (`rotation`), the links that it has,
+    the addresses that it has leased for networks."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
@@ -53,6 +56,7 @@ class Local:
     software_checksums: frozenset[str] = frozenset()
     moved: Mapping[str, int] = field(default_factory=dict)
     links: frozenset[str] = frozenset()
+    leases: Mapping[str, HostLease] = field(default_factory=dict)
 
 
 def carried(snapshot: Snapshot, network: Network, ipv6: bool) -> Network:
@@ -91,6 +95,7 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     handed = [n for n in direct if not n.internal and any(map(_hands_on, peers[n.name]))] if local.underlay and not local.gateway else []
     objects += firewall_objects(snapshot, networks, local.gateway, handed, local.underlay)
     objects += direct_objects(direct, local.underlay)
+    objects += host_lease_objects(networks, local.leases)
     objects += handed_objects((n for n in direct if local.gateway and not n.internal), local.underlay)
     objects += relay_objects([peer for found in peers.values() for peer in found], local.underlay)
     if local.strict:
@@ -155,7 +160,7 @@ def child_link(network: Network, endpoint: Endpoint, netns: str = "") -> ChildLi
     """An endpoint on a link of the host: all that there is of it."""
     child = child_of(network)
     assert child is not None
-    return ChildLink(
+    link = ChildLink(
         name=endpoint.dev,
         parent=child.parent,
         kind=child.kind,
@@ -167,11 +172,28 @@ def child_link(network: Network, endpoint: Endpoint, netns: str = "") -> ChildLi
         gateway=network.gateway if child.gateway else None,
         through=_through(network, endpoint),
     )
+    return _as_leased(link, network, endpoint.leased, endpoint) if endpoint.leased is not None else link
+
+
+def _as_leased(link: ChildLink, network: Network, leased: Leased, endpoint: Endpoint) -> ChildLink:
+    """What a server on the link said goes; what it did not say is the network's. Without a lease there is no address."""
+    address = None if leased.lost else leased_interface(network, endpoint.address, leased)
+    six = IPv6Interface(endpoint.address6) if endpoint.address6 is not None else None
+    ways = () if leased.lost else tuple(way for way in leased.ways if endpoint.default_route or way.to.prefixlen)
+    return replace(link, address=address, gateway=None, through=(), ways=ways, mtu=leased.mtu, address6=six)
+
+
+def leased_interface(network: Network, address: IPv4Address, leased: Leased | None) -> IPv4Interface:
+    """The address with the prefix of its link."""
+    return IPv4Interface((address, leased.prefix)) if leased is not None and leased.prefix else inside_address(network, address)
 
 
 def _on_host_links(me: Node, snapshot: Snapshot, local: Local) -> list[KernelObject]:
     """Endpoints of this node on links of the host that are there. Nothing of these networks is this host's to route or to guard."""
     objects: list[KernelObject] = []
+    for network in snapshot.networks.values():
+        if network.by_dhcp and network.options["parent"] in local.links:
+            objects += shared_objects(me, network)  # a lease comes before the first endpoint
     for endpoint in _own_sandboxes(snapshot):
         network = snapshot.networks[endpoint.network]
         if child_of(network) is not None and network.options["parent"] in local.links:

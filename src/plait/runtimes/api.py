@@ -87,10 +87,12 @@ class Operations(Protocol):
         address: IPv4Address | None = None,
         name: str = "",
         labels: Mapping[str, str] | None = None,
+        mac: str = "",
     ) -> IPv4Interface:
         """An address from this node's blocks, held for `owner` (an opaque id: endpoint, MAC …), durable before the answer.
         Same owner asks again: same address. `name` makes it sticky across restarts of the container; it and `labels`
-        say what is kept for it; "" and None: not known yet. A given `address` must be free. The prefix length is that of the
+        say what is kept for it; "" and None: not known yet. `mac` is what a DHCP server will know it by, where one gives the addresses
+        (LeaseFailed if it does not). A given `address` must be free. The prefix length is that of the
         network's subnet. PoolExhausted names pool, size, holders."""
         ...
 

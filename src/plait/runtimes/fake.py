@@ -111,6 +111,7 @@ class FakeOperations:
         address: IPv4Address | None = None,
         name: str = "",
         labels: Mapping[str, str] | None = None,
+        mac: str = "",
     ) -> IPv4Interface:
         self._enter("reserve")
         found = self._network(network)

@@ -24,7 +24,17 @@ from plait.http import unixsocket
 from plait.http.message import Answer, Request
 from plait.http.server import HttpServer
 from plait.model.addr import AddressRange, parse_range
-from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, PlaitError, PoolExhausted, PortInUse, StoreUnavailable
+from plait.model.errors import (
+    ConfigError,
+    Conflict,
+    LeaseFailed,
+    NotFound,
+    NotSupported,
+    PlaitError,
+    PoolExhausted,
+    PortInUse,
+    StoreUnavailable,
+)
 from plait.model.requests import NetworkRequest, NewSandbox
 from plait.serve.admin_backend import AdminBackend
 from plait.serve.jsonbody import read_body
@@ -126,7 +136,7 @@ def _status(error: PlaitError) -> int:
             return 409
         case NotSupported():
             return 501
-        case StoreUnavailable():
+        case StoreUnavailable() | LeaseFailed():
             return 503
     return 500
 

@@ -56,29 +56,40 @@ class Sockets:
         """Have exactly those of `wanted`, leaving alone what is open already. Returns what could not be opened; the next call tries that
         again."""
         names = [(protocol, address, port) for address, port in sorted(wanted) for protocol in ("udp", "tcp")]
-        for gone in self.held.keys() - set(names):
-            self.held.pop(gone).close()
+        gone = {name: self.held.pop(name) for name in self.held.keys() - set(names)}
+        moved = {_inside_of(name): sock for name, sock in gone.items() if place_of(name[1]) is not None}
         errors: list[BindError] = []
         for name in names:
             if name not in self.held:
                 place = place_of(name[1])
                 try:
-                    self.held[name] = opened(name) if place is None else await asyncio.to_thread(self._inside, place, name)
+                    there = moved.get(_inside_of(name))
+                    self.held[name] = opened(name) if place is None else await asyncio.to_thread(self._inside, place, name, there)
                 except OSError as error:
                     if place is None:
                         errors.append(BindError(*name, error.errno or 0, await _holder(name)))
                     elif error.errno not in _OTHERS_MATTER:
                         errors.append(BindError(*name, error.errno or 0))
+        for sock in gone.values():
+            sock.close()
         return tuple(errors)
 
-    def _inside(self, place: Place, name: SocketName) -> socket.socket:
-        return self._open_inside(place.netns, place.address, place.own, lambda: opened((name[0], place.address, name[2])))
+    def _inside(self, place: Place, name: SocketName, there: socket.socket | None) -> socket.socket:
+        """`there`: the socket that is in this place already, for an address that its namespace had before. The child may hold it still."""
+        fresh = there.dup if there is not None else lambda: opened((name[0], place.address, name[2]))
+        return self._open_inside(place.netns, place.address, place.own, fresh)
 
     def close(self) -> None:
         """Hold none. Who else has them goes on."""
         for sock in self.held.values():
             sock.close()
         self.held.clear()
+
+
+def _inside_of(name: SocketName) -> tuple[str, str, str, int]:
+    """(protocol, address, namespace, port) of a socket of another namespace: what only one can have."""
+    place = place_of(name[1])
+    return (name[0], place.address, place.netns, name[2]) if place is not None else (*name[:2], "", name[2])
 
 
 async def _holder(name: SocketName) -> str:

@@ -1,11 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real kernel: netlink, nftables, namespaces."""
 
+from plait.kernel.linux.child import readdress
 from plait.kernel.linux.herald import tell_neighbours
 from plait.kernel.linux.inside import inspect_sandbox
 from plait.kernel.linux.kernel import LinuxKernel
 from plait.kernel.linux.netns import create_netns, delete_netns, netns_exists
+from plait.kernel.linux.packets import PacketSocket, announce_here, link_mac, open_arp, open_neighbours
 from plait.kernel.linux.resolver import open_resolver
 from plait.kernel.linux.sysctl import Sysctls
 
-__all__ = ["LinuxKernel", "Sysctls", "create_netns", "delete_netns", "inspect_sandbox", "netns_exists", "open_resolver", "tell_neighbours"]
+__all__ = [
+    "LinuxKernel",
+    "PacketSocket",
+    "Sysctls",
+    "announce_here",
+    "create_netns",
+    "delete_netns",
+    "inspect_sandbox",
+    "link_mac",
+    "netns_exists",
+    "open_arp",
+    "open_neighbours",
+    "open_resolver",
+    "readdress",
+    "tell_neighbours",
+]

@@ -17,10 +17,13 @@ from dataclasses import replace
 
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
+from plait.kernel.linux import route as routes
 from plait.kernel.linux.inside import opened
+from plait.model.addr import IPInterface
 from plait.model.hostlinks import ChildLink, Key, VlanLink
 from plait.model.objects import KernelObject
 
+_IFLA_MTU = 4
 _IFLA_IFNAME, _IFLA_LINK, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 3, 5, 18, 28
 _INFO_KIND, _INFO_DATA = 1, 2
 PASSTHRU = "passthru"
@@ -33,9 +36,10 @@ def create_vlan(link: VlanLink, parent: int) -> nl.Message:
 
 
 def create_child(link: ChildLink, index: int, parent: int, netns_fd: int | None) -> nl.Message:
-    """In the namespace of `netns_fd` under its final name, or here under its own; not up yet. It has its parent's MTU."""
+    """In the namespace of `netns_fd` under its final name, or here under its own; not up yet. Its MTU is its parent's, or
+    its own."""
     body = links.head(index) + nl.attr_text(_IFLA_IFNAME, link.name if netns_fd is None else link.ifname)
-    body += nl.attr_u32(_IFLA_LINK, parent)
+    body += nl.attr_u32(_IFLA_LINK, parent) + (nl.attr_u32(_IFLA_MTU, link.mtu) if link.mtu else b"")
     body += nl.attr(links.IFLA_ADDRESS, links.mac_bytes(link.mac)) if link.mac else b""
     body += nl.attr_u32(_IFLA_NET_NS_FD, netns_fd) if netns_fd is not None else b""
     mode = (nl.attr_u32 if link.kind == "macvlan" else nl.attr_u16)(links.MODE[link.kind], links.MODES[link.kind][link.mode])
@@ -93,6 +97,22 @@ class Children:
         if not found:
             raise OSError(errno.ENODEV, f"no link with the alias {link.name}")
         _must(link, there, [links.delete_link(index) for index in found])
+
+
+def readdress(link: ChildLink) -> bool:
+    """Give the link that is there already, in its namespace, the address, routes and MTU of `link` in place of what it has. False:
+    there is none. OSError."""
+    with opened(link.netns) as (_, there):
+        index = next((one.index for one in links.dump_links(there) if one.name == link.name), 0)
+        if index:
+            had = [one.address for one in routes.dump_addrs(there, {index: link.name}) if _is_ours(one.address)]
+            _must(link, there, [*(links.drop_address(index, one) for one in had), *links.inside_messages(link, index)])
+        return bool(index)
+
+
+def _is_ours(address: IPInterface) -> bool:
+    """One that was given, none that the sandbox's kernel made itself."""
+    return address.version == 4 or (address.network.prefixlen == 128 and not address.ip.is_link_local)
 
 
 def _found(link: ChildLink, there: nl.NetlinkSocket) -> list[int]:

@@ -12,7 +12,7 @@ import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address, ip_network
 
 from plait.kernel.linux import bridge
 from plait.kernel.linux import netlink as nl
@@ -21,7 +21,7 @@ from plait.model.inside import Inside6
 from plait.model.objects import PREFIX, BridgeLink, EndpointLink, VxlanLink, WireguardLink
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
-RTM_NEWADDR, RTM_NEWROUTE = 20, 24
+RTM_NEWADDR, RTM_DELADDR, RTM_NEWROUTE = 20, 21, 24
 _IFINFO = struct.Struct("=BxHiII")
 IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO = 1, 3, 4, 5, 18
 _IFLA_MASTER, _IFLA_IFALIAS = 10, 20
@@ -274,22 +274,39 @@ def delete_link(index: int) -> nl.Message:
 
 def inside_messages(link: EndpointLink | ChildLink, peer_index: int) -> list[nl.Message]:
     """What makes the sandbox's side work, in order: loopback up, the link up, and each family's address and routes."""
-    messages = [set_link(1, up=True), set_link(peer_index, up=True)]
+    messages = [set_link(1, up=True), set_link(peer_index, mtu=link.mtu if isinstance(link, ChildLink) else 0, up=True)]
     if link.address is not None:
         messages.append(_address(peer_index, link.address))
     if link.gateway is not None:
         messages += _routes(peer_index, link.gateway, link.through)
     else:
         messages += [_route(peer_index, network) for network in link.through]
+    if isinstance(link, ChildLink):
+        messages += _ways(peer_index, link)
+        messages += [_address6(peer_index, link.address6)] if link.address6 is not None else []
     has = link.inside6 if isinstance(link, EndpointLink) else None
     return messages + (_inside6(peer_index, has) if has is not None else [])
 
 
+def _ways(index: int, link: ChildLink) -> list[nl.Message]:
+    """Next hops that the address does not say to be on the link come first, as such."""
+    near = link.address.network if link.address is not None else None
+    hops = {way.via for way in link.ways if way.via is not None and (near is None or way.via not in near)}
+    return [
+        *(_route(index, ip_network(hop)) for hop in sorted(hops)),
+        *(_route(index, way.to, way.via) for way in sorted(link.ways, key=lambda way: way.via is not None)),
+    ]
+
+
 def _inside6(index: int, has: Inside6) -> list[nl.Message]:
-    head = struct.pack("=BBBBI", socket.AF_INET6, has.interface.network.prefixlen, 0, 0, index)
-    address = head + nl.attr(2, has.address.packed) + nl.attr(1, has.address.packed) + nl.attr_u32(8, ADDRESS6_FLAGS)
     near = [_route(index, has.subnet)] if has.on_link else []
-    return [nl.Message(RTM_NEWADDR, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, address), *near, *_routes(index, has.gateway, has.through)]
+    return [_address6(index, has.interface), *near, *_routes(index, has.gateway, has.through)]
+
+
+def _address6(index: int, address: IPv6Interface) -> nl.Message:
+    body = struct.pack("=BBBBI", socket.AF_INET6, address.network.prefixlen, 0, 0, index)
+    body += nl.attr(2, address.ip.packed) + nl.attr(1, address.ip.packed) + nl.attr_u32(8, ADDRESS6_FLAGS)
+    return nl.Message(RTM_NEWADDR, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, body)
 
 
 def _routes(index: int, gateway: IPv4Address | IPv6Address, through: Iterable[IPv4Network | IPv6Network]) -> list[nl.Message]:
@@ -315,6 +332,13 @@ def _address(index: int, address: IPv4Interface) -> nl.Message:
     if address.network.prefixlen < 31:
         body += nl.attr(4, address.network.broadcast_address.packed)
     return nl.Message(RTM_NEWADDR, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, body)
+
+
+def drop_address(index: int, address: IPv4Interface | IPv6Interface) -> nl.Message:
+    """The kernel takes the link's routes of IPv4 away with its last address."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    body = struct.pack("=BBBBI", family, address.network.prefixlen, 0, 0, index) + nl.attr(2, address.ip.packed)
+    return nl.Message(RTM_DELADDR, 0, body)
 
 
 def mac_bytes(mac: str) -> bytes:

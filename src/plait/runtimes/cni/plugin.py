@@ -63,7 +63,7 @@ class CniPlugin:
         network = self._host.network(call.network)
         endpoint = await self._attachments.add(self._attachment(call), await self._request(call, network))
         assert endpoint is not None
-        dns = dns_of(self._host.resolver(network), self._host.search, call.config.runtime.dns)
+        dns = dns_of(self._host.resolver(network), self._host.search, call.config.runtime.dns, endpoint.leased)
         return add_result(call.version, endpoint, network, self._host.mtu(network), dns)
 
     def _attachment(self, call: CniCall, joined: tuple[str, ...] = ()) -> Attachment:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import ip_interface
+from ipaddress import IPv6Interface, ip_interface
 from typing import Any
 
 from plait.backends import child_of
 from plait.model.addr import IPAddress, IPInterface
 from plait.model.cluster import Endpoint, Network
-from plait.plan.desired import inside_address
+from plait.model.leases import Leased
+from plait.plan.desired import leased_interface
 from plait.plan.dual import inside6
 from plait.runtimes.cni.wire import INVALID, CniError, Dns
 
@@ -31,21 +32,29 @@ def add_result(version: str, endpoint: Endpoint, network: Network, mtu: int, dns
     if version == "1.1.0" and child is None:
         for interface in interfaces:
             interface["mtu"] = mtu
-    found: list[tuple[IPInterface, IPAddress, str]] = [(inside_address(network, endpoint.address), network.gateway, "0.0.0.0/0")]
+    leased = endpoint.leased
+    router = network.gateway if leased is None else leased.gateway
+    found: list[tuple[IPInterface, IPAddress | None, str]] = [(leased_interface(network, endpoint.address, leased), router, "0.0.0.0/0")]
     if (six := inside6(network, endpoint)) is not None:
         found.append((six.interface, six.gateway, "::/0"))
+    elif leased is not None and endpoint.address6 is not None:
+        found.append((IPv6Interface(endpoint.address6), None, "::/0"))
     asked = not network.internal and (child is None or child.gateway)
     ips: list[dict[str, Any]] = []
     for address, gateway, _ in found:
-        one = {"address": str(address), "interface": len(interfaces) - 1} | ({"gateway": str(gateway)} if asked else {})
+        one = {"address": str(address), "interface": len(interfaces) - 1} | (
+            {"gateway": str(gateway)} if asked and gateway is not None else {}
+        )
         ips.append(one | ({"version": str(address.version)} if version in ("0.3.1", "0.4.0") else {}))
     default = endpoint.default_route and not network.internal
-    routes = [{"dst": everywhere} | ({"gw": str(gateway)} if asked else {}) for _, gateway, everywhere in found if default]
+    routes = [{"dst": everywhere} | ({"gw": str(gateway)} if asked else {}) for _, gateway, everywhere in found if default and gateway]
+    if leased is not None:
+        routes += [{"dst": str(way.to)} | ({"gw": str(way.via)} if way.via is not None else {}) for way in leased.ways if way.to.prefixlen]
     return {"cniVersion": version, "interfaces": interfaces, "ips": ips, "routes": routes, "dns": dns}
 
 
-def dns_of(resolver: str, search: str, asked: Dns | None) -> dict[str, Any]:
-    """What the runtime asked for by the capability `dns`, else where the agent answers ("": nowhere)."""
+def dns_of(resolver: str, search: str, asked: Dns | None, leased: Leased | None = None) -> dict[str, Any]:
+    """What the runtime asked for by the capability `dns`, else where the agent answers, else ("": nowhere) what came with a lease."""
     if asked is not None and (asked.servers or asked.nameservers):
         found = {
             "nameservers": asked.servers or asked.nameservers,
@@ -53,7 +62,10 @@ def dns_of(resolver: str, search: str, asked: Dns | None) -> dict[str, Any]:
             "options": asked.options,
         }
         return {key: value for key, value in found.items() if value}
-    return {"nameservers": [resolver], "search": [search]} if resolver else {}
+    if resolver or leased is None:
+        return {"nameservers": [resolver], "search": [search]} if resolver else {}
+    named = {"nameservers": list(map(str, leased.dns)), "search": [leased.domain] if leased.domain else []}
+    return {key: value for key, value in named.items() if value}
 
 
 @dataclass(frozen=True, slots=True)

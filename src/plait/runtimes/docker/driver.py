@@ -18,6 +18,7 @@ from plait.ipam import FORCED, check_network, default_block_prefix, image
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network, PortMapping
 from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, PlaitError, PortInUse
+from plait.model.leases import Leased
 from plait.plan.desired import endpoint_mac, peer_name
 from plait.runtimes.api import AttachRequest, NetworkRequest, Operations
 from plait.runtimes.docker import wire
@@ -190,6 +191,8 @@ class NetworkDriver:
         answer: dict[str, object] = {"InterfaceName": {"SrcName": source, "DstPrefix": "eth", **called}}
         if child is not None and not child.gateway:
             return answer | {"DisableGatewayService": True, "StaticRoutes": [_EVERYTHING_ON_LINK]}
+        if endpoint.leased is not None:
+            return answer | _leased(endpoint.leased)
         routes = [] if on_link(network) else _behind(network.gateway, network.subnet)
         answer |= {"DisableGatewayService": True} if network.internal else {"Gateway": str(network.gateway)}
         if endpoint.address6 is not None and network.gateway6 is not None and network.subnet6 is not None:
@@ -289,6 +292,15 @@ class NetworkDriver:
 
 _SOME = IPv4Network("10.0.0.0/8")
 _EVERYTHING_ON_LINK = {"Destination": "0.0.0.0/0", "RouteType": wire.CONNECTED}
+
+
+def _leased(leased: Leased) -> dict[str, object]:
+    """What the container's DHCP server named: the router, and ways past it."""
+    gateway = leased.gateway
+    ways = [way for way in leased.ways if way.to.prefixlen]
+    rows: list[dict[str, object]] = [{"Destination": str(w.to), "RouteType": wire.CONNECTED} for w in ways if w.via is None]
+    rows += [{"Destination": str(w.to), "RouteType": wire.BY_HOP, "NextHop": str(w.via)} for w in ways if w.via is not None]
+    return {"StaticRoutes": rows} | ({"Gateway": str(gateway)} if gateway is not None else {"DisableGatewayService": True})
 
 
 def _behind(gateway: IPAddress, subnet: IPNetwork) -> list[dict[str, object]]:

@@ -198,12 +198,12 @@ class IpamDriver:
         owner = f"{OWNER}{mac}"
         self._asked[owner] = asyncio.get_running_loop().time()
         if wanted is not None:
-            return (await self._chosen(network.name, wanted, told, partial(self._ops.reserve, network.name, owner, wanted))).ip
+            return (await self._chosen(network.name, wanted, told, partial(self._ops.reserve, network.name, owner, wanted, mac=mac))).ip
         if told:
             name = await self._names.told(network.name, told, mac)
         else:
             name = await self._names.guess(network.name, self._networks.ids(network.name), self._ops.endpoints(RUNTIME), mac)
-        return (await self._ops.reserve(network.name, owner, None, name, self._names.labels(name))).ip
+        return (await self._ops.reserve(network.name, owner, None, name, self._names.labels(name), mac)).ip
 
     async def _chosen(self, network: str, wanted: IPAddress, told: str, reserve: Callable[..., Awaitable[Given]]) -> Given:
         """What `--ip` or `--ip6` says, by `reserve(name, labels)`. Only where it is kept for somebody it matters who asks."""

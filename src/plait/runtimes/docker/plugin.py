@@ -39,7 +39,8 @@ log = logging.getLogger("plait.docker")
 CONTENT_TYPE = "application/vnd.docker.plugins.v1.2+json"
 BODY_LIMIT = 1 << 20
 CALL_S, NETWORK_S = 5.0, 15.0
-"""Longest time of a call about an endpoint, and of one that writes to the shared store. dockerd itself would wait for ever."""
+"""Longest time of a call about an endpoint, and of one that writes to the shared store or waits for a DHCP server.
+dockerd itself would wait for ever."""
 _FIRST_INHERITED_FD = 3
 _LIMITS = Limits(idle_s=math.inf)
 """dockerd keeps its connections, and repeats a call that meets the end of one without its body: none ends before the agent does."""
@@ -56,7 +57,8 @@ class Call:
 
 
 class DockerPlugin:
-    """Both drivers on one socket. `call_s` bounds every call, but `network_s` those that make or remove networks."""
+    """Both drivers on one socket. `call_s` bounds every call, but `network_s` those that make or remove networks, and the
+    one that may wait for a DHCP server."""
 
     def __init__(
         self,
@@ -70,7 +72,7 @@ class DockerPlugin:
         self.names = StartingNames(engine, known)
         self.ipam = IpamDriver(ops, networks, self.names)
         self.driver = NetworkDriver(ops, engine, networks, self.ipam, self.names)
-        self._calls = _plugin_calls(call_s) | _network_calls(self.driver, call_s, network_s) | _ipam_calls(self.ipam, call_s)
+        self._calls = _plugin_calls(call_s) | _network_calls(self.driver, call_s, network_s) | _ipam_calls(self.ipam, call_s, network_s)
         self._server: HttpServer | None = None
         self._made: Path | None = None
 
@@ -157,7 +159,7 @@ def _network_calls(driver: NetworkDriver, call_s: float, network_s: float) -> di
     }
 
 
-def _ipam_calls(ipam: IpamDriver, call_s: float) -> dict[str, Call]:
+def _ipam_calls(ipam: IpamDriver, call_s: float, lease_s: float) -> dict[str, Call]:
     spaces = {"LocalDefaultAddressSpace": SPACE, "GlobalDefaultAddressSpace": GLOBAL_SPACE}
     calls: dict[str, tuple[type[wire.Body], Callable[[Any], Awaitable[Mapping[str, object]]]]] = {
         "GetCapabilities": (wire.Nothing, _constant({"RequiresMACAddress": True, "RequiresRequestReplay": True})),
@@ -167,7 +169,8 @@ def _ipam_calls(ipam: IpamDriver, call_s: float) -> dict[str, Call]:
         "RequestAddress": (wire.RequestAddress, ipam.request_address),
         "ReleaseAddress": (wire.ReleaseAddress, ipam.release_address),
     }
-    return {f"IpamDriver.{name}": Call(*call, "Error", call_s) for name, call in calls.items()}
+    slow = {"RequestAddress": lease_s}
+    return {f"IpamDriver.{name}": Call(*call, "Error", slow.get(name, call_s)) for name, call in calls.items()}
 
 
 def _constant(answer: Mapping[str, object]) -> Callable[[Any], Awaitable[Mapping[str, object]]]:
