@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m bench [NAME…]`: run the benchmarks and print them; all of them together write docs/benchmarks.md.
+"""`python -m bench [--page] [NAME…]`: run the benchmarks and print them; all of them together write docs/benchmarks.md, with --page
+some put their rows into that page, each with its day.
 
 Exit status 1 if a figure misses its bar.
 """
@@ -13,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +26,7 @@ NAMES = (
     "encryption",
     "lab",
     "agent",
+    "hosts",
     "dns",
     "names",
     "docker",
@@ -90,7 +93,20 @@ order reversed each round. Hosts are namespaces on one machine, so figures are p
     return head + "\n".join(row.line() for row in rows) + "\n"
 
 
+def _patched(page: str, rows: list[Row]) -> str:
+    """The page with `rows` in the place of those that say the same, else at its end."""
+    lines = page.splitlines()
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    for row in rows:
+        line = replace(row, note=f"{row.note}; {today}").line()
+        at = next((n for n, old in enumerate(lines) if old.startswith(f"| {row.name} |") and f" {row.unit} |" in old), None)
+        lines[at if at is not None else len(lines) : (at + 1) if at is not None else len(lines)] = [line]
+    return "\n".join(lines) + "\n"
+
+
 def main(names: list[str]) -> int:
+    into_page = "--page" in names
+    names = [name for name in names if name != "--page"]
     unknown = set(names) - set(NAMES)
     if unknown:
         print(f"bench: unknown {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}", file=sys.stderr)
@@ -103,8 +119,8 @@ def main(names: list[str]) -> int:
         for row in found:
             print(row.line(), flush=True)
         rows += found
-    if not names:
-        PAGE.write_text(_page(rows))
+    if not names or into_page:
+        PAGE.write_text(_patched(PAGE.read_text(), rows) if names else _page(rows))
         print(f"written to {PAGE.name}")
     missed = [row.name for row in rows if not row.holds]
     print(f"{len(rows) - len(missed)} figures hold, {len(missed)} miss their bar" + (f": {', '.join(missed)}" if missed else ""))

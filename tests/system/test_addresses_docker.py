@@ -39,7 +39,7 @@ def refused(lab: Lab, host: str, *words: str) -> str:
 
 def started(lab: Lab, host: str, name: str, network: str, *options: str) -> str:
     docker(lab, host, "run", "-d", "--name", name, "--network", network, *options, "nginx")
-    return docker(lab, host, "inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name)
+    return address_of(lab, host, name)
 
 
 def addresses(lab: Lab, host: str) -> list[dict[str, Any]]:
@@ -129,3 +129,73 @@ def test_containers_in_one_namespace_are_shown_with_one_address(two: Lab) -> Non
     docker(two, "A", "rm", "-f", "side")
     process.until("one is left", lambda: [row["shared_by"] for row in addresses(two, "B") if row["address"] == given] == [[]], 5)
     process.until("all agree", lambda: two.run("A", "plait", "ipam", "check", check=False).returncode == 0, 10)
+
+
+def test_all_that_network_create_takes_holds_on_every_host(two: Lab) -> None:
+    made = ("--subnet", "10.67.0.0/16", "--ip-range", "10.67.4.0/24", "--gateway", "10.67.0.254", "--aux-address", "printer=10.67.4.0")
+    docker(two, "A", *PLAIT, *made, "--aux-address", "router=10.67.4.1", "all")
+    process.until("B has it", lambda: "all" in networks(two, "B"), 3)
+    shown = "{{range .IPAM.Config}}{{.Subnet}} {{.IPRange}} {{.Gateway}}{{end}}"
+    assert {docker(two, host, "network", "inspect", "-f", shown, "all") for host in "AB"} == {"10.67.0.0/16 10.67.4.0/24 10.67.0.254"}
+    given = {host: started(two, host, f"w{host}", "all") for host in "AB"}
+    assert all(address.startswith("10.67.4.") for address in given.values())
+    assert not {"10.67.4.0", "10.67.4.1"} & {*given.values(), *(started(two, "A", f"more{n}", "all") for n in range(2))}
+    for host, other in ("AB", "BA"):
+        assert "default via 10.67.0.254 dev eth0" in docker(two, host, "exec", f"w{host}", "ip", "route")
+        docker(two, host, "exec", f"w{host}", "ping", "-c1", "-W2", given[other])
+    remove_containers(two, "AB")
+    docker(two, "A", "network", "rm", "all")
+
+
+def test_a_chosen_mac_is_the_containers_and_keeps_its_address(two: Lab) -> None:
+    mac = "02:42:ac:00:00:77"
+
+    def link() -> str:
+        return docker(two, "A", "exec", "macced", "cat", "/sys/class/net/eth0/address")
+
+    first = started_with_mac(two, "macced", mac)
+    assert link() == mac
+    docker(two, "A", "stop", "-t", "0", "macced")
+    others = {started(two, "A", f"other{n}", "mesh") for n in range(3)}
+    docker(two, "A", "start", "macced")
+    assert (address_of(two, "A", "macced"), link()) == (first, mac)
+    docker(two, "A", "rm", "-f", "macced")
+    again = started_with_mac(two, "macced", mac)
+    assert (again, link()) == (first, mac) and first not in others
+    docker(two, "B", "run", "-d", "--name", "asks", "--network", "mesh", "nginx")
+    docker(two, "B", "exec", "asks", "ping", "-c1", "-W2", first)
+
+
+def started_with_mac(lab: Lab, name: str, mac: str) -> str:
+    """By the API, because a newer `docker` refuses `--mac-address` with an engine of 20.10."""
+    body = {"Image": "nginx", "MacAddress": mac, "HostConfig": {"NetworkMode": "mesh"}}
+    curl = ("curl", "-sSf", "--unix-socket", "/run/docker.sock", "-H", "Content-Type: application/json")
+    lab.run("A", *curl, "-d", json.dumps(body), f"http://docker/v1.41/containers/create?name={name}")
+    docker(lab, "A", "start", name)
+    return address_of(lab, "A", name)
+
+
+def test_ports_in_every_way_that_docker_takes_them(two: Lab) -> None:
+    """Ranges, a protocol, an address of the host, all exposed ones, a choice of several."""
+    started(two, "A", "many", "mesh", "-p", "127.0.0.1:7000-7001:7000-7001/udp", "-p", "7100-7101:80")
+    started(two, "A", "second", "mesh", "-p", "7100-7101:80")
+    started(two, "A", "exposed", "mesh", "-P")
+    rows = json.loads(two.run("A", "plait", "ports", "--json").stdout)
+    seen = {(r["container"], r["host_ip"], r["host_port"], r["container_port"], r["proto"]) for r in rows if r["container"] != "exposed"}
+    assert seen == {
+        ("many", "127.0.0.1", 7000, 7000, "udp"),
+        ("many", "127.0.0.1", 7001, 7001, "udp"),
+        ("many", "0.0.0.0", 7100, 80, "tcp"),
+        ("second", "0.0.0.0", 7101, 80, "tcp"),
+    }
+    (free,) = [row for row in rows if row["container"] == "exposed"]
+    assert free["container_port"] == 80
+    for port in (7100, 7101, free["host_port"]):
+        url = f"http://{two.address('A')}:{port}/"
+        process.until(f"{url} answers", lambda url=url: two.run("B", "curl", "-sfm2", url, check=False).returncode == 0, 5)
+    said = refused(two, "A", "run", "-d", "--name", "third", "--network", "mesh", "-p", "7100-7101:80", "nginx")
+    assert "no host port of 7100 to 7101/tcp is free" in said
+
+
+def address_of(lab: Lab, host: str, name: str) -> str:
+    return docker(lab, host, "inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name)

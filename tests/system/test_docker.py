@@ -420,3 +420,19 @@ def test_what_was_removed_while_the_agent_was_down_is_collected(two: Lab) -> Non
     assert links(two, "A")
     two.start_agent("A")
     process.until("the endpoint is collected", lambda: not endpoints(two) and not links(two, "A"), 5)
+
+
+def test_an_agent_that_is_missing_at_boot_leaves_nobody_down(two: Lab) -> None:
+    """The engine gives its container up for good after 15 s, whatever its restart policy; the agent starts it when it comes."""
+    before = run(two, "B", "keeps", "--restart", "always", "-p", "8082:80")
+    run(two, "B", "once")
+    two.stop_engine("B")
+    two.run("B", "sh", "-c", "kill -TERM $(cat /run/lab/agent.pid)")
+    process.until("the agent has ended", lambda: inside.daemon_pid(two.state.holder("B"), "agent") is None, 10)
+    two.start_engine("B")
+    state = ("inspect", "-f", "{{.State.Status}} {{.State.Error}}", "keeps")
+    process.until("it is given up", lambda: "exited plugin" in docker(two, "B", *state, check=False).stdout, 60)
+    two.start_agent("B")
+    process.until("it runs again", lambda: endpoints(two).get("keeps") == before, 10)
+    serves(two, "A", f"http://{two.address('B')}:8082/")
+    assert set(endpoints(two)) == {"keeps"}, "whoever has no restart policy stays as it is"

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -28,11 +29,23 @@ from plait.model.errors import Conflict, NotFound, StoreUnavailable
 from plait.model.objects import NFT_FAST_FAMILY, NftSet, Route
 from plait.plan import Local, plan_node
 from plait.runtimes.api import NetworkRequest
-from plait.store.api import Change, Delete, Item, Put, Store
+from plait.store.api import Change, Compare, Delete, Item, Put, Store, TxnResult
 from plait.store.codec import decode, encode
+from plait.store.memory import MemoryStore
 from plait.store.sqlite import SqliteStore
 
 TINY = IPv4Network("10.40.0.0/28")
+
+
+class Counting(MemoryStore):
+    """`refused`: transactions whose comparisons did not hold."""
+
+    refused = 0
+
+    async def txn(self, compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> TxnResult:
+        result = await super().txn(compares, ops)
+        self.refused += not result.ok
+        return result
 
 
 @pytest.fixture(autouse=True)
@@ -362,3 +375,17 @@ async def test_down_purge_takes_what_is_the_nodes_own(tmp_path: Path, name: str)
     left = sorted(item.key for item in (await store.list("")).items)
     assert left == sorted([record_key(blocks[other]), f"nodes/{other}", f"endpoints/{other}/x", f"alive/{other}"])
     await store.close()
+
+
+async def test_many_nodes_that_lease_at_once_do_not_try_block_after_block(tmp_path: Path) -> None:
+    """As when a network is made: all of them want the lowest free block at the same moment."""
+    names = [f"n{number:02}" for number in range(40)]
+    store = Counting()
+    async with nodes(store, tmp_path, *names) as many:
+        await many[0].networks.ensure(NetworkRequest("busy", IPv4Network("10.50.0.0/16")))
+        await many[0].until(lambda: all("busy" in node.view.snapshot.networks for node in many))
+        store.refused = 0
+        await asyncio.gather(*(node.addresses.maintain() for node in many))
+        held = [block.cidr for node in many for block in node.addresses._own_blocks("busy")]
+        assert len(held) == len(set(held)) == 2 * len(many)
+        assert store.refused <= 4 * len(many), "of more than a thousand, if each met the others at every block"

@@ -422,7 +422,6 @@ def test_run_without_a_command_makes_a_sandbox_that_stays(capsys: pytest.Capture
         "labels": {"k": "v"},
         "ports": ["8080:80", "53:53/udp"],
         "aliases": [],
-        "share": "",
     }
     assert client.asked == [("POST", "sandboxes", body)]
 

@@ -59,7 +59,9 @@ class Setup:
         face = {"Address": got["Address"], "AddressIPv6": "", "MacAddress": mac}
         assert await self.create(key, face) == {"Interface": {}}
         self.engine.networks["mesh-id"]["Containers"][f"ep-{key}"] = {"Name": name, "EndpointID": key, "MacAddress": mac}
-        assert "Err" not in await self.docker.call("NetworkDriver.Join", NetworkID="mesh-id", EndpointID=key, SandboxKey="/x", **more)
+        assert "Err" not in await self.docker.call(
+            "NetworkDriver.Join", NetworkID="mesh-id", EndpointID=key, SandboxKey=f"/x/{key}", **more
+        )
         row["State"] = "running"
         return str(got["Address"])
 
@@ -101,7 +103,11 @@ async def s(tmp_path: Path) -> AsyncIterator[Setup]:
 
 async def test_handshake_and_capabilities(s: Setup) -> None:
     assert await s.docker.call("Plugin.Activate") == {"Implements": ["NetworkDriver", "IpamDriver"]}
-    assert await s.docker.call("NetworkDriver.GetCapabilities") == {"Scope": "local", "ConnectivityScope": "global"}
+    assert await s.docker.call("NetworkDriver.GetCapabilities") == {
+        "Scope": "local",
+        "ConnectivityScope": "global",
+        "GwAllocChecker": True,
+    }
     assert (await s.docker.call("IpamDriver.GetCapabilities"))["RequiresMACAddress"] is True
     assert (await s.docker.call("IpamDriver.GetDefaultAddressSpaces"))["LocalDefaultAddressSpace"] == "plait-local"
 
@@ -118,7 +124,7 @@ async def test_body_with_and_without_length_and_the_content_type(s: Setup) -> No
 
 
 async def test_what_is_not_a_call_is_404_and_other_methods_405(s: Setup) -> None:
-    for name in ("NetworkDriver.GwAllocCheck", "NetworkDriver.AllocateNetwork", "x", ""):
+    for name in ("NetworkDriver.AllocateNetwork", "x", ""):
         assert (await s.docker.post(name, b"{}"))[0] == 404
     async with s.docker.session.get("http://plugin/Plugin.Activate") as answer:
         assert answer.status == 405
@@ -681,6 +687,34 @@ async def test_deferred_containers_are_started_one_after_another(s: Setup) -> No
     task.cancel()
 
 
+@pytest.mark.parametrize(
+    ("state", "policy", "error", "started"),
+    [
+        ("exited", "always", 'plugin "plait" not found', True),
+        ("exited", "unless-stopped", "dial unix /run/docker/plugins/plait.sock: connect: no such file or directory", True),
+        ("exited", "on-failure", 'plugin "plait" not found', True),
+        ("exited", "no", 'plugin "plait" not found', False),
+        ("exited", "", 'plugin "plait" not found', False),
+        ("created", "always", 'plugin "plait" not found', False),
+        ("exited", "always", 'plugin "other" not found', False),
+        ("exited", "always", "", False),
+    ],
+)
+async def test_what_missed_the_agent_at_boot_comes_up_afterwards(s: Setup, state: str, policy: str, error: str, started: bool) -> None:
+    """What the engine itself was to start, and nothing that somebody else has to."""
+    s.engine.add_container("aa", state)
+    s.engine.details["aa-id"] = {"State": {"Error": error}, "HostConfig": {"RestartPolicy": {"Name": policy}}}
+    s.engine.add_container("last", "exited")
+    s.engine.details["last-id"] = {"State": {"Error": WHY_DEFERRED}}
+    engine = s.plugin.driver._engine
+    starts = DeferredStarts(engine, s.plugin.names)
+    task = asyncio.create_task(starts.run())
+    starts.listed(await engine.containers())
+    await until(lambda: "last-id" in s.engine.started)
+    assert ("aa-id" in s.engine.started) == started
+    task.cancel()
+
+
 async def test_an_engine_that_ends_meanwhile_is_looked_through_again(s: Setup) -> None:
     s.engine.add_container("aa", "exited")
     s.engine.details["aa-id"] = {"State": {"Error": WHY_DEFERRED}}
@@ -799,12 +833,11 @@ def ports(*rows: tuple[int, str, int, int, int]) -> dict[str, Any]:
 async def test_ports_are_published_and_withdrawn(s: Setup) -> None:
     await s.endpoint("web", "02:00:00:00:00:01")
     ids = {"NetworkID": "mesh-id", "EndpointID": "ep020000000001"}
-    options = ports((6, "", 8080, 8080, 80), (17, "127.0.0.1", 53, 53, 53), (6, "", 0, 0, 443), (6, "::", 81, 81, 81))
+    options = ports((6, "", 8080, 8080, 80), (17, "127.0.0.1", 53, 53, 53), (6, "", 0, 0, 443))
     for _ in range(2):
         assert await s.docker.call("NetworkDriver.ProgramExternalConnectivity", **ids, Options=options) == {}
     shown = s.ops.attached["ep020000000001"].ports
     assert shown[:2] == (PortMapping("tcp", 8080, 80), PortMapping("udp", 53, 53, A("127.0.0.1")))
-    assert shown[3] == PortMapping("tcp", 81, 81, IPv6Address("::"))
     assert shown[2].host_port and shown[2].container_port == 443
     await s.docker.call("NetworkDriver.RevokeExternalConnectivity", **ids)
     assert s.ops.attached["ep020000000001"].ports == ()
@@ -879,6 +912,13 @@ async def test_a_container_gets_an_address_of_each_family_and_a_way_to_the_other
     ]
     (endpoint,) = dual.ops.attached.values()
     assert endpoint.address6 == IPv6Address("fd00:40::2")
+
+
+async def test_a_port_of_ipv6_is_published_where_there_is_ipv6(dual: Setup) -> None:
+    await joined(dual, "02:00:00:00:00:01")
+    ids = {"NetworkID": "dual-id", "EndpointID": "ep020000000001"}
+    assert await dual.docker.call("NetworkDriver.ProgramExternalConnectivity", **ids, Options=ports((6, "::", 81, 81, 81))) == {}
+    assert dual.ops.attached["ep020000000001"].ports == (PortMapping("tcp", 81, 81, IPv6Address("::")),)
 
 
 async def test_after_a_restart_of_dockerd_it_gets_the_same_answers(dual: Setup) -> None:

@@ -22,7 +22,7 @@ from plait.agent.assigned import Assignments
 from plait.agent.cooling import Cooling
 from plait.agent.journal import Journal, Write
 from plait.agent.keys import Record, network_key, record_key
-from plait.agent.ownblocks import OwnBlocks
+from plait.agent.ownblocks import OwnBlocks, pick
 from plait.agent.view import View
 from plait.ipam import (
     NOBODY,
@@ -44,7 +44,6 @@ from plait.ipam import (
     range_addresses,
     range_exhausted,
     reserved_for,
-    usable,
 )
 from plait.model.cluster import Block, Network
 from plait.model.errors import Conflict, NotFound, NotSupported, PoolExhausted, StoreUnavailable
@@ -128,10 +127,13 @@ class Addresses:
         return wanted
 
     async def release(self, network: str, address: IPv4Address) -> None:
-        """The address is free again, remembered for its name. Unknown: success."""
+        """The address is free again, remembered for its name. Unknown: success. The disk is not waited for: what a crash makes it forget
+        is found idle at the start (`recover`, Docker's collector)."""
         known = self._held.get(network, {}).get(address)
         if known is not None and known.live:
-            await self._record(replace(known, live=False, serial=self._next_serial()))
+            free = replace(known, live=False, serial=self._next_serial())
+            self._journal.queue([Write("reservation", f"{network}/{address}", encode(free))])
+            self._held[network][address] = free
             self._cooling.began(network, address)
             self.assigned.wake.set()
 
@@ -249,8 +251,7 @@ class Addresses:
         PoolExhausted, Conflict or StoreUnavailable."""
         refused: set[IPv4Network] = set()
         for _ in range(_TRIES):
-            taken = {b.cidr for b in self._view.snapshot.blocks.values() if b.network == network.name} | refused
-            cidr = self._pick(network, taken, wanted, avoid or set())
+            cidr = pick(self._view.snapshot, network, refused, wanted, avoid or set())
             block = Block(network.name, cidr, self._view.me, "bridge" if purpose == "bridge" else "pool")
             key = record_key(block)
             of = self._view.item(network_key(network.name))
@@ -263,21 +264,6 @@ class Addresses:
             if await self._store.get(network_key(network.name)) is None:
                 raise NotFound(f"network {network.name!r} was removed while an address of it was asked for")
             refused.add(cidr)
-        raise exhausted_in(self._view.snapshot, network)
-
-    def _pick(self, network: Network, taken: set[IPv4Network], wanted: IPv4Address | None, avoid: set[IPv4Address]) -> IPv4Network:
-        if wanted is not None:
-            cidr = block_of(network, wanted)
-            if cidr in taken:
-                who = next((b.node for b in self._view.snapshot.blocks.values() if b.cidr == cidr), "another node")
-                raise Conflict(
-                    f"address {wanted} of network {network.name!r} lies in block {cidr}, which node {who} holds:"
-                    f" start the container there, or ask for an address outside that block"
-                )
-            return cidr
-        for cidr in free_blocks(network, taken):
-            if any(address not in avoid for address in usable(network, cidr)):
-                return cidr
         raise exhausted_in(self._view.snapshot, network)
 
     async def maintain(self) -> None:

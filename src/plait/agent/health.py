@@ -65,6 +65,13 @@ REGISTRY: dict[str, Condition] = {
             "Load the module or use a kernel that has it; docs/guide.md lists what each feature needs.",
         ),
         Condition(
+            "network-unknown",
+            "error",
+            "A network of the cluster is of a kind that this version of plait does not know",
+            "Bring this host to the version of the one that made the network; until then it has no containers of that network. Others are "
+            "not affected.",
+        ),
+        Condition(
             "parent-missing",
             "error",
             "A network's containers are on a link that this host does not have",

@@ -336,6 +336,7 @@ class NodeLoops:
                         f"; {_HELP[what]}" for what in sorted(lacks & _HELP.keys())
                     )
             self._p.health.replace("kernel-lacks", texts)
+            self._p.health.replace("network-unknown", dict(self._p.view.beyond))
             await asyncio.sleep(1)
             if texts and time.monotonic() - looked > _CAPABILITIES_EVERY_S:
                 self._capabilities, looked = await asyncio.to_thread(self._p.kernel.capabilities, True), time.monotonic()

@@ -200,7 +200,7 @@ class AgentOperations:
             return await self._addresses.lease6(network, request.endpoint, wanted, asker) if request.netns else None
         if wanted is None and request.within6:
             wanted = await choose6(self._addresses, request, network, address)
-        if wanted is None and not self._carries6(network):
+        if not request.ipv6 or (wanted is None and not self._carries6(network)):
             return None
         if wanted is not None and (other := origin(network, wanted)) not in (None, address):
             if new and other is not None:
@@ -244,9 +244,11 @@ class AgentOperations:
         self._view.put(endpoint)
 
     async def _remove(self, endpoint: Endpoint) -> None:
-        """Take every trace of the endpoint away. The link's routes go with it; a kernel refusal is retried by the next pass."""
+        """Take every trace of the endpoint away. The link's routes go with it; a kernel refusal is retried by the next pass. The disk
+        forgets it meanwhile: what the kernel still has after a crash, the first pass removes."""
         before = self._own()
         self._view.drop(endpoint)
+        saved = self._journal.queue([Write("endpoint", endpoint.id, None)])
         gone: list[KernelObject] = []
         if endpoint.runtime == HOST:
             await self._full_pass()  # first other routes, then the address goes, which would take them with it
@@ -260,7 +262,6 @@ class AgentOperations:
         except KernelError:
             if endpoint.ports:
                 await self._full_pass()
-        saved = self._journal.queue([Write("endpoint", endpoint.id, None)])
         for address in self._held_by(endpoint):
             await self._addresses.release(endpoint.network, address, endpoint.id)
         await saved

@@ -3,9 +3,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Collection
+from ipaddress import IPv4Address, IPv4Network
+
 from plait.agent.keys import network_key, record_key
 from plait.agent.view import View
-from plait.model.cluster import Block
+from plait.ipam import block_of, block_to_lease, exhausted_in
+from plait.model.cluster import Block, Network, Snapshot
+from plait.model.errors import Conflict
 
 
 class OwnBlocks:
@@ -51,3 +57,26 @@ class OwnBlocks:
                     self._doubtful.add(key)
         items = {name: self._view.item(network_key(name)) for name in self._view.snapshot.networks}
         self._made = {name: item.create_revision for name, item in items.items() if item is not None}
+
+
+def pick(
+    snapshot: Snapshot, network: Network, refused: Collection[IPv4Network], wanted: IPv4Address | None, avoid: Collection[IPv4Address]
+) -> IPv4Network:
+    """The block to lease next: the one that holds `wanted`, if given, else one with addresses that are not to be avoided. `refused` went to
+    others meanwhile: who has met somebody at the lowest free one goes on at a place of its own, or all nodes would meet at each block
+    when a network is made. Conflict or PoolExhausted."""
+    taken = {b.cidr for b in snapshot.blocks.values() if b.network == network.name} | set(refused)
+    if wanted is not None:
+        cidr = block_of(network, wanted)
+        if cidr in taken:
+            who = next((b.node for b in snapshot.blocks.values() if b.cidr == cidr), "another node")
+            raise Conflict(
+                f"address {wanted} of network {network.name!r} lies in block {cidr}, which node {who} holds:"
+                f" start the container there, or ask for an address outside that block"
+            )
+        return cidr
+    nodes = sorted(snapshot.nodes) if refused else []
+    found = block_to_lease(network, taken, avoid, (bisect_left(nodes, snapshot.me), len(nodes) + 1))
+    if found is None:
+        raise exhausted_in(snapshot, network)
+    return found

@@ -6,17 +6,17 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from plait.kernel.linux.sockets import Waiting, waiting_sockets
 from plait.model.addr import IPAddress, at_port
-from plait.model.cluster import Endpoint, PortMapping, Snapshot
+from plait.model.cluster import Endpoint, PortMapping, Snapshot, clash
 from plait.model.errors import NotSupported, PortInUse
 
-ANY, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
-_Taken = dict[tuple[str, int], list[tuple[IPAddress, Endpoint]]]
-"""Who has published which port where, by protocol and number."""
+ANY = IPv4Address("0.0.0.0")
+_Taken = dict[tuple[str, int], list[tuple[PortMapping, Endpoint]]]
+"""Who has published which port, by protocol and number."""
 _PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 _TCP_LISTEN, _UDP_UNCONN = "0A", "07"
 
@@ -35,7 +35,7 @@ def assign_ports(
     taken: _Taken = {}
     for other in others:
         for held in other.ports:
-            taken.setdefault((held.proto, held.host_port), []).append((held.host_ip, other))
+            taken.setdefault((held.proto, held.host_port), []).append((held, other))
     pool = iter(candidates)
     result: list[PortMapping] = []
     for port in wanted:
@@ -45,7 +45,7 @@ def assign_ports(
                 f" put it on a network with IPv6 (`plait network create NAME --ipv6`)"
             )
         if port.host_port:
-            _check(port, taken)
+            _check(port, endpoint, taken)
             result.append(port)
             continue
         given = {(p.proto, p.host_port) for p in result}
@@ -63,21 +63,16 @@ def assign_ports(
     return tuple(result)
 
 
-def _check(port: PortMapping, taken: _Taken) -> None:
+def _check(port: PortMapping, endpoint: Endpoint, taken: _Taken) -> None:
     what = f"cannot publish {at_port(port.host_ip, port.host_port)}/{port.proto}"
     held = taken.get((port.proto, port.host_port), ())
-    holder = next((other for address, other in held if _clash(address, port.host_ip)), None)
+    holder = next((other for its, other in held if clash(its, other, port, endpoint)), None)
     if holder is not None:
         who = holder.name or holder.id
         raise PortInUse(f"{what}: the port is published for {who!r} already; choose another host port or remove that container")
     process = listener(port.proto, port.host_port, port.host_ip)
     if process is not None:
         raise PortInUse(f"{what}: {process} listens on that port of this host; choose another host port or stop that program")
-
-
-def _clash(one: IPAddress, other: IPAddress) -> bool:
-    """Whether some packet is for both. 0.0.0.0 is every address of the host, whatever its family."""
-    return ANY in (one, other) or one == other or (ANY6 in (one, other) and one.version == other.version)
 
 
 def listener(proto: str, port: int, address: IPAddress = ANY) -> str | None:

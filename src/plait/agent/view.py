@@ -14,11 +14,13 @@ import dataclasses
 import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping
 
+from plait import __version__
 from plait.agent.keys import TYPES, Record, kind_of, node_key, own_prefixes, record_key
 from plait.agent.merged import Merged
-from plait.model.cluster import Block, Container, Endpoint, Instance, Snapshot
+from plait.backends import BACKENDS
+from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Snapshot
 from plait.model.discovery import CatalogNode, Check, OtherTags
-from plait.model.errors import PlaitError, StoreUnavailable
+from plait.model.errors import NotSupported, PlaitError, StoreUnavailable
 from plait.store.api import Change, Item, Put
 from plait.store.codec import decode, encode
 
@@ -27,7 +29,8 @@ _CATCH_UP_S = 5.0
 
 
 class View:
-    """The one mutable place where replicated and own state meet. Not thread-safe: used from the loop only."""
+    """The one mutable place where replicated and own state meet. Not thread-safe: used from the loop only. `beyond`: why networks that the
+    store has are none here, by name: a newer agent made them."""
 
     def __init__(self, me: str) -> None:
         self.me = me
@@ -38,6 +41,7 @@ class View:
         self._own: dict[str, Record] = {}
         self._reported: set[str] = set()
         self._silent: frozenset[str] = frozenset()
+        self.beyond: dict[str, str] = {}
         self._merged = Merged(me)
         self._prefixes = own_prefixes(me)
         self._unsettled: set[str] = set()
@@ -89,7 +93,7 @@ class View:
         if wanted is None:
             return
         try:
-            record = decode(wanted, item.value, item.key)
+            record = self._readable(decode(wanted, item.value, item.key))
         except PlaitError as error:
             log.warning("record_unreadable", extra={"key": item.key, "error": str(error)})
             return
@@ -101,7 +105,17 @@ class View:
         self._items[item.key] = item
         self._settle(item.key)
 
+    def _readable(self, record: Record) -> Record:
+        """The same, unless it is a network that goes by a backend of a newer version: NotSupported."""
+        if isinstance(record, Network):
+            self.beyond.pop(record.name, None)
+            if record.backend not in BACKENDS:
+                self.beyond[record.name] = f"network {record.name} goes by {record.backend}, which plait {__version__} does not have"
+                raise NotSupported(self.beyond[record.name])
+        return record
+
     def _forget(self, key: str) -> None:
+        self.beyond.pop(key.removeprefix("networks/"), None)
         if kind_of(key) == "alive":
             self._alive.discard(key.partition("/")[2])
         self._stored.pop(key, None)

@@ -119,11 +119,9 @@ class AdminClient:
             "labels": dict(labels or {}),
             "options": dict(options or {}),
             "ip_range": ip_range,
-            "excluded": list(excluded),
-            "force": force,
         }
-        six = _given(ipv6=ipv6 or None, subnet6=subnet6, gateway6=gateway6)
-        return cast(NetworkRow, self._call("POST", "networks", body | six))
+        later = _given(ipv6=ipv6, subnet6=subnet6, gateway6=gateway6, excluded=list(excluded), force=force)
+        return cast(NetworkRow, self._call("POST", "networks", body | later))
 
     def change_network(self, name: str, options: Mapping[str, str]) -> list[NetworkRow]:
         """Give a network these options while it is used; it first, then those whose tunnel it shares and that changed with it."""
@@ -199,9 +197,8 @@ class AdminClient:
             "labels": dict(labels or {}),
             "ports": list(ports),
             "aliases": list(aliases),
-            "share": share,
         }
-        return cast(SandboxView, self._call("POST", "sandboxes", body | _given(address6=address6)))
+        return cast(SandboxView, self._call("POST", "sandboxes", body | _given(address6=address6, share=share)))
 
     def sandbox(self, name: str) -> SandboxView:
         return cast(SandboxView, self._call("GET", f"sandboxes/{quote(name, '')}"))
@@ -244,8 +241,8 @@ class AdminClient:
 
 
 def _given(**values: object) -> dict[str, object]:
-    """Keys that came later than others: an older agent, which refuses what it does not know, is sent them only if it must be."""
-    return {key: value for key, value in values.items() if value is not None}
+    """Keys that came later than others: an older agent, which refuses what it does not know, is sent them only if they say something."""
+    return {key: value for key, value in values.items() if value}
 
 
 def _decoded(status: int, raw: bytes, what: str) -> object:

@@ -18,6 +18,7 @@ from plait.ipam.dual import default_subnet6, held_by, image, image_block, origin
 from plait.ipam.overlap import FORCED, check_overlaps, clashes, own_ranges, taken
 from plait.ipam.pool import (
     block_of,
+    block_to_lease,
     blocks_of,
     check_network,
     default_block_prefix,
@@ -40,6 +41,7 @@ __all__ = [
     "Reservation",
     "assigned_of",
     "block_of",
+    "block_to_lease",
     "blocks_of",
     "check_network",
     "check_overlaps",

@@ -60,6 +60,16 @@ def free_blocks(network: Network, taken: Collection[IPv4Network]) -> Iterator[IP
     return (block for block in blocks_of(network) if block not in held and not _is_useless(network, block))
 
 
+def block_to_lease(
+    network: Network, taken: Collection[IPv4Network], avoid: Collection[IPv4Address], turn: tuple[int, int] = (0, 1)
+) -> IPv4Network | None:
+    """The lowest free block with an address that is not to be avoided, None if there is none. `turn` (n, of): the first such from the n-th
+    of so many equal parts of what is free on, and so round, for nodes that would all meet at the lowest one."""
+    free = list(free_blocks(network, taken))
+    start = turn[0] * len(free) // turn[1]
+    return next((b for b in (*free[start:], *free[:start]) if any(a not in avoid for a in usable(network, b))), None)
+
+
 def _is_useless(network: Network, block: IPv4Network) -> bool:
     """Whether exclusions leave nothing of the block."""
     whole = AddressRange(block.network_address, block.broadcast_address)

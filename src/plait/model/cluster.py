@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
-from plait.model.addr import AddressRange, EitherAddress, at_port, unique_local
+from plait.model.addr import AddressRange, EitherAddress, IPAddress, at_port, unique_local
 from plait.model.discovery import CatalogNode, Check
 from plait.model.leases import Leased
 
 Protocol = Literal["tcp", "udp", "sctp"]
+_ANY, _ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +248,23 @@ class Endpoint:
         """The addresses that it may use now."""
         lost = self.leased is not None and self.leased.lost
         return tuple(one for one in (None if lost else self.address, self.address6) if one is not None)
+
+
+def clash(one: PortMapping, its: Endpoint, other: PortMapping, others: Endpoint) -> bool:
+    """Whether some packet to the host is for both ports, of two endpoints. 0.0.0.0 is every address, of both families for an endpoint that
+    has both."""
+    return (one.proto, one.host_port) == (other.proto, other.host_port) and any(
+        one_of in (other_of, whole) or other_of == whole
+        for one_of in _host_addresses(one, its)
+        for other_of in _host_addresses(other, others)
+        for whole in (_ANY, _ANY6)
+        if one_of.version == other_of.version == whole.version
+    )
+
+
+def _host_addresses(port: PortMapping, endpoint: Endpoint) -> tuple[IPAddress, ...]:
+    """What host addresses it takes, one of each family."""
+    return (_ANY, _ANY6) if port.host_ip == _ANY and endpoint.address6 is not None else (port.host_ip,)
 
 
 @dataclass(frozen=True, slots=True)

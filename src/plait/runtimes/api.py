@@ -30,7 +30,7 @@ class AttachRequest:
     """`endpoint` is the runtime's own id of the attachment and the key of idempotence. `address` None: allocate
     (sticky by (network, name)). `address6` None: on a network with IPv6, what goes with the address. `within`: where an address that is
     allocated is to be from, `within6` the one that the IPv6 address goes with; () = anywhere. `netns` "" = the engine moves the
-    peer link itself."""
+    peer link itself. `ipv6` False: none for this endpoint, whatever the network has."""
 
     endpoint: str
     network: str
@@ -48,6 +48,7 @@ class AttachRequest:
     address6: IPv6Address | None = None
     within: tuple[AddressRange, ...] = ()
     within6: tuple[AddressRange, ...] = ()
+    ipv6: bool = True
 
 
 class Health(Protocol):

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
+from itertools import count
 
 from plait.backends import BACKENDS, own_mac
 from plait.backends.settings import choose_backend
 from plait.ipam import Reservation, check_network, choose_address, default_block_prefix, exhausted, image, next_subnet, origin
-from plait.model.cluster import Container, Endpoint, Network, PortMapping
-from plait.model.errors import ConfigError, Conflict, NotFound, PlaitError, PortInUse
+from plait.model.cluster import Container, Endpoint, Network, PortMapping, clash
+from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, PlaitError, PortInUse
 from plait.plan.desired import device_name, endpoint_mac
 from plait.runtimes.api import AttachRequest, NetworkRequest, paired
 
@@ -41,6 +42,7 @@ class FakeOperations:
         self._networks: dict[str, Network] = {}
         self._fail: dict[str, PlaitError] = {}
         self._serial = 0
+        self._free = count(32768)
 
     def fail(self, call: str, error: PlaitError) -> None:
         self._fail[call] = error
@@ -165,7 +167,7 @@ class FakeOperations:
         if wanted in held and not any(e.address == wanted and e.id != request.endpoint for e in self._on(network.name)):
             held[wanted] = replace(held[wanted], owner=request.endpoint, name=request.name)
         address = (await self.reserve(network.name, request.endpoint, wanted, request.name)).ip
-        address6 = request.address6 or image(network, address)
+        address6 = (request.address6 or image(network, address)) if request.ipv6 else None
         endpoint = Endpoint(
             id=request.endpoint,
             network=network.name,
@@ -191,14 +193,17 @@ class FakeOperations:
         known = self.attached.get(endpoint)
         if known is None:
             raise NotFound(f"cannot publish ports of endpoint {endpoint}: this node has no such endpoint")
-        taken = {(p.proto, p.host_port): e.name for e in self.attached.values() if e.id != endpoint for p in e.ports}
+        others = [(p, e) for e in self.attached.values() if e.id != endpoint for p in e.ports]
         done: list[PortMapping] = []
         for port in ports:
-            number = port.host_port or next(n for n in range(32768, 61000) if (port.proto, n) not in taken)
-            if (port.proto, number) in taken:
-                raise PortInUse(f"port {number}/{port.proto} of this host is in use by {taken[port.proto, number]}")
-            taken[port.proto, number] = known.name
-            done.append(replace(port, host_port=number))
+            if port.host_ip.version == 6 and known.address6 is None:
+                raise NotSupported(f"cannot publish a port of {known.name!r} on {port.host_ip}: it has no IPv6 address")
+            taken = {p.host_port for p in (*done, *(p for p, _ in others)) if p.proto == port.proto}
+            chosen = replace(port, host_port=port.host_port or next(n for n in self._free if n not in taken))
+            holder = next((e for p, e in others if clash(p, e, chosen, known)), None)
+            if holder is not None:
+                raise PortInUse(f"port {chosen.host_port}/{port.proto} of this host is in use by {holder.name}")
+            done.append(chosen)
         self.attached[endpoint] = replace(known, ports=tuple(done))
         return tuple(done)
 

@@ -16,6 +16,7 @@ from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux import route as routes
 from plait.kernel.linux.announce import announce
+from plait.kernel.linux.beside import Beside, ends_apart
 from plait.kernel.linux.child import Children
 from plait.kernel.linux.devices import Indexes, completed, creation, index_of, names_here
 from plait.kernel.linux.facts import BROKEN, STATE_DIR, HostFacts
@@ -124,13 +125,13 @@ class LinuxKernel(HostFacts):
 
     def apply(self, ops: Sequence[Op]) -> Result:
         failed: dict[Key, KernelError] = {}
-        nft_ops: list[Op] = []
+        nft_ops = [op for op in ops if isinstance(op.subject, NftChain | NftSet | NftElement | HookRule)]
+        beside = Beside(lambda: self._apply_nft(nft_ops)) if ends_apart(ops) else None
         self._wireguard.forget()
         batch: list[tuple[Op, nl.Message]] = []
         indexes = Indexes()
         for op in ops:
             if isinstance(op.subject, NftChain | NftSet | NftElement | HookRule):
-                nft_ops.append(op)
                 continue
             try:
                 message = row_message(op, indexes)  # None: it takes more than that (links, sysctls)
@@ -147,7 +148,7 @@ class LinuxKernel(HostFacts):
         self._flush(batch, failed)
         announce(self._sock, (op for op in ops if op.key not in failed))
         if nft_ops:
-            failed |= self._apply_nft(nft_ops)
+            failed |= beside.result() if beside is not None else self._apply_nft(nft_ops)
         return Result(tuple(op.key for op in ops if op.key not in failed), failed)
 
     def _flush(self, batch: list[tuple[Op, nl.Message]], failed: dict[Key, KernelError]) -> None:

@@ -108,9 +108,11 @@ class Attachments:
         return self.inode_of(attachment.netns) == attachment.inode
 
     async def _erase(self, key: str) -> None:
+        """The disk forgets the attachment while the kernel forgets its link: an endpoint without an attachment is detached at the start."""
+        forgotten = self._save(self.runtime, key, None)
         await self._ops.detach(key)
         self._held.pop(key, None)
-        await self._save(self.runtime, key, None)
+        await forgotten
 
     def vanished(self) -> set[str]:
         """Ids of endpoints whose namespace is gone. Its path may stand for another one by now (/proc/PID/ns/net, or a mount point): nothing

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Containers whose start was refused while the engine started (`names.Deferred`) -> started again, one after another.
+"""Containers whose start was refused while the engine started (`names.Deferred`), and those with a restart policy that the engine could not
+start because the agent was away -> started again, one after another.
 
 Data in: full lists of the engine, and that a start was refused. Data out: `POST /containers/<id>/start`. Which containers they are the
 engine itself remembers, in the error of their last start, so that neither an end of the agent nor one of the engine loses any: whoever
 comes after looks again. A container that was started, removed or failed for another reason meanwhile has that error no more.
+
+An engine that misses its plug-in at boot gives a container up for good after 15 s, whatever its restart policy (seen with 20.10). One that
+never ran is left alone: whoever made it has seen the error.
 """
 
 from __future__ import annotations
@@ -14,10 +18,12 @@ from collections.abc import Sequence
 
 from plait.model.errors import EngineUnavailable, PlaitError
 from plait.runtimes.docker.engine import DockerEngine
-from plait.runtimes.docker.enginetypes import ContainerRow
+from plait.runtimes.docker.enginetypes import ContainerDetails, ContainerRow
 from plait.runtimes.docker.names import STARTABLE, WHY_DEFERRED, StartingNames
 
 log = logging.getLogger("plait.docker")
+_AWAY = ('plugin "plait" not found', "plait.sock")
+"""What the engine says of a start that missed the agent: it found no socket, or nobody behind it."""
 
 
 class DeferredStarts:
@@ -46,6 +52,12 @@ class DeferredStarts:
                     log.warning("deferred_start_failed", extra={"container": row.name, "error": str(error)})
 
     async def _start(self, row: ContainerRow) -> None:
-        if row.networks and WHY_DEFERRED in (await self._engine.container(row.id)).state.error:
+        if row.networks and _is_owed(row, await self._engine.container(row.id)):
             await self._engine.start_container(row.id)
             log.info("deferred_start", extra={"container": row.name})
+
+
+def _is_owed(row: ContainerRow, details: ContainerDetails) -> bool:
+    """Whether its last start failed for no reason of its own, and is to be made good."""
+    missed = row.state == "exited" and details.restarts and any(words in details.state.error for words in _AWAY)
+    return missed or WHY_DEFERRED in details.state.error

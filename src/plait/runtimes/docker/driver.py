@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_network
 
 from plait.backends import BACKENDS, OnHostLink, child_of, on_link, own_mac, settle
 from plait.ipam import FORCED, check_network, default_block_prefix, image
@@ -24,6 +24,7 @@ from plait.runtimes.api import AttachRequest, NetworkRequest, Operations
 from plait.runtimes.docker import wire
 from plait.runtimes.docker.engine import DockerEngine
 from plait.runtimes.docker.enginetypes import Attached, ContainerRow
+from plait.runtimes.docker.gateways import shared
 from plait.runtimes.docker.ipam import RUNTIME, SPACE, IpamDriver
 from plait.runtimes.docker.names import StartingNames
 from plait.runtimes.docker.networks import NET_OPTION, OPTIONS, ORIGIN_DOCKER, ORIGIN_LABEL, DockerNetworks, network_options, without_aux
@@ -33,11 +34,12 @@ Answer = Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """An endpoint between CreateEndpoint and Join."""
+    """An endpoint between CreateEndpoint and Join. `ifname`: what its link is to be called inside, "" if the engine counts."""
 
     address: IPv4Address
     mac: str
     address6: IPv6Address | None = None
+    ifname: str = ""
 
 
 class NetworkDriver:
@@ -47,6 +49,7 @@ class NetworkDriver:
         self._ops, self._engine, self._networks, self._ipam, self._names = ops, engine, networks, ipam, names
         self._created: dict[str, Created] = {}
         self._joined: dict[str, float] = {}
+        self._sandboxes: dict[str, str] = {}
 
     def age(self, endpoint: str) -> float:
         """Seconds since `endpoint` was created or joined; infinite if neither happened since the agent started."""
@@ -54,13 +57,28 @@ class NetworkDriver:
 
     # --- networks
 
-    async def create_network(self, request: wire.CreateNetwork) -> Answer:
-        """Check everything that can be checked, and make the cluster's network if the option says which; otherwise its name is known
-        only later (see `networks.py`)."""
-        given = wire.text_options(request.options, wire.GENERIC)
+    async def gateways_needed(self, request: wire.GwAllocCheck) -> Answer:
+        """Which families of a network that is about to be made need no gateway address. What it can never be is refused here, before
+        anything is asked for it."""
+        given = network_options(self._options(request.options))
+        settled = settle(given, BACKENDS.values(), ())
+        child = child_of(Network("", _SOME, _SOME[1], _SOME.prefixlen, settled.backend.name, options=given))
+        return {"SkipIPv4": child is not None and not child.gateway, "SkipIPv6": False}
+
+    def _options(self, options: Mapping[str, object] | None) -> Mapping[str, str]:
+        """What `-o` gives. ConfigError or NotSupported for what no network of plait's can be."""
+        given = wire.text_options(options, wire.GENERIC)
         known = {NET_OPTION, FORCED, *OPTIONS}
         for unknown in sorted(given.keys() - known):
             raise ConfigError("-o", unknown, "is no option of the driver plait", f"it knows {', '.join(sorted(known))}")
+        if (options or {}).get(wire.ENABLE_IPV4) is False:
+            raise NotSupported("a plait network without IPv4: its IPv6 addresses follow the IPv4 ones; leave out --ipv4=false")
+        return given
+
+    async def create_network(self, request: wire.CreateNetwork) -> Answer:
+        """Check everything that can be checked, and make the cluster's network if the option says which; otherwise its name is known
+        only later (see `networks.py`)."""
+        given = self._options(request.options)
         others = [n for n in self._ops.networks().values() if n.name != given.get(NET_OPTION)]
         settled = settle(network_options(given), BACKENDS.values(), others)
         data, data6 = request.ipv4 or [], request.ipv6 or []
@@ -139,7 +157,7 @@ class NetworkDriver:
             raise NotSupported(f"containers of network {network.name} have the MAC of their link: leave out --mac-address")
         mac = given.mac_address or endpoint_mac(request.endpoint_id)
         address6 = wire.parse_address6(given.address6, "endpoint address") if given.address6 else None
-        self._created[request.endpoint_id] = Created(address, mac, address6)
+        self._created[request.endpoint_id] = Created(address, mac, address6, wire.text_option(request.options, wire.IFNAME))
         self._joined[request.endpoint_id] = asyncio.get_running_loop().time()
         return {"Interface": {} if given.mac_address or not own_mac(network) else {"MacAddress": mac}}
 
@@ -159,15 +177,18 @@ class NetworkDriver:
                 mac=created.mac if own_mac(network) else "",
                 labels=(row.labels or {}) if row is not None else {},
                 address6=created.address6,
+                ipv6=created.address6 is not None,
             )
         )
         self._created.pop(request.endpoint_id, None)
+        self._sandboxes[request.endpoint_id] = request.sandbox_key or ""
         self._joined[request.endpoint_id] = asyncio.get_running_loop().time()
         self._ipam.settled(created.mac)
         self._names.joined(endpoint.network, endpoint.name, created.mac)
         child = child_of(network)
         source = endpoint.dev if child is not None and child.kind != "veth" else peer_name(endpoint.dev)
-        answer: dict[str, object] = {"InterfaceName": {"SrcName": source, "DstPrefix": "eth"}}
+        called = {"DstName": created.ifname} if created.ifname else {}
+        answer: dict[str, object] = {"InterfaceName": {"SrcName": source, "DstPrefix": "eth", **called}}
         if child is not None and not child.gateway:
             return answer | {"DisableGatewayService": True, "StaticRoutes": [_EVERYTHING_ON_LINK]}
         if endpoint.leased is not None:
@@ -209,6 +230,7 @@ class NetworkDriver:
         return await self._end(request.endpoint_id)
 
     async def _end(self, endpoint_id: str) -> Answer:
+        self._sandboxes.pop(endpoint_id, None)
         known = self._ops.endpoints(RUNTIME).get(endpoint_id)
         if known is not None:
             self._ipam.ended(known.network, known.address)
@@ -225,15 +247,24 @@ class NetworkDriver:
     # --- published ports
 
     async def program(self, request: wire.EndpointOnly) -> Answer:
-        """Publish; a refusal stops the container's start and is shown to the user as it is."""
+        """Publish; a refusal stops the container's start and is shown to the user as it is. May be repeated, with other options."""
         wanted = wire.port_requests(request.options)
-        if wanted or self._published(request.endpoint_id):
+        own = self._ops.endpoints(RUNTIME)
+        known = own.get(request.endpoint_id)
+        if known is not None:
+            wanted, less = shared(known, wanted, [e for e in own.values() if self._is_sibling(known, e)])
+            for sibling, ports in less.items():
+                await self._ops.publish(sibling, ports)
+        if wanted or (known is not None and known.ports):
             await self._publish(request.endpoint_id, wanted)
         return {}
 
-    def _published(self, endpoint_id: str) -> bool:
-        known: Endpoint | None = self._ops.endpoints(RUNTIME).get(endpoint_id)
-        return known is not None and bool(known.ports)
+    def _is_sibling(self, one: Endpoint, other: Endpoint) -> bool:
+        """Whether two endpoints are of one container. The engine may not have said yet who joined."""
+        if one.id == other.id:
+            return False
+        key = self._sandboxes.get(one.id)
+        return (bool(one.container) and one.container == other.container) or (bool(key) and key == self._sandboxes.get(other.id))
 
     async def _publish(self, endpoint: str, wanted: list[tuple[PortMapping, int]]) -> None:
         """Fixed ports at once; each range (`-p 8000-8010:80`) by its first free port, after them."""
@@ -259,6 +290,7 @@ class NetworkDriver:
         return {}
 
 
+_SOME = IPv4Network("10.0.0.0/8")
 _EVERYTHING_ON_LINK = {"Destination": "0.0.0.0/0", "RouteType": wire.CONNECTED}
 
 

@@ -63,8 +63,13 @@ class ListedPort(_Json, frozen=True):
     ip: str = field(name="IP", default="")
 
 
+class _RestartPolicy(_Json, frozen=True):
+    name: str = ""
+
+
 class _HostConfig(_Json, frozen=True):
     network_mode: str = ""
+    restart_policy: _RestartPolicy = field(default_factory=_RestartPolicy)
 
 
 class ContainerRow(_Json, frozen=True):
@@ -138,6 +143,12 @@ class ContainerDetails(_Json, frozen=True):
     state: _State = field(default_factory=_State)
     network_settings: _Networks | None = None
     config: ContainerConfig = field(default_factory=ContainerConfig)
+    host_config: _HostConfig = field(default_factory=_HostConfig)
+
+    @property
+    def restarts(self) -> bool:
+        """Whether the engine is to start it again by itself."""
+        return self.host_config.restart_policy.name not in ("", "no")
 
     @property
     def mac(self) -> str:

@@ -60,6 +60,8 @@ class IpamDriver:
             subnet = self._next_pool(request.options or {})
             return {"PoolID": f"{_POOL}{subnet}", "Pool": str(subnet), "Data": {}}
         subnet = wire.parse_subnet(request.pool, "--subnet")
+        if subnet.network_address.is_unspecified:
+            raise ConfigError("--subnet", str(subnet), "names no addresses", "name the subnet, or leave it out for the next free /16")
         self._ranges.pop(subnet, None)
         if not request.sub_pool:
             return {"PoolID": f"{_POOL}{subnet}", "Pool": str(subnet), "Data": {}}
@@ -111,7 +113,7 @@ class IpamDriver:
         if options.get(wire.ADDRESS_TYPE) == wire.GATEWAY_TYPE:
             return {"Address": f"{self._gateway(subnet, wanted)}/{subnet.prefixlen}", "Data": {}}
         if wire.MAC in options:
-            address = await self._for_container(subnet, options[wire.MAC], wanted)
+            address = await self._for_container(subnet, options[wire.MAC], options.get(wire.NAME, ""), wanted)
         elif wanted is not None:
             address = await self._again(subnet, wanted)
         else:
@@ -130,7 +132,8 @@ class IpamDriver:
             if network is None:
                 raise NotFound(f"no network of the cluster has the pool {subnet}; remove this Docker network and create it again")
             reserve = partial(self._ops.reserve6, network.name, f"{OWNER}{options[wire.MAC]}", wanted)
-            address = await (self._chosen(network.name, wanted, reserve) if wanted is not None else reserve())
+            told = options.get(wire.NAME, "")
+            address = await (self._chosen(network.name, wanted, told, reserve) if wanted is not None else reserve())
         elif wanted is not None:
             address = await self._again6(network, wanted)
         else:
@@ -187,24 +190,27 @@ class IpamDriver:
             raise Conflict(f"network {network.name!r} has the gateway {network.gateway}, not {wanted}: use --gateway {network.gateway}")
         return network.gateway
 
-    async def _for_container(self, subnet: IPv4Network, mac: str, wanted: IPv4Address | None) -> IPv4Address:
+    async def _for_container(self, subnet: IPv4Network, mac: str, told: str, wanted: IPv4Address | None) -> IPv4Address:
+        """`told`: who asks, as far as the engine says."""
         network = self._networks.by_subnet(subnet) or await self._networks.adopt_subnet(subnet)
         if network is None:
             raise NotFound(f"no network of the cluster has the pool {subnet}; remove this Docker network and create it again")
         owner = f"{OWNER}{mac}"
         self._asked[owner] = asyncio.get_running_loop().time()
         if wanted is not None:
-            return (await self._chosen(network.name, wanted, partial(self._ops.reserve, network.name, owner, wanted, mac=mac))).ip
-        keys = self._networks.ids(network.name)
-        name = await self._names.guess(network.name, keys, self._ops.endpoints(RUNTIME), mac)
+            return (await self._chosen(network.name, wanted, told, partial(self._ops.reserve, network.name, owner, wanted, mac=mac))).ip
+        if told:
+            name = await self._names.told(network.name, told, mac)
+        else:
+            name = await self._names.guess(network.name, self._networks.ids(network.name), self._ops.endpoints(RUNTIME), mac)
         return (await self._ops.reserve(network.name, owner, None, name, self._names.labels(name), mac)).ip
 
-    async def _chosen(self, network: str, wanted: IPAddress, reserve: Callable[..., Awaitable[Given]]) -> Given:
+    async def _chosen(self, network: str, wanted: IPAddress, told: str, reserve: Callable[..., Awaitable[Given]]) -> Given:
         """What `--ip` or `--ip6` says, by `reserve(name, labels)`. Only where it is kept for somebody it matters who asks."""
         try:
             return await reserve()
         except Conflict:
-            name = await self._names.chooser({*self._networks.ids(network), network}, wanted)
+            name = told or await self._names.chooser({*self._networks.ids(network), network}, wanted)
             if not name:
                 raise
             return await reserve(name, self._names.labels(name))

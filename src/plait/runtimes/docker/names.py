@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which container is asking for an address? dockerd does not say: RequestAddress has only a MAC that it drew a moment ago.
+"""Which container is asking for an address? dockerd says it since 29 only: before, RequestAddress has but a MAC that it drew a moment ago.
 
 Data in: the engine's list of containers, what is remembered of them (`known.py`), what its process has mounted (`mounts.py`). Data out: the
 name that the address is to stick to, "" if nobody can be named; a wrong guess costs a remembered address, nothing else, because Join names
@@ -20,6 +20,7 @@ until the address is given. Then it matters who waits for the answer:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from plait.model.addr import IPAddress
@@ -52,6 +53,7 @@ class StartingNames:
         self._pid = self.answered = 0
         self.deferred = True
         self._claimed: dict[tuple[str, str], tuple[float, str]] = {}
+        self._told: dict[tuple[str, str], str] = {}
         self._labels: dict[str, Mapping[str, str]] = {}
 
     def called_by(self, pid: int) -> None:
@@ -59,16 +61,20 @@ class StartingNames:
         if pid != self._pid:
             self._pid = pid
             self._claimed.clear()
+            self._told.clear()
 
     def joined(self, network: str, name: str, mac: str) -> None:
         """The container `name` ("": not known yet) has the address of `network` that was asked for with `mac`. Whoever was guessed to
         be it and is not may still come."""
         self._claimed.pop((network, name), None)
+        self._told.pop((network, mac), None)
         if name:
             self._claimed = {key: claim for key, claim in self._claimed.items() if claim[1] != mac}
 
     def certain(self, network: str, mac: str) -> str:
-        """Who asked with `mac` for an address of `network`, if the engine starts, so that the answer was certain; else ""."""
+        """Who asked with `mac` for an address of `network`, if the engine said so, or starts, so that the answer was certain; else ""."""
+        if (network, mac) in self._told:
+            return self._told[network, mac]
         if self._pid == self.answered:
             return ""
         return next((name for (where, name), (_, asked) in self._claimed.items() if where == network and asked == mac), "")
@@ -93,6 +99,14 @@ class StartingNames:
         self._labels = {row.name: row.labels or {} for row in rows}
         candidates = [row for row in rows if row.state in STARTABLE and _is_on(row, wanted) and row.name not in taken]
         return self._claim(network, mac, await self._starting(candidates))
+
+    async def told(self, network: str, name: str, mac: str) -> str:
+        """As `guess`, where the engine says that `name` asks (29 on): only its labels are to be learnt, if the engine answers."""
+        with contextlib.suppress(PlaitError):
+            self._labels = {row.name: row.labels or {} for row in await self._engine.containers(quick=True)}
+            self.answered = self._pid
+        self._told[network, mac] = name
+        return self._claim(network, mac, [name])
 
     async def chooser(self, wanted_on: Collection[str], address: IPAddress) -> str:
         """The container whose `--ip` or `--ip6` on one of these Docker networks is `address` and which may be starting; "" if that is not

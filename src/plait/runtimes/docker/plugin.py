@@ -138,7 +138,8 @@ def _plugin_calls(call_s: float) -> dict[str, Call]:
 
 def _network_calls(driver: NetworkDriver, call_s: float, network_s: float) -> dict[str, Call]:
     calls: dict[str, tuple[type[wire.Body], Callable[[Any], Awaitable[Mapping[str, object]]]]] = {
-        "GetCapabilities": (wire.Nothing, _constant({"Scope": "local", "ConnectivityScope": "global"})),
+        "GetCapabilities": (wire.Nothing, _constant({"Scope": "local", "ConnectivityScope": "global", "GwAllocChecker": True})),
+        "GwAllocCheck": (wire.GwAllocCheck, driver.gateways_needed),
         "CreateEndpoint": (wire.CreateEndpoint, driver.create_endpoint),
         "Join": (wire.EndpointOnly, driver.join),
         "ProgramExternalConnectivity": (wire.EndpointOnly, driver.program),

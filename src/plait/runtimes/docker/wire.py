@@ -2,8 +2,8 @@
 """The bodies of Docker's plug-in protocol (network and IPAM remote drivers), as far as plait reads them.
 
 Data in: the bytes that dockerd posted. Data out: frozen records; unknown fields are ignored, null is the default (Go writes nil maps
-and slices as null), and anything else that does not fit is a ConfigError. Source: libnetwork's documentation of remote drivers, and
-recorded traffic of Docker 20.10.
+and slices as null), and anything else that does not fit is a ConfigError. Source: libnetwork's documentation of remote drivers, its
+source of 20.10, 28 and 29, and recorded traffic of Docker 20.10.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ GENERIC = "com.docker.network.generic"
 INTERNAL = "com.docker.network.internal"
 PORTMAP = "com.docker.network.portmap"
 MAC = "com.docker.network.endpoint.macaddress"
+NAME = "com.docker.network.endpoint.name"
+"""Of the container, told to IPAM by 29 on; 20.10 to 28 do not say who asks."""
+IFNAME = "com.docker.network.endpoint.ifname"
+ENABLE_IPV4 = "com.docker.network.enable_ipv4"
+"""Told by 28 on, false only with --ipv4=false."""
 ADDRESS_TYPE, GATEWAY_TYPE = "RequestAddressType", "com.docker.network.gateway"
 
 BY_HOP, CONNECTED = 0, 1
@@ -76,6 +81,12 @@ class CreateNetwork(Body, frozen=True):
     ipv6: list[IpamData] | None = msgspec.field(name="IPv6Data", default=None)
 
 
+class GwAllocCheck(Body, frozen=True):
+    """Asked by 28 on before the pools of a network are; the options are CreateNetwork's."""
+
+    options: dict[str, Any] | None = None
+
+
 class NetworkOnly(Body, frozen=True):
     network_id: str = msgspec.field(name="NetworkID")
 
@@ -90,6 +101,7 @@ class CreateEndpoint(Body, frozen=True):
     network_id: str = msgspec.field(name="NetworkID")
     endpoint_id: str = msgspec.field(name="EndpointID")
     interface: EndpointInterface | None = None
+    options: dict[str, Any] | None = None
 
 
 class EndpointOnly(Body, frozen=True):
@@ -97,6 +109,7 @@ class EndpointOnly(Body, frozen=True):
 
     network_id: str = msgspec.field(name="NetworkID")
     endpoint_id: str = msgspec.field(name="EndpointID")
+    sandbox_key: str | None = None
     options: dict[str, Any] | None = None
 
 
@@ -162,6 +175,12 @@ def _port_request(port: _Port) -> tuple[PortMapping, int]:
         raise ConfigError(PORTMAP, f"{first}-{last}:{port.port}/{port.proto}", "is no port of TCP, UDP or SCTP")
     host = _read(ip_address, port.host_ip or "0.0.0.0", "-p", "IP address")
     return PortMapping(proto, first, port.port, host), last if last > first else 0
+
+
+def text_option(options: Mapping[str, Any] | None, key: str) -> str:
+    """The text below `key`, "" if there is none."""
+    value = (options or {}).get(key)
+    return value if isinstance(value, str) else ""
 
 
 def text_options(options: Mapping[str, Any] | None, key: str) -> dict[str, str]:

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many hosts: how soon a new network is known to the last of 200, and what an agent keeps of containers elsewhere.
+
+The store and its server are a process of their own (that of `bench.scale`), over loopback with mutual TLS, and so is the host that makes
+the network. Each other host is a copy of the store with its view of it, as an agent has them; all of these share one process, so that the
+time of the last one holds the work of all. What an agent makes of it in its kernel is measured apart, for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Address, IPv4Network, ip_address
+from pathlib import Path
+
+from bench.core import Row
+from plait.agent.keys import Record, record_key
+from plait.agent.networks import Networks
+from plait.agent.view import View
+from plait.dns.zone import Zone
+from plait.kernel.fake import FakeKernel
+from plait.model.cluster import Block, Container, Endpoint, Network, Node
+from plait.plan import Local, plan_node
+from plait.runtimes.api import NetworkRequest
+from plait.store.api import Change, Item, Put
+from plait.store.codec import encode
+from plait.store.memory import MemoryStore
+from plait.store.pki import init_cluster
+from plait.store.remote import RemoteStore
+from plait.store.replica import Replica
+from plait.store.tls import ssl_context_client
+
+FEW, MANY, ROUNDS = 20, 200, 12
+ENDPOINTS = 10_000
+DEFAULT = Network("default", IPv4Network("10.28.0.0/16"), IPv4Address("10.28.0.1"), 24)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 (of many objects, none of which tells of changes)
+        await asyncio.sleep(0.002)
+
+
+def _node(number: int) -> Node:
+    tunnel = IPv4Address("10.28.0.0") + 256 * number
+    return Node(
+        f"h{number}",
+        f"id{number}",
+        IPv4Address("198.18.0.1") + number,
+        vtep_mac=f"02:00:00:00:{number // 256:02x}:{number % 256:02x}",
+        tunnel=tunnel,
+    )
+
+
+def _cluster(count: int) -> list[Record]:
+    nodes = [_node(number) for number in range(count)]
+    blocks = [Block("default", IPv4Network((int(node.tunnel or 0), 24)), node.name) for node in nodes]
+    return [DEFAULT, *nodes, *blocks]
+
+
+@asynccontextmanager
+async def _store(folder: Path) -> AsyncIterator[int]:
+    """The port of a store in a process of its own."""
+    init_cluster(folder, "h0", "id0", ip_address("127.0.0.1"))
+    words = [sys.executable, "-m", "bench.scale", "serve", str(folder)]
+    child = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE)
+    assert child.stdin is not None and child.stdout is not None
+    try:
+        yield int(await child.stdout.readline())
+    finally:
+        child.stdin.close()
+        await child.wait()
+
+
+class _Host:
+    """A copy of the store and the view of it, as an agent has them."""
+
+    def __init__(self, folder: Path, port: int, number: int) -> None:
+        self.store = RemoteStore("127.0.0.1", port, ssl_context_client(folder))
+        self.view, self.replica = View(f"h{number}"), Replica(self.store, folder / f"r{number}")
+        self.replica.subscribe(self.view.change)
+
+    async def run(self) -> None:
+        await self.replica.run()
+
+
+async def crowd(folder: Path, port: int, first: int, count: int) -> None:
+    """The other hosts: prints "ready", then the name of each network that the last of them knows, with the moment (time.monotonic)."""
+    hosts = [_Host(folder, port, number) for number in range(first, count)]
+    knowing: dict[str, int] = {}
+
+    def look(host: _Host, kinds: frozenset[str]) -> None:
+        for name in host.view.snapshot.networks if "networks" in kinds else ():
+            if name not in known[host.view.me]:
+                known[host.view.me].add(name)
+                knowing[name] = knowing.get(name, 0) + 1
+                if knowing[name] == len(hosts):
+                    print(name, time.monotonic(), flush=True)
+
+    known: dict[str, set[str]] = {host.view.me: set() for host in hosts}
+    async with asyncio.TaskGroup() as group:
+        for host in hosts:
+            host.view.subscribe(lambda kinds, host=host: look(host, kinds))
+            group.create_task(host.run())
+            await asyncio.sleep(0.02)
+        await _until(lambda: all(host.replica.synced for host in hosts))
+        print("ready", flush=True)
+
+
+async def _creation(count: int) -> tuple[float, float]:
+    """Medians of `ROUNDS` creations among `count` hosts: milliseconds until the request is answered, and until the last host knows it."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        folder = Path(name)
+        async with _store(folder) as port:
+            me = _Host(folder, port, 0)
+            await me.store.txn([], _puts(_cluster(count)))
+            task = asyncio.ensure_future(me.run())
+            words = [sys.executable, "-m", "bench.hosts", "crowd", name, str(port), "1", str(count)]
+            others = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
+            try:
+                found = [one async for one in _rounds(me, others)]
+            finally:
+                others.terminate()
+                task.cancel()
+                await asyncio.gather(others.wait(), task, return_exceptions=True)
+    answered, last = zip(*found, strict=True)
+    return statistics.median(answered), statistics.median(last)
+
+
+async def _rounds(me: _Host, others: asyncio.subprocess.Process) -> AsyncIterator[tuple[float, float]]:
+    assert others.stdout is not None
+    while b"ready" not in await others.stdout.readline():
+        pass
+    networks = Networks(me.view, me.store, "default", me.view.caught_up)
+    for number in range(ROUNDS):
+        await asyncio.sleep(0.2)
+        began = time.monotonic()
+        await networks.ensure(NetworkRequest(f"net{number}"))
+        answered = time.monotonic()
+        while (line := (await others.stdout.readline()).split())[0] != f"net{number}".encode():
+            pass
+        yield 1000 * (answered - began), 1000 * (float(line[1]) - began)
+
+
+def _puts(records: Sequence[Record]) -> list[Put]:
+    return [Put(record_key(record), encode(record)) for record in records]
+
+
+def _pass_ms(count: int) -> float:
+    """What an agent among `count` hosts takes to plan its whole kernel after a network was made in which each host has a block."""
+    view = View("h0")
+    second = Network("second", IPv4Network("10.29.0.0/16"), IPv4Address("10.29.0.1"), 24)
+    blocks = [Block("second", IPv4Network((int(IPv4Address("10.29.0.0")) + 256 * n, 24)), f"h{n}") for n in range(count)]
+    records = [*_cluster(count), second, *blocks]
+    items = [Item(record_key(r), encode(r), n, n, 0) for n, r in enumerate(records, 1)]
+    items += [Item(f"alive/h{n}", b"{}", 1, 1, 0) for n in range(count)]
+    view.change([Change("put", item, item.mod_revision) for item in items], len(items))
+    local = Local(ipv6="ipv6" in FakeKernel().capabilities())
+    times = []
+    for _ in range(10):
+        began = time.perf_counter()
+        plan_node(view.snapshot, local)
+        times.append(1000 * (time.perf_counter() - began))
+    return statistics.median(times)
+
+
+def _pss_mb() -> float:
+    found = re.search(r"^Pss:\s+(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found.group(1)) / 1024
+
+
+async def memory() -> None:
+    """Prints the MB that a copy, a view and the names of `ENDPOINTS` containers on another host take, by 1,000 of them."""
+    store = MemoryStore()
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        replica, view = Replica(store, Path(folder) / "r"), View("h0")
+        replica.subscribe(view.change)
+        task = asyncio.ensure_future(replica.run())
+        await store.txn([], _puts(_cluster(2)))
+        await _until(lambda: replica.synced and "h1" in view.snapshot.nodes)
+        touched, zone = view.follow(), Zone(view.snapshot)
+        gc.collect()
+        before = _pss_mb()
+        items = [item for number in range(ENDPOINTS) for item in _container(number)]
+        view.change([Change("put", item, item.mod_revision) for item in items], 10 + len(items))
+        replica._items.update((item.key, item) for item in items)
+        zone.advance(view.snapshot, touched)
+        del items
+        gc.collect()
+        print((_pss_mb() - before) / (ENDPOINTS / 1000))
+        task.cancel()
+
+
+def _container(number: int) -> list[Item]:
+    address = IPv4Address("10.28.1.0") + number
+    labels = {"com.docker.compose.project": f"shop{number // 10}", "com.docker.compose.service": f"web{number}"}
+    ident = f"{number:064x}"
+    endpoint = Endpoint(
+        ident,
+        "default",
+        "h1",
+        address,
+        "02:00:00:00:00:09",
+        f"pl-e{number}",
+        runtime="docker",
+        container=ident,
+        name=f"web-{number}",
+        labels=labels,
+    )
+    container = Container(ident, f"web-{number}", "h1", "docker", "nginx", "running", labels=labels, addresses={"default": address})
+    return [Item(record_key(r), encode(r), number + 10, number + 10, 0) for r in (endpoint, container)]
+
+
+def run() -> list[Row]:
+    (few_answered, few), (answered, many) = asyncio.run(_creation(FEW)), asyncio.run(_creation(MANY))
+    kept = float(asyncio.run(_in_another_process()))
+    how = f"store and hosts over loopback with mutual TLS, the other hosts in one process; median of {ROUNDS}"
+    return [
+        Row(
+            f"a new network known to the last of {MANY} hosts",
+            many,
+            "ms",
+            150,
+            True,
+            f"{how}; to the last of {FEW}: {few:.0f} ms, the work of all hosts on one CPU",
+        ),
+        Row(
+            "what each further host adds to that",
+            (many - few) / (MANY - FEW),
+            "ms",
+            0.25,
+            True,
+            f"from {FEW} to {MANY}: the store tells each of them, and here one CPU does the work of all",
+        ),
+        Row(f"answer to its creation among {MANY} hosts", answered, "ms", 50, True, f"{how}; among {FEW}: {few_answered:.1f} ms"),
+        Row(
+            f"an agent's whole plan among {MANY} hosts",
+            _pass_ms(MANY),
+            "ms",
+            20,
+            True,
+            f"two networks, a block of each on every host; among {FEW} hosts {_pass_ms(FEW):.1f} ms; only what differs goes to the kernel",
+        ),
+        Row(
+            "memory for 1,000 containers on other hosts",
+            kept,
+            "MB",
+            6,
+            True,
+            f"copy, view and names of {ENDPOINTS:,}, each with two labels; PSS; nothing of each is in the kernel",
+        ),
+    ]
+
+
+async def _in_another_process() -> str:
+    child = await asyncio.create_subprocess_exec(sys.executable, "-m", "bench.hosts", "memory", stdout=asyncio.subprocess.PIPE)
+    out, _ = await child.communicate()
+    return out.decode()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "memory":
+        asyncio.run(memory())
+    else:
+        asyncio.run(crowd(Path(sys.argv[2]), *map(int, sys.argv[3:])))
