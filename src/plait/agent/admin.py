@@ -17,6 +17,7 @@ from plait.agent.health import Health
 from plait.agent.identity import Identity
 from plait.agent.ipamcare import IpamCare
 from plait.agent.ipamview import ipam_view
+from plait.agent.joining import Joining
 from plait.agent.kernelwork import KernelWork
 from plait.agent.keys import rotate_key
 from plait.agent.operations import AgentOperations
@@ -36,6 +37,7 @@ from plait.model.report import (
     ExposureView,
     FindingRow,
     IpamView,
+    JoinView,
     NetworkRow,
     NetworkView,
     NodeRow,
@@ -78,6 +80,7 @@ class AdminParts:
     gateway: Callable[[bool], Awaitable[None]]
     exposures: Exposures
     caught_up: Callable[[int], Awaitable[None]]
+    joining: Joining
 
 
 class AgentAdmin:
@@ -169,7 +172,12 @@ class AgentAdmin:
         if there.version != VERSION:
             raise ConfigError("export", there.version, f"is of another version than {VERSION}", "export it with this version of plait")
         found = conflicts(export(self._p.view.snapshot), there)
-        return [{"kind": c.kind, "here": c.here, "there": c.there, "todo": c.todo} for c in found]
+        return reports.clash_rows(found)
+
+    async def join_cluster(self, address: str, token: str, dry_run: bool, both_names: bool) -> JoinView:
+        found = await self._p.joining.join(address, token, dry_run, both_names)
+        rows = reports.clash_rows(found.clashes)
+        return {"clashes": rows, "nodes": list(found.nodes), "locks": list(found.locks), "joined": found.joined}
 
     async def ports(self) -> list[PortRow]:
         return reports.port_rows(self._p.view.snapshot)

@@ -53,6 +53,12 @@ REGISTRY: dict[str, Condition] = {
             "Find which one is the copy (`ip address` on both); there: `plait down --purge`, then `plait join`. The other keeps all.",
         ),
         Condition(
+            "joining-undecided",
+            "error",
+            "This cluster was about to join another one, and it is not known whether that took it in; the store takes no writes meanwhile",
+            "Let this host reach the other cluster's store (TCP 7470), which is asked all the time; containers are not affected.",
+        ),
+        Condition(
             "kernel-refused",
             "error",
             "The kernel refused an object that the plan needs",

@@ -27,6 +27,8 @@ from plait.agent.hostranges import HostRangesWatch
 from plait.agent.hostresolvers import HostResolvers
 from plait.agent.identity import Identity, new_id
 from plait.agent.ipamcare import IpamCare
+from plait.agent.joiner import Joiner
+from plait.agent.joining import Joining
 from plait.agent.journal import Journal
 from plait.agent.kernelwork import KernelWork
 from plait.agent.networks import Networks
@@ -119,7 +121,9 @@ class _Wiring:
         self.discovery.watch_dns(self.dns_watch)
         self.discovery.figures.add(partial(of_kernel, self.work), self.tunnels.readings)
         self.view.subscribe(self._on_view)
+        self.joiner = Joiner(identity, config, paths, store, self.replica.items, lambda: self.replica.connected, self.health)
         self.replica.subscribe(self.discovery.change, self._on_store)
+        self.replica.subscribe(self.joiner.change)
 
     def _reconciler(self) -> Reconciler:
         return Reconciler(
@@ -231,6 +235,7 @@ class _Wiring:
             await self.discovery.close()
             await self.dns.close()
             await self.engines.close()
+            await self.joiner.close()
             self.work.close()
 
     def _load(self) -> None:
@@ -251,6 +256,7 @@ class _Wiring:
             for loop in (
                 *self.place.loops(),
                 self.replica.run(),
+                self.joiner.run(),
                 self._notice_absent_store(),
                 self.publisher.run(),
                 self.publisher.stay_alive(LEASE_TTL_S),
@@ -314,6 +320,7 @@ class _Wiring:
             gateway=self.loops.set_gateway,
             exposures=self.exposures,
             caught_up=self.view.caught_up,
+            joining=Joining(self.view, self.store, self.replica.items, self.joiner, not self.identity.store, DEFAULT_NETWORK),
         )
 
     def _on_dns_crash(self, text: str) -> None:

@@ -22,6 +22,7 @@ from plait.model.report import (
     ExposureView,
     FindingRow,
     IpamView,
+    JoinView,
     NetworkRow,
     NetworkView,
     NodeRow,
@@ -156,6 +157,11 @@ class AdminClient:
     def cluster_conflicts(self, other: bytes) -> list[ClashRow]:
         """`other`: the export of another cluster, as it was printed."""
         return cast(list[ClashRow], self._call("POST", "cluster-conflicts", other))
+
+    def join_cluster(self, address: str, token: str, dry_run: bool = False, both_names: bool = False) -> JoinView:
+        """Have the whole cluster of this host join that at `address`; the agents start anew afterwards."""
+        body = {"address": address, "token": token, "dry_run": dry_run, "both_names": both_names}
+        return cast(JoinView, self._call("POST", "cluster-join", body))
 
     def ports(self) -> list[PortRow]:
         return cast(list[PortRow], self._call("GET", "ports"))

@@ -166,6 +166,7 @@ class _Routes:
             "ipam-reclaim": {"POST": self.reclaim_addresses},
             "cluster-export": {"GET": self.export_cluster},
             "cluster-conflicts": {"POST": self.cluster_conflicts},
+            "cluster-join": {"POST": self.join_cluster},
             "nodes/*": {"DELETE": self.forget_node},
             "nodes/*/key": {"POST": self.rotate_key},
             "networks/*/reservations": {"POST": self.reserve_address, "DELETE": self.unreserve_address},
@@ -241,6 +242,11 @@ class _Routes:
 
     async def cluster_conflicts(self, call: _Call) -> Answer:
         return _json(await self._backend.cluster_conflicts(call.body))
+
+    async def join_cluster(self, call: _Call) -> Answer:
+        body = read_body(call.body, "address", "token", "dry_run", "both_names")
+        flags = body.flag("dry_run"), body.flag("both_names")
+        return _json(await self._backend.join_cluster(body.text("address"), body.text("token"), *flags))
 
     async def reclaim_addresses(self, call: _Call) -> Answer:
         return _json(await self._backend.reclaim_addresses(read_body(call.body, "apply").flag("apply")))

@@ -13,6 +13,7 @@ from plait.model.report import (
     ExposureView,
     FindingRow,
     IpamView,
+    JoinView,
     NetworkRow,
     NetworkView,
     NodeRow,
@@ -81,6 +82,11 @@ class AdminBackend(Protocol):
 
     async def cluster_conflicts(self, other: bytes) -> list[ClashRow]:
         """Everything that this cluster and the exported one cannot both keep. ConfigError if that is no export."""
+        ...
+
+    async def join_cluster(self, address: str, token: str, dry_run: bool, both_names: bool) -> JoinView:
+        """Join the cluster at `address` with all nodes of this one, or (`dry_run`) say what would stand against it. Names that containers
+        of both have are no reason against it if `both_names`. Conflict, StoreUnavailable: then nothing was changed."""
         ...
 
     async def ports(self) -> list[PortRow]: ...
