@@ -57,7 +57,9 @@ class OurNode:
         self.replica.subscribe(self.view.change)
         identity = Identity(name, f"id-{name}", A("127.0.0.1"), "" if name == "C" else "c:7470")
         config = cast(Any, SimpleNamespace(store="none"))
-        self.joiner = Joiner(identity, config, self.paths, store, self.replica.items, lambda: self.replica.connected, self.health)
+        self.joiner = Joiner(
+            identity, config, self.paths, store, self.replica.items, lambda: self.replica.connected, self.health, lambda: True
+        )
         self.replica.subscribe(self.joiner.change)
         self.joining = Joining(self.view, store, self.replica.items, self.joiner, name == "C", "default")
 

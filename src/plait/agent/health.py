@@ -223,6 +223,20 @@ REGISTRY: dict[str, Condition] = {
             "Correct the network or the addresses in /etc/plait/ranges.toml; nobody gets an address of that part.",
         ),
         Condition(
+            "neighbours-full",
+            "error",
+            "The kernel's table of neighbours is full: new connections of containers and of the host fail at random",
+            "`sysctl -w net.ipv4.neigh.default.gc_thresh3=8192 net.ipv4.neigh.default.gc_thresh2=4096` on the host (net.ipv6 for IPv6), "
+            "and the same in /etc/sysctl.d. All namespaces of the machine share the table; `ip neigh` in each shows who fills it.",
+        ),
+        Condition(
+            "neighbours-scarce",
+            "warning",
+            "The kernel's table of neighbours is nearly full",
+            "Raise net.ipv4.neigh.default.gc_thresh3 (net.ipv6 for IPv6) on the host before connections fail; permanent entries of other "
+            "namespaces are counted too, though they have no limit.",
+        ),
+        Condition(
             "mtu-too-small",
             "warning",
             "The underlay's MTU leaves less than 1280 bytes inside",

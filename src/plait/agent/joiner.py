@@ -65,14 +65,15 @@ def reach(stage: Stage, ready: Ready) -> RemoteStore:
 
 
 class Joiner:
-    """`items` is what the own store holds, live; `current()` whether that is so now. `busy` keeps this node here for the moment."""
+    """`items` is what the own store holds, live; `current()` whether that is so now. `busy` keeps this node here for the moment, and so
+    does `settled()` while it is false: an agent that ends before it has taken over from the one before leaves a mess."""
 
     def __init__(
         self, identity: Identity, config: Config, paths: Paths, store: Store, items: Mapping[str, Item], current: Callable[[], bool],
-        health: Health,
+        health: Health, settled: Callable[[], bool],
     ) -> None:  # fmt: skip
         self._identity, self._config, self._store, self._health = identity, config, store, health
-        self._items, self._current = items, current
+        self._items, self._current, self._settled = items, current, settled
         self.stage = Stage(paths)
         self.busy = False
         self._wake = asyncio.Event()
@@ -94,7 +95,7 @@ class Joiner:
             try:
                 await self._look()
             except PlaitError as error:
-                log.info("joining_waits", extra={"error": str(error)})
+                log.debug("joining_waits", extra={"error": str(error)})
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S if self.stage.ready() is not None else None):
                     await self._wake.wait()
@@ -118,14 +119,19 @@ class Joiner:
         wish = decode(Wish, item.value, item.key) if item is not None else None
         if wish is not None and (ready is None or ready.pin != parse_token(wish.token).pin):
             await self._get_ready(wish)
-        elif wish is not None and ready is not None and self._said() != Said(ready.pin):
-            await self._say(Said(ready.pin))
-        elif ready is not None and not self.busy:
-            if await self._is_held(ready):
-                raise Moved
-            self.undecided(False)
-            if wish is None and self._current():
-                await self._give_up()
+        elif ready is not None:
+            if not self.busy and self._settled():
+                await self._go_or_stay(ready)
+            if self._current() and wish is not None and self.stage.ready() == ready and self._said() != Said(ready.pin):
+                await self._say(Said(ready.pin))
+
+    async def _go_or_stay(self, ready: Ready) -> None:
+        """Moved if the other cluster has this node; else throw away what nobody wishes any more."""
+        if await self._is_held(ready):
+            raise Moved
+        self.undecided(False)
+        if self._current() and WISH + self._identity.name not in self._items:  # looked at now: asking took a while
+            await self._give_up()
 
     async def _get_ready(self, wish: Wish) -> None:
         """Get a certificate of the other cluster, and say so; or why not."""

@@ -31,6 +31,7 @@ from plait.agent.joiner import Joiner
 from plait.agent.joining import Joining
 from plait.agent.journal import Journal
 from plait.agent.kernelwork import KernelWork
+from plait.agent.neighbours import Neighbours
 from plait.agent.networks import Networks
 from plait.agent.node import LEASE_TTL_S, NodeLoops, Parts
 from plait.agent.operations import AgentOperations
@@ -47,7 +48,7 @@ from plait.agent.underlay import Underlay
 from plait.agent.view import View
 from plait.dns.zone import Zone
 from plait.ipam import NamedRange
-from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, netns_exists, open_resolver, tell_neighbours
+from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, neigh_tables, netns_exists, open_resolver, tell_neighbours
 from plait.model.cluster import HostRange
 from plait.model.errors import NotSupported
 from plait.model.report import TokenView
@@ -121,7 +122,8 @@ class _Wiring:
         self.discovery.watch_dns(self.dns_watch)
         self.discovery.figures.add(partial(of_kernel, self.work), self.tunnels.readings)
         self.view.subscribe(self._on_view)
-        self.joiner = Joiner(identity, config, paths, store, self.replica.items, lambda: self.replica.connected, self.health)
+        settled = lambda: not self.dns.followed  # noqa: E731
+        self.joiner = Joiner(identity, config, paths, store, self.replica.items, linked, self.health, settled)
         self.replica.subscribe(self.discovery.change, self._on_store)
         self.replica.subscribe(self.joiner.change)
 
@@ -276,6 +278,7 @@ class _Wiring:
                 self.reconciler.run(),
                 self.sandboxes.run(),
                 Announcer(self.view, tell_neighbours).run(),
+                Neighbours(self.health, neigh_tables, time.monotonic).run(),
                 self.engines.run(),
                 *self.discovery.loops(),
                 *self._measuring(),

@@ -87,7 +87,7 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
         objects += endpoint_objects(member(snapshot, network), network, endpoint, local.netns.get(endpoint.id, ""))
     objects = [*spoken(objects, snapshot, exposed), *narrow_objects(sandboxes, snapshot.networks, peers, local.netns)]
     handed = [n for n in direct if not n.internal and any(map(_hands_on, peers[n.name]))] if local.underlay and not local.gateway else []
-    objects += firewall_objects(snapshot, networks, local.gateway, handed, local.underlay)
+    objects += firewall_objects(snapshot, networks, local.gateway, handed, local.underlay, bool(direct))
     objects += direct_objects(direct, local.underlay)
     objects += handed_objects((n for n in direct if local.gateway and not n.internal), local.underlay)
     objects += relay_objects([peer for found in peers.values() for peer in found], local.underlay)

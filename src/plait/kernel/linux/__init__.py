@@ -4,8 +4,19 @@
 from plait.kernel.linux.herald import tell_neighbours
 from plait.kernel.linux.inside import inspect_sandbox
 from plait.kernel.linux.kernel import LinuxKernel
+from plait.kernel.linux.neightables import neigh_tables
 from plait.kernel.linux.netns import create_netns, delete_netns, netns_exists
 from plait.kernel.linux.resolver import open_resolver
 from plait.kernel.linux.sysctl import Sysctls
 
-__all__ = ["LinuxKernel", "Sysctls", "create_netns", "delete_netns", "inspect_sandbox", "netns_exists", "open_resolver", "tell_neighbours"]
+__all__ = [
+    "LinuxKernel",
+    "Sysctls",
+    "create_netns",
+    "delete_netns",
+    "inspect_sandbox",
+    "neigh_tables",
+    "netns_exists",
+    "open_resolver",
+    "tell_neighbours",
+]
