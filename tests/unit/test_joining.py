@@ -162,7 +162,13 @@ async def test_what_cannot_be_leaves_both_as_they_were(two: Two, spoil: str, mon
             await two.until(lambda: "D" not in two.nodes["C"].view.snapshot.alive)
             error = "D give no sign of life"
         case "version":
-            monkeypatch.setattr(joining, "READY_S", 0.2)
+            real = joining.Joining._wish
+
+            async def wish(self: Any, wishes: Any, pin: str) -> None:
+                monkeypatch.setattr(joining, "READY_S", 0.2 if "D" in wishes else 8.0)
+                await real(self, wishes, pin)
+
+            monkeypatch.setattr(joining.Joining, "_wish", wish)
             await two.kill("D")
             error = "D: not ready"
         case "elsewhere":

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 
@@ -40,11 +40,12 @@ from plait.ipam import (
     in_use_elsewhere,
     is_block_of,
     is_large,
+    of_pool,
     origin_of,
+    pick_block,
     range_addresses,
     range_exhausted,
     reserved_for,
-    usable,
 )
 from plait.model.cluster import Block, Network
 from plait.model.errors import Conflict, NotFound, NotSupported, PoolExhausted, StoreUnavailable
@@ -250,7 +251,7 @@ class Addresses:
         refused: set[IPv4Network] = set()
         for _ in range(_TRIES):
             taken = {b.cidr for b in self._view.snapshot.blocks.values() if b.network == network.name} | refused
-            cidr = self._pick(network, taken, wanted, avoid or set())
+            cidr = pick_block(self._view.snapshot, network, taken, wanted, avoid or set())
             block = Block(network.name, cidr, self._view.me, "bridge" if purpose == "bridge" else "pool")
             key = record_key(block)
             of = self._view.item(network_key(network.name))
@@ -263,21 +264,6 @@ class Addresses:
             if await self._store.get(network_key(network.name)) is None:
                 raise NotFound(f"network {network.name!r} was removed while an address of it was asked for")
             refused.add(cidr)
-        raise exhausted_in(self._view.snapshot, network)
-
-    def _pick(self, network: Network, taken: set[IPv4Network], wanted: IPv4Address | None, avoid: set[IPv4Address]) -> IPv4Network:
-        if wanted is not None:
-            cidr = block_of(network, wanted)
-            if cidr in taken:
-                who = next((b.node for b in self._view.snapshot.blocks.values() if b.cidr == cidr), "another node")
-                raise Conflict(
-                    f"address {wanted} of network {network.name!r} lies in block {cidr}, which node {who} holds:"
-                    f" start the container there, or ask for an address outside that block"
-                )
-            return cidr
-        for cidr in free_blocks(network, taken):
-            if any(address not in avoid for address in usable(network, cidr)):
-                return cidr
         raise exhausted_in(self._view.snapshot, network)
 
     async def maintain(self) -> None:
@@ -300,19 +286,23 @@ class Addresses:
         if network.name == self._default and self._docker_bridge and self.bridge_block() is None:
             await self.lease(network, purpose="bridge")
         if not is_large(network):
-            await self._return_empty(network)
+            await self._return_empty(network, [])
             return
+        of_host, own = {self.tunnel_address(), self.encrypted_address()}, self._own_blocks(network.name)
+        kept = [block for block in own if of_pool(network, block) or block.cidr[0] in of_host]
+        if len(kept) < len(own):  # the range was another one
+            await self._return_empty(network, kept)
         async with self._lock(network.name):
-            own = [b for b in self._own_blocks(network.name) if b.purpose == "pool"]
+            own = [b for b in self._own_blocks(network.name) if b.purpose == "pool" and of_pool(network, b)]
             live = {a for a, r in self._held.get(network.name, {}).items() if r.live}
             spare = sum(1 for b in own if not any(a in b.cidr for a in live))
             # Before first use: the block to be used and the spare; later always one untouched block.
             for _ in range((1 if len(own) > spare else 2) - spare):
                 await self.lease(network)
 
-    async def _return_empty(self, network: Network) -> None:
+    async def _return_empty(self, network: Network, kept: Collection[Block]) -> None:
         async with self._lock(network.name):
-            own = self._own_blocks(network.name)
+            own = [block for block in self._own_blocks(network.name) if block not in kept]
             held = self._held.get(network.name, {})
             taken = {b.cidr for b in self._view.snapshot.blocks.values() if b.network == network.name}
             scarce = next(free_blocks(network, taken), None) is None

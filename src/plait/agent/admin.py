@@ -26,6 +26,7 @@ from plait.agent.sandboxes import Sandboxes, SandboxRequest, parse_ports
 from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
+from plait.ipam import PoolChange
 from plait.ipam.merge import VERSION, ClusterExport, conflicts, export
 from plait.model.cluster import Endpoint, Network, published_text
 from plait.model.errors import ConfigError, Conflict, NotFound
@@ -133,8 +134,8 @@ class AgentAdmin:
             raise Conflict(f"network {request.name!r} exists already; `plait network inspect {request.name}` shows it")
         return reports.network_row(self._p.view.snapshot, await self._p.ops.ensure_network(request))
 
-    async def change_network(self, name: str, options: Mapping[str, str]) -> list[NetworkRow]:
-        return [reports.network_row(self._p.view.snapshot, network) for network in await self._p.ops.change_network(name, options)]
+    async def change_network(self, name: str, options: Mapping[str, str], pool: PoolChange | None = None) -> list[NetworkRow]:
+        return [reports.network_row(self._p.view.snapshot, network) for network in await self._p.ops.change_network(name, options, pool)]
 
     async def remove_network(self, name: str, force: bool) -> None:
         await self._p.ops.remove_network(name, force)

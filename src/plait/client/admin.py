@@ -126,9 +126,13 @@ class AdminClient:
         six = _given(ipv6=ipv6 or None, subnet6=subnet6, gateway6=gateway6)
         return cast(NetworkRow, self._call("POST", "networks", body | six))
 
-    def change_network(self, name: str, options: Mapping[str, str]) -> list[NetworkRow]:
-        """Give a network these options while it is used; it first, then those whose tunnel it shares and that changed with it."""
-        return cast(list[NetworkRow], self._call("PUT", f"networks/{quote(name, '')}", {"options": dict(options)}))
+    def change_network(
+        self, name: str, options: Mapping[str, str], ip_range: str | None = None, excluded: Sequence[str] | None = None
+    ) -> list[NetworkRow]:
+        """Give a network these options while it is used; it first, then those whose tunnel it shares and that changed with it. `ip_range`:
+        what addresses are handed out from ("all" of the subnet), `excluded` what of it nobody gets; None as it is."""
+        pool = _given(ip_range=ip_range, excluded=list(excluded) if excluded is not None else None)
+        return cast(list[NetworkRow], self._call("PUT", f"networks/{quote(name, '')}", {"options": dict(options)} | pool))
 
     def remove_network(self, name: str, force: bool = False) -> None:
         self._call("DELETE", f"networks/{quote(name, '')}?force={int(force)}")

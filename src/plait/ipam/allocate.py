@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
-from plait.ipam.pool import block_count, is_kept, usable, usable_count
+from plait.ipam.pool import block_count, block_of, free_blocks, is_kept, usable, usable_count
 from plait.model.cluster import Block, Network, Snapshot
 from plait.model.errors import Conflict, NotFound, PoolExhausted
 
@@ -141,3 +141,28 @@ def exhausted_in(snapshot: Snapshot, network: Network) -> PoolExhausted:
         if endpoint.network == network.name:
             live[endpoint.node] = live.get(endpoint.node, 0) + 1
     return exhausted(network, snapshot.blocks.values(), live)
+
+
+def pick_block(
+    snapshot: Snapshot, network: Network, taken: Collection[IPv4Network], wanted: IPv4Address | None, avoid: Collection[IPv4Address]
+) -> IPv4Network:
+    """The block to lease: the one that holds `wanted`, if given, else one with addresses that are not to be avoided; never one of `taken`.
+    PoolExhausted, Conflict."""
+    if wanted is not None:
+        cidr = block_of(network, wanted)
+        if cidr in taken:
+            who = next((b.node for b in snapshot.blocks.values() if b.cidr == cidr), "another node")
+            raise Conflict(
+                f"address {wanted} of network {network.name!r} lies in block {cidr}, which node {who} holds:"
+                f" start the container there, or ask for an address outside that block"
+            )
+        return cidr
+    for cidr in free_blocks(network, taken):
+        if any(address not in avoid for address in usable(network, cidr)):
+            return cidr
+    raise exhausted_in(snapshot, network)
+
+
+def of_pool(network: Network, block: Block) -> bool:
+    """Whether addresses of the block may be handed out unasked, as the network's range is now."""
+    return block.cidr.overlaps(network.pool)

@@ -23,6 +23,7 @@ from urllib.parse import parse_qs, unquote
 from plait.http import unixsocket
 from plait.http.message import Answer, Request
 from plait.http.server import HttpServer
+from plait.ipam import PoolChange
 from plait.model.addr import AddressRange, parse_range
 from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, PlaitError, PoolExhausted, PortInUse, StoreUnavailable
 from plait.model.requests import NetworkRequest, NewSandbox
@@ -218,8 +219,15 @@ class _Routes:
         return _json(await self._backend.create_network(wanted), 201)
 
     async def change_network(self, call: _Call) -> Answer:
-        options = read_body(call.body, "options").texts_by_name("options")
-        return _json(await self._backend.change_network(call.name, options))
+        body = read_body(call.body, "options", "ip_range", "excluded")
+        whole = body.text("ip_range", "") == "all"
+        pool = PoolChange(
+            ip_range=None if whole else body.parsed("ip_range", IPv4Network, "an IPv4 network such as 10.29.4.0/24, or all"),
+            whole=whole,
+            excluded=tuple(_range(text) for text in body.texts("excluded")) if body.has("excluded") else None,
+        )
+        asked = pool if pool != PoolChange() else None
+        return _json(await self._backend.change_network(call.name, body.texts_by_name("options"), asked))
 
     async def remove_network(self, call: _Call) -> Answer:
         await self._backend.remove_network(call.name, force=_query_flag(call, "force"))

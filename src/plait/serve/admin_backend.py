@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from ipaddress import IPv4Address
 from typing import Protocol
 
+from plait.ipam import PoolChange
 from plait.model.report import (
     ClashRow,
     ContainerRow,
@@ -52,8 +53,8 @@ class AdminBackend(Protocol):
 
     async def create_network(self, request: NetworkRequest) -> NetworkRow: ...
 
-    async def change_network(self, name: str, options: Mapping[str, str]) -> list[NetworkRow]:
-        """Give a network these options while it is used; it first, then those that changed with it."""
+    async def change_network(self, name: str, options: Mapping[str, str], pool: PoolChange | None) -> list[NetworkRow]:
+        """Give a network these options, and another range if there is one, while it is used; it first, then those that changed with it."""
         ...
 
     async def remove_network(self, name: str, force: bool) -> None: ...
