@@ -122,10 +122,13 @@ class _Wiring:
         self.discovery.watch_dns(self.dns_watch)
         self.discovery.figures.add(partial(of_kernel, self.work), self.tunnels.readings)
         self.view.subscribe(self._on_view)
-        settled = lambda: not self.dns.followed  # noqa: E731
-        self.joiner = Joiner(identity, config, paths, store, self.replica.items, linked, self.health, settled)
+        self.joiner = self._joiner()
         self.replica.subscribe(self.discovery.change, self._on_store)
         self.replica.subscribe(self.joiner.change)
+
+    def _joiner(self) -> Joiner:
+        linked, settled = lambda: self.replica.connected, lambda: not self.dns.followed
+        return Joiner(self.identity, self.config, self.paths, self.store, self.replica.items, linked, self.health, settled)
 
     def _reconciler(self) -> Reconciler:
         return Reconciler(
