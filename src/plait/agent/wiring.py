@@ -85,8 +85,7 @@ class _Wiring:
 
     def __init__(self, config: Config, identity: Identity, paths: Paths, journal: Journal, store: Store, run: str) -> None:
         self.config, self.identity, self.paths, self.journal, self.store = config, identity, paths, journal, store
-        self.view = View(identity.name)
-        self.health = Health(time.time)
+        self.view, self.health = View(identity.name), Health(time.time)
         self.kernel = LinuxKernel(paths.lib, paths.sysctls)
         self.work = KernelWork(self.kernel)
         self.replica = Replica(store, paths.lib / "replica.bin")
