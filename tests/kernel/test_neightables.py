@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import pytest
 from tests.support.kernel import own_namespace, sh
 
-from plait.agent.health import Health
-from plait.agent.neighbours import SCARCE, Neighbours
 from plait.kernel.linux import create_netns, delete_netns, neigh_tables
 from plait.kernel.linux.netns import in_thread
 from plait.lab.process import until
@@ -33,35 +30,20 @@ def read() -> dict[str, int]:
     return {table.family: table.entries for table in neigh_tables()}
 
 
-def test_own_permanent_entries_do_not_count(tmp_path: Path) -> None:
+def test_entries_of_other_namespaces_count_and_own_permanent_ones_do_not(tmp_path: Path) -> None:
     def own() -> None:
         own_namespace()
-        before = read()
-        fill(None, tmp_path / "rows")
-        after = read()
-        assert before.keys() == SUBNETS.keys() and all(abs(after[family] - before[family]) < MANY / 2 for family in SUBNETS)
-
-    in_thread(own)
-
-
-def test_entries_of_other_namespaces_raise_the_condition_while_they_are_there(tmp_path: Path) -> None:
-    health = Health(lambda: 0.0)
-    watch = Neighbours(health, neigh_tables, lambda: 0.0)
-
-    def codes() -> set[tuple[str, str]]:
-        watch.judge(neigh_tables())
-        return {(active.condition.code, active.subject) for active in health.active()}
-
-    def own() -> None:
-        own_namespace()
-        with contextlib.ExitStack() as stack:
-            create_netns(tmp_path / "other")
-            stack.callback(delete_netns, tmp_path / "other")
+        create_netns(tmp_path / "other")
+        try:
             before = read()
             fill(tmp_path / "other", tmp_path / "rows")
             after = read()
-            assert all(after[family] - before[family] > MANY / 2 for family in SUBNETS), (before, after)
-            assert codes() == {(SCARCE, family) for family in SUBNETS}
-        until("the namespace and its entries are gone", lambda: codes() == set(), 10)
+        finally:
+            delete_netns(tmp_path / "other")
+        assert before.keys() == SUBNETS.keys() and all(table.limit > 0 for table in neigh_tables())
+        assert all(after[family] - before[family] > MANY / 2 for family in SUBNETS), (before, after)
+        until("they go with the namespace", lambda: all(read()[family] - before[family] < MANY / 2 for family in SUBNETS), 10)
+        fill(None, tmp_path / "rows")
+        assert all(read()[family] - before[family] < MANY / 2 for family in SUBNETS)
 
     in_thread(own)

@@ -27,33 +27,33 @@ class Watched:
 @pytest.mark.parametrize("family", ["IPv4", "IPv6"])
 def test_a_table_that_refuses_is_full_until_it_has_not_for_a_minute(family: str) -> None:
     watched = Watched()
-    table = lambda entries, refused: NeighTable(family, entries, 1024, refused)  # type: ignore[arg-type]  # noqa: E731
-    assert watched.sees(table(100, 7)) == {}, "what was before the start is over"
-    assert watched.sees(table(921, 7)) == {}
-    assert watched.sees(table(922, 7)) == {(SCARCE, family): f"the machine's namespaces together hold 922 of 1024 neighbours of {family}"}
-    text = watched.sees(table(1100, 9))
-    assert text == {
-        (FULL, family): f"the machine's namespaces together hold 1024 of 1024 neighbours of {family}; 2 were turned away lately"
-    }
-    assert "3 were turned away" in watched.sees(table(600, 10))[FULL, family], "it made room, for a moment"
-    assert (FULL, family) in watched.sees(table(600, 10), after_s=LASTS_S - 1)
-    assert watched.sees(table(600, 10)) == {}
-    assert "1 were" in watched.sees(table(600, 11))[FULL, family], "counted anew"
+    table = lambda entries, squeezed, refused: NeighTable(family, entries, 1024, squeezed, refused)  # type: ignore[arg-type]  # noqa: E731
+    held = f"the machine's namespaces together hold {{}} of 1024 neighbours of {family}"
+    assert watched.sees(table(100, 3, 7)) == {}, "what was before the start is over"
+    assert watched.sees(table(1023, 3, 7)) == {}, "permanent ones of others, it seems"
+    assert watched.sees(table(921, 4, 7)) == {}
+    assert watched.sees(table(922, 4, 7)) == {(SCARCE, family): held.format(922)}
+    assert watched.sees(table(1100, 5, 9)) == {(FULL, family): f"{held.format(1024)}; 2 were turned away lately"}
+    assert "3 were turned away" in watched.sees(table(600, 5, 10))[FULL, family], "it made room, for a moment"
+    assert (FULL, family) in watched.sees(table(600, 5, 10), after_s=LASTS_S - 1)
+    assert watched.sees(table(1000, 5, 10)) == {}
+    assert "1 were" in watched.sees(table(600, 5, 11))[FULL, family], "counted anew"
 
 
-def test_families_are_judged_by_themselves_and_no_limit_is_no_condition() -> None:
+def test_families_are_judged_by_themselves() -> None:
     watched = Watched()
-    assert watched.sees(NeighTable("IPv4", 0, 0, 0), NeighTable("IPv6", 1000, 1024, 0)).keys() == {(SCARCE, "IPv6")}
+    assert watched.sees(NeighTable("IPv4", 0, 1024, 0, 0), NeighTable("IPv6", 1000, 1024, 0, 0)) == {}
+    assert watched.sees(NeighTable("IPv4", 0, 1024, 1, 0), NeighTable("IPv6", 1000, 1024, 1, 0)).keys() == {(SCARCE, "IPv6")}
 
 
 def test_what_the_kernel_sends_is_read() -> None:
     stats = struct.pack("=11Q", *range(100, 111))
     whole = attr(1, b"arp_cache\0") + attr_u32(4, 1024) + attr(5, struct.pack("=HHI", 4, 336, 118) + b"\0" * 24) + attr(7, stats)
-    assert decode_table(RTM_NEWNEIGHTBL, b"\2\0\0\0" + whole) == NeighTable("IPv4", 118, 1024, 110)
+    assert decode_table(RTM_NEWNEIGHTBL, b"\2\0\0\0" + whole) == NeighTable("IPv4", 118, 1024, 109, 110)
     assert decode_table(RTM_NEWNEIGHTBL, b"\2\0\0\0" + attr(1, b"arp_cache\0")) is None, "a link's parameters"
     assert decode_table(RTM_NEWNEIGHTBL, b"\x0c\0\0\0" + whole) is None, "DECnet had one, too"
     old = attr_u32(4, 1024) + attr(5, struct.pack("=HHI", 4, 336, 118)) + attr(7, stats[:80])
-    assert decode_table(RTM_NEWNEIGHTBL, b"\2\0\0\0" + old) == NeighTable("IPv4", 118, 1024, 0), "before Linux 4.3"
+    assert decode_table(RTM_NEWNEIGHTBL, b"\2\0\0\0" + old) == NeighTable("IPv4", 118, 1024, 109, 0), "before Linux 4.3"
     assert decode_table(3, b"") is decode_table(RTM_NEWNEIGHTBL, b"\2") is None
     with pytest.raises(NetlinkParseError):
         decode_table(RTM_NEWNEIGHTBL, b"\2\0\0\0" + b"\1\0\1\0")

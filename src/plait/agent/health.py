@@ -233,8 +233,7 @@ REGISTRY: dict[str, Condition] = {
             "neighbours-scarce",
             "warning",
             "The kernel's table of neighbours is nearly full",
-            "Raise net.ipv4.neigh.default.gc_thresh3 (net.ipv6 for IPv6) on the host before connections fail; permanent entries of other "
-            "namespaces are counted too, though they have no limit.",
+            "Raise net.ipv4.neigh.default.gc_thresh3 (net.ipv6 for IPv6) on the host before connections fail.",
         ),
         Condition(
             "mtu-too-small",

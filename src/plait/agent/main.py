@@ -142,15 +142,17 @@ def down(purge: bool = False, paths: Paths | None = None) -> list[str]:
 
 
 def _inside(paths: Paths) -> list[Key]:
-    """Where links of plait's may be that lie in other namespaces altogether; an engine's containers keep theirs until they end."""
+    """Where links of plait's are that lie in other namespaces altogether: sandboxes, and what engines moved theirs to."""
     from plait.agent.journal import Journal
+    from plait.kernel.linux import children_in, running_netns
 
     file = paths.lib / "journal.db"
     if not file.exists():
         return []
     with contextlib.closing(Journal(file)) as journal:
         endpoints = [decode(Endpoint, body, key) for key, body in journal.load("endpoint").items()]
-    return [("child", endpoint.dev, endpoint.netns) for endpoint in endpoints if endpoint.netns]
+    moved = {endpoint.dev for endpoint in endpoints if not endpoint.netns}
+    return [("child", endpoint.dev, endpoint.netns) for endpoint in endpoints if endpoint.netns] + children_in(moved, running_netns())
 
 
 def _purge(paths: Paths) -> list[str]:

@@ -249,7 +249,7 @@ def _loosened(objects: Iterable[KernelObject], direct: Iterable[Network], underl
     answers go: two networks in one container, a path that changes at one end first. The greater of this and `all` counts (kernel:
     ip-sysctl, rp_filter), and 2 asks that the source be reachable at all."""
     devs = [o.name for o in objects if isinstance(o, VxlanLink | EndpointLink)] + [underlay for _ in list(direct)[:1] if underlay]
-    devs += [o.master for o in objects if isinstance(o, VxlanLink) and o.master]
+    devs += dict.fromkeys(o.master for o in objects if isinstance(o, VxlanLink | EndpointLink) and o.master)
     return [Sysctl(f"ipv4/conf/{dev}/rp_filter", "2") for dev in devs]
 
 

@@ -12,7 +12,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from plait.kernel.linux import netlink as nl
@@ -23,18 +23,20 @@ _NDTMSG = struct.Struct("=BBH")
 _NDTA_THRESH3, _NDTA_CONFIG, _NDTA_STATS = 4, 5, 7
 _CONFIG = struct.Struct("=HHI")
 """The first members of struct ndt_config: key_len, entry_size, entries."""
-_TABLE_FULLS = 10
+_FORCED_GC, _TABLE_FULLS = 9, 10
 """Of struct ndt_stats, 64 bits each."""
 _FAMILIES: Mapping[int, Literal["IPv4", "IPv6"]] = {socket.AF_INET: "IPv4", socket.AF_INET6: "IPv6"}
 
 
 @dataclass(frozen=True, slots=True)
 class NeighTable:
-    """`entries` that count against `limit` (gc_thresh3), at most; `refused`: how often since the machine started there was no room."""
+    """`entries` that count against `limit` (gc_thresh3), at most. Since the machine started: `squeezed`, how often an entry found the table
+    at half of its limit (gc_thresh2) or more, so that old ones had to go; `refused`, how often there was no room."""
 
     family: Literal["IPv4", "IPv6"]
     entries: int
     limit: int
+    squeezed: int
     refused: int
 
 
@@ -56,8 +58,8 @@ def decode_table(kind: int, body: bytes) -> NeighTable | None:
     config, stats = attrs.get(_NDTA_CONFIG, b""), attrs.get(_NDTA_STATS, b"")
     if family is None or len(config) < _CONFIG.size:
         return None
-    refused = nl.number_of(stats[8 * _TABLE_FULLS : 8 * _TABLE_FULLS + 8])
-    return NeighTable(family, _CONFIG.unpack_from(config)[2], nl.number_of(attrs.get(_NDTA_THRESH3)), refused)
+    squeezed, refused = (nl.number_of(stats[8 * at : 8 * at + 8]) for at in (_FORCED_GC, _TABLE_FULLS))
+    return NeighTable(family, _CONFIG.unpack_from(config)[2], nl.number_of(attrs.get(_NDTA_THRESH3)), squeezed, refused)
 
 
 def _permanent(sock: nl.NetlinkSocket, family: str) -> int:
@@ -67,4 +69,4 @@ def _permanent(sock: nl.NetlinkSocket, family: str) -> int:
 
 
 def _without(table: NeighTable, permanent: int) -> NeighTable:
-    return NeighTable(table.family, max(0, table.entries - permanent), table.limit, table.refused)
+    return replace(table, entries=max(0, table.entries - permanent))
