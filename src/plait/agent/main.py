@@ -190,7 +190,10 @@ def _refuse_member(paths: Paths) -> None:
         known = load_identity(paths.identity)
     except NotFound:
         return
-    raise Conflict(f"this host is node {known.name!r} of a cluster already; leave it first with `plait down --purge`")
+    raise Conflict(
+        f"this host is node {known.name!r} of a cluster already; leave it first with `plait down --purge`, or have all of it "
+        "join another one with `plait join --merge`"
+    )
 
 
 def _own_address(text: str | None, config: Config) -> IPAddress:
