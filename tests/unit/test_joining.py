@@ -151,6 +151,19 @@ async def test_all_nodes_go_and_take_everything_along(two: Two) -> None:
     assert [(two.nodes[n].paths.lib / "joining/decided.json").exists() for n in "CD"] == [True, True]
 
 
+async def test_the_one_that_leads_goes_after_it_has_answered(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = joining._after
+
+    async def slowly(there: Any, items: Any) -> None:
+        await asyncio.sleep(1)
+        await real(there, items)
+
+    monkeypatch.setattr(joining, "_after", slowly)
+    await two.try_to_join(await two.token())
+    assert two.tasks["D"].done() and not two.tasks["C"].done()
+    assert await two.tasks["C"] == "moved"
+
+
 @pytest.mark.parametrize("spoil", ["token", "silent", "version", "elsewhere"])
 async def test_what_cannot_be_leaves_both_as_they_were(two: Two, spoil: str, monkeypatch: pytest.MonkeyPatch) -> None:
     token, error = await two.token(), "silent"
