@@ -21,11 +21,12 @@ from plait.agent.health import Health
 from plait.agent.identity import Identity
 from plait.agent.joiner import SAID, WISH, Joiner, Moved
 from plait.agent.joining import Joining
+from plait.agent.keys import record_key
 from plait.agent.view import View
-from plait.model.cluster import Network, Node
+from plait.model.cluster import Block, Network, Node
 from plait.model.errors import ConfigError, Conflict, StoreUnavailable
 from plait.store.api import Put, TxnResult
-from plait.store.codec import encode
+from plait.store.codec import decode, encode
 from plait.store.joinserver import JoinServer
 from plait.store.memory import MemoryStore
 from plait.store.pki import init_cluster
@@ -36,6 +37,9 @@ from plait.store.tls import cluster_pin, ssl_context_join_server, ssl_context_se
 from plait.store.token import create_token
 
 A, N = IPv4Address, IPv4Network
+MESH = Network("mesh", N("10.29.0.0/16"), A("10.29.0.1"), 24)
+THEIRS = [Block("mesh", N("10.29.0.0/24"), "A"), Block("mesh", N("10.29.1.0/24"), "A")]
+OURS = [Block("mesh", N("10.29.0.0/24"), "C"), Block("mesh", N("10.29.2.0/24"), "D")]
 DEFAULT = Network("default", N("10.28.0.0/16"), A("10.28.0.1"), 24)
 
 
@@ -90,9 +94,11 @@ class Two:
 
     async def begin(self) -> None:
         puts = [Put("networks/default", encode(DEFAULT)), Put("nodes/A", encode(Node("A", "id-A", A("198.18.0.1"))))]
+        puts += [Put("networks/mesh", encode(MESH)), *(Put(record_key(block), encode(block)) for block in THEIRS)]
         await self.there.txn([], puts)
         ours = [replace(Node(name, f"id-{name}", A(f"198.18.0.{ord(name)}"))) for name in "CD"]
         puts = [Put(f"nodes/{node.name}", encode(node)) for node in ours] + [Put(f"alive/{node.name}", b"1") for node in ours]
+        puts += [Put("networks/mesh", encode(MESH)), *(Put(record_key(block), encode(block)) for block in OURS)]
         await self.here.txn([], [*puts, Put("networks/default", encode(DEFAULT)), Put("kv/k", b'{"key":"k","value":"MQ=="}')])
         for name in self.nodes:
             self.start(name)
@@ -123,6 +129,9 @@ class Two:
 
     async def is_as_before(self) -> bool:
         there = [await self.keys(self.there, prefix) for prefix in ("nodes/", "endpoints/", "kv/")]
+        blocks = [decode(Block, item.value, item.key) for store in (self.there, self.here) for item in (await store.list("blocks/")).items]
+        if blocks != [*THEIRS, *OURS]:
+            return False
         return there == [["nodes/A"], [], []] and await self.keys(self.here, WISH) == [] == await self.keys(self.here, SAID)
 
 
@@ -144,6 +153,8 @@ async def test_all_nodes_go_and_take_everything_along(two: Two) -> None:
     found = await two.try_to_join(token)
     assert (found.joined, list(found.nodes)) == (True, ["C", "D"])
     assert [await two.tasks[name] for name in "CD"] == ["moved", "moved"]
+    blocks = [decode(Block, item.value, item.key) for item in (await two.there.list("blocks/")).items]
+    assert [(str(block.cidr), block.node) for block in blocks] == [("10.29.0.0/24", "A"), ("10.29.1.0/24", "A"), ("10.29.2.0/24", "D")]
     assert await two.keys(two.there, "nodes/") == ["nodes/A", "nodes/C", "nodes/D"]
     assert await two.keys(two.there, "kv/") == ["kv/k"] and await two.keys(two.there, "alive/") == ["alive/C", "alive/D"]
     with pytest.raises(StoreUnavailable, match="joining another cluster"):

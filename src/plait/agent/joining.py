@@ -4,7 +4,8 @@
 1. Look at the other cluster by the token, which stays good, and refuse if anything conflicts.
 2. Have every node of this cluster get ready (`joiner.py`): first this one, which then makes tokens for the others there.
 3. Write into the other store what its nodes must know beforehand: the addresses in use. They give none of these from then on; after a
-   moment what they gave before is known too.
+   moment what they gave before is known too. Write into the own store which blocks are the others', so that hosts whose tunnel address
+   some host there has too take another one now: were the two seen at once, one address would mean two hosts for a moment.
 4. Take no more writes here, look at both once more, and write the rest in one transaction. It is what decides: before it, both clusters are
    as they were; after it, each node finds itself in the other one and goes there by itself.
 Nothing is taken out of the own store: what ends before step 4 is withdrawn, or found and taken up by the next try.
@@ -19,13 +20,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from plait.agent.joiner import SAID, WISH, Joiner, Said, Wish, reach, refused_by
-from plait.agent.keys import NETWORK_GUARD, alive_key, assigned_guard, kind_of, node_key
+from plait.agent.keys import NETWORK_GUARD, alive_key, assigned_guard, kind_of, network_key, node_key
 from plait.agent.merging import Items, Move, locks, move, standing
 from plait.agent.publisher import in_batches
 from plait.agent.view import View
 from plait.ipam.merge import Clash
-from plait.model.cluster import Node
+from plait.model.cluster import Node, Snapshot
 from plait.model.errors import ConfigError, Conflict, PlaitError, StoreUnavailable
+from plait.plan.desired import first_default_block
 from plait.store.api import Compare, Delete, Item, Put, Store
 from plait.store.codec import decode, encode
 from plait.store.join import peek_cluster
@@ -36,6 +38,8 @@ from plait.store.token import create_token, parse_token
 log = logging.getLogger("plait.joining")
 READY_S, MOST_S = 8.0, 24.0
 """Most seconds that a node may take to get ready, and the whole of it; a little less than an answer may take."""
+WAY_S = 6.0
+"""Most seconds until all hosts have tunnel addresses of their own."""
 SETTLE_S = 1.0
 """So long the other cluster's nodes have to hear which addresses are in use here, and to tell what they gave meanwhile."""
 _TOKEN_S, _ALIVE_S = 120.0, 30.0
@@ -59,6 +63,8 @@ class Joining:
     def __init__(self, view: View, store: Store, items: Mapping[str, Item], joiner: Joiner, leads: bool, default: str) -> None:
         self._view, self._store, self._items, self._joiner = view, store, items, joiner
         self._leads, self._default = leads, default
+        self._before: dict[str, bytes | None] = {}
+        """Blocks of this cluster that were written over, as they were."""
 
     async def join(self, address: str, token: str, dry_run: bool, both_names: bool) -> Outcome:
         """Conflict, ConfigError or StoreUnavailable if it cannot be; then both clusters are as they were."""
@@ -76,7 +82,7 @@ class Joining:
             return outcome
         self._joiner.busy = True
         try:
-            done = await self._lead(address, token, pin, both_names)
+            done = replace(outcome, nodes=await self._lead(address, token, pin, both_names), joined=True)
             asyncio.get_running_loop().call_later(0.5, self._leave)  # the answer is on its way by then
             return done
         except BaseException:
@@ -94,8 +100,10 @@ class Joining:
         async with _Reached(self._joiner, pin) as there:
             return {item.key: item for item in (await there.list("")).items}
 
-    async def _lead(self, address: str, token: str, pin: str, both_names: bool) -> Outcome:
+    async def _lead(self, address: str, token: str, pin: str, both_names: bool) -> Sequence[str]:
+        """The nodes that went."""
         early: set[str] = set()
+        self._before.clear()
         try:
             async with asyncio.timeout(MOST_S):
                 self._all_alive()
@@ -121,7 +129,9 @@ class Joining:
                         await there.txn([], batch)
         except PlaitError as error:
             log.warning("joining_left_behind", extra={"items": len(early), "error": str(error)})
-        await self._store.txn([], [Delete(WISH, prefix=True), Delete(SAID, prefix=True)])
+        back: list[Put | Delete] = [Delete(key) if value is None else Put(key, value) for key, value in sorted(self._before.items())]
+        for batch in in_batches([*back, Delete(WISH, prefix=True), Delete(SAID, prefix=True)]):
+            await self._store.txn([], batch)
 
     def _all_alive(self) -> None:
         snapshot = self._view.snapshot
@@ -162,10 +172,11 @@ class Joining:
 
     # --- steps 3 and 4
 
-    async def _write(self, there: RemoteStore, both_names: bool, early: set[str]) -> Outcome:
+    async def _write(self, there: RemoteStore, both_names: bool, early: set[str]) -> Sequence[str]:
         theirs = {item.key: item for item in (await there.list("")).items}
         plan = self._planned(self._ours(), theirs, both_names)
         await _put(there, plan.ahead, theirs, early)
+        await self._make_way(plan, theirs)
         await asyncio.sleep(SETTLE_S)
         await self._joiner.freeze("it is joining another cluster")
         ours = {item.key: item.value for item in (await self._store.list("")).items}
@@ -177,7 +188,26 @@ class Joining:
         await self._decide(there, plan, theirs, ours)
         await _after(there, plan.after)
         log.info("cluster_joined", extra={"nodes": ", ".join(plan.nodes)})
-        return Outcome(_judged(ours, shown(theirs.values()), both_names), plan.nodes, locks(ours), True)
+        return plan.nodes
+
+    async def _make_way(self, plan: Move, theirs: Mapping[str, Item]) -> None:
+        """Have nobody here hold, or lease, a block that somebody there holds. Returns when all hosts have tunnel addresses of their own."""
+        of_others = {key: item.value for key, item in theirs.items() if kind_of(key) == "blocks" and _network_key(key) in self._items}
+        in_place = {key: value for key, value in plan.last.items() if kind_of(key) == "blocks" and key not in self._items}
+        ours = {key: self._items.get(key) for key in (*of_others, *in_place)}
+        wanted = {key: value for key, value in (of_others | in_place).items() if (item := ours[key]) is None or item.value != value}
+        for batch in in_batches([Put(key, value) for key, value in sorted(wanted.items())]):
+            same = [Compare(op.key, item.mod_revision if (item := ours[op.key]) is not None else 0) for op in batch]
+            result = await self._store.txn(same, batch)
+            if not result.ok:
+                raise Conflict("blocks of this cluster changed at the same moment; try again")
+            self._before |= {op.key: item.value if (item := ours[op.key]) is not None else None for op in batch}
+            await self._view.caught_up(result.revision)
+        end = time.monotonic() + WAY_S
+        while stuck := _not_moved(self._view.snapshot, self._default):
+            if time.monotonic() > end:
+                raise Conflict(f"nodes {', '.join(stuck)} did not take another tunnel address within {WAY_S:.0f} s; try again")
+            await asyncio.sleep(0.05)
 
     def _planned(self, ours: Items, theirs: Mapping[str, Item], both_names: bool) -> Move:
         seen = shown(theirs.values())
@@ -233,6 +263,18 @@ class _Reached:
 def _judged(ours: Items, theirs: Items, both_names: bool) -> list[Clash]:
     found = standing(ours, theirs)
     return [replace(clash, stops=clash.stops and not (both_names and clash.kind == "name")) for clash in found]
+
+
+def _network_key(block: str) -> str:
+    """The key of the network of a block's key."""
+    return network_key(block.split("/")[1])
+
+
+def _not_moved(snapshot: Snapshot, default: str) -> list[str]:
+    """Nodes whose tunnel address is not what their blocks say."""
+    firsts = {name: first_default_block(snapshot.blocks.values(), name, default) for name in snapshot.nodes}
+    found = (name for name, first in firsts.items() if first is not None and snapshot.nodes[name].tunnel != first.cidr.network_address)
+    return sorted(found)
 
 
 def _is_stale(key: str, nodes: Sequence[str], ours: Items) -> bool:

@@ -138,7 +138,7 @@ def _blocks(here: ClusterExport, there: ClusterExport) -> Iterator[Clash]:
     ids = {n.name: n.id for n in here.nodes}, {n.name: n.id for n in there.nodes}
     for block in here.blocks:
         other = held.get((block.network, block.cidr))
-        if other is None or ids[0].get(block.node, block.node) == ids[1].get(other.node, other.node):
+        if other is None or other == block or ids[0].get(block.node, block.node) == ids[1].get(other.node, other.node):
             continue
         one, two = (f"block {b.cidr} of network {b.network}, node {b.node}" for b in (block, other))
         if users := _bound(here, block, other):
