@@ -282,6 +282,21 @@ def test_an_address_that_nobody_holds_is_refused_at_once(hosts: Hosts, nobody: s
         caller.connect((nobody, 80))
 
 
+def test_a_peer_may_change_its_tunnel_address_under_traffic(hosts: Hosts) -> None:
+    """What leads to the old one goes last, on whichever way packets take."""
+    moved = replace(NODES[1], tunnel=A("10.28.2.255"))
+    other = replace(hosts.snapshot, nodes={"A": NODES[0], "B": moved})
+    ping = f"nsenter --net={hosts.paths['web']} ping -q -f -c 40000 -W 1 {BY_NAME['far'].address}"
+    with subprocess.Popen(ping, shell=True, stdout=subprocess.PIPE, text=True) as running:
+        while running.poll() is None:
+            for snapshot in (other, None):
+                hosts.converge("A", snapshot)
+        assert running.stdout is not None
+        said = running.stdout.read()
+    hosts.converge("A")
+    assert "40000 packets transmitted, 40000 received" in said, said
+
+
 def test_nothing_is_flooded(hosts: Hosts) -> None:
     rows = [row for row in hosts.run("A", "bridge fdb show dev pl-x1").splitlines() if row]
     assert rows == ["02:00:00:00:00:02 dst 198.18.0.2 self permanent"]

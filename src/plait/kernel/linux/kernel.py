@@ -192,6 +192,10 @@ class LinuxKernel:
             if isinstance(op.subject, NftChain | NftSet | NftElement | HookRule):
                 nft_ops.append(op)
                 continue
+            if op.verb == "del" and nft_ops:  # the fast path still sends to neighbours that go
+                self._flush(batch, failed)
+                failed |= self._apply_nft(nft_ops)
+                nft_ops = []
             try:
                 message = row_message(op, indexes)  # None: it takes more than that (links, sysctls)
                 if message is not None:
