@@ -77,7 +77,7 @@ class Hosts:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def converge(self, node: str, snapshot: Snapshot | None = None) -> int:
+    def converge(self, node: str, snapshot: Snapshot | None = None, gateway: bool = False) -> int:
         """One pass on a host; how many operations it took."""
 
         def work() -> int:
@@ -85,7 +85,11 @@ class Hosts:
                 kernel = LinuxKernel()
                 with contextlib.closing(kernel):
                     return converge(
-                        kernel, plan_node(replace(snapshot or self.snapshot, me=node), Local(fast_path=self.fast, shortcut=self.shortcut))
+                        kernel,
+                        plan_node(
+                            replace(snapshot or self.snapshot, me=node),
+                            Local(gateway=gateway, fast_path=self.fast, shortcut=self.shortcut),
+                        ),
                     )
 
         return in_thread(work)
@@ -101,12 +105,27 @@ class Hosts:
         command = f"nsenter --net={self.paths[where]} ping -c1 -W1 {options} {to}"
         return subprocess.run(command, shell=True, capture_output=True, timeout=10, check=False).returncode == 0
 
-    def socket(self, where: str, family: int = socket.AF_INET, wait_s: float = WAIT_S) -> socket.socket:
-        """A TCP socket of that namespace: it stays there whoever uses it."""
+    def hears(self, where: str, sender: str, source: IPAddress, wait_s: float = 0.2) -> bool:
+        """Whether a datagram from `source`, which `sender` has, comes to the container `where`."""
+        with self.udp(where) as ear, self.udp(sender) as mouth:
+            ear.bind(("0.0.0.0", 9999))
+            ear.settimeout(wait_s)
+            mouth.bind((str(source), 0))
+            mouth.sendto(b"x", (str(BY_NAME[where].address), 9999))
+            try:
+                return ear.recv(9) == b"x"
+            except TimeoutError:
+                return False
+
+    def udp(self, where: str) -> socket.socket:
+        return self.socket(where, kind=socket.SOCK_DGRAM)
+
+    def socket(self, where: str, family: int = socket.AF_INET, wait_s: float = WAIT_S, kind: int = socket.SOCK_STREAM) -> socket.socket:
+        """A socket, of TCP unless `kind` says another, of that namespace: it stays there whoever uses it."""
 
         def work() -> socket.socket:
             with self.paths[where].open() as file, inside(file.fileno()):
-                return socket.socket(family)
+                return socket.socket(family, kind)
 
         sock = in_thread(work)
         sock.settimeout(wait_s)
@@ -223,6 +242,32 @@ def test_what_is_not_published_there_does_not(hosts: Hosts, client: str, to: IPv
     assert hosts.connects(client, to, port) is None
 
 
+FORGED = {"this host's": A("10.28.1.0"), "another host's": A("10.28.2.0"), "an outsider's": A("203.0.113.9")}
+
+
+@pytest.mark.parametrize("source", FORGED)
+@pytest.mark.parametrize(("forger", "to"), [("web", "stranger"), ("web", "foreign"), ("web", "safe"), ("stranger", "vault")], ids=str)
+@pytest.mark.parametrize("gateway", [False, True], ids=["", "gateway"])
+def test_a_container_does_not_get_out_of_its_network_by_an_address_of_somebody_else(
+    hosts: Hosts, forger: str, to: str, source: str, gateway: bool
+) -> None:
+    """Hosts reach all containers, and a gateway lets outsiders in: by the links that they come from, not by what a packet says."""
+    hosts.run(forger, f"ip addr replace {FORGED[source]}/32 dev eth0")
+    hosts.run(forger, "ip route replace default via 10.28.0.1 dev eth0" if forger == "web" else "true")
+    try:
+        hosts.converge("A", gateway=gateway)
+        assert not hosts.hears(to, forger, FORGED[source])
+        assert hosts.hears("near", "web", BY_NAME["web"].address), "a datagram that may pass is heard"
+    finally:
+        hosts.run(forger, f"ip addr del {FORGED[source]}/32 dev eth0")
+        hosts.converge("A")
+
+
+@pytest.mark.parametrize("to", ["stranger", "safe", "near"])
+def test_another_host_reaches_containers_by_its_own_address(hosts: Hosts, to: str) -> None:
+    assert hosts.pings("B", BY_NAME[to].address)
+
+
 def test_a_container_does_not_reach_its_hosts_loopback(hosts: Hosts) -> None:
     hosts.run("web", "ip route add 127.0.0.9/32 via 10.28.0.1 dev eth0")
     assert hosts.connects("web", A("127.0.0.9"), 9001, "A", 9001) is None
@@ -240,6 +285,21 @@ def test_an_address_that_nobody_holds_is_refused_at_once(hosts: Hosts, nobody: s
     """Without its own route it would follow the host's default route."""
     with hosts.socket("A") as caller, pytest.raises(OSError, match="No route to host"):
         caller.connect((nobody, 80))
+
+
+def test_a_peer_may_change_its_tunnel_address_under_traffic(hosts: Hosts) -> None:
+    """What leads to the old one goes last, on whichever way packets take."""
+    moved = replace(NODES[1], tunnel=A("10.28.2.255"))
+    other = replace(hosts.snapshot, nodes={"A": NODES[0], "B": moved})
+    ping = f"nsenter --net={hosts.paths['web']} ping -q -f -c 40000 -W 1 {BY_NAME['far'].address}"
+    with subprocess.Popen(ping, shell=True, stdout=subprocess.PIPE, text=True) as running:
+        while running.poll() is None:
+            for snapshot in (other, None):
+                hosts.converge("A", snapshot)
+        assert running.stdout is not None
+        said = running.stdout.read()
+    hosts.converge("A")
+    assert "40000 packets transmitted, 40000 received" in said, said
 
 
 def test_nothing_is_flooded(hosts: Hosts) -> None:

@@ -132,6 +132,30 @@ def test_members_of_a_range_get_only_that_on_every_host(lab: Lab) -> None:
         assert pings(lab, "C", "web-2", address), (name, host, address)
 
 
+def test_another_range_is_for_new_containers_and_old_ones_keep_working(lab: Lab) -> None:
+    """Scenario 28, while everything runs and after restarts."""
+    plait(lab, "A", "network", "create", "moving", "--subnet", "10.34.0.0/16", "--ip-range", "10.34.0.0/18")
+    process.until("B has it", lambda: "moving" in plait(lab, "B", "network", "ls"), 5)
+    first, second = IPv4Network("10.34.0.0/18"), IPv4Network("10.34.64.0/18")
+    old = {host: run(lab, host, f"old{host}", network="moving") for host in "AB"}
+    assert all(address in first for address in old.values())
+    assert "is no part of the subnet" in refused(lab, "B", "network", "set", "moving", "--ip-range", "10.35.0.0/18")
+    said = plait(lab, "B", "network", "set", "moving", "--ip-range", str(second), "--exclude", "10.34.64.0-10.34.64.99")
+    assert "addresses from 10.34.64.0/18" in said
+    for host in "AB":
+        process.until(f"{host} knows", lambda host=host: str(second) in plait(lab, host, "network", "inspect", "moving"), 5)
+    for again in (False, True):
+        for host in "AB":
+            new = run(lab, host, f"new{host}{again:d}", network="moving")
+            assert new in second and int(new) - int(second[0]) > 99
+        assert pings(lab, "A", "oldA", old["B"]) and pings(lab, "B", "oldB", old["A"])
+        assert pings(lab, "A", "new" + f"A{again:d}", old["B"]) and pings(lab, "B", "oldB", new)
+        if not again:
+            for host in "AB":
+                lab.kill_agent(host)
+                lab.start_agent(host)
+
+
 def test_a_pool_over_a_route_of_any_host_is_refused_and_a_later_one_named(lab: Lab) -> None:
     lab.run("B", "ip", "link", "add", "vpn0", "type", "veth", "peer", "name", "vpn1")
     lab.run("B", "ip", "link", "set", "vpn0", "up")

@@ -100,6 +100,24 @@ def test_a_range_is_for_containers_with_the_label(two: Lab) -> None:
     )
 
 
+def test_an_engine_that_was_told_another_range_starts_again(two: Lab) -> None:
+    """Docker asks for its pools anew when it starts, with the range that the network was made with."""
+    docker(two, "A", *PLAIT, "--subnet", "10.67.0.0/16", "--ip-range", "10.67.0.0/18", "--aux-address", "r=10.67.0.2", "moving")
+    process.until("B has it", lambda: "moving" in networks(two, "B"), 3)
+    assert started(two, "A", "old", "moving", "--restart", "always").startswith("10.67.")
+    two.run("B", "plait", "network", "set", "moving", "--ip-range", "10.67.64.0/18", "--exclude", "none")
+    assert started(two, "B", "new", "moving") >= "10.67.64.1"
+    two.stop_engine("A")
+    two.start_engine("A")
+    process.until("it runs again", lambda: docker(two, "A", "inspect", "-f", "{{.State.Running}}", "old") == "true", 20)
+    assert started(two, "A", "more", "moving").startswith("10.67.6")
+    for host in "AB":
+        codes = [row["code"] for row in json.loads(two.run(host, "plait", "status", "--json", check=False).stdout)["conditions"]]
+        assert "engine-network" not in codes and "moving" in networks(two, host), codes
+    remove_containers(two, "AB")
+    docker(two, "A", "network", "rm", "moving")
+
+
 def test_pools_and_networks_of_engines_keep_clear_of_each_other(two: Lab) -> None:
     docker(two, "B", "network", "create", "--subnet", "10.77.4.0/24", "old")
     clash = (*PLAIT, "--subnet", "10.77.0.0/16", "clash")

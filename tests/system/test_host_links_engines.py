@@ -132,13 +132,17 @@ def test_a_host_that_leaves_takes_links_out_of_containers(two: Lab) -> None:
     runner = Runner(
         two, "A", json.loads(two.path("A", "/etc/cni/net.d/50-plait-lan.conflist").read_text()), ("/opt/cni/bin", "/usr/lib/cni")
     )
+    a1 = started(two, "A", "a1")
+    pid = docker(two, "A", "inspect", "-f", "{{.State.Pid}}", "a1")
     two.run("A", "ip", "netns", "add", "c2")
     try:
         result = runner.add("c2", "/run/netns/c2")
         two.run("A", "plait", "down")
+        assert "eth0" not in two.run("A", "nsenter", "-t", pid, "-n", "ip", "-br", "link").stdout, "Docker moved that one there"
         left = two.run("A", "nsenter", "--net=/run/netns/c2", "ip", "-br", "link").stdout.split()
         assert "eth0" not in " ".join(left) and left[0] == "lo"
         two.start_agent("A")
+        process.until("a1 is back", lambda: two.run("B", *HTTP, f"http://{a1}/", check=False).stdout == "200", 10)
         runner.delete("c2", "/run/netns/c2", result)
     finally:
         two.run("A", "ip", "netns", "del", "c2")

@@ -44,6 +44,27 @@ def bridge(lab: Lab) -> dict[str, Any]:
     return dict(next(link for link in found if link["ifname"].startswith("pl-b")))
 
 
+def test_a_strict_host_is_loose_on_the_bridge_so_that_answers_may_take_another_way(lab: Lab) -> None:
+    """a1 gets a link of its own to another part of the host, and answers by that what came over the bridge."""
+    conf = "/proc/sys/net/ipv4/conf"
+    lab.run("A", "sh", "-c", f"echo 1 >{conf}/all/rp_filter; echo 1 >{conf}/default/rp_filter")
+    dev = bridge(lab)["ifname"]
+    until("it is loose", lambda: lab.run("A", "cat", f"{conf}/{dev}/rp_filter").stdout.strip() == "2", 15)
+    at = address(lab, "a1")
+    lab.run("A", "ip", "link", "add", "side", "type", "veth", "peer", "name", "side1")
+    for command in ("link set side1 netns /run/plait/netns/a1", "addr add 192.0.2.1/32 dev side", "link set side up"):
+        lab.run("A", "ip", *command.split())
+    lab.run("A", "sh", "-c", f"echo 0 >{conf}/side/rp_filter")
+    try:
+        lab.run("A", "ip", "route", "add", "192.0.2.2/32", "dev", "side")
+        assert inside(lab, "A", "a1", "ip", "link", "set", "side1", "up").returncode == 0
+        assert inside(lab, "A", "a1", "ip", "addr", "add", "192.0.2.2/32", "dev", "side1").returncode == 0
+        ask = ("ping", "-c1", "-W1", "-I", "192.0.2.2", "192.0.2.1")
+        assert inside(lab, "A", "a1", *ask).returncode == 0, f"{at} sends by the bridge what the host answers by the other link"
+    finally:
+        lab.run("A", "sh", "-c", f"ip link del side; echo 0 >{conf}/all/rp_filter; echo 0 >{conf}/default/rp_filter")
+
+
 def hears(lab: Lab, host: str, name: str) -> str:
     """What a container receives of a group that a1 sends to."""
     process = lab.popen(host, "plait", "exec", name, "--", "python3", "-c", HEAR, stdout=subprocess.PIPE, text=True)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import pytest
 
 from plait.client.admin import AdminClient, AgentNotRunning, Refused
+from plait.ipam import PoolChange
 from plait.model import errors
 from plait.model.addr import parse_range
 from plait.model.requests import NetworkRequest, NewSandbox
@@ -98,7 +99,16 @@ CALLS: list[tuple[Callable[[AdminClient], object], tuple[Any, ...]]] = [
             ),
         ),
     ),
-    (lambda c: c.change_network("a/b", {"port": "8472"}), ("change_network", "a/b", {"port": "8472"})),
+    (lambda c: c.change_network("a/b", {"port": "8472"}), ("change_network", "a/b", {"port": "8472"}, None)),
+    (
+        lambda c: c.change_network("mesh", {}, "10.30.4.0/24", ["10.30.4.8/29"]),
+        ("change_network", "mesh", {}, PoolChange(IPv4Network("10.30.4.0/24"), excluded=(parse_range("10.30.4.8/29"),))),
+    ),
+    (lambda c: c.change_network("mesh", {}, "all", []), ("change_network", "mesh", {}, PoolChange(whole=True, excluded=()))),
+    (
+        lambda c: c.join_cluster("198.18.0.1", "plait1.t", True, False),
+        ("join_cluster", "198.18.0.1", "plait1.t", True, False),
+    ),
     (lambda c: c.remove_network("mesh"), ("remove_network", "mesh", False)),
     (lambda c: c.paths(), ("paths",)),
     (lambda c: c.remove_network("mesh", force=True), ("remove_network", "mesh", True)),

@@ -216,11 +216,12 @@ def test_a_check_that_finds_something_fails(capsys: pytest.CaptureFixture[str]) 
 def test_an_export_goes_to_the_agent_as_it_is_and_a_conflict_fails(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert json.loads(run(capsys, Canned(**{"cluster-export": {"version": 1}}), "cluster", "export")[1]) == {"version": 1}
     (tmp_path / "other.json").write_text('{"version": 1}')
-    row = {"kind": "block", "here": "A", "there": "B", "todo": "choose"}
+    row = {"kind": "block", "here": "A", "there": "B", "todo": "choose", "stops": True}
     client = Canned(**{"cluster-conflicts": [row]})
     words = ("cluster", "conflicts", str(tmp_path / "other.json"))
     assert run(capsys, client, *words)[:2] == (1, "KIND   HERE  THERE  TO DO\nblock  A     B      choose\n")
     assert client.asked == [("POST", "cluster-conflicts", b'{"version": 1}')]
+    assert run(capsys, Canned(**{"cluster-conflicts": [row | {"stops": False}]}), *words)[0] == 0, "joining settles it"
     assert run(capsys, Canned(**{"cluster-conflicts": []}), *words)[:2] == (0, "no conflicts\n")
 
 
@@ -409,6 +410,40 @@ def test_network_set_says_what_changed_with_it(capsys: pytest.CaptureFixture[str
     assert run(capsys, client, "network", "set", "mesh", "-o", "port=8472") == (0, said, "")
     assert client.asked == [("PUT", "networks/mesh", {"options": {"port": "8472"}})]
     assert run(capsys, client, "network", "set", "mesh")[0] == 2, "nothing to set"
+
+
+@pytest.mark.parametrize(
+    ("words", "body", "part"),
+    [
+        (("--ip-range", "10.30.4.0/24"), {"ip_range": "10.30.4.0/24"}, "10.30.4.0/24"),
+        (("--ip-range", "all", "--exclude", "10.30.0.9"), {"ip_range": "all", "excluded": ["10.30.0.9"]}, "10.30.0.0/16"),
+        (("--exclude", "none"), {"excluded": []}, "10.30.0.0/16"),
+    ],
+)
+def test_network_set_changes_the_range(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], body: object, part: str) -> None:
+    row = {"backend": "vxlan", "vni": 1, "port": 4789, "name": "mesh", "subnet": "10.30.0.0/16"}
+    client = Canned(networks_mesh=[row | {"ip_range": part if part.endswith("24") else ""}])
+    said = f"mesh vxlan vni 1 port 4789, addresses from {part}\n"
+    assert run(capsys, client, "network", "set", "mesh", *words) == (0, said, "")
+    assert client.asked == [("PUT", "networks/mesh", {"options": {}} | body)]  # type: ignore[operator]
+
+
+def test_join_merge_lists_refuses_and_tells(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("join", "198.18.0.1", "--token", "T", "--merge")
+    row = {"kind": "block", "here": "A", "there": "B", "todo": "gives it up", "stops": False}
+    found = {"clashes": [row], "nodes": ["C", "D"], "locks": ["leader"], "joined": True}
+    client = Canned(**{"cluster-join": found})
+    code, said, _ = run(capsys, client, *words)
+    assert code == 0 and "WHAT HAPPENS" in said and "locks of: leader" in said and "nodes C, D are of the cluster at 198.18.0.1" in said
+    assert client.asked == [("POST", "cluster-join", {"address": "198.18.0.1", "token": "T", "dry_run": False, "both_names": False})]
+    code, said, _ = run(capsys, Canned(**{"cluster-join": found | {"joined": False}}), *words, "--dry-run")
+    assert code == 0 and "nothing was changed" in said
+    stopped = found | {"clashes": [row, row | {"stops": True, "todo": "make it again"}], "joined": False}
+    code, said, error = run(capsys, Canned(**{"cluster-join": stopped}), *words)
+    assert code == 1 and said.count("\n") == 2 and "make it again" in said and "the token is still good" in error
+    for wrong in (("--name", "X"), ("--address", "198.18.0.9")):
+        assert run(capsys, Canned(), *words, *wrong)[0] == 2
+    assert run(capsys, Canned(), "join", "198.18.0.1", "--token", "T", "--dry-run")[0] == 2
 
 
 def test_run_without_a_command_makes_a_sandbox_that_stays(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,10 +11,12 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
-from tests.support.cluster import nodes
+from tests.support.cluster import FakeNode, nodes
 from tests.support.consulapi import Cuttable
 
+from plait.ipam import PoolChange
 from plait.kernel.api import Op, Result
+from plait.model.addr import parse_range
 from plait.model.cluster import PortMapping
 from plait.model.errors import ConfigError, Conflict, KernelError, NotFound, PoolExhausted, PortInUse, StoreUnavailable
 from plait.model.objects import EndpointLink, NftSet
@@ -149,6 +151,53 @@ async def test_a_range_holds_on_every_node_and_over_restarts(store: Cuttable, tm
                 assert await b.attach(f"c{number}", "part") in part
         with pytest.raises(Conflict, match=r"IP range 10\.40\.7\.0/27, not 10\.40\.8\.0/24"):
             await b.ops.ensure_network(NetworkRequest("part", ip_range=IPv4Network("10.40.8.0/24")))
+
+
+def of_node(node: FakeNode) -> list[IPv4Network]:
+    """Its blocks of the network `part`."""
+    return [block.cidr for block in node.view.snapshot.blocks.values() if block.network == "part" and block.node == node.name]
+
+
+async def test_another_range_is_for_new_containers_and_old_ones_keep_what_they_have(store: Cuttable, tmp_path: Path) -> None:
+    first, second, whole = IPv4Network("10.40.0.0/18"), IPv4Network("10.40.128.0/18"), IPv4Network("10.40.0.0/16")
+    async with nodes(store, tmp_path, "A", "B") as (a, b):
+        await a.ops.ensure_network(NetworkRequest("part", whole, ip_range=first, block_prefix=24))
+        await b.until(lambda: "part" in b.view.snapshot.networks)
+        old = {node: await node.attach(f"old{node.name}", "part") for node in (a, b)}
+        await a.ops.change_network("part", {}, PoolChange(second, excluded=(parse_range("10.40.128.2-10.40.128.9"),)))
+        await b.until(lambda: b.view.snapshot.networks["part"].ip_range == second)
+        for node in (a, b):
+            await node.addresses.maintain()
+            assert (new := await node.attach(f"new{node.name}", "part")) in second and int(new) & 0xFF not in range(2, 10)
+            assert node.addresses.is_live("part", old[node]), "it goes on"
+            held = of_node(node)
+            assert sorted(block.subnet_of(second) for block in held) == [False, True, True], "with the old container; in use; spare"
+            await node.detach(f"old{node.name}")
+            await node.addresses.maintain()
+            await node.until(lambda node=node: all(block.subnet_of(second) for block in of_node(node)))  # type: ignore[misc]
+            assert await node.attach(f"old{node.name}", "part") in second, "a name is remembered in the range only"
+        assert (await a.ops.ensure_network(NetworkRequest("part", whole, ip_range=first))).ip_range == second, "an engine that was told so"
+        await a.ops.change_network("part", {}, PoolChange(whole=True, excluded=()))
+        network = a.view.snapshot.networks["part"]
+        assert (network.ip_range, network.excluded) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (PoolChange(IPv4Network("10.41.0.0/24")), "is no part of the subnet"),
+        (PoolChange(excluded=(parse_range("10.41.0.1"),)), "is no part of the subnet"),
+        (PoolChange(IPv4Network("10.40.9.0/30"), excluded=(parse_range("10.40.9.0/30"),)), "leaves no address"),
+        (PoolChange(IPv4Network("10.40.9.0/24"), whole=True), "choose one"),
+    ],
+)
+async def test_a_range_that_cannot_be_changes_nothing(store: Cuttable, tmp_path: Path, change: PoolChange, error: str) -> None:
+    async with nodes(store, tmp_path, "A") as (a,):
+        made = await a.ops.ensure_network(NetworkRequest("part", IPv4Network("10.40.0.0/16")))
+        with pytest.raises(ConfigError, match=error):
+            await a.ops.change_network("part", {}, change)
+        assert a.view.snapshot.networks["part"] == made
+        assert [n.options for n in await a.ops.change_network("part", {}, PoolChange(made.subnet))] == [made.options], "as it is"
 
 
 async def test_a_network_is_changed_for_all_nodes_with_those_that_share_its_tunnel(store: Cuttable, tmp_path: Path) -> None:

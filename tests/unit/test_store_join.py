@@ -9,6 +9,7 @@ import ssl
 import stat
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -16,9 +17,10 @@ import pytest
 
 from plait.model.cluster import Node
 from plait.model.errors import ConfigError, Conflict, StoreUnavailable
+from plait.store import join
 from plait.store.api import Put
 from plait.store.codec import decode, encode
-from plait.store.join import join_cluster, split_address
+from plait.store.join import join_cluster, peek_cluster, split_address
 from plait.store.joinserver import ATTEMPTS, AskCa, JoinServer
 from plait.store.memory import MemoryStore
 from plait.store.pki import init_cluster
@@ -72,6 +74,37 @@ async def cluster(pki: Path) -> AsyncIterator[Cluster]:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await cluster.store.close()
+
+
+async def test_who_has_a_token_sees_what_may_conflict_and_the_token_stays_good(cluster: Cluster, tmp_path: Path) -> None:
+    many = {f"endpoints/A/{n}": b"x" * 1000 for n in range(1000)}  # several parts
+    secret = {"tokens/other": b"{}", "sessions/s": b"{}", "alive/A": b"1"}
+    for part in (many, secret, {"nodes/A": b"{}", "kv/k": b'{"key":"k","value":"c2VjcmV0"}'}):
+        await cluster.store.txn([], [Put(key, value) for key, value in part.items()])
+    token = await cluster.token()
+    for _ in range(2):
+        seen = await peek_cluster(cluster.address, token)
+        assert seen.keys() == {*many, "nodes/A", "kv/k"} and seen["endpoints/A/7"] == many["endpoints/A/7"]
+        assert b"c2VjcmV0" not in seen["kv/k"] and len(seen["kv/k"]) == 32, "of a value it is enough to know whether it is the same"
+    await join_cluster(cluster.address, token, "B", "id-b", tmp_path / "pki")
+    with pytest.raises(ConfigError, match="wrong, expired or used"):
+        await peek_cluster(cluster.address, token)
+
+
+async def test_who_has_none_sees_nothing(cluster: Cluster) -> None:
+    token = parse_token(await cluster.token())
+    with pytest.raises(ConfigError, match="wrong, expired or used"):
+        await peek_cluster(cluster.address, str(replace(token, secret="x" * 43)))
+    cluster.wall += 1000
+    with pytest.raises(ConfigError, match="wrong, expired or used"):
+        await peek_cluster(cluster.address, str(token))
+
+
+async def test_an_answer_without_an_end_is_given_up(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(join, "MAX_ANSWER", 4000)
+    await cluster.store.txn([], [Put(f"nodes/{n}", b"x" * 1000) for n in range(9)])
+    with pytest.raises(ConfigError, match="more than 4000 bytes"):
+        await peek_cluster(cluster.address, await cluster.token())
 
 
 async def test_a_joiner_gets_a_certificate_that_the_store_takes(cluster: Cluster, tmp_path: Path) -> None:

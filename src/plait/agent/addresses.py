@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 
@@ -40,6 +40,7 @@ from plait.ipam import (
     in_use_elsewhere,
     is_block_of,
     is_large,
+    of_pool,
     origin_of,
     range_addresses,
     range_exhausted,
@@ -286,19 +287,23 @@ class Addresses:
         if network.name == self._default and self._docker_bridge and self.bridge_block() is None:
             await self.lease(network, purpose="bridge")
         if not is_large(network):
-            await self._return_empty(network)
+            await self._return_empty(network, [])
             return
+        of_host, own = {self.tunnel_address(), self.encrypted_address()}, self._own_blocks(network.name)
+        kept = [block for block in own if of_pool(network, block) or block.cidr[0] in of_host]
+        if len(kept) < len(own):  # the range was another one
+            await self._return_empty(network, kept)
         async with self._lock(network.name):
-            own = [b for b in self._own_blocks(network.name) if b.purpose == "pool"]
+            own = [b for b in self._own_blocks(network.name) if b.purpose == "pool" and of_pool(network, b)]
             live = {a for a, r in self._held.get(network.name, {}).items() if r.live}
             spare = sum(1 for b in own if not any(a in b.cidr for a in live))
             # Before first use: the block to be used and the spare; later always one untouched block.
             for _ in range((1 if len(own) > spare else 2) - spare):
                 await self.lease(network)
 
-    async def _return_empty(self, network: Network) -> None:
+    async def _return_empty(self, network: Network, kept: Collection[Block]) -> None:
         async with self._lock(network.name):
-            own = self._own_blocks(network.name)
+            own = [block for block in self._own_blocks(network.name) if block not in kept]
             held = self._held.get(network.name, {})
             taken = {b.cidr for b in self._view.snapshot.blocks.values() if b.network == network.name}
             scarce = next(free_blocks(network, taken), None) is None

@@ -18,6 +18,7 @@ from plait.agent.hostlinks import router_of, servers_of
 from plait.agent.identity import Identity
 from plait.agent.ipamcare import IpamCare
 from plait.agent.ipamview import ipam_view
+from plait.agent.joining import Joining
 from plait.agent.kernelwork import KernelWork
 from plait.agent.keys import rotate_key
 from plait.agent.operations import AgentOperations
@@ -26,7 +27,7 @@ from plait.agent.sandboxes import Sandboxes, SandboxRequest, parse_ports
 from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
-from plait.ipam import Reservation
+from plait.ipam import PoolChange, Reservation
 from plait.ipam.merge import VERSION, ClusterExport, conflicts, export
 from plait.model.cluster import Endpoint, Network, published_text
 from plait.model.errors import ConfigError, Conflict, NotFound
@@ -38,6 +39,7 @@ from plait.model.report import (
     ExposureView,
     FindingRow,
     IpamView,
+    JoinView,
     NetworkRow,
     NetworkView,
     NodeRow,
@@ -81,6 +83,7 @@ class AdminParts:
     exposures: Exposures
     host_leases: Callable[[], list[Reservation]]
     caught_up: Callable[[int], Awaitable[None]]
+    joining: Joining
 
 
 class AgentAdmin:
@@ -133,8 +136,8 @@ class AgentAdmin:
             raise Conflict(f"network {request.name!r} exists already; `plait network inspect {request.name}` shows it")
         return reports.network_row(self._p.view.snapshot, await self._p.ops.ensure_network(request))
 
-    async def change_network(self, name: str, options: Mapping[str, str]) -> list[NetworkRow]:
-        return [reports.network_row(self._p.view.snapshot, network) for network in await self._p.ops.change_network(name, options)]
+    async def change_network(self, name: str, options: Mapping[str, str], pool: PoolChange | None = None) -> list[NetworkRow]:
+        return [reports.network_row(self._p.view.snapshot, network) for network in await self._p.ops.change_network(name, options, pool)]
 
     async def remove_network(self, name: str, force: bool) -> None:
         await self._p.ops.remove_network(name, force)
@@ -172,7 +175,12 @@ class AgentAdmin:
         if there.version != VERSION:
             raise ConfigError("export", there.version, f"is of another version than {VERSION}", "export it with this version of plait")
         found = conflicts(export(self._p.view.snapshot), there)
-        return [{"kind": c.kind, "here": c.here, "there": c.there, "todo": c.todo} for c in found]
+        return reports.clash_rows(found)
+
+    async def join_cluster(self, address: str, token: str, dry_run: bool, both_names: bool) -> JoinView:
+        found = await self._p.joining.join(address, token, dry_run, both_names)
+        rows = reports.clash_rows(found.clashes)
+        return {"clashes": rows, "nodes": list(found.nodes), "locks": list(found.locks), "joined": found.joined}
 
     async def ports(self) -> list[PortRow]:
         return reports.port_rows(self._p.view.snapshot)

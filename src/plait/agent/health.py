@@ -53,6 +53,12 @@ REGISTRY: dict[str, Condition] = {
             "Find which one is the copy (`ip address` on both); there: `plait down --purge`, then `plait join`. The other keeps all.",
         ),
         Condition(
+            "joining-undecided",
+            "error",
+            "This cluster was about to join another one, and it is not known whether that took it in; the store takes no writes meanwhile",
+            "Let this host reach the other cluster's store (TCP 7470), which is asked all the time; containers are not affected.",
+        ),
+        Condition(
             "kernel-refused",
             "error",
             "The kernel refused an object that the plan needs",
@@ -247,6 +253,19 @@ REGISTRY: dict[str, Condition] = {
             "warning",
             "A range of ranges.toml lies outside its network",
             "Correct the network or the addresses in /etc/plait/ranges.toml; nobody gets an address of that part.",
+        ),
+        Condition(
+            "neighbours-full",
+            "error",
+            "The kernel's table of neighbours is full: new connections of containers and of the host fail at random",
+            "`sysctl -w net.ipv4.neigh.default.gc_thresh3=8192 net.ipv4.neigh.default.gc_thresh2=4096` on the host (net.ipv6 for IPv6), "
+            "and the same in /etc/sysctl.d. All namespaces of the machine share the table; `ip neigh` in each shows who fills it.",
+        ),
+        Condition(
+            "neighbours-scarce",
+            "warning",
+            "The kernel's table of neighbours is nearly full",
+            "Raise net.ipv4.neigh.default.gc_thresh3 (net.ipv6 for IPv6) on the host before connections fail.",
         ),
         Condition(
             "mtu-too-small",

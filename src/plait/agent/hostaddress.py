@@ -16,7 +16,9 @@ from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Protocol
 
+from plait.agent.config import Config
 from plait.agent.health import Health
+from plait.agent.identity import Identity
 from plait.model.addr import IPAddress
 from plait.model.objects import Addr
 
@@ -89,6 +91,12 @@ class HostAddress:
         self._pinned, self._kernel, self._health, self._source, self._clock = pinned, kernel, health, source, clock
         self._link = ""
         self._lost_at: float | None = None
+
+    @classmethod
+    def of(cls, config: Config, identity: Identity, kernel: AddressKernel, health: Health) -> HostAddress:
+        """That of the configuration if it says one, else the identity's."""
+        pinned = config.address is not None
+        return cls(config.address or identity.address, pinned, kernel, health, not pinned and identity.translated)
 
     @property
     def lost(self) -> bool:

@@ -55,9 +55,16 @@ def designed(network: Network, request: NetworkRequest, able: Collection[str], n
     if request.internal:
         raise ConfigError("internal", "true", "cannot be promised on a link of the host, where others are", "leave it out")
     _check_kernel(network, able)
+    return without_hosts(network, nodes)
+
+
+def without_hosts(network: Network, nodes: Iterable[Node]) -> Network:
+    """A network on a link of the hosts without the addresses of `nodes`; others are returned as they are."""
+    if child_of(network) is None:
+        return network
     taken = (node.address for node in nodes if node.address in network.subnet and node.address != network.gateway)
     own = tuple(AddressRange(address, address) for address in sorted(taken) if address.version == 4)
-    return replace(network, excluded=(*network.excluded, *own))
+    return replace(network, excluded=(*network.excluded, *(one for one in own if one not in network.excluded)))
 
 
 def permit(network: Network, request: AttachRequest, able: Collection[str]) -> None:

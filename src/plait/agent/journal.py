@@ -54,6 +54,12 @@ class Journal:
         self._thread.shutdown()
 
 
+def write_all(path: Path, writes: Iterable[Write]) -> None:
+    """Put them into the journal of an agent that does not run; atomic, on disk when it returns."""
+    with contextlib.closing(_open(path)) as db:
+        _apply(db, writes)
+
+
 def _open(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA journal_mode=WAL")

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Coroutine, Iterator
 from ipaddress import IPv4Network, ip_address
@@ -19,6 +20,7 @@ from plait.agent.config import DNS_PORTS, Config, Paths, check_node_name, load_c
 from plait.agent.hostaddress import default_source, is_here
 from plait.agent.identity import Identity, load_identity, new_id, placed, save_identity
 from plait.agent.logs import set_up
+from plait.agent.staging import Stage
 from plait.model.addr import IPAddress, at_port
 from plait.model.cluster import Endpoint
 from plait.model.errors import ConfigError, Conflict, NotFound, PlaitError
@@ -69,20 +71,33 @@ def run(paths: Paths | None = None) -> None:
     """Be the agent until SIGTERM or SIGINT. The kernel keeps what it has: a restart loses no packet."""
     paths = paths or Paths()
     config = load_config(paths.config)
-    identity = placed(load_identity(paths.identity), config)
+    load_identity(paths.identity)
     set_up(config.log_level, config.log_format)
     with _only_agent(paths.run):
-        from plait.agent.process import tune
-        from plait.agent.wiring import run_node
+        Stage(paths).switch()
+        if not _run(config, placed(load_identity(paths.identity), config), paths):
+            return
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
-        tune()
-        try:
-            asyncio.run(_until_signal(run_node(config, identity, paths)))
-        except BaseExceptionGroup as group:
-            refused = group.subgroup(Conflict)
-            if refused is None:
-                raise
-            raise _first(refused) from None  # what a copied host is told
+
+def _run(config: Config, identity: Identity, paths: Paths) -> bool:
+    """Be the agent; True if it is to be started anew because this node is one of another cluster now."""
+    from plait.agent.joiner import Moved
+    from plait.agent.process import tune
+    from plait.agent.wiring import run_node
+
+    tune()
+    try:
+        asyncio.run(_until_signal(run_node(config, identity, paths)))
+    except BaseExceptionGroup as group:
+        moved, rest = group.split(Moved)
+        if moved is not None and rest is None:
+            return True
+        refused = group.subgroup(Conflict)
+        if refused is None:
+            raise
+        raise _first(refused) from None  # what a copied host is told
+    return False
 
 
 def _first(group: BaseExceptionGroup[Conflict]) -> BaseException:
@@ -127,15 +142,17 @@ def down(purge: bool = False, paths: Paths | None = None) -> list[str]:
 
 
 def _inside(paths: Paths) -> list[Key]:
-    """Where links of plait's may be that lie in other namespaces altogether; an engine's containers keep theirs until they end."""
+    """Where links of plait's are that lie in other namespaces altogether: sandboxes, and what engines moved theirs to."""
     from plait.agent.journal import Journal
+    from plait.kernel.linux import children_in, running_netns
 
     file = paths.lib / "journal.db"
     if not file.exists():
         return []
     with contextlib.closing(Journal(file)) as journal:
         endpoints = [decode(Endpoint, body, key) for key, body in journal.load("endpoint").items()]
-    return [("child", endpoint.dev, endpoint.netns) for endpoint in endpoints if endpoint.netns]
+    moved = {endpoint.dev for endpoint in endpoints if not endpoint.netns}
+    return [("child", endpoint.dev, endpoint.netns) for endpoint in endpoints if endpoint.netns] + children_in(moved, running_netns())
 
 
 def _give_back(paths: Paths) -> list[str]:
@@ -187,7 +204,10 @@ def _refuse_member(paths: Paths) -> None:
         known = load_identity(paths.identity)
     except NotFound:
         return
-    raise Conflict(f"this host is node {known.name!r} of a cluster already; leave it first with `plait down --purge`")
+    raise Conflict(
+        f"this host is node {known.name!r} of a cluster already; leave it first with `plait down --purge`, or have all of it "
+        "join another one with `plait join --merge`"
+    )
 
 
 def _own_address(text: str | None, config: Config) -> IPAddress:

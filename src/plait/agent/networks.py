@@ -9,11 +9,23 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 
-from plait.agent.hostlinks import designed, of_link
+from plait.agent.hostlinks import designed, of_link, without_hosts
 from plait.agent.keys import NETWORK_GUARD, assigned_prefix, blocks_prefix, network_key
 from plait.agent.view import View
 from plait.backends import BACKENDS, DUAL, HOST_LINK, OnHostLink, changed, child_of, settle
-from plait.ipam import FORCED, check_network, check_overlaps, default_block_prefix, default_subnet6, image, next_subnet, taken
+from plait.ipam import (
+    FORCED,
+    RESIZED,
+    PoolChange,
+    check_network,
+    check_overlaps,
+    default_block_prefix,
+    default_subnet6,
+    image,
+    next_subnet,
+    resized,
+    taken,
+)
 from plait.model.addr import AddressRange
 from plait.model.cluster import Network
 from plait.model.errors import ConfigError, Conflict, NotFound
@@ -76,13 +88,15 @@ class Networks:
             await asyncio.sleep(random.uniform(0.01, 0.1))  # somebody else made a network just now: look at it, then try again
         raise Conflict(f"network {request.name!r} could not be created: other networks are being created at the same time; try again")
 
-    async def change(self, name: str, options: Mapping[str, str]) -> list[Network]:
+    async def change(self, name: str, options: Mapping[str, str], pool: PoolChange | None = None) -> list[Network]:
         """See `Operations.change_network`."""
         for _ in range(_TRIES):
             networks = self._view.snapshot.networks
             if name not in networks:
                 raise NotFound(f"there is no network {name!r}; `plait network ls` lists them")
-            wanted = changed(networks[name], options, BACKENDS.values(), networks.values())
+            network = resized(networks[name], pool) if pool is not None else networks[name]
+            network = without_hosts(network, self._view.snapshot.nodes.values())
+            wanted = changed(network, options, BACKENDS.values(), networks.values())
             if wanted[0].subnet6 is not None:
                 _check_dual(wanted[0].backend)
             items = {network.name: self._view.item(network_key(network.name)) for network in wanted}
@@ -94,7 +108,8 @@ class Networks:
             await self._caught_up(result.revision)
             if result.ok and len(same) == len(puts):
                 for network in wanted:
-                    log.info("network_changed", extra={"network": network.name, "fields": ", ".join(sorted(options))})
+                    fields = [*options, *(["pool"] if pool is not None and network.name == name else [])]
+                    log.info("network_changed", extra={"network": network.name, "fields": ", ".join(sorted(fields))})
                 return wanted
         raise Conflict(f"network {name!r} could not be changed: networks are being changed at the same time; try again")
 
@@ -162,7 +177,12 @@ def _spelled(parts: Iterable[AddressRange]) -> str | None:
 
 
 def _same(existing: Network, request: NetworkRequest) -> Network:
-    """The existing network if the request does not contradict it; Conflict otherwise."""
+    """The existing network if the request does not contradict it; Conflict otherwise. An engine goes on asking for the range that it was
+    told when it got to know the network."""
+    ranges = (
+        ("IP range", request.ip_range, existing.ip_range or "none"),
+        ("exclusions", _spelled(request.excluded), _spelled(existing.excluded) or "none"),
+    )
     pairs = (
         ("subnet", request.subnet, existing.subnet),
         ("gateway", request.gateway, existing.gateway),
@@ -174,8 +194,7 @@ def _same(existing: Network, request: NetworkRequest) -> Network:
         ("lease", request.options.get("lease"), existing.options.get("lease", "none")),
         ("layer2", request.options.get("layer2"), str(existing.layer2).lower()),
         ("multicast", request.options.get("multicast"), str(existing.multicast).lower()),
-        ("IP range", request.ip_range, existing.ip_range or "none"),
-        ("exclusions", _spelled(request.excluded), _spelled(existing.excluded) or "none"),
+        *(ranges if RESIZED not in existing.options else ()),
         ("IPv6", request.dual or None, existing.subnet6 is not None or existing.by_dhcp6),
         ("IPv6 subnet", request.subnet6, existing.subnet6),
         ("IPv6 gateway", request.gateway6, existing.gateway6),

@@ -24,7 +24,7 @@ from plait.agent.kernelwork import KernelWork
 from plait.agent.networks import Networks
 from plait.agent.ports import assign_ports, ephemeral_range
 from plait.agent.view import View
-from plait.ipam import Asker, Reservation, block_of, check_overlaps, held_by, origin, origin_of, taken
+from plait.ipam import Asker, PoolChange, Reservation, block_of, check_overlaps, held_by, origin, origin_of, taken
 from plait.model.cluster import Container, Endpoint, Network, PortMapping
 from plait.model.errors import Conflict, KernelError, NotFound, NotSupported, PlaitError
 from plait.model.objects import KernelObject, NftChain, Sysctl
@@ -79,10 +79,10 @@ class AgentOperations:
         await self._addresses.maintain()
         return network
 
-    async def change_network(self, name: str, options: Mapping[str, str]) -> list[Network]:
-        """Give network `name` these options in place of what it has, while it is used; returns it first, then the others whose tunnel it
-        shares and that changed with it. NotFound, ConfigError, Conflict."""
-        return await self._networks.change(name, options)
+    async def change_network(self, name: str, options: Mapping[str, str], pool: PoolChange | None = None) -> list[Network]:
+        """Give network `name` these options in place of what it has, and another range, while it is used; returns it first, then the others
+        whose tunnel it shares and that changed with it. NotFound, ConfigError, Conflict."""
+        return await self._networks.change(name, options, pool)
 
     async def remove_network(self, name: str, force: bool = False) -> None:
         await self._networks.remove(name, force)

@@ -59,7 +59,7 @@ class Publisher:
         async with self._round:
             await self._reclaim_blocks()
             written = 0
-            for batch in _batches(self.difference()):
+            for batch in in_batches(self.difference()):
                 result = await self._store.txn([], batch)
                 await self._caught_up(result.revision)
                 written += len(batch)
@@ -104,7 +104,7 @@ class Publisher:
                 await asyncio.sleep(1)
 
 
-def _batches(ops: Iterable[Put | Delete]) -> Iterator[list[Put | Delete]]:
+def in_batches(ops: Iterable[Put | Delete]) -> Iterator[list[Put | Delete]]:
     """The operations in their order, in transactions of bounded size; one that is larger by itself goes alone."""
     batch: list[Put | Delete] = []
     size = 0

@@ -13,11 +13,13 @@ from plait.agent.underlay import Underlay
 from plait.backends import Path, backend_of
 from plait.backends.wireguard import relay_of
 from plait.ipam import block_of, image_block, stray_endpoints, usable
+from plait.ipam.merge import Clash
 from plait.kernel.dryrun import render
 from plait.model.cluster import GATEWAY_META, Block, Container, Endpoint, Network, Node, PortMapping, Snapshot, published_text
 from plait.model.objects import Op
 from plait.model.report import (
     BlockRow,
+    ClashRow,
     ConditionRow,
     ContainerRow,
     EndpointRow,
@@ -51,6 +53,10 @@ def _node_row(snapshot: Snapshot, node: Node) -> NodeRow:
         "rotating": node.wireguard is not None and bool(node.wireguard.rotating),
         "blocks": [str(b.cidr) for b in _sorted(snapshot.blocks.values()) if b.node == node.name],
     }
+
+
+def clash_rows(clashes: Iterable[Clash]) -> list[ClashRow]:
+    return [{"kind": c.kind, "here": c.here, "there": c.there, "todo": c.todo, "stops": c.stops} for c in clashes]
 
 
 def _sorted(blocks: Iterable[Block]) -> list[Block]:

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator
 from functools import partial
 from ipaddress import IPv4Network
 
@@ -32,8 +32,11 @@ from plait.agent.hostranges import HostRangesWatch
 from plait.agent.hostresolvers import HostResolvers
 from plait.agent.identity import Identity, new_id
 from plait.agent.ipamcare import IpamCare
+from plait.agent.joiner import Joiner
+from plait.agent.joining import Joining
 from plait.agent.journal import Journal
 from plait.agent.kernelwork import KernelWork
+from plait.agent.neighbours import Neighbours
 from plait.agent.networks import Networks
 from plait.agent.node import LEASE_TTL_S, NodeLoops, Parts
 from plait.agent.operations import AgentOperations
@@ -49,7 +52,6 @@ from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
 from plait.dns.zone import Zone
-from plait.ipam import NamedRange
 from plait.kernel import linux
 from plait.model.cluster import HostRange
 from plait.model.errors import NotSupported
@@ -67,6 +69,8 @@ from plait.store.token import create_token
 
 log = logging.getLogger("plait.node")
 DEFAULT_NETWORK = "default"
+_WIRES = partial(Wires, linux.PacketSocket, linux.open_arp, linux.open_neighbours)
+"""On which DHCP is spoken."""
 _FOLLOW_S = 3.0
 """Most seconds that the DNS process of the agent before goes on while this one waits for the store."""
 
@@ -87,22 +91,22 @@ class _Wiring:
 
     def __init__(self, config: Config, identity: Identity, paths: Paths, journal: Journal, store: Store, run: str) -> None:
         self.config, self.identity, self.paths, self.journal, self.store = config, identity, paths, journal, store
-        self.view = View(identity.name)
-        self.health = Health(time.time)
+        self.view, self.health = View(identity.name), Health(time.time)
         self.kernel = linux.LinuxKernel(paths.lib, paths.sysctls)
         self.work = KernelWork(self.kernel)
         self.replica = Replica(store, paths.lib / "replica.bin")
         self.host_ranges = HostRangesWatch(self.view, self.health, self.kernel.host_ranges, self._of_engines, self._bridge)
-        self.leases = self._leases()
+        self.leases = Leases(journal, self.health, identity.id, config.dhcp_timeout_s, _WIRES)
         self.host_leases = HostLeases(self.view, self.leases, self.health, linux.link_mac, linux.announce_here)
         self.networks = self._networks()
         self.ranges = RangesFile(paths.ranges, journal, self.health, lambda: self.loops.refresh_node())
-        self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge, config.reuse_after_s, self._ranges)
+        ranges = lambda: self.ranges.ranges  # noqa: E731
+        self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge, config.reuse_after_s, ranges)
         self.addressing = Addressing(self.addresses, self.leases, self.view, self.work.put)
         self.publisher = Publisher(self.view, store, self.view.caught_up)
         self.dns = self._dns()
         self.resolvers = HostResolvers(self.dns.set_upstreams)
-        home = self._home()
+        home = HostAddress.of(config, identity, self.kernel, self.health)
         self.underlay = Underlay(journal, self.view, self.kernel, home, lambda: self.reconciler.mark())
         linked = lambda: self.replica.connected  # noqa: E731
         self.place = StorePlace(identity, paths.identity, paths.lib / "pki", store, run, self.view, home, self.health, linked)
@@ -125,7 +129,10 @@ class _Wiring:
         self.discovery.watch_dns(self.dns_watch)
         self.discovery.figures.add(partial(of_kernel, self.work), self.tunnels.readings)
         self.view.subscribe(self._on_view)
+        settled = lambda: not self.dns.followed  # noqa: E731
+        self.joiner = Joiner(identity, config, paths, store, self.replica.items, linked, self.health, settled)
         self.replica.subscribe(self.discovery.change, self._on_store)
+        self.replica.subscribe(self.joiner.change)
 
     def _reconciler(self) -> Reconciler:
         return Reconciler(
@@ -138,9 +145,6 @@ class _Wiring:
             self.loops.firewall.changed,
             self.host_ranges.mark,
         )
-
-    def _ranges(self) -> Sequence[NamedRange]:
-        return self.ranges.ranges
 
     def _of_engines(self) -> Iterable[HostRange]:
         return self.engines.others()
@@ -155,18 +159,9 @@ class _Wiring:
             self.view, self.journal, self.work, self.addressing, self.networks, loops.names_settled, once, lambda: loops.firewall.fast_path
         )
 
-    def _home(self) -> HostAddress:
-        pinned = self.config.address is not None
-        translated = not pinned and self.identity.translated
-        return HostAddress(self.config.address or self.identity.address, pinned, self.kernel, self.health, translated)
-
     def _networks(self) -> Networks:
         able, learn = self.kernel.capabilities, partial(learned, self.leases)
         return Networks(self.view, self.store, DEFAULT_NETWORK, self.view.caught_up, self.host_ranges.look, able, learn)
-
-    def _leases(self) -> Leases:
-        wires = partial(Wires, linux.PacketSocket, linux.open_arp, linux.open_neighbours)
-        return Leases(self.journal, self.health, self.identity.id, self.config.dhcp_timeout_s, wires)
 
     def _dns(self) -> DnsService:
         names: OnQuery = lambda *query: self.discovery.names(*query)  # noqa: E731
@@ -254,6 +249,7 @@ class _Wiring:
             await self.discovery.close()
             await self.dns.close()
             await self.engines.close()
+            await self.joiner.close()
             self.work.close()
 
     def _load(self) -> None:
@@ -275,6 +271,7 @@ class _Wiring:
             for loop in (
                 *self.place.loops(),
                 self.replica.run(),
+                self.joiner.run(),
                 self._notice_absent_store(),
                 self.publisher.run(),
                 self.publisher.stay_alive(LEASE_TTL_S),
@@ -297,6 +294,7 @@ class _Wiring:
                 self.reconciler.run(),
                 self.sandboxes.run(),
                 Announcer(self.view, linux.tell_neighbours).run(),
+                Neighbours(self.health, linux.neigh_tables, time.monotonic).run(),
                 self.engines.run(),
                 *self.discovery.loops(),
                 *self._measuring(),
@@ -342,6 +340,7 @@ class _Wiring:
             exposures=self.exposures,
             host_leases=self.host_leases.reservations,
             caught_up=self.view.caught_up,
+            joining=Joining(self.view, self.store, self.replica.items, self.joiner, not self.identity.store, DEFAULT_NETWORK),
         )
 
     def _on_dns_crash(self, text: str) -> None:

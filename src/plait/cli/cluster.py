@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from plait.cli.common import json_option, show_json, show_table, with_agent
+from plait.cli.common import json_option, show_json, with_agent
+from plait.cli.merge import show_clashes
 
 if TYPE_CHECKING:
     from plait.client.admin import AdminClient
@@ -31,15 +32,15 @@ def export(client: AdminClient) -> None:
 @json_option
 @with_agent
 def conflicts(client: AdminClient, file: Path, as_json: bool) -> int:
-    """List what this cluster and that of the export FILE both use and cannot if they become one. Exit status 0 only if there is nothing.
+    """List what this cluster and that of the export FILE both use, were this one to join that one. Exit status 0 if nothing stops it.
 
-    Nothing is changed. Hosts are moved by hand: `plait down --purge` there, then `plait join`, after which their containers are made again.
+    Nothing is changed. `plait join --merge` looks for itself and joins.
     """
     rows = client.cluster_conflicts(file.read_bytes())
     if as_json:
         show_json(rows)
     elif rows:
-        show_table(("KIND", "HERE", "THERE", "TO DO"), ((r["kind"], r["here"], r["there"], r["todo"]) for r in rows))
+        show_clashes(rows)
     else:
         click.echo("no conflicts")
-    return 1 if rows else 0
+    return 1 if any(row["stops"] for row in rows) else 0

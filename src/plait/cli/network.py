@@ -178,16 +178,26 @@ def create(
     "--opt",
     "options",
     multiple=True,
-    required=True,
     callback=pairs,
     metavar="K=V",
     help="backend, port, vni, isolated, multicast; repeatable.",
 )
+@click.option("--ip-range", metavar="CIDR|all", help="The part of the subnet that addresses are handed out from, from now on.")
+@click.option(
+    "--exclude", "excluded", multiple=True, metavar="ADDR|CIDR|A-B|none", help="What nobody gets, instead of what it was; repeatable."
+)
 @with_agent
-def set_(client: AdminClient, name: str, options: dict[str, str]) -> None:
-    """Change options of the network NAME while it is used, on every node. A port changes for all networks of the same VNI."""
-    for row in client.change_network(name, options):
-        click.echo(f"{row['name']} {row['backend']} vni {row['vni']} port {row['port']}")
+def set_(client: AdminClient, name: str, options: dict[str, str], ip_range: str | None, excluded: tuple[str, ...]) -> None:
+    """Change the network NAME while it is used, on every node. A port changes for all networks of the same VNI.
+
+    With another range containers keep the addresses that they have; new ones get theirs from it, and blocks outside it go back.
+    """
+    if not (options or ip_range or excluded):
+        raise click.UsageError("say what to change: --opt, --ip-range or --exclude")
+    parts = None if not excluded else [text for text in excluded if text != "none"]
+    for row in client.change_network(name, options, ip_range, parts):
+        part = f", addresses from {row['ip_range'] or row['subnet']}" if (ip_range or excluded) and row["name"] == name else ""
+        click.echo(f"{row['name']} {row['backend']} vni {row['vni']} port {row['port']}{part}")
 
 
 @network.command()

@@ -46,12 +46,29 @@ def init(name: str | None, address: IPAddress | None, pool: IPv4Network) -> None
 @click.option("--token", required=True, help="What `plait token create` printed on a node of the cluster.")
 @_name
 @_address
-def join(addr: str, token: str, name: str | None, address: IPAddress | None) -> None:
-    """Join the cluster whose first node is at ADDR. Start the agent afterwards."""
+@click.option("--merge", is_flag=True, help="The cluster that this host is in joins, with all its nodes.")
+@click.option("--dry-run", is_flag=True, help="With --merge: only list what conflicts, and what would be done.")
+@click.option("--both-names", is_flag=True, help="With --merge: names that containers of both clusters have are to answer with both.")
+def join(addr: str, token: str, name: str | None, address: IPAddress | None, merge: bool, dry_run: bool, both_names: bool) -> int | None:
+    """Join the cluster whose first node is at ADDR. Start the agent afterwards.
+
+    With --merge the running cluster whose store this host carries becomes a part of the other one: nodes, networks, addresses, services and
+    keys. Conflicts are listed with what to do, and then nothing is changed (exit status 1). Agents start anew by themselves; containers are
+    not disturbed.
+    """
+    if merge:
+        if name or address:
+            raise click.UsageError("with --merge nodes keep their names and addresses: leave out --name and --address")
+        from plait.cli.merge import merge_clusters
+
+        return merge_clusters(addr, token, dry_run, both_names)
+    if dry_run or both_names:
+        raise click.UsageError("--dry-run and --both-names go with --merge")
     from plait.agent import main as agent
 
     made = agent.join(addr, token, name=name, address=str(address) if address else None)
     click.echo(f"node {made.name} at {made.address} joined the cluster at {addr}; {_START}")
+    return None
 
 
 @click.command()

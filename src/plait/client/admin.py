@@ -22,6 +22,7 @@ from plait.model.report import (
     ExposureView,
     FindingRow,
     IpamView,
+    JoinView,
     NetworkRow,
     NetworkView,
     NodeRow,
@@ -123,9 +124,14 @@ class AdminClient:
         later = _given(ipv6=ipv6, subnet6=subnet6, gateway6=gateway6, excluded=list(excluded), force=force)
         return cast(NetworkRow, self._call("POST", "networks", body | later))
 
-    def change_network(self, name: str, options: Mapping[str, str]) -> list[NetworkRow]:
-        """Give a network these options while it is used; it first, then those whose tunnel it shares and that changed with it."""
-        return cast(list[NetworkRow], self._call("PUT", f"networks/{quote(name, '')}", {"options": dict(options)}))
+    def change_network(
+        self, name: str, options: Mapping[str, str], ip_range: str | None = None, excluded: Sequence[str] | None = None
+    ) -> list[NetworkRow]:
+        """Give a network these options while it is used; it first, then those whose tunnel it shares and that changed with it. `ip_range`:
+        what addresses are handed out from ("all" of the subnet), `excluded` what of it nobody gets; None as it is."""
+        pool: dict[str, object] = {} if excluded is None else {"excluded": list(excluded)}
+        body = {"options": dict(options)} | pool | _given(ip_range=ip_range)
+        return cast(list[NetworkRow], self._call("PUT", f"networks/{quote(name, '')}", body))
 
     def remove_network(self, name: str, force: bool = False) -> None:
         self._call("DELETE", f"networks/{quote(name, '')}?force={int(force)}")
@@ -154,6 +160,11 @@ class AdminClient:
     def cluster_conflicts(self, other: bytes) -> list[ClashRow]:
         """`other`: the export of another cluster, as it was printed."""
         return cast(list[ClashRow], self._call("POST", "cluster-conflicts", other))
+
+    def join_cluster(self, address: str, token: str, dry_run: bool = False, both_names: bool = False) -> JoinView:
+        """Have the whole cluster of this host join that at `address`; the agents start anew afterwards."""
+        body = {"address": address, "token": token, "dry_run": dry_run, "both_names": both_names}
+        return cast(JoinView, self._call("POST", "cluster-join", body))
 
     def ports(self) -> list[PortRow]:
         return cast(list[PortRow], self._call("GET", "ports"))

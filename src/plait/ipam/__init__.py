@@ -13,7 +13,7 @@ from plait.ipam.access import (
     refusal,
     reserved_for,
 )
-from plait.ipam.allocate import Reservation, choose_address, exhausted, exhausted_in, expire, nothing_refused
+from plait.ipam.allocate import Reservation, choose_address, exhausted, exhausted_in, expire, nothing_refused, of_pool
 from plait.ipam.dual import default_subnet6, held_by, image, image_block, origin, origin_in, origin_of
 from plait.ipam.overlap import FORCED, check_overlaps, clashes, own_ranges, taken
 from plait.ipam.pool import (
@@ -31,13 +31,16 @@ from plait.ipam.pool import (
     usable,
     usable_count,
 )
+from plait.ipam.resize import RESIZED, PoolChange, resized
 from plait.ipam.strays import ghosts_of, in_use_elsewhere, stray_endpoints
 
 __all__ = [
     "FORCED",
     "NOBODY",
+    "RESIZED",
     "Asker",
     "NamedRange",
+    "PoolChange",
     "Reservation",
     "assigned_of",
     "block_of",
@@ -65,6 +68,7 @@ __all__ = [
     "is_large",
     "next_subnet",
     "nothing_refused",
+    "of_pool",
     "origin",
     "origin_in",
     "origin_of",
@@ -74,6 +78,7 @@ __all__ = [
     "ranges_for",
     "refusal",
     "reserved_for",
+    "resized",
     "stray_endpoints",
     "taken",
     "usable",

@@ -141,3 +141,8 @@ def exhausted_in(snapshot: Snapshot, network: Network) -> PoolExhausted:
         if endpoint.network == network.name:
             live[endpoint.node] = live.get(endpoint.node, 0) + 1
     return exhausted(network, snapshot.blocks.values(), live)
+
+
+def of_pool(network: Network, block: Block) -> bool:
+    """Whether addresses of the block may be handed out unasked, as the network's range is now."""
+    return block.cidr.overlaps(network.pool)

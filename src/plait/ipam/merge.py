@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from plait.ipam.dual import held_by
-from plait.model.cluster import Assigned, Block, Endpoint, HostRanges, Network, Node, Snapshot
+from plait.model.cluster import Assigned, Block, Container, Endpoint, HostRanges, Network, Node, Snapshot
 
 VERSION = 1
 
@@ -27,16 +27,20 @@ class ClusterExport:
     endpoints: tuple[Endpoint, ...] = ()
     assigned: tuple[Assigned, ...] = ()
     host_ranges: tuple[HostRanges, ...] = ()
+    containers: tuple[Container, ...] = ()
+    """Names and addresses only, and only of those that have any."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clash:
-    """One conflict: `here` and `there` are the two sides, `todo` is what would end it."""
+    """One conflict: `here` and `there` are the two sides, `todo` is what would end it. One that does not stop the two from becoming one is
+    settled by that: `todo` says how."""
 
     kind: str
     here: str
     there: str
     todo: str
+    stops: bool = True
 
 
 def export(snapshot: Snapshot) -> ClusterExport:
@@ -49,11 +53,16 @@ def export(snapshot: Snapshot) -> ClusterExport:
         tuple(sorted(snapshot.endpoints.values(), key=lambda e: e.id)),
         tuple(sorted(snapshot.assigned.values(), key=lambda a: (a.network, a.address))),
         tuple(sorted(snapshot.host_ranges.values(), key=lambda h: h.node)),
+        tuple(sorted((_bare(c) for c in snapshot.containers.values() if c.addresses), key=lambda c: (c.node, c.id))),
     )
 
 
+def _bare(container: Container) -> Container:
+    return Container(container.id, container.name, container.node, container.runtime, addresses=container.addresses)
+
+
 def conflicts(here: ClusterExport, there: ClusterExport) -> list[Clash]:
-    """All of them, by kind: nodes, networks, blocks, addresses, reservations, names."""
+    """All of them, by kind: nodes, networks, blocks, addresses, reservations, names. `here` is the side that would join the other one."""
     parts = (_nodes, _networks, _ranges, _blocks, _addresses, _reservations, _names)
     return [clash for part in parts for clash in part(here, there)]
 
@@ -79,14 +88,18 @@ def _spelled(network: Network) -> str:
     return f"network {network.name} {network.subnet}, gateway {network.gateway}{six}, blocks of /{network.block_prefix}, {network.backend}"
 
 
+def _tunnel(network: Network) -> str:
+    return f"network {network.name}, VNI {network.vni}, port {network.port}{', layer 2' if network.layer2 else ''}"
+
+
 def _overlap(one: Network, other: Network) -> bool:
     six = one.subnet6 is not None and other.subnet6 is not None and one.subnet6.overlaps(other.subnet6)
     return six or one.subnet.overlaps(other.subnet)
 
 
 def _is_same(one: Network, other: Network) -> bool:
-    keys = ("subnet", "gateway", "subnet6", "gateway6", "block_prefix", "backend", "vni", "internal", "ip_range", "excluded")
-    return all(getattr(one, key) == getattr(other, key) for key in keys)
+    keys = ("subnet", "gateway", "subnet6", "gateway6", "block_prefix", "backend", "vni", "port", "internal", "ip_range", "excluded")
+    return one.layer2 == other.layer2 and all(getattr(one, key) == getattr(other, key) for key in keys)
 
 
 def _networks(here: ClusterExport, there: ClusterExport) -> Iterator[Clash]:
@@ -96,6 +109,8 @@ def _networks(here: ClusterExport, there: ClusterExport) -> Iterator[Clash]:
                 yield Clash("network", _spelled(one), _spelled(other), "remove one, or make it again under another name")
             elif one.name != other.name and _overlap(one, other):
                 yield Clash("overlap", _spelled(one), _spelled(other), "make one again with another --subnet")
+            elif one.name != other.name and one.vni == other.vni and (one.layer2 or other.layer2 or one.port != other.port):
+                yield Clash("vni", _tunnel(one), _tunnel(other), "give one of them another, with `plait network set NAME --vni`")
         for node in there.nodes:
             if node.address in one.subnet:
                 yield Clash("overlap", _spelled(one), f"node {node.name} ({node.address})", "make the network again with another --subnet")
@@ -119,13 +134,32 @@ def _ranges(here: ClusterExport, there: ClusterExport) -> Iterator[Clash]:
 
 
 def _blocks(here: ClusterExport, there: ClusterExport) -> Iterator[Clash]:
-    other_ids, ids = {n.name: n.id for n in there.nodes}, {n.name: n.id for n in here.nodes}
     held = {(block.network, block.cidr): block for block in there.blocks}
+    ids = {n.name: n.id for n in here.nodes}, {n.name: n.id for n in there.nodes}
     for block in here.blocks:
         other = held.get((block.network, block.cidr))
-        if other is not None and ids.get(block.node, block.node) != other_ids.get(other.node, other.node):
-            one, two = (f"block {block.cidr} of network {block.network}, node {node}" for node in (block.node, other.node))
-            yield Clash("block", one, two, "one keeps it; the other's containers are made again, or lent their addresses one by one")
+        if other is None or other == block or ids[0].get(block.node, block.node) == ids[1].get(other.node, other.node):
+            continue
+        one, two = (f"block {b.cidr} of network {b.network}, node {b.node}" for b in (block, other))
+        if users := _bound(here, block, other):
+            yield Clash("block", one, two, f"remove {', '.join(users)}: Docker hands out what is in its bridge's block by itself")
+        else:
+            todo = "the joining side gives it up: its containers keep their addresses, new ones get others"
+            yield Clash("block", one, two, todo, stops=False)
+
+
+def _bound(here: ClusterExport, block: Block, other: Block) -> list[str]:
+    """What of this side cannot stay in the block once it is the other's: containers of Docker's own bridge, of which none is routed by
+    itself; and anything, where that bridge is the other's and may give the same address once more."""
+    found = [f"{c.name or c.id} on node {c.node}" for c in here.containers if _is_bridged(c, block)]
+    if other.purpose == "bridge":
+        found += [_of(e) for e, held in _held(here) if e.network == block.network and any(a in block.cidr for a in held)]
+    return sorted(found)
+
+
+def _is_bridged(container: Container, block: Block) -> bool:
+    address = container.addresses.get(block.network)
+    return block.purpose == "bridge" and container.node == block.node and address is not None and address in block.cidr
 
 
 def _of(endpoint: Endpoint) -> str:

@@ -158,6 +158,17 @@ class ClashRow(TypedDict):
     here: str
     there: str
     todo: str
+    stops: bool
+
+
+class JoinView(TypedDict):
+    """What came of joining another cluster with the whole own one: what stands against it (then nothing was changed) or is settled by it,
+    the nodes that go, the keys whose lock is released."""
+
+    clashes: list[ClashRow]
+    nodes: list[str]
+    locks: list[str]
+    joined: bool
 
 
 class PortRow(TypedDict):

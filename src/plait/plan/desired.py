@@ -91,7 +91,7 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
         objects += endpoint_objects(member(snapshot, network), network, endpoint, local.netns.get(endpoint.id, ""))
     objects = [*spoken(objects, snapshot, exposed), *narrow_objects(sandboxes, snapshot.networks, peers, local.netns)]
     handed = [n for n in direct if not n.internal and any(map(_hands_on, peers[n.name]))] if local.underlay and not local.gateway else []
-    objects += firewall_objects(snapshot, networks, local.gateway, handed, local.underlay)
+    objects += firewall_objects(snapshot, networks, local.gateway, handed, local.underlay, bool(direct))
     objects += direct_objects(direct, local.underlay)
     objects += host_lease_objects(networks, local.leases)
     objects += handed_objects((n for n in direct if local.gateway and not n.internal), local.underlay)
@@ -272,7 +272,7 @@ def _loosened(objects: Iterable[KernelObject], direct: Iterable[Network], underl
     answers go: two networks in one container, a path that changes at one end first. The greater of this and `all` counts (kernel:
     ip-sysctl, rp_filter), and 2 asks that the source be reachable at all."""
     devs = [o.name for o in objects if isinstance(o, VxlanLink | EndpointLink)] + [underlay for _ in list(direct)[:1] if underlay]
-    devs += [o.master for o in objects if isinstance(o, VxlanLink) and o.master]
+    devs += dict.fromkeys(o.master for o in objects if isinstance(o, VxlanLink | EndpointLink) and o.master)
     return [Sysctl(f"ipv4/conf/{dev}/rp_filter", "2") for dev in devs]
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 from plait.backends import Peer, backend_of, child_of, has_tunnel
 from plait.model.cluster import Endpoint, Network, Snapshot
 from plait.model.hostlinks import Key
-from plait.model.objects import HookRule, KernelObject, NftChain, NftSet, Plan
+from plait.model.objects import PREFIX, HookRule, KernelObject, NftChain, NftSet, Plan
 from plait.plan.dual import V4, V6, Family, families
 
 ANY = IPv4Address("0.0.0.0")
@@ -22,6 +22,8 @@ CLEAR_IN, CLEAR_OUT = "clear_in", "clear_out"
 """Chains that drop and count packets of encrypted networks that are not."""
 _PROTECTED = ("pl-e*", "pl-wg*", "lo")
 """Devices that packets of encrypted networks may be seen on."""
+_INSIDE = ("pl-e*", "pl-b*")
+"""Devices that what containers send comes from, apart from those of Docker's own bridge."""
 _GUARDS = tuple(NftSet(name, "ipv4_addr", frozenset()).key for name in ("pools", "internal", "encrypted"))
 """Of IPv4 alone: those of IPv6 are changed with them, in one transaction."""
 _TO_MANY = 'iifname "pl-b*" oifname "pl-b*" meta pkttype { broadcast, multicast } accept'
@@ -32,14 +34,18 @@ second against 33,700); further ones by the set, so that the chain stays of boun
 
 
 def firewall_objects(
-    snapshot: Snapshot, networks: Sequence[Network], gateway: bool, handed: Sequence[Network], underlay: str
+    snapshot: Snapshot, networks: Sequence[Network], gateway: bool, handed: Sequence[Network], underlay: str, direct: bool = False
 ) -> list[KernelObject]:
     """Chains, sets and maps of the table, and the rules in Docker's documented hook that let overlay traffic pass its FORWARD policy.
-    `handed`: networks for which a gateway on the link `underlay` hands on what comes from outside."""
+    `handed`: networks for which a gateway on the link `underlay` hands on what comes from outside; `direct`: whether hosts send to
+    containers by that link."""
     own = [e for e in snapshot.endpoints.values() if e.node == snapshot.me and e.network in snapshot.networks]
     present = families(networks)
     objects: list[KernelObject] = [_set for family in present for _set in _sets(family, snapshot, networks)]
-    objects += [*port_objects(own, networks), *_chains(present, networks, () if gateway else _closed(present, handed, underlay), gateway)]
+    closed = () if gateway else _closed(present, handed, underlay)
+    hosts = [link for link, used in ((f"{PREFIX}x*", _tunnelled(networks)), (f"{PREFIX}wg*", any(n.encrypted for n in networks))) if used]
+    hosts += [underlay] if direct and underlay else []
+    objects += [*port_objects(own, networks), *_chains(present, networks, closed, hosts, gateway)]
     objects.append(NftChain("raw_output", _untracked(networks), "type filter hook output priority raw; policy accept;"))
     objects += [hook for family in present for hook in _hooks(family)]
     if handed:
@@ -181,14 +187,21 @@ def _untracked(networks: Iterable[Network]) -> tuple[str, ...]:
     return (f"udp dport {which} notrack accept",) if ports else ()
 
 
-def _chains(present: Sequence[Family], networks: Sequence[Network], closed: Sequence[str], gateway: bool) -> list[KernelObject]:
+def _chains(
+    present: Sequence[Family], networks: Sequence[Network], closed: Sequence[str], hosts: Sequence[str], gateway: bool
+) -> list[KernelObject]:
     publish, masquerade = _publish(present), [rule for family in present for rule in _masquerade(family)]
+    forward = (*closed, *_forward(present, networks, hosts, gateway))
     return [
         NftChain("prerouting", publish, "type nat hook prerouting priority dstnat; policy accept;"),
         NftChain("output", publish, "type nat hook output priority -100; policy accept;"),
         NftChain("postrouting", tuple(masquerade), "type nat hook postrouting priority srcnat; policy accept;"),
-        NftChain("forward", (*closed, *_forward(present, networks, gateway)), "type filter hook forward priority filter; policy accept;"),
+        NftChain("forward", forward, "type filter hook forward priority filter; policy accept;"),
     ]
+
+
+def _tunnelled(networks: Iterable[Network]) -> bool:
+    return any(has_tunnel(backend_of(network)) for network in networks)
 
 
 def _publish(present: Sequence[Family]) -> tuple[str, ...]:
@@ -225,20 +238,24 @@ def _closed(present: Sequence[Family], handed: Sequence[Network], underlay: str)
     return (*accept, *drop)
 
 
-def _forward(present: Sequence[Family], networks: Sequence[Network], gateway: bool) -> tuple[str, ...]:
-    """Broadcast and multicast come here only where br_netfilter shows what a bridge switches: no host routes them."""
+def _forward(present: Sequence[Family], networks: Sequence[Network], hosts: Sequence[str], gateway: bool) -> tuple[str, ...]:
+    """Other hosts reach every container, by the links that they come from (`hosts`): what a container sends under the address of one
+    comes from another. For the same reason what a container of plait's sends to another network under an outsider's address stops here
+    on a gateway too, which lets outsiders in. Broadcast and multicast come here only where br_netfilter shows what a bridge switches: no
+    host routes them."""
     rules = ["ct state established,related,untracked accept"]
     if any(network.layer2 for network in networks):
         rules.append(_TO_MANY)
     rules += [f"{ip} saddr . {ip} daddr @same{end} accept" for ip, _, end, _ in present]
     rules.append("ct status dnat accept")
-    rules += [f"{ip} saddr @hosts{end} accept" for ip, _, end, _ in present]
+    rules += [f'iifname "{link}" {ip} saddr @hosts{end} accept' for ip, _, end, _ in present for link in hosts]
     for ip, _, end, _ in present:
         rules += [
             f"{ip} saddr @internal{end} drop",
             f"{ip} daddr @internal{end} drop",
             f"{ip} saddr @pools{end} {ip} daddr @pools{end} drop",
         ]
+        rules += [f'iifname "{link}" {ip} daddr @pools{end} drop' for link in _INSIDE if gateway]
     if not gateway:
         rules += [f'iifname != "pl-x*" iifname != "pl-wg*" {ip} daddr @pools{end} drop' for ip, _, end, _ in present]
     return tuple(rules)

@@ -23,6 +23,7 @@ from urllib.parse import parse_qs, unquote
 from plait.http import unixsocket
 from plait.http.message import Answer, Request
 from plait.http.server import HttpServer
+from plait.ipam import PoolChange
 from plait.model.addr import AddressRange, parse_range
 from plait.model.errors import (
     ConfigError,
@@ -176,6 +177,7 @@ class _Routes:
             "ipam-reclaim": {"POST": self.reclaim_addresses},
             "cluster-export": {"GET": self.export_cluster},
             "cluster-conflicts": {"POST": self.cluster_conflicts},
+            "cluster-join": {"POST": self.join_cluster},
             "nodes/*": {"DELETE": self.forget_node},
             "nodes/*/key": {"POST": self.rotate_key},
             "networks/*/reservations": {"POST": self.reserve_address, "DELETE": self.unreserve_address},
@@ -227,8 +229,15 @@ class _Routes:
         return _json(await self._backend.create_network(wanted), 201)
 
     async def change_network(self, call: _Call) -> Answer:
-        options = read_body(call.body, "options").texts_by_name("options")
-        return _json(await self._backend.change_network(call.name, options))
+        body = read_body(call.body, "options", "ip_range", "excluded")
+        whole = body.text("ip_range", "") == "all"
+        pool = PoolChange(
+            ip_range=None if whole else body.parsed("ip_range", IPv4Network, "an IPv4 network such as 10.29.4.0/24, or all"),
+            whole=whole,
+            excluded=tuple(_range(text) for text in body.texts("excluded")) if body.has("excluded") else None,
+        )
+        asked = pool if pool != PoolChange() else None
+        return _json(await self._backend.change_network(call.name, body.texts_by_name("options"), asked))
 
     async def remove_network(self, call: _Call) -> Answer:
         await self._backend.remove_network(call.name, force=_query_flag(call, "force"))
@@ -251,6 +260,11 @@ class _Routes:
 
     async def cluster_conflicts(self, call: _Call) -> Answer:
         return _json(await self._backend.cluster_conflicts(call.body))
+
+    async def join_cluster(self, call: _Call) -> Answer:
+        body = read_body(call.body, "address", "token", "dry_run", "both_names")
+        flags = body.flag("dry_run"), body.flag("both_names")
+        return _json(await self._backend.join_cluster(body.text("address"), body.text("token"), *flags))
 
     async def reclaim_addresses(self, call: _Call) -> Answer:
         return _json(await self._backend.reclaim_addresses(read_body(call.body, "apply").flag("apply")))

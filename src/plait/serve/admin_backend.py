@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from ipaddress import IPv4Address
 from typing import Protocol
 
+from plait.ipam import PoolChange
 from plait.model.report import (
     ClashRow,
     ContainerRow,
     ExposureView,
     FindingRow,
     IpamView,
+    JoinView,
     NetworkRow,
     NetworkView,
     NodeRow,
@@ -51,8 +53,8 @@ class AdminBackend(Protocol):
 
     async def create_network(self, request: NetworkRequest) -> NetworkRow: ...
 
-    async def change_network(self, name: str, options: Mapping[str, str]) -> list[NetworkRow]:
-        """Give a network these options while it is used; it first, then those that changed with it."""
+    async def change_network(self, name: str, options: Mapping[str, str], pool: PoolChange | None) -> list[NetworkRow]:
+        """Give a network these options, and another range if there is one, while it is used; it first, then those that changed with it."""
         ...
 
     async def remove_network(self, name: str, force: bool) -> None: ...
@@ -81,6 +83,11 @@ class AdminBackend(Protocol):
 
     async def cluster_conflicts(self, other: bytes) -> list[ClashRow]:
         """Everything that this cluster and the exported one cannot both keep. ConfigError if that is no export."""
+        ...
+
+    async def join_cluster(self, address: str, token: str, dry_run: bool, both_names: bool) -> JoinView:
+        """Join the cluster at `address` with all nodes of this one, or (`dry_run`) say what would stand against it. Names that containers
+        of both have are no reason against it if `both_names`. Conflict, StoreUnavailable: then nothing was changed."""
         ...
 
     async def ports(self) -> list[PortRow]: ...

@@ -32,6 +32,9 @@ class Body:
     def __init__(self, values: Mapping[str, object]) -> None:
         self._values = {key: value for key, value in values.items() if value is not None}
 
+    def has(self, key: str) -> bool:
+        return key in self._values
+
     def text(self, key: str, default: str | None = None) -> str:
         value = self._values.get(key, default)
         if not isinstance(value, str) or (default is None and not value):

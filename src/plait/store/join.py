@@ -18,7 +18,8 @@ from pathlib import Path
 
 from plait.model.errors import ConfigError, Conflict, StoreUnavailable
 from plait.store.files import write_file
-from plait.store.joinserver import MAX_FRAME, PORT, AskCa, Ca, Join, Joined, Refused, join_client_decoder, read_message
+from plait.store.joinserver import PORT, READ, AskCa, Ca, Join, Joined, Refused, join_client_decoder
+from plait.store.peek import Peek, Peeked
 from plait.store.pki import check_identity, make_csr
 from plait.store.protocol import Frames, Message, ProtocolError, frame
 from plait.store.tls import CA_CERT, NODE_CERT, ca_pin, ssl_context_joiner
@@ -26,6 +27,10 @@ from plait.store.token import Token, parse_token
 
 TIMEOUT = 20.0
 """Seconds for one of the two steps."""
+
+MAX_ANSWER = 64 * 1024 * 1024
+"""Bytes of what a cluster shows of itself."""
+_Answer = Ca | Joined | Refused | Peeked
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,7 @@ async def join_cluster(address: str, token: str, node_name: str, node_id: str, d
     ca = await _pinned_ca(host, port, parsed)
     csr = make_csr(directory)
     request = Join(parsed.id, parsed.secret, csr, node_name, node_id)
-    answer = await _ask(host, port, ssl_context_joiner(ca), request)
+    [answer] = await _ask(host, port, ssl_context_joiner(ca), request)
     if isinstance(answer, Refused):
         raise Conflict(answer.text)
     if not isinstance(answer, Joined):
@@ -82,9 +87,21 @@ async def join_cluster(address: str, token: str, node_name: str, node_id: str, d
     return JoinResult(store_host, store_port, answer.info)
 
 
+async def peek_cluster(address: str, token: str) -> dict[str, bytes]:
+    """What of the cluster of `token` may conflict with another one (`peek.SHOWN`), by key. The token stays good. Raises as `join_cluster`
+    does."""
+    parsed = parse_token(token)
+    host, port = split_address(address, PORT)
+    ca = await _pinned_ca(host, port, parsed)
+    parts = await _ask(host, port, ssl_context_joiner(ca), Peek(parsed.id, parsed.secret))
+    if not all(isinstance(part, Peeked) for part in parts):
+        raise _closed(host, port)
+    return dict(item for part in parts if isinstance(part, Peeked) for item in part.items)
+
+
 async def _pinned_ca(host: str, port: int, token: Token) -> bytes:
     """The CA certificate (DER) that the token vouches for."""
-    answer = await _ask(host, port, ssl_context_joiner(None), AskCa(token.id))
+    [answer] = await _ask(host, port, ssl_context_joiner(None), AskCa(token.id))
     if not isinstance(answer, Ca):
         raise _closed(host, port)
     if not hmac.compare_digest(ca_pin(answer.der), token.pin):
@@ -95,15 +112,15 @@ async def _pinned_ca(host: str, port: int, token: Token) -> bytes:
     return answer.der
 
 
-async def _ask(host: str, port: int, context: ssl.SSLContext, request: Message) -> Ca | Joined | Refused | None:
-    """The answer to `request` on a connection of its own; None if the server closes without one."""
+async def _ask(host: str, port: int, context: ssl.SSLContext, request: Message) -> list[_Answer | None]:
+    """The answer to `request` on a connection of its own, in its parts; None if the server closes without one, or before the last."""
     where = f"join server at {host}:{port}"
     try:
         async with asyncio.timeout(TIMEOUT):
             reader, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname="plait")
             try:
                 writer.write(frame(request))
-                return await read_message(reader, Frames(join_client_decoder, MAX_FRAME))
+                return await _parts_of(reader)
             finally:
                 writer.transport.abort()
     except ssl.SSLCertVerificationError as error:
@@ -113,11 +130,25 @@ async def _ask(host: str, port: int, context: ssl.SSLContext, request: Message) 
     except ProtocolError as error:
         raise ConfigError("join server", f"{host}:{port}", f"does not speak plait's protocol ({error})", "check the address") from error
     except (ConnectionResetError, ssl.SSLError):
-        return None
+        return [None]
     except TimeoutError as error:
         raise StoreUnavailable(f"{where}: no answer within {TIMEOUT:.0f} s; is its agent running and the port open?") from error
     except OSError as error:
         raise StoreUnavailable(f"{where}: {error.strerror or error}; is its agent running and the port open?") from error
+
+
+async def _parts_of(reader: asyncio.StreamReader) -> list[_Answer | None]:
+    frames, found, size = Frames(join_client_decoder), list[_Answer | None](), 0
+    while True:
+        data = await reader.read(READ)
+        size += len(data)
+        if size > MAX_ANSWER:
+            raise ProtocolError(f"an answer of more than {MAX_ANSWER} bytes")
+        found += frames.feed(data)
+        if not data:
+            return [None]
+        if found and not (isinstance(found[-1], Peeked) and found[-1].more):
+            return found
 
 
 def _closed(host: str, port: int) -> ConfigError:

@@ -13,7 +13,7 @@ import logging
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ from plait.model.errors import Conflict, NotFound, PlaitError
 from plait.store.api import Compare, Delete, Item, Put, Store
 from plait.store.codec import decode, encode
 from plait.store.listener import Limits, TlsServer, plain
+from plait.store.peek import Peek, Peeked, peeked_parts
 from plait.store.pki import check_identity, sign_in_child
 from plait.store.protocol import Frames, Message, ProtocolError, frame
 from plait.store.tls import CA_CERT, der_of
@@ -34,6 +35,8 @@ log = logging.getLogger("plait.store")
 
 PORT = 7471
 MAX_FRAME = 64 * 1024
+READ = MAX_FRAME
+"""Bytes that are read at once."""
 STEP_TIMEOUT = 20.0
 """Seconds for one connection, signing included."""
 ATTEMPTS, WINDOW = 20, 60.0
@@ -74,8 +77,8 @@ class Refused(Message, frozen=True, tag="refused"):
     text: str
 
 
-join_server_decoder: msgspec.msgpack.Decoder[AskCa | Join] = msgspec.msgpack.Decoder(AskCa | Join)
-join_client_decoder: msgspec.msgpack.Decoder[Ca | Joined | Refused] = msgspec.msgpack.Decoder(Ca | Joined | Refused)
+join_server_decoder: msgspec.msgpack.Decoder[AskCa | Join | Peek] = msgspec.msgpack.Decoder(AskCa | Join | Peek)
+join_client_decoder: msgspec.msgpack.Decoder[Ca | Joined | Refused | Peeked] = msgspec.msgpack.Decoder(Ca | Joined | Refused | Peeked)
 
 M = TypeVar("M")
 
@@ -83,7 +86,7 @@ M = TypeVar("M")
 async def read_message(reader: asyncio.StreamReader, frames: Frames[M]) -> M | None:
     """The next message; None if the peer closes first. Raises ProtocolError for anything else."""
     while True:
-        data = await reader.read(MAX_FRAME)
+        data = await reader.read(READ)
         if not data:
             return None
         for message in frames.feed(data):
@@ -125,18 +128,19 @@ class JoinServer(TlsServer):
         try:
             async with asyncio.timeout(STEP_TIMEOUT):
                 request = await read_message(reader, Frames(join_server_decoder, MAX_FRAME))
-                answer = await self._answer(request, reached)
-                if answer is None:
+                answers = await self._answer(request, reached)
+                if answers is None:
                     self._attempts.failed(source)
                     return
-                writer.write(frame(answer))
-                await writer.drain()
+                for answer in answers:
+                    writer.write(frame(answer))
+                    await writer.drain()
                 await reader.read(1)
         except (ProtocolError, TimeoutError, PlaitError, OSError) as error:
             self._attempts.failed(source)
             log.info("join_failed", extra={"peer": source, "error": str(error)})
 
-    async def _answer(self, request: AskCa | Join | None, reached: str) -> Message | None:
+    async def _answer(self, request: AskCa | Join | Peek | None, reached: str) -> Iterable[Message] | None:
         """What to say; None: nothing, for who holds no valid token."""
         if request is None:
             return None
@@ -149,13 +153,16 @@ class JoinServer(TlsServer):
         if item is None:
             return None
         if isinstance(request, AskCa):
-            return Ca(der_of((self._directory / CA_CERT).read_text()))
+            return [Ca(der_of((self._directory / CA_CERT).read_text()))]
         if not admits(decode(TokenRecord, item.value, key), request.secret, self._now()):
             return None
+        if isinstance(request, Peek):
+            return peeked_parts((await self._store.list("")).items)
         try:
-            return await self._admit(request, item, reached)
+            joined = await self._admit(request, item, reached)
+            return [joined] if joined is not None else None
         except Conflict as error:
-            return Refused(str(error))
+            return [Refused(str(error))]
         except NotFound:
             return None
 

@@ -47,6 +47,16 @@ class LocalStore(ABC):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
         self._closed = False
+        self._frozen = ""
+
+    async def freeze(self, why: str) -> None:
+        """Take no transaction from now on (they raise StoreUnavailable, which says why) until `thaw`; returns when all that were taken
+        before are durable. Not remembered over a restart."""
+        self._frozen = why
+        await self._persist(Commit(self._working.revision), None)
+
+    def thaw(self) -> None:
+        self._frozen = ""
 
     # --- the seam
 
@@ -62,6 +72,8 @@ class LocalStore(ABC):
     def txn(self, compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> asyncio.Future[TxnResult]:
         """Evaluated at once, in the order of calls; answered when it, and whatever it was compared with, is durable."""
         self._check_open()
+        if self._frozen:
+            raise StoreUnavailable(self._frozen)
         check_txn(compares, ops)
         commit = self._working.evaluate(compares, ops)
         if commit is None:

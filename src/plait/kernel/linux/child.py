@@ -12,7 +12,7 @@ import contextlib
 import errno
 import os
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from plait.kernel.linux import link as links
@@ -113,6 +113,16 @@ def readdress(link: ChildLink) -> bool:
 def _is_ours(address: IPInterface) -> bool:
     """One that was given, none that the sandbox's kernel made itself."""
     return address.version == 4 or (address.network.prefixlen == 128 and not address.ip.is_link_local)
+
+
+def children_in(names: Collection[str], namespaces: Iterable[str]) -> list[Key]:
+    """The keys of those of the children with these names that lie in one of the namespaces: an engine moved them there."""
+    found: list[Key] = []
+    for path in namespaces if names else ():
+        with contextlib.suppress(OSError), opened(path) as (_, there):
+            inside = (one.link for one in links.dump_links(there) if one.name in names)
+            found += [("child", link.name, path) for link in inside if isinstance(link, ChildLink)]
+    return found
 
 
 def _found(link: ChildLink, there: nl.NetlinkSocket) -> list[int]:

@@ -133,6 +133,10 @@ class LinuxKernel(HostFacts):
         for op in ops:
             if isinstance(op.subject, NftChain | NftSet | NftElement | HookRule):
                 continue
+            if op.verb == "del" and nft_ops:  # the fast path still sends to neighbours that go
+                self._flush(batch, failed)
+                failed |= self._apply_nft(nft_ops)
+                nft_ops = []
             try:
                 message = row_message(op, indexes)  # None: it takes more than that (links, sysctls)
                 if message is not None:

@@ -74,6 +74,19 @@ def create_netns(path: Path) -> None:
         raise
 
 
+def running_netns() -> list[str]:
+    """Paths below /proc of the namespaces in which processes of this host run, each once, but for the one that asks."""
+    own = Path("/proc/thread-self/ns/net").stat().st_ino
+    found: dict[int, str] = {}
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            path = process / "ns/net"
+            with contextlib.suppress(OSError):  # it has ended
+                found.setdefault(path.stat().st_ino, str(path))
+    found.pop(own, None)
+    return sorted(found.values())
+
+
 def delete_netns(path: Path) -> None:
     """Unmount and remove; processes inside keep the namespace alive until they end. Absent: nothing to do."""
     if path.exists():
