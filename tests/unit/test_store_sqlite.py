@@ -13,7 +13,7 @@ import sqlite3
 import stat
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -21,10 +21,10 @@ import pytest
 
 from plait.model.errors import Compacted, Conflict, StoreUnavailable
 from plait.store import database
-from plait.store.api import Change, Compare, Delete, Put
+from plait.store.api import Change, Compare, Delete, Put, TxnResult
 from plait.store.database import Database
-from plait.store.sqlite import SqliteStore, _Entry, _Failure, _Writer
-from plait.store.state import Commit
+from plait.store.sqlite import SqliteStore
+from plait.store.state import Commit, History, State
 
 WRITER = """
 import asyncio, sys
@@ -169,7 +169,7 @@ async def test_a_failed_write_fails_all_built_on_it_and_the_store_goes_on(tmp_pa
 async def test_who_tries_again_at_once_is_not_failed_with_what_still_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first batch fails, and with it the batches that were evaluated on top of it; what is tried again then lies behind those."""
     store = await SqliteStore.open(tmp_path / "s.db")
-    write, fate, fail = Database.write, _Writer._write, [True]
+    write, load, fail = Database.write, Database.load, [True]
 
     def failing(self: Database, commits: Sequence[Commit], floor: int) -> None:
         if fail:
@@ -177,10 +177,9 @@ async def test_who_tries_again_at_once_is_not_failed_with_what_still_waits(tmp_p
             raise StoreUnavailable("disk full")
         write(self, commits, floor)
 
-    def slowly(self: _Writer, batch: list[_Entry[object]]) -> _Failure | None:
-        found = fate(self, batch)
+    def slowly(self: Database) -> tuple[State, History]:
         time.sleep(0.05)
-        return found
+        return load(self)
 
     async def insist(key: str) -> int:
         with contextlib.suppress(StoreUnavailable):
@@ -188,7 +187,7 @@ async def test_who_tries_again_at_once_is_not_failed_with_what_still_waits(tmp_p
         return -(await store.txn([Compare(key, 0)], [Put(key, b"")])).revision
 
     monkeypatch.setattr(Database, "write", failing)
-    monkeypatch.setattr(_Writer, "_write", slowly)
+    monkeypatch.setattr(Database, "load", slowly)
     revisions = await asyncio.gather(*(insist(f"k/{number}") for number in range(600)))
     assert sorted(-revision for revision in revisions) == list(range(2, 602))
     assert len((await store.list("k/")).items) == 600
@@ -321,6 +320,7 @@ async def _all_changes(store: SqliteStore) -> AsyncIterator[Change]:
 
 
 async def test_what_is_written_in_one_round_of_the_loop_is_one_transaction_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what comes while that is on its way is the next one."""
     sizes: list[int] = []
     write = Database.write
 
@@ -328,17 +328,15 @@ async def test_what_is_written_in_one_round_of_the_loop_is_one_transaction_on_di
         sizes.append(len(commits))
         write(self, commits, floor)
 
+    def put(count: int) -> list[Awaitable[TxnResult]]:
+        return [store.txn([], [Put(f"k{number}", b"v")]) for number in range(count)]
+
     monkeypatch.setattr(Database, "write", counted)
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)  # the writer runs as soon as it is woken
     store = await SqliteStore.open(tmp_path / "store.db")
     for wanted in (50, 1, 50):
-        for _ in range(1000):
-            await asyncio.sleep(0.001)
-            if store._writer._sleeps:
-                break
+        first = put(wanted)
+        await asyncio.sleep(0)
+        await asyncio.gather(*first, *put(30))
+        assert sizes == [wanted, 30]
         sizes.clear()
-        await asyncio.gather(*(store.txn([], [Put(f"k{number}", b"v")]) for number in range(wanted)))
-        assert sizes == [wanted]
     await store.close()
-    sys.setswitchinterval(interval)

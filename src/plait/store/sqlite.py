@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The embedded store: SQLite in one writer thread with group commit, durable before it answers.
+"""The embedded store: SQLite with group commit, durable before it answers.
 
 Data in: calls of the store seam. Data out: the same as the memory store's, after the commit is on disk. Transactions are evaluated in
 the event loop on the state as it will be; the writer takes all that wait and writes them in one SQLite transaction; then they are
@@ -9,19 +9,20 @@ shown to readers. If a write fails, everything evaluated on top of it fails too,
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Thread
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
+
+import msgspec
 
 from plait.model.errors import StoreUnavailable
 from plait.store.database import Database
+from plait.store.kernelsync import KernelSync
 from plait.store.local import HISTORY, HISTORY_BYTES, LocalStore
 from plait.store.state import Commit, History, State
 
@@ -30,11 +31,15 @@ T = TypeVar("T")
 
 _BATCH = 256
 """Commits in one row of the log, at most: as many of the largest fit into one value of SQLite (10**9 bytes)."""
+_HERE_BYTES = 256 * 1024
+"""Of values, up to which a batch is written from the loop: a matter of half a millisecond."""
+_SLOW_S, _APART_S = 0.02, 5.0
+"""If a write holds up the loop for longer than the first, those of so many seconds are made in a thread."""
 _CLOSE_WAIT = 10.0
 """Seconds to wait for the last batch when closing."""
 
 
-class _Entry(NamedTuple, Generic[T]):
+class _Entry(msgspec.Struct, Generic[T], frozen=True):
     """A commit to write. Entries of one generation were evaluated on top of each other; `floor`: log up to here may go; `done` has `result`
     when the commit is durable."""
 
@@ -53,84 +58,136 @@ class _Failure:
     now: tuple[State, History] | None
 
 
-class _Writer(Thread):
-    """Owns the open database. Calls `report(count, failure)` in the loop, in the order of entries, each when its fate is known.
+class _Writer:
+    """Owns the open database. Calls `report(count, failure)` in the order of entries, each when its fate is known. Used from the loop only.
 
-    Whoever adds an entry does not wake this thread, which would take the interpreter from the loop each time: `ring` does, once for all
-    that were added in a round of the loop, and only if it sleeps. It takes all that wait whenever it is done with a batch.
+    One batch is on its way at a time. It is written from the loop, which is a copy into the kernel's memory, and synced by the kernel while
+    the loop goes on; what comes meanwhile is the next batch. All that is done in a thread where the kernel cannot do so, if the batch is
+    large, when the file has to be put in order, after a failure, and for a while after the disk held up the loop.
     """
 
     def __init__(self, database: Database, report: Callable[[int, _Failure | None], None]) -> None:
-        super().__init__(name="plait-store-writer", daemon=True)
         self._database, self._report, self._loop = database, report, asyncio.get_running_loop()
+        self._sync = database.kernel_sync
+        if self._sync is not None:
+            self._sync.attach(self._synced)
+        self._thread = ThreadPoolExecutor(1, "plait-store-writer")
+        self._apart_until = 0.0
         self._entries: deque[_Entry[Any]] = deque()
-        self._bell: SimpleQueue[None] = SimpleQueue()
-        self._sleeps = self._rings = self._closing = False
+        self._batch: list[_Entry[Any]] = []
+        self._rings = self._closing = False
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self._failed: tuple[int, _Failure] | None = None
 
     def add(self, entry: _Entry[Any]) -> None:
-        """Have it written. From the loop."""
+        """Have it written, with all that comes in this round of the loop."""
         self._entries.append(entry)
-        if not self._rings:
+        if not (self._rings or self._batch):
             self._rings = True
             self._loop.call_soon(self._ring)
 
-    def end(self) -> None:
-        """Write what waits, then close the database. From the loop."""
-        self._closing = True
-        self._bell.put(None)
-
     def _ring(self) -> None:
         self._rings = False
-        if self._sleeps:
-            self._sleeps = False
-            self._bell.put(None)
+        self._begin()
 
-    def run(self) -> None:
-        while batch := self._next_batch():
-            self._post(self._report, len(batch), self._write(batch))
-        try:
-            self._database.close()
-        except StoreUnavailable:
-            log.exception("store_close_failed")
-        self._post(self.closed.set_result, None)
+    def end(self) -> None:
+        """Write what waits, then close the database."""
+        self._closing = True
+        self._begin()
+
+    def _begin(self) -> None:
+        """The next batch, if none is on its way."""
+        if self._batch:
+            return
+        if not self._entries:
+            if self._closing:
+                self._close()
+            return
+        batch = self._batch = self._next_batch()
+        if self._failed is not None and self._failed[0] == batch[0].generation:
+            self._loop.call_soon(self._done, self._failed[1])
+        elif self._sync is not None and self._is_quick(batch):
+            self._write_here(batch, self._sync)
+        else:
+            self._in_thread(self._write_apart, batch)
 
     def _next_batch(self) -> list[_Entry[Any]]:
-        """All entries that wait, of one generation; none once the store is closing."""
-        while not self._entries:
-            self._sleeps = True  # before the second look: whoever adds after that sees it
-            if not self._entries:
-                if self._closing:
-                    return []
-                self._bell.get()
-            self._sleeps = False
+        """All entries that wait, of one generation."""
         count, generation = min(len(self._entries), _BATCH), self._entries[0].generation
         while self._entries[count - 1].generation != generation:
             count -= 1
         return [self._entries.popleft() for _ in range(count)]
 
-    def _write(self, batch: list[_Entry[Any]]) -> _Failure | None:
-        generation = batch[0].generation
-        if self._failed is not None and self._failed[0] == generation:
-            return self._failed[1]
+    def _is_quick(self, batch: list[_Entry[Any]]) -> bool:
+        """Whether to write it holds up the loop for no time worth speaking of."""
+        if self._database.slow or self._loop.time() < self._apart_until:
+            return False
+        return sum(len(change.item.value) for entry in batch for change in entry.commit.changes) <= _HERE_BYTES
+
+    def _write_here(self, batch: list[_Entry[Any]], sync: KernelSync) -> None:
+        began = self._loop.time()
         try:
             self._database.write([entry.commit for entry in batch], batch[-1].floor)
         except Exception as error:
-            self._failed = generation, _Failure(error, self._reload())
-            return self._failed[1]
+            self._in_thread(self._failure, error)
+        else:
+            try:
+                sync.start()
+            except OSError:  # too much at once for the kernel
+                self._in_thread(self._sync_apart)
+        now = self._loop.time()
+        if now - began > _SLOW_S:
+            self._apart_until = now + _APART_S
+
+    def _synced(self, error: OSError | None) -> None:
+        if error is None:
+            self._done(None)
+        else:
+            self._in_thread(self._failure, self._database.failed("sync", error))
+
+    def _write_apart(self, batch: list[_Entry[Any]]) -> _Failure | None:
+        try:
+            self._database.write([entry.commit for entry in batch], batch[-1].floor)
+        except Exception as error:
+            return self._failure(error)
+        return self._sync_apart()
+
+    def _sync_apart(self) -> _Failure | None:
+        try:
+            self._database.sync()
+        except StoreUnavailable as error:
+            return self._failure(error)
         return None
 
-    def _reload(self) -> tuple[State, History] | None:
+    def _failure(self, error: Exception) -> _Failure:
         try:
-            return self._database.load()
+            return _Failure(error, self._database.load())
         except StoreUnavailable:
-            return None
+            return _Failure(error, None)
 
-    def _post(self, call: Callable[..., object], *arguments: object) -> None:
-        """Have `call` run in the loop. A loop that has ended has nobody left to tell."""
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(call, *arguments)
+    def _in_thread(self, work: Callable[..., _Failure | None], *arguments: object) -> None:
+        """Have the fate of the batch found out there."""
+        self._loop.run_in_executor(self._thread, work, *arguments).add_done_callback(lambda fate: self._done(fate.result()))
+
+    def _done(self, failure: _Failure | None) -> None:
+        """The batch is durable, or failed. The next one goes to the disk before anybody is told, so that the disk has no pause."""
+        batch, self._batch = self._batch, []
+        if failure is not None:
+            self._failed = batch[0].generation, failure
+        self._begin()
+        self._report(len(batch), failure)
+
+    def _close(self) -> None:
+        if self._sync is not None:
+            self._sync.detach()
+        self._closing = False
+        self._loop.run_in_executor(self._thread, self._database.close).add_done_callback(self._closed)
+        self._thread.shutdown(wait=False)
+
+    def _closed(self, done: asyncio.Future[None]) -> None:
+        if (error := done.exception()) is not None:
+            log.error("store_close_failed", exc_info=error)
+        self.closed.set_result(None)
 
 
 class SqliteStore(LocalStore):
@@ -142,7 +199,6 @@ class SqliteStore(LocalStore):
         self._loop = asyncio.get_running_loop()
         self._pending: deque[_Entry[Any]] = deque()
         self._writer = _Writer(database, self._written)
-        self._writer.start()
         for lease, ttl in state.leases.items():
             self._start_lease(lease, ttl)
 
@@ -193,13 +249,13 @@ class SqliteStore(LocalStore):
         batch = [self._pending.popleft() for _ in range(count)]
         if failure is None:
             self._take(entry.commit for entry in batch)
-        for _, _, _, done, result in batch:
-            if done.done():
+        for entry in batch:
+            if entry.done.done():
                 continue
             if failure is None:
-                done.set_result(result)
+                entry.done.set_result(entry.result)
             else:
-                done.set_exception(failure.error)
+                entry.done.set_exception(failure.error)
         if failure is not None and batch[0].generation == self._generation:
             self._generation += 1
             log.error("store_write_failed", extra={"error": str(failure.error)})
