@@ -93,8 +93,7 @@ class _Wiring:
         self.config, self.identity, self.paths, self.journal, self.store = config, identity, paths, journal, store
         self.view, self.health = View(identity.name), Health(time.time)
         self.kernel = linux.LinuxKernel(paths.lib, paths.sysctls)
-        self.work = KernelWork(self.kernel)
-        self.replica = Replica(store, paths.lib / "replica.bin")
+        self.work, self.replica = KernelWork(self.kernel), Replica(store, paths.lib / "replica.bin")
         self.host_ranges = HostRangesWatch(self.view, self.health, self.kernel.host_ranges, self._of_engines, self._bridge)
         self.leases = Leases(journal, self.health, identity.id, config.dhcp_timeout_s, _WIRES)
         self.host_leases = HostLeases(self.view, self.leases, self.health, linux.link_mac, linux.announce_here)
@@ -111,14 +110,12 @@ class _Wiring:
         linked = lambda: self.replica.connected  # noqa: E731
         self.place = StorePlace(identity, paths.identity, paths.lib / "pki", store, run, self.view, home, self.health, linked)
         self.tunnels = Tunnels(lambda: self.view.snapshot, self.kernel, self.health, self._on_tunnels)
-        self.rotation = self._rotation()
-        self._linked = asyncio.Event()
+        self.rotation, self._linked = self._rotation(), asyncio.Event()
         self.loops = NodeLoops(self._parts(), DEFAULT_NETWORK)
         self.reconciler = self._reconciler()
         self.ops = self._operations()
         self.following = Following(self.view, self.leases, self.ops, self.health, linux.readdress, lambda: self.reconciler.mark())
-        self.sandboxes = self._sandboxes()
-        self.exposures = Exposures(identity.name, self.ops)
+        self.sandboxes, self.exposures = self._sandboxes(), Exposures(identity.name, self.ops)
         self.engines = self._engines()
         docker = self.engines.docker_api
         parts = DiscoveryParts(config, identity, journal, store, self.view, self.health, self.publisher, self._contact_ms, docker)
