@@ -76,7 +76,9 @@ def test_the_probe_finds_what_this_kernel_has_and_leaves_nothing() -> None:
             "nft",
             "fwd",
             "ingress",
+            "shortcut",
             "ipv6",
+            "via6",
             "wireguard",
         }
         assert sh("ip link; nft list ruleset") == before
