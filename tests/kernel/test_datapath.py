@@ -442,7 +442,6 @@ def test_an_address_that_is_not_its_own_gets_no_fast_way(hosts: Hosts) -> None:
         "nft flush ruleset",
         "nft delete table netdev plait || true",
         "ip link del pl-x1",
-        "tc qdisc del dev wire clsact || true",
         "ip link del pl-eweb",
         "ip link del pl-gw",
         "ip route flush proto 112",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shortcut's program on frames that a test made, run by the kernel without a link (BPF_PROG_TEST_RUN), and its filter on real ones."""
+"""The shortcut's program on frames that a test made, run by the kernel without a link (BPF_PROG_TEST_RUN), and on real ones."""
 
 from __future__ import annotations
 
@@ -158,29 +158,39 @@ def plan(*objects: Shortcut | Delivery | EndpointLink) -> Plan:
 
 
 LINK = EndpointLink("pl-e1", 1450, peer="pl-p1", mac="02:00:00:00:00:0b")
-FILTERS = "tc qdisc show dev lo; tc filter show dev lo ingress; tc filter show dev lo egress"
+
+
+def hooked() -> list[int]:
+    """Ids of the programs of the loopback link."""
+    return bpf.attached(socket.if_nametoindex("lo"))
 
 
 def test_it_leaves_the_link_as_it_was() -> None:
     def body(kernel: LinuxKernel) -> None:
-        before = sh(FILTERS)
+        before = sh("tc qdisc show dev lo")
         converge(kernel, plan(LINK, Shortcut("lo"), DELIVERY))
-        assert "plait" in sh(FILTERS)
+        assert len(hooked()) == 1
+        assert sh("tc qdisc show dev lo") == before, "no queueing discipline, which would stop what the link sends"
         converge(kernel, plan(LINK))
-        assert sh(FILTERS) == before
+        assert hooked() == []
 
     in_namespace(body)
 
 
-@pytest.mark.parametrize("hook", ["ingress", "egress"])
-def test_filters_of_others_stay_and_so_does_what_holds_them(hook: str) -> None:
+def test_programs_of_others_stay() -> None:
     def body(kernel: LinuxKernel) -> None:
-        sh(f"tc qdisc add dev lo clsact; tc filter add dev lo {hook} pref 7 u32 match u32 0 0 flowid 1:1")
-        before = sh(FILTERS)
+        with contextlib.ExitStack() as stack:
+            table = bpf.create_hash(4, shortcut._VALUE.size, 8, "other")
+            stack.callback(os.close, table)
+            program = bpf.load_classifier(shortcut._program(table), "other")
+            stack.callback(os.close, program)
+            bpf.attach(socket.if_nametoindex("lo"), program)
+        before = hooked()
         converge(kernel, plan(LINK, Shortcut("lo"), DELIVERY))
         assert converge(kernel, plan(LINK, Shortcut("lo"), DELIVERY)) == 0
+        assert len(hooked()) == 2
         converge(kernel, plan(LINK))
-        assert sh(FILTERS) == before
+        assert hooked() == before
 
     in_namespace(body)
 
@@ -201,13 +211,12 @@ def test_another_releases_program_is_replaced_and_its_deliveries_come_anew(monke
     def body(kernel: LinuxKernel) -> None:
         wanted = plan(LINK, Shortcut("lo"), DELIVERY)
         with monkeypatch.context() as patched:
-            patched.setattr(shortcut, "_DIGEST", "0123456789ab")
+            patched.setattr(shortcut, "_NAME", "plait_012345678")
             converge(kernel, wanted)
         assert kernel.owned()["shortcut", "lo"] == Shortcut("lo", current=False)
         assert converge(kernel, wanted) == 2
         assert converge(kernel, wanted) == 0
-        converge(kernel, plan(LINK))
-        assert "clsact" not in sh("tc qdisc show dev lo"), "the place that the other one made goes too"
+        assert len(hooked()) == 1
 
     in_namespace(body)
 

@@ -136,7 +136,7 @@ def whole(lab: Lab, within_s: float = 20.0) -> None:
     """Every pair of either network answers, every table is as it should be, and no condition holds."""
     for network in ("wrapped", "plain"):
         sandboxes = {host: [f"{network}-{host}"] for host in HOSTS}
-        assert len(addresses(lab, network)) == len(HOSTS)
+        until("A knows who there is", lambda network=network: len(addresses(lab, network)) == len(HOSTS), 5)
         end = time.monotonic() + within_s
         while silent := unreached(lab, sandboxes, addresses(lab, network)):
             assert time.monotonic() < end, silent

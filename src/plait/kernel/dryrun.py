@@ -153,8 +153,7 @@ def _inside_routes(inside: InsideRoutes, op: Op) -> list[str]:
 def _bpf(obj: Shortcut | Delivery, wanted: bool) -> str:
     """There is no file with the program: `plait_here` stands for what the agent loads, and for its map."""
     if isinstance(obj, Shortcut):
-        what = f"dev {obj.dev} ingress protocol ip pref 112 handle 1 bpf"
-        return f"tc filter replace {what} da name plait_here" if wanted else f"tc filter del {what}"
+        return f"bpftool net {'attach' if wanted else 'detach'} tcx_ingress name plait_here dev {obj.dev}"
     if not wanted:
         return f"bpftool map delete name plait_here key {obj.address}"
     value = f"{obj.link} {obj.mac} from {obj.source} by {obj.local} vni {obj.vni} port {obj.port}"

@@ -249,6 +249,9 @@ def _forward(present: Sequence[Family], networks: Sequence[Network], hosts: Sequ
     rules += [f"{ip} saddr . {ip} daddr @same{end} accept" for ip, _, end, _ in present]
     rules.append("ct status dnat accept")
     rules += [f'iifname "{link}" {ip} saddr @hosts{end} accept' for ip, _, end, _ in present for link in hosts]
+    for family, network in ((f, n) for f in present for n in networks if n.layer2 and f.subnet(n) is not None):
+        ip, bridge = family.ip, backend_of(network).bridge(network)  # the tunnel is one of its ports, and so are containers: to these alone
+        rules.append(f'iifname "{bridge}" {ip} saddr @hosts{family.end} {ip} daddr {family.subnet(network)} accept')
     for ip, _, end, _ in present:
         rules += [
             f"{ip} saddr @internal{end} drop",

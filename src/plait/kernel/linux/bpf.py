@@ -17,6 +17,11 @@ _NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390
 """Of the system call, by machine (arch/*/entry/syscalls)."""
 _MAP_CREATE, _MAP_UPDATE, _MAP_DELETE, _PROG_LOAD = 0, 2, 3, 5
 _PROG_BY_ID, _MAP_BY_ID, _INFO_BY_FD, _LOOKUP_BATCH = 13, 14, 15, 24
+_PROG_ATTACH, _PROG_DETACH, _PROG_QUERY = 8, 9, 16
+_TCX_INGRESS, _REPLACE = 46, 4
+"""BPF_TCX_INGRESS (Linux 6.6), BPF_F_REPLACE."""
+_MOST_PROGRAMS = 64
+"""At one hook of one link (BPF_MPROG_MAX)."""
 _HASH, _NO_PREALLOC, _SCHED_CLS = 1, 1, 3
 _ATTR_BYTES = 128
 _INFO_BYTES = 80
@@ -77,18 +82,49 @@ def load_classifier(code: bytes, name: str) -> int:
         raise OSError(error.errno, f"the verifier refuses the program: {' / '.join(said)}") from error
 
 
-def map_of_program(program: int) -> int:
-    """The one map of the program with this id, open. ENOENT if there is no such program, or it has none."""
-    opened = _bpf(_PROG_BY_ID, struct.pack("=I", program))
+def attach(index: int, program: int, instead: int = -1) -> None:
+    """Let the program see what the link with this index receives, before all others of its kind or in place of one. It stays there until it
+    is taken away or the link goes; other than a queueing discipline, it does not stop what the link sends meanwhile."""
+    flags, replaced = (_REPLACE, instead) if instead >= 0 else (0, 0)
+    _bpf(_PROG_ATTACH, struct.pack("=6IQ", index, program, _TCX_INGRESS, flags, replaced, 0, 0))
+
+
+def detach(index: int, program: int) -> None:
+    """ENOENT if it is not there."""
+    _bpf(_PROG_DETACH, struct.pack("=6IQ", index, program, _TCX_INGRESS, 0, 0, 0, 0))
+
+
+def attached(index: int) -> list[int]:
+    """Ids of the programs that see what a link receives, in their order. EINVAL in a kernel without such a hook."""
+    ids = ctypes.create_string_buffer(4 * _MOST_PROGRAMS)
+    attr = bytearray(struct.pack("=4IQ2I4Q", index, _TCX_INGRESS, 0, 0, ctypes.addressof(ids), _MOST_PROGRAMS, 0, 0, 0, 0, 0))
     try:
-        ids = ctypes.create_string_buffer(4)
-        info = ctypes.create_string_buffer(struct.pack("=52xIQ16x", 1, ctypes.addressof(ids)), _INFO_BYTES)
-        _bpf(_INFO_BY_FD, struct.pack("=IIQ", opened, _INFO_BYTES, ctypes.addressof(info)))
-        if struct.unpack_from("=I", info.raw, 52)[0] < 1:
-            raise OSError(errno.ENOENT, f"program {program} has no map")
-        return _bpf(_MAP_BY_ID, ids.raw)
-    finally:
-        os.close(opened)
+        _bpf(_PROG_QUERY, attr)
+    except OSError as error:
+        if error.errno != errno.ENOENT:  # none was ever there
+            raise
+        return []
+    count = struct.unpack_from("=I", attr, 24)[0]
+    return list(struct.unpack_from(f"={count}I", ids.raw))
+
+
+def opened(program: int) -> int:
+    """The program with this id. ENOENT if there is none."""
+    return _bpf(_PROG_BY_ID, struct.pack("=I", program))
+
+
+def named(program: int) -> tuple[str, list[int]]:
+    """Name of an open program, and ids of its maps (the first of them)."""
+    ids = ctypes.create_string_buffer(4)
+    info = ctypes.create_string_buffer(struct.pack("=52xIQ16x", 1, ctypes.addressof(ids)), _INFO_BYTES)
+    _bpf(_INFO_BY_FD, struct.pack("=IIQ", program, _INFO_BYTES, ctypes.addressof(info)))
+    count = min(1, struct.unpack_from("=I", info.raw, 52)[0])
+    return info.raw[64:80].rstrip(b"\0").decode("ascii", "replace"), list(struct.unpack_from(f"={count}I", ids.raw))
+
+
+def opened_map(table: int) -> int:
+    """The map with this id. ENOENT if there is none."""
+    return _bpf(_MAP_BY_ID, struct.pack("=I", table))
 
 
 class _Pinned:

@@ -6,9 +6,10 @@ no IP stack, no netfilter hook, no UDP socket, no tunnel device and no queue of 
 by the tunnel device and nft's ingress hook. What the program does not know for sure (an address that no delivery names, another
 source or outer address, IP options, fragments, a TTL that is over) it leaves to whatever comes next, which is that way.
 
-Sources: tc-bpf(8), bpf-helpers(7) (Linux 5.10 for bpf_redirect_peer), include/uapi/linux/{pkt_cls,rtnetlink}.h, RFC 7348, RFC 1141 (the
-checksum of a header whose TTL is one less). Program and map live as long as the filter of the link, whoever made them; nothing is pinned
-anywhere. The program is assembled here: some eighty instructions need no compiler.
+Sources: bpf-helpers(7), include/uapi/linux/{bpf,pkt_cls}.h, RFC 7348, RFC 1141 (the checksum of a header whose TTL is one less). The
+program hangs at the link itself (tcx, Linux 6.6) and lives there with its map, whoever made them; nothing is pinned anywhere. The older
+way, a filter of tc(8), needs a queueing discipline, and while that is made the link sends nothing (measured: one packet of a ping was
+lost). The program is assembled here: some eighty instructions need no compiler.
 """
 
 from __future__ import annotations
@@ -20,25 +21,18 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
 from plait.kernel.linux import bpf
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux.devices import index_of
+from plait.model.objects import PREFIX
 from plait.model.shortcut import Delivery, Shortcut
 
 ENTRIES = 1 << 14
 """So many containers of one host can be reached by a shortcut."""
-_RTM_NEWQDISC, _RTM_DELQDISC, _RTM_GETQDISC = 36, 37, 38
-_RTM_NEWTFILTER, _RTM_DELTFILTER, _RTM_GETTFILTER = 44, 45, 46
-_TCMSG = struct.Struct("=BxxxiIII")
-_CLSACT, _CLSACT_HANDLE, _INGRESS, _EGRESS = 0xFFFFFFF1, 0xFFFF0000, 0xFFFFFFF2, 0xFFFFFFF3
-_TCA_KIND, _TCA_OPTIONS = 1, 2
-_BPF_FD, _BPF_NAME, _BPF_FLAGS, _BPF_ID, _ACT_DIRECT = 6, 7, 8, 11, 1
-_HANDLE, _INFO = 1, 112 << 16 | socket.htons(0x0800)
-"""Our filter: its handle, priority 112, IPv4."""
 _KEY_BYTES = 4
 _VALUE = struct.Struct("=I4s4s4s4s2sxx6s6s")
 """Index of the link; source network, its mask, outer address, VNI and UDP port as they stand in the packet; then what a frame begins with,
@@ -51,50 +45,43 @@ class Shortcuts:
     def __init__(self, sock: nl.NetlinkSocket) -> None:
         self._sock = sock
         self._maps: dict[str, tuple[int, int]] = {}
-        """Link -> (id of its program, its map), as of the last look."""
+        """Link -> (id of its map, the map), as of the last look."""
 
     def read(self, names: Mapping[int, str]) -> list[Shortcut | Delivery]:
         """What the links (index -> name) have. A delivery to a link that has gone names none."""
         found: list[Shortcut | Delivery] = []
-        for index in self._classified():
-            dev, (name, program) = names.get(index, ""), self._filter(index)
-            if not dev or not name:
+        for index, dev in names.items():
+            if dev.startswith(PREFIX):
                 continue
-            current = _digest_of(name) == _DIGEST
-            found.append(Shortcut(dev, current))
-            if current:
-                table = self._map(dev, program)
-                found += [_delivery(dev, key, value, names) for key, value in bpf.entries(table, _KEY_BYTES, _VALUE.size, ENTRIES)]
+            with self._ours(index) as (program, name, maps):
+                if program < 0:
+                    continue
+                found.append(Shortcut(dev, name == _NAME))
+                if name == _NAME:
+                    table = self._map(dev, maps)
+                    found += [_delivery(dev, key, value, names) for key, value in bpf.entries(table, _KEY_BYTES, _VALUE.size, ENTRIES)]
         self._forget(set(self._maps) - {one.dev for one in found})
         return found
 
     def put(self, dev: str) -> None:
         """Make a shortcut without deliveries, in place of whatever program of ours the link has. Idempotent. OSError."""
         index = index_of(dev)
-        before, _ = self._filter(index)
-        made = self._sock.transact([nl.Message(_RTM_NEWQDISC, nl.NLM_F_CREATE | nl.NLM_F_EXCL, _clsact(index))])[0].errno == 0
-        name = f"{_MADE if made or before.startswith(_MADE) else _JOINED}{_DIGEST}"
         with contextlib.ExitStack() as stack:
             table = bpf.create_hash(_KEY_BYTES, _VALUE.size, ENTRIES, _MAP_NAME)
             stack.callback(os.close, table)
-            program = bpf.load_classifier(_program(table), _MAP_NAME)
+            program = bpf.load_classifier(_program(table), _NAME)
             stack.callback(os.close, program)
-            options = nl.attr_u32(_BPF_FD, program) + nl.attr_text(_BPF_NAME, name) + nl.attr_u32(_BPF_FLAGS, _ACT_DIRECT)
-            body = _tc(index, _HANDLE, _INGRESS, "bpf", _INFO) + nl.nested(_TCA_OPTIONS, options)
-            self._must(nl.Message(_RTM_NEWTFILTER, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, body))
+            before, _, _ = stack.enter_context(self._ours(index))
+            bpf.attach(index, program, before)
         self._forget([dev])
 
     def remove(self, dev: str) -> None:
-        """With the queueing discipline that was made for it, if nobody else has put a filter there. An absent one is fine. OSError, ENODEV
-        for a link that is not there."""
-        index = index_of(dev)
-        name, _ = self._filter(index)
+        """An absent one is fine. OSError, ENODEV for a link that is not there."""
         self._forget([dev])
-        if not name:
-            return
-        self._must(nl.Message(_RTM_DELTFILTER, 0, _tc(index, _HANDLE, _INGRESS, "bpf", _INFO)))
-        if name.startswith(_MADE) and not any(self._filters(index, hook) for hook in (_INGRESS, _EGRESS)):
-            self._must(nl.Message(_RTM_DELQDISC, 0, _clsact(index)))
+        index = index_of(dev)
+        with self._ours(index) as (program, _, _):
+            if program >= 0:
+                bpf.detach(index, program)
 
     def deliver(self, wanted: Delivery) -> None:
         """OSError: ENODEV for a link that is not there, ENOENT for one without a shortcut, E2BIG for one too many."""
@@ -121,16 +108,16 @@ class Shortcuts:
     def _table(self, dev: str) -> int:
         if dev in self._maps:
             return self._maps[dev][1]
-        name, program = self._filter(index_of(dev))
-        if _digest_of(name) != _DIGEST:
-            raise OSError(errno.ENOENT, f"{dev} has no shortcut")
-        return self._map(dev, program)
+        with self._ours(index_of(dev)) as (_, name, maps):
+            if name != _NAME:
+                raise OSError(errno.ENOENT, f"{dev} has no shortcut")
+            return self._map(dev, maps)
 
-    def _map(self, dev: str, program: int) -> int:
+    def _map(self, dev: str, ids: Sequence[int]) -> int:
         known = self._maps.get(dev)
-        if known is None or known[0] != program:
+        if known is None or [known[0]] != ids:
             self._forget([dev])
-            self._maps[dev] = known = (program, bpf.map_of_program(program))
+            self._maps[dev] = known = (ids[0], bpf.opened_map(ids[0]))
         return known[1]
 
     def _forget(self, devs: Iterable[str]) -> None:
@@ -138,30 +125,20 @@ class Shortcuts:
             if dev in self._maps:
                 os.close(self._maps.pop(dev)[1])
 
-    def _classified(self) -> list[int]:
-        """Indexes of the links that have a place for filters. None in a kernel that has no such thing."""
-        try:
-            found = self._sock.dump(_RTM_GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0))
-        except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:
-                raise
-            return []
-        return [_TCMSG.unpack_from(body)[1] for kind, body in found if kind == _RTM_NEWQDISC and b"clsact\0" in body]
-
-    def _filters(self, index: int, hook: int) -> list[bytes]:
-        """Attributes of the filters at one hook of a link."""
-        found = self._sock.dump(_RTM_GETTFILTER, _TCMSG.pack(0, index, 0, hook, 0))
-        return [body[_TCMSG.size :] for kind, body in found if kind == _RTM_NEWTFILTER and len(body) > _TCMSG.size]
-
-    def _filter(self, index: int) -> tuple[str, int]:
-        """Name and program of our filter of a link, ("", 0) without one."""
-        for body in self._filters(index, _INGRESS):
-            attrs = nl.parse_attrs(body)
-            options = nl.parse_attrs(attrs.get(_TCA_OPTIONS, b""))
-            name = nl.text_of(options.get(_BPF_NAME, b""))
-            if nl.text_of(attrs.get(_TCA_KIND, b"")) == "bpf" and name.startswith((_MADE, _JOINED)) and _BPF_ID in options:
-                return name, nl.number_of(options[_BPF_ID])
-        return "", 0
+    @contextlib.contextmanager
+    def _ours(self, index: int) -> Iterator[tuple[int, str, list[int]]]:
+        """Our program of a link, open, its name and the ids of its maps; (-1, "", []) without one."""
+        with contextlib.ExitStack() as stack:
+            found: tuple[int, str, list[int]] = (-1, "", [])
+            with contextlib.suppress(OSError):  # a kernel without such a hook; link or program have gone
+                for one in bpf.attached(index):
+                    program = bpf.opened(one)
+                    stack.callback(os.close, program)
+                    name, maps = bpf.named(program)
+                    if name.startswith(_NAMED):
+                        found = program, name, maps
+                        break
+            yield found
 
     def _mac(self, index: int) -> bytes:
         """The link's own, six bytes. ENODEV if it has none."""
@@ -169,23 +146,6 @@ class Shortcuts:
             if kind == links.RTM_NEWLINK and (mac := links.decode_link(body).mac):
                 return links.mac_bytes(mac)
         raise OSError(errno.ENODEV, f"link {index} is none of an endpoint")
-
-    def _must(self, message: nl.Message) -> None:
-        reply = self._sock.transact([message])[0]
-        if reply.errno:
-            raise OSError(reply.errno, reply.text or os.strerror(reply.errno))
-
-
-def _tc(index: int, handle: int, parent: int, kind: str, info: int = 0) -> bytes:
-    return _TCMSG.pack(0, index, handle, parent, info) + nl.attr_text(_TCA_KIND, kind)
-
-
-def _clsact(index: int) -> bytes:
-    return _tc(index, _CLSACT_HANDLE, _CLSACT, "clsact")
-
-
-def _digest_of(name: str) -> str:
-    return name.removeprefix(_MADE).removeprefix(_JOINED)
 
 
 def _delivery(dev: str, key: bytes, value: bytes, names: Mapping[int, str]) -> Delivery:
@@ -360,8 +320,8 @@ def _linked(steps: list[Step]) -> bytes:
     return code + _op(_MOV_IMM, _R0, value=_UNSPECIFIED) + _op(_EXIT)
 
 
-_MADE, _JOINED = "plait:", "plait+"
-"""What our filters' names begin with: where the queueing discipline was made for them, and where there was one."""
-_DIGEST = hashlib.sha256(_program(0) + _VALUE.format.encode()).hexdigest()[:12]
-"""The rest of the name. Another release whose program is another one sees by it that it has to replace ours."""
+_NAMED = "plait_"
+"""What the names of our programs begin with."""
+_NAME = f"{_NAMED}{hashlib.sha256(_program(0) + _VALUE.format.encode()).hexdigest()[:9]}"
+"""Another release whose program is another one sees by it that it has to replace ours. Fifteen characters, as many as the kernel keeps."""
 _MAP_NAME = "plait_here"
