@@ -57,6 +57,7 @@ from plait.model.objects import (
 )
 from plait.model.shortcut import Delivery, Shortcut
 
+_RULES = (NftChain, NftSet, NftElement, HookRule)
 _GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}
 
 
@@ -125,13 +126,13 @@ class LinuxKernel(HostFacts):
 
     def apply(self, ops: Sequence[Op]) -> Result:
         failed: dict[Key, KernelError] = {}
-        nft_ops = [op for op in ops if isinstance(op.subject, NftChain | NftSet | NftElement | HookRule)]
+        nft_ops = [op for op in ops if isinstance(op.subject, _RULES)]
         beside = Beside(lambda: self._apply_nft(nft_ops)) if ends_apart(ops) else None
         self._wireguard.forget()
         batch: list[tuple[Op, nl.Message]] = []
         indexes = Indexes()
         for op in ops:
-            if isinstance(op.subject, NftChain | NftSet | NftElement | HookRule):
+            if isinstance(op.subject, _RULES):
                 continue
             if op.verb == "del" and nft_ops:  # the fast path still sends to neighbours that go
                 self._flush(batch, failed)
