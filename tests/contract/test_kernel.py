@@ -5,6 +5,7 @@ itself; below a dry run it must be, at the end, what it was before."""
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
@@ -542,3 +543,25 @@ def test_a_refusal_in_one_table_leaves_the_other_written(run: Run) -> None:
         assert kernel.owned()[good.key] == good
 
     run(body)
+
+
+def test_rules_that_end_beside_a_link_are_written_once_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The link's end and the rules' have threads of their own; nobody else writes the rules meanwhile, and what is refused is said."""
+    link = EndpointLink("pl-e7", 1450, peer="pl-p7", mac="02:00:00:00:00:0c")
+    before = NftSet("left", "inet_service", frozenset({"80", "81"}))
+    written: list[int] = []
+
+    def body(kernel: LinuxKernel) -> None:
+        converge(kernel, {obj.key: obj for obj in (link, before)})
+        apply = kernel._apply_nft
+        monkeypatch.setattr(kernel, "_apply_nft", lambda ops: [written.append(len(ops)), time.sleep(0.05), apply(ops)][-1])
+        less = replace(before, elements=frozenset({"80"}))
+        assert kernel.apply([Op("del", None, link), Op("put", less, before)]).failed == {}
+        assert written == [1]
+        assert {k: o for k, o in kernel.owned().items() if k[0] in ("link", "nft")} == {less.key: less}
+        refused = NftSet("left", "no_such_type", frozenset())
+        converge(kernel, {obj.key: obj for obj in (link, less)})
+        result = kernel.apply([Op("del", None, link), Op("put", refused, less)])
+        assert list(result.failed) == [refused.key]
+
+    in_namespace(body)

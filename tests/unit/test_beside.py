@@ -10,7 +10,7 @@ from threading import current_thread
 import pytest
 
 from plait.kernel.api import Op
-from plait.kernel.linux.beside import Beside, ends_apart
+from plait.kernel.linux.beside import Beside, ends_apart, parted
 from plait.model.objects import NFT_FAST_FAMILY, EndpointLink, HookRule, NftChain, NftElement, NftSet, Route
 
 LINK = EndpointLink(name="pl-e1", mtu=1450, peer="pl-p1", mac="02:00:00:00:00:01")
@@ -34,7 +34,7 @@ RULES = [Op("put", PORTS, None), Op("put", NftChain("raw", (), "type filter hook
     ],
 )
 def test_only_the_end_of_links_goes_beside_rules_and_none_that_stand_on_devices(ops: list[Op], apart: bool) -> None:
-    assert ends_apart(ops) == apart
+    assert ends_apart(*parted(ops)) == apart
 
 
 def test_it_begins_in_the_namespaces_of_its_maker_and_tells_what_it_found() -> None:

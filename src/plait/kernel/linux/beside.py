@@ -7,7 +7,7 @@ its published port.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import Thread
 from typing import Generic, TypeVar
 
@@ -16,6 +16,8 @@ from plait.kernel.linux.nftscript import family_of
 from plait.model.objects import NFT_FAST_FAMILY, EndpointLink, HookRule, NftChain, NftElement, NftSet
 
 T = TypeVar("T")
+_RULES = (NftChain, NftSet, NftElement, HookRule)
+"""A tuple: an isinstance against a union takes several times as long, which ten thousand routes feel."""
 
 
 class Beside(Generic[T]):
@@ -41,12 +43,20 @@ class Beside(Generic[T]):
         return self._found
 
 
-def ends_apart(ops: Sequence[Op]) -> bool:
+def parted(ops: Iterable[Op]) -> tuple[list[Op], list[Op]]:
+    """Operations on rules of nft, and the rest, each in their order."""
+    rules: list[Op] = []
+    rest: list[Op] = []
+    for op in ops:
+        (rules if isinstance(op.subject, _RULES) else rest).append(op)
+    return rules, rest
+
+
+def ends_apart(rules: Sequence[Op], rest: Sequence[Op]) -> bool:
     """Whether links of endpoints end and nothing else changes outside nft, and in it nothing that stands on a device: a chain may go with
     its device, and a transaction that names it then is refused."""
-    rules = [op for op in ops if isinstance(op.subject, NftChain | NftSet | NftElement | HookRule)]
-    rest = [op for op in ops if not isinstance(op.subject, NftChain | NftSet | NftElement | HookRule)]
-    ends = any(isinstance(op.subject, EndpointLink) for op in rest) and all(op.verb == "del" for op in rest)
+    if not rules or not all(op.verb == "del" for op in rest):
+        return False
     tables = [op.subject.of if isinstance(op.subject, NftElement) else op.subject for op in rules if not isinstance(op.subject, HookRule)]
     fast = any(family_of(one) == NFT_FAST_FAMILY for one in tables)
-    return bool(rules) and ends and not fast
+    return not fast and any(isinstance(op.subject, EndpointLink) for op in rest)

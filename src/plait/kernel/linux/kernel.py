@@ -16,7 +16,7 @@ from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux import route as routes
 from plait.kernel.linux.announce import announce
-from plait.kernel.linux.beside import Beside, ends_apart
+from plait.kernel.linux.beside import Beside, ends_apart, parted
 from plait.kernel.linux.child import Children
 from plait.kernel.linux.devices import Indexes, completed, creation, index_of, names_here
 from plait.kernel.linux.facts import BROKEN, STATE_DIR, HostFacts
@@ -43,12 +43,8 @@ from plait.model.objects import (
     AllowedIp,
     BridgeLink,
     EndpointLink,
-    HookRule,
     InsideRoutes,
     KernelObject,
-    NftChain,
-    NftElement,
-    NftSet,
     Op,
     Sysctl,
     VxlanLink,
@@ -57,7 +53,6 @@ from plait.model.objects import (
 )
 from plait.model.shortcut import Delivery, Shortcut
 
-_RULES = (NftChain, NftSet, NftElement, HookRule)
 _GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}
 
 
@@ -126,18 +121,16 @@ class LinuxKernel(HostFacts):
 
     def apply(self, ops: Sequence[Op]) -> Result:
         failed: dict[Key, KernelError] = {}
-        nft_ops = [op for op in ops if isinstance(op.subject, _RULES)]
-        beside = Beside(lambda: self._apply_nft(nft_ops)) if ends_apart(ops) else None
+        rules, rest = parted(ops)
+        beside = Beside(lambda: self._apply_nft(rules)) if ends_apart(rules, rest) else None
         self._wireguard.forget()
         batch: list[tuple[Op, nl.Message]] = []
         indexes = Indexes()
-        for op in ops:
-            if isinstance(op.subject, _RULES):
-                continue
-            if op.verb == "del" and nft_ops:  # the fast path still sends to neighbours that go
+        for op in rest:
+            if op.verb == "del" and rules and beside is None:  # the fast path still sends to neighbours that go
                 self._flush(batch, failed)
-                failed |= self._apply_nft(nft_ops)
-                nft_ops = []
+                failed |= self._apply_nft(rules)
+                rules = []
             try:
                 message = row_message(op, indexes)  # None: it takes more than that (links, sysctls)
                 if message is not None:
@@ -152,8 +145,8 @@ class LinuxKernel(HostFacts):
                     failed[op.key] = refused
         self._flush(batch, failed)
         announce(self._sock, (op for op in ops if op.key not in failed))
-        if nft_ops:
-            failed |= beside.result() if beside is not None else self._apply_nft(nft_ops)
+        if rules:
+            failed |= beside.result() if beside is not None else self._apply_nft(rules)
         return Result(tuple(op.key for op in ops if op.key not in failed), failed)
 
     def _flush(self, batch: list[tuple[Op, nl.Message]], failed: dict[Key, KernelError]) -> None:
