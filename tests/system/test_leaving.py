@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,13 @@ find /etc /var /run /opt -xdev \( $pruned \) -prune -o -type f -printf '%p %m %U
 ls -A /run/docker/plugins || true
 """
 """All of a host that plait could leave something in. What Docker keeps for itself is not looked into, but its plug-ins are."""
+PROGRAMS = """
+import socket
+from plait.kernel.linux import bpf
+for index, name in socket.if_nameindex():
+    print("program", name, len(bpf.attached(index)))
+"""
+"""How many eBPF programs hang at each link: no command of Debian 12 tells."""
 NETWORKS = {
     "wrapped": ("--backend", "vxlan"),
     "bridged": ("--model", "sandbox"),
@@ -49,8 +57,8 @@ def lab(make_lab: Callable[..., Lab]) -> Lab:
 
 
 def state(lab: Lab, host: str) -> list[str]:
-    said = lab.run(host, "sh", "-c", STATE, timeout_s=60)
-    return [line for line in said.stdout.splitlines() if "/plait.toml" not in line]
+    said = lab.run(host, "sh", "-c", STATE, timeout_s=60).stdout + lab.run(host, sys.executable, "-c", PROGRAMS).stdout
+    return [line for line in said.splitlines() if "/plait.toml" not in line]
 
 
 def use(lab: Lab) -> None:
@@ -70,6 +78,7 @@ def use(lab: Lab) -> None:
         until(f"{host} rests", lambda host=host: AdminClient(lab.path(host, SOCKET)).plan(diff=True) == [], 10)
         held = lab.run(host, "sysctl", "-n", "net.ipv6.conf.all.forwarding").stdout.strip()
         assert held == "1" and "pl-" in lab.run(host, "ip", "-br", "link").stdout, "there is something to take away"
+        assert "program eth0 1" in state(lab, host)
 
 
 def test_a_host_that_leaves_is_as_it_was_before(lab: Lab) -> None:
