@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
 from ipaddress import IPv6Address
 
 from plait.kernel.linux import netlink as nl
@@ -24,14 +24,13 @@ _ICMP6, _ADVERTISEMENT, _OVERRIDE, _TARGET_MAC = 58, 136, 1 << 29, 2
 _BROADCAST, _ALL_NODES_MAC, _ALL_NODES = b"\xff" * 6, bytes.fromhex("333300000001"), IPv6Address("ff02::1")
 
 
-def announce(netlink: nl.NetlinkSocket, ops: Iterable[Op]) -> None:
+def announce(netlink: nl.NetlinkSocket, ops: Sequence[Op]) -> None:
     """Tell the endpoints that are ports of bridges of the neighbours there which `ops` have put; the owner of an address not. Who cannot be
     told is on its own: nothing is raised."""
-    puts = [op.new for op in ops if op.verb == "put"]
-    owners = {row.mac: row.port for row in puts if isinstance(row, BridgeFdb)}
-    rows = [row for row in puts if isinstance(row, Neigh) and row.dev.startswith(f"{PREFIX}b")]
+    rows = [op.new for op in ops if isinstance(op.new, Neigh) and op.new.dev.startswith(f"{PREFIX}b")]
     if not rows:
         return
+    owners = {op.new.mac: op.new.port for op in ops if isinstance(op.new, BridgeFdb)}
     with contextlib.suppress(OSError, nl.NetlinkParseError), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
         found = dump_links(netlink)
         names = {link.index: link.name for link in found}

@@ -144,10 +144,10 @@ class LinuxKernel(HostFacts):
                 if op.verb == "put" or refused.errno not in _GONE:
                     failed[op.key] = refused
         self._flush(batch, failed)
-        announce(self._sock, (op for op in ops if op.key not in failed))
+        announce(self._sock, [op for op in rest if op.key not in failed] if failed else rest)
         if rules:
             failed |= beside.result() if beside is not None else self._apply_nft(rules)
-        return Result(tuple(op.key for op in ops if op.key not in failed), failed)
+        return Result(tuple(key for op in ops if (key := op.key) not in failed), failed)  # a key is dear: it spells an address
 
     def _flush(self, batch: list[tuple[Op, nl.Message]], failed: dict[Key, KernelError]) -> None:
         try:
