@@ -20,10 +20,15 @@ __all__ = ["Kernel", "Op", "Result", "changeable"]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """`done` in the order applied; `failed` keyed by object key. A failed key does not stop the others."""
+    """Of `ops`, those in `failed`, keyed by object key, were refused. A failed key does not stop the others."""
 
-    done: tuple[Key, ...] = ()
+    ops: Sequence[Op] = ()
     failed: dict[Key, KernelError] = field(default_factory=dict)
+
+    @property
+    def done(self) -> tuple[Key, ...]:
+        """The keys of the others, in the order applied. Spelt when asked for: most who apply never do."""
+        return tuple(key for op in self.ops if (key := op.key) not in self.failed)
 
 
 class Kernel(Protocol):

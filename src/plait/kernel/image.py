@@ -60,7 +60,7 @@ class KernelImage:
             self._transact([op], failed)
         for family in (NFT_FAMILY, NFT_FAST_FAMILY):
             self._transact([op for op in ops if _family(op.subject) == family], failed)
-        return Result(tuple(op.key for op in ops if op.key not in failed), failed)
+        return Result(ops, failed)
 
     def held(self, probe: Iterable[Key]) -> dict[Key, KernelObject]:
         """What carries plait's mark, and what else `probe` names: sysctls, links in other namespaces."""

@@ -147,7 +147,7 @@ class LinuxKernel(HostFacts):
         announce(self._sock, [op for op in rest if op.key not in failed] if failed else rest)
         if rules:
             failed |= beside.result() if beside is not None else self._apply_nft(rules)
-        return Result(tuple(key for op in ops if (key := op.key) not in failed), failed)  # a key is dear: it spells an address
+        return Result(ops, failed)
 
     def _flush(self, batch: list[tuple[Op, nl.Message]], failed: dict[Key, KernelError]) -> None:
         try:
