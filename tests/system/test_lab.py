@@ -233,6 +233,11 @@ def test_switches_joined_by_a_router(make_lab) -> None:
     assert pings(lab, "B", "A")
 
 
+def test_a_router_of_ipv6_forwards_at_once(make_lab) -> None:
+    lab = make_lab(toml=TWO_LINKS.replace("[[switch]]", '[[switch]]\nunderlay = "ipv6"'), agents=False)
+    lab.run("A", "ping", "-c1", "-W1", "B")
+
+
 def test_down_leaves_nothing() -> None:
     lab = Lab.up(simple(3, agents=False), own("gone"), owned=True)
     lab.run("A", *SLEEPER)

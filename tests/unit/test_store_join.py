@@ -212,7 +212,7 @@ async def test_attempts_are_limited_per_source(cluster: Cluster, tmp_path: Path)
 
 async def test_no_join_server_is_said_so(tmp_path: Path) -> None:
     token = str(parse_token(f"plait1.aa.bb.{'A' * 43}"))
-    with pytest.raises(StoreUnavailable, match="is its agent running"):
+    with pytest.raises(StoreUnavailable, match="Connection refused; is its agent running"):
         await join_cluster("127.0.0.1:1", token, "B", "id-b", tmp_path)
 
 

@@ -133,6 +133,8 @@ def build_member(member: dict[str, Any]) -> None:
         raise OSError(0, "still in the machine's own network namespace: refusing to touch it")
     for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
         set_sysctl(path, "1" if member["kind"] == "router" else "0")
+    for path in ("ipv6/conf/all/accept_dad", "ipv6/conf/default/accept_dad"):
+        set_sysctl(path, "0")  # a router asks nobody for a neighbour until its own link-local address is known to be the only one: 1-4 s
     if member["kind"] == "host":
         mount_host(member["disk"])
         name_host(member["name"], member["hosts"], member["bin"])

@@ -37,10 +37,14 @@ def _address(address: IPAddress, leg: str) -> str:
 
 
 def plug_batch(member: str, pid: int, mtu: int, address: IPAddress, leg: str = "eth0") -> str:
-    """A link from the switch, in whose namespace this runs, to `leg` in the namespace of process `pid`."""
-    end = port(member)
+    """A link from the switch, in whose namespace this runs, to `leg` in the namespace of process `pid`.
+
+    Its two ends never have one index: where they do, the kernel takes them for no pair and tells a second late that the link is up
+    (`linkwatch_urgent_event`, measured), and IPv6 waits for that.
+    """
+    end, index = port(member), 0x10000 + int.from_bytes(address.packed[-2:])
     return (
-        f"link add {end} mtu {mtu} type veth peer name {leg} mtu {mtu} address {hardware(address)} netns {pid}\n"
+        f"link add {end} index {index} mtu {mtu} type veth peer name {leg} mtu {mtu} address {hardware(address)} netns {pid}\n"
         f"link set {end} master {BRIDGE} up\n"
     )
 

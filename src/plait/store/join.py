@@ -22,7 +22,7 @@ from plait.store.joinserver import PORT, READ, AskCa, Ca, Join, Joined, Refused,
 from plait.store.peek import Peek, Peeked
 from plait.store.pki import check_identity, make_csr
 from plait.store.protocol import Frames, Message, ProtocolError, frame
-from plait.store.tls import CA_CERT, NODE_CERT, ca_pin, ssl_context_joiner
+from plait.store.tls import CA_CERT, NODE_CERT, ca_pin, reason_of, ssl_context_joiner
 from plait.store.token import Token, parse_token
 
 TIMEOUT = 20.0
@@ -134,7 +134,7 @@ async def _ask(host: str, port: int, context: ssl.SSLContext, request: Message) 
     except TimeoutError as error:
         raise StoreUnavailable(f"{where}: no answer within {TIMEOUT:.0f} s; is its agent running and the port open?") from error
     except OSError as error:
-        raise StoreUnavailable(f"{where}: {error.strerror or error}; is its agent running and the port open?") from error
+        raise StoreUnavailable(f"{where}: {reason_of(error)}; is its agent running and the port open?") from error
 
 
 async def _parts_of(reader: asyncio.StreamReader) -> list[_Answer | None]:

@@ -22,6 +22,7 @@ from plait.store.api import Change, Compare, Delete, Item, Listing, Put, TxnResu
 from plait.store.link import Link
 from plait.store.protocol import Answer, Get, Grant, Items, Keepalive, List, Message, Result, Revoke, pack_txn
 from plait.store.state import check_key, check_ttl, check_txn
+from plait.store.tls import reason_of
 
 CONNECT_TIMEOUT = 3.0
 """Seconds for TCP, TLS and Hello together."""
@@ -209,4 +210,4 @@ def _reason(error: OSError | TimeoutError) -> str:
         return f"the other side is not of this cluster ({error.verify_message})"
     if isinstance(error, TimeoutError):
         return f"no answer within {CONNECT_TIMEOUT:g} s"
-    return error.strerror or str(error)
+    return reason_of(error)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio.sslproto
 import base64
 import hashlib
+import os
+import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +28,13 @@ TLS_BUFFER = 16 * 1024
 def shrink_tls_buffers() -> None:
     """Have asyncio's TLS connections take `TLS_BUFFER` bytes each instead of 256 KiB. Idempotent; a test guards that the knob exists."""
     asyncio.sslproto.SSLProtocol.max_size = TLS_BUFFER
+
+
+def reason_of(error: OSError) -> str:
+    """Why a connection failed, in the system's words ("No route to host"), for which asyncio puts "Connect call failed"."""
+    if error.errno is None or isinstance(error, socket.gaierror | ssl.SSLError):
+        return error.strerror or str(error)
+    return os.strerror(error.errno)
 
 
 def ssl_context_server(directory: Path) -> ssl.SSLContext:
