@@ -92,6 +92,7 @@ async def test_a_key_is_written_to_a_store_that_is_elsewhere(one: Client, store:
                 return await store.txn(compares, ops)
 
     monkeypatch.setattr(one.kv, "_store", Elsewhere())
+    monkeypatch.setattr(one.kv, "_is_local", False)
     assert await one.put("a", b"1") and await one.ok("DELETE", "kv/a")
 
 

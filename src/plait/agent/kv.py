@@ -91,6 +91,7 @@ class Kv:
 
     def __init__(self, view: View, store: Store, contact_ms: Callable[[], int | None]) -> None:
         self._view, self._store, self._contact_ms = view, store, contact_ms
+        self._is_local = isinstance(store, LocalStore)
         self.table = Table()
         self.sessions: dict[str, Session] = {}
         self.sessions_index = 1
@@ -206,7 +207,7 @@ class Kv:
 
     def needs_task(self, request: KvPut) -> bool:
         """Whether only a task may await that write, for there are timeouts in it: of sessions and leases, and of the wire."""
-        return bool(request.acquire or request.ttl) or not isinstance(self._store, LocalStore)
+        return bool(request.acquire or request.ttl) or not self._is_local
 
     async def put(self, request: KvPut) -> bool:
         """Whether the key is as `request` wants it now. NotFound for a session that is none, Contended, StoreUnavailable."""

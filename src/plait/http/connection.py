@@ -34,11 +34,11 @@ _BROKEN = Request("", b"", {})
 
 
 class Connection(asyncio.BufferedProtocol):
-    """The connection's deadline is looked at by the server. `_busy`: a request is being answered; `_ending`: nothing more is parsed."""
+    """The server looks at the deadline. `_busy`: a request is answered, `_steps`: by steps without a task; `_ending`: no more is parsed."""
 
     __slots__ = (
         "_blocked", "_busy", "_current", "_drained", "_due", "_ending", "_lingers", "_lost", "_parked", "_queue", "_reader",
-        "_rest", "_server", "_task", "_timer", "_transport", "deadline",
+        "_rest", "_server", "_steps", "_task", "_timer", "_transport", "deadline",
     )  # fmt: skip
 
     def __init__(self, server: HttpServer) -> None:
@@ -48,7 +48,7 @@ class Connection(asyncio.BufferedProtocol):
         self._queue: list[Request | Answer] = []
         self._reader: RequestReader | None = None
         self._rest = b""
-        self._busy = self._due = self._ending = self._lingers = self._blocked = self._lost = False
+        self._busy = self._due = self._ending = self._lingers = self._blocked = self._lost = self._steps = False
         self._current = _BROKEN
         self._task: asyncio.Future[None] | None = None
         self._parked: Parked | None = None
@@ -108,9 +108,9 @@ class Connection(asyncio.BufferedProtocol):
             self._reader = None
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
-        if self._task is None or self._task.cancelled():
+        if self._task.cancelled() if self._task is not None else not self._steps:
             self._server.connections.pop(self, None)
-        elif self._current.method == "GET":  # a write that has begun goes on to its end
+        elif self._task is not None and self._current.method == "GET":  # a write that has begun goes on to its end
             self._task.cancel()
         self.deadline = _NEVER
 
@@ -153,7 +153,9 @@ class Connection(asyncio.BufferedProtocol):
         """Take no more requests. What answers the present one if that is worth waiting for; else the connection ends."""
         self._ending, self._rest = True, b""
         self._queue.clear()
-        if self._task is None:
+        if self._steps and self._task is None:
+            self._task = asyncio.get_running_loop().create_future()
+        elif self._task is None:
             self._close()
         return self._task
 
@@ -244,10 +246,8 @@ class Connection(asyncio.BufferedProtocol):
         elif isinstance(made, Parked):
             self._park(made)
         elif isinstance(made, Taskless):
-            if self._advance(made.steps):
-                self._busy = False
-            else:
-                self._task = asyncio.get_running_loop().create_future()
+            self._steps = not self._advance(made.steps)
+            self._busy = self._steps
         else:
             self._task = asyncio.get_running_loop().create_task(self._work(made))
         return None
@@ -270,7 +270,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _answered(self, answer: Answer | Parked | None) -> None:
         """What answered the present request is done: it is sent, unless it is parked."""
-        self._task = None
+        self._task, self._steps = None, False
         if self._lost:
             self._server.connections.pop(self, None)
         elif isinstance(answer, Parked) and not self._ending:

@@ -119,14 +119,11 @@ class Parked:
         self.wait_s, self.look, self.join, self.leave = wait_s, look, join, leave
 
 
-class Taskless:
+class Taskless(msgspec.Struct, frozen=True):
     """An answer that a coroutine gives which runs without a task: to make one costs more than all else about a short write. What it awaits
     are futures in the end, without timeouts or task groups, which belong to a task. It is never cancelled."""
 
-    __slots__ = ("steps",)
-
-    def __init__(self, steps: Coroutine[Any, None, Answer]) -> None:
-        self.steps = steps
+    steps: Coroutine[Any, None, Answer]
 
 
 Response = Answer | Parked | Taskless | Awaitable[Answer | Parked]

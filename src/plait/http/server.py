@@ -187,8 +187,7 @@ class HttpServer:
         known = self.known.get(data[:start])
         if known is None or len(data) - start != known[1]:
             return None
-        request = known[0]
-        return request.with_body(data[start:]) if known[1] else request
+        return known[0].with_body(data[start:]) if known[1] else known[0]
 
     def look_soon(self, connection: Connection) -> None:
         """Have a parked connection look again."""

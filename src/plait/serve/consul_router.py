@@ -100,7 +100,8 @@ class Router:
         found = self._kept.get((request.method, request.target)) or self._find(request)
         if isinstance(found, Answer):
             return found
-        accept, last_id = request.header(b"accept"), request.header(b"last-event-id")
+        accept = request.header(b"accept") if b"accept" in headers else ""
+        last_id = request.header(b"last-event-id") if b"last-event-id" in headers else ""
         if request.body:
             return found.handler(Call(found.path, found.parts, found.params, request.body, accept, last_id))
         call = found.call

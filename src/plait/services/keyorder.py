@@ -110,7 +110,7 @@ class KeyOrder:
 
     def _block_of(self, key: str) -> int:
         """Number of the block where `key` is or would be put."""
-        return max(0, bisect_right(self._first, key) - 1)
+        return (bisect_right(self._first, key) or 1) - 1
 
     def _insert_block(self, at: int, block: list[str], newest: int) -> None:
         self._blocks.insert(at, block)

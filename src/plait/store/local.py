@@ -17,6 +17,7 @@ from typing import TypeVar
 from plait.model.errors import StoreUnavailable
 from plait.store.api import Change, Compare, Delete, Item, Listing, Put, TxnResult
 from plait.store.state import Commit, History, State, check_ttl, check_txn
+from plait.store.write import Write
 
 T = TypeVar("T")
 HISTORY = 10_000
@@ -69,7 +70,7 @@ class LocalStore(ABC):
         self._check_open()
         return self._durable.listing(prefix)
 
-    def txn(self, compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> asyncio.Future[TxnResult]:
+    def txn(self, compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> Write[TxnResult]:
         """Evaluated at once, in the order of calls; answered when it, and whatever it was compared with, is durable."""
         self._check_open()
         if self._frozen:
@@ -125,10 +126,10 @@ class LocalStore(ABC):
     # --- durability
 
     @abstractmethod
-    def _persist(self, commit: Commit, result: T) -> asyncio.Future[T]:
-        """Make `commit` durable and then `_take` it, in the order of calls. The future has `result` when that has happened."""
+    def _persist(self, commit: Commit, result: T) -> Write[T]:
+        """Make `commit` durable and then `_take` it, in the order of calls. `result` is its value when that has happened."""
 
-    def _submit(self, commit: Commit, result: T) -> asyncio.Future[T]:
+    def _submit(self, commit: Commit, result: T) -> Write[T]:
         self._working.apply(commit)
         return self._persist(commit, result)
 
@@ -195,7 +196,7 @@ class LocalStore(ABC):
                 self._submit(self._working.end_lease(lease), None).add_done_callback(self._expired)
         self._arm()
 
-    def _expired(self, done: asyncio.Future[None]) -> None:
+    def _expired(self, done: Write[None]) -> None:
         """A lease that could not be ended on disk gets another chance: it counts as due again."""
         if not done.cancelled() and done.exception() is not None:
             for lease in self._durable.leases:

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from plait.store.local import HISTORY, HISTORY_BYTES, LocalStore
 from plait.store.state import Commit, History, State
+from plait.store.write import Write
 
 T = TypeVar("T")
 
@@ -21,8 +21,6 @@ class MemoryStore(LocalStore):
         state = State()
         super().__init__(state, History(state.revision, history, HISTORY_BYTES), clock)
 
-    def _persist(self, commit: Commit, result: T) -> asyncio.Future[T]:
+    def _persist(self, commit: Commit, result: T) -> Write[T]:
         self._take([commit])
-        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        done.set_result(result)
-        return done
+        return Write(0, commit, 0, result, is_done=True)

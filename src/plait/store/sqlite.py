@@ -12,19 +12,18 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
-
-import msgspec
+from typing import Any, TypeVar
 
 from plait.model.errors import StoreUnavailable
 from plait.store.database import Database
 from plait.store.kernelsync import KernelSync
 from plait.store.local import HISTORY, HISTORY_BYTES, LocalStore
 from plait.store.state import Commit, History, State
+from plait.store.write import Write
 
 log = logging.getLogger("plait.store")
 T = TypeVar("T")
@@ -39,17 +38,6 @@ _CLOSE_WAIT = 10.0
 """Seconds to wait for the last batch when closing."""
 
 
-class _Entry(msgspec.Struct, Generic[T], frozen=True):
-    """A commit to write. Entries of one generation were evaluated on top of each other; `floor`: log up to here may go; `done` has `result`
-    when the commit is durable."""
-
-    generation: int
-    commit: Commit
-    floor: int
-    done: asyncio.Future[T]
-    result: T
-
-
 @dataclass(frozen=True, slots=True)
 class _Failure:
     """Why a batch was not written, and what the file holds now (None: it could not be read either)."""
@@ -59,7 +47,7 @@ class _Failure:
 
 
 class _Writer:
-    """Owns the open database. Calls `report(count, failure)` in the order of entries, each when its fate is known. Used from the loop only.
+    """Owns the open database. Calls `report(count, failure)` in the order of writes, each when its fate is known. Used from the loop only.
 
     One batch is on its way at a time. It is written from the loop, which is a copy into the kernel's memory, and synced by the kernel while
     the loop goes on; what comes meanwhile is the next batch. All that is done in a thread where the kernel cannot do so, if the batch is
@@ -73,15 +61,15 @@ class _Writer:
             self._sync.attach(self._synced)
         self._thread = ThreadPoolExecutor(1, "plait-store-writer")
         self._apart_until = 0.0
-        self._entries: deque[_Entry[Any]] = deque()
-        self._batch: list[_Entry[Any]] = []
+        self._waiting: deque[Write[Any]] = deque()
+        self._batch: list[Write[Any]] = []
         self._rings = self._closing = False
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self._failed: tuple[int, _Failure] | None = None
 
-    def add(self, entry: _Entry[Any]) -> None:
+    def add(self, write: Write[Any]) -> None:
         """Have it written, with all that comes in this round of the loop."""
-        self._entries.append(entry)
+        self._waiting.append(write)
         if not (self._rings or self._batch):
             self._rings = True
             self._loop.call_soon(self._ring)
@@ -99,7 +87,7 @@ class _Writer:
         """The next batch, if none is on its way."""
         if self._batch:
             return
-        if not self._entries:
+        if not self._waiting:
             if self._closing:
                 self._close()
             return
@@ -111,23 +99,23 @@ class _Writer:
         else:
             self._in_thread(self._write_apart, batch)
 
-    def _next_batch(self) -> list[_Entry[Any]]:
-        """All entries that wait, of one generation."""
-        count, generation = min(len(self._entries), _BATCH), self._entries[0].generation
-        while self._entries[count - 1].generation != generation:
+    def _next_batch(self) -> list[Write[Any]]:
+        """All that wait, of one generation."""
+        count, generation = min(len(self._waiting), _BATCH), self._waiting[0].generation
+        while self._waiting[count - 1].generation != generation:
             count -= 1
-        return [self._entries.popleft() for _ in range(count)]
+        return [self._waiting.popleft() for _ in range(count)]
 
-    def _is_quick(self, batch: list[_Entry[Any]]) -> bool:
+    def _is_quick(self, batch: list[Write[Any]]) -> bool:
         """Whether to write it holds up the loop for no time worth speaking of."""
         if self._database.slow or self._loop.time() < self._apart_until:
             return False
-        return sum(len(change.item.value) for entry in batch for change in entry.commit.changes) <= _HERE_BYTES
+        return sum(len(change.item.value) for write in batch for change in write.commit.changes) <= _HERE_BYTES
 
-    def _write_here(self, batch: list[_Entry[Any]], sync: KernelSync) -> None:
+    def _write_here(self, batch: list[Write[Any]], sync: KernelSync) -> None:
         began = self._loop.time()
         try:
-            self._database.write([entry.commit for entry in batch], batch[-1].floor)
+            self._database.write([write.commit for write in batch], batch[-1].floor)
         except Exception as error:
             self._in_thread(self._failure, error)
         else:
@@ -145,9 +133,9 @@ class _Writer:
         else:
             self._in_thread(self._failure, self._database.failed("sync", error))
 
-    def _write_apart(self, batch: list[_Entry[Any]]) -> _Failure | None:
+    def _write_apart(self, batch: list[Write[Any]]) -> _Failure | None:
         try:
-            self._database.write([entry.commit for entry in batch], batch[-1].floor)
+            self._database.write([write.commit for write in batch], batch[-1].floor)
         except Exception as error:
             return self._failure(error)
         return self._sync_apart()
@@ -197,7 +185,7 @@ class SqliteStore(LocalStore):
         super().__init__(state, history, clock)
         self._generation = 0
         self._loop = asyncio.get_running_loop()
-        self._pending: deque[_Entry[Any]] = deque()
+        self._pending: deque[Write[Any]] = deque()
         self._writer = _Writer(database, self._written)
         for lease, ttl in state.leases.items():
             self._start_lease(lease, ttl)
@@ -230,33 +218,30 @@ class SqliteStore(LocalStore):
         except TimeoutError:
             log.warning("store_close_slow", extra={"waited_s": _CLOSE_WAIT})
 
-    def _persist(self, commit: Commit, result: T) -> asyncio.Future[T]:
-        done: asyncio.Future[T] = asyncio.Future(loop=self._loop)
+    def _persist(self, commit: Commit, result: T) -> Write[T]:
+        write = Write(self._generation, commit, self._history.floor, result)
         if self._closed:
-            done.set_exception(StoreUnavailable("write to the store: it is closed; retry when the agent runs again"))
-            return done
-        empty = not (commit.changes or commit.granted or commit.ended)
-        if empty and not self._pending:
-            done.set_result(result)
-            return done
-        entry = _Entry(self._generation, commit, self._history.floor, done, result)
-        self._pending.append(entry)
-        self._writer.add(entry)
-        return done
+            write.tell(StoreUnavailable("write to the store: it is closed; retry when the agent runs again"))
+        elif commit.changes or commit.granted or commit.ended or self._pending:
+            self._pending.append(write)
+            self._writer.add(write)
+        else:
+            write.tell()
+        return write
 
     def _written(self, count: int, failure: _Failure | None) -> None:
         """The oldest `count` pending commits are durable, or failed together."""
         batch = [self._pending.popleft() for _ in range(count)]
         if failure is None:
-            self._take(entry.commit for entry in batch)
-        for entry in batch:
-            if entry.done.done():
-                continue
-            if failure is None:
-                entry.done.set_result(entry.result)
-            else:
-                entry.done.set_exception(failure.error)
+            self._take(write.commit for write in batch)
+        self._loop.call_soon(_tell, batch, failure.error if failure is not None else None)
         if failure is not None and batch[0].generation == self._generation:
             self._generation += 1
             log.error("store_write_failed", extra={"error": str(failure.error)})
             self._reset(*(failure.now or (self._durable, self._history)))
+
+
+def _tell(batch: Sequence[Write[Any]], error: Exception | None) -> None:
+    """Those who made the writes, after those who watch (`_take` woke them in this round of the loop)."""
+    for write in batch:
+        write.tell(error)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import msgspec
 
@@ -50,9 +51,7 @@ def check_txn(compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> None:
     for compare in compares:
         size += check_key(compare.key)
     for op in ops:
-        size += check_key(op.key, prefix=isinstance(op, Delete) and op.prefix)
-        if isinstance(op, Put):
-            size += len(op.value)
+        size += check_key(op.key) + len(op.value) if isinstance(op, Put) else check_key(op.key, op.prefix)
     if size > MAX_TXN:
         raise ConfigError(
             "store transaction", f"{len(ops)} operations", f"holds {size} bytes, more than {MAX_TXN}", "split it into smaller ones"
@@ -158,14 +157,19 @@ class State:
     def apply(self, commit: Commit) -> None:
         """Take over a commit that was evaluated on this very state."""
         self.revision = commit.revision
-        self.leases.update(commit.granted)
+        if commit.granted:
+            self.leases.update(commit.granted)
         for change in commit.changes:
             item = change.item
             before = self.items.get(item.key)
             if before is not None and before.lease:
                 self._release(before)
             if change.kind == "put":
-                self._remember(item, new=before is None)
+                self.items[item.key] = item
+                if before is None:
+                    insort(self._order, item.key)
+                if item.lease:
+                    self._held.setdefault(item.lease, set()).add(item.key)
             elif before is not None:
                 del self.items[before.key], self._order[bisect_left(self._order, before.key)]
         for lease in commit.ended:
@@ -177,13 +181,6 @@ class State:
             held.discard(item.key)
             if not held:
                 del self._held[item.lease]
-
-    def _remember(self, item: Item, new: bool) -> None:
-        self.items[item.key] = item
-        if new:
-            insort(self._order, item.key)
-        if item.lease:
-            self._held.setdefault(item.lease, set()).add(item.key)
 
 
 class History:
@@ -228,5 +225,5 @@ class History:
             )
         start = revision - self.floor
         commits = self._commits[start : start + limit]
-        found = tuple(change for commit in commits for change in commit.changes if change.item.key.startswith(prefix))
-        return found, revision + len(commits)
+        found = chain.from_iterable([commit.changes for commit in commits])
+        return tuple(change for change in found if change.item.key.startswith(prefix)) if prefix else tuple(found), revision + len(commits)
