@@ -13,7 +13,7 @@ import pytest
 from plait.kernel.dryrun import render
 from plait.model.cluster import Block, Endpoint, Network, Node, PortMapping, Reach, Snapshot, TunnelKey
 from plait.model.leases import Leased, Way
-from plait.model.objects import Op
+from plait.model.objects import NftChain, NftSet, Op
 from plait.plan import Local, plan_node
 from plait.plan.hostlease import HostLease
 from plait.reconcile import order
@@ -359,6 +359,16 @@ def test_equal_input_gives_equal_output_whatever_the_order() -> None:
         "A", 1, dict(reversed(ALL.items())), snapshot.alive, dict(reversed(snapshot.networks.items())), snapshot.blocks, snapshot.endpoints
     )
     assert lines(shuffled, Local()) == lines(snapshot, Local())
+
+
+def test_the_first_published_port_is_a_matter_of_elements() -> None:
+    """The kernel takes milliseconds to replace a chain; that of the container's own link is made with it."""
+    snapshot = CASES["three-peers"]
+    without = replace(snapshot, endpoints={key: replace(endpoint, ports=()) for key, endpoint in snapshot.endpoints.items()})
+    before, after = (plan_node(of, Local(fast_path=True, underlay="eth0")) for of in (without, snapshot))
+    changed = [after.get(key) or before[key] for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
+    assert [obj for obj in changed if isinstance(obj, NftSet) and obj.name == "ports_any"]
+    assert [obj.name for obj in changed if isinstance(obj, NftChain)] == [WEB.dev]
 
 
 def test_a_mac_never_follows_an_address() -> None:

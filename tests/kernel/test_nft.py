@@ -13,7 +13,7 @@ from tests.golden.test_plan import CASES
 from tests.support.kernel import own_namespace, sh
 
 from plait.kernel.linux.netns import in_thread
-from plait.kernel.linux.nft import LibNft, Nft, NftError, ProgramNft, Ruleset
+from plait.kernel.linux.nft import LibNft, Nft, NftError, ProgramNft, Ruleset, open_nft
 from plait.model.hostlinks import Key
 from plait.model.objects import HookRule, KernelObject, NftChain, NftSet, Op, Plan
 from plait.plan.firewall import firewall_objects
@@ -365,3 +365,10 @@ def test_threads_enter_the_library_one_at_a_time() -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda nft: nft.run(""), (one, other) * 4))
     assert watched.most == 1
+
+
+def test_the_library_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To ask where it is starts a program each time."""
+    first = open_nft()
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: pytest.fail(f"{name} was looked for again"))
+    assert open_nft() is first

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import ctypes.util
+import functools
 import os
 import re
 import struct
@@ -106,8 +107,10 @@ class ProgramNft:
         return done.stdout
 
 
+@functools.cache
 def open_nft() -> Nft:
-    """The library if it can be loaded, else the program."""
+    """The library if it can be loaded, else the program. Looked for once: to ask where it is starts a program, for which the whole process
+    stops for a millisecond, and other programs' rules are looked at several times a second."""
     try:
         return LibNft()
     except NotSupported:
