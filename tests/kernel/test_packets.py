@@ -3,17 +3,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, ip_address
 from pathlib import Path
 
 import pytest
 from tests.support.kernel import in_namespace, sh
 
+from plait.agent.dhcpwires import Wires
 from plait.dhcp.frames import datagram, datagram6, payload_of, question
-from plait.kernel.linux import LinuxKernel, PacketSocket, create_netns, delete_netns, link_mac, open_arp, open_neighbours, readdress
+from plait.kernel.linux import (
+    LinuxKernel,
+    PacketSocket,
+    create_netns,
+    delete_netns,
+    link_mac,
+    open_arp,
+    open_claims,
+    open_neighbours,
+    readdress,
+)
 from plait.model.hostlinks import ChildLink
 from plait.model.leases import Way
 from plait.model.objects import Op
@@ -73,9 +85,25 @@ def test_questions_of_each_family_have_sockets_of_their_own() -> None:
     on_a_wire(body)
 
 
+@pytest.mark.parametrize("mac", [MAC, ""], ids=["own", "of-the-link"])
+def test_who_has_an_address_of_either_family_on_the_link_says_so(mac: str) -> None:
+    """A whole kernel is at the other end; this one has IPv6 switched off on the link, as many hosts have."""
+
+    def body() -> None:
+        sh("sysctl -qw net.ipv6.conf.d0.disable_ipv6=1 && ip addr add 192.0.2.7/24 dev d1 && ip addr add fd99::7/64 dev d1 nodad")
+        wires = Wires(PacketSocket, open_arp, open_claims, open_neighbours, lambda: None)
+        holder = link_mac("d1")
+        for address, said in (("192.0.2.7", holder), ("192.0.2.8", ""), ("fd99::7", holder), ("fd99::8", "")):
+            assert asyncio.run(wires.is_taken("d0", mac, ip_address(address))) == said, address
+        assert asyncio.run(wires.is_taken("d0", holder, ip_address("fd99::7"))) == "", "that is who asks"
+        assert asyncio.run(wires.is_taken("d9", mac, ip_address("fd99::7"))) == "", "there is no such link"
+
+    on_a_wire(body)
+
+
 def test_a_link_that_is_not_there_is_an_error() -> None:
     def body() -> None:
-        for open_it in (PacketSocket, open_arp, link_mac):
+        for open_it in (PacketSocket, open_arp, open_claims, link_mac):
             with pytest.raises(OSError, match="No such device"):
                 open_it("d9")
         assert link_mac("d0") in sh("ip link show d0")

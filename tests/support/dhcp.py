@@ -33,6 +33,7 @@ class FakeServer:
     declined: set[IPv4Address] = field(default_factory=set)
     heard: list[Message] = field(default_factory=list)
     leases6: dict[bytes, IPv6Address] = field(default_factory=dict)
+    declined6: set[IPv6Address] = field(default_factory=set)
     silent6: bool = False
     heard6: list[Message6] = field(default_factory=list)
 
@@ -64,14 +65,15 @@ class FakeServer:
             return None
         kind = Kind6.ADVERTISE if asked.kind is Kind6.SOLICIT else Kind6.REPLY
         if asked.kind in (Kind6.RELEASE, Kind6.DECLINE):
-            self.leases6.pop(asked.client, None)
+            given = self.leases6.pop(asked.client, None)
+            self.declined6 |= {given} if asked.kind is Kind6.DECLINE and given is not None else set()
             return Message6(kind, asked.xid, asked.client, DUID)
         if self.refuses:
             return Message6(kind, asked.xid, asked.client, DUID, asked.iaid, status=2)
         held = self.leases6.get(asked.client)
         if asked.kind in (Kind6.RENEW, Kind6.REBIND) and held != asked.address:
             return Message6(kind, asked.xid, asked.client, DUID, asked.iaid, status=3)
-        taken = set(self.leases6.values())
+        taken = {*self.leases6.values(), *self.declined6}
         free = (IPv6Address(f"fd00::{n}") for n in range(10, 99))
         address = held or (asked.address if asked.address not in (None, *taken) else next(a for a in free if a not in taken))
         if kind is Kind6.REPLY:
@@ -99,7 +101,7 @@ class FakeWires:
     def __init__(self, servers: Collection[FakeServer], wake: Callable[[], None]) -> None:
         self.servers, self._wake = servers, wake
         self.sent: list[Send] = []
-        self.taken: dict[IPv4Address, str] = {}
+        self.taken: dict[EitherAddress, str] = {}
         self._come: list[Message | Message6] = []
 
     def send(self, link: str, mac: str, said: Send) -> bool:
@@ -124,7 +126,7 @@ class FakeWires:
     def standing_in(self, link: str, mac: str) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    async def is_taken(self, link: str, mac: str, address: IPv4Address) -> str:
+    async def is_taken(self, link: str, mac: str, address: EitherAddress) -> str:
         return self.taken.get(address, "")
 
     def keep(self, links: Collection[str]) -> None:

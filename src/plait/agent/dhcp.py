@@ -158,6 +158,10 @@ class Leases:
         if held.record.lease is not None:
             await self._save(replace(held.record, owner=""))
 
+    async def holder(self, link: str, mac: str, address: EitherAddress) -> str:
+        """See `Wires.is_taken`."""
+        return await self._wires.is_taken(link, mac, address)
+
     # --- the life of them all
 
     def recover(self) -> None:
@@ -214,7 +218,7 @@ class Leases:
 
     async def _taken(self, held: Held, lease: Lease) -> bool:
         """Whether somebody else on the link has the address; then the server is told, and asked for another one."""
-        by = "" if held.record.family == 6 else await self._wires.is_taken(held.record.link, held.record.mac, lease.four)
+        by = await self._wires.is_taken(held.record.link, held.record.mac, lease.address)
         if by and held.client.lease is lease:
             log.warning("lease_declined", extra=_declined(held.record, by))
             await self._settle(held, life.decline(held.client, self._clock()))

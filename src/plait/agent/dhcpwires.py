@@ -13,7 +13,20 @@ from ipaddress import IPv4Address
 from typing import Protocol
 
 from plait.dhcp.client import Send
-from plait.dhcp.frames import BROADCAST_MAC, EVERYBODY, claim, datagram, datagram6, here, payload6_of, payload_of, question, sought
+from plait.dhcp.frames import (
+    BROADCAST_MAC,
+    EVERYBODY,
+    claim,
+    claim6,
+    datagram,
+    datagram6,
+    here,
+    payload6_of,
+    payload_of,
+    question,
+    question6,
+    sought,
+)
 from plait.dhcp.message import NOWHERE, DhcpError, Message, decode, encode
 from plait.dhcp.message6 import Message6, decode6, encode6
 from plait.model.addr import EitherAddress, link_local
@@ -34,18 +47,27 @@ class Wire(Protocol):
     def close(self) -> None: ...
 
 
+class LinkWire(Wire, Protocol):
+    """One that tells the MAC of its link."""
+
+    @property
+    def mac(self) -> str: ...
+
+
 class Wires:
-    """`open_wire(link)` for DHCP, `open_arp(link)` for ARP, `open_neighbours(link, mac)` for what IPv6 has in its place: OSError
-    if there is no such link. `wake()`: something has come."""
+    """`open_wire(link)` for DHCP, `open_arp(link)` for ARP, `open_claims(link)` and `open_neighbours(link, mac)` for what IPv6 has in its
+    place, answers and questions: OSError if there is no such link. `wake()`: something has come."""
 
     def __init__(
         self,
         open_wire: Callable[[str], Wire],
-        open_arp: Callable[[str], Wire],
+        open_arp: Callable[[str], LinkWire],
+        open_claims: Callable[[str], LinkWire],
         open_neighbours: Callable[[str, str], Wire],
         wake: Callable[[], None],
     ) -> None:
-        self._open_wire, self._open_arp, self._open_neighbours, self._wake = open_wire, open_arp, open_neighbours, wake
+        self._open_wire, self._open_arp, self._open_claims = open_wire, open_arp, open_claims
+        self._open_neighbours, self._wake = open_neighbours, wake
         self._open: dict[str, Wire] = {}
 
     def send(self, link: str, mac: str, said: Send) -> bool:
@@ -74,24 +96,27 @@ class Wires:
                     elif (six := payload6_of(frame, summed)) is not None:
                         yield link, decode6(six[2]), six[0], six[1]
 
-    async def is_taken(self, link: str, mac: str, address: IPv4Address) -> str:
-        """The MAC of somebody else on the link who says to have `address`, "" if nobody does (RFC 5227, with one question)."""
+    async def is_taken(self, link: str, mac: str, address: EitherAddress) -> str:
+        """The MAC of somebody else on the link than `mac` ("": than the link itself) who says to have `address`, "" if nobody does (RFC
+        5227, RFC 4862, with one question)."""
+        four = isinstance(address, IPv4Address)
         try:
-            wire = self._open_arp(link)
+            wire = self._open_arp(link) if four else self._open_claims(link)
         except OSError:
             return ""
+        own = mac or wire.mac
         heard = asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_reader(wire.fileno(), heard.set)
         try:
-            wire.send(question(mac, address))
+            wire.send(question(own, address) if isinstance(address, IPv4Address) else question6(own, address))
             async with asyncio.timeout(PROBE_S):
                 while True:
                     await heard.wait()
                     heard.clear()
                     for frame, _ in wire.frames():
-                        found = claim(frame)
-                        if found is not None and found[1] == address and found[0] != mac:
+                        found = claim(frame) if four else claim6(frame)
+                        if found is not None and found[1] == address and found[0] != own:
                             return found[0]
         except (TimeoutError, OSError):
             return ""

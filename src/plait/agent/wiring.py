@@ -69,7 +69,7 @@ from plait.store.token import create_token
 
 log = logging.getLogger("plait.node")
 DEFAULT_NETWORK = "default"
-_WIRES = partial(Wires, linux.PacketSocket, linux.open_arp, linux.open_neighbours)
+_WIRES = partial(Wires, linux.PacketSocket, linux.open_arp, linux.open_claims, linux.open_neighbours)
 """On which DHCP is spoken."""
 _FOLLOW_S = 3.0
 """Most seconds that the DNS process of the agent before goes on while this one waits for the store."""

@@ -22,7 +22,8 @@ _IP = struct.Struct("!BBHHHBBH4s4s")
 _ARP = struct.Struct("!HHBBH6s4s6s4s")
 _UDP, _TTL = 17, 64
 ETH_IP, ETH_ARP, ETH_IP6 = 0x0800, 0x0806, 0x86DD
-_ICMP6, SOLICITATION, _ADVERTISEMENT = 58, 135, 136
+_ICMP6, SOLICITATION, ADVERTISEMENT = 58, 135, 136
+_NOBODY, _GROUPS = bytes(16), IPv6Address("ff02::1:ff00:0")
 _SOLICITED, _OVERRIDE, _TARGET_MAC = 1 << 30, 1 << 29, b"\2\1"
 _ASKS = 1
 
@@ -91,7 +92,7 @@ def sought(frame: bytes) -> tuple[str, IPv6Address, IPv6Address] | None:
 def here(mac: str, target: IPv6Address, asker: tuple[str, IPv6Address]) -> bytes:
     """The answer that `target` is at `mac`."""
     body = target.packed + _TARGET_MAC + mac_bytes(mac)
-    head = struct.pack("!BBHI", _ADVERTISEMENT, 0, 0, _SOLICITED | _OVERRIDE)
+    head = struct.pack("!BBHI", ADVERTISEMENT, 0, 0, _SOLICITED | _OVERRIDE)
     pseudo = target.packed + asker[1].packed + struct.pack("!II", len(head) + len(body), _ICMP6)
     icmp = head[:2] + struct.pack("!H", checksum(pseudo + head + body)) + head[4:] + body
     ip = struct.pack("!IHBB", 6 << 28, len(icmp), _ICMP6, 255) + target.packed + asker[1].packed
@@ -123,6 +124,28 @@ def question(mac: str, address: IPv4Address) -> bytes:
     """The frame by which `mac`, which has no address, asks who has `address`."""
     arp = _ARP.pack(1, ETH_IP, 6, 4, _ASKS, mac_bytes(mac), bytes(4), bytes(6), address.packed)
     return _ETHERNET.pack(mac_bytes(BROADCAST_MAC), mac_bytes(mac), ETH_ARP) + arp
+
+
+def question6(mac: str, address: IPv6Address) -> bytes:
+    """The same for IPv6: a solicitation from nobody (RFC 4862, section 5.4.2)."""
+    group = group_of(address)
+    head = struct.pack("!BBHI", SOLICITATION, 0, 0, 0)
+    pseudo = _NOBODY + group.packed + struct.pack("!II", len(head) + 16, _ICMP6)
+    icmp = head[:2] + struct.pack("!H", checksum(pseudo + head + address.packed)) + head[4:] + address.packed
+    ip = struct.pack("!IHBB", 6 << 28, len(icmp), _ICMP6, 255) + _NOBODY + group.packed
+    return _ETHERNET.pack(b"\x33\x33" + group.packed[12:], mac_bytes(mac), ETH_IP6) + ip + icmp
+
+
+def group_of(address: IPv6Address) -> IPv6Address:
+    """Where who has `address` listens for such questions (RFC 4291, section 2.7.1)."""
+    return IPv6Address(int(_GROUPS) | int(address) & 0xFFFFFF)
+
+
+def claim6(frame: bytes) -> tuple[str, IPv6Address] | None:
+    """(MAC, address) of who says to have an IPv6 address; None for whatever else it is, or if it came through a router."""
+    if len(frame) < 78 or frame[12:14] != b"\x86\xdd" or frame[20:22] != bytes((_ICMP6, 255)) or frame[54] != ADVERTISEMENT:
+        return None
+    return frame[6:12].hex(":"), IPv6Address(frame[62:78])
 
 
 def claim(frame: bytes) -> tuple[str, IPv4Address] | None:

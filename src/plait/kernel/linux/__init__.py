@@ -7,7 +7,7 @@ from plait.kernel.linux.inside import inspect_sandbox
 from plait.kernel.linux.kernel import LinuxKernel
 from plait.kernel.linux.neightables import neigh_tables
 from plait.kernel.linux.netns import create_netns, delete_netns, netns_exists, running_netns
-from plait.kernel.linux.packets import PacketSocket, announce_here, link_mac, open_arp, open_neighbours
+from plait.kernel.linux.packets import PacketSocket, announce_here, link_mac, open_arp, open_claims, open_neighbours
 from plait.kernel.linux.resolver import open_resolver
 from plait.kernel.linux.sysctl import Sysctls
 
@@ -24,6 +24,7 @@ __all__ = [
     "neigh_tables",
     "netns_exists",
     "open_arp",
+    "open_claims",
     "open_neighbours",
     "open_resolver",
     "readdress",

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Sequence
 from ipaddress import IPv4Address
 
-from plait.dhcp.frames import ETH_ARP, ETH_IP, ETH_IP6, SOLICITATION
+from plait.dhcp.frames import ADVERTISEMENT, ETH_ARP, ETH_IP, ETH_IP6, SOLICITATION
 from plait.dhcp.message import CLIENT_PORT
 from plait.dhcp.message6 import CLIENT_PORT6
 from plait.kernel.linux.announce import announcement
@@ -53,18 +53,24 @@ DHCP: tuple[Code, ...] = (
     (_RETURN, 0, 0, _LARGEST),
     (_RETURN, 0, 0, 0),
 )
-NEIGHBOURS: tuple[Code, ...] = (
-    (_LOAD_WORD, 0, 0, _TAGGED),
-    (_IS, 0, 7, 0),
-    (_LOAD_HALF, 0, 0, 12),
-    (_IS, 0, 5, ETH_IP6),
-    (_LOAD_BYTE, 0, 0, 20),
-    (_IS, 0, 3, socket.IPPROTO_ICMPV6),
-    (_LOAD_BYTE, 0, 0, 54),
-    (_IS, 0, 1, SOLICITATION),
-    (_RETURN, 0, 0, _LARGEST),
-    (_RETURN, 0, 0, 0),
-)
+
+
+def _icmp6(kind: int) -> tuple[Code, ...]:
+    return (
+        (_LOAD_WORD, 0, 0, _TAGGED),
+        (_IS, 0, 7, 0),
+        (_LOAD_HALF, 0, 0, 12),
+        (_IS, 0, 5, ETH_IP6),
+        (_LOAD_BYTE, 0, 0, 20),
+        (_IS, 0, 3, socket.IPPROTO_ICMPV6),
+        (_LOAD_BYTE, 0, 0, 54),
+        (_IS, 0, 1, kind),
+        (_RETURN, 0, 0, _LARGEST),
+        (_RETURN, 0, 0, 0),
+    )
+
+
+NEIGHBOURS, CLAIMS = _icmp6(SOLICITATION), _icmp6(ADVERTISEMENT)
 ARP: tuple[Code, ...] = (
     (_LOAD_WORD, 0, 0, _TAGGED),
     (_IS, 0, 3, 0),
@@ -137,6 +143,13 @@ def open_neighbours(link: str, mac: str) -> PacketSocket:
     raw = bytes.fromhex(mac.replace(":", ""))
     for kind, address in ((_UNICAST, raw), (_MULTICAST, b"\x33\x33\xff" + raw[3:])):
         opened.let_in(link, kind, address)
+    return opened
+
+
+def open_claims(link: str) -> PacketSocket:
+    """For the answers to that, which go to everybody where nobody asks."""
+    opened = PacketSocket(link, CLAIMS)
+    opened.let_in(link, _MULTICAST, b"\x33\x33\0\0\0\1")
     return opened
 
 
