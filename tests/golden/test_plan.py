@@ -148,7 +148,15 @@ CASES |= {
         frozenset("AB"),
         {"default": DEFAULT, "lan": network},
         blocks("A", "B") | {("lan", N("192.168.7.16/28")): Block("lan", N("192.168.7.16/28"), "A")},
-        {e.id: e if name != "ipvlan" else replace(e, mac="") for e in ON_LAN},
+        {e.id: e if network.backend != "ipvlan" else replace(e, mac="") for e in ON_LAN},
+    )
+    for name, network in ON_LINKS.items()
+}
+CASES |= {
+    f"{name}-dual": replace(
+        CASES[name],
+        networks={"default": DEFAULT, "lan": replace(network, subnet6=N6("fd00:7::/64"), gateway6=A6("fd00:7::fe"))},
+        endpoints={k: replace(e, address6=A6("fd00:7::") + int(e.address) % 256) for k, e in CASES[name].endpoints.items()},
     )
     for name, network in ON_LINKS.items()
 }

@@ -8,7 +8,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -19,10 +19,12 @@ from plait.kernel.linux import link as links
 from plait.kernel.linux.child import create_child, create_vlan
 from plait.kernel.linux.netns import in_thread, unshare_net
 from plait.model.hostlinks import ChildLink, VlanLink
+from plait.model.inside import Inside6
 from plait.model.objects import Op
 
 pytestmark = pytest.mark.root
 MAC = "02:00:00:00:00:07"
+SIX = Inside6(IPv6Address("fd00:7::7"), IPv6Address("fd00:7::fe"), IPv6Network("fd00:7::/64"), default=True, on_link=True)
 
 
 @pytest.fixture
@@ -128,6 +130,53 @@ def test_a_child_lies_in_its_namespace_alone_and_is_found_there(netns: str, mode
         assert not kernel.apply([Op("del", None, link)]).failed
         assert kernel.owned([link.key]) == {} and set(inspect_sandbox(netns).links) == {"lo"}
         assert not kernel.apply([Op("del", None, link)]).failed, "absent is fine"
+
+    with_parent(body)
+
+
+@pytest.mark.parametrize("straight", [False, True])
+def test_ipv6_is_there_at_once_with_the_prefix_and_the_routers_way_and_the_kernel_adds_nothing(netns: str, straight: bool) -> None:
+    """By default, as the kernel has it, the link would hear the router's advertisements, and search for duplicates for a second."""
+    link = replace(child(netns), inside6=SIX, gateway=None if straight else child(netns).gateway)
+
+    def inner(command: str) -> str:
+        return sh(f"nsenter --net={netns} {command}")
+
+    def body(kernel: LinuxKernel) -> None:
+        assert not kernel.apply([Op("put", link)]).failed and kernel.owned([link.key]) == {link.key: link}
+        said = inner("ip -6 addr show dev eth7")
+        assert "fd00:7::7/64" in said and "tentative" not in said and said.count("inet6") == 2, said
+        ways = [line.split(" metric")[0] for line in inner("ip -6 route show dev eth7 proto static").splitlines()]
+        assert sorted(line.strip().removesuffix(" proto static") for line in ways) == (
+            ["default", "fd00:7::/64"] if straight else ["default via fd00:7::fe", "fd00:7::/64", "fd00:7::fe"]
+        )
+        values = inner("sysctl -n net.ipv6.conf.eth7.accept_ra net.ipv6.conf.eth7.autoconf net.ipv6.conf.eth7.disable_ipv6")
+        assert values.split() == ["0", "0", "0"]
+        sh("ip addr add fd00:7::fe/64 dev far nodad")
+        assert sh("ping -6 -c1 -W2 fd00:7::7")
+        assert inner("ping -6 -c1 -W2 fd00:7::fe")
+
+    with_parent(body)
+
+
+def test_ipv6_opens_a_link_that_its_sandbox_had_it_off_for(netns: str) -> None:
+    sh(f"nsenter --net={netns} sysctl -qw net.ipv6.conf.default.disable_ipv6=1")
+    link = replace(child(netns), inside6=SIX)
+
+    def body(kernel: LinuxKernel) -> None:
+        assert not kernel.apply([Op("put", link)]).failed
+        assert "fd00:7::7/64" in sh(f"nsenter --net={netns} ip -6 addr show dev eth7")
+
+    with_parent(body)
+
+
+def test_a_router_may_have_a_link_local_address_alone(netns: str) -> None:
+    link = replace(child(netns), inside6=replace(SIX, gateway=IPv6Address("fe80::1")))
+
+    def body(kernel: LinuxKernel) -> None:
+        assert not kernel.apply([Op("put", link)]).failed
+        sh("ip addr add fe80::1/64 dev far nodad && ip addr add 2001:db8:9::9/128 dev far nodad && ip route add fd00:7::/64 dev far")
+        assert sh(f"nsenter --net={netns} ping -6 -c1 -W2 2001:db8:9::9"), "it leads on"
 
     with_parent(body)
 
@@ -242,5 +291,16 @@ def test_a_neighbour_that_knows_the_address_by_another_mac_learns_the_new_one_at
         assert not tell_neighbours(netns, link.name, MAC, wanted)
         with pytest.raises(FileNotFoundError):
             tell_neighbours(netns + "-gone", link.name, MAC, wanted)
+
+    with_parent(body)
+
+
+def test_the_same_by_ipv6(netns: str) -> None:
+    link = replace(child(netns), inside6=SIX)
+
+    def body(kernel: LinuxKernel) -> None:
+        assert not kernel.apply([Op("put", link)]).failed
+        sh("ip addr add fd00:7::fe/64 dev far nodad && ip neigh add fd00:7::7 lladdr 02:00:00:00:00:99 dev far nud reachable")
+        assert tell_neighbours(netns, link.name, MAC, SIX.address) and MAC in sh("ip neigh show fd00:7::7")
 
     with_parent(body)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from plait.ipam import block_of, check_network, default_subnet6, image, image_block, origin, stray_endpoints, usable
+from plait.ipam import block_of, check_network, default_subnet6, image, image_block, origin, stray_endpoints, usable, without_router
 from plait.model.addr import link_local, unique_local
 from plait.model.cluster import Block, Endpoint, Network, Node, Snapshot
 from plait.model.errors import ConfigError
@@ -98,6 +98,23 @@ def test_an_ipv6_that_cannot_be_is_refused_with_words(change: dict[str, object],
 
 def test_a_gateway_beyond_all_images_is_possible() -> None:
     check_network(replace(DUAL, gateway6=A6("fd00:29::1:0")), [])
+
+
+LAN = replace(DUAL, gateway=A("10.29.0.254"), backend="macvlan", options={"parent": "eth1"})
+
+
+def test_a_router_on_the_link_may_have_any_address_of_it_which_no_container_gets() -> None:
+    for router, kept in (("fd00:29::5", ["10.29.0.5"]), ("fd00:29::fe", []), ("fd00:29::1:0", []), ("fe80::1", [])):
+        network = without_router(replace(LAN, gateway6=A6(router)))
+        assert [str(part) for part in network.excluded] == kept and without_router(network) == network
+        check_network(network, [])
+    assert without_router(replace(DUAL, gateway6=A6("fd00:29::5"))).excluded == (), "every host holds that one"
+
+
+@pytest.mark.parametrize("network", [DUAL, LAN])
+def test_a_link_local_gateway_is_a_router_of_a_link_and_says_not_of_which(network: Network) -> None:
+    with pytest.raises(ConfigError, match="is not a host address of fd00:29::/64"):
+        check_network(replace(network, gateway6=A6("fe80::1" if network is DUAL else "fe80::1%eth1")), [])
 
 
 def test_two_networks_never_share_a_part_of_ipv6() -> None:

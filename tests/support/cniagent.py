@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Mapping
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ class CniAgent:
                 network = snapshot.networks[endpoint.network]
                 addresses: set[IPInterface] = {IPv4Interface((endpoint.address, network.subnet.prefixlen))}
                 six = inside6(network, endpoint)
-                addresses |= {six.interface} if six is not None else set()
+                addresses |= {six.interface} if six is not None else {IPv6Interface(a) for a in (endpoint.address6,) if a is not None}
                 links[endpoint.ifname] = InsideLink(endpoint.mac, True, frozenset(addresses))
                 gateways |= {network.gateway} if endpoint.default_route and not network.internal else set()
                 gateways6 |= {six.gateway} if six is not None and six.default else set()

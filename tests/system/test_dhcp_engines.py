@@ -35,8 +35,12 @@ def served(make_lab: Callable[..., Lab], tmp_path_factory: pytest.TempPathFactor
     lab.start_agent("A")
     router = lab.address("D")
     soon = ("--dhcp-option=option:T1,2", "--dhcp-option=option:T2,4")
-    server = serve(lab, "D", Path(tmp_path_factory.mktemp("d")), *soon, f"--dhcp-option=121,10.9.0.0/16,{router},0.0.0.0/0,{router}")
-    lab.run("A", "plait", "network", "create", "lan", "--backend", "macvlan", "-o", "parent=eth0", "--ipam", "dhcp")
+    lab.run("D", "ip", "addr", "replace", "fd99::1/64", "dev", "eth0", "nodad")
+    six = ("--enable-ra", "--dhcp-range=fd99::100,fd99::1ff,64,120")
+    routes = f"--dhcp-option=121,10.9.0.0/16,{router},0.0.0.0/0,{router}"
+    server = serve(lab, "D", Path(tmp_path_factory.mktemp("d")), *soon, routes, *six)
+    where = ("-o", "parent=eth0", "--ipam", "dhcp", "--ipv6", "--subnet6", "fd99::/64")
+    lab.run("A", "plait", "network", "create", "lan", "--backend", "macvlan", *where)
     process.until("lan in Docker", lambda: "lan" in networks(lab, "A"), 5)
     yield lab, server
     server.stop()
@@ -48,7 +52,7 @@ def clean(served: tuple[Lab, Dnsmasq]) -> Iterator[None]:
     lab, server = served
     yield
     remove_containers(lab, "A")
-    process.until("all leases are given back", lambda: server.rows() == {}, 5)
+    process.until("all leases are given back", lambda: server.rows() == {} and server.rows6() == [], 5)
     process.until("no link is left", lambda: "macvlan" not in lab.run("A", "ip", "-d", "link").stdout, 3)
 
 
@@ -56,8 +60,12 @@ def shown(lab: Lab, name: str) -> str:
     return docker(lab, "A", "inspect", "-f", "{{.NetworkSettings.Networks.lan.IPAddress}}", name)
 
 
+def shown6(lab: Lab, name: str) -> str:
+    return docker(lab, "A", "inspect", "-f", "{{.NetworkSettings.Networks.lan.GlobalIPv6Address}}", name)
+
+
 def answers(lab: Lab, at: str) -> bool:
-    return lab.run("D", *HTTP, f"http://{at}/", check=False).stdout == "200"
+    return lab.run("D", *HTTP, f"http://[{at}]/" if ":" in at else f"http://{at}/", check=False).stdout == "200"
 
 
 def routes(lab: Lab, *enter: str) -> dict[str, str]:
@@ -82,6 +90,26 @@ def test_docker_shows_what_the_server_gave_and_keeps_it(served: tuple[Lab, Dnsma
     assert shown(lab, "web") == at and server.rows() == {at: "web"}, "it asks for the one it had"
     docker(lab, "A", "rm", "-f", "web")
     process.until("given back", lambda: server.rows() == {}, 5)
+
+
+def test_the_same_by_ipv6_whose_routes_the_container_learns(served: tuple[Lab, Dnsmasq]) -> None:
+    lab, server = served
+    docker(lab, "A", "run", "-d", "--name", "web", "--network", "lan", "nginx")
+    six = shown6(lab, "web")
+    assert server.rows6() == [six] and server.rows() == {shown(lab, "web"): "web"}
+    process.until("it answers", lambda: answers(lab, six), 10)
+    pid = docker(lab, "A", "inspect", "-f", "{{.State.Pid}}", "web")
+    inside = ("nsenter", "-t", pid, "-n", "ip", "-6")
+    process.until("the router is known", lambda: "default via fe80::" in lab.run("A", *inside, "route").stdout, 10)
+    rows = {row["name"]: row for row in json.loads(lab.run("A", "plait", "ps", "--json").stdout)}
+    assert rows["web"]["addresses6"] == {"lan": six}
+    lab.kill_agent("A")
+    lab.start_agent("A")
+    process.until("it is asked for again", lambda: server.count("DHCPREPLY", six) >= 2, 10)
+    assert server.rows6() == [six] and answers(lab, six) and lab.run("A", "plait", "plan", "--diff").stdout == ""
+    docker(lab, "A", "restart", "-t0", "web")
+    assert shown6(lab, "web") == six and server.rows6() == [six]
+    process.until("it answers again", lambda: answers(lab, six), 10)
 
 
 def test_what_was_removed_while_the_agent_was_away_is_given_back(served: tuple[Lab, Dnsmasq]) -> None:
@@ -110,7 +138,9 @@ def test_two_containers_and_a_runtime_of_cni(served: tuple[Lab, Dnsmasq]) -> Non
         assert at.endswith("/24") and result["ips"][0]["gateway"] == lab.address("D")
         assert {row["dst"] for row in result["routes"]} == {"0.0.0.0/0", "10.9.0.0/16"}
         runner.check("c1", "/run/netns/c1", result)
-        assert set(server.rows()) == {w1, shown(lab, "w2"), at.removesuffix("/24")} and len(server.clients()) == 3
+        assert set(server.rows()) == {w1, shown(lab, "w2"), at.removesuffix("/24")}
+        six = result["ips"][1]["address"].removesuffix("/128")
+        assert set(server.rows6()) == {six, shown6(lab, "w1"), shown6(lab, "w2")}
         assert lab.run("A", "nsenter", "--net=/run/netns/c1", *HTTP, f"http://{w1}/").stdout == "200"
         runner.delete("c1", "/run/netns/c1", result)
         runner.delete("c1", "/run/netns/c1", result)

@@ -16,7 +16,7 @@ from plait.lab.lab import Lab
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 HTTP = ("curl", "-sS", "-m", "3", "-o", "/dev/null", "-w", "%{http_code}")
-ROUTER = "198.18.0.254"
+ROUTER, ROUTER6 = "198.18.0.254", "fd00:18::fe"
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,8 @@ def two(make_lab: Callable[..., Lab]) -> Lab:
     lab.kill_agent("A")
     lab.start_agent("A")
     where = ("--subnet", "198.18.0.0/24", "--gateway", ROUTER, "--ip-range", "198.18.0.128/25")
-    lab.run("A", "plait", "network", "create", "lan", "--backend", "macvlan", "-o", "parent=eth0", *where)
+    six = ("--subnet6", "fd00:18::/64", "--gateway6", ROUTER6)
+    lab.run("A", "plait", "network", "create", "lan", "--backend", "macvlan", "-o", "parent=eth0", *where, *six)
     for host in "AB":
         process.until(f"lan on {host}", lambda host=host: "lan" in networks(lab, host), 5)
     return lab
@@ -70,8 +71,12 @@ def cni(lab: Lab) -> Runner:
     return Runner(lab, "A", config, ("/opt/cni/bin", "/usr/lib/cni"))
 
 
-def answers(lab: Lab, host: str, name: str, url: str) -> bool:
-    return lab.run(host, "docker", "exec", name, *HTTP, url, check=False).stdout == "200"
+def answers(lab: Lab, host: str, name: str, url: str, *options: str) -> bool:
+    return lab.run(host, "docker", "exec", name, *HTTP, *options, url, check=False).stdout == "200"
+
+
+def address6(lab: Lab, host: str, name: str) -> str:
+    return docker(lab, host, "inspect", "-f", "{{.NetworkSettings.Networks.lan.GlobalIPv6Address}}", name)
 
 
 def test_containers_of_docker_are_on_the_link_and_know_each_others_names(two: Lab) -> None:
@@ -82,6 +87,36 @@ def test_containers_of_docker_are_on_the_link_and_know_each_others_names(two: La
     assert found["address"] in two.run("B", "ip", "neigh", "show", a1).stdout, "the host next to it knows it by its MAC"
     process.until("by name", lambda: answers(two, "A", "a1", "http://b1/") and answers(two, "B", "b1", "http://a1.plait/"), 5)
     assert attached(two) == {"a1": a1, "b1": b1}
+
+
+def test_they_have_ipv6_of_the_link_too(two: Lab) -> None:
+    """By address and by name; the router is who it is on the link, and its lack no obstacle."""
+    started(two, "A", "a1"), started(two, "B", "b1")
+    a1, b1 = address6(two, "A", "a1"), address6(two, "B", "b1")
+    process.until("b1 answers by IPv6", lambda: answers(two, "A", "a1", f"http://[{b1}]/"), 5)
+    process.until("and a1", lambda: answers(two, "B", "b1", f"http://[{a1}]/"), 5)
+    process.until("by name", lambda: answers(two, "A", "a1", "http://b1/", "-6"), 5)
+    pid = docker(two, "A", "inspect", "-f", "{{.State.Pid}}", "a1")
+    inside = ("nsenter", "-t", pid, "-n", "ip", "-6", "-j")
+    routes = json.loads(two.run("A", *inside, "route").stdout)
+    assert [row["gateway"] for row in routes if row["dst"] == "default"] == [ROUTER6]
+    assert {"fd00:18::/64"} <= {row["dst"] for row in routes}
+    two.kill_agent("A")
+    two.start_agent("A")
+    assert answers(two, "A", "a1", f"http://[{b1}]/") and two.run("A", "plait", "plan", "--diff").stdout == ""
+    docker(two, "A", "restart", "-t0", "a1")
+    assert address6(two, "A", "a1") == a1
+    process.until("again", lambda: answers(two, "B", "b1", f"http://[{a1}]/"), 10)
+
+
+def test_an_address_of_another_machine_is_dockers_error(two: Lab) -> None:
+    two.run("B", "ip", "addr", "add", "fd00:18::c8/64", "dev", "eth0", "nodad")
+    try:
+        command = ("docker", "run", "--name", "twice", "--network", "lan", "--ip6", "fd00:18::c8", "nginx")
+        refused = two.run("A", *command, check=False, timeout_s=60)
+    finally:
+        two.run("B", "ip", "addr", "del", "fd00:18::c8/64", "dev", "eth0")
+    assert refused.returncode != 0 and "address fd00:18::c8 of network 'lan' cannot be used: the machine with the MAC" in refused.stderr
 
 
 def test_it_keeps_its_address_and_link_whatever_is_restarted(two: Lab) -> None:
@@ -118,11 +153,13 @@ def test_connect_disconnect_and_a_refused_port_leave_nothing(two: Lab) -> None:
 
 def test_a_network_of_dockers_own_making_is_one_of_the_cluster(two: Lab) -> None:
     where = ("--subnet", "10.88.0.0/24", "--gateway", "10.88.0.254", "-o", "backend=macvlan", "-o", "parent=eth0", "-o", "mode=private")
-    docker(two, "A", "network", "create", "-d", "plait", "--ipam-driver", "plait", *where, "apart")
+    six = ("--ipv6", "--subnet", "fd00:88::/64", "--gateway", "fd00:88::2")
+    docker(two, "A", "network", "create", "-d", "plait", "--ipam-driver", "plait", *where, *six, "apart")
     process.until("known", lambda: "apart" in networks(two, "B"), 5)
     docker(two, "B", "run", "-d", "--name", "b1", "--network", "apart", "nginx")
     rows = {row["name"]: row for row in json.loads(two.run("A", "plait", "network", "ls", "--json").stdout)}
     assert (rows["apart"]["backend"], rows["apart"]["options"]["mode"]) == ("macvlan", "private")
+    assert (rows["apart"]["subnet6"], rows["apart"]["gateway6"]) == ("fd00:88::/64", "fd00:88::2"), "of another offset than that of IPv4"
     remove_containers(two, "B")
     two.run("A", "plait", "network", "rm", "apart")
     process.until("gone", lambda: "apart" not in networks(two, "A") | networks(two, "B"), 5)
@@ -143,6 +180,9 @@ def test_a_host_that_leaves_takes_links_out_of_containers(two: Lab) -> None:
         assert "eth0" not in " ".join(left) and left[0] == "lo"
         two.start_agent("A")
         process.until("a1 is back", lambda: two.run("B", *HTTP, f"http://{a1}/", check=False).stdout == "200", 10)
+        started(two, "B", "b1")
+        six = f"http://[{address6(two, 'A', 'a1')}]/"
+        process.until("by IPv6 too", lambda: answers(two, "B", "b1", six), 10)
         runner.delete("c2", "/run/netns/c2", result)
     finally:
         two.run("A", "ip", "netns", "del", "c2")
@@ -155,10 +195,12 @@ def test_a_runtime_of_cni_beside_them(two: Lab) -> None:
     netns = "/run/netns/c1"
     try:
         result = runner.add("c1", netns)
-        assert [one["name"] for one in result["interfaces"]] == ["eth0"] and result["ips"][0]["gateway"] == ROUTER
+        assert [one["name"] for one in result["interfaces"]] == ["eth0"]
+        assert [one["gateway"] for one in result["ips"]] == [ROUTER, ROUTER6] and result["ips"][1]["address"].endswith("/64")
         runner.check("c1", netns, result)
         inside = ("nsenter", f"--net={netns}")
         assert two.run("A", *inside, *HTTP, f"http://{b1}/").stdout == "200"
+        assert two.run("A", *inside, *HTTP, f"http://[{address6(two, 'B', 'b1')}]/").stdout == "200"
         server = result["dns"]["nameservers"][0]
         assert two.run("A", *inside, "dig", "+short", "+time=1", f"@{server}", "b1").stdout.strip() == b1
         runner.delete("c1", netns, result)

@@ -45,7 +45,7 @@ def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
         made.run(host, "ip", "link", "set", "eth1", "up")
         made.run(host, "sh", "-c", SWITCH)
     for vlan in ("42", "43"):
-        subnet = ("--subnet", f"10.{vlan}.0.0/24", "--gateway", f"10.{vlan}.0.254")
+        subnet = ("--subnet", f"10.{vlan}.0.0/24", "--gateway", f"10.{vlan}.0.254", "--subnet6", f"fd00:{vlan}::/64")
         made.run("A", "plait", "network", "create", f"v{vlan}", *WHERE, "-o", f"vlan={vlan}", *subnet)
         for host in "AB":
             made.run(host, "plait", "run", "--name", f"{host.lower()}{vlan}", "--network", f"v{vlan}")
@@ -67,6 +67,21 @@ def test_those_of_one_vlan_reach_each_other_over_tagged_frames(lab: Lab) -> None
     frames = heard.communicate(timeout=10)[0]
     mac = json.loads(inside(lab, "A", "a42", "ip", "-j", "link", "show", "eth0").stdout)[0]["address"]
     assert frames.count("ethertype 802.1Q (0x8100), length 102: vlan 42") == 2 and mac in frames, frames
+
+
+def test_the_same_by_ipv6_whose_neighbours_ask_within_the_vlan(lab: Lab) -> None:
+    b42 = address(lab, "b42", family="addresses6")
+    until("the ports work", lambda: pings(lab, "A", "a42", b42, "-6"), 10)
+    inside(lab, "A", "a42", "ip", "-6", "neigh", "flush", "dev", "eth0")
+    listen = ("tcpdump", "-n", "-e", "-l", "-c1", "-i", "eth1", "vlan", "42", "and", "icmp6", "and", "ip6[40]", "==", "135")
+    heard = lab.popen("B", *listen, stdout=-1, stderr=-1, text=True)
+    assert heard.stderr is not None
+    until("it listens", lambda: "listening" in heard.stderr.readline(), 5)
+    assert pings(lab, "A", "a42", b42, "-6") and pings(lab, "A", "a42", "b42", "-6")
+    assert "ethertype 802.1Q (0x8100)" in (said := heard.communicate(timeout=10)[0]) and "vlan 42" in said, said
+    other = address(lab, "b43", family="addresses6")
+    assert not pings(lab, "A", "a42", other, "-6") and pings(lab, "A", "a43", other, "-6")
+    assert "fd00:42:" not in lab.run("A", "ip", "-6", "route").stdout
 
 
 def test_those_of_two_vlans_do_not_reach_each_other_even_with_the_same_addresses(lab: Lab) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tests.support.cluster import FakeNode, nodes
 from tests.support.cniagent import CniAgent
+from tests.support.dhcp import FakeServer
 
 from plait.agent.keys import alive_key
 from plait.model.cluster import Endpoint, Network
@@ -228,6 +229,29 @@ async def test_one_with_ipv6_alone_joins_too(agent: CniAgent) -> None:
     previous = {"cniVersion": "1.0.0", "interfaces": interfaces, "ips": [{"address": "fd88::5/64", "interface": 0}]}
     assert await agent.call("ADD", netns=netns, config={"name": "chain", "prevResult": previous}) == (200, previous)
     assert next(iter(agent.node.view.snapshot.containers.values())).addresses6 == {"chain": A6("fd88::5")}
+
+
+async def test_check_asks_for_no_ipv6_default_route_where_routers_of_the_link_say_it(agent: CniAgent) -> None:
+    agent.node.dhcp[:] = [FakeServer()]
+    options = {"backend": "macvlan", "parent": "lo", "ipam": "dhcp"}
+    await agent.node.ops.ensure_network(NetworkRequest("leased", options=options, ipv6=True))
+    netns, result = await added(agent, "c3", "leased")
+    assert ips(result) == ["198.18.0.10/24", "fd00::10/128"]
+    agent.routeless6.add(netns)
+    assert await agent.call("CHECK", "c3", netns=netns, name="leased", prevResult=result) == (200, None)
+
+
+@pytest.mark.parametrize("mode", ["", "l2", "l3"])
+def test_on_a_link_of_the_host_a_result_has_the_links_prefix_and_router(mode: str) -> None:
+    options = {"parent": "eth0"} | ({"mode": mode} if mode else {})
+    backend = "ipvlan" if mode else "macvlan"
+    network = Network("lan", IPv4Network("198.18.0.0/24"), IPv4Address("198.18.0.254"), 24, backend, options=options)
+    network = replace(network, subnet6=IPv6Network("fd00:18::/64"), gateway6=IPv6Address("fe80::1"))
+    endpoint = Endpoint("e", "lan", "A", IPv4Address("198.18.0.10"), "", "pl-e1", "cni", address6=IPv6Address("fd00:18::a"))
+    result = add_result("1.0.0", endpoint, network, 1500, dns_of("", "plait", None, None))
+    hop = {} if mode == "l3" else {"gateway": "fe80::1"}
+    assert result["ips"][1] == {"address": "fd00:18::a/64", "interface": 0, **hop}
+    assert result["routes"][1] == {"dst": "::/0"} | ({"gw": "fe80::1"} if hop else {})
 
 
 def test_a_result_says_what_came_with_a_lease() -> None:

@@ -10,7 +10,7 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
@@ -482,6 +482,29 @@ async def test_on_a_link_of_the_host_the_engine_takes_the_containers_own_link(s:
         assert s.ops.attached["e"].mac == "", "there is none to ask for"
         answer = await s.docker.call("NetworkDriver.CreateEndpoint", **ids, Interface={**face, "MacAddress": mac})
         assert "have the MAC of their link: leave out --mac-address" in answer["Err"]
+
+
+@pytest.mark.parametrize("options", [{"backend": "macvlan"}, {"backend": "ipvlan", "mode": "l3"}], ids=["macvlan", "l3"])
+async def test_ipv6_on_a_link_of_the_host_has_its_prefix_and_the_routers_way(s: Setup, options: dict[str, str]) -> None:
+    subnet, subnet6 = IPv4Network("192.168.7.0/24"), IPv6Network("fd00:7::/64")
+    given = NetworkRequest("lan", subnet, A("192.168.7.254"), options={"parent": "eth1", **options}, subnet6=subnet6)
+    await s.ops.ensure_network(replace(given, gateway6=IPv6Address("fe80::1")))
+    s.engine.add_network("lan", str(subnet))
+    mac = {MAC: "02:00:00:00:00:01"}
+    four = await s.docker.call("IpamDriver.RequestAddress", PoolID=f"plait:{subnet}", Address="", Options=mac)
+    six = await s.docker.call("IpamDriver.RequestAddress", PoolID=f"plait:{subnet6}", Address="", Options=mac)
+    assert six["Address"] == "fd00:7::1/64"
+    assert (await s.docker.call("IpamDriver.RequestAddress", PoolID=f"plait:{subnet6}", Options=GATEWAY))["Address"] == "fe80::1/64"
+    face = {"Address": four["Address"], "AddressIPv6": six["Address"]}
+    ids = {"NetworkID": "lan-id", "EndpointID": "e"}
+    await s.docker.call("NetworkDriver.CreateEndpoint", **ids, Interface=face)
+    answer = await s.docker.call("NetworkDriver.Join", **ids, SandboxKey="/x")
+    assert answer.pop("InterfaceName")
+    straight = [{"Destination": "0.0.0.0/0", "RouteType": 1}, {"Destination": "::/0", "RouteType": 1}]
+    routed = {"Gateway": "192.168.7.254", "GatewayIPv6": "fe80::1", "StaticRoutes": []}
+    assert answer == (routed if options["backend"] == "macvlan" else {"DisableGatewayService": True, "StaticRoutes": straight})
+    pools = in_engine(s.ops.networks()["lan"])["IPAM"]["Config"]
+    assert pools[1] == {"Subnet": "fd00:7::/64"}, "an engine takes no gateway of another subnet"
 
 
 async def test_a_network_on_the_hosts_own_link_may_be_what_the_host_uses(s: Setup) -> None:

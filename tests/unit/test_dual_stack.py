@@ -90,13 +90,6 @@ async def test_a_network_that_exists_otherwise_is_not_taken_for_it(
             await a.ops.ensure_network(again)
 
 
-async def test_a_backend_that_carries_no_ipv6_is_refused(store: Cuttable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("plait.agent.networks.DUAL", frozenset({"vxlan"}))
-    async with nodes(store, tmp_path, "A") as (a,):
-        with pytest.raises(ConfigError, match="carries no IPv6; use one of vxlan, or a network without IPv6"):
-            await a.ops.ensure_network(replace(WANTED, options={"backend": "none"}))
-
-
 async def test_an_endpoint_has_the_image_of_its_address_and_the_next_pass_finds_it_plumbed(store: Cuttable, tmp_path: Path) -> None:
     async with nodes(store, tmp_path, "A") as (a,):
         await a.ops.ensure_network(WANTED)

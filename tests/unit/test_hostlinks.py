@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,13 @@ from tests.support.cluster import FakeNode, nodes
 from plait.agent.admin import netns_of_containers
 from plait.agent.exposures import Exposures
 from plait.agent.hostlinks import missing, resolver_of, resolver_places
+from plait.ipam import PoolChange
+from plait.kernel.dryrun import render
+from plait.model.addr import AddressRange, EitherAddress
 from plait.model.cluster import Container, HostRange, HostRanges, PortMapping
 from plait.model.errors import ConfigError, Conflict, KernelError, NotFound, NotSupported
 from plait.model.hostlinks import ChildLink, SwitchPort, VlanLink
-from plait.model.objects import EndpointLink
+from plait.model.objects import EndpointLink, Op
 from plait.plan.desired import device_name
 from plait.plan.exposed import HOST
 from plait.reconcile import diff
@@ -239,7 +242,8 @@ async def test_a_mac_can_be_chosen_where_containers_have_their_own(a: FakeNode) 
     [
         ({"subnet": None}, "subnet: .* is not given, but it is that of the link"),
         ({"internal": True}, "internal: .* cannot be promised on a link of the host"),
-        ({"ipv6": True}, "carries no IPv6"),
+        ({"subnet6": IPv6Network("fd00:7::/65")}, "use a prefix length of 64 or less"),
+        ({"gateway6": IPv6Address("ff02::2")}, "is not a host address of fd"),
     ],
 )
 async def test_what_such_a_network_cannot_be_is_refused(a: FakeNode, more: dict[str, object], words: str) -> None:
@@ -255,6 +259,105 @@ async def test_it_may_be_the_hosts_own_subnet_whose_addresses_are_left_out(a: Fa
         await a.ops.ensure_network(NetworkRequest("routed", IPv4Network("198.18.0.0/25")))
     given = [(await a.ops.attach(asked(f"c{number}"))).address for number in range(4)]
     assert A("198.18.0.1") not in given and A("198.18.0.254") not in given
+
+
+DUAL = {"subnet6": IPv6Network("fd00:7::/64"), "gateway6": IPv6Address("fd00:7::1")}
+
+
+async def test_with_ipv6_an_endpoint_has_the_image_the_prefix_and_the_routers_address(a: FakeNode) -> None:
+    network = await a.ops.ensure_network(replace(lan(), **DUAL))
+    assert [str(part) for part in network.excluded] == ["198.18.0.1"], "the node's own address; the router's goes with the same"
+    endpoint = await a.ops.attach(asked())
+    (child,) = children(a)
+    assert child.inside6 is not None and endpoint.address6 == IPv6Address("fd00:7::2")
+    assert (str(child.inside6.interface), child.inside6.gateway) == ("fd00:7::2/64", IPv6Address("fd00:7::1"))
+    assert child.inside6.through == (IPv6Network("::/0"),)
+    assert not [o for o in a.kernel.objects.values() if "fd00:7:" in str(o) and o is not child], "the host knows nothing of it"
+    assert a.kernel.objects.get(("sysctl", "ipv6/conf/all/forwarding")) is None, "and is no router for it"
+    assert await a.converge() == 0
+    second = await a.ops.attach(asked("db", default_route=False))
+    assert next(one for one in children(a) if one.name == second.dev).inside6.through == ()
+
+
+async def test_ipv6_without_a_subnet_is_a_unique_local_one_and_its_router_is_like_that_of_ipv4(a: FakeNode) -> None:
+    network = await a.ops.ensure_network(replace(lan(), ipv6=True))
+    assert network.subnet6 is not None and network.subnet6.subnet_of(IPv6Network("fd00::/8"))
+    assert network.gateway6 == network.subnet6[254]
+
+
+async def test_what_goes_with_the_addresses_of_router_and_hosts_is_nobodys(a: FakeNode) -> None:
+    """The host's own address is of IPv6 there, the router's are of different offsets."""
+    me = a.view.snapshot.nodes["A"]
+    a.view.put(replace(me, address=IPv6Address("fd00:7::3")))
+    network = await a.ops.ensure_network(replace(lan(), **{**DUAL, "gateway6": IPv6Address("fd00:7::2")}))
+    assert sorted(str(part) for part in network.excluded) == ["198.18.0.2", "198.18.0.3"]
+    changed = await a.ops.change_network("lan", {}, PoolChange(excluded=(AddressRange(A("198.18.0.9"), A("198.18.0.9")),)))
+    assert sorted(str(part) for part in changed[0].excluded) == ["198.18.0.2", "198.18.0.3", "198.18.0.9"]
+    given = [str((await a.ops.attach(asked(f"c{number}"))).address6) for number in range(3)]
+    assert given == ["fd00:7::1", "fd00:7::4", "fd00:7::5"]
+
+
+@pytest.mark.parametrize("taken", ["198.18.0.2", "fd00:7::2"])
+async def test_an_address_that_another_machine_of_the_link_has_is_named_and_not_used(a: FakeNode, taken: str) -> None:
+    await a.ops.ensure_network(replace(lan(), **DUAL))
+    a.wires.taken = {ip_address(taken): "02:00:00:00:00:99"}
+    words = f"address {taken} of network 'lan' .*: the machine with the MAC 02:00:00:00:00:99 on link lo .* --exclude 198.18.0.2"
+    with pytest.raises(Conflict, match=words):
+        await a.ops.attach(asked())
+    assert children(a) == [] and a.ops.endpoints("sandbox") == {} and a.ops.idle() == [] and a.ops.held("") == {}
+    a.wires.taken = {}
+    endpoint = await a.ops.attach(asked())
+    a.wires.taken = {endpoint.address: "02:00:00:00:00:99"}
+    assert await a.ops.attach(asked()) == endpoint, "who has it already is not asked about again"
+
+
+async def test_two_addresses_that_do_not_go_together_are_both_free_again_if_one_is_taken(a: FakeNode) -> None:
+    await a.ops.ensure_network(replace(lan(), **DUAL))
+    a.wires.taken = {IPv6Address("fd00:7::40"): "02:00:00:00:00:99"}
+    with pytest.raises(Conflict, match=r"fd00:7::40 .* --exclude 198\.18\.0\.64"):
+        await a.ops.attach(asked(address=A("198.18.0.7"), address6=IPv6Address("fd00:7::40")))
+    assert a.ops.held("") == {}
+
+
+async def test_nobody_is_asked_where_nobody_would_hear_it(a: FakeNode) -> None:
+    a.wires.taken = {A("198.18.0.2"): "02:00:00:00:00:99", A("10.28.0.2"): "02:00:00:00:00:99"}
+    await a.ops.ensure_network(lan(backend="vlan", vlan="42", switch="openvswitch"))
+    assert (await a.ops.attach(asked())).address == A("198.18.0.2"), "a switch's VLAN"
+    await a.ops.attach(asked("plain", network="default"))
+
+
+async def test_the_link_that_is_asked_on_is_made_before(a: FakeNode) -> None:
+    await a.ops.ensure_network(lan(backend="vlan", vlan="42"))
+    asked_on: list[str] = []
+    present = a.wires.is_taken
+
+    async def listening(link: str, mac: str, address: EitherAddress) -> str:
+        assert ("link", link) in a.kernel.objects
+        asked_on.append(link)
+        return await present(link, mac, address)
+
+    a.wires.is_taken = listening
+    await a.ops.attach(asked())
+    assert len(asked_on) == 1 and asked_on[0].startswith("pl-v")
+
+
+@pytest.mark.parametrize("mode", ["l2", "l3", "l3s"])
+async def test_ipvlan_asks_a_router_in_mode_l2_alone(a: FakeNode, mode: str) -> None:
+    await a.ops.ensure_network(replace(lan(backend="ipvlan", mode=mode), **DUAL))
+    await a.ops.attach(asked())
+    (child,) = children(a)
+    lines = render(Op("put", child))
+    enter = "nsenter --net=/run/ns/web ip -6 route replace"
+    assert f"{enter} fd00:7::/64 dev eth0" in lines
+    assert (f"{enter} default via fd00:7::1 dev eth0" if mode == "l2" else f"{enter} default dev eth0") in lines
+
+
+async def test_a_host_without_ipv6_attaches_by_ipv4_alone(a: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    await a.ops.ensure_network(replace(lan(), **DUAL))
+    await a.ops.attach(asked("before"))
+    await without(a, monkeypatch, "ipv6")
+    endpoint = await a.ops.attach(asked())
+    assert endpoint.address6 is None and next(one for one in children(a) if one.name == endpoint.dev).inside6 is None
 
 
 async def test_the_same_network_twice_is_one_and_another_parent_is_a_conflict(a: FakeNode) -> None:

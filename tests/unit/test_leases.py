@@ -262,6 +262,59 @@ async def test_a_network_with_ipv6_gives_both_and_takes_both_back(a: FakeNode, c
     assert list(a.dhcp[0].leases6) == [b"somebody"] and list(a.dhcp[0].leases.values()) == [other.address]
 
 
+async def test_an_ipv6_address_that_somebody_has_is_declined_too(a: FakeNode) -> None:
+    a.dhcp_timeout_s = 5
+    await again(a)
+    await a.ops.remove_network("lan")
+    await a.ops.ensure_network(replace(LAN, name="two", ipv6=True))
+    a.wires.taken[IPv6Address("fd00::10")] = "02:00:00:00:00:99"
+    assert (await a.ops.attach(asked(network="two"))).address6 == IPv6Address("fd00::11")
+    assert a.dhcp[0].declined6 == {IPv6Address("fd00::10")}
+
+
+DUAL = replace(LAN, name="two", ipv6=True, subnet6=IPv6Network("fd00::/64"))
+MAC = "02:00:00:00:00:07"
+
+
+async def test_an_engine_is_given_both_before_it_attaches_and_both_go_with_its_container(a: FakeNode) -> None:
+    await a.ops.remove_network("lan")
+    network = await a.ops.ensure_network(DUAL)
+    assert (network.by_dhcp6, network.subnet6, network.gateway6) == (True, IPv6Network("fd00::/64"), None)
+    four = (await a.ops.reserve("two", f"docker:{MAC}", None, "web", None, MAC)).ip
+    six = await a.ops.reserve6("two", f"docker:{MAC}", mac=MAC)
+    assert await a.ops.reserve6("two", f"docker:{MAC}", mac=MAC) == six == IPv6Address("fd00::10")
+    (duid,) = a.dhcp[0].leases6
+    assert client_id("A", "two", "web")[-8:] == duid[-8:], "the server knows it by the name, as by IPv4"
+    endpoint = await a.ops.attach(asked(network="two", runtime="docker", netns="", address=four, address6=six, mac=MAC))
+    assert (endpoint.address, endpoint.address6) == (four, six) and list(a.dhcp[0].leases6) == [duid]
+    assert child(a).inside6 is None and child(a).address6 == IPv6Interface("fd00::10/128")
+    assert await a.converge() == 0
+    await again(a)
+    assert await a.ops.attach(asked(network="two", runtime="docker", netns="", mac=MAC)) == endpoint
+    await a.ops.detach("e-web")
+    assert not a.dhcp[0].leases and not a.dhcp[0].leases6
+
+
+async def test_a_container_that_does_not_start_gives_both_back(a: FakeNode) -> None:
+    await a.ops.remove_network("lan")
+    await a.ops.ensure_network(DUAL)
+    four = (await a.ops.reserve("two", f"docker:{MAC}", None, "web", None, MAC)).ip
+    await a.ops.reserve6("two", f"docker:{MAC}", mac=MAC)
+    await a.ops.release("two", four)
+    assert not a.dhcp[0].leases and not a.dhcp[0].leases6
+
+
+async def test_an_engine_that_shows_another_ipv6_address_is_told_of(a: FakeNode, clocked: Clock) -> None:
+    await a.ops.remove_network("lan")
+    await a.ops.ensure_network(DUAL)
+    four = (await a.ops.reserve("two", f"docker:{MAC}", None, "web", None, MAC)).ip
+    six = await a.ops.reserve6("two", f"docker:{MAC}", mac=MAC)
+    await a.ops.attach(asked(network="two", runtime="docker", netns="", address=four, address6=six, mac=MAC))
+    a.dhcp[0].leases6 = {b"somebody": six}
+    await later(a, 61, clocked)
+    await a.until(lambda: "web of network two has fd00::11 now, but docker shows fd00::10" in str(a.health.active()))
+
+
 async def test_without_a_server_of_ipv6_nothing_is_left_of_an_attach(a: FakeNode) -> None:
     await a.ops.remove_network("lan")
     await a.ops.ensure_network(replace(LAN, name="two", ipv6=True))
@@ -316,7 +369,7 @@ async def test_what_cannot_be_is_refused(a: FakeNode) -> None:
         (of("x", ipam="static"), "pool .plait gives the addresses., or dhcp"),
         (of("x", backend="ipvlan"), "means nothing to backend ipvlan"),
         (of("x", backend="vlan", vlan="4", switch="openvswitch"), "not possible on a port of a switch"),
-        (replace(of("x"), subnet6=IPv6Network("fd00::/64")), "is what routers of the link say"),
+        (replace(of("x"), gateway6=IPv6Address("fd00::1")), "is what routers of the link say"),
         (of("x", ipam6="dhcp", ipam="pool"), "dhcp, with ipam=dhcp"),
         (of("x", parent="eth7"), "is not given, and this host has no link eth7"),
         (replace(of("x"), subnet=IPv4Network("198.18.0.0/24"), ip_range=IPv4Network("198.18.0.128/25")), "the DHCP server's matter"),

@@ -6,7 +6,8 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import AsyncIterator
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -230,3 +231,18 @@ async def test_a_network_and_a_container_have_both_families(agent: CniAgent) -> 
 async def test_one_that_asks_for_ipv6_alone_gets_a_subnet_of_each(agent: CniAgent) -> None:
     status, answer = await agent.netavark("create", changed(NETWORK, name="drawn", ipv6_enabled=True))
     assert status == 200 and [":" in row["subnet"] for row in answer["subnets"]] == [False, True]
+
+
+async def test_on_a_link_of_the_host_both_families_have_the_links_prefix_and_router(agent: CniAgent) -> None:
+    lan = NetworkRequest("lan", IPv4Network("10.70.0.0/24"), options={"backend": "macvlan", "parent": "lo"})
+    await agent.node.ops.ensure_network(replace(lan, subnet6=IPv6Network("fd00:70::/64"), gateway6=IPv6Address("fe80::1")))
+    status, answer = await agent.netavark("create", changed(NETWORK, name="lan"))
+    assert status == 200 and answer["subnets"][1] == {"subnet": "fd00:70::/64"}, "Podman takes no gateway of another subnet"
+    asked = changed(EXEC, network__name="lan", port_mappings=None)
+    asked["network"]["options"] = None
+    status, answer = await agent.netavark("setup", asked, agent.netns("n"))
+    assert status == 200, answer
+    assert answer["interfaces"]["eth0"]["subnets"] == [
+        {"ipnet": "10.70.0.2/24", "gateway": "10.70.0.1"},
+        {"ipnet": "fd00:70::2/64", "gateway": "fe80::1"},
+    ]

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 
@@ -14,16 +15,17 @@ from plait.agent.addresses import Addresses
 from plait.agent.assigned import Assignments
 from plait.agent.dhcp import Leases
 from plait.agent.hostleases import OWNER as HOST
-from plait.agent.hostlinks import check_parent, links_here
+from plait.agent.hostlinks import check_parent, links_here, mac_of
 from plait.agent.view import View
 from plait.backends import BACKENDS, child_of, settle
-from plait.ipam import NOBODY, Asker, Reservation
+from plait.ipam import NOBODY, Asker, Reservation, origin
+from plait.model.addr import EitherAddress
 from plait.model.cluster import Network
 from plait.model.errors import ConfigError, Conflict, NotSupported
 from plait.model.leases import Leased
 from plait.model.objects import KernelObject
 from plait.plan.desired import leased_interface, shared_objects
-from plait.runtimes.api import NetworkRequest, paired
+from plait.runtimes.api import AttachRequest, NetworkRequest, paired
 
 
 class Addressing:
@@ -49,9 +51,7 @@ class Addressing:
                 raise NotSupported(f"an address of network {network.name} for nobody: its DHCP server wants to know a MAC")
             return IPv4Interface((wanted, network.subnet.prefixlen))  # somebody says what he has; the server knows of it, or will say so
         check_parent(network)
-        me = self._view.snapshot.nodes.get(self._view.me)
-        if me is not None and (objects := shared_objects(me, network)):
-            await self._put(objects)
+        await self._make_shared(network)
         child = child_of(network)
         assert child is not None
         lease = await self._leases.obtain(child.parent, network.name, owner, asker.mac, asker.name, wanted)
@@ -63,19 +63,49 @@ class Addressing:
             )
         return leased_interface(network, lease.four, lease.leased)
 
-    async def reserve6(
-        self, network: Network, owner: str, address: IPv4Address, wanted: IPv6Address | None = None, asker: Asker = NOBODY
-    ) -> IPv6Address:
-        """See `Operations.reserve6`; `owner` has `address`."""
-        return await self._blocks.reserve6(network, owner, address, wanted, asker)
+    async def reserve6(self, network: Network, owner: str, wanted: IPv6Address | None = None, asker: Asker = NOBODY) -> IPv6Address:
+        """See `Operations.reserve6`."""
+        if network.by_dhcp6 and asker.mac:
+            return await self._lease6(network, owner, wanted, asker)
+        return await self._blocks.reserve6(network, owner, (await self.reserve(network, owner)).ip, wanted, asker)
 
-    async def lease6(self, network: Network, owner: str, wanted: IPv6Address | None, asker: Asker) -> IPv6Address:
-        """The IPv6 address that a server on the link gives `owner`, who has an IPv4 address. LeaseFailed, Conflict."""
+    async def lease6(self, network: Network, request: AttachRequest, wanted: IPv6Address | None) -> IPv6Address | None:
+        """The IPv6 address that a server on the link gives an endpoint that has an IPv4 address: now, where plait plumbs it; else what its
+        engine was given before by `reserve6`, which is the endpoint's from now on, or none. LeaseFailed, Conflict."""
+        if not request.netns and wanted is None:
+            return None
+        if wanted is not None and not request.netns:
+            await self._hand_over_lease(network.name, wanted, paired(request.endpoint))
+        asker = Asker(request.name, mac=mac_of(network, request))
+        return await self._lease6(network, request.endpoint, wanted, asker)
+
+    async def _lease6(self, network: Network, owner: str, wanted: IPv6Address | None, asker: Asker) -> IPv6Address:
+        """As whom the server knows `owner` by IPv4."""
         child = child_of(network)
         assert child is not None
-        lease = await self._leases.obtain(child.parent, network.name, paired(owner), asker.mac, asker.name, wanted, 6)
+        name = asker.name or next((record.name for record in self._leases.all() if record.owner == owner), "")
+        lease = await self._leases.obtain(child.parent, network.name, paired(owner), asker.mac, name, wanted, 6)
         assert isinstance(lease.address, IPv6Address)
         return lease.address
+
+    async def check_free(self, network: Network, mac: str, addresses: Collection[EitherAddress | None]) -> None:
+        """Conflict if another machine on the network's link has one of them; both are asked for at the same time. `mac` is who is to have
+        them, "" for the link's own. A server's leases are asked for as they are obtained; a switch's ports are out of the host's sight."""
+        child = child_of(network)
+        if child is None or child.kind == "veth" or network.by_dhcp or not addresses:
+            return
+        await self._make_shared(network)
+        wanted = [address for address in addresses if address is not None]
+        holders = await asyncio.gather(*(self._leases.holder(child.parent, mac, address) for address in wanted))
+        for address, holder in zip(wanted, holders, strict=True):
+            if holder:
+                raise _is_anothers(network, address, f"the machine with the MAC {holder} on link {child.parent}")
+
+    async def _make_shared(self, network: Network) -> None:
+        """The link that is asked on, where that is plait's to make."""
+        me = self._view.snapshot.nodes.get(self._view.me)
+        if me is not None and (objects := shared_objects(me, network)):
+            await self._put(objects)
 
     def leased(self, owner: str) -> Leased | None:
         """What came with the owner's address; None where it is of a block."""
@@ -85,6 +115,9 @@ class Addressing:
     async def hand_over(self, network: str, address: IPv4Address, owner: str) -> None:
         """What has `address` belongs to `owner` from now on. The caller knows that nothing else uses it."""
         await self._blocks.hand_over(network, address, owner)
+        await self._hand_over_lease(network, address, owner)
+
+    async def _hand_over_lease(self, network: str, address: EitherAddress, owner: str) -> None:
         for record in self._leases.all():
             if record.lease is not None and (record.network, record.lease.address) == (network, address) and record.owner != owner:
                 await self._leases.hand_over(record.owner, owner)
@@ -99,11 +132,25 @@ class Addressing:
             await self._leases.release(owner)
             await self._leases.release(paired(owner))
 
+    async def release_all(self, network: str, owner: str) -> None:
+        """Whatever addresses `owner` has of the network are free again."""
+        for held in self.reservations():
+            if held.live and held.network == network and held.owner in (owner, paired(owner)):
+                await self.release(network, held.address, owner)
+
     def reservations(self) -> list[Reservation]:
         """All of this node's, live and remembered; leases too."""
         found = [r for r in self._leases.all() if r.family == 4 and not r.owner.startswith(HOST)]
         leases = (Reservation(r.network, r.lease.four, r.owner, r.name) for r in found if r.lease is not None)
         return [*self._blocks.reservations(), *leases]
+
+
+def _is_anothers(network: Network, address: EitherAddress, holder: str) -> Conflict:
+    four = address if isinstance(address, IPv4Address) else origin(network, address)
+    return Conflict(
+        f"address {address} of network {network.name!r} cannot be used: {holder} has it; take it from that one, or keep it from containers "
+        f"by `plait network set {network.name} --exclude {four}` (with what is excluded already)"
+    )
 
 
 async def learned(leases: Leases, request: NetworkRequest) -> NetworkRequest:

@@ -79,8 +79,10 @@ class Following:
             self._judge(after, before)
 
     def _judge(self, after: Endpoint, before: Endpoint) -> None:
-        if after.runtime in _TOLD and after.address != before.address:
-            text = f"{after.name} of network {after.network} has {after.address} now, but {after.runtime} shows {before.address}"
+        pairs = ((after.address, before.address), (after.address6, before.address6))
+        now, shown = next((pair for pair in pairs if None not in pair and pair[0] != pair[1]), (None, None))
+        if after.runtime in _TOLD and now is not None:
+            text = f"{after.name} of network {after.network} has {now} now, but {after.runtime} shows {shown}"
             self._health.set(MOVED, after.id, text)
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import socket
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from ipaddress import IPv4Address
 
 from plait.backends import child_of, needs, own_mac
-from plait.model.addr import AddressRange
+from plait.ipam import origin, without_router
+from plait.model.addr import AddressRange, IPAddress
 from plait.model.cluster import Container, Endpoint, Network, Node, PortMapping, Snapshot
 from plait.model.errors import ConfigError, NotFound, NotSupported
 from plait.plan.desired import endpoint_mac
@@ -29,12 +31,11 @@ def links_here() -> frozenset[str]:
 
 
 def of_link(request: NetworkRequest) -> NetworkRequest:
-    """Where a DHCP server gives the addresses, IPv6 is asked for by an option; routers say what is on the link. ConfigError."""
+    """Where a DHCP server gives the addresses, IPv6 is asked for by an option; routers say who leads on. ConfigError."""
     if request.options.get("ipam") != "dhcp" or not request.dual:
         return request
-    if request.subnet6 is not None or request.gateway6 is not None:
-        said = request.subnet6 or request.gateway6
-        raise ConfigError("subnet6" if request.subnet6 else "gateway6", str(said), "is what routers of the link say", "leave it out")
+    if request.gateway6 is not None:
+        raise ConfigError("gateway6", str(request.gateway6), "is what routers of the link say", "leave it out")
     return replace(request, ipv6=False, options={**request.options, "ipam6": "dhcp"})
 
 
@@ -59,12 +60,18 @@ def designed(network: Network, request: NetworkRequest, able: Collection[str], n
 
 
 def without_hosts(network: Network, nodes: Iterable[Node]) -> Network:
-    """A network on a link of the hosts without the addresses of `nodes`; others are returned as they are."""
+    """A network on a link of the hosts without the addresses of `nodes` and of its router; others are returned as they are."""
     if child_of(network) is None:
         return network
-    taken = (node.address for node in nodes if node.address in network.subnet and node.address != network.gateway)
-    own = tuple(AddressRange(address, address) for address in sorted(taken) if address.version == 4)
+    network = without_router(network)
+    taken = {_four(network, node.address) for node in nodes} - {None, network.gateway}
+    own = tuple(AddressRange(address, address) for address in sorted(a for a in taken if a is not None and a in network.subnet))
     return replace(network, excluded=(*network.excluded, *(one for one in own if one not in network.excluded)))
+
+
+def _four(network: Network, address: IPAddress) -> IPv4Address | None:
+    """The address of the network's IPv4 that nobody may have if `address` is taken; None if there is none."""
+    return address if isinstance(address, IPv4Address) else origin(network, address)
 
 
 def permit(network: Network, request: AttachRequest, able: Collection[str]) -> None:

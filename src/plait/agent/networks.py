@@ -12,7 +12,7 @@ from dataclasses import replace
 from plait.agent.hostlinks import designed, of_link, without_hosts
 from plait.agent.keys import NETWORK_GUARD, assigned_prefix, blocks_prefix, network_key
 from plait.agent.view import View
-from plait.backends import BACKENDS, DUAL, HOST_LINK, OnHostLink, changed, child_of, settle
+from plait.backends import BACKENDS, HOST_LINK, OnHostLink, changed, child_of, settle
 from plait.ipam import (
     FORCED,
     RESIZED,
@@ -97,8 +97,6 @@ class Networks:
             network = resized(networks[name], pool) if pool is not None else networks[name]
             network = without_hosts(network, self._view.snapshot.nodes.values())
             wanted = changed(network, options, BACKENDS.values(), networks.values())
-            if wanted[0].subnet6 is not None:
-                _check_dual(wanted[0].backend)
             items = {network.name: self._view.item(network_key(network.name)) for network in wanted}
             guard = await self._store.get(NETWORK_GUARD)
             same = [Compare(item.key, item.mod_revision) for item in items.values() if item is not None]
@@ -137,8 +135,6 @@ class Networks:
         if request.internal and request.options.get("lease"):
             raise ConfigError("lease", request.options["lease"], "means nothing to a network that has no way out", "leave it out")
         prefix = request.block_prefix or default_block_prefix(request.ip_range or subnet)
-        if request.dual:
-            _check_dual(settled.backend.name)
         network = Network(
             name=request.name,
             subnet=subnet,
@@ -153,13 +149,8 @@ class Networks:
             ip_range=request.ip_range,
             excluded=request.excluded,
         )
-        network = designed(network, request, self._able(), snapshot.nodes.values())
-        return _with_ipv6(network, request) if request.dual else network
-
-
-def _check_dual(backend: str) -> None:
-    if backend not in DUAL:
-        raise ConfigError("backend", backend, "carries no IPv6", f"use one of {', '.join(sorted(DUAL))}, or a network without IPv6")
+        network = _with_ipv6(network, request) if request.dual and not network.by_dhcp else replace(network, subnet6=request.subnet6)
+        return designed(network, request, self._able(), snapshot.nodes.values())
 
 
 def _with_ipv6(network: Network, request: NetworkRequest) -> Network:

@@ -273,8 +273,9 @@ class NodeLoops:
             return frozenset()
         loopback = {(address, port) for address in _loopbacks() for port in DNS_PORTS}
         snapshot = self._p.view.snapshot
-        gateways: set[IPAddress] = {n.gateway for n in snapshot.networks.values() if child_of(n) is None}
-        six = {n.gateway6 for n in snapshot.networks.values() if n.gateway6 is not None}
+        routed = [network for network in snapshot.networks.values() if child_of(network) is None]
+        gateways: set[IPAddress] = {network.gateway for network in routed}
+        six = {network.gateway6 for network in routed if network.gateway6 is not None}
         if six and self._ipv6:
             gateways |= six
         block = self._p.addresses.bridge_block()

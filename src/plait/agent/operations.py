@@ -105,15 +105,14 @@ class AgentOperations:
         address: IPv6Address | None = None,
         name: str = "",
         labels: Mapping[str, str] | None = None,
+        mac: str = "",
     ) -> IPv6Address:
         found = self._network(network)
         if found.subnet6 is not None and not self._carries6(found):
             raise NotSupported(
                 "this host carries no IPv6: its kernel has none, or its links have too small an MTU (`plait status` names it)"
             )
-        return await self._addresses.reserve6(
-            found, owner, (await self._addresses.reserve(found, owner)).ip, address, Asker(name, labels or {})
-        )
+        return await self._addresses.reserve6(found, owner, address, Asker(name, labels or {}, mac=mac))
 
     async def release(self, network: str, address: IPv4Address) -> None:
         await self._addresses.release(network, address)
@@ -167,9 +166,8 @@ class AgentOperations:
 
     async def _design(self, request: AttachRequest, network: Network, known: Endpoint | None) -> Endpoint:
         asker = Asker(request.name, request.labels, request.within, mac_of(network, request))
-        wanted, wanted6 = request.address, request.address6
-        if known is not None:
-            wanted, wanted6 = wanted or known.address, wanted6 or known.address6
+        wanted = request.address or (known.address if known is not None else None)
+        wanted6 = request.address6 or (known.address6 if known is not None else None)
         if wanted is None and wanted6 is not None and network.subnet6 is not None:
             wanted = origin_of(network, wanted6)
         if wanted is not None:
@@ -179,9 +177,10 @@ class AgentOperations:
         reserved = await self._addresses.reserve(network, request.endpoint, wanted, asker)
         try:
             address6 = await self._design6(request, network, reserved.ip, wanted6, known is None)
+            await self._addresses.check_free(network, asker.mac, (reserved.ip, address6) if known is None else ())
         except PlaitError:
             if known is None:
-                await self._addresses.release(network.name, reserved.ip)
+                await self._addresses.release_all(network.name, request.endpoint)
             raise
         leased = self._addresses.leased(request.endpoint)
         return endpoint_of(request, network, self._view.me, known, reserved.ip, address6, leased)
@@ -196,8 +195,7 @@ class AgentOperations:
     ) -> IPv6Address | None:
         """None where there is no IPv6 and none was asked for, and where an engine has the say over what is inside."""
         if network.by_dhcp6:
-            asker = Asker(request.name, mac=mac_of(network, request))
-            return await self._addresses.lease6(network, request.endpoint, wanted, asker) if request.netns else None
+            return await self._addresses.lease6(network, request, wanted)
         if wanted is None and request.within6:
             wanted = await choose6(self._addresses, request, network, address)
         if not request.ipv6 or (wanted is None and not self._carries6(network)):

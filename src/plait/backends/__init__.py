@@ -32,14 +32,11 @@ BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
 """Of each model the first is the one that is taken where none is asked for, of all of them the first where no model is either."""
 
 _LAYER2: Backend = Layer2Backend(_VXLAN)
-DUAL = frozenset(backend.name for backend in _ALL if not isinstance(backend, OnHostLink))
-"""Backends of networks that may have IPv6 beside IPv4."""
 
 __all__ = [
     "BACKENDS",
     "BOTH",
     "DIRECT",
-    "DUAL",
     "HOST_LINK",
     "LAST_METRIC",
     "LEAST_MTU6",

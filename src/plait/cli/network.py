@@ -75,7 +75,7 @@ def _show(view: NetworkView) -> None:
     if view.get("exposed"):
         click.echo(f"exposed: this host has {view['exposed']}")
     if view.get("subnet6"):
-        click.echo(f"IPv6 {view['subnet6']}, gateway {view['gateway6']}")
+        click.echo(f"IPv6 {view['subnet6']}" + (f", gateway {view['gateway6']}" if view["gateway6"] else ""))
     tunnel = f"vni {view['vni']}, port {view['port']}"
     click.echo(f"model {view['model']}, backend {view['backend']}, {tunnel}, blocks of /{view['block_prefix']}")
     for title, mapping in (("labels", view["labels"]), ("options", view["options"])):
@@ -109,7 +109,7 @@ def _used(count: int) -> str:
 @click.option("--force", is_flag=True, help="Although a host uses some of its addresses for something else (routes, Docker networks).")
 @click.option("--ipv6", is_flag=True, help="With IPv6 beside IPv4.")
 @click.option("--subnet6", type=cidr6, help="Its IPv6 addresses, a /64 or larger; implies --ipv6. [default: a unique local one]")
-@click.option("--gateway6", type=address6, help="IPv6 address that every node holds; implies --ipv6. [default: like --gateway]")
+@click.option("--gateway6", type=address6, help="As --gateway, for IPv6; implies --ipv6. [default: like --gateway]")
 @click.option("--model", type=click.Choice(MODELS), help="What it promises. [default: overlay, or that of --backend]")
 @click.option(
     "--backend",

@@ -14,7 +14,7 @@ from plait.ipam.access import (
     reserved_for,
 )
 from plait.ipam.allocate import Reservation, choose_address, exhausted, exhausted_in, expire, nothing_refused, of_pool
-from plait.ipam.dual import default_subnet6, held_by, image, image_block, origin, origin_in, origin_of
+from plait.ipam.dual import default_subnet6, held_by, image, image_block, origin, origin_in, origin_of, without_router
 from plait.ipam.overlap import FORCED, check_overlaps, clashes, own_ranges, taken
 from plait.ipam.pool import (
     block_of,
@@ -83,4 +83,5 @@ __all__ = [
     "taken",
     "usable",
     "usable_count",
+    "without_router",
 ]

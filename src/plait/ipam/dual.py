@@ -9,8 +9,10 @@ last image is nobody's.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+from plait.model.addr import AddressRange
 from plait.model.cluster import Endpoint, Network
 from plait.model.errors import ConfigError
 
@@ -22,8 +24,8 @@ _BITS4, _BITS6 = 32, 128
 
 
 def image(network: Network, address: IPv4Address) -> IPv6Address | None:
-    """The IPv6 address that goes with `address` of the network's subnet; None if the network has no IPv6."""
-    if network.subnet6 is None:
+    """The IPv6 address that goes with `address` of the network's subnet; None if the network has no IPv6, or a server gives it."""
+    if network.subnet6 is None or network.by_dhcp6:
         return None
     return network.subnet6.network_address + (int(address) - int(network.subnet.network_address))
 
@@ -36,7 +38,7 @@ def image_block(network: Network, block: IPv4Network) -> IPv6Network | None:
 
 def origin(network: Network, address: IPv6Address) -> IPv4Address | None:
     """The IPv4 address whose image `address` is; None if there is none."""
-    return origin_in(network.subnet, network.subnet6, address)
+    return None if network.by_dhcp6 else origin_in(network.subnet, network.subnet6, address)
 
 
 def origin_in(subnet: IPv4Network, subnet6: IPv6Network | None, address: IPv6Address) -> IPv4Address | None:
@@ -64,6 +66,15 @@ def origin_of(network: Network, address: IPv6Address) -> IPv4Address:
     return found
 
 
+def without_router(network: Network) -> Network:
+    """The network without the IPv4 address that goes with its router's IPv6 address, which may be any on a link of the hosts; others are
+    returned as they are."""
+    same = origin(network, network.gateway6) if network.router and network.gateway6 is not None else None
+    if same in (None, network.gateway) or any(same in part for part in network.excluded):
+        return network
+    return replace(network, excluded=(*network.excluded, AddressRange(same, same)))
+
+
 def default_subnet6(random_bits: int) -> IPv6Network:
     """The first /64 of a unique local prefix (RFC 4193) with 40 bits that the caller has drawn at random."""
     return IPv6Network(((0xFD << 120) | (random_bits & ((1 << 40) - 1)) << 80, PREFIX6))
@@ -71,19 +82,25 @@ def default_subnet6(random_bits: int) -> IPv6Network:
 
 def check_network6(network: Network, others: Collection[Network]) -> None:
     """Raise ConfigError unless the network's IPv6, if it has any, is sound and overlaps none of `others`."""
-    subnet, gateway = network.subnet6, network.gateway6
-    if subnet is None or gateway is None:
+    subnet = network.subnet6
+    if subnet is None:
         return
     if subnet.prefixlen > PREFIX6:
         raise ConfigError("IPv6 subnet", str(subnet), "is too small for a network", f"use a prefix length of {PREFIX6} or less")
     if not any(subnet.subnet_of(part) for part in _UNICAST):
         raise ConfigError("IPv6 subnet", str(subnet), "is no unicast range", "use a part of fd00::/8, or of a range that is routed to you")
-    if gateway not in subnet or gateway == subnet.network_address:
-        raise ConfigError("IPv6 gateway", str(gateway), f"is not a host address of {subnet}")
-    same = origin(network, gateway)
-    if same is not None and same != network.gateway:
-        hint = f"use {image(network, network.gateway)}, or one beyond {image(network, network.subnet.broadcast_address)}"
-        raise ConfigError("IPv6 gateway", str(gateway), f"goes with {same}, which a container may get", hint)
     for other in others:
         if other.name != network.name and other.subnet6 is not None and other.subnet6.overlaps(subnet):
             raise ConfigError("IPv6 subnet", str(subnet), f"overlaps {other.subnet6} of network {other.name!r}", "choose another range")
+    if network.gateway6 is not None:
+        _check_gateway6(network, subnet, network.gateway6)
+
+
+def _check_gateway6(network: Network, subnet: IPv6Network, gateway: IPv6Address) -> None:
+    near = gateway.is_link_local and gateway.scope_id is None and network.router
+    if not near and (gateway not in subnet or gateway == subnet.network_address):
+        raise ConfigError("IPv6 gateway", str(gateway), f"is not a host address of {subnet}")
+    same = origin(network, gateway)
+    if same is not None and same != network.gateway and not any(same in part for part in network.excluded):
+        hint = f"use {image(network, network.gateway)}, or one beyond {image(network, network.subnet.broadcast_address)}"
+        raise ConfigError("IPv6 gateway", str(gateway), f"goes with {same}, which a container may get", hint)

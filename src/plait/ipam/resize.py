@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 
+from plait.ipam.dual import without_router
 from plait.ipam.pool import check_network
 from plait.model.addr import AddressRange
 from plait.model.cluster import Network
@@ -31,7 +32,7 @@ def resized(network: Network, change: PoolChange) -> Network:
         raise ConfigError("IP range", str(change.ip_range), "is asked for, and the whole subnet too", "choose one")
     ip_range = None if change.whole or change.ip_range == network.subnet else change.ip_range or network.ip_range
     excluded = network.excluded if change.excluded is None else _once(change.excluded)
-    made = replace(network, ip_range=ip_range, excluded=excluded)
+    made = without_router(replace(network, ip_range=ip_range, excluded=excluded))
     check_network(made, ())
     return made if made == network else replace(made, options={**made.options, RESIZED: "true"})
 

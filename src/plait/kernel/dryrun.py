@@ -250,15 +250,16 @@ def _endpoint(link: EndpointLink) -> list[str]:
         f"ip link set {link.name} up alias {link.name}",
         *_rest(link),
     ]
-    if link.netns:
-        enter = f"nsenter --net={link.netns} ip"
-        if link.inside6 is not None:
-            sysctls = (f"sysctl -w net.ipv6.conf.{link.ifname}.{name}={value}" for name, value in OPEN6)
-            lines += [f"nsenter --net={link.netns} {line}" for line in sysctls]
-        lines += [f"{enter} {what}" for what in _inside(link)]
-        if link.inside6 is not None:
-            lines += [f"{enter} {what}" for what in _inside6(link.ifname, link.inside6)]
-    return lines
+    return lines + _plumbed(link)
+
+
+def _plumbed(link: EndpointLink | ChildLink) -> list[str]:
+    """What a sandbox has of both families; nothing where an engine plumbs it."""
+    if not link.netns:
+        return []
+    opens = [f"sysctl -w net.ipv6.conf.{link.ifname}.{name}={value}" for name, value in OPEN6] if link.inside6 is not None else []
+    six = _inside6(link.ifname, link.inside6, link.gateway is None) if link.inside6 is not None else []
+    return [_in(link.netns, line) for line in (*opens, *(f"ip {what}" for what in (*_inside(link), *six)))]
 
 
 def _inside(link: EndpointLink | ChildLink) -> list[str]:
@@ -285,17 +286,18 @@ def _child(link: ChildLink) -> list[str]:
         f"ip link add link {link.parent} name {name}{where}{address} type {link.kind} mode {link.mode}",
         _in(link.netns, f"ip link set {name} alias {link.name}"),
     ]
-    return lines + ([_in(link.netns, f"ip {what}") for what in _inside(link)] if link.netns else [])
+    return lines + _plumbed(link)
 
 
 def _in(netns: str, command: str) -> str:
     return f"nsenter --net={netns} {command}" if netns else command
 
 
-def _inside6(dev: str, has: Inside6) -> list[str]:
+def _inside6(dev: str, has: Inside6, straight: bool) -> list[str]:
     routes = [f"{has.subnet} dev {dev}"] if has.on_link else []
-    routes.append(f"{has.gateway} dev {dev}")
-    routes += [f"{'default' if not network.prefixlen else network} via {has.gateway} dev {dev}" for network in has.through]
+    routes += [] if straight else [f"{has.gateway} dev {dev}"]
+    via = "" if straight else f" via {has.gateway}"
+    routes += [f"{'default' if not network.prefixlen else network}{via} dev {dev}" for network in has.through]
     return [f"addr replace {has.interface} dev {dev} nodad noprefixroute", *(f"-6 route replace {route}" for route in routes)]
 
 

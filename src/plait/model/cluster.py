@@ -93,8 +93,9 @@ class Network:
     addresses are handed out from on every node, None for all of it; one that is asked for by itself may lie outside. `excluded`: never
     given to anybody, asked for or not. `vni` and `port` (UDP) are those of its tunnel; networks of one VNI share it.
 
-    `subnet6` and `gateway6` are there both or neither. IPv6 follows IPv4 address by address (`ipam.dual`): what is true of an IPv4 address
-    or block (leased, in use, kept) is true of its image."""
+    `subnet6` and `gateway6` are there both or neither, but that where a DHCP server of the link gives IPv6 addresses (`by_dhcp6`) `subnet6`
+    is the link's prefix, if somebody named it, and nothing else is known. Elsewhere IPv6 follows IPv4 address by address (`ipam.dual`):
+    what is true of an IPv4 address or block (leased, in use, kept) is true of its image."""
 
     name: str
     subnet: IPv4Network
@@ -135,6 +136,11 @@ class Network:
     def by_dhcp6(self) -> bool:
         """Whether one gives IPv6 addresses too."""
         return self.options.get("ipam6") == "dhcp"
+
+    @property
+    def router(self) -> bool:
+        """Whether its gateways are a router's on a link of the hosts, not addresses that every host holds."""
+        return "parent" in self.options
 
     @property
     def pool(self) -> IPv4Network:

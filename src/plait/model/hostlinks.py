@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface
 
+from plait.model.inside import Inside6
 from plait.model.leases import Way
 
 Key = tuple[str, ...]
@@ -29,11 +30,11 @@ class VlanLink:
 class ChildLink:
     """An endpoint that is a link of its own on the host's link `parent`: `kind` is "macvlan" or "ipvlan", `mode` one of that kind's.
 
-    It lies in the namespace `netns`, where plait plumbs it (`ifname`, `address`, what is reached `through` `gateway`, or straight by the
-    link where that is None), or in the host's ("") until the container engine takes it away. Wherever that is, `name` is its alias. `mac`
-    is "" where it has its parent's, `mtu` 0. `ways` are routes that a server of the link named, `address6` what it gave of
-    IPv6: its routes are learnt inside. Only who asks for it by its key is told of
-    one in another namespace.
+    It lies in the namespace `netns`, where plait plumbs it (`ifname`, `address`, what is reached `through` `gateway`; where that is None
+    both families go straight by the link), or in the host's ("") until the container engine takes it away. Wherever that is, `name` is its
+    alias. `mac` is "" where it has its parent's, `mtu` 0. `inside6` is what the network says of IPv6. `ways` are routes that a server of
+    the link named, `address6` what it gave of IPv6: its routes are learnt inside. Only who asks for it by its key is told of one in another
+    namespace.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ChildLink:
     ways: tuple[Way, ...] = field(default=(), compare=False)
     mtu: int = field(default=0, compare=False)
     address6: IPv6Interface | None = field(default=None, compare=False)
+    inside6: Inside6 | None = field(default=None, compare=False)
 
     @property
     def key(self) -> Key:

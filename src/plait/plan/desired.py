@@ -150,6 +150,7 @@ def _switched(me: Node, network: Network, child: Child, endpoint: Endpoint, netn
         address=inside_address(network, endpoint.address),
         gateway=network.gateway,
         through=_through(network, endpoint),
+        inside6=inside6(network, endpoint),
     )
     return [link, SwitchPort(child.parent, link.name, child.tag, netns, link.ifname if netns else link.peer)]
 
@@ -169,6 +170,7 @@ def child_link(network: Network, endpoint: Endpoint, netns: str = "") -> ChildLi
         address=inside_address(network, endpoint.address),
         gateway=network.gateway if child.gateway else None,
         through=_through(network, endpoint),
+        inside6=inside6(network, endpoint),
     )
     return _as_leased(link, network, endpoint.leased, endpoint) if endpoint.leased is not None else link
 
@@ -193,7 +195,7 @@ def _on_host_links(me: Node, snapshot: Snapshot, local: Local) -> list[KernelObj
         if network.by_dhcp and network.options["parent"] in local.links:
             objects += shared_objects(me, network)  # a lease comes before the first endpoint
     for endpoint in _own_sandboxes(snapshot):
-        network = snapshot.networks[endpoint.network]
+        network = carried(snapshot, snapshot.networks[endpoint.network], local.ipv6)
         if child_of(network) is not None and network.options["parent"] in local.links:
             objects += [*shared_objects(me, network), *endpoint_objects(me, network, endpoint, local.netns.get(endpoint.id, ""))]
     return objects

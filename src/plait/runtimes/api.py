@@ -103,9 +103,11 @@ class Operations(Protocol):
         address: IPv6Address | None = None,
         name: str = "",
         labels: Mapping[str, str] | None = None,
+        mac: str = "",
     ) -> IPv6Address:
         """The IPv6 address of `owner`, which has an IPv4 address (`reserve`): what goes with that, or the one that is asked for, then held
-        as well, under `paired(owner)`, if `name` and `labels` may have it. Idempotent. NotSupported on a network or host without IPv6."""
+        as well, under `paired(owner)`, if `name` and `labels` may have it; or what a DHCP server gives who has the MAC `mac` (LeaseFailed).
+        Idempotent. NotSupported on a network or host without IPv6."""
         ...
 
     async def release(self, network: str, address: IPv4Address) -> None: ...
@@ -135,6 +137,12 @@ class Operations(Protocol):
     async def report(self, runtime: str, containers: Sequence[Container]) -> None:
         """The full present list of a runtime's containers on this node; the differences are published."""
         ...
+
+
+def shown_gateway6(network: Network) -> str:
+    """The IPv6 gateway as engines show one, which must be of the subnet; "" if it is not, or nobody knows it."""
+    gateway, subnet = network.gateway6, network.subnet6
+    return str(gateway) if gateway is not None and subnet is not None and gateway in subnet else ""
 
 
 def network_named(networks: Mapping[str, Network], name: str) -> Network:

@@ -134,7 +134,9 @@ class FakeOperations:
         address: IPv6Address | None = None,
         name: str = "",
         labels: Mapping[str, str] | None = None,
+        mac: str = "",
     ) -> IPv6Address:
+        del mac
         found = self._network(network)
         own = image(found, (await self.reserve(network, owner)).ip)
         assert own is not None

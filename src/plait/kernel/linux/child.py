@@ -19,6 +19,8 @@ from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux import route as routes
 from plait.kernel.linux.inside import opened
+from plait.kernel.linux.netns import inside
+from plait.kernel.linux.sysctl import open_for_ipv6
 from plait.model.addr import IPInterface
 from plait.model.hostlinks import ChildLink, Key, VlanLink
 from plait.model.objects import KernelObject
@@ -72,6 +74,9 @@ class Children:
         with opened(link.netns) as (fd, there):
             index = self._make(link, parent, there, fd)
             try:
+                if link.inside6 is not None:
+                    with inside(fd):
+                        open_for_ipv6(link.ifname)
                 own_mac = [links.set_link(index, mac=link.mac)] if link.mode == PASSTHRU and link.mac else []
                 _must(link, there, [links.set_link(index, alias=link.name), *own_mac, *links.inside_messages(link, index)])
             except OSError:

@@ -284,8 +284,8 @@ def inside_messages(link: EndpointLink | ChildLink, peer_index: int) -> list[nl.
     if isinstance(link, ChildLink):
         messages += _ways(peer_index, link)
         messages += [_address6(peer_index, link.address6)] if link.address6 is not None else []
-    has = link.inside6 if isinstance(link, EndpointLink) else None
-    return messages + (_inside6(peer_index, has) if has is not None else [])
+    has = link.inside6
+    return messages + (_inside6(peer_index, has, link.gateway is None) if has is not None else [])
 
 
 def _ways(index: int, link: ChildLink) -> list[nl.Message]:
@@ -298,9 +298,11 @@ def _ways(index: int, link: ChildLink) -> list[nl.Message]:
     ]
 
 
-def _inside6(index: int, has: Inside6) -> list[nl.Message]:
+def _inside6(index: int, has: Inside6, straight: bool) -> list[nl.Message]:
+    """`straight`: everything goes by the link itself."""
     near = [_route(index, has.subnet)] if has.on_link else []
-    return [_address6(index, has.interface), *near, *_routes(index, has.gateway, has.through)]
+    far = [_route(index, network) for network in has.through] if straight else _routes(index, has.gateway, has.through)
+    return [_address6(index, has.interface), *near, *far]
 
 
 def _address6(index: int, address: IPv6Interface) -> nl.Message:

@@ -184,11 +184,12 @@ def _differences(seen: Seen, ifname: str, state: SandboxState) -> list[str]:
 
 
 def _routeless(endpoint: Endpoint, network: Network, state: SandboxState) -> list[str]:
-    """The default routes that are gone."""
+    """The default routes that are gone; who learns those of IPv6 from routers of its link has them when they say so."""
     if not endpoint.default_route or network.internal:
         return []
     wrong = [] if state.gateways else ["the default route is gone"]
-    return wrong + (["the IPv6 default route is gone"] if endpoint.address6 is not None and not state.gateways6 else [])
+    given6 = endpoint.address6 is not None and not network.by_dhcp6
+    return wrong + (["the IPv6 default route is gone"] if given6 and not state.gateways6 else [])
 
 
 def _unlike(seen: Seen, endpoint: Endpoint) -> list[str]:

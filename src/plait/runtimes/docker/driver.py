@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_network
 
 from plait.backends import BACKENDS, OnHostLink, child_of, on_link, own_mac, settle
-from plait.ipam import FORCED, check_network, default_block_prefix, image
+from plait.ipam import FORCED, check_network, default_block_prefix, image, without_router
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network, PortMapping
 from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, PlaitError, PortInUse
@@ -27,7 +27,16 @@ from plait.runtimes.docker.enginetypes import Attached, ContainerRow
 from plait.runtimes.docker.gateways import shared
 from plait.runtimes.docker.ipam import RUNTIME, SPACE, IpamDriver
 from plait.runtimes.docker.names import StartingNames
-from plait.runtimes.docker.networks import NET_OPTION, OPTIONS, ORIGIN_DOCKER, ORIGIN_LABEL, DockerNetworks, network_options, without_aux
+from plait.runtimes.docker.networks import (
+    NET_OPTION,
+    OPTIONS,
+    ORIGIN_DOCKER,
+    ORIGIN_LABEL,
+    DockerNetworks,
+    as_server_says,
+    network_options,
+    without_aux,
+)
 
 Answer = Mapping[str, object]
 
@@ -119,13 +128,14 @@ class NetworkDriver:
     def _wanted6(self, wanted: NetworkRequest, data: wire.IpamData | None) -> NetworkRequest:
         """The same with what is asked of IPv6. Conflict if the cluster's network has IPv6 and this engine's would have none: its containers
         would be named with addresses that they lack."""
+        known = self._ops.networks().get(wanted.name)
         if data is None:
-            known = self._ops.networks().get(wanted.name)
             if known is not None and known.subnet6 is not None:
                 raise Conflict(f"network {known.name!r} exists already with IPv6: add --ipv6 --subnet {known.subnet6}")
             return wanted
         subnet6 = wire.parse_subnet6(data.pool or "", "--subnet")
-        return replace(wanted, subnet6=subnet6, gateway6=wire.parse_address6(data.gateway, "--gateway") if data.gateway else None)
+        gateway6 = wire.parse_address6(data.gateway, "--gateway") if data.gateway and not (known is not None and known.by_dhcp6) else None
+        return as_server_says(replace(wanted, subnet6=subnet6, gateway6=gateway6))
 
     def _provisional(self, wanted: NetworkRequest) -> Network:
         """The network as it will be, without its name: refused now if no name could make it possible."""
@@ -134,6 +144,7 @@ class NetworkDriver:
         gateway = wanted.gateway or wanted.subnet[1]
         network = Network("", wanted.subnet, gateway, prefix, internal=wanted.internal, ip_range=wanted.ip_range, subnet6=wanted.subnet6)
         network = replace(network, gateway6=wanted.gateway6 or image(network, gateway), excluded=wanted.excluded)
+        network = without_router(replace(network, options=wanted.options))
         known = self._ops.networks().values()
         check_network(network, [n for n in known if n.subnet != wanted.subnet])
         if not wanted.force and all(n.subnet != wanted.subnet for n in known):
@@ -190,7 +201,8 @@ class NetworkDriver:
         called = {"DstName": created.ifname} if created.ifname else {}
         answer: dict[str, object] = {"InterfaceName": {"SrcName": source, "DstPrefix": "eth", **called}}
         if child is not None and not child.gateway:
-            return answer | {"DisableGatewayService": True, "StaticRoutes": [_EVERYTHING_ON_LINK]}
+            everywhere = _EVERYWHERE if endpoint.address6 is not None else _EVERYWHERE[:1]
+            return answer | {"DisableGatewayService": True, "StaticRoutes": [_on_link(one) for one in everywhere]}
         if endpoint.leased is not None:
             return answer | _leased(endpoint.leased)
         routes = [] if on_link(network) else _behind(network.gateway, network.subnet)
@@ -291,7 +303,11 @@ class NetworkDriver:
 
 
 _SOME = IPv4Network("10.0.0.0/8")
-_EVERYTHING_ON_LINK = {"Destination": "0.0.0.0/0", "RouteType": wire.CONNECTED}
+_EVERYWHERE = ("0.0.0.0/0", "::/0")
+
+
+def _on_link(destination: str) -> dict[str, object]:
+    return {"Destination": destination, "RouteType": wire.CONNECTED}
 
 
 def _leased(leased: Leased) -> dict[str, object]:

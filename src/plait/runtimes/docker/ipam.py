@@ -131,14 +131,14 @@ class IpamDriver:
         if wire.MAC in options:
             if network is None:
                 raise NotFound(f"no network of the cluster has the pool {subnet}; remove this Docker network and create it again")
-            reserve = partial(self._ops.reserve6, network.name, f"{OWNER}{options[wire.MAC]}", wanted)
+            reserve = partial(self._ops.reserve6, network.name, f"{OWNER}{options[wire.MAC]}", wanted, mac=options[wire.MAC])
             told = options.get(wire.NAME, "")
             address = await (self._chosen(network.name, wanted, told, reserve) if wanted is not None else reserve())
         elif wanted is not None:
             address = await self._again6(network, wanted)
         else:
             raise ConfigError("RequestAddress", "", "names neither an address nor a MAC address")
-        prefix = subnet.prefixlen if network is not None and on_link(network) else 128
+        prefix = subnet.prefixlen if network is not None and on_link(network) and not network.by_dhcp6 else 128
         return {"Address": f"{address}/{prefix}", "Data": {}}
 
     async def release_address(self, request: wire.ReleaseAddress) -> Mapping[str, object]:

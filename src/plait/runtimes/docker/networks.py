@@ -24,7 +24,7 @@ from plait.ipam import FORCED, origin_in
 from plait.model.addr import AddressRange, IPNetwork
 from plait.model.cluster import HostRange, Network
 from plait.model.errors import ConfigError, Conflict, EngineUnavailable, NotFound, PlaitError
-from plait.runtimes.api import Health, NetworkRequest, Operations
+from plait.runtimes.api import Health, NetworkRequest, Operations, shown_gateway6
 from plait.runtimes.docker.engine import DockerEngine
 from plait.runtimes.docker.enginetypes import EngineNetwork
 from plait.runtimes.docker.state import NETWORKS, DockerState
@@ -273,7 +273,12 @@ def _request(name: str, network: EngineNetwork) -> NetworkRequest:
         subnet6=parse_subnet6(six.subnet, f"IPv6 subnet {of}") if six.subnet else None,
         gateway6=parse_address6(six.gateway, f"IPv6 gateway {of}") if six.gateway else None,
     )
-    return without_aux(request, four.aux, six.aux)
+    return without_aux(as_server_says(request), four.aux, six.aux)
+
+
+def as_server_says(request: NetworkRequest) -> NetworkRequest:
+    """The same without the IPv6 gateway that an engine always names, where routers of the link say who that is."""
+    return replace(request, gateway6=None) if request.options.get("ipam") == "dhcp" else request
 
 
 def network_options(given: Mapping[str, str]) -> dict[str, str]:
@@ -286,7 +291,8 @@ def creation(network: Network) -> Mapping[str, Any]:
     part = {"IPRange": str(network.ip_range)} if network.ip_range is not None else {}
     pools = [{"Subnet": str(network.subnet), "Gateway": str(network.gateway), **part}]
     if network.subnet6 is not None:
-        pools.append({"Subnet": str(network.subnet6), "Gateway": str(network.gateway6)})
+        gateway6 = shown_gateway6(network)  # it asks for one where there is none
+        pools.append({"Subnet": str(network.subnet6)} | ({"Gateway": gateway6} if gateway6 else {}))
     return {
         "Name": network.name,
         "CheckDuplicate": True,

@@ -18,7 +18,7 @@ from plait.model.cluster import Endpoint, Network
 from plait.model.errors import ConfigError
 from plait.plan.desired import inside_address
 from plait.plan.dual import inside6
-from plait.runtimes.api import AttachRequest
+from plait.runtimes.api import AttachRequest, shown_gateway6
 from plait.runtimes.cni.attachments import Attachment, Attachments
 from plait.runtimes.cni.host import Host, namespace
 from plait.runtimes.cni.wire import checked_mac, read_json
@@ -52,7 +52,8 @@ class NetavarkPlugin:
         answer["subnets"] = [{"subnet": str(network.subnet), "gateway": str(network.gateway)}]
         answer["ipv6_enabled"] = network.subnet6 is not None
         if network.subnet6 is not None:
-            answer["subnets"].append({"subnet": str(network.subnet6), "gateway": str(network.gateway6)})
+            gateway6 = shown_gateway6(network)
+            answer["subnets"].append({"subnet": str(network.subnet6)} | ({"gateway": gateway6} if gateway6 else {}))
         answer["internal"] = network.internal
         answer["ipam_options"] = {"driver": IPAM_DRIVER}
         return answer
