@@ -7,11 +7,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from ipaddress import IPv4Address
 
 from plait.agent.admin import netns_of_containers
 from plait.agent.view import View
 from plait.backends import child_of
+from plait.model.addr import EitherAddress
 from plait.model.cluster import Endpoint
 
 AGAIN_S = 0.5
@@ -21,9 +21,9 @@ AGAIN_S = 0.5
 class Announcer:
     """`announce(netns, alias, mac, address)` blocks; False: there is no such link yet. OSError: the namespace is gone."""
 
-    def __init__(self, view: View, announce: Callable[[str, str, str, IPv4Address], bool]) -> None:
+    def __init__(self, view: View, announce: Callable[[str, str, str, EitherAddress], bool]) -> None:
         self._view, self._announce = view, announce
-        self._told: set[tuple[str, str, IPv4Address]] = set()
+        self._told: set[tuple[str, str, EitherAddress]] = set()
         """(id, path of the namespace, address) of whom the neighbours know."""
         self._dirty = asyncio.Event()
         view.subscribe(self._on_view)
@@ -49,13 +49,14 @@ class Announcer:
             if key in self._told:
                 continue
             with contextlib.suppress(OSError):  # gone meanwhile: its own end tells so
-                if await asyncio.to_thread(self._announce, key[1], endpoint.dev, endpoint.mac, endpoint.address):
+                if await asyncio.to_thread(self._announce, key[1], endpoint.dev, endpoint.mac, key[2]):
                     self._told.add(key)
         return bool(present.keys() - self._told)
 
-    def _present(self) -> dict[tuple[str, str, IPv4Address], Endpoint]:
+    def _present(self) -> dict[tuple[str, str, EitherAddress], Endpoint]:
         snapshot = self._view.snapshot
         on_links = {name for name, network in snapshot.networks.items() if child_of(network) is not None}
         own = {e.id: e for e in snapshot.endpoints.values() if e.node == snapshot.me and e.network in on_links}
         found = netns_of_containers(self._view, own)
-        return {(e.id, path, e.address): e for e in own.values() if (path := e.netns or found.get(e.id, ""))}
+        placed = [(e, path) for e in own.values() if (path := e.netns or found.get(e.id, ""))]
+        return {(e.id, path, address): e for e, path in placed for address in e.present}

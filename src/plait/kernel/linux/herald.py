@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """An endpoint's address told to its neighbours on a link of the host, who may still know it by the MAC of whoever had it before.
 
-Out: one ARP announcement (`announce`), on the endpoint's link in its sandbox. A kernel takes the sender's MAC of it for what it knows
-already at once, and learns nothing that it did not ask for.
+Out: one announcement of `announce`, by ARP or by neighbour discovery, on the endpoint's link in its sandbox. A kernel takes the sender's
+MAC of it for what it knows already at once, and learns nothing that it did not ask for.
 """
 
 from __future__ import annotations
 
 import socket
-from ipaddress import IPv4Address
 
 from plait.kernel.linux import link as links
 from plait.kernel.linux.announce import announcement
 from plait.kernel.linux.inside import opened
 from plait.kernel.linux.netns import inside
+from plait.model.addr import IPAddress
 
 
-def tell_neighbours(netns: str, alias: str, mac: str, address: IPv4Address) -> bool:
+def tell_neighbours(netns: str, alias: str, mac: str, address: IPAddress) -> bool:
     """Tell that `address` is at the link with that alias, or MAC, in the namespace at `netns`; False while no such link is up. OSError if
     the namespace is gone."""
     with opened(netns) as (fd, there):
