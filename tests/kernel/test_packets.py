@@ -101,6 +101,19 @@ def test_who_has_an_address_of_either_family_on_the_link_says_so(mac: str) -> No
     on_a_wire(body)
 
 
+def test_a_link_lets_answers_in_that_go_to_everybody_although_it_has_no_ipv6() -> None:
+    """A veth takes every frame; hardware takes what is on this list."""
+
+    def body() -> None:
+        sh("sysctl -qw net.ipv6.conf.d0.disable_ipv6=1")
+        assert "33:33:00:00:00:01" not in sh("ip maddr show dev d0")
+        with contextlib.closing(open_claims("d0")):
+            assert "33:33:00:00:00:01" in sh("ip maddr show dev d0")
+        assert "33:33:00:00:00:01" not in sh("ip maddr show dev d0")
+
+    on_a_wire(body)
+
+
 def test_a_link_that_is_not_there_is_an_error() -> None:
     def body() -> None:
         for open_it in (PacketSocket, open_arp, open_claims, link_mac):

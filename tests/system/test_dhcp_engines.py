@@ -97,6 +97,8 @@ def test_the_same_by_ipv6_whose_routes_the_container_learns(served: tuple[Lab, D
     docker(lab, "A", "run", "-d", "--name", "web", "--network", "lan", "nginx")
     six = shown6(lab, "web")
     assert server.rows6() == [six] and server.rows() == {shown(lab, "web"): "web"}
+    bits = docker(lab, "A", "inspect", "-f", "{{.NetworkSettings.Networks.lan.GlobalIPv6PrefixLen}}", "web")
+    assert bits == "128", "what is on the link, routers say"
     process.until("it answers", lambda: answers(lab, six), 10)
     pid = docker(lab, "A", "inspect", "-f", "{{.State.Pid}}", "web")
     inside = ("nsenter", "-t", pid, "-n", "ip", "-6")

@@ -109,6 +109,28 @@ def test_they_have_ipv6_of_the_link_too(two: Lab) -> None:
     process.until("again", lambda: answers(two, "B", "b1", f"http://[{a1}]/"), 10)
 
 
+def test_a_host_that_is_rebooted_has_its_containers_back_with_both(two: Lab) -> None:
+    started(two, "A", "a1"), started(two, "B", "b1", "--restart", "always")
+    b1 = address6(two, "B", "b1")
+    two.reboot("B")
+    process.until("b1 is back", lambda: answers(two, "A", "a1", f"http://[{b1}]/"), 30)
+    assert address6(two, "B", "b1") == b1
+    process.until("by name", lambda: answers(two, "A", "a1", "http://b1/", "-6") and answers(two, "A", "a1", "http://b1/", "-4"), 10)
+
+
+def test_a_router_may_have_a_link_local_address_alone(two: Lab) -> None:
+    where = ("-o", "parent=eth0", "--subnet", "10.89.0.0/24", "--subnet6", "fd00:89::/64", "--gateway6", "fe80::1")
+    two.run("A", "plait", "network", "create", "near", "--backend", "macvlan", *where)
+    process.until("known", lambda: "near" in networks(two, "A"), 5)
+    docker(two, "A", "run", "-d", "--name", "a1", "--network", "near", "nginx")
+    pid = docker(two, "A", "inspect", "-f", "{{.State.Pid}}", "a1")
+    routes = json.loads(two.run("A", "nsenter", "-t", pid, "-n", "ip", "-6", "-j", "route").stdout)
+    assert [row["gateway"] for row in routes if row["dst"] == "default"] == ["fe80::1"]
+    remove_containers(two, "A")
+    two.run("A", "plait", "network", "rm", "near")
+    process.until("gone", lambda: "near" not in networks(two, "A") | networks(two, "B"), 5)
+
+
 def test_an_address_of_another_machine_is_dockers_error(two: Lab) -> None:
     two.run("B", "ip", "addr", "add", "fd00:18::c8/64", "dev", "eth0", "nodad")
     try:

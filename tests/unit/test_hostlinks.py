@@ -358,6 +358,9 @@ async def test_a_host_without_ipv6_attaches_by_ipv4_alone(a: FakeNode, monkeypat
     await without(a, monkeypatch, "ipv6")
     endpoint = await a.ops.attach(asked())
     assert endpoint.address6 is None and next(one for one in children(a) if one.name == endpoint.dev).inside6 is None
+    for child in children(a):
+        a.kernel.trample(child.key, None)
+    assert await a.converge() == 2 and [child.inside6 for child in children(a)] == [None, None], "the one of before too"
 
 
 async def test_the_same_network_twice_is_one_and_another_parent_is_a_conflict(a: FakeNode) -> None:
