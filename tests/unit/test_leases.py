@@ -361,6 +361,28 @@ async def test_a_node_that_leaves_gives_back_what_its_journal_has(a: FakeNode) -
     assert (said.kind, said.ciaddr, said.address(Option.SERVER)) == (Kind.RELEASE, TEN, ROUTER)
 
 
+@pytest.mark.parametrize("answers", [True, False])
+async def test_a_link_that_is_asked_what_it_has_is_asked_again_before_it_is_given_up(a: FakeNode, answers: bool) -> None:
+    a.dhcp_timeout_s, clock = 5.0 if answers else 2.0, Clock()
+    a.dhcp_clock = clock
+    await a.ops.remove_network("lan")
+    await again(a)
+    server = a.dhcp[0]
+    server.silent = True
+    before = len(server.heard)
+    making = asyncio.create_task(a.ops.ensure_network(LAN))
+    for asked_times in (1, 2):
+        await a.until(lambda asked_times=asked_times: len(server.heard) == before + asked_times)
+        server.silent = not (answers and asked_times == 2)
+        clock.ahead += 5
+        a.leases._wake.set()
+    if answers:
+        assert (await making).subnet == IPv4Network("198.18.0.0/24")
+    else:
+        with pytest.raises(LeaseFailed, match="asking DHCP for an address: no server answered on link lo"):
+            await making
+
+
 async def test_what_cannot_be_is_refused(a: FakeNode) -> None:
     def of(name: str, **options: str) -> NetworkRequest:
         return replace(LAN, name=name, options={**LAN.options, **options})
@@ -369,7 +391,7 @@ async def test_what_cannot_be_is_refused(a: FakeNode) -> None:
         (of("x", ipam="static"), "pool .plait gives the addresses., or dhcp"),
         (of("x", backend="ipvlan"), "means nothing to backend ipvlan"),
         (of("x", backend="vlan", vlan="4", switch="openvswitch"), "not possible on a port of a switch"),
-        (replace(of("x"), gateway6=IPv6Address("fd00::1")), "is what routers of the link say"),
+        (replace(of("x", parent="eth7"), gateway6=IPv6Address("fd00::1")), "is what routers of the link say"),
         (of("x", ipam6="dhcp", ipam="pool"), "dhcp, with ipam=dhcp"),
         (of("x", parent="eth7"), "is not given, and this host has no link eth7"),
         (replace(of("x"), subnet=IPv4Network("198.18.0.0/24"), ip_range=IPv4Network("198.18.0.128/25")), "the DHCP server's matter"),

@@ -128,11 +128,12 @@ class Leases:
         try:
             self._take(held, step)
             async with self._bounded(held):
-                await held.turn.wait()
+                while (offer := held.client.offer) is None:
+                    held.turn.clear()
+                    await held.turn.wait()
         finally:
             del self._looking[step.client.xid]
-        offer = held.client.offer
-        assert offer is not None and isinstance(offer.address, IPv4Address)
+        assert isinstance(offer.address, IPv4Address)
         return offer.address, offer.leased
 
     async def hand_over(self, owner: str, to: str) -> None:

@@ -68,9 +68,9 @@ class Networks:
             existing = known.get(request.name)
             if existing is not None:
                 return _same(existing, request)
+            request = of_link(request)
             if self._learn is not None:
                 request = await self._learn(request)
-            request = of_link(request)
             network = self._design(request)
             routed = child_of(network) is None
             nodes = sorted(self._view.snapshot.nodes.values(), key=lambda n: n.name)
