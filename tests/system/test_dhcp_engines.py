@@ -39,11 +39,15 @@ def served(make_lab: Callable[..., Lab], tmp_path_factory: pytest.TempPathFactor
     six = ("--enable-ra", "--dhcp-range=fd99::100,fd99::1ff,64,120")
     routes = f"--dhcp-option=121,10.9.0.0/16,{router},0.0.0.0/0,{router}"
     server = serve(lab, "D", Path(tmp_path_factory.mktemp("d")), *soon, routes, *six)
+    create(lab)
+    yield lab, server
+    server.stop()
+
+
+def create(lab: Lab) -> None:
     where = ("-o", "parent=eth0", "--ipam", "dhcp", "--ipv6", "--subnet6", "fd99::/64")
     lab.run("A", "plait", "network", "create", "lan", "--backend", "macvlan", *where)
     process.until("lan in Docker", lambda: "lan" in networks(lab, "A"), 5)
-    yield lab, server
-    server.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +152,25 @@ def test_two_containers_and_a_runtime_of_cni(served: tuple[Lab, Dnsmasq]) -> Non
         runner.delete("c1", "/run/netns/c1", result)
     finally:
         lab.run("A", "ip", "netns", "del", "c1")
+
+
+def test_a_network_of_dockers_own_making_has_both(served: tuple[Lab, Dnsmasq]) -> None:
+    """What it names of IPv6 is the link's prefix."""
+    lab, server = served
+    lab.run("A", "plait", "network", "rm", "lan")
+    process.until("lan is gone", lambda: "lan" not in networks(lab, "A"), 5)
+    pools = ("--subnet", "198.18.0.0/24", "--gateway", lab.address("D"), "--ipv6", "--subnet", "fd99::/64")
+    options = ("-o", "backend=macvlan", "-o", "parent=eth0", "-o", "ipam=dhcp")
+    docker(lab, "A", "network", "create", "-d", "plait", "--ipam-driver", "plait", *pools, *options, "own")
+    docker(lab, "A", "run", "-d", "--name", "web", "--network", "own", "nginx")
+    six = docker(lab, "A", "inspect", "-f", "{{.NetworkSettings.Networks.own.GlobalIPv6Address}}", "web")
+    assert server.rows6() == [six]
+    process.until("it answers", lambda: answers(lab, six), 10)
+    made = json.loads(lab.run("A", "plait", "network", "inspect", "own", "--json").stdout)
+    assert (made["subnet6"], made["gateway6"], made["options"]["ipam6"]) == ("fd99::/64", "", "dhcp")
+    remove_containers(lab, "A")
+    docker(lab, "A", "network", "rm", "own")
+    create(lab)
 
 
 def test_no_server_is_dockers_error_too(served: tuple[Lab, Dnsmasq]) -> None:

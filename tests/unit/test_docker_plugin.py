@@ -507,6 +507,14 @@ async def test_ipv6_on_a_link_of_the_host_has_its_prefix_and_the_routers_way(s: 
     assert pools[1] == {"Subnet": "fd00:7::/64"}, "an engine takes no gateway of another subnet"
 
 
+async def test_the_ipv6_gateway_that_an_engine_always_names_is_nothing_where_a_server_gives_the_addresses(s: Setup) -> None:
+    options = {"plait.net": "leased", "backend": "macvlan", "parent": "eth1", "ipam": "dhcp"}
+    body = creation("10.40.0.0/16", **options) | {"IPv6Data": [SIX | {"Gateway": "fd00:40::9/64"}]}
+    assert await s.docker.call("NetworkDriver.CreateNetwork", **body) == {}
+    made = s.ops.networks()["leased"]
+    assert (made.subnet6, made.gateway6) == (IPv6Network("fd00:40::/64"), IPv6Address("fd00:40::1")), "as if it had not been named"
+
+
 async def test_a_network_on_the_hosts_own_link_may_be_what_the_host_uses(s: Setup) -> None:
     subnet = IPv4Network("192.168.7.0/24")
     s.ops.used.append(subnet)
