@@ -284,6 +284,16 @@ def test_a_network_removed_in_its_first_moment_is_gone(two: Lab) -> None:
         assert networks(two, "B") == networks(two, "A") == {"mesh"}, "it does not come back"
 
 
+def test_a_network_named_by_its_option_is_in_each_engine_once(two: Lab) -> None:
+    for _ in range(5):
+        docker(two, "A", "network", "create", "-d", "plait", "--ipam-driver", "plait", "-o", "plait.net=named", "named")
+        process.until("B has it", lambda: networks(two, "B") == networks(two, "A") == {"mesh", "named"}, 5)
+        for host in "AB":
+            assert docker(two, host, "network", "ls", "-q", "--filter", "name=named").stdout.count("\n") == 1
+        docker(two, "A", "network", "rm", "named")
+        process.until("it goes everywhere", lambda: networks(two, "B") == networks(two, "A") == {"mesh"}, 5)
+
+
 def test_prune_takes_what_an_engine_made_and_nothing_else(two: Lab) -> None:
     docker(two, "A", "network", "create", "-d", "plait", "--ipam-driver", "plait", "--subnet", "10.66.0.0/16", "made")
     process.until("B has it", lambda: "made" in networks(two, "B"), 3)

@@ -18,12 +18,13 @@ from typing import Any
 import pytest
 from tests.support.docker import Conditions, Dockerd, FakeEngine, dockerd, until
 
-from plait.model.cluster import PortMapping
+from plait.model.cluster import Network, PortMapping
 from plait.model.errors import KernelError, PlaitError, StoreUnavailable
 from plait.plan.desired import device_name, peer_name
 from plait.runtimes.api import AttachRequest, NetworkRequest
 from plait.runtimes.docker.deferred import DeferredStarts
 from plait.runtimes.docker.engine import DockerEngine
+from plait.runtimes.docker.enginetypes import EngineNetwork
 from plait.runtimes.docker.known import KnownContainers
 from plait.runtimes.docker.mounts import rootfs_places
 from plait.runtimes.docker.names import WHY_DEFERRED
@@ -222,6 +223,35 @@ async def test_an_option_names_the_network_of_the_cluster(s: Setup) -> None:
     assert s.networks.known("new-id") == "blue"
     answer = await s.docker.call("NetworkDriver.CreateNetwork", **creation("10.32.0.0/16", **{"plait.net": "mesh"}))
     assert "--subnet 10.29.0.0/16" in answer["Err"]
+
+
+@pytest.mark.parametrize("where", ["before it is remembered", "while the engine is asked for its list"])
+async def test_a_pass_meanwhile_makes_no_second_network_in_the_engine(s: Setup, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """The engine lists it only after the call."""
+    ensure, listing = s.ops.ensure_network, s.networks._engine.networks
+    created = asyncio.Event()
+
+    async def ensured(request: NetworkRequest) -> Network:
+        made = await ensure(request)
+        await s.networks.sync()
+        return made
+
+    async def listed() -> list[EngineNetwork]:
+        found = await listing()
+        await created.wait()
+        return found
+
+    if where == "before it is remembered":
+        monkeypatch.setattr(s.ops, "ensure_network", ensured)
+        await s.docker.call("NetworkDriver.CreateNetwork", **creation(**{"plait.net": "blue"}))
+    else:
+        monkeypatch.setattr(s.networks._engine, "networks", listed)
+        sync = asyncio.create_task(s.networks.sync())
+        await asyncio.sleep(0)
+        await s.docker.call("NetworkDriver.CreateNetwork", **creation(**{"plait.net": "blue"}))
+        created.set()
+        await sync
+    assert "blue" in s.ops.networks() and [row["Name"] for row in s.engine.networks.values()] == ["mesh"]
 
 
 async def test_without_it_the_name_is_learnt_later(s: Setup) -> None:

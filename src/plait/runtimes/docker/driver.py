@@ -101,8 +101,9 @@ class NetworkDriver:
         wanted = replace(wanted, force=wanted.force or isinstance(settled.backend, OnHostLink))
         wanted = self._wanted6(wanted, data6[0] if data6 else None)
         wanted = without_aux(wanted, data[0].aux_addresses, data6[0].aux_addresses if data6 else None)
-        network = await self._ops.ensure_network(wanted) if wanted.name else self._provisional(wanted)
-        await self._networks.remember(request.network_id, network.name)
+        with self._networks.arriving(wanted.name):
+            network = await self._ops.ensure_network(wanted) if wanted.name else self._provisional(wanted)
+            await self._networks.remember(request.network_id, network.name)
         self._networks.mark()
         return {}
 

@@ -60,6 +60,7 @@ class DockerNetworks:
         self._making: set[str] = set()
         self._removing: set[str] = set()
         self._leaving: set[str] = set()
+        self._arriving: set[str] = set()
         self._going: dict[str, float] = {}
         self.others: set[HostRange] = set()
         self.on_others: Callable[[], None] = lambda: None
@@ -109,6 +110,12 @@ class DockerNetworks:
                 while not self._ops.networks():
                     self._arrived.clear()
                     await self._arrived.wait()
+
+    @contextlib.contextmanager
+    def arriving(self, name: str) -> Iterator[None]:
+        """The engine has a network in the making that is `name` ("" = not known): it is told of, and listed, afterwards."""
+        with _among(self._arriving, name):
+            yield
 
     async def remember(self, network_id: str, name: str) -> None:
         """Durable. `name` "": created, not yet adopted."""
@@ -172,7 +179,6 @@ class DockerNetworks:
         async with self._lock:
             texts: dict[str, str] = {}
             present: set[str] = set()
-            remembered = self._state.all(NETWORKS).keys()
             everything = await self._engine.networks()
             listed = {network.id: network for network in everything if network.driver == DRIVER}
             self._note_others(network for network in everything if network.driver != DRIVER)
@@ -181,7 +187,7 @@ class DockerNetworks:
                 with _noted(texts, name):
                     if await self._settle(network, name):
                         present.add(name)
-            going = await self._forget(remembered - listed.keys())
+            going = self._arriving | await self._forget(self._state.all(NETWORKS).keys() - listed.keys())
             for name in sorted(self._ops.networks().keys() - present - texts.keys() - going - {self._default}):
                 wanted = self._ops.networks().get(name)
                 if wanted is not None and name not in self._leaving:
