@@ -38,6 +38,7 @@ from plait.model.objects import (
     Route,
     Sysctl,
 )
+from plait.model.tc import IfbLink, Redirect, Tbf
 from plait.reconcile import diff, order
 
 pytestmark = pytest.mark.root
@@ -53,7 +54,7 @@ Run = Callable[[Callable[[Kernel], None]], None]
 
 MAKERS: dict[str, Callable[[], Kernel]] = {"fake": make_fake, "linux": make_linux}
 NAMESPACE = (
-    "ip -o link | cut -d' ' -f2; nft list ruleset; sysctl -n net.ipv4.ip_forward net.ipv6.conf.all.forwarding;"
+    "ip -o link | cut -d' ' -f2; tc qdisc show; nft list ruleset; sysctl -n net.ipv4.ip_forward net.ipv6.conf.all.forwarding;"
     "for f in -4 -6; do ip $f -o addr show scope global; ip $f route show table all proto 112; ip $f neigh show nud permanent; done"
 )
 
@@ -102,6 +103,7 @@ def test_a_plan_of_nothing_leaves_nothing(run: Run) -> None:
     run(body)
 
 
+BY_KEY = {obj.key: obj for obj in OBJECTS}
 CHANGED: tuple[KernelObject, ...] = (
     replace(VXLAN, mac="02:00:00:00:00:99"),
     replace(VXLAN, mtu=1400),
@@ -130,6 +132,10 @@ CHANGED: tuple[KernelObject, ...] = (
     replace(SWITCHED, switching=frozenset({"learning", "mcast_flood"})),
     replace(SWITCHED, vni=10),
     BridgeFdb("pl-b2", "02:00:00:00:00:37", "pl-e5"),
+    Tbf("pl-e1", 1_309_014, 16 << 10, 80 << 10),
+    Tbf("pl-e1", 1_309_013, 17 << 10, 80 << 10),
+    Tbf("pl-e1", 1_309_013, 16 << 10, 16 << 10),
+    Redirect("pl-e1", "pl-i2"),
     NftSet("ports", OBJECTS[17].type, frozenset({"127.0.0.1 . udp . 53 : 10.28.1.9 . 53"}), kind="map"),  # type: ignore[union-attr]
 )
 
@@ -181,6 +187,39 @@ def test_a_port_of_a_bridge_that_is_missing_is_refused_and_one_whose_bridge_goes
         assert not kernel.apply([Op("put", bridge), Op("put", port)]).failed
         kernel.apply([Op("del", None, bridge)])
         assert kernel.owned() == {port.key: replace(port, master="", isolated=False)}
+
+    run(body)
+
+
+LIMITED, THROUGH = Tbf("pl-e1", 1_309_013, 16 << 10, 80 << 10), Tbf("pl-i1", 1_309_013, 16 << 10, 80 << 10)
+HELD_BACK: Plan = {obj.key: obj for obj in (BY_KEY["link", "pl-e1"], IfbLink("pl-i1"), LIMITED, THROUGH, Redirect("pl-e1", "pl-i1"))}
+
+
+def test_limits_go_with_their_link_and_a_redirection_to_nothing_is_seen(run: Run) -> None:
+    def body(kernel: Kernel) -> None:
+        converge(kernel, HELD_BACK)
+        kernel.apply([Op("del", None, IfbLink("pl-i1"))])
+        gone = (("link", "pl-i1"), THROUGH.key)
+        assert kernel.owned() == {key: obj for key, obj in HELD_BACK.items() if key not in gone} | {
+            ("redirect", "pl-e1"): Redirect("pl-e1", "")
+        }
+        assert converge(kernel, HELD_BACK) == 3
+        assert kernel.owned() == HELD_BACK
+        kernel.apply([Op("del", None, BY_KEY["link", "pl-e1"])])
+        assert kernel.owned() == {key: obj for key, obj in HELD_BACK.items() if key in gone}
+
+    run(body)
+
+
+def test_limits_without_link_or_device_are_refused_and_absent_ones_are_removed_all_the_same(run: Run) -> None:
+    def body(kernel: Kernel) -> None:
+        for refused in (LIMITED, Redirect("pl-e1", "pl-i1")):
+            failed = kernel.apply([Op("put", refused)]).failed
+            assert {key: error.errno for key, error in failed.items()} == {refused.key: errno.ENODEV}
+        converge(kernel, {("link", "pl-e1"): BY_KEY["link", "pl-e1"]})
+        failed = kernel.apply([Op("put", Redirect("pl-e1", "pl-i1"))]).failed
+        assert {key: error.errno for key, error in failed.items()} == {("redirect", "pl-e1"): errno.ENODEV}
+        assert not kernel.apply([Op("del", None, gone) for gone in (LIMITED, THROUGH, Redirect("pl-e1", "pl-i1"))]).failed
 
     run(body)
 

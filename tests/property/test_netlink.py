@@ -10,7 +10,7 @@ from ipaddress import IPv4Network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plait.kernel.linux import fdb, link, netlink, route
+from plait.kernel.linux import fdb, link, netlink, route, tc
 from plait.kernel.linux.nftscript import parse_table
 from plait.model.addr import IPAddress
 from plait.model.objects import ROUTE_PROTOCOL, Route
@@ -38,6 +38,9 @@ def test_any_body(data: bytes) -> None:
         lambda d: route.decode_neigh(d, NAMES),
         lambda d: fdb.decode_fdb(d, 1, "pl-x1"),
         lambda d: fdb.decode_bridge_fdb(d, 1, NAMES),
+        lambda d: tc.decode_tbf("pl-e1", d),
+        tc.decode_filter,
+        tc.link_index,
         netlink.parse_attrs,
     ):
         with contextlib.suppress(netlink.NetlinkParseError):

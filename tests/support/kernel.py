@@ -30,6 +30,7 @@ from plait.model.objects import (
     VxlanLink,
 )
 from plait.model.shortcut import Delivery, Shortcut
+from plait.model.tc import IfbLink, Redirect, Tbf
 from plait.reconcile import diff, order
 
 A, N, A6, N6 = IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -160,6 +161,12 @@ OBJECTS: tuple[KernelObject, ...] = (
     BridgeFdb("pl-b2", "02:00:00:00:00:35", "pl-e5"),
     Flood("pl-x3", A("198.18.0.2")),
     Flood("pl-x3", A("198.18.0.3")),
+    IfbLink("pl-i1"),
+    IfbLink("pl-i2"),
+    Tbf("pl-e1", 1_309_013, 16 << 10, 80 << 10),
+    Tbf("pl-i1", 5_000_000_001, 8 << 20, 200 << 20),
+    Redirect("pl-e1", "pl-i1"),
+    Redirect("pl-e4", "pl-i2"),
 )
 PLAN: Plan = {obj.key: obj for obj in OBJECTS}
 

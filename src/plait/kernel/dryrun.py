@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dry run: a kernel that reads from another one and writes nothing. What `plait plan` runs its passes over.
 
-Its record of operations is rendered as the `ip`, `bridge`, `sysctl` and `nft` lines that one would type; the golden tests compare them.
+Its record of operations is rendered as the `ip`, `bridge`, `tc`, `sysctl` and `nft` lines that one would type; the golden tests compare
+them.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from plait.model.objects import (
     WireguardPeer,
 )
 from plait.model.shortcut import Delivery, Shortcut
+from plait.model.tc import IfbLink, Redirect, Tbf
 
 STATE_DIR = "/var/lib/plait"
 """Where a node keeps its private keys; the rendered lines name them as wg(8) takes them, by file."""
@@ -105,6 +107,8 @@ def render(op: Op) -> list[str]:
             return [*([gone] if op.old is not None else []), *(_child(child) if op.verb == "put" else [])]
         case VxlanLink() | BridgeLink() | WireguardLink() | EndpointLink() | VlanLink() as link:
             return _link(link, op.old) if op.verb == "put" else [f"ip link del {link.name}"]
+        case IfbLink() | Tbf() | Redirect() as limit:
+            return _limit(limit, op)
         case SwitchPort() as port:
             return _switch_port(port) if op.verb == "put" else [f"ovs-vsctl --if-exists del-port {port.bridge} {port.dev}"]
         case Addr(dev, address):
@@ -129,10 +133,8 @@ def render(op: Op) -> list[str]:
             return [f"wg set {dev} peer {public} allowed-ips {'+' if op.verb == 'put' else '-'}{cidr}"]
         case Sysctl(path, value):
             return [f"sysctl -w net.{path.replace('/', '.')}={value}"]
-        case HookRule(family, table, chain, rule):
-            if op.verb == "put":
-                return [_nft(f'insert rule {family} {table} {chain} {rule} comment "{HOOK_COMMENT}"')]
-            return [f"nft delete rule {family} {table} {chain} handle N  # N is that of: {rule}"]
+        case HookRule() as rule:
+            return [_hook(rule, op.verb == "put")]
         case Shortcut() | Delivery() as bpf:
             return [_bpf(bpf, op.verb == "put")]
         case NftElement(of, element):
@@ -158,6 +160,34 @@ def _bpf(obj: Shortcut | Delivery, wanted: bool) -> str:
         return f"bpftool map delete name plait_here key {obj.address}"
     value = f"{obj.link} {obj.mac} from {obj.source} by {obj.local} vni {obj.vni} port {obj.port}"
     return f"bpftool map update name plait_here key {obj.address} value {value}"
+
+
+def _hook(rule: HookRule, wanted: bool) -> str:
+    where = f"{rule.family} {rule.table} {rule.chain}"
+    if wanted:
+        return _nft(f'insert rule {where} {rule.rule} comment "{HOOK_COMMENT}"')
+    return f"nft delete rule {where} handle N  # N is that of: {rule.rule}"
+
+
+def _limit(limit: IfbLink | Tbf | Redirect, op: Op) -> list[str]:
+    """The first two filters spare what asks for neighbours. Filters of an ingress need `clsact` there, which may be there already, and goes
+    with the last one."""
+    wanted = op.verb == "put"
+    if isinstance(limit, IfbLink):
+        made = [] if op.old is not None else [f"ip link add {limit.name} type ifb"]
+        return [*made, f"ip link set {limit.name} up alias {limit.name}"] if wanted else [f"ip link del {limit.name}"]
+    if isinstance(limit, Tbf):
+        words = f"handle 70: tbf rate {limit.rate * 8}bit burst {limit.burst} limit {limit.limit}"
+        return [f"tc qdisc replace dev {limit.dev} root {words}" if wanted else f"tc qdisc del dev {limit.dev} root"]
+    filters = (
+        ("protocol arp pref 110", "u32 match u32 0 0 flowid 1:1"),
+        ("protocol ipv6 pref 111", "u32 match u8 58 0xff at 6 match u8 135 0xff at 40 flowid 1:1"),
+        ("protocol all pref 112", f"u32 match u32 0 0 action mirred egress redirect dev {limit.to}"),
+    )
+    if not wanted:
+        gone = [f"tc filter del dev {limit.dev} ingress {which}" for which, _ in reversed(filters)]
+        return [*gone, f"tc qdisc del dev {limit.dev} clsact"]
+    return [f"tc qdisc add dev {limit.dev} clsact", *(f"tc filter add dev {limit.dev} ingress {which} {what}" for which, what in filters)]
 
 
 def _nft(command: str) -> str:

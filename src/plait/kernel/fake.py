@@ -14,7 +14,9 @@ from plait.kernel.image import KernelImage
 from plait.model.hostlinks import Key
 from plait.model.objects import HookRule, KernelObject, Op
 
-CAPABILITIES = frozenset({"vxlan", "bridge", "veth", "nft", "fwd", "ingress", "ipv6", "wireguard", "macvlan", "ipvlan", "vlan", "shortcut"})
+CAPABILITIES = frozenset(
+    {"vxlan", "bridge", "veth", "nft", "fwd", "ingress", "ipv6", "wireguard", "macvlan", "ipvlan", "vlan", "shortcut", "tbf", "ifb"}
+)
 
 
 class FakeKernel(KernelImage):

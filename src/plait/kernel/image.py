@@ -42,6 +42,7 @@ from plait.model.objects import (
     WireguardPeer,
 )
 from plait.model.shortcut import Delivery
+from plait.model.tc import Redirect, Tbf
 
 _GONE = "gone"
 """Where the real kernel shows the index that the device had."""
@@ -78,6 +79,8 @@ class KernelImage:
         if op.verb == "put" and parent is not None and parent not in self.objects:
             return errno.ENOENT if isinstance(op.subject, Sysctl | Delivery) else errno.ENODEV
         if op.verb == "put" and isinstance(op.subject, Delivery) and ("link", op.subject.link) not in self.objects:
+            return errno.ENODEV
+        if op.verb == "put" and isinstance(op.subject, Redirect) and ("link", op.subject.to) not in self.objects:
             return errno.ENODEV
         if op.verb == "put" and isinstance(op.subject, AllowedIp) and _peer_of(op.subject) not in self.objects:
             return errno.ENOENT
@@ -158,7 +161,7 @@ def parent_of(obj: KernelObject) -> Key | None:
             return ("link", dev)
         case Addr(dev=dev) | Neigh(dev=dev) | Fdb(dev=dev) | Flood(dev=dev) | Route(dev=dev) if dev.startswith(PREFIX):
             return ("link", dev)
-        case WireguardPeer(dev=dev) | AllowedIp(dev=dev) | InsideRoutes(dev=dev) | SwitchPort(dev=dev):
+        case WireguardPeer(dev=dev) | AllowedIp(dev=dev) | InsideRoutes(dev=dev) | SwitchPort(dev=dev) | Tbf(dev=dev) | Redirect(dev=dev):
             return ("link", dev)
         case VlanLink(parent=parent) | ChildLink(parent=parent) if parent.startswith(PREFIX):
             return ("link", parent)
@@ -202,6 +205,8 @@ def _without_device(obj: KernelObject, name: str) -> KernelObject | None:
     match obj:
         case Delivery(link=link) if link == name:
             return replace(obj, link="")
+        case Redirect(to=to) if to == name:
+            return replace(obj, to="")
         case NftChain(rules=rules) if any(f' device "{name}"' in rule for rule in rules):
             return replace(obj, rules=tuple(rule.replace(f' device "{name}"', f" device {_GONE}") for rule in rules))
         case NftSet(elements=elements) if any(element.endswith(f': "{name}"') for element in elements):

@@ -16,6 +16,7 @@ from plait.model.addr import IPAddress, IPInterface, IPNetwork
 from plait.model.hostlinks import ChildLink, Key, SwitchPort, VlanLink
 from plait.model.inside import Inside6
 from plait.model.shortcut import Delivery, Shortcut
+from plait.model.tc import IfbLink, Redirect, Tbf
 
 PREFIX = "pl-"
 """Every interface that plait makes starts with this."""
@@ -360,6 +361,9 @@ KernelObject = (
     | HookRule
     | Shortcut
     | Delivery
+    | IfbLink
+    | Tbf
+    | Redirect
 )
 
 

@@ -29,10 +29,12 @@ from plait.model.objects import (
     WireguardPeer,
 )
 from plait.model.shortcut import Delivery, Shortcut
+from plait.model.tc import IfbLink, Redirect, Tbf
 
 _RANKS: tuple[tuple[type[KernelObject], ...], ...] = (
-    (VxlanLink, BridgeLink, WireguardLink, EndpointLink, VlanLink),
-    (ChildLink, SwitchPort),
+    (VxlanLink, BridgeLink, WireguardLink, EndpointLink, VlanLink, IfbLink),
+    (ChildLink, SwitchPort, Tbf),
+    (Redirect,),
     (Sysctl,),
     (Addr,),
     (Neigh, Fdb, BridgeFdb, Flood, WireguardPeer),
@@ -48,8 +50,8 @@ _RANKS: tuple[tuple[type[KernelObject], ...], ...] = (
 
 
 def rank(obj: KernelObject) -> int:
-    """0 for links, growing with what depends on what: child or port, sysctl, address, neighbour or peer, route, set, element, chain, hook
-    rule, shortcut, delivery."""
+    """0 for links, growing with what depends on what: child, port or queueing discipline, redirection, sysctl, address, neighbour or peer,
+    route, set, element, chain, hook rule, shortcut, delivery."""
     return next(number for number, kinds in enumerate(_RANKS) if isinstance(obj, kinds))
 
 

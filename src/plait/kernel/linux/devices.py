@@ -13,8 +13,10 @@ from plait.kernel.linux import ethtool
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux.child import create_vlan
+from plait.kernel.linux.tc import create_ifb
 from plait.model.hostlinks import ChildLink, VlanLink
 from plait.model.objects import BridgeLink, EndpointLink, VxlanLink
+from plait.model.tc import IfbLink
 
 
 class Indexes(dict[str, int]):
@@ -33,11 +35,13 @@ def index_of(name: str) -> int:
         raise OSError(errno.ENODEV, f"no link named {name}") from error
 
 
-def creation(link: VxlanLink | BridgeLink | VlanLink) -> nl.Message:
+def creation(link: VxlanLink | BridgeLink | VlanLink | IfbLink) -> nl.Message:
     """The request that makes it. OSError if its parent is not there."""
     match link:
         case VlanLink(parent=parent):
             return create_vlan(link, index_of(parent))
+        case IfbLink():
+            return create_ifb(link)
         case VxlanLink():
             return links.create_vxlan(link)
     return links.create_bridge(link)

@@ -35,6 +35,7 @@ from plait.kernel.linux.sysctl import (
     speak_no_ipv6,
     stay_silent,
 )
+from plait.kernel.linux.tc import TrafficControl
 from plait.kernel.linux.watch import watch_kernel
 from plait.kernel.linux.wireguard import Wireguard
 from plait.model.errors import KernelError
@@ -52,6 +53,7 @@ from plait.model.objects import (
     WireguardPeer,
 )
 from plait.model.shortcut import Delivery, Shortcut
+from plait.model.tc import IfbLink, Redirect, Tbf
 
 _GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}
 
@@ -68,7 +70,7 @@ class LinuxKernel(HostFacts):
         self._macs = links.Macs()
         self._able: frozenset[str] = frozenset()
         self._wireguard, self._narrow, self._sysctls = Wireguard(keys), Narrow(keys), Sysctls(sysctls)
-        self._children, self._shortcuts = Children(self._sock), Shortcuts(self._sock)
+        self._children, self._shortcuts, self._tc = Children(self._sock), Shortcuts(self._sock), TrafficControl(self._sock)
 
     # --- reading
 
@@ -97,7 +99,7 @@ class LinuxKernel(HostFacts):
                 objects += fdb.dump_fdbs(self._sock, item.index, item.name)
             elif isinstance(item.link, BridgeLink):
                 objects += fdb.dump_bridge_fdbs(self._sock, item.index, ours)
-        objects += self._shortcuts.read(names)
+        objects += [*self._shortcuts.read(names), *self._tc.read({f.index: f.name for f in found})]
         held: dict[Key, KernelObject] = {obj.key: obj for obj in objects}
         held.update(self._ruleset.owned(probe, ours))
         held.update(read_sysctls(probe))
@@ -179,7 +181,11 @@ class LinuxKernel(HostFacts):
                 self._shortcuts.deliver(one) if op.verb == "put" else self._shortcuts.withdraw(one)
             case ChildLink() as one:
                 self._children.put(one, index_of(one.parent)) if op.verb == "put" else self._children.remove(one)
-            case VxlanLink() | BridgeLink() | WireguardLink() | EndpointLink() | VlanLink() as link if op.verb == "del":
+            case Tbf(dev) as qdisc:
+                self._tc.put_tbf(qdisc, index_of(dev)) if op.verb == "put" else self._tc.remove_tbf(index_of(dev))
+            case Redirect(dev, to):
+                self._tc.redirect(index_of(dev), index_of(to)) if op.verb == "put" else self._tc.restore(index_of(dev))
+            case VxlanLink() | BridgeLink() | WireguardLink() | EndpointLink() | VlanLink() | IfbLink() as link if op.verb == "del":
                 self._must(links.delete_link(self._index(link.name)))
                 if isinstance(link, WireguardLink):
                     self._wireguard.ended(link.name)
@@ -191,10 +197,10 @@ class LinuxKernel(HostFacts):
                 self._narrow.bring(wanted, self._find(wanted.dev), op.verb == "put")
             case EndpointLink() as link:
                 self._put_endpoint(link)
-            case VxlanLink() | BridgeLink() | VlanLink() as link:
+            case VxlanLink() | BridgeLink() | VlanLink() | IfbLink() as link:
                 self._put_device(link)
 
-    def _put_device(self, link: VxlanLink | BridgeLink | VlanLink) -> None:
+    def _put_device(self, link: VxlanLink | BridgeLink | VlanLink | IfbLink) -> None:
         """Create, or bring in line; what cannot be changed on a living device (`changeable`) replaces it."""
         found = self._find(link.name)
         held = completed(found.link, found, names_here()) if found is not None and found.link is not None else None
@@ -203,9 +209,9 @@ class LinuxKernel(HostFacts):
             found = None
         before = found.link if found is not None else None
         if found is None:
-            mtu = 0 if isinstance(link, VlanLink) else link.mtu
+            mtu = 0 if isinstance(link, VlanLink | IfbLink) else link.mtu
             self._must(creation(link), links.set_link(0, mtu, name=link.name, alias=link.name))
-        elif isinstance(link, VlanLink):
+        elif isinstance(link, VlanLink | IfbLink):
             self._must(links.set_link(found.index, up=True))
         else:
             assert isinstance(found.link, VxlanLink | BridgeLink)

@@ -19,6 +19,7 @@ from plait.kernel.linux import netlink as nl
 from plait.model.hostlinks import ChildLink, VlanLink
 from plait.model.inside import Inside6
 from plait.model.objects import PREFIX, BridgeLink, EndpointLink, VxlanLink, WireguardLink
+from plait.model.tc import IfbLink
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_NEWROUTE = 20, 21, 24
@@ -40,7 +41,7 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _RTPROT_STATIC, _SCOPE_LINK = 4, 253
 ADDRESS6_FLAGS = 0x02 | 0x200
 """Of an IPv6 address: there at once (IFA_F_NODAD), without a route of its prefix (IFA_F_NOPREFIXROUTE; include/uapi/linux/if_addr.h)."""
-Link = VxlanLink | BridgeLink | WireguardLink | EndpointLink | VlanLink | ChildLink
+Link = VxlanLink | BridgeLink | WireguardLink | EndpointLink | VlanLink | ChildLink | IfbLink
 INDEX_FROM = 1 << 20
 """Interface indexes that we choose lie above this, far from those that the kernel counts up."""
 WIREGUARD_NAMES = f"{PREFIX}wg"
@@ -111,6 +112,8 @@ def decode_link(body: bytes) -> Found:
         return Found(index, name, BridgeLink(name, mac, mtu, up, querier), renamed=renamed)
     if kind in ("wireguard", "tun") and name.startswith(WIREGUARD_NAMES):
         return Found(index, name, WireguardLink(name, "", 0, mtu, up), renamed=renamed)
+    if kind == "ifb":
+        return Found(index, name, IfbLink(name, up), renamed=renamed)
     data, parent = info.get(_INFO_DATA, b""), nl.number_of(attrs.get(_IFLA_LINK))
     if kind == "vlan":
         return Found(index, name, _decode_vlan(name, data, up), renamed=renamed, parent=parent)
@@ -202,12 +205,12 @@ def create_vxlan(link: VxlanLink) -> nl.Message:
         nl.attr_u8(_VXLAN_LEARNING, 0),
         nl.attr_u16be(_VXLAN_PORT, link.port),
     )
-    return _create(link.name, link.mac, link.mtu, "vxlan", data)
+    return creation_of(link.name, link.mac, link.mtu, "vxlan", data)
 
 
 def create_bridge(link: BridgeLink) -> nl.Message:
     """Without its MTU: only one that is changed later is kept whatever ports come and go (kernel: br_mtu_auto_adjust)."""
-    return _create(link.name, link.mac, 0, "bridge", nl.nested(_INFO_DATA, *bridge.bridge_data()))
+    return creation_of(link.name, link.mac, 0, "bridge", nl.nested(_INFO_DATA, *bridge.bridge_data()))
 
 
 def ask_for_members(link: BridgeLink, index: int) -> list[nl.Message]:
@@ -218,10 +221,10 @@ def ask_for_members(link: BridgeLink, index: int) -> list[nl.Message]:
 
 
 def create_wireguard(link: WireguardLink) -> nl.Message:
-    return _create(link.name, "", link.mtu, "wireguard", b"")
+    return creation_of(link.name, "", link.mtu, "wireguard", b"")
 
 
-def _create(name: str, mac: str, mtu: int, kind: str, data: bytes) -> nl.Message:
+def creation_of(name: str, mac: str, mtu: int, kind: str, data: bytes) -> nl.Message:
     body = head(up=True) + nl.attr_text(_IFLA_IFNAME, name) + (nl.attr_u32(_IFLA_MTU, mtu) if mtu else b"")
     body += nl.attr(IFLA_ADDRESS, mac_bytes(mac)) if mac else b""
     body += nl.nested(_IFLA_LINKINFO, nl.attr_text(_INFO_KIND, kind), data)

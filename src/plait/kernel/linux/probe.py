@@ -10,13 +10,16 @@ from pathlib import Path
 from plait.kernel.linux import child
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
+from plait.kernel.linux.devices import index_of
 from plait.kernel.linux.netns import in_thread, unshare_net
 from plait.kernel.linux.nft import NftError, open_nft
 from plait.kernel.linux.route import put_route
 from plait.kernel.linux.shortcut import Shortcuts
+from plait.kernel.linux.tc import TrafficControl, create_ifb
 from plait.kernel.linux.wireguard import in_user_space
 from plait.model.hostlinks import ChildLink, VlanLink
 from plait.model.objects import BridgeLink, EndpointLink, Route, VxlanLink, WireguardLink
+from plait.model.tc import IfbLink, Tbf
 
 _MAC = "02:00:00:00:00:01"
 _PARENT = 1001
@@ -32,7 +35,8 @@ _SCRIPTS = {
 def probe_capabilities() -> frozenset[str]:
     """Of "vxlan", "bridge", "veth", "wireguard" (the kernel's or wireguard-go), "nft", "fwd" (forwarding at ingress, nft_fwd_netdev),
     "ingress" (rules there that change frames), "shortcut" (an eBPF classifier at a link's ingress), "macvlan", "ipvlan", "vlan" (802.1Q),
-    "ipv6" and "via6" (routes of IPv4 with a next hop of IPv6) those that work here."""
+    "tbf" (queueing that limits a rate), "ifb" (the same for what a link receives: a device, the filter u32, the action mirred), "ipv6" and
+    "via6" (routes of IPv4 with a next hop of IPv6) those that work here."""
     return in_thread(_probe)
 
 
@@ -40,6 +44,20 @@ def _by_next_hop_of_ipv6() -> list[nl.Message]:
     """The last of these needs what is asked for, on the pair that was made before."""
     route = Route(IPv4Network("192.0.2.0/24"), "pl-e0", via=IPv6Address("fe80::1"), onlink=True)
     return [*(links.set_link(index, up=True) for index in (_PARENT, 1002)), put_route(route, _PARENT)]
+
+
+def _limits(sock: nl.NetlinkSocket) -> set[str]:
+    """What of limits works on the pair that was made before."""
+    tc = TrafficControl(sock)
+    found: set[str] = set()
+    sock.transact([create_ifb(IfbLink("pl-i0"))])
+    with contextlib.suppress(OSError):
+        tc.put_tbf(Tbf("pl-e0", 1_000_000, 1 << 14, 1 << 16), _PARENT)
+        found.add("tbf")
+    with contextlib.suppress(OSError):
+        tc.redirect(_PARENT, index_of("pl-i0"))
+        found.add("ifb")
+    return found
 
 
 def _probe() -> frozenset[str]:
@@ -63,6 +81,7 @@ def _probe() -> frozenset[str]:
         with contextlib.suppress(OSError, nl.NetlinkParseError), contextlib.closing(Shortcuts(sock)) as shortcuts:
             shortcuts.put("lo")
             found.add("shortcut")
+        found |= _limits(sock)
     if Path("/proc/sys/net/ipv6").is_dir():
         found.add("ipv6")
     for name, script in _SCRIPTS.items():

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernel events as words: rtnetlink and nftables multicast groups -> "link", "addr", "route", "neigh", "nft", "overrun".
+"""Kernel events as words: rtnetlink and nftables multicast groups -> "link", "addr", "route", "neigh", "tc", "nft",
+"overrun".
 
 Only that something changed matters: the pass that follows reads the truth. Words that wait already are not repeated. What the
 kernel learns by itself of neighbours on containers' links is no event: a busy host has much a second.
@@ -16,15 +17,31 @@ from collections.abc import AsyncIterator
 from plait.kernel.linux.fdb import is_static_row
 from plait.kernel.linux.netlink import NETLINK_NETFILTER, NetlinkParseError, parse_messages
 from plait.kernel.linux.route import neighbour_index
+from plait.kernel.linux.tc import link_index
 from plait.model.objects import PREFIX
 
-_RTMGRP_LINK, _RTMGRP_NEIGH, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE = 0x1, 0x4, 0x10, 0x40
+_RTMGRP_LINK, _RTMGRP_NEIGH, _RTMGRP_TC, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE = 0x1, 0x4, 0x8, 0x10, 0x40
 _RTMGRP_IPV6_IFADDR, _RTMGRP_IPV6_ROUTE = 0x100, 0x400
-_ROUTE_GROUPS = _RTMGRP_LINK | _RTMGRP_NEIGH | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV4_ROUTE | _RTMGRP_IPV6_IFADDR | _RTMGRP_IPV6_ROUTE
+_ROUTE_GROUPS = (
+    _RTMGRP_LINK | _RTMGRP_NEIGH | _RTMGRP_TC | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV4_ROUTE | _RTMGRP_IPV6_IFADDR | _RTMGRP_IPV6_ROUTE
+)
 _NFNLGRP_NFTABLES = 7
 _RECV_BYTES = 64 * 1024
 _READS_AT_ONCE = 64
-_ROUTE_WORDS = {16: "link", 17: "link", 20: "addr", 21: "addr", 24: "route", 25: "route", 28: "neigh", 29: "neigh"}
+_ROUTE_WORDS = {
+    16: "link",
+    17: "link",
+    20: "addr",
+    21: "addr",
+    24: "route",
+    25: "route",
+    28: "neigh",
+    29: "neigh",
+    36: "tc",
+    37: "tc",
+    44: "tc",
+    45: "tc",
+}
 
 
 def _open(protocol: int, groups: int) -> socket.socket:
@@ -55,18 +72,24 @@ def read_words(sock: socket.socket, nft: bool) -> set[str]:
 def _word(kind: int, body: bytes) -> str:
     """The word for one rtnetlink message; "" for what cannot concern plait. NetlinkParseError if it is too short."""
     word = _ROUTE_WORDS.get(kind, "")
+    if word == "tc":
+        return word if _name(link_index(body)).startswith(PREFIX) else ""
     return "" if word == "neigh" and not _is_kept(body) else word
 
 
 def _is_kept(body: bytes) -> bool:
     """Whether plait keeps such neighbours or FDB rows on the link (on an endpoint's, where the kernel learns, only static ones of the
     bridge)."""
-    index = neighbour_index(body)
-    try:
-        name = socket.if_indextoname(index) if index is not None else ""
-    except OSError:  # gone meanwhile: the link's own event says so
-        return False
+    name = _name(neighbour_index(body))
     return name.startswith(PREFIX) and (not name.startswith(f"{PREFIX}e") or is_static_row(body))
+
+
+def _name(index: int | None) -> str:
+    """Of a link, "" if it has gone meanwhile: its own event says so."""
+    try:
+        return socket.if_indextoname(index) if index is not None else ""
+    except OSError:
+        return ""
 
 
 async def watch_kernel() -> AsyncIterator[str]:

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernel objects that limit how fast a link carries packets (see `objects`, and `shaping`), spelled as tc(8) prints them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from plait.model.hostlinks import Key
+
+
+@dataclass(frozen=True, slots=True)
+class IfbLink:
+    """A device that packets are led through on their way in, so that its queueing discipline holds them back (ifb: intermediate functional
+    block)."""
+
+    name: str
+    up: bool = True
+
+    @property
+    def key(self) -> Key:
+        return ("link", self.name)
+
+
+BURST_STEP = 1 << 10
+"""The kernel keeps a burst as the time that it takes: so many bytes are told apart at every rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tbf:
+    """The queueing discipline `tbf` of what the link `dev` sends: `rate` bytes a second with their Ethernet headers; `burst` bytes, a
+    multiple of `BURST_STEP`, may pass at once after a rest; `limit` bytes wait, what comes beyond is dropped."""
+
+    dev: str
+    rate: int
+    burst: int
+    limit: int
+
+    @property
+    def key(self) -> Key:
+        return ("qdisc", self.dev)
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """That all that the link `dev` receives, but what asks for neighbours, goes through the device `to` before anything else of this host
+    sees it. One that somebody has taken a part of names no device."""
+
+    dev: str
+    to: str
+
+    @property
+    def key(self) -> Key:
+        return ("redirect", self.dev)
