@@ -13,10 +13,12 @@ import pytest
 from plait.kernel.dryrun import render
 from plait.model.cluster import Block, Endpoint, Network, Node, PortMapping, Reach, Snapshot, TunnelKey
 from plait.model.leases import Leased, Way
+from plait.model.limits import Limit, Limits
 from plait.model.objects import NftChain, NftSet, Op
 from plait.plan import Local, plan_node
 from plait.plan.hostlease import HostLease
 from plait.reconcile import order
+from plait.shaping import Limiting, Means
 
 FILES = Path(__file__).parent / "plans"
 A, N, A6, N6 = IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -214,6 +216,18 @@ CASES["exposed"] = replace(  # to the host: one with IPv6, one whose containers 
     },
     reach={"A": Reach("A", ("B",)), "B": Reach("B", ("A",))},
 )
+CASES["limited"] = replace(  # by labels, both ways; by the engine, so that nothing goes straight into it; by its network alone
+    CASES["three-peers"],
+    networks={n.name: n for n in (DEFAULT, replace(INNER, options={"limit-out": "100M"}), LOCAL_ONLY)},
+    endpoints={
+        e.id: e
+        for e in (
+            replace(WEB, labels={"plait.limit.in": "10M", "plait.limit.out": "1G", "plait.limit.manner": "drop"}, ports=()),
+            replace(WEB, id="e-two", address=A("10.28.1.3"), dev="pl-e0000000003", limits=Limits(Limit(512_000, 32_000)), ports=()),
+            ENGINE_WEB,
+        )
+    },
+)
 CASES["handed-on"] = replace(  # B is a gateway, and on A's link
     CASES["hybrid-paths"], nodes=ALL | {"B": replace(ALL["B"], meta={"gateway": "true"})}
 )
@@ -237,6 +251,7 @@ LOCALS = {
     **{name: Local(links=frozenset({"eth0", "eth1"}), netns={"e-eng": "/proc/7/ns/net"}, fast_path=True) for name in ON_LINKS},
     "encrypted-dual": Local(fast_path=True, underlay="eth0", links=frozenset({"eth0", "pl-wg"})),
     "hybrid-dual": Local(fast_path=True, underlay="eth0"),
+    "limited": Local(fast_path=True, shortcut="eth0", limiting=Limiting(means=Means(True, True))),
     "two-tunnels": Local(fast_path=True, shortcut="eth0", underlay="eth0", software_checksums=frozenset({"pl-x7"})),
 }
 CASES["encrypted"] = Snapshot(  # D cannot encrypt, C has a narrower link

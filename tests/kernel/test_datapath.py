@@ -21,6 +21,7 @@ from plait.kernel.linux.netns import in_thread, inside
 from plait.model.addr import IPAddress
 from plait.model.cluster import Block, Endpoint, Network, Node, PortMapping, Snapshot
 from plait.plan import Local, plan_node
+from plait.shaping import Limiting
 
 pytestmark = pytest.mark.root
 T = TypeVar("T")
@@ -55,10 +56,10 @@ BY_NAME = {e.name: e for e in ENDPOINTS}
 
 class Hosts:
     """Namespaces by name: the hosts "A" and "B", and the containers of `ENDPOINTS`. `fast`: the plans have the fast path, and the
-    `shortcut` of this link."""
+    `shortcut` of this link, and they know these limits (`limiting`)."""
 
     def __init__(self, folder: Path, fast: bool, shortcut: str = "") -> None:
-        self.fast, self.shortcut = fast, shortcut
+        self.fast, self.shortcut, self.limiting = fast, shortcut, Limiting()
         self.paths = {name: folder / name for name in ("A", "B", *BY_NAME)}
         self.snapshot = Snapshot(
             "A",
@@ -88,7 +89,7 @@ class Hosts:
                         kernel,
                         plan_node(
                             replace(snapshot or self.snapshot, me=node),
-                            Local(gateway=gateway, fast_path=self.fast, shortcut=self.shortcut),
+                            Local(gateway=gateway, fast_path=self.fast, shortcut=self.shortcut, limiting=self.limiting),
                         ),
                     )
 
@@ -160,9 +161,19 @@ def _blocks() -> Iterator[Block]:
             yield Block(network.name, N((int(network.subnet.network_address) + (third << 8), 24)), node)
 
 
-@pytest.fixture(scope="module", params=["slow", "fast", "shortcut"])
+WAYS = ("slow", "fast", "shortcut")
+
+
+@pytest.fixture(scope="module", params=WAYS)
 def hosts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
-    made = Hosts(tmp_path_factory.mktemp("hosts"), request.param != "slow", "wire" if request.param == "shortcut" else "")
+    with two_hosts(tmp_path_factory.mktemp("hosts"), request.param) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def two_hosts(folder: Path, way: str) -> Iterator[Hosts]:
+    """Both with their plans, packets taking this one of `WAYS`."""
+    made = Hosts(folder, way != "slow", "wire" if way == "shortcut" else "")
     try:
         for path in made.paths.values():
             create_netns(path)

@@ -14,10 +14,13 @@ from itertools import count
 from plait.backends.base import MODELS, Backend, OnHostLink, check_link
 from plait.model.cluster import VXLAN_PORT, Network
 from plait.model.errors import ConfigError
+from plait.model.limits import OPTION_PREFIX, WORDS, limits_of
 
 HOST_LINK = ("parent", "mode", "vlan", "switch", "dns", "ipam", "ipam6")
 """Options of networks that lie on a link of the host."""
-OPTIONS = ("model", "backend", "port", "vni", "isolated", "layer2", "multicast", "lease", *HOST_LINK)
+LIMITS = tuple(OPTION_PREFIX + word for word in WORDS)
+"""How fast each endpoint of a network may be, if nobody says otherwise."""
+OPTIONS = ("model", "backend", "port", "vni", "isolated", "layer2", "multicast", "lease", *HOST_LINK, *LIMITS)
 FLAGS = ("isolated", "layer2", "multicast")
 WITH_VNI = frozenset({"vxlan"})
 """Kinds of path that a VNI and a port tell apart."""
@@ -41,12 +44,13 @@ def settle(
     check_names(options)
     backend = choose_backend(options, backends)
     port, vni = _number(options, "port", LARGEST_PORT), _number(options, "vni", LARGEST_VNI)
-    for name in sorted(options.keys() - backend.options - {"model", "backend"}):
-        fit = ", ".join(other.name for other in backends if name in other.options)
+    for name in sorted(options.keys() - _options_of(backend)):
+        fit = ", ".join(other.name for other in backends if name in _options_of(other))
         raise ConfigError(name, options[name], f"means nothing to backend {backend.name}", f"leave it out; it is an option of {fit}")
     if isinstance(backend, OnHostLink):
         backend.check(options)
     check_lease(options)
+    limits_of({**(present.options if present is not None else {}), **options}, OPTION_PREFIX)
     layer2 = _check_flags({**(present.options if present is not None else {}), **options})
     if layer2 and "layer2" not in backend.options:
         raise ConfigError("backend", backend.name, "carries no network of layer 2", "make a second network for it")
@@ -68,6 +72,11 @@ def settle(
             "port", port, f"is not that of the tunnel with VNI {vni}, {taken[vni]}", "give another vni, or leave out the port"
         )
     return Settings(backend, vni, port)
+
+
+def _options_of(backend: Backend) -> frozenset[str]:
+    """All that its networks can be given. Of an endpoint on a link of the host nothing lies on the host that could hold it back."""
+    return backend.options | {"model", "backend"} | (frozenset() if isinstance(backend, OnHostLink) else frozenset(LIMITS))
 
 
 def changed(network: Network, options: Mapping[str, str], backends: Collection[Backend], networks: Iterable[Network]) -> list[Network]:

@@ -15,6 +15,7 @@ from typing import Literal
 from plait.model.addr import AddressRange, EitherAddress, IPAddress, at_port, unique_local
 from plait.model.discovery import CatalogNode, Check
 from plait.model.leases import Leased
+from plait.model.limits import Limits
 
 Protocol = Literal["tcp", "udp", "sctp"]
 _ANY, _ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
@@ -229,7 +230,8 @@ def published_text(port: PortMapping) -> str:
 class Endpoint:
     """One attachment of a sandbox to a network. `dev` is the host side of its veth; `netns` the path of the
     sandbox's namespace where the agent itself plumbs it ("" while the engine moves the link). `address6`: on a network with IPv6, the image
-    of `address` unless another was asked for. `leased`: what came with the address from a DHCP server."""
+    of `address` unless another was asked for. `leased`: what came with the address from a DHCP server. `limits`: what its
+    engine asked for beside its labels when it began, if anything."""
 
     id: str
     network: str
@@ -248,6 +250,7 @@ class Endpoint:
     default_route: bool = True
     address6: IPv6Address | None = None
     leased: Leased | None = None
+    limits: Limits | None = None
 
     @property
     def present(self) -> tuple[EitherAddress, ...]:

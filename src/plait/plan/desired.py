@@ -24,10 +24,12 @@ from plait.plan.exposed import HOST, exposed_here, host_objects, spoken
 from plait.plan.fastpath import fast_objects
 from plait.plan.firewall import direct_objects, firewall_objects, handed_objects, relay_objects
 from plait.plan.hostlease import HostLease, host_lease_objects
+from plait.plan.limits import endpoint_limits, not_held_back
 from plait.plan.narrow import narrow_objects
 from plait.plan.paths import choose, direct_routes, inner_mtu, member, network_mtu, probe_objects
 from plait.plan.shortcut import shortcut_objects
 from plait.plan.switching import switched_objects
+from plait.shaping import Limiting
 
 EVERYWHERE = IPv4Network("0.0.0.0/0")
 
@@ -40,7 +42,7 @@ class Local:
     what was measured of the way to other nodes (name -> bytes a packet may have), whether its kernel has IPv6, the link that carries the
     node's address, whether this host drops what comes from where it would not send to (rp_filter 1), the tunnel devices that must
     compute checksums themselves, which nodes are sent to by the spare encrypted tunnel (`rotation`), the links that it has, where networks
-    lie on them or are encrypted, the addresses that it has leased for networks."""
+    lie on them or are encrypted, the addresses that it has leased for networks, what it knows of limits."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
@@ -54,6 +56,7 @@ class Local:
     moved: Mapping[str, int] = field(default_factory=dict)
     links: frozenset[str] = frozenset()
     leases: Mapping[str, HostLease] = field(default_factory=dict)
+    limiting: Limiting = Limiting()
 
 
 def carried(snapshot: Snapshot, network: Network, ipv6: bool) -> Network:
@@ -89,6 +92,7 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     for endpoint in [*sandboxes, *exposed]:
         network = snapshot.networks[endpoint.network]
         objects += endpoint_objects(member(snapshot, network), network, endpoint, local.netns.get(endpoint.id, ""))
+        objects += endpoint_limits(member(snapshot, network), network, endpoint, local.limiting.of(endpoint, network))
     objects = [*spoken(objects, snapshot, exposed), *narrow_objects(sandboxes, snapshot.networks, peers, local.netns)]
     handed = [n for n in direct if not n.internal and any(map(_hands_on, peers[n.name]))] if local.underlay and not local.gateway else []
     objects += firewall_objects(snapshot, networks, local.gateway, handed, local.underlay, bool(direct))
@@ -100,7 +104,8 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
         objects += _loosened(objects, [n for n in networks if backend_of(n).ways[:1] == (DIRECT,)], local.underlay)
     if local.fast_path and me.tunnel is not None:
         objects += fast_objects(networks, sandboxes, [o for o in objects if isinstance(o, Route)], local.links)
-        objects += shortcut_objects(snapshot, networks, sandboxes, local.shortcut)
+        unlimited = not_held_back(sandboxes, snapshot.networks, local.limiting)
+        objects += shortcut_objects(snapshot, networks, unlimited, local.shortcut)
     return {obj.key: _as_local(obj, local) for obj in objects}
 
 
@@ -198,6 +203,7 @@ def _on_host_links(me: Node, snapshot: Snapshot, local: Local) -> list[KernelObj
         network = carried(snapshot, snapshot.networks[endpoint.network], local.ipv6)
         if child_of(network) is not None and network.options["parent"] in local.links:
             objects += [*shared_objects(me, network), *endpoint_objects(me, network, endpoint, local.netns.get(endpoint.id, ""))]
+            objects += endpoint_limits(me, network, endpoint, local.limiting.of(endpoint, network))
     return objects
 
 

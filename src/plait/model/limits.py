@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast an endpoint may receive and send: values, and the words that people write them in. Pure.
+
+A rate is *goodput*: what a TCP connection with full packets carries for its program, in bits a second (`shaping` adds the headers). Words
+are those of tc(8), where they mean the same everywhere: `512kbit`, `10mbit`, `1gbit`, `10Mibit`; and the short `512K`, `10M`, `1G`.
+`10mbps` is megabytes in tc(8) and megabits elsewhere, so it is refused. Sizes (bursts) are bytes, K and M of 1024, as in tc(8).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from plait.model.errors import ConfigError
+
+NO_LIMIT = "none"
+"""In place of a rate: not limited, whatever a label or the network says."""
+LEAST_RATE, LARGEST_RATE = 8_000, 32_000_000_000
+"""bit/s: the kernel counts in bytes a second, in 32 bits."""
+LEAST_LARGEST_BURST = 64 << 10
+"""A burst may last a second, and so many bytes at any rate: a slow container receives packets as large as others do."""
+DIRECTIONS = ("in", "out")
+"""What comes to the container, and what it sends."""
+MANNERS = ("shape", "drop")
+"""What exceeds the rate waits its turn in a queue, or is lost at once."""
+LABEL_PREFIX, OPTION_PREFIX = "plait.limit.", "limit-"
+"""Before the words `WORDS`: in labels of containers and options of engines, and in options of networks."""
+WORDS = ("in", "out", "burst", "manner")
+RATE_HINT = "write 512kbit, 10M or 1G (8kbit to 32gbit, of bits a second), or none"
+BURST_HINT = "write bytes, 64k or 1m"
+_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmg])(i?)(bit)?|(bit)?)", re.ASCII)
+_SIZE = re.compile(r"(\d+)\s*(?:([km])i?b?|b?)", re.ASCII)
+_BYTES_A_SECOND = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?(bps|b/s)", re.ASCII)
+_POWERS = {"k": 1, "m": 2, "g": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Of one direction. `rate` bit/s of goodput, 0: none, whatever would count otherwise. `burst` bytes that may pass at once after a rest,
+    0: by the rate. `drop`: what exceeds it is lost, else it waits."""
+
+    rate: int
+    burst: int = 0
+    drop: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of both directions; None: nothing is said of it."""
+
+    incoming: Limit | None = None
+    outgoing: Limit | None = None
+
+    def over(self, below: Limits) -> Limits:
+        """What this says, and where it says nothing, what `below` does."""
+        return Limits(self.incoming or below.incoming, self.outgoing or below.outgoing)
+
+    def by_direction(self) -> dict[str, Limit]:
+        """Those that there are, by word of `DIRECTIONS`."""
+        pairs = zip(DIRECTIONS, (self.incoming, self.outgoing), strict=True)
+        return {word: limit for word, limit in pairs if limit is not None}
+
+
+UNSAID = Limits()
+
+
+def parse_rate(text: str, where: str) -> int:
+    """bit/s, 0 for `NO_LIMIT`. ConfigError names `where`."""
+    words = text.strip().lower()
+    if words == NO_LIMIT:
+        return 0
+    if told := _BYTES_A_SECOND.fullmatch(words):
+        prefix = (told[2] or "").upper()
+        raise ConfigError(where, text, "is bytes to tc(8) and bits to others", f"write {told[1]}{prefix}bit for bits; {RATE_HINT}")
+    found = _RATE.fullmatch(words)
+    if found is None:
+        raise ConfigError(where, text, "is no rate", RATE_HINT)
+    rate = round(float(found[1]) * (1024.0 if found[3] else 1000.0) ** _POWERS.get(found[2] or "", 0))
+    if not LEAST_RATE <= rate <= LARGEST_RATE:
+        raise ConfigError(where, text, "is not possible", RATE_HINT)
+    return rate
+
+
+def parse_burst(text: str, where: str) -> int:
+    """Bytes. ConfigError names `where`."""
+    found = _SIZE.fullmatch(text.strip().lower())
+    size = int(found[1]) << 10 * _POWERS.get(found[2] or "", 0) if found is not None else 0
+    if not size:
+        raise ConfigError(where, text, "is no size", BURST_HINT)
+    return size
+
+
+def largest_burst(rate: int) -> int:
+    """Bytes that a limit of `rate` bit/s may let pass at once."""
+    return max(rate // 8, LEAST_LARGEST_BURST)
+
+
+def limits_of(texts: Mapping[str, str], prefix: str) -> Limits:
+    """What is said by `WORDS` behind `prefix` in labels or options; burst and manner are those of both directions. ConfigError names the
+    key, what is wrong and what is allowed, also for a key behind the prefix that is none."""
+    said = {key: value for key, value in texts.items() if key.startswith(prefix)}
+    for key in sorted(said):
+        if key.removeprefix(prefix) not in WORDS:
+            raise ConfigError(key, said[key], "is not known", f"use one of {', '.join(prefix + word for word in WORDS)}")
+    manner, burst_key = said.get(f"{prefix}manner", MANNERS[0]), f"{prefix}burst"
+    if manner not in MANNERS:
+        raise ConfigError(f"{prefix}manner", manner, "is not possible", f"one of {', '.join(MANNERS)}")
+    burst = parse_burst(said[burst_key], burst_key) if burst_key in said else 0
+    rates = [parse_rate(said[key], key) if (key := prefix + word) in said else None for word in DIRECTIONS]
+    if said and rates == [None, None]:
+        raise ConfigError(min(said), said[min(said)], "says nothing by itself", f"give {prefix}in, {prefix}out or both too")
+    return Limits(*(None if rate is None else checked(Limit(rate, burst, manner == "drop"), burst_key) for rate in rates))
+
+
+def checked(limit: Limit, where: str) -> Limit:
+    """The same. ConfigError that names `where` if its burst is none of such a rate."""
+    if limit.rate and limit.burst > largest_burst(limit.rate):
+        allowed = f"at most {largest_burst(limit.rate)} bytes at {rate_text(limit.rate)}, which is a second of it"
+        raise ConfigError(where, limit.burst, "would be no limit for more than a second", allowed)
+    return limit
+
+
+def read_or_unsaid(texts: Mapping[str, str], prefix: str) -> Limits:
+    """As `limits_of`, with nothing said by words that cannot be read: they were refused when they came, or came from somebody else."""
+    try:
+        return limits_of(texts, prefix)
+    except ConfigError:
+        return UNSAID
+
+
+def rate_text(rate: int) -> str:
+    """As `parse_rate` reads it: in the largest unit that it is whole in."""
+    if not rate:
+        return NO_LIMIT
+    unit = next((unit for unit, power in (("gbit", 9), ("mbit", 6), ("kbit", 3)) if rate % 10**power == 0), "bit")
+    return f"{rate // {'gbit': 10**9, 'mbit': 10**6, 'kbit': 10**3}.get(unit, 1)}{unit}"

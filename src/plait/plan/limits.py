@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The limits of this node's endpoints as kernel objects, and what must not go round them.
+
+The bucket of what comes to a container is on the host side of its link: what is forwarded from device to device (`fastpath.py`) goes
+through it, what goes straight into the container (`shortcut.py`) does not. What the container sends is led through the other bucket before
+any chain of the link's ingress sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from plait.backends import child_of
+from plait.model.cluster import Endpoint, Network, Node
+from plait.model.limits import Limits
+from plait.model.objects import KernelObject
+from plait.plan.exposed import HOST
+from plait.plan.paths import network_mtu
+from plait.plan.shortcut import FastPath
+from plait.shaping import Limiting, limit_objects
+
+
+def limitable(network: Network, runtime: str) -> bool:
+    """Whether endpoints of the network have a side on the host that can hold them back. One that is a link on a link of the host has none,
+    and the host's own address is no link at all."""
+    child = child_of(network)
+    return runtime != HOST and (child is None or child.kind == "veth")
+
+
+def endpoint_limits(me: Node, network: Network, endpoint: Endpoint, limits: Limits) -> list[KernelObject]:
+    """All that holds one endpoint to `limits`, in the order in which it can be made, after its link. `me` as `paths.member` says."""
+    return limit_objects(endpoint.dev, network_mtu(me, network), limits) if limitable(network, endpoint.runtime) else []
+
+
+def not_held_back(endpoints: Iterable[Endpoint], networks: Mapping[str, Network], limiting: Limiting) -> list[Endpoint]:
+    """Those of `endpoints` that packets may go straight into."""
+    return [endpoint for endpoint in endpoints if limiting.of(endpoint, networks[endpoint.network]).incoming is None]
+
+
+def way_of(limits: Limits, has: FastPath) -> FastPath:
+    """What of the fast path an endpoint with these limits may take, of what its host has."""
+    return has if limits.incoming is None else replace(has, link="")

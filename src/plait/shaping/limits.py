@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The limits of one endpoint -> kernel objects.
+
+What comes to the container leaves the host by the host side of its link: a token bucket there (`tbf`) holds it back. What the container
+sends comes in by that side, where there are no queues: it is led through a device of its own (`ifb`) and held back there. Both ways lie
+outside of the container, which cannot change them.
+
+A rate is goodput, the bucket counts whole frames: its rate is larger by what the headers of a full packet take, so that a connection with
+full packets carries what was asked for (measured: `bench/limits.py`). Smaller packets carry less: they have as many headers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from plait.model.cluster import Endpoint, Network
+from plait.model.limits import DIRECTIONS, LABEL_PREFIX, OPTION_PREFIX, UNSAID, Limit, Limits, read_or_unsaid
+from plait.model.objects import PREFIX, KernelObject
+from plait.model.tc import BURST_STEP, IfbLink, Redirect, Tbf
+
+MEANS = {"in": "tbf", "out": "ifb"}
+"""Direction -> what the kernel must be able to do to limit it (`kernel.api.Kernel.capabilities`)."""
+_FRAME, _HEADERS = 14, 52
+"""Bytes of an Ethernet header, and of IPv4 and TCP headers with timestamps (RFC 791, 9293, 7323)."""
+_BURST_S, _DROPPING_BURST_S = 0.002, 0.005
+"""How long a bucket that nobody gave a size for lasts at its rate. Without a queue it must take what TCP sends at once: with two
+milliseconds a connection had 0.89 of 100 Mbit/s."""
+_LEAST_BURST = 16 << 10
+_QUEUE_S = 0.05
+"""How long what waits may wait: as long as tc(8)'s examples have it."""
+_LEAST_FRAMES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a kernel can limit: what comes to containers, what they send."""
+
+    incoming: bool
+    outgoing: bool
+
+    @classmethod
+    def of(cls, able: Collection[str]) -> Means:
+        """Of a kernel with these capabilities."""
+        return cls(MEANS["in"] in able, {*MEANS.values()} <= set(able))
+
+    def within(self, limits: Limits) -> Limits:
+        """Those of `limits` that it can keep."""
+        return Limits(limits.incoming if self.incoming else None, limits.outgoing if self.outgoing else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Limiting:
+    """What a node knows of limits besides its endpoints and networks: what was `told` of containers since they began (see `known_as`), and
+    what its kernel can keep."""
+
+    told: Mapping[tuple[str, str], Limits] = field(default_factory=dict)
+    means: Means = Means(False, False)
+
+    def told_of(self, endpoint: Endpoint) -> Limits:
+        return self.told.get(known_as(endpoint), UNSAID)
+
+    def asked(self, endpoint: Endpoint, network: Network) -> Limits:
+        """What counts for the endpoint, whether it can be kept or not."""
+        return effective(endpoint, network, self.told_of(endpoint))
+
+    def of(self, endpoint: Endpoint, network: Network) -> Limits:
+        """What it is held to."""
+        return self.means.within(self.asked(endpoint, network))
+
+
+def known_as(endpoint: Endpoint) -> tuple[str, str]:
+    """By what a container is told of: network and name, or its id where it has no name."""
+    return endpoint.network, endpoint.name or endpoint.container
+
+
+def effective(endpoint: Endpoint, network: Network, told: Limits = UNSAID) -> Limits:
+    """What counts for the endpoint, each direction by itself: what was `told` since it began, what its engine asked for, its labels, what
+    its network says. What is limited to nothing is not in it."""
+    labels, default = read_or_unsaid(endpoint.labels, LABEL_PREFIX), read_or_unsaid(network.options, OPTION_PREFIX)
+    found = told.over(endpoint.limits or UNSAID).over(labels).over(default)
+    return Limits(*(limit if limit is not None and limit.rate else None for limit in (found.incoming, found.outgoing)))
+
+
+def unmet(limits: Limits, means: Means) -> tuple[str, ...]:
+    """Directions that a kernel of these means cannot limit although `limits` says so."""
+    return tuple(word for word in DIRECTIONS if word in limits.by_direction() and word not in means.within(limits).by_direction())
+
+
+def ifb_name(dev: str) -> str:
+    """The device that what comes in by the endpoint's link `dev` is led through."""
+    return dev.replace(f"{PREFIX}e", f"{PREFIX}i", 1)
+
+
+def limit_objects(dev: str, mtu: int, limits: Limits) -> list[KernelObject]:
+    """All that holds the endpoint with the host side `dev` to `limits`, in the order in which it can be made."""
+    objects: list[KernelObject] = []
+    if limits.incoming is not None:
+        objects.append(_bucket(dev, limits.incoming, mtu))
+    if limits.outgoing is not None:
+        through = ifb_name(dev)
+        objects += [IfbLink(through), _bucket(through, limits.outgoing, mtu), Redirect(dev, through)]
+    return objects
+
+
+def _bucket(dev: str, limit: Limit, mtu: int) -> Tbf:
+    """A packet larger than the bucket would never pass. Dropping is a queue no longer than the bucket: a token bucket needs one to have
+    packets wait for the next token at all."""
+    frame = mtu + _FRAME
+    rate = -(-limit.rate * frame // ((mtu - _HEADERS) * 8))
+    usual = int(rate * (_DROPPING_BURST_S if limit.drop else _BURST_S))
+    burst = max(limit.burst or max(usual, _LEAST_BURST), _LEAST_FRAMES * frame)
+    burst = -(-burst // BURST_STEP) * BURST_STEP
+    queue = burst if limit.drop else burst + max(int(rate * _QUEUE_S), _LEAST_BURST)
+    return Tbf(dev, rate, burst, queue)

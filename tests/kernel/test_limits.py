@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits and what packets do: two hosts on a wire of their own, containers held back in both directions, on every way that there is.
+
+That a limit is not passed can be said on a machine of any speed; how close it comes to what was asked is measured by `bench/limits.py`."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+import pytest
+from tests.kernel.test_datapath import BY_NAME, WAYS, Hosts, two_hosts
+
+from plait.model.limits import Limit, Limits
+from plait.shaping import Limiting, Means
+
+pytestmark = pytest.mark.root
+RATE = 8_000_000
+SIZE = 600_000
+ROUND = 1.15
+"""Headers and what the bucket had at the start are no more than this of it, beside `ALLOWED`."""
+ALLOWED = 120_000
+"""Bytes that may come at once: the bucket, and what TCP's buffers take before the first byte is counted."""
+BOTH = Means(True, True)
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def hosts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    with two_hosts(tmp_path_factory.mktemp("hosts"), request.param) as made:
+        yield made
+
+
+def hold(hosts: Hosts, container: str = "", limits: Limits | None = None) -> None:
+    """Have the host of `container` hold it to `limits`, and every other one to nothing."""
+    told = {(BY_NAME[container].network, container): limits} if limits is not None else {}
+    hosts.limiting = Limiting(told, BOTH)
+    for node in "AB":
+        hosts.converge(node)
+        assert hosts.converge(node) == 0, "a second pass writes nothing"
+
+
+def bytes_a_second(hosts: Hosts, client: str, server: str, size: int = SIZE) -> float:
+    """At what rate `size` bytes came from `client` to `server` by TCP, less those that may come at once."""
+    with hosts.socket(server) as listener, hosts.socket(client) as caller:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("0.0.0.0", 8800))
+        listener.listen()
+        caller.settimeout(30)
+        caller.connect((str(BY_NAME[server].address), 8800))
+        taker, _ = listener.accept()
+        sender = threading.Thread(target=caller.sendall, args=(bytes(size),))
+        with taker:
+            taker.settimeout(30)
+            started, got = time.monotonic(), 0
+            sender.start()
+            while got < size:
+                got += len(taker.recv(1 << 16))
+            took = time.monotonic() - started
+        sender.join()
+    return (size - ALLOWED) / took
+
+
+@pytest.mark.parametrize("manner", ["shape", "drop"])
+@pytest.mark.parametrize(
+    ("client", "server"), [("near", "web"), ("far", "web"), ("web", "near"), ("web", "far"), ("A", "web")], ids="-".join
+)
+def test_a_limit_holds_whatever_way_packets_take(hosts: Hosts, client: str, server: str, manner: str) -> None:
+    limit = Limit(RATE, drop=manner == "drop")
+    hold(hosts, "web", Limits(limit) if server == "web" else Limits(outgoing=limit))
+    assert bytes_a_second(hosts, client, server) * 8 < RATE * ROUND
+
+
+@pytest.mark.parametrize("server", ["near", "far"])
+def test_the_other_direction_and_other_containers_are_free(hosts: Hosts, server: str) -> None:
+    slow = 200_000
+    hold(hosts, "web", Limits(Limit(slow)))
+    assert bytes_a_second(hosts, "web", server, 1_000_000) * 8 > slow * 2, "acknowledgements alone come to the limited side"
+    hold(hosts, "web", Limits(outgoing=Limit(slow)))
+    assert bytes_a_second(hosts, server, "web", 1_000_000) * 8 > slow * 2
+    assert bytes_a_second(hosts, "far", "near", 1_000_000) * 8 > slow * 2
+
+
+def arrived(hosts: Hosts, datagrams: int) -> int:
+    """How many of so many datagrams of 1,000 bytes, sent at once by a neighbour, come to the container."""
+    with hosts.udp("web") as ear, hosts.udp("near") as mouth:
+        ear.bind(("0.0.0.0", 9999))
+        ear.settimeout(2)
+        for _ in range(datagrams):
+            mouth.sendto(bytes(1000), (str(BY_NAME["web"].address), 9999))
+        got = 0
+        try:
+            while got < datagrams:
+                ear.recv(2000)
+                got += 1
+        except TimeoutError:
+            pass
+        return got
+
+
+def test_what_exceeds_the_rate_waits_or_is_lost(hosts: Hosts) -> None:
+    burst, sent = 6 << 10, 20
+    hold(hosts, "web", Limits(Limit(100_000, burst)))
+    assert arrived(hosts, sent) == sent, "a queue holds them back"
+    hold(hosts, "web", Limits(Limit(100_000, burst, drop=True)))
+    assert arrived(hosts, sent) < sent, "more than a bucket and a queue as long as it"
+
+
+def test_a_burst_is_bounded(hosts: Hosts) -> None:
+    hold(hosts, "web", Limits(Limit(100_000, 30_000, drop=True)))
+    assert arrived(hosts, 200) < 100, "the bucket, the queue, and what a second or two brings"
+
+
+def traffic_control(hosts: Hosts, node: str) -> str:
+    """All qdiscs, filters at ingresses and links of a host."""
+    filters = "for dev in $(ip -o link | cut -d: -f2 | cut -d@ -f1); do tc filter show dev $dev ingress; done"
+    return hosts.run(node, f"sh -c 'tc qdisc show; {filters}; ip -o link | cut -d: -f2'")
+
+
+def test_removal_restores_and_what_somebody_deletes_comes_back(hosts: Hosts) -> None:
+    hold(hosts)
+    free = traffic_control(hosts, "A")
+    limits = Limits(Limit(RATE), Limit(RATE))
+    hold(hosts, "web", limits)
+    held = traffic_control(hosts, "A")
+    assert held != free and " tbf " in held and "mirred" in held
+    for gone in (
+        "tc qdisc del dev pl-eweb root",
+        "tc qdisc del dev pl-iweb root",
+        "tc qdisc del dev pl-eweb clsact",
+        "tc filter del dev pl-eweb ingress pref 110",
+        "tc filter del dev pl-eweb ingress pref 112",
+        "ip link del pl-iweb",
+    ):
+        hosts.run("A", gone)
+        assert hosts.converge("A") > 0
+        assert hosts.converge("A") == 0
+        found = traffic_control(hosts, "A")
+        assert found.count(" tbf ") == 2 and found.count("Redirect to device pl-iweb") == 1, gone
+    hosts.run("A", "tc qdisc replace dev pl-eweb root handle 1: tbf rate 1gbit burst 64kb limit 1mb")
+    assert hosts.converge("A") == 1
+    hold(hosts)
+    assert traffic_control(hosts, "A") == free
+
+
+def test_what_others_hang_at_a_link_stays(hosts: Hosts) -> None:
+    hold(hosts)
+    hosts.run("A", "tc qdisc add dev pl-enear clsact")
+    hosts.run("A", "tc filter add dev pl-enear egress protocol ip pref 7 u32 match u32 0 0 flowid 1:1")
+    hold(hosts, "near", Limits(Limit(RATE), Limit(RATE)))
+    hold(hosts)
+    assert "pref 7" in hosts.run("A", "tc filter show dev pl-enear egress")
+    hosts.run("A", "tc qdisc del dev pl-enear clsact")
+
+
+def test_what_asks_for_neighbours_is_not_led_away(hosts: Hosts) -> None:
+    """A network of layer 2 has a chain for it at the link's ingress, which nothing meets that was redirected."""
+    hold(hosts, "web", Limits(outgoing=Limit(RATE)))
+    watch = 'type filter hook ingress device "pl-eweb" priority 10; policy accept;'
+    hosts.run("A", f"nft 'add table netdev seen; add chain netdev seen at {{ {watch} }}'")
+    for what in ("ether type arp", "icmpv6 type nd-neighbor-solicit", "ip protocol icmp"):
+        hosts.run("A", f"nft 'add rule netdev seen at {what} counter'")
+    hosts.run("web", "ip neigh flush dev eth0")
+    hosts.run("web", "sysctl -qw net.ipv6.conf.eth0.disable_ipv6=0")
+    hosts.run("web", "ip addr add fe80::7/64 dev eth0 nodad")
+    assert hosts.pings("web", BY_NAME["near"].address)
+    hosts.pings("web", ip_address("fe80::9%eth0"))
+    arp, solicitations, pings = (int(n) for n in re.findall(r"packets (\d+)", hosts.run("A", "nft list table netdev seen")))
+    hosts.run("A", "nft delete table netdev seen")
+    assert arp and solicitations and not pings
+
+
+def test_a_rate_changes_without_a_lost_packet(hosts: Hosts) -> None:
+    hold(hosts, "web", Limits(Limit(1_000_000), Limit(1_000_000)))
+    with hosts.udp("web") as ear, hosts.udp("near") as mouth:
+        ear.bind(("0.0.0.0", 9998))
+        for number in range(10):
+            mouth.sendto(bytes(100), (str(BY_NAME["web"].address), 9998))
+            hold(hosts, "web", Limits(Limit(1_000_000 + number), Limit(1_000_000 + number)))
+            assert ear.recv(200) == bytes(100)
+
+
+def test_fragments_and_large_datagrams_pass(hosts: Hosts) -> None:
+    hold(hosts, "web", Limits(Limit(RATE), Limit(RATE)))
+    assert hosts.pings("near", BY_NAME["web"].address, "-s 8000")
+    assert hosts.pings("far", BY_NAME["web"].address, "-s 8000")
