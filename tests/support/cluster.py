@@ -19,7 +19,8 @@ from plait.agent.dhcpwires import Wires
 from plait.agent.following import Following
 from plait.agent.health import Health
 from plait.agent.journal import Journal
-from plait.agent.kernelwork import KernelWork
+from plait.agent.kernelwork import KernelWork, PassReport
+from plait.agent.limits import LimitBook
 from plait.agent.networks import Networks
 from plait.agent.operations import AgentOperations
 from plait.agent.publisher import Publisher
@@ -28,6 +29,7 @@ from plait.ipam import NamedRange
 from plait.kernel.fake import FakeKernel
 from plait.model.cluster import Node
 from plait.model.hostlinks import ChildLink
+from plait.model.objects import Plan
 from plait.plan import Local, plan_node
 from plait.plan.shortcut import FastPath
 from plait.runtimes.api import AttachRequest, NetworkRequest
@@ -66,9 +68,10 @@ class FakeNode:
         self.addresses = Addresses(self.view, self.store, self.journal, DEFAULT, False, self.reuse_after_s, lambda: self.ranges, self.clock)
         self.addressing = Addressing(self.addresses, self.leases, self.view, self.work.put)
         self.publisher = Publisher(self.view, self.store, self.view.caught_up)
-        self.ops = AgentOperations(
-            self.view, self.journal, self.work, self.addressing, self.networks, self._settled, self.converge, self._fast_path
-        )
+        self.book = LimitBook(self.view, self.journal, lambda: self.kernel.capabilities(), self._pass)
+        parts = self.view, self.journal, self.work, self.addressing, self.networks
+        limiting = lambda: self.book.limiting  # noqa: E731
+        self.ops = AgentOperations(*parts, self._settled, self.converge, self._fast_path, limiting)
         self.following = Following(self.view, self.leases, self.ops, self.health, self._readdress)
         self.leases.recover()
         self._task = asyncio.create_task(self._run())
@@ -121,14 +124,19 @@ class FakeNode:
 
     async def converge(self) -> int:
         """Passes until one has nothing to do; returns the number of operations of the first."""
-        has = self._fast_path()
-        local = Local(fast_path=has.ingress, shortcut=has.link, ipv6="ipv6" in self.kernel.capabilities(), links=self.links)
-        plan = lambda: plan_node(self.view.snapshot, local)  # noqa: E731
-        first = (await self.work.converge(plan, True)).writes
+        first = (await self._pass()).writes
         for _ in range(3):
-            if not (await self.work.converge(plan, True)).writes:
+            if not (await self._pass()).writes:
                 return first
         raise AssertionError("the kernel does not come to rest")
+
+    async def _pass(self) -> PassReport:
+        return await self.work.converge(self._plan, True)
+
+    def _plan(self) -> Plan:
+        has, ipv6 = self._fast_path(), "ipv6" in self.kernel.capabilities()
+        local = Local(fast_path=has.ingress, shortcut=has.link, ipv6=ipv6, links=self.links, limiting=self.book.limiting)
+        return plan_node(self.view.snapshot, local)
 
     async def attach(self, name: str, network: str = DEFAULT, address: str = "", labels: Mapping[str, str] | None = None) -> IPv4Address:
         request = AttachRequest(

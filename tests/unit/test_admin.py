@@ -20,6 +20,7 @@ from plait.client.admin import AdminClient, AgentNotRunning, Refused
 from plait.ipam import PoolChange
 from plait.model import errors
 from plait.model.addr import parse_range
+from plait.model.limits import Limit, Limits
 from plait.model.requests import NetworkRequest, NewSandbox
 from plait.serve.admin import AdminServer
 
@@ -119,6 +120,13 @@ CALLS: list[tuple[Callable[[AdminClient], object], tuple[Any, ...]]] = [
     (lambda c: c.reserve_address("mesh", "db", "10.30.0.7"), ("reserve_address", "mesh", "db", IPv4Address("10.30.0.7"))),
     (lambda c: c.unreserve_address("mesh", "a/b c"), ("unreserve_address", "mesh", "a/b c")),
     (lambda c: c.ports(), ("ports",)),
+    (lambda c: c.limits(), ("limits",)),
+    (
+        lambda c: c.set_limits("a/b", "mesh", {"in": "10M", "out": "none", "manner": "drop"}),
+        ("set_limits", "a/b", "mesh", Limits(Limit(10_000_000, drop=True), Limit(0, drop=True))),
+    ),
+    (lambda c: c.unset_limits("a/b", "me&sh"), ("unset_limits", "a/b", "me&sh")),
+    (lambda c: c.unset_limits("web", ""), ("unset_limits", "web", "")),
     (lambda c: c.ps(), ("ps",)),
     (lambda c: c.plan(), ("plan", False)),
     (lambda c: c.plan(diff=True), ("plan", True)),
@@ -170,6 +178,17 @@ async def test_a_deliberate_error_arrives_with_its_words(
     with pytest.raises(Refused) as caught:
         await ask(path, lambda c: c.sandbox("x"))
     assert (str(caught.value), caught.value.kind, caught.value.status) == (str(failure), kind, status)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [({"in": "fast"}, "in: 'fast' is no rate"), ({"burst": "64k"}, "says nothing"), ({}, "is missing")]
+)
+async def test_a_limit_that_is_none_is_refused_before_anybody_is_asked(
+    path: Path, backend: Recorder, words: dict[str, str], said: str
+) -> None:
+    with pytest.raises(Refused, match=said):
+        await ask(path, lambda c: c.set_limits("web", "", words))
+    assert backend.calls == []
 
 
 async def test_a_fault_inside_the_agent_is_an_answer_and_a_log_record(

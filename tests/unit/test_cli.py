@@ -600,3 +600,52 @@ def test_failures_of_the_system_are_one_line(
     capsys: pytest.CaptureFixture[str], failure: BaseException, expected: tuple[int, str, str]
 ) -> None:
     assert run(capsys, Canned(nodes=failure), "nodes") == expected
+
+
+def limit_row(**changes: Any) -> dict[str, Any]:
+    row = {"container": "web", "network": "mesh", "direction": "in", "rate": 10_000_000, "burst": 16384, "manner": "shape", "by": "command"}
+    return row | {"running": True, "held": True} | changes
+
+
+def test_limits_are_listed_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        limit_row(),
+        limit_row(direction="out", rate=0, held=False),
+        limit_row(container="old", running=False, held=False, manner="drop"),
+    ]
+    status, out, _ = run(capsys, Canned(limits=rows), "limit", "ls")
+    assert status == 0
+    assert [line.split() for line in out.splitlines()] == [
+        ["CONTAINER", "NETWORK", "DIRECTION", "RATE", "BURST", "MANNER", "BY", "STATE"],
+        ["web", "mesh", "in", "10mbit", "16384", "shape", "command", "in", "force"],
+        ["web", "mesh", "out", "none", "16384", "shape", "command", "not", "possible"],
+        ["old", "mesh", "in", "10mbit", "16384", "drop", "command", "kept"],
+    ]
+    _, out, _ = run(capsys, Canned(limits=rows), "limit", "ls", "--json")
+    assert json.loads(out) == rows
+
+
+def test_a_limit_is_set_and_taken_back(capsys: pytest.CaptureFixture[str]) -> None:
+    client = Canned()
+    assert run(capsys, client, "limit", "set", "web", "--in", "10M", "--burst", "64k", "--drop", "--network", "mesh")[0] == 0
+    assert run(capsys, client, "limit", "set", "web", "--out", "none")[0] == 0
+    assert run(capsys, client, "limit", "rm", "web", "--network", "mesh")[0] == 0
+    assert client.asked == [
+        ("PUT", "limits/web", {"network": "mesh", "in": "10M", "burst": "64k", "manner": "drop"}),
+        ("PUT", "limits/web", {"network": "", "out": "none", "manner": "shape"}),
+        ("DELETE", "limits/web?network=mesh", None),
+    ]
+    status, _, err = run(capsys, client, "limit", "set", "web", "--drop")
+    assert status == 2 and "say what to limit" in err
+
+
+def test_limits_at_the_start_are_labels_and_of_networks_options(capsys: pytest.CaptureFixture[str]) -> None:
+    client = Canned(sandboxes={"name": "job"}, networks={"name": "mesh", "subnet": "10.29.0.0/16"}, networks_mesh=[])
+    run(capsys, client, "run", "--name", "job", "--label", "a=b", "--limit-in", "10M", "--limit-out", "5M")
+    run(capsys, client, "network", "create", "mesh", "--limit-in", "1G")
+    run(capsys, client, "network", "set", "mesh", "--limit-out", "none", "-o", "limit-manner=drop")
+    (_, _, sandbox), (_, _, created), (_, _, changed) = client.asked
+    assert isinstance(sandbox, dict) and isinstance(created, dict) and isinstance(changed, dict)
+    assert sandbox["labels"] == {"a": "b", "plait.limit.in": "10M", "plait.limit.out": "5M"}
+    assert created["options"] == {"limit-in": "1G"}
+    assert changed["options"] == {"limit-out": "none", "limit-manner": "drop"}

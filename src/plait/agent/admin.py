@@ -21,6 +21,7 @@ from plait.agent.ipamview import ipam_view
 from plait.agent.joining import Joining
 from plait.agent.kernelwork import KernelWork
 from plait.agent.keys import rotate_key
+from plait.agent.limits import LimitBook
 from plait.agent.operations import AgentOperations
 from plait.agent.removal import forget_node
 from plait.agent.sandboxes import Sandboxes, SandboxRequest, parse_ports
@@ -31,6 +32,7 @@ from plait.ipam import PoolChange, Reservation
 from plait.ipam.merge import VERSION, ClusterExport, conflicts, export
 from plait.model.cluster import Endpoint, Network, published_text
 from plait.model.errors import ConfigError, Conflict, NotFound
+from plait.model.limits import Limits
 from plait.model.objects import Plan
 from plait.model.report import (
     ClashRow,
@@ -40,6 +42,7 @@ from plait.model.report import (
     FindingRow,
     IpamView,
     JoinView,
+    LimitRow,
     NetworkRow,
     NetworkView,
     NodeRow,
@@ -65,6 +68,7 @@ class AdminParts:
     store: Store
     ops: AgentOperations
     sandboxes: Sandboxes
+    limits: LimitBook
     work: KernelWork
     health: Health
     underlay: Underlay
@@ -203,6 +207,15 @@ class AgentAdmin:
 
     async def hide(self, network: str) -> None:
         await self._p.exposures.hide(network)
+
+    async def limits(self) -> list[LimitRow]:
+        return self._p.limits.rows()
+
+    async def set_limits(self, container: str, network: str, limits: Limits) -> None:
+        await self._p.limits.tell(container, network, limits)
+
+    async def unset_limits(self, container: str, network: str) -> None:
+        await self._p.limits.forget(container, network)
 
     # --- sandboxes
 

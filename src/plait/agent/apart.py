@@ -11,6 +11,7 @@ from plait.agent.hostlinks import mac_of
 from plait.ipam import Asker, image
 from plait.model.cluster import Endpoint, Network
 from plait.model.leases import Leased
+from plait.model.limits import UNSAID
 from plait.plan.desired import device_name
 from plait.plan.exposed import HOST, host_link
 from plait.runtimes.api import AttachRequest, paired
@@ -34,7 +35,8 @@ def endpoint_of(
     address6: IPv6Address | None,
     leased: Leased | None,
 ) -> Endpoint:
-    """The record of what is attached; of what was `known` of it before, its ports stay."""
+    """The record of what is attached; of what was `known` of it before, its ports stay, and its limits if no others are asked for."""
+    limits = request.limits.over((known.limits if known is not None else None) or UNSAID)
     return Endpoint(
         id=request.endpoint,
         network=network.name,
@@ -53,4 +55,5 @@ def endpoint_of(
         default_route=request.default_route,
         address6=address6,
         leased=leased,
+        limits=limits if limits != UNSAID else None,
     )

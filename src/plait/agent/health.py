@@ -71,6 +71,13 @@ REGISTRY: dict[str, Condition] = {
             "Load the module or use a kernel that has it; docs/guide.md lists what each feature needs.",
         ),
         Condition(
+            "limit-void",
+            "warning",
+            "A container's labels ask for a limit where nothing can hold it to one",
+            "Start it on a network of plait's (`docker run --network`), or limit it by what its engine has; docs/limits.md says where "
+            "limits hold.",
+        ),
+        Condition(
             "network-unknown",
             "error",
             "A network of the cluster is of a kind that this version of plait does not know",

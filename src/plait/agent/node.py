@@ -24,6 +24,7 @@ from plait.agent.hostlinks import CODE as PARENT_MISSING
 from plait.agent.hostlinks import DNS_PORT, links_here, missing, resolver_of, resolver_places
 from plait.agent.identity import Identity
 from plait.agent.journal import Journal, Write
+from plait.agent.limits import LimitBook
 from plait.agent.networks import Networks
 from plait.agent.publisher import Publisher
 from plait.agent.ranges import DIFFER, MISPLACED, differing, digest, misplaced
@@ -76,6 +77,7 @@ class Parts:
     rotation: Rotation
     tunnels: Tunnels
     leases: Callable[[], dict[str, HostLease]]
+    limits: LimitBook
 
 
 _CAPABILITIES_EVERY_S = 5.0
@@ -135,6 +137,7 @@ class NodeLoops:
             software_checksums=self._p.underlay.checksums.software,
             moved=self._p.rotation.moved,
             leases=self._p.leases(),
+            limiting=self._p.limits.limiting,
             links=links_here() if any(child_of(n) or n.encrypted for n in snapshot.networks.values()) else frozenset(),
         )
         return plan_node(snapshot, local)
@@ -329,7 +332,8 @@ class NodeLoops:
         """Name what the kernel lacks for the networks that there are, and look again while it lacks something. Never returns."""
         looked = time.monotonic()
         while True:
-            texts: dict[str, str] = {}
+            texts = self._p.limits.lacking()
+            self._p.health.replace("limit-void", self._p.limits.void())
             for network in self._p.view.snapshot.networks.values():
                 lacks = (needs(network) | ({"ipv6"} if network.subnet6 is not None else set())) - self._capabilities
                 if lacks:

@@ -21,6 +21,7 @@ from plait.agent.apart import choose6, endpoint_of
 from plait.agent.hostlinks import as_leased, check_ports, mac_of, permit
 from plait.agent.journal import Journal, Write
 from plait.agent.kernelwork import KernelWork
+from plait.agent.limits import check_asked
 from plait.agent.networks import Networks
 from plait.agent.ports import assign_ports, ephemeral_range
 from plait.agent.view import View
@@ -33,8 +34,10 @@ from plait.plan.desired import local_ports, shared_objects
 from plait.plan.exposed import HOST, exposed_here, spoken
 from plait.plan.fastpath import fast_chain, on_fast_path
 from plait.plan.firewall import port_objects
+from plait.plan.limits import endpoint_limits, way_of
 from plait.plan.shortcut import FastPath, deliveries, quick_objects
 from plait.runtimes.api import AttachRequest, NetworkRequest, network_named, paired
+from plait.shaping import Limiting
 from plait.store.codec import decode, encode
 
 log = logging.getLogger("plait.operations")
@@ -42,7 +45,7 @@ log = logging.getLogger("plait.operations")
 
 class AgentOperations:
     """Implements `runtimes.api.Operations`. `names_settled` waits until this host's DNS answers what the view
-    says, `full_pass` makes the kernel what the view says, `fast_path`: what the plan has of that."""
+    says, `full_pass` makes the kernel what the view says, `fast_path` and `limiting`: what the plan has of these."""
 
     def __init__(
         self,
@@ -54,10 +57,11 @@ class AgentOperations:
         names_settled: Callable[[], Awaitable[None]],
         full_pass: Callable[[], Awaitable[object]],
         fast_path: Callable[[], FastPath] = FastPath,
+        limiting: Callable[[], Limiting] = Limiting,
     ) -> None:
         self._view, self._journal, self._kernel = view, journal, kernel
         self._addresses, self._networks, self._names_settled = addresses, networks, names_settled
-        self._full_pass, self._fast_path = full_pass, fast_path
+        self._full_pass, self._fast_path, self._limiting = full_pass, fast_path, limiting
         self._locks: dict[str, asyncio.Lock] = {}
         self._ports_lock, self._guard_lock = asyncio.Lock(), asyncio.Lock()
         for key, body in journal.load("endpoint").items():
@@ -131,8 +135,9 @@ class AgentOperations:
         async with self._lock(request.endpoint):
             network = self._network(request.network)
             permit(network, request, self._kernel.capabilities())
-            await self._guard(network)
             known = self._find(request.endpoint)
+            check_asked(network, request, known)
+            await self._guard(network)
             endpoint = await self._design(request, network, known)
             try:
                 async with self._ports_lock if request.ports else contextlib.nullcontext():
@@ -214,7 +219,8 @@ class AgentOperations:
 
     def _objects(self, endpoint: Endpoint) -> list[KernelObject]:
         snapshot, network = self._view.snapshot, self._network(endpoint.network)
-        return spoken(endpoint_objects(member(snapshot, network), network, endpoint), snapshot, exposed_here(snapshot))
+        found = spoken(endpoint_objects(member(snapshot, network), network, endpoint), snapshot, exposed_here(snapshot))
+        return found + endpoint_limits(member(snapshot, network), network, endpoint, self._limiting().of(endpoint, network))
 
     async def _plumb(self, endpoint: Endpoint, before: Sequence[Endpoint]) -> None:
         """All of a new endpoint at once: each change of the nft tables costs the kernel some milliseconds. A refusal in these leads to a
@@ -224,7 +230,7 @@ class AgentOperations:
             return
         network = self._network(endpoint.network)
         fresh = [*shared_objects(member(self._view.snapshot, network), network), *self._objects(endpoint)]
-        fresh += quick_objects(self._view.snapshot, network, endpoint, self._fast_path())
+        fresh += quick_objects(self._view.snapshot, network, endpoint, way_of(self._limiting().of(endpoint, network), self._fast_path()))
         maps, old_maps = self._port_maps(before)
         try:
             await self._kernel.put([*fresh, *maps], [*[None] * len(fresh), *old_maps])
@@ -389,10 +395,5 @@ class AgentOperations:
 
 
 def _fields(endpoint: Endpoint) -> dict[str, str]:
-    return {
-        "endpoint": endpoint.id[:16],
-        "network": endpoint.network,
-        "address": str(endpoint.address),
-        "container": endpoint.name,
-        "dev": endpoint.dev,
-    }
+    e = endpoint
+    return {"endpoint": e.id[:16], "network": e.network, "address": str(e.address), "container": e.name, "dev": e.dev}

@@ -36,6 +36,7 @@ from plait.agent.joiner import Joiner
 from plait.agent.joining import Joining
 from plait.agent.journal import Journal
 from plait.agent.kernelwork import KernelWork
+from plait.agent.limits import LimitBook
 from plait.agent.neighbours import Neighbours
 from plait.agent.networks import Networks
 from plait.agent.node import LEASE_TTL_S, NodeLoops, Parts
@@ -102,8 +103,7 @@ class _Wiring:
         ranges = lambda: self.ranges.ranges  # noqa: E731
         self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge, config.reuse_after_s, ranges)
         self.addressing = Addressing(self.addresses, self.leases, self.view, self.work.put)
-        self.publisher = Publisher(self.view, store, self.view.caught_up)
-        self.dns = self._dns()
+        self.publisher, self.dns = Publisher(self.view, store, self.view.caught_up), self._dns()
         self.resolvers = HostResolvers(self.dns.set_upstreams)
         home = HostAddress.of(config, identity, self.kernel, self.health)
         self.underlay = Underlay(journal, self.view, self.kernel, home, lambda: self.reconciler.mark())
@@ -111,6 +111,7 @@ class _Wiring:
         self.place = StorePlace(identity, paths.identity, paths.lib / "pki", store, run, self.view, home, self.health, linked)
         self.tunnels = Tunnels(lambda: self.view.snapshot, self.kernel, self.health, self._on_tunnels)
         self.rotation, self._linked = self._rotation(), asyncio.Event()
+        self.limits = LimitBook(self.view, journal, self.kernel.capabilities, lambda: self.reconciler.once())
         self.loops = NodeLoops(self._parts(), DEFAULT_NETWORK)
         self.reconciler = self._reconciler()
         self.ops = self._operations()
@@ -151,10 +152,9 @@ class _Wiring:
         return block.cidr if block is not None else None
 
     def _operations(self) -> AgentOperations:
-        loops, once = self.loops, self.reconciler.once
-        return AgentOperations(
-            self.view, self.journal, self.work, self.addressing, self.networks, loops.names_settled, once, lambda: loops.firewall.fast_path
-        )
+        loops, once, fast_path = self.loops, self.reconciler.once, lambda: self.loops.firewall.fast_path
+        parts = self.view, self.journal, self.work, self.addressing, self.networks
+        return AgentOperations(*parts, loops.names_settled, once, fast_path, lambda: self.limits.limiting)
 
     def _networks(self) -> Networks:
         able, learn = self.kernel.capabilities, partial(learned, self.leases)
@@ -186,6 +186,7 @@ class _Wiring:
             rotation=self.rotation,
             tunnels=self.tunnels,
             leases=lambda: self.host_leases.known,
+            limits=self.limits,
         )
 
     def _rotation(self) -> Rotation:
@@ -319,6 +320,7 @@ class _Wiring:
             store=self.store,
             ops=self.ops,
             sandboxes=self.sandboxes,
+            limits=self.limits,
             work=self.work,
             health=self.health,
             underlay=self.underlay,

@@ -30,6 +30,19 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 json_option = click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 
 
+def limit_options(command: Callable[P, R]) -> Callable[P, R]:
+    """The options `--limit-in` and `--limit-out`."""
+    out = click.option("--limit-out", metavar="RATE", help="How fast each container may send: 10M, 512kbit of bits a second; none.")
+    into = click.option("--limit-in", metavar="RATE", help="How fast each container may receive.")
+    return into(out(command))
+
+
+def limits_said(prefix: str, incoming: str | None, outgoing: str | None) -> dict[str, str]:
+    """What these options say, as labels or options that begin with `prefix`."""
+    said = {f"{prefix}in": incoming, f"{prefix}out": outgoing}
+    return {key: text for key, text in said.items() if text is not None}
+
+
 class CommandFailed(PlaitError):
     """A command ends with another exit status than 1: that of a program it ran, or could not run."""
 

@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, str] = {
     "node": "plait.cli.listing",
     "ps": "plait.cli.listing",
     "ports": "plait.cli.listing",
+    "limit": "plait.cli.limit",
     "ipam": "plait.cli.ipam",
     "plan": "plait.cli.listing",
     "network": "plait.cli.network",

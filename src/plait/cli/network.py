@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING
 
 import click
 
-from plait.cli.common import address, address6, both, cidr, cidr6, json_option, pairs, show_json, show_table, with_agent
+from plait.cli.common import (
+    address,
+    address6,
+    both,
+    cidr,
+    cidr6,
+    json_option,
+    limit_options,
+    limits_said,
+    pairs,
+    show_json,
+    show_table,
+    with_agent,
+)
+from plait.model.limits import OPTION_PREFIX
 
 MODELS = ("sandbox", "overlay", "hybrid")
 
@@ -119,6 +133,7 @@ def _used(count: int) -> str:
 )
 @click.option("--ipam", type=click.Choice(("pool", "dhcp")), help="Who gives addresses on a host's link: plait, or a DHCP server there.")
 @click.option("--internal", is_flag=True, help="Without a way out to other networks.")
+@limit_options
 @click.option("--label", "labels", multiple=True, callback=pairs, metavar="K=V", help="A label; can be repeated.")
 @click.option(
     "-o",
@@ -146,11 +161,14 @@ def create(
     backend: str,
     ipam: str | None,
     internal: bool,
+    limit_in: str | None,
+    limit_out: str | None,
     labels: dict[str, str],
     options: dict[str, str],
     as_json: bool,
 ) -> None:
     """Make the network NAME on every node."""
+    options |= limits_said(OPTION_PREFIX, limit_in, limit_out)
     made = client.create_network(
         name,
         subnet=str(subnet) if subnet else None,
@@ -180,20 +198,30 @@ def create(
     multiple=True,
     callback=pairs,
     metavar="K=V",
-    help="backend, port, vni, isolated, multicast; repeatable.",
+    help="backend, port, vni, isolated, multicast, limit-burst, limit-manner; repeatable.",
 )
+@limit_options
 @click.option("--ip-range", metavar="CIDR|all", help="The part of the subnet that addresses are handed out from, from now on.")
 @click.option(
     "--exclude", "excluded", multiple=True, metavar="ADDR|CIDR|A-B|none", help="What nobody gets, instead of what it was; repeatable."
 )
 @with_agent
-def set_(client: AdminClient, name: str, options: dict[str, str], ip_range: str | None, excluded: tuple[str, ...]) -> None:
+def set_(
+    client: AdminClient,
+    name: str,
+    options: dict[str, str],
+    limit_in: str | None,
+    limit_out: str | None,
+    ip_range: str | None,
+    excluded: tuple[str, ...],
+) -> None:
     """Change the network NAME while it is used, on every node. A port changes for all networks of the same VNI.
 
     With another range containers keep the addresses that they have; new ones get theirs from it, and blocks outside it go back.
     """
+    options |= limits_said(OPTION_PREFIX, limit_in, limit_out)
     if not (options or ip_range or excluded):
-        raise click.UsageError("say what to change: --opt, --ip-range or --exclude")
+        raise click.UsageError("say what to change: --opt, --limit-in, --limit-out, --ip-range or --exclude")
     parts = None if not excluded else [text for text in excluded if text != "none"]
     for row in client.change_network(name, options, ip_range, parts):
         part = f", addresses from {row['ip_range'] or row['subnet']}" if (ip_range or excluded) and row["name"] == name else ""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from plait.cli.common import address, address6, need_root, pairs, with_agent
+from plait.cli.common import address, address6, limit_options, limits_said, need_root, pairs, with_agent
 from plait.model.errors import PlaitError
+from plait.model.limits import LABEL_PREFIX
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
@@ -31,6 +32,7 @@ _NO_MIX = {"allow_interspersed_args": False}  # what follows the first plain wor
 @click.option("--ip", type=address, help="This address. [default: any; the same one for the same name if it is free]")
 @click.option("--ip6", type=address6, help="This IPv6 address. [default: what goes with the IPv4 one, on a network with IPv6]")
 @click.option("--label", "labels", multiple=True, callback=pairs, metavar="K=V", help="A label; can be repeated.")
+@limit_options
 @click.option("--share", default="", metavar="NAME", help="The network namespace and address of the sandbox NAME of this host.")
 @click.option("-p", "--publish", "ports", multiple=True, metavar="HOST:CONT[/udp]", help="Publish a port; can be repeated.")
 @click.option("-d", "--detach", is_flag=True, help="Run the command in the background, without input and output.")
@@ -43,6 +45,8 @@ def run(
     ip: IPv4Address | None,
     ip6: IPv6Address | None,
     labels: dict[str, str],
+    limit_in: str | None,
+    limit_out: str | None,
     share: str,
     ports: tuple[str, ...],
     detach: bool,
@@ -53,6 +57,7 @@ def run(
         raise click.UsageError("--detach needs a command; without one the sandbox stays anyway")
     if command:
         need_root("plait run")
+    labels |= limits_said(LABEL_PREFIX, limit_in, limit_out)
     view = client.create_sandbox(name, network, str(ip) if ip else None, labels, ports, share=share, address6=str(ip6) if ip6 else None)
     if command and not detach:
         return _execute(client, view, command)

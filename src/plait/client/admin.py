@@ -23,6 +23,7 @@ from plait.model.report import (
     FindingRow,
     IpamView,
     JoinView,
+    LimitRow,
     NetworkRow,
     NetworkView,
     NodeRow,
@@ -168,6 +169,16 @@ class AdminClient:
 
     def ports(self) -> list[PortRow]:
         return cast(list[PortRow], self._call("GET", "ports"))
+
+    def limits(self) -> list[LimitRow]:
+        return cast(list[LimitRow], self._call("GET", "limits"))
+
+    def set_limits(self, container: str, network: str, words: Mapping[str, str]) -> None:
+        """`words`: in, out, burst, manner, as people write them (`model.limits`); `network` "": all that it is attached to."""
+        self._call("PUT", f"limits/{quote(container, '')}", {"network": network, **words})
+
+    def unset_limits(self, container: str, network: str) -> None:
+        self._call("DELETE", f"limits/{quote(container, '')}?network={quote(network, '')}")
 
     def ps(self) -> list[ContainerRow]:
         return cast(list[ContainerRow], self._call("GET", "ps"))

@@ -269,6 +269,22 @@ class ConditionRow(TypedDict):
     since: float
 
 
+class LimitRow(TypedDict):
+    """How fast a container may receive (`direction` "in") or send ("out") on a network: `rate` bit/s of goodput, 0: not limited; `burst`
+    bytes, 0: by the rate. `by` is who says so. `running` False: kept for when a container of this name starts. `held` False: not in force.
+    """
+
+    container: str
+    network: str
+    direction: str
+    rate: int
+    burst: int
+    manner: str
+    by: str
+    running: bool
+    held: bool
+
+
 class StatusView(TypedDict):
     """Everything that `plait status` shows. `well` is true when no condition holds and the node is ready; `waiting` says what it
     still waits for ("" when ready)."""

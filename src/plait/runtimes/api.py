@@ -15,6 +15,7 @@ from typing import Protocol
 from plait.model.addr import AddressRange
 from plait.model.cluster import Container, Endpoint, Network, PortMapping
 from plait.model.errors import NotFound
+from plait.model.limits import UNSAID, Limits
 from plait.model.requests import NetworkRequest
 
 __all__ = ["AttachRequest", "Health", "NetworkRequest", "Operations", "paired"]
@@ -30,7 +31,8 @@ class AttachRequest:
     """`endpoint` is the runtime's own id of the attachment and the key of idempotence. `address` None: allocate
     (sticky by (network, name)). `address6` None: on a network with IPv6, what goes with the address. `within`: where an address that is
     allocated is to be from, `within6` the one that the IPv6 address goes with; () = anywhere. `netns` "" = the engine moves the
-    peer link itself. `ipv6` False: none for this endpoint, whatever the network has."""
+    peer link itself. `ipv6` False: none for this endpoint, whatever the network has. `limits`: how fast it may be, where the engine says so
+    otherwise than by labels."""
 
     endpoint: str
     network: str
@@ -49,6 +51,7 @@ class AttachRequest:
     within: tuple[AddressRange, ...] = ()
     within6: tuple[AddressRange, ...] = ()
     ipv6: bool = True
+    limits: Limits = UNSAID
 
 
 class Health(Protocol):

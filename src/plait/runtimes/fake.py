@@ -18,6 +18,7 @@ from plait.backends.settings import choose_backend
 from plait.ipam import Reservation, check_network, choose_address, default_block_prefix, exhausted, image, next_subnet, origin
 from plait.model.cluster import Container, Endpoint, Network, PortMapping, clash
 from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, PlaitError, PortInUse
+from plait.model.limits import UNSAID
 from plait.plan.desired import device_name, endpoint_mac
 from plait.runtimes.api import AttachRequest, NetworkRequest, paired
 
@@ -184,6 +185,7 @@ class FakeOperations:
             labels=dict(request.labels),
             ports=known.ports if known is not None else (),
             address6=address6,
+            limits=request.limits if request.limits != UNSAID else None,
         )
         if known is None:
             await self._plumb(endpoint, network)

@@ -36,6 +36,7 @@ from plait.model.errors import (
     PortInUse,
     StoreUnavailable,
 )
+from plait.model.limits import UNSAID, WORDS, limits_of
 from plait.model.requests import NetworkRequest, NewSandbox
 from plait.serve.admin_backend import AdminBackend
 from plait.serve.jsonbody import read_body
@@ -167,6 +168,7 @@ class _Routes:
             "paths": backend.paths,
             "ipam-check": backend.check_ipam,
             "ports": backend.ports,
+            "limits": backend.limits,
             "ps": backend.ps,
         }
         found: dict[str, dict[str, _Handler]] = {name: {"GET": _listing(ask)} for name, ask in listings.items()}
@@ -183,6 +185,7 @@ class _Routes:
             "networks/*/reservations": {"POST": self.reserve_address, "DELETE": self.unreserve_address},
             "networks/*/exposure": {"POST": self.expose, "DELETE": self.hide},
             "networks/*": {"GET": self.network, "PUT": self.change_network, "DELETE": self.remove_network},
+            "limits/*": {"PUT": self.set_limits, "DELETE": self.unset_limits},
             "tokens": {"POST": self.create_token},
             "gateway": {"POST": self.enable_gateway, "DELETE": self.disable_gateway},
             "sandboxes": {"POST": self.create_sandbox},
@@ -287,6 +290,18 @@ class _Routes:
 
     async def hide(self, call: _Call) -> Answer:
         await self._backend.hide(call.name)
+        return _done()
+
+    async def set_limits(self, call: _Call) -> Answer:
+        body = read_body(call.body, "network", *WORDS)
+        limits = limits_of({word: body.text(word) for word in WORDS if body.has(word)}, "")
+        if limits == UNSAID:
+            raise ConfigError("limit", None, "is missing", "give in, out or both")
+        await self._backend.set_limits(call.name, body.text("network", ""), limits)
+        return _done()
+
+    async def unset_limits(self, call: _Call) -> Answer:
+        await self._backend.unset_limits(call.name, call.query.get("network", [""])[-1])
         return _done()
 
     async def create_sandbox(self, call: _Call) -> Answer:

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 from typing import Protocol
 
 from plait.ipam import PoolChange
+from plait.model.limits import Limits
 from plait.model.report import (
     ClashRow,
     ContainerRow,
@@ -15,6 +16,7 @@ from plait.model.report import (
     FindingRow,
     IpamView,
     JoinView,
+    LimitRow,
     NetworkRow,
     NetworkView,
     NodeRow,
@@ -110,6 +112,18 @@ class AdminBackend(Protocol):
 
     async def hide(self, network: str) -> None:
         """Take that address away. Idempotent; NotFound if there is no such network."""
+        ...
+
+    async def limits(self) -> list[LimitRow]:
+        """What holds of the containers of this host, and what is kept for such as do not run."""
+        ...
+
+    async def set_limits(self, container: str, network: str, limits: Limits) -> None:
+        """Hold a container of this host to `limits`, on one of its networks or ("") all; in force when it returns. Idempotent."""
+        ...
+
+    async def unset_limits(self, container: str, network: str) -> None:
+        """Hold it to what its labels and networks say. NotFound if nothing else was set."""
         ...
 
     async def create_sandbox(self, request: NewSandbox) -> SandboxView: ...
