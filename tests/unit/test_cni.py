@@ -16,8 +16,11 @@ from tests.support.cniagent import CniAgent
 from plait.agent.journal import Write
 from plait.model.errors import Conflict, KernelError
 from plait.model.inside import InsideLink, SandboxState
+from plait.model.limits import Limit, Limits
+from plait.model.tc import Tbf
 from plait.runtimes.api import NetworkRequest
 from plait.runtimes.cni import host
+from plait.shaping import ifb_name
 from plait.store.memory import MemoryStore
 
 
@@ -134,6 +137,32 @@ async def test_an_address_is_asked_for_in_three_ways(agent: CniAgent, args: str,
     assert status == 200 and result["ips"][0]["address"] == "10.28.0.77/32"
 
 
+ANY = (1 << 31) - 1
+
+
+@pytest.mark.parametrize(
+    ("bandwidth", "limits"),
+    [
+        ({"ingressRate": 10_000_000, "ingressBurst": 800_000}, Limits(Limit(10_000_000, 100_000))),
+        ({"egressRate": 10_000_000, "egressBurst": ANY}, Limits(outgoing=Limit(10_000_000))),
+        ({"ingressRate": 1_000_000, "egressRate": 2_000_000}, Limits(Limit(1_000_000), Limit(2_000_000))),
+        ({"ingressRate": 0, "ingressBurst": 0}, None),
+        ({}, None),
+    ],
+)
+async def test_bandwidth_is_of_bits_and_seen_from_the_container(agent: CniAgent, bandwidth: dict[str, int], limits: Limits | None) -> None:
+    await added(agent, runtimeConfig={"bandwidth": bandwidth})
+    (endpoint,) = endpoints(agent).values()
+    assert endpoint.limits == limits
+    held = {obj.dev for obj in agent.node.kernel.objects.values() if isinstance(obj, Tbf)}
+    into, out = (
+        ({endpoint.dev} if limits and limits.incoming else set()),
+        ({ifb_name(endpoint.dev)} if limits and limits.outgoing else set()),
+    )
+    assert held == into | out
+    assert await agent.node.converge() == 0
+
+
 async def test_the_second_network_leaves_the_default_route_to_the_first(agent: CniAgent) -> None:
     await agent.node.ops.ensure_network(NetworkRequest("red", IPv4Network("10.40.0.0/16")))
     await agent.node.ops.ensure_network(NetworkRequest("blue", IPv4Network("10.41.0.0/16"), internal=True))
@@ -221,7 +250,9 @@ async def test_del_goes_for_networks_that_are_gone(agent: CniAgent) -> None:
         ("ADD", {"ifname": "a-name-of-16-byt"}, 4, "CNI_IFNAME"),
         ("ADD", {"config": {"name": ""}}, 7, "name"),
         ("ADD", {"config": {"name": "red"}}, 7, "plait network create red"),
-        ("ADD", {"config": {"runtimeConfig": {"bandwidth": {"ingressRate": 1}}}}, 2, "bandwidth"),
+        ("ADD", {"config": {"runtimeConfig": {"bandwidth": {"ingressRate": 1}}}}, 7, "bandwidth: ingressRate 1 with ingressBurst 0"),
+        ("ADD", {"config": {"runtimeConfig": {"bandwidth": {"egressBurst": 8}}}}, 7, "bandwidth: egressRate 0 with egressBurst 8"),
+        ("ADD", {"config": {"runtimeConfig": {"bandwidth": {"egressRate": "fast"}}}}, 6, "egressRate"),
         (
             "ADD",
             {"config": {"runtimeConfig": {"ipRanges": [[{"subnet": "10.0.0.0/8"}]]}}},
@@ -402,6 +433,7 @@ async def test_behind_another_plug_in_the_container_joins_the_directory(agent: C
     [
         ({"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 80}]}}, 2),
         ({"runtimeConfig": {"ips": ["10.88.0.6"]}}, 2),
+        ({"runtimeConfig": {"bandwidth": {"egressRate": 10_000_000}}}, 2),
         ({"runtimeConfig": {"ipRanges": [[{"subnet": "10.88.0.0/16"}]]}}, 2),
         ({"prevResult": {"interfaces": []}}, 7),
     ],

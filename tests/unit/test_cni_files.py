@@ -32,7 +32,7 @@ def test_there_is_a_list_for_each_network_and_none_for_others(places: Places) ->
     assert names(places) == ["50-plait-default.conflist", "50-plait-mesh.conflist"]
     written = json.loads((places.config / "50-plait-mesh.conflist").read_text())
     assert (written["cniVersion"], written["name"]) == ("1.0.0", "mesh")
-    capabilities = {"aliases": True, "dns": True, "ipRanges": True, "ips": True, "mac": True, "portMappings": True}
+    capabilities = {"aliases": True, "bandwidth": True, "dns": True, "ipRanges": True, "ips": True, "mac": True, "portMappings": True}
     assert written["plugins"] == [{"type": "plait", "network": "mesh", "capabilities": capabilities}]
     assert sync(places, "mesh") == {} and names(places) == ["50-plait-mesh.conflist"]
 

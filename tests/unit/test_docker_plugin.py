@@ -20,6 +20,7 @@ from tests.support.docker import Conditions, Dockerd, FakeEngine, dockerd, until
 
 from plait.model.cluster import Network, PortMapping
 from plait.model.errors import KernelError, PlaitError, StoreUnavailable
+from plait.model.limits import Limit, Limits
 from plait.plan.desired import device_name, peer_name
 from plait.runtimes.api import AttachRequest, NetworkRequest
 from plait.runtimes.docker.deferred import DeferredStarts
@@ -461,6 +462,18 @@ async def test_join_plumbs_with_everything_that_the_engine_knows(s: Setup) -> No
     assert (endpoint.name, endpoint.container, endpoint.labels) == ("web", "web-id", {"app": "shop"})
     assert (f"{endpoint.address}/32", endpoint.mac, endpoint.runtime) == (address, "02:00:00:00:00:01", "docker")
     assert not [asked for asked in s.engine.asked if asked.endswith("web-id/json")], "an inspection inside Join waits for itself"
+
+
+async def test_limits_are_asked_for_by_options_of_the_driver(s: Setup) -> None:
+    ids = {"NetworkID": "mesh-id", "EndpointID": "ep1"}
+    face = {"Address": "10.29.0.9/32", "AddressIPv6": "", "MacAddress": "02:00:00:00:00:09"}
+    refused = await s.docker.call("NetworkDriver.CreateEndpoint", **ids, Interface=face, Options={"plait.limit.in": "fast"})
+    assert "plait.limit.in: 'fast' is no rate; write 512kbit" in refused["Err"]
+    options = {"plait.limit.in": "10M", "plait.limit.manner": "drop", "com.docker.network.portmap": []}
+    assert await s.docker.call("NetworkDriver.CreateEndpoint", **ids, Interface=face, Options=options) == {"Interface": {}}
+    await s.docker.call("NetworkDriver.Join", **ids, SandboxKey="/x", Options=None)
+    (endpoint,) = s.ops.attached.values()
+    assert endpoint.limits == Limits(Limit(10_000_000, drop=True))
 
 
 async def test_join_answers_link_and_gateway(s: Setup) -> None:

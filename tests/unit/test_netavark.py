@@ -102,10 +102,18 @@ async def test_create_joins_a_network_of_another_name(mesh: CniAgent) -> None:
     assert "front" not in mesh.node.ops.networks()
 
 
+async def test_create_takes_limits_for_all_of_its_containers(agent: CniAgent) -> None:
+    options = {"limit-in": "10M", "limit-manner": "drop", "plait.backend": "vxlan"}
+    status, _ = await agent.netavark("create", changed(NETWORK, name="slow", options=options))
+    made = agent.node.ops.networks()["slow"]
+    assert (status, made.backend, made.options) == (200, "vxlan", {"backend": "vxlan", "limit-in": "10M", "limit-manner": "drop"})
+
+
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
         ({"options": {"mtu": "9000"}}, "'mtu' is no option"),
+        ({"options": {"limit-out": "fast"}}, "limit-out: 'fast' is no rate"),
         ({"options": {"plait.backend": "carrier-pigeon"}}, "carrier-pigeon"),
         ({"subnets": [{"subnet": "fd00:60::/64"}, {"subnet": "fd00:61::/64"}]}, "one --subnet of each family"),
         ({"subnets": [{"subnet": "fd00:60::/80"}]}, "fd00:60::/80"),

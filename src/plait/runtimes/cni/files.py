@@ -18,7 +18,7 @@ from plait.runtimes.cni import shim
 
 MARK = "written by the plait agent; changes are lost"
 _SHIM_MARK = "plait's plug-in for CNI and netavark"
-_CAPABILITIES = ("aliases", "dns", "ipRanges", "ips", "mac", "portMappings")
+_CAPABILITIES = ("aliases", "bandwidth", "dns", "ipRanges", "ips", "mac", "portMappings")
 WriteFile = Callable[[Path, str, int], None]
 """Replaces a file at once as a whole: path, text, mode."""
 

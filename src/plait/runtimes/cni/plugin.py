@@ -56,7 +56,6 @@ class CniPlugin:
     # --- ADD
 
     async def _add(self, call: CniCall) -> Result:
-        wire.refuse_unsupported(call.config.runtime)
         await self._host.ready()
         if call.config.prev_result is not None:
             return await self._join(call, call.config.prev_result)
@@ -94,15 +93,18 @@ class CniPlugin:
             netns=call.netns,
             ifname=call.ifname,
             default_route=call.config.is_default_gateway and not state.gateways,
+            limits=wire.wanted_limits(call.config.runtime.bandwidth),
         )
 
     async def _join(self, call: CniCall, previous: Mapping[str, Any]) -> Result:
         seen = self._seen(call, previous)
+        limits = wire.wanted_limits(call.config.runtime.bandwidth).by_direction()
         runtime = call.config.runtime  # the capabilities of this plug-in alone; CNI_ARGS and args.cni are for all of the chain
-        if wire.wanted_ports(runtime.port_mappings) or runtime.ips or runtime.ip_ranges or runtime.mac:
+        if wire.wanted_ports(runtime.port_mappings) or runtime.ips or runtime.ip_ranges or runtime.mac or limits:
             raise CniError(
                 wire.UNSUPPORTED,
-                "behind another plug-in plait neither publishes ports nor gives addresses: leave these to the others, or put plait first",
+                "behind another plug-in plait publishes no ports, gives no addresses and sets no limits: leave these to the others, or put "
+                "plait first",
             )
         if not seen.addresses:
             raise CniError(wire.INVALID, f"prevResult gives {call.ifname} no address")

@@ -17,6 +17,7 @@ import msgspec
 
 from plait.model.cluster import PortMapping, Protocol
 from plait.model.errors import ConfigError, Conflict, KernelError, NotFound, NotSupported, PlaitError, PoolExhausted, PortInUse
+from plait.model.limits import LARGEST_RATE, LEAST_RATE, UNSAID, Limit, Limits, largest_burst
 
 VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
@@ -89,13 +90,22 @@ class IpRange(msgspec.Struct, rename="camel"):
     gateway: str | None = None
 
 
+class Bandwidth(msgspec.Struct, rename="camel"):
+    """Rates in bit/s, bursts in bits, seen from the container; 0: not limited, or not said."""
+
+    ingress_rate: int = 0
+    ingress_burst: int = 0
+    egress_rate: int = 0
+    egress_burst: int = 0
+
+
 class RuntimeConfig(msgspec.Struct, rename="camel"):
     port_mappings: list[Port] | None = None
     ips: list[str] | None = None
     mac: str | None = None
     aliases: list[str] | dict[str, list[str]] | None = None
     dns: Dns | None = None
-    bandwidth: dict[str, Any] | None = None
+    bandwidth: Bandwidth | None = None
     ip_ranges: list[list[IpRange]] | None = None
 
 
@@ -213,10 +223,25 @@ def _args(text: str) -> dict[str, str]:
 # --- what an ADD asks for
 
 
-def refuse_unsupported(runtime: RuntimeConfig) -> None:
-    """CniError for capabilities that would be promised and not kept."""
-    if runtime.bandwidth:
-        raise CniError(UNSUPPORTED, "bandwidth limits are not supported by this version of plait: leave the capability bandwidth out")
+def wanted_limits(bandwidth: Bandwidth | None) -> Limits:
+    """CniError 7 for a rate or burst that is none."""
+    if bandwidth is None:
+        return UNSAID
+    incoming = _limit("ingress", bandwidth.ingress_rate, bandwidth.ingress_burst)
+    return Limits(incoming, _limit("egress", bandwidth.egress_rate, bandwidth.egress_burst))
+
+
+def _limit(what: str, rate: int, bits: int) -> Limit | None:
+    """A burst of more than a second, such as the 2^31-1 bits that Kubernetes' runtimes say for "any", would be no limit: then it goes by
+    the rate."""
+    if not rate and not bits:
+        return None
+    if not LEAST_RATE <= rate <= LARGEST_RATE or bits < 0:
+        raise CniError(
+            INVALID, f"bandwidth: {what}Rate {rate} with {what}Burst {bits} is not possible: {LEAST_RATE} to {LARGEST_RATE} bit/s"
+        )
+    burst = -(-bits // 8)
+    return Limit(rate, burst if burst <= largest_burst(rate) else 0)
 
 
 def wanted_addresses(call: CniCall) -> tuple[IPv4Address | None, IPv6Address | None]:

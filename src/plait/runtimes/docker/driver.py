@@ -19,6 +19,7 @@ from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network, PortMapping
 from plait.model.errors import ConfigError, Conflict, NotFound, NotSupported, PlaitError, PortInUse
 from plait.model.leases import Leased
+from plait.model.limits import LABEL_PREFIX, UNSAID, Limits, limits_of
 from plait.plan.desired import endpoint_mac, peer_name
 from plait.runtimes.api import AttachRequest, NetworkRequest, Operations
 from plait.runtimes.docker import wire
@@ -49,6 +50,7 @@ class Created:
     mac: str
     address6: IPv6Address | None = None
     ifname: str = ""
+    limits: Limits = UNSAID
 
 
 class NetworkDriver:
@@ -169,7 +171,9 @@ class NetworkDriver:
             raise NotSupported(f"containers of network {network.name} have the MAC of their link: leave out --mac-address")
         mac = given.mac_address or endpoint_mac(request.endpoint_id)
         address6 = wire.parse_address6(given.address6, "endpoint address") if given.address6 else None
-        self._created[request.endpoint_id] = Created(address, mac, address6, wire.text_option(request.options, wire.IFNAME))
+        options = request.options or {}
+        limits = limits_of({key: wire.text_option(options, key) for key in options if key.startswith(LABEL_PREFIX)}, LABEL_PREFIX)
+        self._created[request.endpoint_id] = Created(address, mac, address6, wire.text_option(options, wire.IFNAME), limits)
         self._joined[request.endpoint_id] = asyncio.get_running_loop().time()
         return {"Interface": {} if given.mac_address or not own_mac(network) else {"MacAddress": mac}}
 
@@ -190,6 +194,7 @@ class NetworkDriver:
                 labels=(row.labels or {}) if row is not None else {},
                 address6=created.address6,
                 ipv6=created.address6 is not None,
+                limits=created.limits,
             )
         )
         self._created.pop(request.endpoint_id, None)
