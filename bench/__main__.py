@@ -24,6 +24,7 @@ NAMES = (
     "plumbing",
     "network",
     "encryption",
+    "limits",
     "lab",
     "agent",
     "hosts",
