@@ -356,23 +356,31 @@ def test_podman_fails_cleanly_without_the_agent_and_forgets_no_network(lab: Lab,
 # --- containerd
 
 
-def test_ctr_of_containerd(lab: Lab, podman: Callable[..., str]) -> None:
+@pytest.fixture(scope="module")
+def ctr(lab: Lab, podman: Callable[..., str]) -> Callable[..., str]:
+    """What a command prints in a container of containerd."""
+    program = ["ctr", "-a", "/run/docker/containerd/containerd.sock", "-n", "test"]
+    lab.run("A", *program, "image", "import", TAR, timeout_s=60)
+
+    def run(name: str, *command: str) -> str:
+        return lab.run("A", *program, "run", "--rm", "--cni", "docker.io/library/nginx:latest", name, *command, timeout_s=60).stdout
+
+    return run
+
+
+def test_ctr_of_containerd(lab: Lab, ctr: Callable[..., str]) -> None:
     """Its DEL comes with an empty CNI_NETNS and without prevResult."""
-    ctr = ["ctr", "-a", "/run/docker/containerd/containerd.sock", "-n", "test"]
-    lab.run("A", *ctr, "image", "import", TAR, timeout_s=60)
-    command = ["run", "--rm", "--cni", "docker.io/library/nginx:latest", "one", "ip", "-4", "addr", "show", "eth0"]
-    assert "inet 10.28." in lab.run("A", *ctr, *command, timeout_s=60).stdout
+    assert "inet 10.28." in ctr("one", "ip", "-4", "addr", "show", "eth0")
     assert running(lab, "A") == {} and not links(lab)
 
 
-def test_ctr_gives_both_families(lab: Lab, podman: Callable[..., str]) -> None:
+def test_ctr_gives_both_families(lab: Lab, ctr: Callable[..., str]) -> None:
     """It takes the first list of the directory: here one of the operator's."""
     first = {"cniVersion": "1.0.0", "name": "first", "plugins": [{"type": "plait", "network": "dual"}]}
     path = lab.path("A", "/etc/cni/net.d/10-first.conflist")
     path.write_text(json.dumps(first))
     try:
-        command = ["run", "--rm", "--cni", "docker.io/library/nginx:latest", "two", "ip", "addr", "show", "eth0"]
-        found = lab.run("A", "ctr", "-a", "/run/docker/containerd/containerd.sock", "-n", "test", *command, timeout_s=60).stdout
+        found = ctr("two", "ip", "addr", "show", "eth0")
         assert "inet 10.50." in found and "inet6 fd00:50::" in found
     finally:
         path.unlink()
