@@ -7,8 +7,25 @@ from ipaddress import IPv4Address, IPv4Network
 
 from plait.model.cluster import Assigned, Block, Container, Endpoint, Ghosts, HostRanges, Instance, Network, Node, Reach
 from plait.model.discovery import CatalogNode, Check, OtherTags
+from plait.model.policy import Namespace, Policy
 
-Record = Node | Reach | Network | Block | Endpoint | Container | Instance | Check | CatalogNode | OtherTags | Assigned | HostRanges | Ghosts
+Record = (
+    Node
+    | Reach
+    | Network
+    | Block
+    | Endpoint
+    | Container
+    | Instance
+    | Check
+    | CatalogNode
+    | OtherTags
+    | Assigned
+    | HostRanges
+    | Ghosts
+    | Policy
+    | Namespace
+)
 
 TYPES: dict[str, type[Record]] = {
     "nodes": Node,
@@ -26,6 +43,8 @@ TYPES: dict[str, type[Record]] = {
     "assigned": Assigned,
     "hostranges": HostRanges,
     "ghosts": Ghosts,
+    "policies": Policy,
+    "namespaces": Namespace,
 }
 """What is stored below `<kind>/`. The kinds of `catalog/` hold what was put into the catalogue by others than the node's own agent."""
 NETWORK_GUARD = "guards/networks"
@@ -78,6 +97,14 @@ def block_key(network: str, cidr: IPv4Network) -> str:
     return f"{blocks_prefix(network)}{str(cidr).replace('/', '_')}"
 
 
+def policy_key(ident: tuple[str, str]) -> str:
+    return f"policies/{ident[0]}/{ident[1]}"
+
+
+def namespace_key(name: str) -> str:
+    return f"namespaces/{name}"
+
+
 def record_key(record: Record) -> str:
     """The key under which `record` is stored."""
     match record:
@@ -95,6 +122,10 @@ def record_key(record: Record) -> str:
             return hostranges_key(record.node)
         case Assigned():
             return assigned_key(record.network, record.address)
+        case Policy():
+            return policy_key(record.ident)
+        case Namespace():
+            return namespace_key(record.name)
         case Endpoint():
             return f"endpoints/{record.node}/{record.id}"
         case Container():

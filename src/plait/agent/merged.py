@@ -13,6 +13,7 @@ from typing import Any
 from plait.agent.keys import TYPES, Record, kind_of
 from plait.model.cluster import Assigned, Block, Container, Endpoint, Ghosts, HostRanges, Instance, Network, Node, Reach, Snapshot
 from plait.model.discovery import CatalogNode, Check, OtherTags
+from plait.model.policy import Namespace, Policy
 
 _LAYERED = {"instances": "catalog/instances", "checks": "catalog/checks"}
 """Kinds below which another one lies: its records are seen where the upper kind has none under the same name."""
@@ -69,6 +70,8 @@ class Merged:
             assigned=self._map("assigned"),
             host_ranges=self._map("hostranges"),
             ghosts=self._map("ghosts"),
+            policies=self._map("policies"),
+            namespaces=self._map("namespaces"),
         )
 
     def _thaw(self, kind: str, ident: Hashable) -> None:
@@ -116,5 +119,7 @@ def _ident(record: Record) -> Hashable:
             return record.node, record.id
         case Reach():
             return record.node
-        case Node() | Network() | CatalogNode():
+        case Policy():
+            return record.ident
+        case Node() | Network() | CatalogNode() | Namespace():
             return record.name

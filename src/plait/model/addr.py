@@ -8,13 +8,16 @@ from abc import ABC
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, summarize_address_range
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+Protocol = Literal["tcp", "udp", "sctp"]
+"""Those that have ports."""
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 IPInterface = IPv4Interface | IPv6Interface
 if TYPE_CHECKING:
     EitherAddress = IPAddress
+    EitherNetwork = IPNetwork
 else:
 
     class EitherAddress(ABC):  # noqa: B024 (has no methods of its own)
@@ -22,6 +25,12 @@ else:
 
     EitherAddress.register(IPv4Address)
     EitherAddress.register(IPv6Address)
+
+    class EitherNetwork(ABC):  # noqa: B024 (has no methods of its own)
+        """The same of `IPNetwork`."""
+
+    EitherNetwork.register(IPv4Network)
+    EitherNetwork.register(IPv6Network)
 
 
 @dataclass(frozen=True, slots=True)

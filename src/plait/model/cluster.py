@@ -13,11 +13,12 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
 from plait.model.addr import AddressRange, EitherAddress, IPAddress, at_port, unique_local
+from plait.model.addr import Protocol as Protocol
 from plait.model.discovery import CatalogNode, Check
 from plait.model.leases import Leased
 from plait.model.limits import Limits
+from plait.model.policy import Namespace, Policy
 
-Protocol = Literal["tcp", "udp", "sctp"]
 _ANY, _ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
 
 
@@ -373,3 +374,5 @@ class Snapshot:
     assigned: Mapping[tuple[str, IPv4Address], Assigned] = field(default_factory=dict)
     host_ranges: Mapping[str, HostRanges] = field(default_factory=dict)
     ghosts: Mapping[str, Ghosts] = field(default_factory=dict)
+    policies: Mapping[tuple[str, str], Policy] = field(default_factory=dict)
+    namespaces: Mapping[str, Namespace] = field(default_factory=dict)

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from functools import cache
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address, ip_network
 from typing import Any, TypeVar, cast
 
 import msgspec
 
-from plait.model.addr import EitherAddress
+from plait.model.addr import EitherAddress, EitherNetwork
 from plait.model.errors import ConfigError
 
 T = TypeVar("T")
 
 _ADDRESS_TYPES = (IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network)
-_READERS: Mapping[object, Callable[[str], Any]] = {kind: kind for kind in _ADDRESS_TYPES} | {EitherAddress: ip_address}
+_READERS: Mapping[object, Callable[[str], Any]] = {kind: kind for kind in _ADDRESS_TYPES} | {
+    EitherAddress: ip_address,
+    EitherNetwork: ip_network,
+}
 _SHOWN = 120
 """Bytes of an undecodable value that an error shows."""
 
