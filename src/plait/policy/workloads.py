@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who policies are about, from a Snapshot: each attachment of a container to a network is one *workload*.
+
+Endpoints are, under the labels that they were attached with, and containers on Docker's own bridge, which plait does not attach. Left out
+are hosts' own addresses in networks (`plait expose`), containers on the host's network, and those that share another one's namespace,
+whose labels decide nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from plait.model.addr import IPAddress
+from plait.model.cluster import Container, Endpoint, Protocol, Snapshot
+from plait.model.policy import (
+    CONTAINER_LABEL,
+    DEFAULT_NAMESPACE,
+    LAST_PORT,
+    NAME_OF_NAMESPACE,
+    NAMESPACE_LABEL,
+    NETWORK_LABEL,
+    POD_NAMESPACE_LABEL,
+    PORT_LABEL,
+    PROTOCOLS,
+    Group,
+)
+from plait.policy.selectors import selects
+
+HOST_RUNTIME = "host"
+"""Endpoints of this runtime are addresses of hosts (`plan/exposed.py`)."""
+NamedPorts = Mapping[str, tuple[tuple[Protocol, int], ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """`ident`: the endpoint's id, or ("" on Docker's bridge) nothing; `ports` what its labels call by names."""
+
+    name: str
+    node: str
+    network: str
+    namespace: str
+    labels: Mapping[str, str]
+    addresses: tuple[IPAddress, ...]
+    ident: str = ""
+    ports: NamedPorts = field(default_factory=dict)
+
+
+def workloads(snapshot: Snapshot) -> list[Workload]:
+    """All of the cluster, in a fixed order. An address that two claim for a moment is the first one's."""
+    found = [_of_endpoint(one) for _, one in sorted(snapshot.endpoints.items()) if one.runtime != HOST_RUNTIME]
+    taken = {address for one in snapshot.endpoints.values() for address in one.present}
+    for _, container in sorted(snapshot.containers.items()):
+        if not container.host_network and not container.shares:
+            found += _unattached(container, taken)
+    return found
+
+
+def _of_endpoint(endpoint: Endpoint) -> Workload:
+    labels = endpoint.labels
+    return Workload(
+        endpoint.name,
+        endpoint.node,
+        endpoint.network,
+        namespace_of(labels),
+        {**labels, NETWORK_LABEL: endpoint.network, CONTAINER_LABEL: endpoint.name},
+        endpoint.present,
+        endpoint.id,
+        named_ports(labels),
+    )
+
+
+def _unattached(container: Container, taken: set[IPAddress]) -> Iterator[Workload]:
+    for network, address in sorted(container.addresses.items()):
+        if address not in taken:
+            labels = {**container.labels, NETWORK_LABEL: network, CONTAINER_LABEL: container.name}
+            yield Workload(
+                container.name,
+                container.node,
+                network,
+                namespace_of(container.labels),
+                labels,
+                (address,),
+                ports=named_ports(container.labels),
+            )
+
+
+def namespace_of(labels: Mapping[str, str]) -> str:
+    return labels.get(NAMESPACE_LABEL) or labels.get(POD_NAMESPACE_LABEL) or DEFAULT_NAMESPACE
+
+
+def named_ports(labels: Mapping[str, str]) -> NamedPorts:
+    """The ports that labels name, `plait.port.NAME=NUMBER[/PROTOCOL]`, of TCP unless said. What is no port names nothing."""
+    found: dict[str, tuple[tuple[Protocol, int], ...]] = {}
+    for label, text in labels.items():
+        number, _, word = text.partition("/")
+        protocol = next((p for p in PROTOCOLS if p == (word or "tcp")), None)
+        if label.startswith(PORT_LABEL) and protocol and number.isascii() and number.isdigit() and 0 < int(number[:6]) <= LAST_PORT:
+            found[label.removeprefix(PORT_LABEL)] = ((protocol, int(number)),)
+    return found
+
+
+class Namespaces:
+    """Labels by namespace; one that nobody gave labels has its name alone."""
+
+    def __init__(self, given: Mapping[str, Mapping[str, str]]) -> None:
+        self._given = given
+
+    def labels(self, name: str) -> Mapping[str, str]:
+        return {**self._given.get(name, {}), NAME_OF_NAMESPACE: name}
+
+    def has(self, group: Group, workload: Workload) -> bool:
+        """Whether `workload` is of the group."""
+        if group.namespace:
+            return workload.namespace == group.namespace and selects(group.pods, workload.labels)
+        return selects(group.namespaces, self.labels(workload.namespace)) and selects(group.pods, workload.labels)
+
+
+def by_address(found: Iterable[Workload]) -> dict[IPAddress, Workload]:
+    known: dict[IPAddress, Workload] = {}
+    for workload in found:
+        for address in workload.addresses:
+            known.setdefault(address, workload)
+    return known
