@@ -17,6 +17,7 @@ from plait.model.limits import Limit, Limits
 from plait.model.objects import NftChain, NftSet, Op
 from plait.plan import Local, plan_node
 from plait.plan.hostlease import HostLease
+from plait.policy.kubernetes import read_policies
 from plait.reconcile import order
 from plait.shaping import Limiting, Means
 
@@ -299,6 +300,38 @@ CASES["encrypted-dual"] = replace(
     CASES["encrypted"],
     networks={n.name: n for n in (DEFAULT, replace(SECRET, **V6), HIDDEN)},
     endpoints={"e-vault": replace(CASES["encrypted"].endpoints["e-vault"], address6=A6("fd00:31::101"))},
+)
+
+
+POLICIES = """\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  policyTypes: [Ingress, Egress]
+  ingress:
+  - {from: [{podSelector: {matchLabels: {app: db}}}], ports: [{port: 80}, {port: 8000, endPort: 8100}]}
+  - {from: [{ipBlock: {cidr: 192.0.2.0/24}}]}
+  egress: [{to: [{ipBlock: {cidr: 0.0.0.0/0, except: [192.0.2.0/24, 192.0.2.8/29]}}]}]
+---
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: guard}
+spec:
+  tier: Admin
+  priority: 1
+  subject: {namespaces: {}}
+  ingress: [{action: Deny, from: [{pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: bad}}}}], protocols: [{udp: {}}]}]
+"""
+CASES["policies"] = replace(  # `web` is selected by both, `near` by the administrator's
+    CASES["one-peer"],
+    endpoints={
+        "e-web": replace(WEB, labels={"app": "web"}),
+        "e-near": replace(WEB, id="e-near", address=A("10.28.1.3"), dev="pl-e0000000009", name="near", ports=(), labels={"app": "db"}),
+        "e-bad": replace(WEB, id="e-bad", node="B", address=A("10.28.2.9"), name="bad", ports=(), labels={"app": "bad"}),
+    },
+    policies={policy.ident: policy for policy in read_policies(POLICIES).policies},
 )
 
 

@@ -192,6 +192,12 @@ def two_hosts(folder: Path, way: str) -> Iterator[Hosts]:
             delete_netns(path)
 
 
+@pytest.fixture(scope="module", params=["slow", "fast", "shortcut"])
+def hosts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    with made_hosts(tmp_path_factory.mktemp("hosts"), request.param) as made:
+        yield made
+
+
 REACH: Mapping[tuple[str, str], bool] = {
     ("web", "near"): True,
     ("web", "far"): True,

@@ -20,22 +20,18 @@ from plait.agent.addressing import Addressing
 from plait.agent.apart import choose6, endpoint_of
 from plait.agent.hostlinks import as_leased, check_ports, mac_of, permit
 from plait.agent.journal import Journal, Write
-from plait.agent.kernelwork import KernelWork
+from plait.agent.kernelwork import KernelWork, PassReport
 from plait.agent.limits import check_asked
 from plait.agent.networks import Networks
+from plait.agent.plumbing import Plumbing
 from plait.agent.ports import assign_ports, ephemeral_range
 from plait.agent.view import View
-from plait.ipam import Asker, PoolChange, Reservation, block_of, check_overlaps, held_by, origin, origin_of, taken
+from plait.ipam import Asker, PoolChange, Reservation, check_overlaps, held_by, origin, origin_of, taken
 from plait.model.cluster import Container, Endpoint, Network, PortMapping
-from plait.model.errors import Conflict, KernelError, NotFound, NotSupported, PlaitError
-from plait.model.objects import KernelObject, NftChain, Sysctl
-from plait.plan import carried, endpoint_objects, guarded, member
-from plait.plan.desired import local_ports, shared_objects
-from plait.plan.exposed import HOST, exposed_here, spoken
-from plait.plan.fastpath import fast_chain, on_fast_path
-from plait.plan.firewall import port_objects
-from plait.plan.limits import endpoint_limits, way_of
-from plait.plan.shortcut import FastPath, deliveries, quick_objects
+from plait.model.errors import Conflict, NotFound, NotSupported, PlaitError
+from plait.plan import carried, guarded
+from plait.plan.desired import local_ports
+from plait.plan.shortcut import FastPath
 from plait.runtimes.api import AttachRequest, NetworkRequest, network_named, paired
 from plait.shaping import Limiting
 from plait.store.codec import decode, encode
@@ -55,13 +51,13 @@ class AgentOperations:
         addresses: Addressing,
         networks: Networks,
         names_settled: Callable[[], Awaitable[None]],
-        full_pass: Callable[[], Awaitable[object]],
+        full_pass: Callable[[], Awaitable[PassReport]],
         fast_path: Callable[[], FastPath] = FastPath,
         limiting: Callable[[], Limiting] = Limiting,
     ) -> None:
         self._view, self._journal, self._kernel = view, journal, kernel
         self._addresses, self._networks, self._names_settled = addresses, networks, names_settled
-        self._full_pass, self._fast_path, self._limiting = full_pass, fast_path, limiting
+        self._full_pass, self._plumbing = full_pass, Plumbing(view, kernel, full_pass, fast_path, limiting)
         self._locks: dict[str, asyncio.Lock] = {}
         self._ports_lock, self._guard_lock = asyncio.Lock(), asyncio.Lock()
         for key, body in journal.load("endpoint").items():
@@ -146,7 +142,7 @@ class AgentOperations:
                     before = self._own()
                     saved = self._journal.queue([Write("endpoint", endpoint.id, encode(endpoint))])
                     self._view.put(endpoint)
-                await self._plumb(endpoint, before)
+                await self._plumbing.put(endpoint, before)
                 await saved
             except (PlaitError, OSError):
                 await self._remove(endpoint)
@@ -217,32 +213,6 @@ class AgentOperations:
         if not used:
             await self._addresses.hand_over(request.network, wanted, owner)
 
-    def _objects(self, endpoint: Endpoint) -> list[KernelObject]:
-        snapshot, network = self._view.snapshot, self._network(endpoint.network)
-        found = spoken(endpoint_objects(member(snapshot, network), network, endpoint), snapshot, exposed_here(snapshot))
-        return found + endpoint_limits(member(snapshot, network), network, endpoint, self._limiting().of(endpoint, network))
-
-    async def _plumb(self, endpoint: Endpoint, before: Sequence[Endpoint]) -> None:
-        """All of a new endpoint at once: each change of the nft tables costs the kernel some milliseconds. A refusal in these leads to a
-        full pass, as after every change of ports; one of a link or route is raised."""
-        if endpoint.runtime == HOST:
-            await self._full_pass()  # the routes of the whole network are spoken from another address now
-            return
-        network = self._network(endpoint.network)
-        fresh = [*shared_objects(member(self._view.snapshot, network), network), *self._objects(endpoint)]
-        fresh += quick_objects(self._view.snapshot, network, endpoint, way_of(self._limiting().of(endpoint, network), self._fast_path()))
-        maps, old_maps = self._port_maps(before)
-        try:
-            await self._kernel.put([*fresh, *maps], [*[None] * len(fresh), *old_maps])
-        except KernelError as error:
-            if not str(error.key).startswith(("nft ", "delivery ")):
-                raise
-            await self._full_pass()
-            return
-        block = self._view.snapshot.blocks.get((network.name, block_of(network, endpoint.address)))
-        if block is not None and block.node != endpoint.node:
-            await self._full_pass()  # what leads to the whole block must make an exception now
-
     async def _remember(self, endpoint: Endpoint) -> None:
         await self._journal.write([Write("endpoint", endpoint.id, encode(endpoint))])
         self._view.put(endpoint)
@@ -253,19 +223,7 @@ class AgentOperations:
         before = self._own()
         self._view.drop(endpoint)
         saved = self._journal.queue([Write("endpoint", endpoint.id, None)])
-        gone: list[KernelObject] = []
-        if endpoint.runtime == HOST:
-            await self._full_pass()  # first other routes, then the address goes, which would take them with it
-        else:
-            with contextlib.suppress(NotFound):
-                gone = deliveries(self._view.snapshot, self._network(endpoint.network), endpoint, self._fast_path().link)
-                gone += [o for o in reversed(self._objects(endpoint)) if not isinstance(o, Sysctl | NftChain)]
-        try:
-            maps, old_maps = self._port_maps(before) if endpoint.ports else ([], [])
-            await self._kernel.put(maps, old_maps, gone)
-        except KernelError:
-            if endpoint.ports:
-                await self._full_pass()
+        await self._plumbing.remove(endpoint, before)
         for address in self._held_by(endpoint):
             await self._addresses.release(endpoint.network, address, endpoint.id)
         await saved
@@ -300,7 +258,7 @@ class AgentOperations:
             if known is not None and known.ports:
                 before = self._own()
                 await self._remember(replace(known, ports=()))
-                await self._apply_ports(before)
+                await self._plumbing.ports_changed(before)
 
     async def _publish(self, endpoint: Endpoint, wanted: Sequence[PortMapping]) -> Endpoint:
         async with self._ports_lock:
@@ -310,7 +268,7 @@ class AgentOperations:
             await self._remember(published)
         if ports:
             await self._kernel.put([local_ports(self._network(endpoint.network), endpoint)])
-        await self._apply_ports(before)
+        await self._plumbing.ports_changed(before)
         return published
 
     async def _assign(self, endpoint: Endpoint, wanted: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
@@ -322,32 +280,6 @@ class AgentOperations:
             candidates = list(ephemeral_range())
             random.shuffle(candidates)
         return await asyncio.to_thread(assign_ports, wanted, endpoint, self._view.snapshot, candidates)
-
-    async def _apply_ports(self, before: Sequence[Endpoint]) -> None:
-        """Bring the port maps from what `before` asks for to what the view asks for now, element by element. Where the kernel
-        holds something else (a pass came between, somebody flushed the table) a full pass finds out and makes it true."""
-        try:
-            await self._kernel.put(*self._port_maps(before))
-        except KernelError:
-            await self._full_pass()
-            return
-        ports = {e.id: e.ports for e in before}
-        await self._quicken([e for e in self._own() if e.ports != ports.get(e.id, ())])
-
-    def _port_maps(self, before: Sequence[Endpoint]) -> tuple[list[KernelObject], list[KernelObject]]:
-        """What ports want of the kernel now, and what they wanted when the node's endpoints were those."""
-        networks = self._view.snapshot.networks.values()
-        return port_objects(self._own(), networks), port_objects(before, networks)
-
-    async def _quicken(self, endpoints: Sequence[Endpoint]) -> None:
-        """Let what these endpoints send take the fast path, if this kernel has it."""
-        endpoints = [endpoint for endpoint in endpoints if on_fast_path(self._network(endpoint.network))]
-        if not self._fast_path().ingress or not endpoints:
-            return
-        try:
-            await self._kernel.put([fast_chain(e, self._network(e.network)) for e in endpoints])
-        except KernelError:
-            await self._full_pass()
 
     async def report(self, runtime: str, containers: Sequence[Container]) -> None:
         self._view.report(runtime, [as_leased(container, self._own()) for container in containers])

@@ -8,6 +8,7 @@ collapse into one pass. Latency from an event to its pass is at most `SETTLE_S` 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import random
 import time
@@ -73,12 +74,14 @@ class Reconciler:
                 pass
 
     async def once(self) -> PassReport:
+        """One pass; what failed is a condition, and in the report, under ("pass",) if nothing could be done at all."""
         try:
             report = await self._work.converge(self._plan, self._may_delete())
         except (OSError, KernelError) as error:
             self._health.set("kernel-refused", "pass", f"the kernel could not be read: {error}")
             self._dirty.set()
-            return PassReport(0)
+            refused = error if isinstance(error, KernelError) else KernelError("list", "the kernel", error.errno or errno.EIO, str(error))
+            return PassReport(0, {("pass",): refused})
         self._health.clear("kernel-refused", "pass")
         self._health.replace("kernel-refused", {" ".join(key): str(error) for key, error in report.failed.items()})
         return report

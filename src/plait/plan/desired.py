@@ -27,6 +27,7 @@ from plait.plan.hostlease import HostLease, host_lease_objects
 from plait.plan.limits import endpoint_limits, not_held_back
 from plait.plan.narrow import narrow_objects
 from plait.plan.paths import choose, direct_routes, inner_mtu, member, network_mtu, probe_objects
+from plait.plan.policy import compiled
 from plait.plan.shortcut import shortcut_objects
 from plait.plan.switching import switched_objects
 from plait.shaping import Limiting
@@ -78,7 +79,7 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     if me.wireguard is not None:
         me = replace(me, wireguard=replace(me.wireguard, moved=local.moved))
         snapshot = replace(snapshot, nodes={**snapshot.nodes, me.name: me})
-    networks = sorted(snapshot.networks.values(), key=lambda n: n.name)
+    networks, policies = sorted(snapshot.networks.values(), key=lambda n: n.name), compiled(snapshot)
     objects.append(Sysctl("ipv4/ip_forward", "1"))
     objects += [*_gateways(me, networks), *probe_objects(me, local.underlay, networks, snapshot.nodes.values())]
     strays = _routed_strays(snapshot)
@@ -95,16 +96,17 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
         objects += endpoint_limits(member(snapshot, network), network, endpoint, local.limiting.of(endpoint, network))
     objects = [*spoken(objects, snapshot, exposed), *narrow_objects(sandboxes, snapshot.networks, peers, local.netns)]
     handed = [n for n in direct if not n.internal and any(map(_hands_on, peers[n.name]))] if local.underlay and not local.gateway else []
-    objects += firewall_objects(snapshot, networks, local.gateway, handed, local.underlay, bool(direct))
-    objects += direct_objects(direct, local.underlay)
+    objects += firewall_objects(snapshot, networks, local.gateway, handed, local.underlay, bool(direct), policies)
+    objects += direct_objects(direct, local.underlay, policies)
     objects += host_lease_objects(networks, local.leases)
     objects += handed_objects((n for n in direct if local.gateway and not n.internal), local.underlay)
     objects += relay_objects([peer for found in peers.values() for peer in found], local.underlay)
     if local.strict:
         objects += _loosened(objects, [n for n in networks if backend_of(n).ways[:1] == (DIRECT,)], local.underlay)
     if local.fast_path and me.tunnel is not None:
-        objects += fast_objects(networks, sandboxes, [o for o in objects if isinstance(o, Route)], local.links)
-        unlimited = not_held_back(sandboxes, snapshot.networks, local.limiting)
+        quick = [endpoint for endpoint in sandboxes if endpoint.id not in policies.idents]
+        objects += fast_objects(networks, quick, [o for o in objects if isinstance(o, Route)], local.links)
+        unlimited = not_held_back(quick, snapshot.networks, local.limiting)
         objects += shortcut_objects(snapshot, networks, unlimited, local.shortcut)
     return {obj.key: _as_local(obj, local) for obj in objects}
 

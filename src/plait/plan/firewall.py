@@ -16,6 +16,8 @@ from plait.model.cluster import Endpoint, Network, Snapshot
 from plait.model.hostlinks import Key
 from plait.model.objects import PREFIX, HookRule, KernelObject, NftChain, NftSet, Plan
 from plait.plan.dual import V4, V6, Family, families
+from plait.plan.policy import policy_objects, tracked
+from plait.policy.compile import Compiled
 
 ANY = IPv4Address("0.0.0.0")
 CLEAR_IN, CLEAR_OUT = "clear_in", "clear_out"
@@ -27,6 +29,7 @@ _INSIDE = ("pl-e*", "pl-b*")
 _GUARDS = tuple(NftSet(name, "ipv4_addr", frozenset()).key for name in ("pools", "internal", "encrypted"))
 """Of IPv4 alone: those of IPv6 are changed with them, in one transaction."""
 _TO_MANY = 'iifname "pl-b*" oifname "pl-b*" meta pkttype { broadcast, multicast } accept'
+_NO_POLICIES = Compiled()
 N = TypeVar("N", IPv4Network, IPv6Network)
 _PLAIN_NETWORKS = 8
 """So many networks are matched by a rule each, which is quicker than a look-up in a set of pairs of ranges (measured: 36,300 round trips a
@@ -34,18 +37,28 @@ second against 33,700); further ones by the set, so that the chain stays of boun
 
 
 def firewall_objects(
-    snapshot: Snapshot, networks: Sequence[Network], gateway: bool, handed: Sequence[Network], underlay: str, direct: bool = False
+    snapshot: Snapshot,
+    networks: Sequence[Network],
+    gateway: bool,
+    handed: Sequence[Network],
+    underlay: str,
+    direct: bool = False,
+    policies: Compiled = _NO_POLICIES,
 ) -> list[KernelObject]:
     """Chains, sets and maps of the table, and the rules in Docker's documented hook that let overlay traffic pass its FORWARD policy.
     `handed`: networks for which a gateway on the link `underlay` hands on what comes from outside; `direct`: whether hosts send to
-    containers by that link."""
+    containers by that link; `policies`: what they want of this node."""
     own = [e for e in snapshot.endpoints.values() if e.node == snapshot.me and e.network in snapshot.networks]
     present = families(networks)
     objects: list[KernelObject] = [_set for family in present for _set in _sets(family, snapshot, networks)]
     closed = () if gateway else _closed(present, handed, underlay)
     hosts = [link for link, used in ((f"{PREFIX}x*", _tunnelled(networks)), (f"{PREFIX}wg*", any(n.encrypted for n in networks))) if used]
     hosts += [underlay] if direct and underlay else []
-    objects += [*port_objects(own, networks), *_chains(present, networks, closed, hosts, gateway)]
+    objects += [
+        *port_objects(own, networks, policies),
+        *policy_objects(policies, present),
+        *_chains(present, networks, closed, hosts, gateway),
+    ]
     objects.append(NftChain("raw_output", _untracked(networks), "type filter hook output priority raw; policy accept;"))
     objects += [hook for family in present for hook in _hooks(family)]
     if handed:
@@ -73,13 +86,13 @@ def _elements(plan: Plan, key: Key) -> frozenset[str]:
     return found.elements if isinstance(found, NftSet) else frozenset()
 
 
-def direct_objects(networks: Sequence[Network], underlay: str) -> list[KernelObject]:
+def direct_objects(networks: Sequence[Network], underlay: str, policies: Compiled = _NO_POLICIES) -> list[KernelObject]:
     """What lets packets of `networks`, which some node sends without a tunnel, come in from the link `underlay`: untracked like all that
-    stays inside one network, and past Docker's FORWARD policy."""
+    stays inside one network but for what `policies` say, and past Docker's FORWARD policy."""
     within = [(ip, f"{ip} saddr {net} {ip} daddr {net}") for f in (V4, V6) for net in f.subnets(networks) for ip in (f.ip,)]
     if not within or not underlay:
         return []
-    rules = tuple(f'iifname "{underlay}" {match} notrack accept' for _, match in within)
+    rules = (*tracked(policies, families(networks)), *(f'iifname "{underlay}" {match} notrack accept' for _, match in within))
     hooks = [HookRule(ip, "filter", "DOCKER-USER", f"{match} accept") for ip, match in within]
     return [NftChain("raw_direct", rules, "type filter hook prerouting priority raw; policy accept;"), *hooks]
 
@@ -125,13 +138,15 @@ def _sets(family: Family, snapshot: Snapshot, networks: Sequence[Network]) -> li
     ]
 
 
-def port_objects(endpoints: Iterable[Endpoint], networks: Iterable[Network]) -> list[KernelObject]:
+def port_objects(endpoints: Iterable[Endpoint], networks: Iterable[Network], policies: Compiled = _NO_POLICIES) -> list[KernelObject]:
     """What depends on the published ports of this node's endpoints: a publication changes elements of sets and maps alone, for which the
-    kernel waits for nobody (to replace a chain takes it 7-20 ms, measured). On a link of the host there are none."""
+    kernel waits for nobody (to replace a chain takes it 7-20 ms, measured); the first and the last workload that `policies` select change
+    the chain `raw`. Networks on a link of the host have none."""
     networks = sorted((n for n in networks if child_of(n) is None), key=lambda n: n.name)
     publishing = [e for e in endpoints if e.ports]
     present = families(networks)
-    return [*(obj for family in present for obj in _port_sets(family, publishing)), _raw_chain(present, networks)]
+    raw = _raw_chain(present, networks, tracked(policies, present))
+    return [*(obj for family in present for obj in _port_sets(family, publishing)), raw]
 
 
 def _port_sets(family: Family, endpoints: Iterable[Endpoint]) -> list[KernelObject]:
@@ -163,13 +178,13 @@ def _port_sets(family: Family, endpoints: Iterable[Endpoint]) -> list[KernelObje
     ]
 
 
-def _raw_chain(present: Sequence[Family], networks: Sequence[Network]) -> NftChain:
+def _raw_chain(present: Sequence[Family], networks: Sequence[Network], policed: Sequence[str]) -> NftChain:
     """Traffic inside one network needs no connection tracking, nor do the tunnel's own packets: it is what a packet between hosts costs
-    most. Answers of published ports are tracked, because their addresses must be turned back.
+    most. Answers of published ports are tracked, because their addresses must be turned back, and those that a policy must know.
 
     A container must not reach the host's loopback, which route_localnet (published ports on 127.0.0.1) would allow.
     """
-    rules = [*_untracked(networks), 'iifname "pl-*" ip daddr 127.0.0.0/8 drop']
+    rules = [*_untracked(networks), 'iifname "pl-*" ip daddr 127.0.0.0/8 drop', *policed]
     rules += [f'iifname "pl-*" {ip} saddr . meta l4proto . th sport @published{end} accept' for ip, _, end, _ in present]
     for family in present:
         ip, subnets = family.ip, family.subnets(networks)

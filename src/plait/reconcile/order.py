@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from plait.model.hostlinks import ChildLink, SwitchPort, VlanLink
 from plait.model.objects import (
@@ -30,6 +30,7 @@ from plait.model.objects import (
 )
 from plait.model.shortcut import Delivery, Shortcut
 from plait.model.tc import IfbLink, Redirect, Tbf
+from plait.reconcile.leading import Name, depths, name_of
 
 _RANKS: tuple[tuple[type[KernelObject], ...], ...] = (
     (VxlanLink, BridgeLink, WireguardLink, EndpointLink, VlanLink, IfbLink),
@@ -48,6 +49,8 @@ _RANKS: tuple[tuple[type[KernelObject], ...], ...] = (
     (Delivery,),
 )
 
+_SET = NftSet("", "", frozenset())
+
 
 def rank(obj: KernelObject) -> int:
     """0 for links, growing with what depends on what: child, port or queueing discipline, redirection, sysctl, address, neighbour or peer,
@@ -56,8 +59,19 @@ def rank(obj: KernelObject) -> int:
 
 
 def order(ops: Iterable[Op]) -> list[Op]:
-    """Puts by rank, then deletions by falling rank; within a rank by key, so that equal input gives equal output."""
+    """Puts by rank, then deletions by falling rank; within a rank by key, so that equal input gives equal output. Of nft's chains, sets and
+    maps, what others lead to comes first and goes last."""
     listed = list(ops)
-    puts = sorted((op for op in listed if op.verb == "put"), key=lambda op: (rank(op.subject), op.key))
-    deletions = sorted((op for op in listed if op.verb == "del"), key=lambda op: (-rank(op.subject), op.key))
-    return puts + deletions
+    below = depths(op.subject for op in listed)
+    puts = sorted((op for op in listed if op.verb == "put"), key=lambda op: (*_place(op.subject, below), op.key))
+    deletions = [(_place(op.subject, below), op) for op in listed if op.verb == "del"]
+    deletions.sort(key=lambda placed: ([-number for number in placed[0]], placed[1].key))
+    return puts + [op for _, op in deletions]
+
+
+def _place(obj: KernelObject, below: Mapping[Name, int]) -> tuple[int, int]:
+    """Chains rank with sets and maps, an element behind those that lead nowhere."""
+    name = name_of(obj)
+    if name is not None:
+        return rank(_SET), 2 * below[name]
+    return (rank(_SET), 1) if isinstance(obj, NftElement) else (rank(obj), 0)

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an endpoint that comes, goes or publishes ports changes in the kernel at once, before its caller is answered.
+
+Data in: the view as it is by now, and this node's endpoints as they were before. Data out: the fewest operations that make the kernel what
+the next pass would; where that is not sure to be all, the pass itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+
+from plait.agent.kernelwork import KernelWork, PassReport
+from plait.agent.view import View
+from plait.ipam import block_of
+from plait.model.cluster import Endpoint, Network
+from plait.model.errors import KernelError, NotFound
+from plait.model.objects import KernelObject, NftChain, Sysctl
+from plait.plan import endpoint_objects, member
+from plait.plan.desired import shared_objects
+from plait.plan.exposed import HOST, exposed_here, spoken
+from plait.plan.fastpath import fast_chain, on_fast_path
+from plait.plan.firewall import port_objects
+from plait.plan.limits import endpoint_limits, way_of
+from plait.plan.shortcut import FastPath, deliveries, quick_objects
+from plait.runtimes.api import network_named
+from plait.shaping import Limiting
+
+
+class Plumbing:
+    """`full_pass` makes the kernel what the view says, `fast_path` and `limiting`: what the plan has of these."""
+
+    def __init__(
+        self,
+        view: View,
+        kernel: KernelWork,
+        full_pass: Callable[[], Awaitable[PassReport]],
+        fast_path: Callable[[], FastPath],
+        limiting: Callable[[], Limiting],
+    ) -> None:
+        self._view, self._kernel, self._full_pass, self._fast_path = view, kernel, full_pass, fast_path
+        self._limiting = limiting
+
+    async def put(self, endpoint: Endpoint, before: Sequence[Endpoint]) -> None:
+        """All of a new endpoint at once: each change of the nft tables costs the kernel some milliseconds. A refusal in these leads to a
+        full pass, as after every change of ports; one of a link or route is raised."""
+        if endpoint.runtime == HOST:
+            await self._full_pass()  # the routes of the whole network are spoken from another address now
+            return
+        if self._view.snapshot.policies:
+            await self._plumb_policed(endpoint)
+            return
+        network = self._network(endpoint.network)
+        fresh = [*shared_objects(member(self._view.snapshot, network), network), *self._objects(endpoint)]
+        fresh += quick_objects(self._view.snapshot, network, endpoint, way_of(self._limiting().of(endpoint, network), self._fast_path()))
+        maps, old_maps = self._port_maps(before)
+        try:
+            await self._kernel.put([*fresh, *maps], [*[None] * len(fresh), *old_maps])
+        except KernelError as error:
+            if not str(error.key).startswith(("nft ", "delivery ")):
+                raise
+            await self._full_pass()
+            return
+        block = self._view.snapshot.blocks.get((network.name, block_of(network, endpoint.address)))
+        if block is not None and block.node != endpoint.node:
+            await self._full_pass()  # what leads to the whole block must make an exception now
+
+    async def _plumb_policed(self, endpoint: Endpoint) -> None:
+        """All of a new endpoint by a whole pass: what policies make of it, and of others because of it, is in force with it or it is not
+        attached at all. KernelError."""
+        failed = (await self._full_pass()).failed
+        for key, error in failed.items():
+            if key[0] in ("pass", "nft") or endpoint.dev in key:
+                raise error
+
+    async def remove(self, endpoint: Endpoint, before: Sequence[Endpoint]) -> None:
+        """Take away what one needs that is in the view no longer. What the kernel refuses, the next pass does."""
+        gone: list[KernelObject] = []
+        if endpoint.runtime == HOST:
+            await self._full_pass()  # first other routes, then the address goes, which would take them with it
+        else:
+            with contextlib.suppress(NotFound):
+                gone = deliveries(self._view.snapshot, self._network(endpoint.network), endpoint, self._fast_path().link)
+                gone += [o for o in reversed(self._objects(endpoint)) if not isinstance(o, Sysctl | NftChain)]
+        by_pass = bool(endpoint.ports and self._view.snapshot.policies)
+        try:
+            maps, old_maps = self._port_maps(before) if endpoint.ports and not by_pass else ([], [])
+            await self._kernel.put(maps, old_maps, gone)
+        except KernelError:
+            by_pass = by_pass or bool(endpoint.ports)
+        if by_pass:
+            await self._full_pass()
+
+    async def ports_changed(self, before: Sequence[Endpoint]) -> None:
+        """Bring the port maps from what `before` asks for to what the view asks for now, element by element. Where the kernel
+        holds something else (a pass came between, somebody flushed the table) a full pass finds out and makes it true, as while there are
+        policies, which have a say in what is tracked and in who takes the fast path."""
+        if self._view.snapshot.policies:
+            await self._full_pass()
+            return
+        try:
+            await self._kernel.put(*self._port_maps(before))
+        except KernelError:
+            await self._full_pass()
+            return
+        ports = {e.id: e.ports for e in before}
+        await self._quicken([e for e in self._own() if e.ports != ports.get(e.id, ())])
+
+    def _port_maps(self, before: Sequence[Endpoint]) -> tuple[list[KernelObject], list[KernelObject]]:
+        """What ports want of the kernel now, and what they wanted when the node's endpoints were those."""
+        networks = self._view.snapshot.networks.values()
+        return port_objects(self._own(), networks), port_objects(before, networks)
+
+    async def _quicken(self, endpoints: Sequence[Endpoint]) -> None:
+        """Let what these endpoints send take the fast path, if this kernel has it."""
+        endpoints = [endpoint for endpoint in endpoints if on_fast_path(self._network(endpoint.network))]
+        if not self._fast_path().ingress or not endpoints:
+            return
+        try:
+            await self._kernel.put([fast_chain(e, self._network(e.network)) for e in endpoints])
+        except KernelError:
+            await self._full_pass()
+
+    def _objects(self, endpoint: Endpoint) -> list[KernelObject]:
+        snapshot, network = self._view.snapshot, self._network(endpoint.network)
+        found = spoken(endpoint_objects(member(snapshot, network), network, endpoint), snapshot, exposed_here(snapshot))
+        return found + endpoint_limits(member(snapshot, network), network, endpoint, self._limiting().of(endpoint, network))
+
+    def _own(self) -> list[Endpoint]:
+        return [e for e in self._view.snapshot.endpoints.values() if e.node == self._view.me]
+
+    def _network(self, name: str) -> Network:
+        return network_named(self._view.snapshot.networks, name)

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies in the kernel: two hosts with the plans of their nodes, real packets, and what the reference says of each."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from tests.kernel.test_datapath import BY_NAME, WIRE, Hosts, counted, two_hosts
+
+from plait.model.cluster import Snapshot
+from plait.policy.evaluate import Packet, evaluate, world_of
+from plait.policy.kubernetes import read_policies
+
+pytestmark = pytest.mark.root
+LABELS = {
+    "web": {"app": "web", "plait.port.http": "80"},
+    "near": {"app": "client", "role": "near"},
+    "far": {"app": "client", "plait.namespace": "other"},
+}
+WAIT_S = 0.25
+HEAD = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n  podSelector: {matchLabels: {app: web}}\n"
+TIER = "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: t}\nspec:\n  tier: %s\n  priority: 1\n"
+CASES = {
+    "nobody comes in": HEAD + "  ingress: []\n",
+    "from one label of its namespace": HEAD + "  ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]\n",
+    "from any namespace, one port": HEAD
+    + "  ingress: [{from: [{namespaceSelector: {}, podSelector: {matchLabels: {app: client}}}], ports: [{port: 80}]}]\n",
+    "from another namespace by its name": HEAD
+    + "  ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: other}}}]}]\n",
+    "a named port": HEAD + "  ingress: [{ports: [{port: http}]}]\n",
+    "a range of ports": HEAD + "  ingress: [{ports: [{port: 81, endPort: 90}]}]\n",
+    "from the wire but for one host": HEAD
+    + "  ingress: [{from: [{ipBlock: {cidr: 198.18.0.0/24, except: [198.18.0.1/32]}}, {podSelector: {matchLabels: {role: near}}}]}]\n",
+    "from the network but for one address": HEAD + "  ingress: [{from: [{ipBlock: {cidr: 10.28.0.0/16, except: [10.28.1.3/32]}}]}]\n",
+    "nothing goes out": HEAD + "  policyTypes: [Egress]\n",
+    "out to one label": HEAD
+    + "  policyTypes: [Egress]\n  egress: [{to: [{podSelector: {matchLabels: {role: near}}}], ports: [{port: 80}]}]\n",
+    "the administrator denies": TIER % "Admin" + "  subject: {namespaces: {}}\n"
+    "  ingress: [{action: Deny, from: [{pods: {namespaceSelector: {}, podSelector: {matchLabels: {role: near}}}}]}]\n",
+    "the administrator denies all but one port, a policy less": TIER % "Admin" + "  subject: {namespaces: {}}\n  ingress:\n"
+    "  - {action: Pass, from: [{namespaces: {}}], protocols: [{tcp: {destinationPort: {number: 80}}}]}\n"
+    "  - {action: Deny, from: [{namespaces: {}}]}\n---\n" + HEAD + "  ingress: [{from: [{podSelector: {matchLabels: {role: near}}}]}]\n",
+    "a baseline denies where nothing else is said": TIER % "Baseline"
+    + "  subject: {namespaces: {}}\n  ingress: [{action: Deny, from: [{namespaces: {}}]}]\n---\n"
+    + HEAD
+    + "  ingress: [{}]\n",
+}
+
+
+@pytest.fixture(scope="module", params=["slow", "shortcut"])
+def hosts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    with two_hosts(tmp_path_factory.mktemp("policy"), request.param) as made:
+        ends = {key: replace(e, labels=LABELS.get(e.name, {})) for key, e in made.snapshot.endpoints.items()}
+        made.snapshot = replace(made.snapshot, endpoints=ends)
+        yield made
+
+
+@contextlib.contextmanager
+def in_force(hosts: Hosts, text: str) -> Iterator[Snapshot]:
+    """What the policies of a file make of both hosts, for a while; without them the plan is what it was."""
+    snapshot = replace(hosts.snapshot, policies={policy.ident: policy for policy in read_policies(text).policies})
+    try:
+        for name in WIRE:
+            assert hosts.converge(name, snapshot) >= 0
+            assert hosts.converge(name, snapshot) == 0, "the kernel gives back what it was given"
+        yield snapshot
+    finally:
+        for name in WIRE:
+            hosts.converge(name)
+            assert hosts.converge(name) == 0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_connections_are_what_the_reference_says(hosts: Hosts, case: str) -> None:
+    with in_force(hosts, CASES[case]) as snapshot:
+        world = world_of(snapshot)
+        for client, server in itertools.permutations(LABELS, 2):
+            for port in (80, 81):
+                to = BY_NAME[server].address
+                wanted = evaluate(world, Packet(BY_NAME[client].address, to, "tcp", port)).allowed
+                seen = hosts.connects(client, to, port, server, port, wait_s=1 if wanted else WAIT_S)
+                assert (seen is not None) == wanted, (client, server, port)
+        outside = evaluate(world, Packet(WIRE["B"], BY_NAME["web"].address, "tcp", 80)).allowed
+        assert (hosts.connects("B", WIRE["A"], 8080, wait_s=1 if outside else WAIT_S) is not None) == outside, "by the published port"
+        assert hosts.connects("A", BY_NAME["web"].address, 80) is not None, "its own host is never kept out"
+        assert hosts.connects("web", WIRE["A"], 8080) is not None, "nor is it kept from itself"
+        assert hosts.pings("web", WIRE["A"]), "nor from its host"
+
+
+@pytest.mark.parametrize("case", ["nobody comes in", "a named port"])
+def test_a_ping_is_nothing_that_has_a_port(hosts: Hosts, case: str) -> None:
+    with in_force(hosts, CASES[case]):
+        for client in ("near", "far"):
+            assert not hosts.pings(client, BY_NAME["web"].address)
+            assert hosts.pings("web", BY_NAME[client].address), "answers belong to what it sent itself"
+
+
+def test_datagrams_are_judged_and_their_answers_pass(hosts: Hosts) -> None:
+    with in_force(hosts, HEAD + "  ingress: [{ports: [{protocol: UDP, port: 9999}]}]\n"):
+        for client in ("near", "far"):
+            with hosts.udp("web") as ear, hosts.udp(client) as mouth:
+                ear.bind(("0.0.0.0", 9999))
+                mouth.sendto(b"x", (str(BY_NAME["web"].address), 9999))
+                data, peer = ear.recvfrom(9)
+                ear.sendto(data, peer)
+                assert mouth.recv(9) == b"x"
+    with in_force(hosts, HEAD + "  ingress: [{ports: [{protocol: UDP, port: 9998}]}]\n"):
+        for client in ("near", "far"):
+            assert not hosts.hears("web", client, BY_NAME[client].address)
+
+
+@pytest.mark.parametrize("client", ["near", "far"])
+def test_a_connection_that_was_let_in_lives_on_and_a_new_one_is_judged(hosts: Hosts, client: str) -> None:
+    to = str(BY_NAME["web"].address)
+    with in_force(hosts, HEAD + "  ingress: [{}]\n"), hosts.socket("web") as listener, hosts.socket(client) as caller:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("0.0.0.0", 7001))
+        listener.listen()
+        caller.connect((to, 7001))
+        answerer, _ = listener.accept()
+        with answerer:
+            answerer.settimeout(2)
+            for name in WIRE:
+                hosts.converge(
+                    name, replace(hosts.snapshot, policies={p.ident: p for p in read_policies(HEAD + "  ingress: []\n").policies})
+                )
+            caller.sendall(b"still")
+            assert answerer.recv(9) == b"still"
+            answerer.sendall(b"here")
+            assert caller.recv(9) == b"here"
+            with hosts.socket(client, wait_s=WAIT_S) as late, pytest.raises(OSError, match="timed out"):
+                late.connect((to, 7001))
+
+
+def test_whom_no_policy_selects_keeps_the_fast_path(hosts: Hosts) -> None:
+    """`near` and `far` are in no policy: what they send each other still meets no hook; what goes to `web` does."""
+    far, web = BY_NAME["far"].address, BY_NAME["web"].address
+    with in_force(hosts, HEAD + "  ingress: [{}]\n"):
+        for client in ("near", "far"):
+            hosts.pings(client, far if client == "near" else BY_NAME["near"].address)
+        with counted(hosts, far) as seen:
+            assert hosts.connects("near", far, 7000, "far", 7000) is not None
+            assert (seen() == 0) == hosts.fast
+        with counted(hosts, web) as seen:
+            assert hosts.connects("near", web, 7000, "web", 7000) is not None
+            assert seen() > 0
