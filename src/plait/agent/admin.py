@@ -23,6 +23,7 @@ from plait.agent.kernelwork import KernelWork
 from plait.agent.keys import rotate_key
 from plait.agent.limits import LimitBook
 from plait.agent.operations import AgentOperations
+from plait.agent.policies import Policies
 from plait.agent.removal import forget_node
 from plait.agent.sandboxes import Sandboxes, SandboxRequest, parse_ports
 from plait.agent.tunnels import Tunnels
@@ -34,6 +35,7 @@ from plait.model.cluster import Endpoint, Network, published_text
 from plait.model.errors import ConfigError, Conflict, NotFound
 from plait.model.limits import Limits
 from plait.model.objects import Plan
+from plait.model.policyreport import AppliedRow, NamespaceRow, PolicyRow, PolicyTest, PolicyView
 from plait.model.report import (
     ClashRow,
     ContainerRow,
@@ -88,6 +90,7 @@ class AdminParts:
     host_leases: Callable[[], list[Reservation]]
     caught_up: Callable[[int], Awaitable[None]]
     joining: Joining
+    policies: Policies
 
 
 class AgentAdmin:
@@ -216,6 +219,26 @@ class AgentAdmin:
 
     async def unset_limits(self, container: str, network: str) -> None:
         await self._p.limits.forget(container, network)
+
+    # --- policies
+
+    async def policies(self) -> list[PolicyRow]:
+        return self._p.policies.rows()
+
+    async def policy(self, name: str) -> PolicyView:
+        return self._p.policies.show(name)
+
+    async def apply_policies(self, body: bytes) -> list[AppliedRow]:
+        return await self._p.policies.apply(body)
+
+    async def remove_policy(self, name: str) -> None:
+        await self._p.policies.remove(name)
+
+    async def namespaces(self) -> list[NamespaceRow]:
+        return self._p.policies.namespaces()
+
+    async def test_policy(self, source: str, destination: str, protocol: str, port: int) -> PolicyTest:
+        return self._p.policies.test(source, destination, protocol, port)
 
     # --- sandboxes
 

@@ -123,6 +123,13 @@ REGISTRY: dict[str, Condition] = {
             "Insert the two rules that are named there, in the place where that firewall keeps its own rules; plait does not touch it.",
         ),
         Condition(
+            "policy-unenforced",
+            "error",
+            "A policy selects containers whose packets this host does not see",
+            "On a bridge: `modprobe br_netfilter` and `sysctl net.bridge.bridge-nf-call-iptables=1` (bridge-nf-call-ip6tables for IPv6), "
+            "kept in /etc/modules-load.d and /etc/sysctl.d. On a link of the host (macvlan, ipvlan, vlan): use a routed network instead.",
+        ),
+        Condition(
             "engine-unreachable",
             "warning",
             "The container engine does not answer on its socket",

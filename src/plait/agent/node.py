@@ -26,6 +26,7 @@ from plait.agent.identity import Identity
 from plait.agent.journal import Journal, Write
 from plait.agent.limits import LimitBook
 from plait.agent.networks import Networks
+from plait.agent.policing import UNENFORCED, Gaps
 from plait.agent.publisher import Publisher
 from plait.agent.ranges import DIFFER, MISPLACED, differing, digest, misplaced
 from plait.agent.reconciler import Reconciler
@@ -305,6 +306,7 @@ class NodeLoops:
 
     async def watch_conditions(self) -> None:
         """Raise and clear what is seen by looking: lost nodes, addresses that DNS cannot have. Never returns."""
+        gaps = Gaps()
         while True:
             if self._p.underlay.home.lost:
                 self.refresh_node()
@@ -312,6 +314,7 @@ class NodeLoops:
             lost = {n: f"node {n} gives no sign of life" for n in snapshot.nodes if n not in snapshot.alive}
             self._p.health.replace("node-lost", lost)
             self._p.health.replace("block-lost", strays(snapshot))
+            self._p.health.replace(UNENFORCED, gaps.texts(snapshot))
             self._p.health.replace(PARENT_MISSING, missing(snapshot, links_here()))
             detours, unreached = self._p.underlay.paths.troubles()
             self._p.health.replace("path-detour", detours)

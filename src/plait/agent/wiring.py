@@ -41,6 +41,7 @@ from plait.agent.neighbours import Neighbours
 from plait.agent.networks import Networks
 from plait.agent.node import LEASE_TTL_S, NodeLoops, Parts
 from plait.agent.operations import AgentOperations
+from plait.agent.policies import Policies
 from plait.agent.publisher import Publisher
 from plait.agent.ranges import RangesFile
 from plait.agent.reconciler import Reconciler
@@ -339,6 +340,7 @@ class _Wiring:
             exposures=self.exposures,
             host_leases=self.host_leases.reservations,
             caught_up=self.view.caught_up,
+            policies=Policies(self.view, self.store, self.view.caught_up, self.reconciler.once),
             joining=Joining(self.view, self.store, self.replica.items, self.joiner, not self.identity.store, DEFAULT_NETWORK),
         )
 

@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, str] = {
     "ipam": "plait.cli.ipam",
     "plan": "plait.cli.listing",
     "network": "plait.cli.network",
+    "policy": "plait.cli.policy",
     "expose": "plait.cli.network",
     "cluster": "plait.cli.cluster",
     "keys": "plait.cli.keys",

@@ -16,6 +16,7 @@ from typing import cast
 from urllib.parse import quote
 
 from plait.model.errors import PlaitError
+from plait.model.policyreport import AppliedRow, NamespaceRow, PolicyRow, PolicyTest, PolicyView
 from plait.model.report import (
     ClashRow,
     ContainerRow,
@@ -199,6 +200,27 @@ class AdminClient:
 
     def hide(self, network: str) -> None:
         self._call("DELETE", f"networks/{quote(network, '')}/exposure")
+
+    def policies(self) -> list[PolicyRow]:
+        return cast(list[PolicyRow], self._call("GET", "policies"))
+
+    def policy(self, name: str) -> PolicyView:
+        """`name`: NAMESPACE/NAME, or NAME where only one is called so."""
+        return cast(PolicyView, self._call("GET", f"policies/{quote(name, '')}"))
+
+    def apply_policies(self, text: bytes) -> list[AppliedRow]:
+        """Take over all that a file holds, or nothing."""
+        return cast(list[AppliedRow], self._call("POST", "policies", text))
+
+    def remove_policy(self, name: str) -> None:
+        self._call("DELETE", f"policies/{quote(name, '')}")
+
+    def namespaces(self) -> list[NamespaceRow]:
+        return cast(list[NamespaceRow], self._call("GET", "namespaces"))
+
+    def test_policy(self, source: str, destination: str, protocol: str, port: int) -> PolicyTest:
+        body = {"from": source, "to": destination, "protocol": protocol, "port": port}
+        return cast(PolicyTest, self._call("POST", "policy-test", body))
 
     def create_sandbox(
         self,

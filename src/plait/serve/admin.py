@@ -37,6 +37,7 @@ from plait.model.errors import (
     StoreUnavailable,
 )
 from plait.model.limits import UNSAID, WORDS, limits_of
+from plait.model.policy import LAST_PORT
 from plait.model.requests import NetworkRequest, NewSandbox
 from plait.serve.admin_backend import AdminBackend
 from plait.serve.jsonbody import read_body
@@ -46,7 +47,8 @@ log = logging.getLogger("plait.admin")
 GROUP = "plait"
 REQUEST_TIMEOUT_S = 30.0
 """Longest time that one request may take inside the agent."""
-BODY_LIMIT, EXPORT_LIMIT = 1 << 20, 64 << 20
+BODY_LIMIT, EXPORT_LIMIT, POLICY_LIMIT = 1 << 20, 64 << 20, 8 << 20
+"""Bytes of a body; a policy of 10,000 rules has some two million."""
 DEFAULT_TOKEN_TTL_S = 3600
 MAX_TOKEN_TTL_S = 7 * 86400
 
@@ -124,6 +126,8 @@ class AdminApp:
         return _refusal(status, text, "HTTP")
 
     def max_body(self, target: bytes) -> int:
+        if target.startswith(b"/v1/policies"):
+            return POLICY_LIMIT
         return EXPORT_LIMIT if target.startswith(b"/v1/cluster-conflicts") else BODY_LIMIT
 
 
@@ -170,9 +174,12 @@ class _Routes:
             "ports": backend.ports,
             "limits": backend.limits,
             "ps": backend.ps,
+            "policies": backend.policies,
+            "namespaces": backend.namespaces,
         }
         found: dict[str, dict[str, _Handler]] = {name: {"GET": _listing(ask)} for name, ask in listings.items()}
         found["networks"]["POST"] = self.create_network
+        found["policies"]["POST"] = self.apply_policies
         return found | {
             "ready": {"GET": self.ready},
             "plan": {"GET": self.plan},
@@ -186,6 +193,8 @@ class _Routes:
             "networks/*/exposure": {"POST": self.expose, "DELETE": self.hide},
             "networks/*": {"GET": self.network, "PUT": self.change_network, "DELETE": self.remove_network},
             "limits/*": {"PUT": self.set_limits, "DELETE": self.unset_limits},
+            "policies/*": {"GET": self.policy, "DELETE": self.remove_policy},
+            "policy-test": {"POST": self.test_policy},
             "tokens": {"POST": self.create_token},
             "gateway": {"POST": self.enable_gateway, "DELETE": self.disable_gateway},
             "sandboxes": {"POST": self.create_sandbox},
@@ -303,6 +312,21 @@ class _Routes:
     async def unset_limits(self, call: _Call) -> Answer:
         await self._backend.unset_limits(call.name, call.query.get("network", [""])[-1])
         return _done()
+
+    async def apply_policies(self, call: _Call) -> Answer:
+        return _json(await self._backend.apply_policies(call.body))
+
+    async def policy(self, call: _Call) -> Answer:
+        return _json(await self._backend.policy(call.name))
+
+    async def remove_policy(self, call: _Call) -> Answer:
+        await self._backend.remove_policy(call.name)
+        return _done()
+
+    async def test_policy(self, call: _Call) -> Answer:
+        body = read_body(call.body, "from", "to", "protocol", "port")
+        port = body.number("port", 0, 0, LAST_PORT)
+        return _json(await self._backend.test_policy(body.text("from"), body.text("to"), body.text("protocol", "tcp"), port))
 
     async def create_sandbox(self, call: _Call) -> Answer:
         body = read_body(call.body, "name", "network", "address", "labels", "ports", "aliases", "address6", "share")

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from plait.ipam import PoolChange
 from plait.model.limits import Limits
+from plait.model.policyreport import AppliedRow, NamespaceRow, PolicyRow, PolicyTest, PolicyView
 from plait.model.report import (
     ClashRow,
     ContainerRow,
@@ -124,6 +125,23 @@ class AdminBackend(Protocol):
 
     async def unset_limits(self, container: str, network: str) -> None:
         """Hold it to what its labels and networks say. NotFound if nothing else was set."""
+
+    async def policies(self) -> list[PolicyRow]: ...
+
+    async def policy(self, name: str) -> PolicyView:
+        """`NAMESPACE/NAME`, or `NAME` where only one is called so. NotFound, Conflict."""
+        ...
+
+    async def apply_policies(self, body: bytes) -> list[AppliedRow]:
+        """Take over all policies of a file, or none: ConfigError with line, field and reason. In force on this host when it answers."""
+        ...
+
+    async def remove_policy(self, name: str) -> None: ...
+
+    async def namespaces(self) -> list[NamespaceRow]: ...
+
+    async def test_policy(self, source: str, destination: str, protocol: str, port: int) -> PolicyTest:
+        """What becomes of a new connection from one name or address to another, and which rule says so."""
         ...
 
     async def create_sandbox(self, request: NewSandbox) -> SandboxView: ...

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`plait policy`: policies in the store, and what they mean.
+
+Data in: files, names. Data out: records below `policies/` and `namespaces/`, all of a file in one transaction; rows and explanations. It
+answers once what was applied is in force on this host; the others follow as their replicas do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from ipaddress import ip_address
+
+from plait.agent.kernelwork import PassReport
+from plait.agent.keys import namespace_key, policy_key, record_key
+from plait.agent.view import View
+from plait.model.addr import IPAddress
+from plait.model.errors import ConfigError, Conflict, NotFound
+from plait.model.policy import Namespace, Policy
+from plait.model.policyreport import AppliedRow, Change, NamespaceRow, PolicyRow, PolicySide, PolicyTest, PolicyView
+from plait.policy.evaluate import Decision, Packet, World, evaluate, world_of
+from plait.policy.kubernetes import read_policies
+from plait.policy.workloads import Workload
+from plait.store.api import Delete, Put, Store
+from plait.store.codec import encode
+
+log = logging.getLogger("plait.policies")
+
+
+class Policies:
+    """`full_pass` makes the kernel what the view says."""
+
+    def __init__(
+        self, view: View, store: Store, caught_up: Callable[[int], Awaitable[None]], full_pass: Callable[[], Awaitable[PassReport]]
+    ) -> None:
+        self._view, self._store, self._caught_up, self._full_pass = view, store, caught_up, full_pass
+
+    async def apply(self, body: bytes) -> list[AppliedRow]:
+        """Take over all that a file holds, or nothing: ConfigError with line, field and reason. A namespace without labels is forgotten."""
+        try:
+            text = body.decode()
+        except UnicodeDecodeError as error:
+            line = body[: error.start].count(b"\n") + 1
+            raise ConfigError(f"line {line}", body[error.start : error.start + 8], "is no UTF-8") from error
+        found = await asyncio.to_thread(read_policies, text)
+        records: list[Policy | Namespace] = [*found.policies, *found.namespaces]
+        rows = [self._row(one) for one in records]
+        changed = [one for one, row in zip(records, rows, strict=True) if row["change"] != "unchanged"]
+        await self._write([_written(one) for one in changed])
+        log.info("policies_applied", extra={"names": " ".join(row["name"] for row in rows if row["change"] != "unchanged")})
+        return rows
+
+    async def remove(self, name: str) -> None:
+        """NotFound, Conflict if several have the name."""
+        policy = self._named(name)
+        await self._write([Delete(policy_key(policy.ident))])
+        log.info("policy_removed", extra={"policy": "/".join(policy.ident)})
+
+    async def _write(self, ops: Sequence[Put | Delete]) -> None:
+        """Into the store, and in force here. KernelError if this host's kernel refuses what it means: it is the cluster's will all the
+        same, and tried again."""
+        if not ops:
+            return
+        result = await self._store.txn([], ops)
+        await self._caught_up(result.revision)
+        failed = (await self._full_pass()).failed
+        for error in (error for key, error in failed.items() if key[0] in ("pass", "nft")):
+            raise error
+
+    def _row(self, one: Policy | Namespace) -> AppliedRow:
+        """What applying it changes."""
+        known = self._view.record(record_key(one))
+        name = "/".join(one.ident) if isinstance(one, Policy) else one.name
+        change: Change = "created" if known is None else "unchanged" if known == one else "changed"
+        if isinstance(one, Namespace) and not one.labels:
+            change = "removed" if known is not None else "unchanged"
+        return AppliedRow(kind="policy" if isinstance(one, Policy) else "namespace", name=name, change=change)
+
+    # --- what there is
+
+    def rows(self) -> list[PolicyRow]:
+        world = world_of(self._view.snapshot)
+        return [_policy_row(policy, _subjects(world, policy)) for policy in world.policies]
+
+    def show(self, name: str) -> PolicyView:
+        """One policy, `NAMESPACE/NAME`, or `NAME` where only one is called so. NotFound, Conflict."""
+        policy = self._named(name)
+        found = _subjects(world_of(self._view.snapshot), policy)
+        workloads = sorted(f"{one.node}/{one.name}" for one in found)
+        return {**_policy_row(policy, found), "document": policy.document, "workloads": workloads}
+
+    def namespaces(self) -> list[NamespaceRow]:
+        """Those that have labels or workloads."""
+        world, given = world_of(self._view.snapshot), self._view.snapshot.namespaces
+        counts = dict.fromkeys(given, 0)
+        for one in world.members:
+            counts[one.namespace] = counts.get(one.namespace, 0) + 1
+        return [
+            NamespaceRow(name=name, labels=dict(given[name].labels) if name in given else {}, workloads=count)
+            for name, count in sorted(counts.items())
+        ]
+
+    def _named(self, name: str) -> Policy:
+        found = [p for p in self._view.snapshot.policies.values() if name in (p.name, "/".join(p.ident))]
+        if not found:
+            raise NotFound(f"there is no policy {name!r}; `plait policy ls` lists them")
+        if len(found) > 1:
+            names = ", ".join(sorted("/".join(policy.ident) for policy in found))
+            raise Conflict(f"{len(found)} policies are called {name!r}: {names}; say which")
+        return found[0]
+
+    # --- what they decide
+
+    def test(self, source: str, destination: str, protocol: str, port: int) -> PolicyTest:
+        """What becomes of a connection between two, each an address, or the name of a container or node. NotFound, Conflict if a name
+        means several."""
+        world = world_of(self._view.snapshot)
+        pairs = [(a, b) for a in self._meant(world, source) for b in self._meant(world, destination) if a[0].version == b[0].version]
+        near = [(a, b) for a, b in pairs if a[1] is None or b[1] is None or a[1].network == b[1].network]
+        if not pairs:
+            raise Conflict(f"{source!r} and {destination!r} have no addresses of one family")
+        (one, other), *more = near or pairs
+        if more:
+            known = ", ".join(sorted({str(a[0]) for pair in near or pairs for a in pair}))
+            raise Conflict(f"{source!r} and {destination!r} mean several ({known}); name addresses")
+        verdict = evaluate(world, Packet(one[0], other[0], protocol, port))
+        return PolicyTest(
+            allowed=verdict.allowed,
+            source=_called(one),
+            destination=f"{_called(other)} {protocol}{f' port {port}' if port else ''}",
+            sides=[_side(side) for side in verdict.sides],
+            note=_apart(one[1], other[1]),
+        )
+
+    def _meant(self, world: World, name: str) -> list[tuple[IPAddress, Workload | None]]:
+        """Addresses that a name or address stands for, of IPv4 first."""
+        try:
+            address = ip_address(name)
+        except ValueError:
+            pass
+        else:
+            return [(address, world.known.get(address))]
+        found = [(one.addresses[0], one) for one in world.members if one.addresses and name in (one.name, one.ident)]
+        node = self._view.snapshot.nodes.get(name)
+        if not found and node is not None:
+            return [(node.tunnel or node.address, None)]
+        if not found:
+            raise NotFound(f"{name!r} is no address, container or node; `plait ps` lists containers")
+        return [*found]
+
+
+def _written(one: Policy | Namespace) -> Put | Delete:
+    if isinstance(one, Namespace) and not one.labels:
+        return Delete(namespace_key(one.name))
+    return Put(record_key(one), encode(one))
+
+
+def _subjects(world: World, policy: Policy) -> list[Workload]:
+    return [one for one in world.members if world.namespaces.has(policy.subject, one)]
+
+
+def _policy_row(policy: Policy, found: Sequence[Workload]) -> PolicyRow:
+    namespace, name = policy.ident
+    return PolicyRow(
+        namespace=namespace,
+        name=name,
+        tier=policy.tier,
+        priority=policy.priority,
+        ingress=-1 if policy.ingress is None else len(policy.ingress),
+        egress=-1 if policy.egress is None else len(policy.egress),
+        selects=len(found),
+    )
+
+
+def _called(end: tuple[IPAddress, Workload | None]) -> str:
+    address, workload = end
+    return f"{workload.name} ({address}, {workload.network} on {workload.node})" if workload is not None else str(address)
+
+
+def _apart(one: Workload | None, other: Workload | None) -> str:
+    if one is None or other is None or one.network == other.network:
+        return ""
+    return f"networks {one.network} and {other.network} are apart: only a published port leads from one to the other"
+
+
+def _side(side: Decision) -> PolicySide:
+    return PolicySide(
+        direction=side.direction,
+        workload=side.workload,
+        allowed=side.allowed,
+        policy="/".join(side.policy) if side.where else "",
+        rule=side.where,
+        why=side.why,
+    )

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the admin API tells of policies, as JSON: shared by the agent, who fills these in, and the CLI, who reads them."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+from plait.model.policy import Direction, Tier
+
+Change = Literal["created", "changed", "unchanged", "removed"]
+
+
+class PolicyRow(TypedDict):
+    """`namespace` is "_cluster" for policies of the administrator. `ingress` and `egress`: how many rules, -1 where it says nothing of that
+    direction. `selects`: how many workloads it is about now, on all nodes."""
+
+    namespace: str
+    name: str
+    tier: Tier
+    priority: int
+    ingress: int
+    egress: int
+    selects: int
+
+
+class PolicyView(PolicyRow):
+    """`document`: the policy in YAML. `workloads`: whom it is about, `NODE/NAME`."""
+
+    document: str
+    workloads: list[str]
+
+
+class AppliedRow(TypedDict):
+    """What became of one document of a file."""
+
+    kind: Literal["policy", "namespace"]
+    name: str
+    change: Change
+
+
+class NamespaceRow(TypedDict):
+    name: str
+    labels: dict[str, str]
+    workloads: int
+
+
+class PolicySide(TypedDict):
+    """What one side makes of a packet; `policy` ("NAMESPACE/NAME") and `rule` are "" where no rule decided."""
+
+    direction: Direction
+    workload: str
+    allowed: bool
+    policy: str
+    rule: str
+    why: str
+
+
+class PolicyTest(TypedDict):
+    """`source` and `destination`: what was asked about, with addresses. `note`: what else keeps the two apart."""
+
+    allowed: bool
+    source: str
+    destination: str
+    sides: list[PolicySide]
+    note: str
