@@ -101,7 +101,7 @@ def test_a_ping_is_nothing_that_has_a_port(hosts: Hosts, case: str) -> None:
 
 
 def test_datagrams_are_judged_and_their_answers_pass(hosts: Hosts) -> None:
-    with in_force(hosts, HEAD + "  ingress: [{ports: [{protocol: UDP, port: 9999}]}]\n"):
+    with in_force(hosts, HEAD + "  policyTypes: [Ingress, Egress]\n  ingress: [{ports: [{protocol: UDP, port: 9999}]}]\n"):
         for client in ("near", "far"):
             with hosts.udp("web") as ear, hosts.udp(client) as mouth:
                 ear.bind(("0.0.0.0", 9999))

@@ -61,7 +61,7 @@ _requirements = st.one_of(
     ),
     st.builds(Requirement, st.sampled_from(_KEYS), st.sampled_from(("Exists", "DoesNotExist"))),
 )
-_selectors = st.builds(Selector, st.lists(_requirements, max_size=2).map(tuple))
+_selectors = st.just(Selector()) | st.builds(Selector, st.lists(_requirements, max_size=2).map(tuple))
 _of_namespaces = st.builds(
     lambda values: Selector((Requirement("kubernetes.io/metadata.name", "In", tuple(values)),)) if values else Selector(),
     st.lists(st.sampled_from(NAMESPACES), max_size=2),
@@ -75,7 +75,7 @@ def _ranges(draw: st.DrawFn) -> Range:
     whole = ip_network(draw(st.sampled_from(networks)))
     parts = [ip_network(text) for text in (*networks, "10.28.1.3/32", "fd00:29::1:4/128")]
     inside = [part for part in parts if part.version == whole.version and part.subnet_of(whole)]  # type: ignore[arg-type]
-    return Range(whole, tuple(draw(st.lists(st.sampled_from(inside), max_size=2))))
+    return Range(whole, tuple(draw(st.lists(st.sampled_from(inside), max_size=2)) if whole not in inside[1:] else ()))
 
 
 @st.composite
@@ -94,18 +94,20 @@ def _rules(actions: tuple[str, ...]) -> st.SearchStrategy[tuple[PolicyRule, ...]
         st.just("rule"),
         st.lists(groups, max_size=2).map(tuple),
         st.lists(_ranges(), max_size=2).map(tuple),
-        st.booleans(),
+        st.sampled_from((False, False, False, True)),
         st.lists(_ports(), max_size=2).map(tuple),
     )
-    return st.lists(some, max_size=3).map(tuple)
+    return st.lists(some, min_size=1, max_size=3).map(tuple)
 
 
 @st.composite
 def _policies(draw: st.DrawFn, number: int) -> Policy:
     tier = draw(st.sampled_from(("Admin", "NetworkPolicy", "Baseline")))
     rules = _rules(("Accept",) if tier == "NetworkPolicy" else ("Accept", "Deny", "Pass"))
-    namespace = draw(st.sampled_from(NAMESPACES)) if tier == "NetworkPolicy" else ""
-    subject = Group(draw(_selectors), namespace=namespace) if namespace else draw(groups)
+    namespace = draw(st.sampled_from(("default", *NAMESPACES))) if tier == "NetworkPolicy" else ""
+    subject = draw(
+        st.just(Group(namespace=namespace)) | (st.builds(Group, _selectors, namespace=st.just(namespace)) if namespace else groups)
+    )
     ways = [draw(st.none() | rules) for _ in range(2)]
     return Policy(f"p{number}", namespace, tier, subject, ways[0], ways[1], 0 if namespace else draw(st.integers(0, 2)))
 
@@ -118,7 +120,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         endpoint(n, draw(st.sampled_from("AB")), draw(st.sampled_from(tuple(NETWORKS))), draw(_labels) | draw(_more)) for n in range(count)
     ]
     bridged = Container("b1", "b1", "A", "docker", labels=draw(_labels), addresses={"default": A("10.28.1.200")})
-    policies = [draw(_policies(n)) for n in range(draw(st.integers(0, 4)))]
+    policies = [draw(_policies(n)) for n in range(draw(st.integers(1, 4)))]
     given = {name: Namespace(name, {"team": "x"}) for name in draw(st.sets(st.sampled_from(NAMESPACES)))}
     return Snapshot(
         "A",

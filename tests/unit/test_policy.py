@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 from typing import Literal
 
 import pytest
+from tests.support.nftwalk import Walk
 from tests.support.policies import BLOCKS, NETWORKS, NODES, endpoint
 
 from plait.kernel.linux.nftscript import script_of
@@ -70,6 +71,15 @@ def test_a_named_port_is_what_the_destination_calls_so() -> None:
         .replace("3306", "http")
     )
     assert judged(cluster(text), DB, WEB, 8080).allowed and not judged(cluster(text), DB, WEB, 80).allowed
+
+
+def test_a_named_port_of_anybody_is_what_each_destination_calls_so() -> None:
+    """By egress to a range, too: found by the property test."""
+    spec = "{podSelector: {matchLabels: {app: db}}, policyTypes: [Egress], egress: [{ports: [{port: http}]}]}"
+    snapshot = cluster(DB_POLICY.partition("spec:")[0] + f"spec: {spec}\n", me="B")
+    assert judged(snapshot, DB, WEB, 8080).allowed and not judged(snapshot, DB, OTHER, 8080).allowed
+    walk = Walk(plan_node(snapshot, Local()).values())
+    assert walk.passes(Packet(DB.address, WEB.address, "tcp", 8080)) and not walk.passes(Packet(DB.address, OTHER.address, "tcp", 8080))
 
 
 @pytest.mark.parametrize(

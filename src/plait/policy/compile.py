@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, collapse_addresses
 
@@ -103,7 +103,7 @@ class _Compiler:
         key = repr((way, [policy.ident for policy in policies], own))
         name = hashlib.sha256(key.encode()).hexdigest()[:10]
         if name not in self._profiles:
-            self._profiles[name] = _Build(self, policies, way, own, bool(names)).profile(name)
+            self._profiles[name] = _Build(self, policies, way, own, names).profile(name)
         return self._profiles[name]
 
     def members(self, rule: PolicyRule) -> Iterable[tuple[IPAddress, Workload]]:
@@ -112,6 +112,10 @@ class _Compiler:
         for group in rule.groups:
             for workload in self._of(group):
                 yield from ((address, workload) for address in workload.addresses if known.get(address) is workload)
+
+    def naming(self, names: Collection[str]) -> Iterable[tuple[IPAddress, Workload]]:
+        """Addresses of the workloads that call some port so."""
+        return ((address, one) for address, one in self._world.known.items() if not one.ports.keys().isdisjoint(names))
 
     def _of(self, group: Group) -> tuple[Workload, ...]:
         if group not in self._members:
@@ -131,8 +135,8 @@ class _Compiler:
 class _Build:
     """One profile. A *class* is the ascending numbers of the rules whose other side an address is."""
 
-    def __init__(self, compiler: _Compiler, policies: Sequence[Policy], way: Direction, own: NamedPorts, naming: bool) -> None:
-        self._way, self._own, self._naming = way, own, naming
+    def __init__(self, compiler: _Compiler, policies: Sequence[Policy], way: Direction, own: NamedPorts, names: Collection[str]) -> None:
+        self._way, self._own, self._naming = way, own, bool(names)
         self._isolated = any(policy.tier == "NetworkPolicy" for policy in policies)
         rules = [(policy.tier, rule) for policy in policies for rule in policy.rules(way) or ()]
         self._steps = [Step(tier, rule.action, rule.ports) for tier, rule in rules]
@@ -143,6 +147,9 @@ class _Build:
             for address, workload in compiler.members(rule):
                 self._groups.setdefault(address, set()).add(number)
                 self._who[address] = workload
+        for address, workload in compiler.naming(names) if way == "egress" else ():  # whoever may be the destination of a rule for a name
+            self._groups.setdefault(address, set())
+            self._who[address] = workload
         self._pieces = {version: _pieces([(n, one) for n, (_, r) in enumerate(rules) for one in r.ranges], version) for version in _MAKE}
         self._tables: dict[tuple[tuple[int, ...], str], Table] = {}
 
