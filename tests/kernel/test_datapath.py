@@ -171,9 +171,10 @@ def hosts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @contextlib.contextmanager
-def two_hosts(folder: Path, way: str) -> Iterator[Hosts]:
-    """Both with their plans, packets taking this one of `WAYS`."""
+def two_hosts(folder: Path, way: str, *others: Network) -> Iterator[Hosts]:
+    """Both with their plans, packets taking this one of `WAYS`; `others` are networks in the place of those of their names."""
     made = Hosts(folder, way != "slow", "wire" if way == "shortcut" else "")
+    made.snapshot = replace(made.snapshot, networks={**made.snapshot.networks, **{network.name: network for network in others}})
     try:
         for path in made.paths.values():
             create_netns(path)
@@ -190,12 +191,6 @@ def two_hosts(folder: Path, way: str) -> Iterator[Hosts]:
     finally:
         for path in made.paths.values():
             delete_netns(path)
-
-
-@pytest.fixture(scope="module", params=["slow", "fast", "shortcut"])
-def hosts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
-    with made_hosts(tmp_path_factory.mktemp("hosts"), request.param) as made:
-        yield made
 
 
 REACH: Mapping[tuple[str, str], bool] = {

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from tests.kernel.test_datapath import BY_NAME, WIRE, Hosts, counted, two_hosts
+from tests.kernel.test_datapath import BY_NAME, NETWORKS, WIRE, Hosts, counted, two_hosts
 
 from plait.model.cluster import Snapshot
 from plait.policy.evaluate import Packet, evaluate, world_of
@@ -55,9 +55,21 @@ CASES = {
 @pytest.fixture(scope="module", params=["slow", "shortcut"])
 def hosts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     with two_hosts(tmp_path_factory.mktemp("policy"), request.param) as made:
-        ends = {key: replace(e, labels=LABELS.get(e.name, {})) for key, e in made.snapshot.endpoints.items()}
-        made.snapshot = replace(made.snapshot, endpoints=ends)
+        made.snapshot = labelled(made.snapshot)
         yield made
+
+
+@pytest.fixture(scope="module")
+def switched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    """The network of `web` and `near` is a bridge of their host."""
+    network = replace(NETWORKS[0], backend="bridge")
+    with two_hosts(tmp_path_factory.mktemp("switched"), "fast", network) as made:
+        made.snapshot = labelled(made.snapshot)
+        yield made
+
+
+def labelled(snapshot: Snapshot) -> Snapshot:
+    return replace(snapshot, endpoints={key: replace(e, labels=LABELS.get(e.name, {})) for key, e in snapshot.endpoints.items()})
 
 
 @contextlib.contextmanager
@@ -149,3 +161,16 @@ def test_whom_no_policy_selects_keeps_the_fast_path(hosts: Hosts) -> None:
         with counted(hosts, web) as seen:
             assert hosts.connects("near", web, 7000, "web", 7000) is not None
             assert seen() > 0
+
+
+@pytest.mark.parametrize("case", ["nobody comes in", "from one label of its namespace", "out to one label"])
+def test_what_a_bridge_switches_is_judged_where_the_host_sees_it(switched: Hosts, case: str) -> None:
+    """As it does by default (net.bridge.bridge-nf-call-iptables)."""
+    for client, server in (("near", "web"), ("web", "near")):
+        assert switched.connects(client, BY_NAME[server].address, 80, server) is not None, "they reach each other without"
+    with in_force(switched, CASES[case]) as snapshot:
+        world = world_of(snapshot)
+        for client, server in (("near", "web"), ("web", "near")):
+            to = BY_NAME[server].address
+            wanted = evaluate(world, Packet(BY_NAME[client].address, to, "tcp", 80)).allowed
+            assert (switched.connects(client, to, 80, server, wait_s=1 if wanted else WAIT_S) is not None) == wanted, (client, server)

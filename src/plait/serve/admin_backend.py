@@ -125,6 +125,7 @@ class AdminBackend(Protocol):
 
     async def unset_limits(self, container: str, network: str) -> None:
         """Hold it to what its labels and networks say. NotFound if nothing else was set."""
+        ...
 
     async def policies(self) -> list[PolicyRow]: ...
 
