@@ -16,6 +16,8 @@ from plait.ipam import image
 from plait.kernel.linux import create_netns, delete_netns
 from plait.lab.process import until
 from plait.model.cluster import Endpoint, PortMapping
+from plait.policy.evaluate import Packet, evaluate, world_of
+from plait.policy.kubernetes import read_policies
 
 pytestmark = pytest.mark.root
 A6, N6 = IPv6Address, IPv6Network
@@ -218,3 +220,39 @@ def test_a_host_that_hears_its_routers_hears_them_still_when_it_forwards(hosts: 
     hosts.run("B", "sysctl -qw net.ipv6.conf.wire.accept_ra=1 net.ipv6.conf.lo.accept_ra=0")
     hosts.converge("B")
     assert hosts.run("B", "sysctl -n net.ipv6.conf.wire.accept_ra net.ipv6.conf.lo.accept_ra").split() == ["2", "0"]
+
+
+POLICY = """\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web}
+spec:
+  podSelector: {matchLabels: {plait.container: web}}
+  policyTypes: [Ingress, Egress]
+  ingress:
+  - from: [{ipBlock: {cidr: "fd00:28::/64", except: ["%s/128"]}}, {podSelector: {matchLabels: {plait.container: far}}}]
+    ports: [{port: 80}]
+"""
+
+
+def test_policies_hold_in_both_families(hosts: Hosts) -> None:
+    """By address in the one, by label in both; `near` is excluded, `far` is named."""
+    web, near = BY_NAME["web"], BY_NAME["near"]
+    policies = read_policies(POLICY % near.address6).policies
+    snapshot = replace(hosts.snapshot, policies={policy.ident: policy for policy in policies})
+    world = world_of(snapshot)
+    try:
+        for name in WIRE:
+            hosts.converge(name, snapshot)
+            assert hosts.converge(name, snapshot) == 0
+        for client in ("near", "far"):
+            for to, source in ((web.address6, BY_NAME[client].address6), (web.address, BY_NAME[client].address)):
+                assert to is not None and source is not None
+                for port in (80, 81):
+                    wanted = evaluate(world, Packet(source, to, "tcp", port)).allowed
+                    assert wanted == (client == "far" and port == 80)
+                    patience = WAIT_S if wanted else REFUSED_S
+                    assert (hosts.connects(client, to, port, "web", port, wait_s=patience) is not None) == wanted, (client, to, port)
+    finally:
+        for name in WIRE:
+            hosts.converge(name)
