@@ -83,6 +83,15 @@ def test_what_fits_is_written_and_nothing_twice() -> None:
     assert (again.ahead, again.after) == ({}, {}), "what is there already is not written again"
 
 
+def test_policies_come_in_the_moment_in_which_the_nodes_do() -> None:
+    """Not before: they are about the others' containers too; not after, or the own ones would be open meanwhile."""
+    ours = items(DEFAULT, node("B", "10.28.2.0"), policies__shop__db=b"{}", namespaces__shop=b"{}")
+    wanted = move(ours, seen(items(DEFAULT, node("A", "10.28.1.0"), namespaces__shop=b"{}")), "default")
+    assert "policies/shop/db" in wanted.last and "nodes/B" in wanted.last
+    assert not any(key.startswith(("policies/", "namespaces/")) for part in (wanted.ahead, wanted.after) for key in part)
+    assert "namespaces/shop" not in wanted.last, "what is there already is not written"
+
+
 def test_who_gives_up_its_block_has_a_tunnel_address_of_its_own_from_the_first_moment() -> None:
     last = move(OURS, seen(THERE), "default").last
     made = decode(Node, last["nodes/C"], "")
@@ -110,6 +119,9 @@ def test_a_pool_without_a_block_for_the_tunnel_address_is_told() -> None:
             "query",
         ),
         ({"kv__k": key(b"1", "s", 2)}, {"kv__k": key(b"1")}, ""),
+        ({"policies__shop__db": b'{"name":"db"}'}, {"policies__shop__db": b'{"name":"db","priority":1}'}, "policies"),
+        ({"policies__shop__db": b'{"name":"db"}'}, {"policies__shop__db": b'{"name":"db"}'}, ""),
+        ({"namespaces__shop": b'{"name":"shop"}'}, {"namespaces__shop": b'{"name":"shop","labels":{"a":"b"}}'}, "namespaces"),
     ],
 )
 def test_what_is_kept_under_one_name_must_be_the_same(ours: dict[str, bytes], theirs: dict[str, bytes], kind: str) -> None:

@@ -7,7 +7,8 @@ in three parts: what nobody acts upon while its node is unknown, which is writte
 each node would publish by itself, later.
 
 Taken along: nodes, networks, blocks that nobody there holds, addresses that are reserved or lent, all that the nodes publish, what others
-put into the catalogue, prepared queries, keys and values. Not taken along: sessions, and so the locks that they hold; join tokens; events.
+put into the catalogue, prepared queries, keys and values, policies. Not taken along: sessions, and so the locks that they hold; join
+tokens; events.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from plait.store.peek import shown_value
 
 Items = Mapping[str, bytes]
 _AHEAD, _AFTER = ("endpoints", "queries", "kv"), ("containers", "instances", "checks")
-_ONCE = ("ghosts", "hostranges", "coordinates", "reach")
-_SHARED = ("catalog/nodes", "catalog/instances", "catalog/checks", "catalog/tags", "queries", "kv")
+_ONCE = ("ghosts", "hostranges", "coordinates", "reach", "policies", "namespaces")
+_SHARED = ("catalog/nodes", "catalog/instances", "catalog/checks", "catalog/tags", "queries", "kv", "policies", "namespaces")
 """Kinds of which both may hold the same record, but not two different ones under one key."""
-_NAMES = {"kv": "key", "queries": "query"}
+_NAMES = {"kv": "key", "queries": "query", "policies": "policy", "namespaces": "namespace"}
 _QUERIES = "queries"
 
 

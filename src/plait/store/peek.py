@@ -14,7 +14,20 @@ from collections.abc import Iterable, Iterator
 from plait.store.api import Item
 from plait.store.protocol import PART, Message
 
-SHOWN = ("nodes/", "networks/", "blocks/", "endpoints/", "containers/", "assigned/", "hostranges/", "catalog/", "queries/", "kv/")
+SHOWN = (
+    "nodes/",
+    "networks/",
+    "blocks/",
+    "endpoints/",
+    "containers/",
+    "assigned/",
+    "hostranges/",
+    "catalog/",
+    "queries/",
+    "kv/",
+    "policies/",
+    "namespaces/",
+)
 """Prefixes of the keys that are shown. Nothing that is a secret of the cluster's own lies below them."""
 DIGESTED = "kv/"
 
