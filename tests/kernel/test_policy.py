@@ -126,27 +126,48 @@ def test_datagrams_are_judged_and_their_answers_pass(hosts: Hosts) -> None:
             assert not hosts.hears("web", client, BY_NAME[client].address)
 
 
-@pytest.mark.parametrize("client", ["near", "far"])
-def test_a_connection_that_was_let_in_lives_on_and_a_new_one_is_judged(hosts: Hosts, client: str) -> None:
-    to = str(BY_NAME["web"].address)
-    with in_force(hosts, HEAD + "  ingress: [{}]\n"), hosts.socket("web") as listener, hosts.socket(client) as caller:
+@contextlib.contextmanager
+def connected(hosts: Hosts, client: str) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Both ends of a connection to `web`, port 7001; the client's first."""
+    with hosts.socket("web") as listener, hosts.socket(client) as caller:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("0.0.0.0", 7001))
         listener.listen()
-        caller.connect((to, 7001))
+        caller.connect((str(BY_NAME["web"].address), 7001))
         answerer, _ = listener.accept()
         with answerer:
             answerer.settimeout(2)
-            for name in WIRE:
-                hosts.converge(
-                    name, replace(hosts.snapshot, policies={p.ident: p for p in read_policies(HEAD + "  ingress: []\n").policies})
-                )
-            caller.sendall(b"still")
-            assert answerer.recv(9) == b"still"
-            answerer.sendall(b"here")
-            assert caller.recv(9) == b"here"
-            with hosts.socket(client, wait_s=WAIT_S) as late, pytest.raises(OSError, match="timed out"):
-                late.connect((to, 7001))
+            yield caller, answerer
+
+
+@pytest.mark.parametrize("client", ["near", "far"])
+def test_a_connection_that_was_let_in_lives_on_and_a_new_one_is_judged(hosts: Hosts, client: str) -> None:
+    closed = replace(hosts.snapshot, policies={p.ident: p for p in read_policies(CASES["nobody comes in"]).policies})
+    with in_force(hosts, HEAD + "  ingress: [{}]\n"), connected(hosts, client) as (caller, answerer):
+        for name in WIRE:
+            hosts.converge(name, closed)
+        caller.sendall(b"still")
+        assert answerer.recv(9) == b"still"
+        answerer.sendall(b"here")
+        assert caller.recv(9) == b"here"
+        with hosts.socket(client, wait_s=WAIT_S) as late, pytest.raises(OSError, match="timed out"):
+            late.connect((str(BY_NAME["web"].address), 7001))
+
+
+@pytest.mark.parametrize("client", ["near", "far"])
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_connection_that_nobody_has_judged_is_judged_by_its_next_packet(hosts: Hosts, client: str, allowed: bool) -> None:
+    with connected(hosts, client) as (caller, answerer):
+        caller.sendall(b"before")
+        assert answerer.recv(9) == b"before"
+        with in_force(hosts, HEAD + "  ingress: [{}]\n" if allowed else CASES["nobody comes in"]):
+            caller.sendall(b"after")
+            answerer.settimeout(2 if allowed else WAIT_S)
+            if allowed:
+                assert answerer.recv(9) == b"after"
+            else:
+                with pytest.raises(TimeoutError):
+                    answerer.recv(9)
 
 
 def test_whom_no_policy_selects_keeps_the_fast_path(hosts: Hosts) -> None:
