@@ -3,23 +3,26 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from tests.golden.test_plan import CASES
+from tests.golden.test_plan import CASES, LOCALS
 from tests.support.kernel import own_namespace, sh
 
 from plait.kernel.linux.netns import in_thread
 from plait.kernel.linux.nft import LibNft, Nft, NftError, ProgramNft, Ruleset, open_nft
 from plait.model.hostlinks import Key
-from plait.model.objects import HookRule, KernelObject, NftChain, NftSet, Op, Plan
+from plait.model.objects import NFT_FAST_FAMILY, HookRule, KernelObject, NftChain, NftSet, Op, Plan
+from plait.plan import Local, plan_node
 from plait.plan.firewall import firewall_objects
 from plait.reconcile import diff, order
 
 pytestmark = pytest.mark.root
+_LINK = re.compile(r'"([^"* ]+)"')
 PORTS_TYPE = "ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service"
 SETS: tuple[KernelObject, ...] = (
     NftSet("pools", "ipv4_addr", frozenset({"10.28.0.0/16", "10.29.0.0/16"}), ("interval",)),
@@ -136,6 +139,22 @@ def test_the_table_of_a_plan_is_read_back_as_it_was_written(name: str, gateway: 
     plan = [obj for obj in objects if not isinstance(obj, HookRule)]
 
     def body(ruleset: Ruleset, _: Spy) -> None:
+        assert not bring(ruleset, *plan)
+        sh("nft add table inet other")
+        assert ruleset.owned([]) == {obj.key: obj for obj in plan}
+
+    with_ruleset(body)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_chains_of_links_are_read_back_as_they_were_written(name: str) -> None:
+    """Bridges stand for all links that they name."""
+    objects = plan_node(CASES[name], LOCALS.get(name, Local(fast_path=True, underlay="eth0"))).values()
+    plan = [obj for obj in objects if isinstance(obj, NftChain | NftSet) and obj.family == NFT_FAST_FAMILY]
+
+    def body(ruleset: Ruleset, _: Spy) -> None:
+        for link in sorted({link for obj in plan for link in _LINK.findall(repr(obj))} - {"lo"}):
+            sh(f"ip link add {link} type bridge")
         assert not bring(ruleset, *plan)
         sh("nft add table inet other")
         assert ruleset.owned([]) == {obj.key: obj for obj in plan}

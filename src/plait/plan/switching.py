@@ -15,8 +15,8 @@ from plait.model.cluster import Endpoint, Network
 from plait.model.objects import NFT_FAST_FAMILY, BridgeFdb, KernelObject, Neigh, NftChain
 
 _EVERYBODY = "ff:ff:ff:ff:ff:ff"
-_ASKS_ARP, _ASKS_ND = 1, 135
-"""ARP request (RFC 826), neighbour solicitation (RFC 4861, section 4.3)."""
+_ASKS_ARP, _ASKS_ND = "request", "nd-neighbor-solicit"
+"""ARP request (RFC 826), neighbour solicitation (RFC 4861, section 4.3): nft prints names, and what it prints is what is compared."""
 
 
 def switched_objects(network: Network, endpoint: Endpoint) -> list[KernelObject]:
