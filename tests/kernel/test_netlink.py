@@ -77,6 +77,8 @@ def test_the_probe_finds_what_this_kernel_has_and_leaves_nothing() -> None:
             "fwd",
             "ingress",
             "shortcut",
+            "tbf",
+            "ifb",
             "ipv6",
             "via6",
             "wireguard",

@@ -287,8 +287,8 @@ def inside_messages(link: EndpointLink | ChildLink, peer_index: int) -> list[nl.
     if isinstance(link, ChildLink):
         messages += _ways(peer_index, link)
         messages += [_address6(peer_index, link.address6)] if link.address6 is not None else []
-    has = link.inside6
-    return messages + (_inside6(peer_index, has, link.gateway is None) if has is not None else [])
+    has, straight = link.inside6, link.address is not None and link.gateway is None
+    return messages + (_inside6(peer_index, has, straight) if has is not None else [])
 
 
 def _ways(index: int, link: ChildLink) -> list[nl.Message]:
