@@ -99,7 +99,7 @@ def test_ipv6_is_on_the_link_too_and_link_local_addresses_are_known() -> None:
     assert isinstance(link, EndpointLink) and link.inside6 is not None and link.inside6.on_link
 
 
-ASKS = "arp operation 1", "icmpv6 type 135"
+ASKS = "arp operation request", "icmpv6 type nd-neighbor-solicit"
 
 
 @pytest.mark.parametrize(("network", "asks"), [(FLAT, ASKS[:1]), (DUAL, ASKS)], ids=["v4", "dual"])
