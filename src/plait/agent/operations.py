@@ -327,5 +327,10 @@ class AgentOperations:
 
 
 def _fields(endpoint: Endpoint) -> dict[str, str]:
-    e = endpoint
-    return {"endpoint": e.id[:16], "network": e.network, "address": str(e.address), "container": e.name, "dev": e.dev}
+    return {
+        "endpoint": endpoint.id[:16],
+        "network": endpoint.network,
+        "address": str(endpoint.address),
+        "container": endpoint.name,
+        "dev": endpoint.dev,
+    }
