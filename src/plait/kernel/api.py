@@ -44,7 +44,8 @@ class Kernel(Protocol):
         ...
 
     def watch(self) -> AsyncIterator[str]:
-        """Yield a word for every foreign or own change worth a pass ("link", "addr", "route", "neigh", "nft"). Never returns."""
+        """Yield a word for every foreign or own change worth a pass ("link", "addr", "route", "neigh", "tc", "nft", "rules" of
+        others, "overrun"). Never returns."""
         ...
 
     def capabilities(self) -> frozenset[str]:
