@@ -4,7 +4,10 @@
 The client is dnsperf with one thread and 32 queries in flight, the same for all; it shares the CPUs with the server. aardvark-dns is
 asked for the same names in its own domain.
 
-The latency is that of one query at a time, 500 a second, in a lab host: with an agent at rest, and while wrk keeps that agent at work.
+The latency is that of one query at a time, 500 a second, in a lab host: with an agent at rest, and while an agent computes all the time,
+answers over 300 services that wrk asks it to filter. (Small answers that it has at hand keep the other CPU busy as well, with wrk and
+with packets over loopback: 43 to 151 µs a query then, by chance.) The client goes before all others on the CPUs, at rest too: otherwise one
+query in a hundred tells how long dnsperf itself, and not the child, waited for the end of somebody's turn (2 to 5 ms).
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from plait.serve.dns_parent import DnsService
 
 NAMES, IN_FLIGHT, SECONDS, ROUNDS = 1000, 32, 1, 7
 LATENCY_RATE, LATENCY_SECONDS = 500, 2
+WORK, WORKED_ON = f"{PLAIT}/v1/agent/services?filter=Service==web", 300
 AARDVARK = "/usr/lib/podman/aardvark-dns"
 PSS_LIMIT_MB = 12.0
 HOST = "127.0.0.1"
@@ -190,11 +194,11 @@ def _compare(port: int, pid: int) -> list[Row]:
 
 def _latency_us(lab: Lab, names: Path) -> float:
     command = _dnsperf(names, 8600, f"-l{LATENCY_SECONDS}", "-q1", f"-Q{LATENCY_RATE}")
-    return 1e6 * _figure(lab.run("A", *command).stdout, "Average Latency (s)")
+    return 1e6 * _figure(lab.run("A", "nice", "-n", "-19", *command).stdout, "Average Latency (s)")
 
 
 def _busy_latency_us(lab: Lab, names: Path) -> float:
-    load = lab.popen("A", "wrk", "-t1", "-c8", f"-d{10 * LATENCY_SECONDS}s", f"{PLAIT}/v1/health/service/web", stdout=subprocess.DEVNULL)
+    load = lab.popen("A", "wrk", "-t1", "-c8", f"-d{10 * LATENCY_SECONDS}s", WORK, stdout=subprocess.DEVNULL)
     try:
         time.sleep(0.5)
         return _latency_us(lab, names)
@@ -206,6 +210,8 @@ def _busy_latency_us(lab: Lab, names: Path) -> float:
 def _latency() -> Row:
     lab = Lab.up(simple(1), "bench-dns", owned=True)
     try:
+        for number in range(WORKED_ON):
+            register(lab, f"svc{number}", 0, 80)
         register(lab, "web", 0, 80)
         with tempfile.TemporaryDirectory() as folder:
             names = Path(folder, "queries")
@@ -215,7 +221,7 @@ def _latency() -> Row:
     finally:
         lab.down()
     print(f"    {', '.join(f'{state} {median(found):.0f}' for state, found in results.items())} µs a query", flush=True)
-    note = f"mean of one query at a time, {LATENCY_RATE}/s; wrk with 8 connections keeps the agent at work on the same CPUs"
+    note = f"mean of one query at a time, {LATENCY_RATE}/s, first on the CPUs; the agent filters {WORKED_ON} services for 8 connections"
     return Row("DNS latency with the agent busy", ratio(results, "busy", "idle"), "x idle", 2.0, True, note)
 
 
