@@ -217,7 +217,7 @@ class Cluster:
         assert all(block.network in networks and is_block_of(networks[block.network], block.cidr) for block in stored)
         for at, node in enumerate(self.nodes):
             mine = {(block.network, block.cidr) for block in stored if block.node == node.name}
-            assert {(b.network, b.cidr) for name in networks for b in node.addresses._own_blocks(name)} == mine
+            assert {(b.network, b.cidr) for name in networks for b in node.addresses._own.of(name)} == mine
             assert set(node.journal.load("block")) == {block_key(*block) for block in mine}
             for name, (network, address) in [(who[1], what) for who, what in self.given.items() if who[0] == at]:
                 assert (at, name) in self.doubtful or any(network == of and address in cidr for of, cidr in mine), name

@@ -67,7 +67,7 @@ async def _holders(store: Cuttable, network: str) -> dict[IPv4Network, str]:
 
 def _given(node: FakeNode, network: str) -> set[IPv4Network]:
     """The blocks that `node` hands out from."""
-    return {block.cidr for block in node.addresses._own_blocks(network)}
+    return {block.cidr for block in node.addresses._own.of(network)}
 
 
 async def _tiny(*made: FakeNode) -> None:
@@ -291,7 +291,7 @@ async def test_a_block_that_the_store_lost_is_taken_again_only_if_it_is_free(sto
         await _tiny(a)
         a._task.cancel()  # A hears no more
         await a.attach("web", "tiny")
-        (block,) = a.addresses._own_blocks("tiny")
+        (block,) = a.addresses._own.of("tiny")
         key = record_key(block)
         ops: list[Put | Delete] = [Delete(key), Delete(network_key("tiny"))] if gone else [Put(key, encode(replace(block, node="B")))]
         await store.txn([], ops)
@@ -386,6 +386,6 @@ async def test_many_nodes_that_lease_at_once_do_not_try_block_after_block(tmp_pa
         await many[0].until(lambda: all("busy" in node.view.snapshot.networks for node in many))
         store.refused = 0
         await asyncio.gather(*(node.addresses.maintain() for node in many))
-        held = [block.cidr for node in many for block in node.addresses._own_blocks("busy")]
+        held = [block.cidr for node in many for block in node.addresses._own.of("busy")]
         assert len(held) == len(set(held)) == 2 * len(many)
         assert store.refused <= 4 * len(many), "of more than a thousand, if each met the others at every block"

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -25,7 +24,7 @@ from plait.agent.journal import Write
 from plait.checks.runners import Runners
 from plait.model.cluster import Container, Instance
 from plait.model.discovery import Check, CheckDefinition, Status
-from plait.model.errors import Conflict, NotFound, NotSupported, StoreUnavailable
+from plait.model.errors import Conflict, NotFound, NotSaved, NotSupported, StoreUnavailable
 from plait.services.health import SCRIPTS_LOCAL, SCRIPTS_OFF, Result
 from plait.store.memory import MemoryStore
 
@@ -377,13 +376,13 @@ async def test_a_journal_that_fails_loses_nothing(node: FakeNode, monkeypatch: p
     async def broken(writes: Sequence[Write]) -> None:
         nonlocal refused
         refused += 1
-        raise sqlite3.OperationalError("database or disk is full")
+        raise NotSaved("the disk is full")
 
     async with checking(node, runner) as checkup:
         await checkup.add([check(definition=replace(HTTP, interval=0.4))])
         monkeypatch.setattr(node.journal, "write", broken)
         await node.until(lambda: seen(node)[0] == "passing" and refused >= 2)
-        with pytest.raises(sqlite3.OperationalError):
+        with pytest.raises(NotSaved):
             await checkup.add([check("other")])
         assert checkup.own("other") is None, "what is not durable is not taken over"
         monkeypatch.setattr(node.journal, "write", original)

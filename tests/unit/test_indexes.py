@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import sqlite3
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -17,6 +16,7 @@ from tests.support.consulapi import Cuttable, consul
 from plait.agent.documents import Documents
 from plait.agent.indexes import BLOCK, Indexes
 from plait.agent.journal import Journal, Write
+from plait.model.errors import NotSaved
 from plait.model.kv import Coordinate
 from plait.store.api import Change, Item
 
@@ -59,11 +59,11 @@ class Full:
 
     def submit(self, writes: Sequence[Write]) -> Future[None]:
         refused: Future[None] = Future()
-        refused.set_exception(sqlite3.OperationalError("disk is full"))
+        refused.set_exception(NotSaved("disk is full"))
         return refused
 
     async def write(self, writes: Sequence[Write]) -> None:
-        raise sqlite3.OperationalError("disk is full")
+        raise NotSaved("disk is full")
 
 
 async def test_a_disk_that_refuses_is_told_of_and_holds_up_nobody(caplog: pytest.LogCaptureFixture) -> None:

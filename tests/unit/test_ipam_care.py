@@ -271,7 +271,7 @@ async def test_a_node_exists_before_its_first_block(store: Cuttable, tmp_path: P
     async with nodes(store, tmp_path, "A", "B") as (a, b):
         assert await care(a).reclaim(apply=True) == await care(b).reclaim(apply=True) == []
         firsts = {key: item.create_revision for key, item in a.view.stored("").items() if key.startswith(("nodes/", "blocks/"))}
-        assert firsts["nodes/B"] <= min(a.view.stored("blocks/")[record_key(x)].create_revision for x in b.addresses._own_blocks("default"))
+        assert firsts["nodes/B"] <= min(a.view.stored("blocks/")[record_key(x)].create_revision for x in b.addresses._own.of("default"))
 
 
 async def test_the_check_of_a_node_in_order_finds_nothing(store: Cuttable, tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ import pytest
 from tests.support.cluster import FakeNode, nodes
 from tests.support.consulapi import Cuttable
 
+from plait.agent.journal import Journal, Write
 from plait.ipam import PoolChange
 from plait.kernel.api import Op, Result
 from plait.model.addr import parse_range
 from plait.model.cluster import PortMapping
-from plait.model.errors import ConfigError, Conflict, KernelError, NotFound, PoolExhausted, PortInUse, StoreUnavailable
+from plait.model.errors import ConfigError, Conflict, KernelError, NotFound, NotSaved, PoolExhausted, PortInUse, StoreUnavailable
 from plait.model.objects import EndpointLink, NftSet
 from plait.runtimes.api import AttachRequest, NetworkRequest
 
@@ -239,6 +240,40 @@ async def test_a_refused_link_leaves_nothing(store: Cuttable, tmp_path: Path) ->
         assert a.kernel.objects == before
         assert not a.ops.endpoints("sandbox") and not a.journal.load("endpoint")
         assert not [r for r in a.addresses.reservations() if r.live and r.name == "web"]
+
+
+@pytest.mark.parametrize("kind", ["reservation", "endpoint"])
+async def test_what_the_disk_refuses_is_not_attached(store: Cuttable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Other documents than of this kind find room still."""
+    async with nodes(store, tmp_path, "A") as (a,):
+        await a.attach("first")
+        before, queue = dict(a.kernel.objects), a.journal.queue
+
+        def refused(writes: Sequence[Write]) -> asyncio.Future[None]:
+            if not any(write.kind == kind and write.body is not None for write in writes):
+                return queue(writes)
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            done.set_exception(NotSaved("the disk is full"))
+            return done
+
+        monkeypatch.setattr(a.journal, "queue", refused)
+        with pytest.raises(NotSaved, match="the disk is full"):
+            await a.attach("web")
+        assert a.kernel.objects == before and set(a.ops.endpoints("sandbox")) == set(a.journal.load("endpoint")) == {"A.first"}
+        assert not [r for r in a.addresses.reservations() if r.live and r.name == "web"]
+        monkeypatch.setattr(a.journal, "queue", queue)
+        assert await a.attach("web")
+
+
+async def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.db")
+    journal.load("x")
+    journal._db.execute("PRAGMA max_page_count=4")
+    with pytest.raises(NotSaved, match=r"journal of this node, \S+/journal\.db, cannot be written: database or disk is full"):
+        await journal.write([Write("x", "large", bytes(1 << 16))])
+    await journal.write([Write("x", "small", b"1")])
+    assert journal.load("x") == {"small": b"1"}
+    journal.close()
 
 
 async def test_an_attach_with_ports_is_one_change_of_the_kernel_and_so_is_its_end(

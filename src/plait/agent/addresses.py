@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -78,26 +79,32 @@ class Addresses:
         self._cooling = Cooling(reuse_after_s, clock, self._own.network_made)
         self._held: dict[str, dict[IPv4Address, Reservation]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
-        self._serial = 0
         for key, body in journal.load("reservation").items():
             reservation = decode(Reservation, body, key)
             self._held.setdefault(reservation.network, {})[reservation.address] = reservation
-            self._serial = max(self._serial, reservation.serial)
             if not reservation.live:
                 self._cooling.began(reservation.network, reservation.address)
+        self._serials = itertools.count(1 + max((r.serial for r in self.reservations()), default=0))
+        self._saving: dict[str, asyncio.Future[None]] = {}  # by owner
         self._giving: dict[str, IPv4Address] = {}  # by network; set in the moment in which it is chosen
         for key, body in journal.load("block").items():
             view.put(decode(Block, body, key))
-        self._own_blocks = self._own.of
         self.assigned = Assignments(view, store, journal, self.is_live, self._lock, ranges)
 
     # --- addresses
 
-    async def reserve(self, network: Network, owner: str, wanted: IPv4Address | None = None, asker: Asker = NOBODY) -> IPv4Interface:
-        """See `Operations.reserve`. Durable before it returns."""
-        return IPv4Interface((await self._reserve(network, owner, wanted, asker, asker.name), network.subnet.prefixlen))
+    async def reserve(
+        self, network: Network, owner: str, wanted: IPv4Address | None = None, asker: Asker = NOBODY, *, later: bool = False
+    ) -> IPv4Interface:
+        """See `Operations.reserve`. Durable before it returns; if `later`, before `saved` does, which must be awaited."""
+        return IPv4Interface((await self._reserve(network, owner, wanted, asker, asker.name, later), network.subnet.prefixlen))
 
-    async def _reserve(self, network: Network, owner: str, wanted: IPv4Address | None, asker: Asker, name: str) -> IPv4Address:
+    async def saved(self, owner: str) -> None:
+        """Wait until the disk has what was reserved for the owner to be saved later. NotSaved: it is to be released."""
+        if (saving := self._saving.pop(owner, None)) is not None:
+            await saving
+
+    async def _reserve(self, network: Network, owner: str, wanted: IPv4Address | None, asker: Asker, name: str, later: bool) -> IPv4Address:
         """`name`: what the address is remembered for."""
         async with self._lock(network.name):
             try:
@@ -105,7 +112,7 @@ class Addresses:
                 known = self._held.get(network.name, {}).get(address)
                 if known is None or not known.live or known.owner != owner or (name and known.name != name):
                     kept = name or (known.name if known is not None and known.owner == owner else "")
-                    await self._record(Reservation(network.name, address, owner, kept, True, self._next_serial()))
+                    await self._record(Reservation(network.name, address, owner, kept, True, next(self._serials)), later)
             finally:
                 self._giving.pop(network.name, None)
                 self.assigned.wake.set()
@@ -122,7 +129,7 @@ class Addresses:
         if wanted in (None, own):
             return own
         try:
-            await self._reserve(network, paired(owner), origin_of(network, wanted), asker, "")
+            await self._reserve(network, paired(owner), origin_of(network, wanted), asker, "", later=False)
         except (Conflict, NotFound) as error:
             raise Conflict(f"IPv6 address {wanted} cannot be had: {error}") from error
         return wanted
@@ -132,9 +139,10 @@ class Addresses:
         is found idle at the start (`recover`, Docker's collector)."""
         known = self._held.get(network, {}).get(address)
         if known is not None and known.live:
-            free = replace(known, live=False, serial=self._next_serial())
+            free = replace(known, live=False, serial=next(self._serials))
             self._journal.queue([Write("reservation", f"{network}/{address}", encode(free))])
             self._held[network][address] = free
+            self._saving.pop(known.owner, None)
             self._cooling.began(network, address)
             self.assigned.wake.set()
 
@@ -195,7 +203,7 @@ class Addresses:
         found = [a for a in range_addresses(network, ranges, taken) if not refuse(a)]
         last = {a: -r.serial for a, r in held.items() if asker.name and r.name == asker.name}
         cooling = (self._cooling.of(network.name) | ghosts_of(self._view.snapshot, network.name)) - last.keys()
-        mine = {b.cidr for b in self._own_blocks(network.name)}
+        mine = {b.cidr for b in self._own.of(network.name)}
         found.sort(key=lambda a: (last.get(a, 0), a in cooling, block_of(network, a) not in mine))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_S):
@@ -207,7 +215,7 @@ class Addresses:
     async def _find(self, network: Network, owner: str, wanted: IPv4Address | None, asker: Asker) -> IPv4Address:
         tunnel, cooling = self.tunnel_address(), self._cooling.of(network.name) | ghosts_of(self._view.snapshot, network.name)
         for _ in range(_TRIES):
-            blocks = [b.cidr for b in self._own_blocks(network.name) if b.purpose == "pool"]
+            blocks = [b.cidr for b in self._own.of(network.name) if b.purpose == "pool"]
             held, refuse = self._held.get(network.name, {}), self.assigned.refuse(network, asker)
             try:
                 elsewhere = in_use_elsewhere(self._view.snapshot, network.name)
@@ -232,13 +240,13 @@ class Addresses:
                 cooling = set()
         raise exhausted_in(self._view.snapshot, network)
 
-    async def _record(self, reservation: Reservation) -> None:
-        await self._journal.write([Write("reservation", f"{reservation.network}/{reservation.address}", encode(reservation))])
+    async def _record(self, reservation: Reservation, later: bool = False) -> None:
+        saving = self._journal.queue([Write("reservation", f"{reservation.network}/{reservation.address}", encode(reservation))])
+        if later:
+            self._saving[reservation.owner] = saving
+        else:
+            await saving
         self._held.setdefault(reservation.network, {})[reservation.address] = reservation
-
-    def _next_serial(self) -> int:
-        self._serial += 1
-        return self._serial
 
     def _lock(self, network: str) -> asyncio.Lock:
         return self._locks.setdefault(network, asyncio.Lock())
@@ -289,12 +297,12 @@ class Addresses:
         if not is_large(network):
             await self._return_empty(network, [])
             return
-        of_host, own = {self.tunnel_address(), self.encrypted_address()}, self._own_blocks(network.name)
+        of_host, own = {self.tunnel_address(), self.encrypted_address()}, self._own.of(network.name)
         kept = [block for block in own if of_pool(network, block) or block.cidr[0] in of_host]
         if len(kept) < len(own):  # the range was another one
             await self._return_empty(network, kept)
         async with self._lock(network.name):
-            own = [b for b in self._own_blocks(network.name) if b.purpose == "pool" and of_pool(network, b)]
+            own = [b for b in self._own.of(network.name) if b.purpose == "pool" and of_pool(network, b)]
             live = {a for a, r in self._held.get(network.name, {}).items() if r.live}
             spare = sum(1 for b in own if not any(a in b.cidr for a in live))
             # Before first use: the block to be used and the spare; later always one untouched block.
@@ -303,7 +311,7 @@ class Addresses:
 
     async def _return_empty(self, network: Network, kept: Collection[Block]) -> None:
         async with self._lock(network.name):
-            own = [block for block in self._own_blocks(network.name) if block not in kept]
+            own = [block for block in self._own.of(network.name) if block not in kept]
             held = self._held.get(network.name, {})
             taken = {b.cidr for b in self._view.snapshot.blocks.values() if b.network == network.name}
             scarce = next(free_blocks(network, taken), None) is None
@@ -327,7 +335,7 @@ class Addresses:
     async def _drop(self, block: Block) -> None:
         """Hold `block` no longer, and forget what its addresses are remembered for; live ones stay with their owners."""
         held = self._held.get(block.network, {})
-        gone = expire(held, [b.cidr for b in self._own_blocks(block.network) if b != block])
+        gone = expire(held, [b.cidr for b in self._own.of(block.network) if b != block])
         writes = [Write("block", record_key(block), None), *(Write("reservation", f"{r.network}/{r.address}", None) for r in gone)]
         await self._journal.write(writes)
         self._view.drop(block)
@@ -376,7 +384,7 @@ class Addresses:
 
     def bridge_block(self) -> Block | None:
         """The block of Docker's default bridge on this node, if leased."""
-        return next((b for b in self._own_blocks(self._default) if b.purpose == "bridge"), None)
+        return next((b for b in self._own.of(self._default) if b.purpose == "bridge"), None)
 
     def tunnel_address(self) -> IPv4Address | None:
         """The node's tunnel address: the first of its first default block."""
@@ -386,6 +394,6 @@ class Addresses:
     def encrypted_address(self) -> IPv4Address | None:
         """The host's own address in encrypted networks: the first of its first block of the first of them."""
         networks = self._view.snapshot.networks
-        own = (b for name in sorted(networks) if networks[name].encrypted for b in self._own_blocks(name))
+        own = (b for name in sorted(networks) if networks[name].encrypted for b in self._own.of(name))
         block = next((b for b in own if b.purpose == "pool" and b.cidr.network_address != networks[b.network].gateway), None)
         return block.cidr.network_address if block is not None else None

@@ -42,10 +42,16 @@ class Addressing:
         """See `Addresses.maintain`."""
         await self._blocks.maintain()
 
-    async def reserve(self, network: Network, owner: str, wanted: IPv4Address | None = None, asker: Asker = NOBODY) -> IPv4Interface:
-        """See `Operations.reserve`. Durable before it returns."""
+    async def saved(self, owner: str) -> None:
+        """See `Addresses.saved`."""
+        await self._blocks.saved(owner)
+
+    async def reserve(
+        self, network: Network, owner: str, wanted: IPv4Address | None = None, asker: Asker = NOBODY, *, later: bool = False
+    ) -> IPv4Interface:
+        """See `Operations.reserve`. Durable before it returns; if `later`, before `saved` does, which must be awaited."""
         if not network.by_dhcp:
-            return await self._blocks.reserve(network, owner, wanted, asker)
+            return await self._blocks.reserve(network, owner, wanted, asker, later=later)
         if not asker.mac:
             if wanted is None:
                 raise NotSupported(f"an address of network {network.name} for nobody: its DHCP server wants to know a MAC")

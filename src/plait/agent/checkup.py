@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -23,7 +22,7 @@ from plait.agent.journal import Journal, Write
 from plait.agent.view import View
 from plait.checks.scheduler import SLOW, Scheduler, Ticker
 from plait.model.discovery import Check, CheckDefinition, Status
-from plait.model.errors import Conflict, NotFound, NotSupported, PlaitError
+from plait.model.errors import Conflict, NotFound, NotSaved, NotSupported, PlaitError
 from plait.services.health import COMMAND_KINDS, RUN_KINDS, Result, Standing, advanced, clipped_note, refusal, ttl_expired
 from plait.store.codec import decode, encode
 
@@ -323,7 +322,7 @@ class Checkup:
             keys, self._unsaved = self._unsaved, {}
             try:
                 await self._journal.write([Write(_KIND, key, encode(self._live[key].check)) for key in keys])
-            except sqlite3.Error as error:
+            except NotSaved as error:
                 self._unsaved = keys | self._unsaved
                 log.warning("checks_not_saved", extra={"items": len(keys), "error": str(error)})
                 await asyncio.sleep(_RETRY_S)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 
 from plait.agent.journal import Journal, Write
+from plait.model.errors import NotSaved
 
 log = logging.getLogger("plait.catalog")
 BLOCK = 1024
@@ -57,7 +57,7 @@ class Indexes:
             self._covered, written = self._pending.popleft()
             try:
                 written.result()
-            except sqlite3.Error as error:
+            except NotSaved as error:
                 log.warning("indexes_not_saved", extra={"error": str(error)})
 
     def _reserve(self, index: int, block: int) -> None:
@@ -72,7 +72,7 @@ class Indexes:
         self._pending.clear()
         try:
             await self._journal.write([_ceiling(self._highest)])
-        except sqlite3.Error as error:
+        except NotSaved as error:
             log.warning("indexes_not_saved", extra={"error": str(error)})
 
 

@@ -13,6 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from plait.model.errors import NotSaved
+
 _SCHEMA = "CREATE TABLE IF NOT EXISTS doc (kind TEXT NOT NULL, id TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (kind, id)) WITHOUT ROWID"
 
 
@@ -26,7 +28,8 @@ class Write:
 
 
 class Journal:
-    """A durable map (kind, id) -> bytes. `write` returns after the disk has it; several writes of one call are atomic."""
+    """A durable map (kind, id) -> bytes. `write` returns after the disk has it; several writes of one call are atomic. Whatever waits for
+    the disk may raise NotSaved; the disk has nothing of that call then."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,17 +72,20 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def _apply(db: sqlite3.Connection, writes: Iterable[Write]) -> None:
-    db.execute("BEGIN IMMEDIATE")
     try:
+        db.execute("BEGIN IMMEDIATE")
         for write in writes:
             if write.body is None:
                 db.execute("DELETE FROM doc WHERE kind = ? AND id = ?", (write.kind, write.id))
             else:
                 db.execute("INSERT OR REPLACE INTO doc VALUES (?, ?, ?)", (write.kind, write.id, write.body))
         db.execute("COMMIT")
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(sqlite3.Error):
             db.execute("ROLLBACK")
+        if isinstance(error, sqlite3.Error):
+            path = db.execute("PRAGMA database_list").fetchone()[2]
+            raise NotSaved(f"the journal of this node, {path}, cannot be written: {error}; is the disk full, or read-only?") from error
         raise
 
 

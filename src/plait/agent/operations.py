@@ -143,6 +143,7 @@ class AgentOperations:
                     saved = self._journal.queue([Write("endpoint", endpoint.id, encode(endpoint))])
                     self._view.put(endpoint)
                 await self._plumbing.put(endpoint, before)
+                await self._addresses.saved(endpoint.id)
                 await saved
             except (PlaitError, OSError):
                 await self._remove(endpoint)
@@ -175,7 +176,7 @@ class AgentOperations:
             if known is None:
                 self._permit(network, asker, wanted)
             await self._adopt(request, wanted, request.endpoint)
-        reserved = await self._addresses.reserve(network, request.endpoint, wanted, asker)
+        reserved = await self._addresses.reserve(network, request.endpoint, wanted, asker, later=True)
         try:
             address6 = await self._design6(request, network, reserved.ip, wanted6, known is None)
             await self._addresses.check_free(network, asker.mac, (reserved.ip, address6) if known is None else ())

@@ -53,6 +53,10 @@ class KernelError(PlaitError):
         self.op, self.key, self.errno, self.detail = op, key, errno, detail
 
 
+class NotSaved(PlaitError):
+    """The disk refuses what a node must not forget. What needed it is undone."""
+
+
 class StoreUnavailable(PlaitError):
     """The shared state cannot be reached now. Retry; nothing was changed as far as is known."""
 
