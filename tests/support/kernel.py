@@ -155,7 +155,7 @@ OBJECTS: tuple[KernelObject, ...] = (
         (
             "ip6 saddr . ip6 daddr @same6 accept",
             "ip6 saddr @pools6 ip6 daddr != @pools6 drop",
-            'iifname "pl-*" ip6 saddr fd00:31::/64 ip6 daddr fd00:31::/64 notrack accept',
+            "ip6 saddr fd00:31::/64 ip6 daddr fd00:31::/64 notrack accept",
         ),
     ),
     NftChain(
@@ -210,7 +210,10 @@ def converge(kernel: Kernel, plan: Plan) -> int:
 
 
 def sh(command: str) -> str:
-    return subprocess.run(command, shell=True, check=True, capture_output=True, text=True).stdout
+    """What the command prints; a failure shows all that it said."""
+    done = subprocess.run(command, shell=True, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}: exit status {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
 
 
 def own_namespace() -> None:

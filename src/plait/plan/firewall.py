@@ -183,14 +183,16 @@ def _raw_chain(present: Sequence[Family], networks: Sequence[Network], policed: 
     most. Answers of published ports are tracked, because their addresses must be turned back, and those that a policy must know.
 
     A container must not reach the host's loopback, which route_localnet (published ports on 127.0.0.1) would allow.
+
+    What is not from one of plait's links is let go by the first look at its link: each costs as much as a lookup in a set.
     """
-    rules = [*_untracked(networks), 'iifname "pl-*" ip daddr 127.0.0.0/8 drop', *policed]
-    rules += [f'iifname "pl-*" {ip} saddr . meta l4proto . th sport @published{end} accept' for ip, _, end, _ in present]
+    rules = [*_untracked(networks), 'iifname != "pl-*" accept', "ip daddr 127.0.0.0/8 drop", *policed]
+    rules += [f"{ip} saddr . meta l4proto . th sport @published{end} accept" for ip, _, end, _ in present]
     for family in present:
         ip, subnets = family.ip, family.subnets(networks)
-        rules += [f'iifname "pl-*" {ip} saddr {subnet} {ip} daddr {subnet} notrack accept' for subnet in subnets[:_PLAIN_NETWORKS]]
+        rules += [f"{ip} saddr {subnet} {ip} daddr {subnet} notrack accept" for subnet in subnets[:_PLAIN_NETWORKS]]
         if len(subnets) > _PLAIN_NETWORKS:
-            rules.append(f'iifname "pl-*" {ip} saddr . {ip} daddr @same{family.end} notrack')
+            rules.append(f"{ip} saddr . {ip} daddr @same{family.end} notrack")
     return NftChain("raw", tuple(rules), "type filter hook prerouting priority raw; policy accept;")
 
 
@@ -281,7 +283,8 @@ def _forward(present: Sequence[Family], networks: Sequence[Network], hosts: Sequ
 def _encrypted_only(snapshot: Snapshot, encrypted: Sequence[Network]) -> list[KernelObject]:
     """What guards encrypted networks whatever else there is: their packets come from and go to their own containers, this host and the
     encrypted tunnel, nothing else. It stands before every other rule, address translation of published ports included; what it drops is
-    counted (`clear_drops`). By IPv6 the hosts' own addresses in these networks lie in no subnet, and are guarded by themselves."""
+    counted (`clear_drops`). Addresses come first: the tunnel's own packets have others, and each name of a link costs as much as a lookup.
+    By IPv6 the hosts' own addresses in these networks lie in no subnet, and are guarded by themselves."""
     enters, leaves = (" ".join(f'{direction}ifname != "{name}"' for name in _PROTECTED) for direction in "io")
     guarded = {family: frozenset(map(str, family.subnets(encrypted))) for family in families(encrypted)}
     if V6 in guarded:
@@ -290,10 +293,10 @@ def _encrypted_only(snapshot: Snapshot, encrypted: Sequence[Network]) -> list[Ke
     out: list[str] = []
     for ip, _, end, _ in guarded:
         into += [
-            f"{enters} {ip} saddr @encrypted{end} counter drop",
-            f"{enters} {ip} daddr @encrypted{end} fib daddr type != local counter drop",
+            f"{ip} saddr @encrypted{end} {enters} counter drop",
+            f"{ip} daddr @encrypted{end} {enters} fib daddr type != local counter drop",
         ]
-        out += [f"{leaves} {ip} daddr @encrypted{end} counter drop", f'oifname "pl-x*" {ip} saddr @encrypted{end} counter drop']
+        out += [f"{ip} daddr @encrypted{end} {leaves} counter drop", f'{ip} saddr @encrypted{end} oifname "pl-x*" counter drop']
     return [
         *(NftSet(f"encrypted{family.end}", family.type, found, ("interval",)) for family, found in guarded.items()),
         NftChain(CLEAR_IN, tuple(into), "type filter hook prerouting priority raw - 10; policy accept;"),
