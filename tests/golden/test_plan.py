@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 
 import pytest
@@ -255,6 +255,21 @@ LOCALS = {
     "limited": Local(fast_path=True, shortcut="eth0", limiting=Limiting(means=Means(True, True))),
     "two-tunnels": Local(fast_path=True, shortcut="eth0", underlay="eth0", software_checksums=frozenset({"pl-x7"})),
 }
+FOR_SOME = (ip_network("10.0.0.0/9"), ip_network("10.128.0.0/9"), ip_network("192.0.2.7"), ip_network("fd01::/16"))
+CASES["guarded"] = replace(  # the first for some, the second by NAT as well, the third for some of IPv6 alone; the host has a list too
+    CASES["dual"],
+    endpoints={
+        "e-both": replace(
+            BOTH,
+            ports=(
+                PortMapping("tcp", 8090, 80, sources=FOR_SOME),
+                PortMapping("udp", 5390, 53, A("198.18.0.1"), sources=FOR_SOME, hidden=True),
+                PortMapping("sctp", 8091, 81, A6("::"), told=True, sources=FOR_SOME[-1:]),
+            ),
+        )
+    },
+)
+LOCALS["guarded"] = Local(fast_path=True, clients=(ip_network("10.0.0.0/8"), ip_network("198.18.0.0/24")))
 CASES["encrypted"] = Snapshot(  # D cannot encrypt, C has a narrower link
     "A",
     1,

@@ -18,7 +18,7 @@ from tests.support.kernel import converge
 
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns
 from plait.kernel.linux.netns import in_thread, inside
-from plait.model.addr import IPAddress
+from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Block, Endpoint, Network, Node, PortMapping, Snapshot
 from plait.plan import Local, plan_node
 from plait.shaping import Limiting
@@ -56,10 +56,11 @@ BY_NAME = {e.name: e for e in ENDPOINTS}
 
 class Hosts:
     """Namespaces by name: the hosts "A" and "B", and the containers of `ENDPOINTS`. `fast`: the plans have the fast path, and the
-    `shortcut` of this link, and they know these limits (`limiting`)."""
+    `shortcut` of this link, and they know these limits (`limiting`) and clients of published ports (`clients`)."""
 
     def __init__(self, folder: Path, fast: bool, shortcut: str = "") -> None:
         self.fast, self.shortcut, self.limiting = fast, shortcut, Limiting()
+        self.clients: tuple[IPNetwork, ...] = ()
         self.paths = {name: folder / name for name in ("A", "B", *BY_NAME)}
         self.snapshot = Snapshot(
             "A",
@@ -89,7 +90,13 @@ class Hosts:
                         kernel,
                         plan_node(
                             replace(snapshot or self.snapshot, me=node),
-                            Local(gateway=gateway, fast_path=self.fast, shortcut=self.shortcut, limiting=self.limiting),
+                            Local(
+                                gateway=gateway,
+                                fast_path=self.fast,
+                                shortcut=self.shortcut,
+                                limiting=self.limiting,
+                                clients=self.clients,
+                            ),
                         ),
                     )
 

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from pathlib import Path
 
 import pytest
 from tests.kernel.test_datapath import ENDPOINTS, NETWORKS, NODES, WAIT_S, Hosts, counted
@@ -34,7 +36,14 @@ BY_NAME: Mapping[str, Endpoint] = {
 
 @pytest.fixture(scope="module", params=[False, True], ids=["slow", "fast"])
 def hosts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
-    made = Hosts(tmp_path_factory.mktemp("dual"), request.param)
+    with dual_hosts(tmp_path_factory.mktemp("dual"), request.param) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def dual_hosts(folder: Path, fast: bool) -> Iterator[Hosts]:
+    """Both with their plans, their networks and containers with an address of each family."""
+    made = Hosts(folder, fast)
     made.snapshot = replace(
         made.snapshot,
         networks={n.name: n for n in DUAL},

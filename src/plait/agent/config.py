@@ -17,7 +17,7 @@ from plait.agent.configvalues import Getter
 from plait.agent.dnssettings import KEYS as DNS_KEYS
 from plait.agent.dnssettings import DnsSettings, read_dns
 from plait.agent.ipamsettings import dhcp_timeout, forget_after
-from plait.model.addr import IPAddress
+from plait.model.addr import EitherNetwork, IPAddress
 from plait.model.errors import ConfigError
 from plait.services.registrator import Where, Which
 
@@ -100,6 +100,7 @@ class Config:
     reuse_after_s: float
     dhcp_timeout_s: float
     forget_after_s: float
+    clients: tuple[EitherNetwork, ...]
     log_level: str
     log_format: str
 
@@ -118,10 +119,7 @@ DNS_PORTS = (53, 8600)
 """Where DNS answers on loopback."""
 OPTIONS = (
     Option(
-        "node.name",
-        "text",
-        "the host name",
-        "Name of this node in the cluster. Used by `init` and `join` only; afterwards it is fixed.",
+        "node.name", "text", "the host name", "Name of this node in the cluster. Used by `init` and `join` only; afterwards it is fixed."
     ),
     Option(
         "node.address",
@@ -302,6 +300,9 @@ OPTIONS = (
         "0s",
         "How long a node may give no sign of life, and its host no echo, until this one removes it as `plait node rm` does; `0s`: never.",
     ),
+    Option(
+        "ports.from", "list of networks", "none", "Who but this host may come to published ports at all; `plait publish --from` narrows it."
+    ),
     Option("log.level", "debug, info, warning or error", "info", "Least level that is written."),
     Option("log.format", "text or json", "text", "Form of the log lines on standard error."),
 )
@@ -356,6 +357,7 @@ def parse_config(raw: Mapping[str, object], where: str) -> Config:
         forget_after_s=forget_after(get.duration("ipam.forget_after", "0s"), where),
         register_services=get.choice("services.register", ("off", "named", "published"), "named"),
         register_address=get.choice("services.address", ("container", "host"), "container"),
+        clients=get.networks("ports.from"),
         log_level=get.choice("log.level", ("debug", "info", "warning", "error"), "info"),
         log_format=get.choice("log.format", ("text", "json"), "text"),
     )

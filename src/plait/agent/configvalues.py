@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import TypeVar
 
-from plait.model.addr import IPAddress
+from plait.model.addr import EitherNetwork, IPAddress
 from plait.model.errors import ConfigError
 from plait.services.requests import duration_s
 
@@ -70,6 +70,19 @@ class Getter:
             return ip_address(self.text(key, ""))
         except ValueError as error:
             raise self._fail(key, "must be an IP address") from error
+
+    def networks(self, key: str) -> tuple[EitherNetwork, ...]:
+        """Of both families; a single address is one, too. () if nothing is said."""
+        value = self._flat.get(key)
+        if value is None:
+            return ()
+        try:
+            found = tuple(map(ip_network, value)) if isinstance(value, list) and all(isinstance(one, str) for one in value) else ()
+        except ValueError as error:
+            raise self._fail(key, f"must be a list of networks: {error}", 'write one like ["10.0.0.0/8", "fd00::/8"]') from error
+        if not found:
+            raise self._fail(key, "must be a list of networks that is not empty", 'write one like ["10.0.0.0/8", "fd00::/8"]')
+        return found
 
     def section(self, name: str, keys: frozenset[str]) -> dict[str, object]:
         """Those of `keys` that the section sets."""

@@ -139,6 +139,7 @@ class NodeLoops:
             moved=self._p.rotation.moved,
             leases=self._p.leases(),
             limiting=self._p.limits.limiting,
+            clients=self._p.config.clients,
             links=links_here() if any(child_of(n) or n.encrypted for n in snapshot.networks.values()) else frozenset(),
         )
         return plan_node(snapshot, local)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
-from plait.model.addr import AddressRange, EitherAddress, IPAddress, at_port, unique_local
+from plait.model.addr import AddressRange, EitherAddress, EitherNetwork, IPAddress, at_port, unique_local
 from plait.model.addr import Protocol as Protocol
 from plait.model.discovery import CatalogNode, Check
 from plait.model.leases import Leased
@@ -214,12 +214,16 @@ class Ghosts:
 @dataclass(frozen=True, slots=True)
 class PortMapping:
     """One published port: host side to container side. `host_ip` 0.0.0.0 means every address of the host, of both families where the
-    container has both; :: every one of IPv6."""
+    container has both; :: every one of IPv6. `told`: by command while the container ran, so that no engine knows of it. `sources`: who but
+    the host itself may come by it, () for everybody. `hidden` (NAT): it is the host's only way to the container's port."""
 
     proto: Protocol
     host_port: int
     container_port: int
     host_ip: EitherAddress = IPv4Address("0.0.0.0")
+    told: bool = False
+    sources: tuple[EitherNetwork, ...] = ()
+    hidden: bool = False
 
 
 def published_text(port: PortMapping) -> str:

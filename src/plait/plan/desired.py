@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IP
 
 from plait.backends import DIRECT, LAST_METRIC, LEAST_MTU6, Child, Path, Peer, backend_of, child_of, on_link
 from plait.ipam import image, image_block, stray_endpoints
-from plait.model.addr import IPAddress, mac_from_digest
+from plait.model.addr import IPAddress, IPNetwork, mac_from_digest
 from plait.model.cluster import GATEWAY_META, Block, Endpoint, Network, Node, Snapshot
 from plait.model.hostlinks import ChildLink, SwitchPort
 from plait.model.leases import Leased
@@ -43,7 +43,8 @@ class Local:
     what was measured of the way to other nodes (name -> bytes a packet may have), whether its kernel has IPv6, the link that carries the
     node's address, whether this host drops what comes from where it would not send to (rp_filter 1), the tunnel devices that must
     compute checksums themselves, which nodes are sent to by the spare encrypted tunnel (`rotation`), the links that it has, where networks
-    lie on them or are encrypted, the addresses that it has leased for networks, what it knows of limits."""
+    lie on them or are encrypted, the addresses that it has leased for networks, what it knows of limits, who may come to
+    published ports (() for everybody)."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
@@ -58,6 +59,7 @@ class Local:
     links: frozenset[str] = frozenset()
     leases: Mapping[str, HostLease] = field(default_factory=dict)
     limiting: Limiting = Limiting()
+    clients: tuple[IPNetwork, ...] = ()
 
 
 def carried(snapshot: Snapshot, network: Network, ipv6: bool) -> Network:
@@ -96,7 +98,7 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
         objects += endpoint_limits(member(snapshot, network), network, endpoint, local.limiting.of(endpoint, network))
     objects = [*spoken(objects, snapshot, exposed), *narrow_objects(sandboxes, snapshot.networks, peers, local.netns)]
     handed = [n for n in direct if not n.internal and any(map(_hands_on, peers[n.name]))] if local.underlay and not local.gateway else []
-    objects += firewall_objects(snapshot, networks, local.gateway, handed, local.underlay, bool(direct), policies)
+    objects += firewall_objects(snapshot, networks, local.gateway, handed, local.underlay, bool(direct), policies, local.clients)
     objects += direct_objects(direct, local.underlay, policies)
     objects += host_lease_objects(networks, local.leases)
     objects += handed_objects((n for n in direct if local.gateway and not n.internal), local.underlay)

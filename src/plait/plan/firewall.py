@@ -8,18 +8,19 @@ length decides each packet. Rules are spelled as `nft -s list table` prints them
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, collapse_addresses
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from typing import TypeVar
 
 from plait.backends import Peer, backend_of, child_of, has_tunnel
+from plait.model.addr import IPNetwork
 from plait.model.cluster import Endpoint, Network, Snapshot
 from plait.model.hostlinks import Key
 from plait.model.objects import PREFIX, HookRule, KernelObject, NftChain, NftSet, Plan
 from plait.plan.dual import V4, V6, Family, families
 from plait.plan.policy import policy_objects, tracked
+from plait.plan.ports import client_sets, hidden_chain, inbound, outbound, port_sets
 from plait.policy.compile import Compiled
 
-ANY = IPv4Address("0.0.0.0")
 CLEAR_IN, CLEAR_OUT = "clear_in", "clear_out"
 """Chains that drop and count packets of encrypted networks that are not."""
 _PROTECTED = ("pl-e*", "pl-wg*", "lo")
@@ -44,10 +45,11 @@ def firewall_objects(
     underlay: str,
     direct: bool = False,
     policies: Compiled = _NO_POLICIES,
+    clients: Sequence[IPNetwork] = (),
 ) -> list[KernelObject]:
     """Chains, sets and maps of the table, and the rules in Docker's documented hook that let overlay traffic pass its FORWARD policy.
     `handed`: networks for which a gateway on the link `underlay` hands on what comes from outside; `direct`: whether hosts send to
-    containers by that link; `policies`: what they want of this node."""
+    containers by that link; `policies`: what they want of this node; `clients`: who may come to published ports, () for everybody."""
     own = [e for e in snapshot.endpoints.values() if e.node == snapshot.me and e.network in snapshot.networks]
     present = families(networks)
     objects: list[KernelObject] = [_set for family in present for _set in _sets(family, snapshot, networks)]
@@ -57,6 +59,8 @@ def firewall_objects(
     objects += [
         *port_objects(own, networks, policies),
         *policy_objects(policies, present),
+        *client_sets(present, clients),
+        *_published(present, clients),
         *_chains(present, networks, closed, hosts, gateway),
     ]
     objects.append(NftChain("raw_output", _untracked(networks), "type filter hook output priority raw; policy accept;"))
@@ -141,41 +145,13 @@ def _sets(family: Family, snapshot: Snapshot, networks: Sequence[Network]) -> li
 def port_objects(endpoints: Iterable[Endpoint], networks: Iterable[Network], policies: Compiled = _NO_POLICIES) -> list[KernelObject]:
     """What depends on the published ports of this node's endpoints: a publication changes elements of sets and maps alone, for which the
     kernel waits for nobody (to replace a chain takes it 7-20 ms, measured); the first and the last workload that `policies` select change
-    the chain `raw`. Networks on a link of the host have none."""
+    the chain `raw`, the first and the last one by NAT the chain `hidden`. Networks on a link of the host have none."""
     networks = sorted((n for n in networks if child_of(n) is None), key=lambda n: n.name)
     publishing = [e for e in endpoints if e.ports]
     present = families(networks)
     raw = _raw_chain(present, networks, tracked(policies, present))
-    return [*(obj for family in present for obj in _port_sets(family, publishing)), raw]
-
-
-def _port_sets(family: Family, endpoints: Iterable[Endpoint]) -> list[KernelObject]:
-    exact: set[str] = set()
-    wildcard: set[str] = set()
-    hairpin: set[str] = set()
-    published: set[str] = set()
-    for endpoint in endpoints:
-        address = family.address(endpoint)
-        if address is None:
-            continue
-        for port in endpoint.ports:
-            target = f"{address} . {port.container_port}"
-            if port.host_ip in (ANY, family.anywhere):
-                wildcard.add(f"{port.proto} . {port.host_port} : {target}")
-            elif port.host_ip.version == family.anywhere.version:
-                exact.add(f"{port.host_ip} . {port.proto} . {port.host_port} : {target}")
-            else:
-                continue
-            published.add(f"{address} . {port.proto} . {port.container_port}")
-        hairpin.add(f"{address} . {address}")
-    kind, end = family.type, family.end
-    target_type = f"{kind} . inet_service"
-    return [
-        NftSet(f"ports{end}", f"{kind} . inet_proto . inet_service : {target_type}", frozenset(exact), kind="map"),
-        NftSet(f"ports_any{end}", f"inet_proto . inet_service : {target_type}", frozenset(wildcard), kind="map"),
-        NftSet(f"hairpin{end}", f"{kind} . {kind}", frozenset(hairpin)),
-        NftSet(f"published{end}", f"{kind} . inet_proto . inet_service", frozenset(published)),
-    ]
+    sets = (obj for family in present for obj in port_sets(family, publishing))
+    return [*sets, hidden_chain(present, publishing), raw]
 
 
 def _raw_chain(present: Sequence[Family], networks: Sequence[Network], policed: Sequence[str]) -> NftChain:
@@ -206,11 +182,9 @@ def _untracked(networks: Iterable[Network]) -> tuple[str, ...]:
 def _chains(
     present: Sequence[Family], networks: Sequence[Network], closed: Sequence[str], hosts: Sequence[str], gateway: bool
 ) -> list[KernelObject]:
-    publish, masquerade = _publish(present), [rule for family in present for rule in _masquerade(family)]
+    masquerade = [rule for family in present for rule in _masquerade(family)]
     forward = (*closed, *_forward(present, networks, hosts, gateway))
     return [
-        NftChain("prerouting", publish, "type nat hook prerouting priority dstnat; policy accept;"),
-        NftChain("output", publish, "type nat hook output priority -100; policy accept;"),
         NftChain("postrouting", tuple(masquerade), "type nat hook postrouting priority srcnat; policy accept;"),
         NftChain("forward", forward, "type filter hook forward priority filter; policy accept;"),
     ]
@@ -220,15 +194,11 @@ def _tunnelled(networks: Iterable[Network]) -> bool:
     return any(has_tunnel(backend_of(network)) for network in networks)
 
 
-def _publish(present: Sequence[Family]) -> tuple[str, ...]:
-    """A host's ::1 is left out: what comes from there never leaves the host (IPv6 has no route_localnet), so it is refused at once, and
-    who asked for `localhost` goes on to 127.0.0.1."""
-    rules: list[str] = []
-    for family in present:
-        ip, end, where = family.ip, family.end, "" if family is V4 else "ip6 daddr != ::1 "
-        rules.append(f"dnat {ip} to {ip} daddr . meta l4proto . th dport map @ports{end}")
-        rules.append(f"{where}fib daddr type local dnat {ip} to meta l4proto . th dport map @ports_any{end}")
-    return tuple(rules)
+def _published(present: Sequence[Family], clients: Sequence[IPNetwork]) -> list[KernelObject]:
+    return [
+        NftChain("prerouting", inbound(present, clients), "type nat hook prerouting priority dstnat; policy accept;"),
+        NftChain("output", outbound(present), "type nat hook output priority -100; policy accept;"),
+    ]
 
 
 def _masquerade(family: Family) -> list[str]:
