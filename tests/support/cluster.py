@@ -23,6 +23,7 @@ from plait.agent.kernelwork import KernelWork, PassReport
 from plait.agent.limits import LimitBook
 from plait.agent.networks import Networks
 from plait.agent.operations import AgentOperations
+from plait.agent.publications import Publications
 from plait.agent.publisher import Publisher
 from plait.agent.view import View
 from plait.ipam import NamedRange
@@ -73,6 +74,7 @@ class FakeNode:
         parts = self.view, self.journal, self.work, self.addressing, self.networks
         limiting = lambda: self.book.limiting  # noqa: E731
         self.ops = AgentOperations(*parts, self._settled, self.full_pass, self._fast_path, limiting)
+        self.publications = Publications(self.view, self.ops, self.full_pass)
         self.following = Following(self.view, self.leases, self.ops, self.health, self._readdress)
         self.leases.recover()
         self._task = asyncio.create_task(self._run())

@@ -20,7 +20,9 @@ from plait.client.admin import AdminClient, AgentNotRunning, Refused
 from plait.ipam import PoolChange
 from plait.model import errors
 from plait.model.addr import parse_range
+from plait.model.cluster import PortMapping
 from plait.model.limits import Limit, Limits
+from plait.model.ports import parse_held
 from plait.model.requests import NetworkRequest, NewSandbox
 from plait.serve.admin import AdminServer
 
@@ -127,6 +129,20 @@ CALLS: list[tuple[Callable[[AdminClient], object], tuple[Any, ...]]] = [
     ),
     (lambda c: c.unset_limits("a/b", "me&sh"), ("unset_limits", "a/b", "me&sh")),
     (lambda c: c.unset_limits("web", ""), ("unset_limits", "web", "")),
+    (
+        lambda c: c.publish("a/b", ["8080:80", "53/udp"], "mesh", ["10.0.0.0/8"], True),
+        (
+            "publish",
+            "a/b",
+            "mesh",
+            [
+                PortMapping("tcp", 8080, 80, told=True, sources=(IPv4Network("10.0.0.0/8"),), hidden=True),
+                PortMapping("udp", 0, 53, told=True, sources=(IPv4Network("10.0.0.0/8"),), hidden=True),
+            ],
+        ),
+    ),
+    (lambda c: c.unpublish("a/b", ["[::]:80", "9/udp"], "m"), ("unpublish", "a/b", "m", [parse_held("[::]:80"), parse_held("9/udp")])),
+    (lambda c: c.unpublish("web"), ("unpublish", "web", "", [])),
     (lambda c: c.ps(), ("ps",)),
     (lambda c: c.plan(), ("plan", False)),
     (lambda c: c.plan(diff=True), ("plan", True)),

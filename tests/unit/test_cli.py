@@ -639,6 +639,25 @@ def test_a_limit_is_set_and_taken_back(capsys: pytest.CaptureFixture[str]) -> No
     assert status == 2 and "say what to limit" in err
 
 
+def test_ports_are_published_and_given_up_and_told_one_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    client = Canned(containers_web_ports=["0.0.0.0:8080->80/tcp", "0.0.0.0:33000->53/udp"])
+    done = run(
+        capsys, client, "publish", "web", "8080:80", "53/udp", "--from", "10.0.0.0/8", "--from", "fd00::/8", "--nat", "--network", "m"
+    )
+    assert done == (0, "0.0.0.0:8080->80/tcp\n0.0.0.0:33000->53/udp\n", "")
+    assert run(capsys, client, "publish", "web", "80")[0] == 0
+    assert run(capsys, client, "unpublish", "web", "127.0.0.1:8080", "9/udp", "--network", "m")[0] == 0
+    assert run(capsys, client, "unpublish", "web")[0] == 0
+    assert client.asked == [
+        ("POST", "containers/web/ports", {"network": "m", "ports": ["8080:80", "53/udp"], "from": ["10.0.0.0/8", "fd00::/8"], "nat": True}),
+        ("POST", "containers/web/ports", {"network": "", "ports": ["80"], "from": [], "nat": False}),
+        ("DELETE", "containers/web/ports?network=m&port=127.0.0.1%3A8080&port=9%2Fudp", None),
+        ("DELETE", "containers/web/ports?network=", None),
+    ]
+    status, _, err = run(capsys, client, "publish", "web")
+    assert status == 2 and "PORT" in err
+
+
 def test_limits_at_the_start_are_labels_and_of_networks_options(capsys: pytest.CaptureFixture[str]) -> None:
     client = Canned(sandboxes={"name": "job"}, networks={"name": "mesh", "subnet": "10.29.0.0/16"}, networks_mesh=[])
     run(capsys, client, "run", "--name", "job", "--label", "a=b", "--limit-in", "10M", "--limit-out", "5M")

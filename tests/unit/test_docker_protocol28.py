@@ -32,7 +32,8 @@ async def test_a_sequence_is_answered_and_leaves_nothing(file: Path, tmp_path: P
     await plugin.start(tmp_path / "p.sock")
 
     async def ports() -> list[str]:
-        return [f"{published_text(port)} of {e.address}" for e in ops.attached.values() for port in e.ports]
+        found = [(e.address6 if port.host_ip.version == 6 else e.address, port) for e in ops.attached.values() for port in e.ports]
+        return [f"{published_text(port)} of {address}" for address, port in found]
 
     async with dockerd(tmp_path / "p.sock") as docker:
 

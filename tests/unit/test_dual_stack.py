@@ -19,7 +19,6 @@ from tests.support.consulapi import Cuttable
 
 from plait.agent import reports
 from plait.agent.ports import assign_ports, listener
-from plait.agent.sandboxes import parse_ports
 from plait.dns import message as m
 from plait.dns.records import reverse_zones
 from plait.dns.zone import Zone
@@ -33,6 +32,7 @@ from plait.model.cluster import Block, Container, Endpoint, Instance, Network, N
 from plait.model.discovery import LAN4, LAN6
 from plait.model.errors import ConfigError, Conflict, NotSupported, PlaitError, PortInUse
 from plait.model.objects import Op, WireguardPeer
+from plait.model.ports import parse_ports
 from plait.plan import network_mtu
 from plait.runtimes.api import AttachRequest, NetworkRequest, paired
 from plait.serve.dns_responder import Counters, Responder

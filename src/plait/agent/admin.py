@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -24,18 +24,20 @@ from plait.agent.keys import rotate_key
 from plait.agent.limits import LimitBook
 from plait.agent.operations import AgentOperations
 from plait.agent.policies import Policies
+from plait.agent.publications import Publications
 from plait.agent.removal import forget_node
-from plait.agent.sandboxes import Sandboxes, SandboxRequest, parse_ports
+from plait.agent.sandboxes import Sandboxes, SandboxRequest
 from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
 from plait.ipam import PoolChange, Reservation
 from plait.ipam.merge import VERSION, ClusterExport, conflicts, export
-from plait.model.cluster import Endpoint, Network, published_text
+from plait.model.cluster import Endpoint, Network, PortMapping, published_text
 from plait.model.errors import ConfigError, Conflict, NotFound
 from plait.model.limits import Limits
 from plait.model.objects import Plan
 from plait.model.policyreport import AppliedRow, NamespaceRow, PolicyRow, PolicyTest, PolicyView
+from plait.model.ports import HostPorts, parse_ports
 from plait.model.report import (
     ClashRow,
     ContainerRow,
@@ -71,6 +73,7 @@ class AdminParts:
     ops: AgentOperations
     sandboxes: Sandboxes
     limits: LimitBook
+    publications: Publications
     work: KernelWork
     health: Health
     underlay: Underlay
@@ -210,6 +213,12 @@ class AgentAdmin:
 
     async def hide(self, network: str) -> None:
         await self._p.exposures.hide(network)
+
+    async def publish(self, container: str, network: str, ports: Sequence[PortMapping]) -> list[str]:
+        return await self._p.publications.publish(container, network, ports)
+
+    async def unpublish(self, container: str, network: str, held: Sequence[HostPorts]) -> list[str]:
+        return await self._p.publications.unpublish(container, network, held)
 
     async def limits(self) -> list[LimitRow]:
         return self._p.limits.rows()

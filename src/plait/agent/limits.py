@@ -12,6 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
+from plait.agent.called import called_here, is_called
 from plait.agent.journal import Journal, Write
 from plait.agent.kernelwork import PassReport
 from plait.agent.view import View
@@ -28,8 +29,6 @@ from plait.store.codec import decode, encode
 
 log = logging.getLogger("plait.limits")
 _KIND = "limit"
-_ID_CHARACTERS = 12
-"""So many of a container's id name it, as engines show it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ class LimitBook:
         """From now on these hold of the container (its name, or the beginning of its id), on `network` or ("") all of its networks; a
         direction of which nothing is said stays as it is. Durable, and in force when it returns. NotFound, NotSupported; KernelError if the
         kernel refused it, then it is tried again at every pass."""
-        found = self._named(container, network)
+        found = called_here(self._view.snapshot, container, network, "set its limit")
         for endpoint in found:
             self._permit(endpoint, limits)
         merged = [Kept(*known_as(e), limits.over(self.limiting.told_of(e))) for e in found]
@@ -76,7 +75,7 @@ class LimitBook:
 
     async def forget(self, container: str, network: str) -> None:
         """What was told of the container holds no longer, whether it runs or not; what its labels and networks say does. NotFound."""
-        names = {known_as(e)[1] for e in self._own() if _is_called(e, container)} | {container}
+        names = {known_as(e)[1] for e in self._own() if is_called(e, container)} | {container}
         gone = [one for one in self._kept.values() if one.name in names and network in ("", one.network)]
         if not gone:
             on = f" on network {network!r}" if network else ""
@@ -97,19 +96,6 @@ class LimitBook:
         for key, error in failed.items():
             if key[1] in touched:
                 raise error
-
-    def _named(self, container: str, network: str) -> list[Endpoint]:
-        """This node's endpoints of the container. NotFound says where it is."""
-        called = [e for e in self._view.snapshot.endpoints.values() if _is_called(e, container) and network in ("", e.network)]
-        own = [e for e in called if e.node == self._view.me]
-        if own:
-            return sorted(own, key=lambda e: e.network)
-        on = f" on network {network!r}" if network else " on a network of plait's"
-        where = ", ".join(sorted({e.node for e in called}))
-        raise NotFound(
-            f"this host has no container {container!r}{on}: "
-            + (f"it runs on {where}, set its limit there" if where else "`plait ps` lists what runs where")
-        )
 
     def _permit(self, endpoint: Endpoint, limits: Limits) -> None:
         """NotSupported if the endpoint cannot be held to that."""
@@ -188,11 +174,6 @@ def _check_place(network: Network, runtime: str, limits: Limits) -> None:
             f"limits of a container of network {network.name}: it is on the link {network.options.get('parent', '')} by itself, and "
             f"nothing of it lies on the host; limit it on the switch, or use a network of another backend"
         )
-
-
-def _is_called(endpoint: Endpoint, container: str) -> bool:
-    by_id = len(container) >= _ID_CHARACTERS and endpoint.container.startswith(container)
-    return bool(container) and (endpoint.name == container or by_id)
 
 
 def _lacking(directions: Iterable[str]) -> str:

@@ -29,6 +29,7 @@ from plait.agent.view import View
 from plait.ipam import Asker, PoolChange, Reservation, check_overlaps, held_by, origin, origin_of, taken
 from plait.model.cluster import Container, Endpoint, Network, PortMapping
 from plait.model.errors import Conflict, NotFound, NotSupported, PlaitError
+from plait.model.ports import labelled, same_place
 from plait.plan import carried, guarded
 from plait.plan.desired import local_ports
 from plait.plan.shortcut import FastPath
@@ -138,7 +139,7 @@ class AgentOperations:
             try:
                 async with self._ports_lock if request.ports else contextlib.nullcontext():
                     if request.ports:
-                        endpoint = replace(endpoint, ports=await self._assign(endpoint, request.ports))
+                        endpoint = replace(endpoint, ports=await self._assign(endpoint, _besides_told(endpoint, request.ports)))
                     before = self._own()
                     saved = self._journal.queue([Write("endpoint", endpoint.id, encode(endpoint))])
                     self._view.put(endpoint)
@@ -247,19 +248,39 @@ class AgentOperations:
     # --- published ports
 
     async def publish(self, endpoint: str, ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
+        """What its engine wants of it; what was published by command stays."""
         async with self._lock(endpoint):
-            known = self._find(endpoint)
-            if known is None:
-                raise NotFound(f"cannot publish ports of endpoint {endpoint}: this node has no such endpoint")
-            return (await self._publish(known, ports)).ports
+            known = self._publishing(endpoint)
+            published = await self._publish(known, _besides_told(known, ports))
+            return tuple(port for port in published.ports if not port.told)
 
     async def unpublish(self, endpoint: str) -> None:
+        """Of what its engine asked for nothing is published any more."""
         async with self._lock(endpoint):
             known = self._find(endpoint)
             if known is not None and known.ports:
                 before = self._own()
-                await self._remember(replace(known, ports=()))
+                await self._remember(replace(known, ports=tuple(port for port in known.ports if port.told)))
                 await self._plumbing.ports_changed(before)
+
+    async def change_ports(self, endpoint: str, change: Callable[[Endpoint], Sequence[PortMapping]]) -> tuple[Endpoint, Endpoint]:
+        """Let it publish what `change` makes of it, durably and for whoever asks what runs; how it was and how it is. The kernel is the
+        caller's. NotFound, NotSupported, PortInUse."""
+        async with self._lock(endpoint):
+            known = self._publishing(endpoint)
+            async with self._ports_lock:
+                changed = replace(known, ports=await self._assign(known, change(known)))
+                await self._remember(changed)
+            mine = [c for c in self._view.snapshot.containers.values() if c.node == self._view.me and c.runtime == known.runtime]
+            if self._view.reported(known.runtime):
+                await self.report(known.runtime, [_with_ports(container, known, changed) for container in mine])
+            return known, changed
+
+    def _publishing(self, endpoint: str) -> Endpoint:
+        known = self._find(endpoint)
+        if known is None:
+            raise NotFound(f"cannot publish ports of endpoint {endpoint}: this node has no such endpoint")
+        return known
 
     async def _publish(self, endpoint: Endpoint, wanted: Sequence[PortMapping]) -> Endpoint:
         async with self._ports_lock:
@@ -276,6 +297,7 @@ class AgentOperations:
         """`wanted` with host ports that are free; NotSupported if there can be none. To be called, and its result
         remembered, under the lock of ports."""
         check_ports(self._network(endpoint.network), wanted)
+        wanted = labelled(wanted, endpoint.labels)
         candidates: list[int] = []
         if any(not port.host_port for port in wanted):
             candidates = list(ephemeral_range())
@@ -325,6 +347,19 @@ class AgentOperations:
     async def _lock(self, endpoint: str) -> AsyncIterator[None]:
         async with self._locks.setdefault(endpoint, asyncio.Lock()):
             yield
+
+
+def _besides_told(endpoint: Endpoint, ports: Sequence[PortMapping]) -> list[PortMapping]:
+    """What an engine asks for, and what was published by command."""
+    told = [port for port in endpoint.ports if port.told]
+    return [*(port for port in ports if not port.told and not any(same_place(port, other) for other in told)), *told]
+
+
+def _with_ports(container: Container, before: Endpoint, after: Endpoint) -> Container:
+    """What its engine told of the container, if the endpoint is its own."""
+    if container.id != after.container or container.shares:
+        return container
+    return replace(container, ports=(*(port for port in container.ports if port not in before.ports), *after.ports))
 
 
 def _fields(endpoint: Endpoint) -> dict[str, str]:

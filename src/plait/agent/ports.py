@@ -12,7 +12,7 @@ from pathlib import Path
 from plait.kernel.linux.sockets import Waiting, waiting_sockets
 from plait.model.addr import IPAddress, at_port
 from plait.model.cluster import Endpoint, PortMapping, Snapshot, clash
-from plait.model.errors import NotSupported, PortInUse
+from plait.model.errors import ConfigError, NotSupported, PortInUse
 
 ANY = IPv4Address("0.0.0.0")
 _Taken = dict[tuple[str, int], list[tuple[PortMapping, Endpoint]]]
@@ -36,6 +36,7 @@ def assign_ports(
     for other in others:
         for held in other.ports:
             taken.setdefault((held.proto, held.host_port), []).append((held, other))
+    _check_apart(wanted)
     pool = iter(candidates)
     result: list[PortMapping] = []
     for port in wanted:
@@ -48,7 +49,7 @@ def assign_ports(
             _check(port, endpoint, taken)
             result.append(port)
             continue
-        given = {(p.proto, p.host_port) for p in result}
+        given = {(p.proto, p.host_port) for p in (*result, *wanted)}
         free = next(
             (
                 n
@@ -63,13 +64,23 @@ def assign_ports(
     return tuple(result)
 
 
+def _check_apart(wanted: Sequence[PortMapping]) -> None:
+    """ConfigError if one host port were to lead to two ports of a container."""
+    leads: dict[tuple[str, IPAddress, int], int] = {}
+    for port in (p for p in wanted if p.host_port):
+        first = leads.setdefault((port.proto, port.host_ip, port.host_port), port.container_port)
+        if first != port.container_port:
+            at = f"{at_port(port.host_ip, port.host_port)}/{port.proto}"
+            raise ConfigError("port", at, f"would lead to {first} and to {port.container_port}", "choose another host port for one of them")
+
+
 def _check(port: PortMapping, endpoint: Endpoint, taken: _Taken) -> None:
     what = f"cannot publish {at_port(port.host_ip, port.host_port)}/{port.proto}"
     held = taken.get((port.proto, port.host_port), ())
     holder = next((other for its, other in held if clash(its, other, port, endpoint)), None)
     if holder is not None:
         who = holder.name or holder.id
-        raise PortInUse(f"{what}: the port is published for {who!r} already; choose another host port or remove that container")
+        raise PortInUse(f"{what}: the port is published for {who!r} already; choose another host port, or `plait unpublish` that one")
     process = listener(port.proto, port.host_port, port.host_ip)
     if process is not None:
         raise PortInUse(f"{what}: {process} listens on that port of this host; choose another host port or stop that program")

@@ -153,28 +153,38 @@ def _block_row(snapshot: Snapshot, block: Block) -> BlockRow:
 
 def port_rows(snapshot: Snapshot) -> list[PortRow]:
     """Ports that plait publishes, and those that an engine publishes itself (Docker's on its own bridge)."""
-    rows = [_port_row(e.node, e.name or e.id, e.network, port, str(e.address)) for e in snapshot.endpoints.values() for port in e.ports]
+    published = ((endpoint, port) for endpoint in snapshot.endpoints.values() for port in endpoint.ports)
+    rows = [_port_row(e.node, e.name or e.id, e.runtime, e.network, port, _reached(e, port)) for e, port in published]
     ours = {(row["node"], row["proto"], row["host_port"]) for row in rows}
     for container in snapshot.containers.values():
         address = next(iter(container.addresses.items()), ("", ""))
         rows += [
-            _port_row(container.node, container.name, address[0], port, str(address[1]))
+            _port_row(container.node, container.name, container.runtime, address[0], port, str(address[1]))
             for port in container.ports
             if port.host_port and (container.node, port.proto, port.host_port) not in ours
         ]
     return sorted(rows, key=lambda r: (r["node"], r["host_port"], r["proto"]))
 
 
-def _port_row(node: str, container: str, network: str, port: PortMapping, address: str) -> PortRow:
+def _reached(endpoint: Endpoint, port: PortMapping) -> str:
+    """The address that the port leads to: that of its family."""
+    return str(endpoint.address6 if port.host_ip.version == 6 else endpoint.address)
+
+
+def _port_row(node: str, container: str, runtime: str, network: str, port: PortMapping, address: str) -> PortRow:
     return {
         "node": node,
         "container": container,
+        "runtime": runtime,
         "network": network,
         "proto": port.proto,
         "host_ip": str(port.host_ip),
         "host_port": port.host_port,
         "address": address,
         "container_port": port.container_port,
+        "by": "command" if port.told else "engine",
+        "sources": list(map(str, port.sources)),
+        "nat": port.hidden,
     }
 
 

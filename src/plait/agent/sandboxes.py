@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from plait.agent.journal import Journal, Write
@@ -287,26 +287,3 @@ def _start_time(pid: int) -> int:
 def _check_name(name: str) -> None:
     if not 0 < len(name) <= 63 or not _NAME_CHARACTERS.issuperset(name) or not name[0].isalnum():
         raise ConfigError("name", name, "is not possible", "use letters, digits, _ . and -, at most 63, first a letter or digit")
-
-
-def parse_ports(texts: Sequence[str]) -> tuple[PortMapping, ...]:
-    """`[ADDRESS:][HOST:]CONTAINER[/PROTO]` as Docker spells it, an IPv6 address in brackets -> mappings; host port 0 or absent = any free
-    one."""
-    return tuple(_parse_port(text) for text in texts)
-
-
-def _parse_port(text: str) -> PortMapping:
-    spec, _, proto = text.partition("/")
-    inside, bracket, rest = spec.removeprefix("[").partition("]")  # an IPv6 address has colons of its own
-    parts = [inside, *rest.split(":")[1:]] if spec.startswith("[") and bracket else spec.split(":")
-    if not 1 <= len(parts) <= 3 or proto not in ("", "tcp", "udp", "sctp"):
-        raise ConfigError("port", text, "is not [ADDRESS:][HOST:]CONTAINER[/tcp|udp|sctp]")
-    try:
-        container = int(parts[-1])
-        host = int(parts[-2] or 0) if len(parts) > 1 else 0
-        address = ip_address(parts[0]) if len(parts) == 3 else IPv4Address(0)
-    except ValueError as error:
-        raise ConfigError("port", text, f"is not [ADDRESS:][HOST:]CONTAINER[/tcp|udp|sctp]: {error}") from error
-    if not 0 < container < 65536 or not 0 <= host < 65536:
-        raise ConfigError("port", text, "names a port outside 1 to 65535")
-    return PortMapping("udp" if proto == "udp" else "sctp" if proto == "sctp" else "tcp", host, container, address)

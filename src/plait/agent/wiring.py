@@ -42,6 +42,7 @@ from plait.agent.networks import Networks
 from plait.agent.node import LEASE_TTL_S, NodeLoops, Parts
 from plait.agent.operations import AgentOperations
 from plait.agent.policies import Policies
+from plait.agent.publications import Publications
 from plait.agent.publisher import Publisher
 from plait.agent.ranges import RangesFile
 from plait.agent.reconciler import Reconciler
@@ -322,6 +323,7 @@ class _Wiring:
             ops=self.ops,
             sandboxes=self.sandboxes,
             limits=self.limits,
+            publications=Publications(self.view, self.ops, self.reconciler.once),
             work=self.work,
             health=self.health,
             underlay=self.underlay,

@@ -89,7 +89,7 @@ def ports(client: AdminClient, as_json: bool) -> None:
         show_json(rows)
         return
     show_table(
-        ("NODE", "HOST", "PROTO", "CONTAINER", "NETWORK", "TO"),
+        ("NODE", "HOST", "PROTO", "CONTAINER", "NETWORK", "TO", "FROM", "NAT", "BY"),
         (
             (
                 r["node"],
@@ -97,7 +97,10 @@ def ports(client: AdminClient, as_json: bool) -> None:
                 r["proto"],
                 r["container"],
                 r["network"],
-                f"{r['address']}:{r['container_port']}",
+                at_port(r["address"], r["container_port"]),
+                ",".join(r.get("sources", ())),
+                "yes" if r.get("nat") else "",
+                r.get("by", ""),
             )
             for r in rows
         ),

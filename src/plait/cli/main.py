@@ -30,6 +30,8 @@ COMMANDS: Mapping[str, str] = {
     "node": "plait.cli.listing",
     "ps": "plait.cli.listing",
     "ports": "plait.cli.listing",
+    "publish": "plait.cli.publish",
+    "unpublish": "plait.cli.publish",
     "limit": "plait.cli.limit",
     "ipam": "plait.cli.ipam",
     "plan": "plait.cli.listing",

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from plait.model.errors import PlaitError
 from plait.model.policyreport import AppliedRow, NamespaceRow, PolicyRow, PolicyTest, PolicyView
@@ -170,6 +170,16 @@ class AdminClient:
 
     def ports(self) -> list[PortRow]:
         return cast(list[PortRow], self._call("GET", "ports"))
+
+    def publish(self, container: str, ports: Sequence[str], network: str = "", sources: Sequence[str] = (), nat: bool = False) -> list[str]:
+        """`ports` as Docker spells them; `network` "": by whichever it answers; `sources`: who but the host may come. As published."""
+        body = {"network": network, "ports": list(ports), "from": list(sources), "nat": nat}
+        return cast(list[str], self._call("POST", f"containers/{quote(container, '')}/ports", body))
+
+    def unpublish(self, container: str, ports: Sequence[str] = (), network: str = "") -> list[str]:
+        """`ports` by their host side; none: all that were published by command. What is published no longer."""
+        query = urlencode([("network", network), *(("port", port) for port in ports)])
+        return cast(list[str], self._call("DELETE", f"containers/{quote(container, '')}/ports?{query}"))
 
     def limits(self) -> list[LimitRow]:
         return cast(list[LimitRow], self._call("GET", "limits"))

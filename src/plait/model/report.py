@@ -172,16 +172,21 @@ class JoinView(TypedDict):
 
 
 class PortRow(TypedDict):
-    """A published port of one container."""
+    """A published port of one container. `by`: its engine, or a command while it ran. `sources`: who but the host may come, [] for
+    everybody. `nat`: the host reaches the container's port by this one alone."""
 
     node: str
     container: str
+    runtime: str
     network: str
     proto: str
     host_ip: str
     host_port: int
     address: str
     container_port: int
+    by: Literal["engine", "command"]
+    sources: list[str]
+    nat: bool
 
 
 class ContainerRow(TypedDict):

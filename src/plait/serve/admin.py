@@ -14,6 +14,7 @@ import json
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from http import HTTPStatus
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
@@ -38,6 +39,7 @@ from plait.model.errors import (
 )
 from plait.model.limits import UNSAID, WORDS, limits_of
 from plait.model.policy import LAST_PORT
+from plait.model.ports import parse_held, parse_ports, parse_sources
 from plait.model.requests import NetworkRequest, NewSandbox
 from plait.serve.admin_backend import AdminBackend
 from plait.serve.jsonbody import read_body
@@ -192,6 +194,7 @@ class _Routes:
             "networks/*/reservations": {"POST": self.reserve_address, "DELETE": self.unreserve_address},
             "networks/*/exposure": {"POST": self.expose, "DELETE": self.hide},
             "networks/*": {"GET": self.network, "PUT": self.change_network, "DELETE": self.remove_network},
+            "containers/*/ports": {"POST": self.publish, "DELETE": self.unpublish},
             "limits/*": {"PUT": self.set_limits, "DELETE": self.unset_limits},
             "policies/*": {"GET": self.policy, "DELETE": self.remove_policy},
             "policy-test": {"POST": self.test_policy},
@@ -300,6 +303,18 @@ class _Routes:
     async def hide(self, call: _Call) -> Answer:
         await self._backend.hide(call.name)
         return _done()
+
+    async def publish(self, call: _Call) -> Answer:
+        body = read_body(call.body, "network", "ports", "from", "nat")
+        sources, hidden = parse_sources(body.texts("from")), body.flag("nat")
+        wanted = [replace(port, told=True, sources=sources, hidden=hidden) for port in parse_ports(body.texts("ports"))]
+        if not wanted:
+            raise ConfigError("ports", None, "is missing", "name at least one")
+        return _json(await self._backend.publish(call.name, body.text("network", ""), wanted), 201)
+
+    async def unpublish(self, call: _Call) -> Answer:
+        held = [parse_held(text) for text in call.query.get("port", [])]
+        return _json(await self._backend.unpublish(call.name, call.query.get("network", [""])[-1], held))
 
     async def set_limits(self, call: _Call) -> Answer:
         body = read_body(call.body, "network", *WORDS)

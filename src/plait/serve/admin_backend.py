@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address
 from typing import Protocol
 
 from plait.ipam import PoolChange
+from plait.model.cluster import PortMapping
 from plait.model.limits import Limits
 from plait.model.policyreport import AppliedRow, NamespaceRow, PolicyRow, PolicyTest, PolicyView
+from plait.model.ports import HostPorts
 from plait.model.report import (
     ClashRow,
     ContainerRow,
@@ -113,6 +115,15 @@ class AdminBackend(Protocol):
 
     async def hide(self, network: str) -> None:
         """Take that address away. Idempotent; NotFound if there is no such network."""
+        ...
+
+    async def publish(self, container: str, network: str, ports: Sequence[PortMapping]) -> list[str]:
+        """Publish ports of a container of this host besides those that it publishes; as people write them, in force when it returns.
+        `network` "": by whichever it answers. PortInUse names the holder."""
+        ...
+
+    async def unpublish(self, container: str, network: str, held: Sequence[HostPorts]) -> list[str]:
+        """Give up these publications of it, or (none given) all that were made by command; as people write them. NotFound."""
         ...
 
     async def limits(self) -> list[LimitRow]:

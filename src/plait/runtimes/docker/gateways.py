@@ -28,16 +28,19 @@ def shared(endpoint: Endpoint, wanted: Iterable[Wanted], siblings: Iterable[Endp
     """What `endpoint` is to publish of `wanted`, and what `siblings`, by id, are to publish from then on, where that is less than now."""
     wanted = _kept(endpoint, wanted)
     less: dict[str, list[PortMapping]] = {}
-    for sibling in (e for e in siblings if e.ports):
+    for sibling in siblings:
+        mine = [port for port in sibling.ports if not port.told]
+        if not mine:
+            continue
         if endpoint.address6 is not None and sibling.address6 is None:
             wanted = [(six, last) for port, last in wanted if (six := _only6(port)) is not None]
         else:
             asked = {(port.proto, port.container_port) for port, _ in wanted}
-            rest = [port for port in sibling.ports if (port.proto, port.container_port) not in asked]
+            rest = [port for port in mine if (port.proto, port.container_port) not in asked]
             if endpoint.address6 is None and sibling.address6 is not None:
-                moved = (port for port in sibling.ports if (port.proto, port.container_port) in asked)
+                moved = (port for port in mine if (port.proto, port.container_port) in asked)
                 rest += [six for port in moved if (six := _only6(port)) is not None]
-            if rest != list(sibling.ports):
+            if rest != mine:
                 less[sibling.id] = rest
     return wanted, less
 
