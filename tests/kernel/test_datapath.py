@@ -137,12 +137,14 @@ class Hosts:
     def udp(self, where: str) -> socket.socket:
         return self.socket(where, kind=socket.SOCK_DGRAM)
 
-    def socket(self, where: str, family: int = socket.AF_INET, wait_s: float = WAIT_S, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    def socket(
+        self, where: str, family: int = socket.AF_INET, wait_s: float = WAIT_S, kind: int = socket.SOCK_STREAM, protocol: int = 0
+    ) -> socket.socket:
         """A socket, of TCP unless `kind` says another, of that namespace: it stays there whoever uses it."""
 
         def work() -> socket.socket:
             with self.paths[where].open() as file, inside(file.fileno()):
-                return socket.socket(family, kind)
+                return socket.socket(family, kind, protocol)
 
         sock = in_thread(work)
         sock.settimeout(wait_s)

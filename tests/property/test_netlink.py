@@ -10,7 +10,7 @@ from ipaddress import IPv4Network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plait.kernel.linux import fdb, link, netlink, route, tc
+from plait.kernel.linux import conntrack, fdb, link, netlink, route, tc
 from plait.kernel.linux.nftscript import parse_table
 from plait.model.addr import IPAddress
 from plait.model.objects import ROUTE_PROTOCOL, Route
@@ -33,6 +33,7 @@ def test_any_datagram(data: bytes) -> None:
 def test_any_body(data: bytes) -> None:
     for decode in (
         link.decode_link,
+        conntrack.decode_flow,
         lambda d: route.decode_addr(d, NAMES),
         lambda d: route.decode_route(d, NAMES),
         lambda d: route.decode_neigh(d, NAMES),

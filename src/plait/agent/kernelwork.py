@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from plait.kernel.api import Kernel, Op, Result
 from plait.kernel.dryrun import DryRunKernel
 from plait.model.errors import KernelError
+from plait.model.flows import PortRule
 from plait.model.hostlinks import Key
 from plait.model.objects import KernelObject, Plan
 from plait.plan import guards_of
+from plait.plan.flows import changed_ports
 from plait.reconcile import diff, order
 from plait.services.figures import Summary
 
@@ -92,7 +94,10 @@ class KernelWork:
             owned = await loop.run_in_executor(self._thread, kernel.owned, frozenset(asked))
             wanted = plan()
         ops = order(diff(wanted, owned, may_delete))
-        return wanted, ops, await loop.run_in_executor(self._thread, kernel.apply, ops) if ops else Result()
+        result = await loop.run_in_executor(self._thread, kernel.apply, ops) if ops else Result()
+        if rules := _turned(ops, result, wanted):
+            await loop.run_in_executor(self._thread, _forget_flows, kernel, rules)
+        return wanted, ops, result
 
     async def put(
         self, objects: Sequence[KernelObject], old: Sequence[KernelObject | None] = (), gone: Sequence[KernelObject] = ()
@@ -101,17 +106,36 @@ class KernelWork:
         the first KernelError."""
         before = [*old, *([None] * (len(objects) - len(old)))]
         puts = [Op("put", new, previous) for new, previous in zip(objects, before, strict=True) if new != previous]
-        await self._apply([*(Op("del", None, obj) for obj in gone), *puts])
+        await self._apply([*(Op("del", None, obj) for obj in gone), *puts], {obj.key: obj for obj in objects})
 
-    async def _apply(self, ops: Sequence[Op]) -> None:
+    async def _apply(self, ops: Sequence[Op], now: Plan) -> None:
+        """Connections of before are looked through when the caller goes on already."""
+        loop = asyncio.get_running_loop()
         async with self._door:
-            result = await asyncio.get_running_loop().run_in_executor(self._thread, self._kernel.apply, ops)
+            result = await loop.run_in_executor(self._thread, self._kernel.apply, ops)
+            if rules := _turned(ops, result, now):
+                loop.run_in_executor(self._thread, _forget_flows, self._kernel, rules)
         for error in result.failed.values():
             raise error
 
     def close(self) -> None:
         self._thread.shutdown()
         self._kernel.close()
+
+
+def _turned(ops: Sequence[Op], result: Result, now: Plan) -> list[PortRule]:
+    """Ports of the host at which connections may be that would lead elsewhere if they began now. `now` has all that is published, if any of
+    that was changed."""
+    return changed_ports([op for op in ops if op.key not in result.failed], now)
+
+
+def _forget_flows(kernel: Kernel, rules: Sequence[PortRule]) -> None:
+    try:
+        forgotten = kernel.forget_flows(rules)
+    except KernelError as error:
+        log.warning("flows_kept", extra={"error": str(error)})
+    else:
+        log.debug("flows_forgotten", extra={"flows": forgotten})
 
 
 def _probes(plan: Plan) -> Iterable[Key]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from plait.model.errors import KernelError
+from plait.model.flows import PortRule
 from plait.model.hostlinks import ChildLink, Key, VlanLink
 from plait.model.objects import KernelObject, Op, VxlanLink
 
@@ -41,6 +42,10 @@ class Kernel(Protocol):
     def apply(self, ops: Sequence[Op]) -> Result:
         """Perform `ops` in the given order; operations on the nft table form one transaction, after the others. Idempotent. Whatever
         goes wrong is in the result, nothing is raised."""
+        ...
+
+    def forget_flows(self, rules: Sequence[PortRule]) -> int:
+        """Have the kernel forget tracked connections that are stale by any of `rules`; returns how many. KernelError."""
         ...
 
     def watch(self) -> AsyncIterator[str]:

@@ -16,6 +16,7 @@ from plait.kernel.linux.bridge import QUERY_RESPONSE
 from plait.kernel.linux.nftscript import script_of
 from plait.kernel.linux.sysctl import OPEN6
 from plait.model.addr import at_port
+from plait.model.flows import PortRule
 from plait.model.hostlinks import ChildLink, Key, SwitchPort, VlanLink
 from plait.model.inside import Inside6
 from plait.model.objects import (
@@ -77,6 +78,9 @@ class DryRunKernel:
         accepted = [op for op in ops if op.key not in result.failed]
         self._batches.append(sorted(accepted, key=lambda op: op.key[0] == "nft"))
         return result
+
+    def forget_flows(self, rules: Sequence[PortRule]) -> int:
+        return 0
 
     def watch(self) -> AsyncIterator[str]:
         return self._kernel.watch()

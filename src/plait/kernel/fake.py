@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 from plait.kernel.image import KernelImage
+from plait.model.flows import PortRule
 from plait.model.hostlinks import Key
 from plait.model.objects import HookRule, KernelObject, Op
 
@@ -26,6 +27,7 @@ class FakeKernel(KernelImage):
         super().__init__()
         self.hooks = set(hooks)
         self.writes = 0
+        self.flow_rules: list[PortRule] = []
         self._failures: dict[Key, int] = {}
         self._events: asyncio.Queue[str] = asyncio.Queue()
 
@@ -52,6 +54,11 @@ class FakeKernel(KernelImage):
             if key[0] == "hook" and (key[1], key[2], key[3]) not in self.hooks:
                 held[key] = HookRule(key[1], key[2], key[3], key[4])
         return held
+
+    def forget_flows(self, rules: Sequence[PortRule]) -> int:
+        """Nothing is ever tracked here; the rules are noted."""
+        self.flow_rules += rules
+        return 0
 
     async def watch(self) -> AsyncIterator[str]:
         while True:

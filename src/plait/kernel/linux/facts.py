@@ -13,6 +13,7 @@ from pathlib import Path
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux import route as routes
+from plait.kernel.linux.conntrack import forget_flows
 from plait.kernel.linux.devices import index_of
 from plait.kernel.linux.foreign import Guards, foreign_drops, foreign_guards
 from plait.kernel.linux.nft import counted, open_nft
@@ -21,6 +22,8 @@ from plait.kernel.linux.wgdevice import Device
 from plait.kernel.linux.wireguard import Wireguard
 from plait.model.addr import IPAddress
 from plait.model.cluster import HostRange
+from plait.model.errors import KernelError
+from plait.model.flows import PortRule
 from plait.model.objects import PREFIX, Addr
 
 STATE_DIR = Path("/var/lib/plait")
@@ -48,6 +51,14 @@ class HostFacts:
         """Those of the host's links that are not plait's."""
         with contextlib.closing(nl.NetlinkSocket()) as sock:
             return routes.dump_addrs(sock, {f.index: f.name for f in links.dump_links(sock) if not f.name.startswith(PREFIX)})
+
+    def forget_flows(self, rules: Sequence[PortRule]) -> int:
+        """See `kernel.api.Kernel`."""
+        try:
+            return forget_flows(rules, _every_address)
+        except BROKEN as error:
+            number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
+            raise KernelError("forget", "tracked connections", number, str(error)) from error
 
     def strict_sources(self, dev: str) -> bool:
         """Whether new links, or `dev`, drop what comes from where they would not send to (ip-sysctl: rp_filter 1, where the greater of
@@ -79,3 +90,10 @@ class HostFacts:
     def counted(self, chains: Sequence[str]) -> int:
         """Packets that the counters in these chains of our table have counted."""
         return counted(open_nft(), chains)
+
+
+def _every_address() -> frozenset[IPAddress]:
+    """Of this host, those on links of plait's included."""
+    with contextlib.closing(nl.NetlinkSocket()) as sock:
+        found = routes.dump_addrs(sock, {f.index: f.name for f in links.dump_links(sock)})
+    return frozenset(addr.address.ip for addr in found)
