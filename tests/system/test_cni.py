@@ -314,6 +314,10 @@ def test_a_podman_container_is_published_named_and_keeps_its_address(lab: Lab, p
         podman("run", "-d", "--name", "db", "--network", "mesh", "--ip", "10.29.0.99", "--mac-address", "02:11:22:33:44:55", "nginx")
         assert "Welcome" in page(lab, "A", "http://www/", "podman", "exec", "db")
         assert "10.29.0.99/32" in podman("exec", "db", "ip", "-4", "addr")
+        assert lab.run("A", "plait", "publish", "db", "8081:80").stdout == "0.0.0.0:8081->80/tcp\n"
+        assert "Welcome" in page(lab, "B", f"http://{lab.address('A')}:8081/"), "and by command while it runs"
+        lab.run("A", "plait", "unpublish", "db", "8081")
+        assert [row["host_port"] for row in shown(lab, "A", "ports")] == [8080]
         podman("restart", "-t", "0", "web")
         assert running(lab, "A")["web"] == {"mesh": address} and "Welcome" in page(lab, "B", f"http://{lab.address('A')}:8080/")
         podman("network", "connect", "red", "web")
