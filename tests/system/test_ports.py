@@ -223,3 +223,17 @@ def test_a_drop_rule_of_the_host_for_what_it_forwards_holds(lab: Lab) -> None:
         finally:
             lab.run("A", "nft", "delete", "table", "inet", "own")
     assert gets(lab, "B", url)
+
+
+def test_rules_of_the_host_that_do_not_see_its_published_ports_are_named(lab: Lab) -> None:
+    said = lambda: lab.run("A", "plait", "status", check=False).stdout  # noqa: E731
+    lab.run("A", "plait", "publish", "web", "8080:80")
+    chain = "add chain inet own c { type filter hook input priority filter; }"
+    lab.run("A", "nft", "-f", "-", text=f"add table inet own\n{chain}\nadd rule inet own c iifname eth0 tcp dport 8080 drop\n")
+    try:
+        until("it is named", lambda: "ports-past-input" in said(), 10)
+        assert "0.0.0.0:8080->80/tcp of web" in said()
+        lab.run("A", "plait", "publish", "web", "8080:80", "--from", "203.0.113.0/24")
+        until("it is for some by now", lambda: "ports-past-input" not in said(), 10)
+    finally:
+        lab.run("A", "nft", "delete", "table", "inet", "own")

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from plait.kernel.linux.foreign import guards
+from plait.agent.firewall import past_input
+from plait.kernel.linux.foreign import Guards, guards
 
 DOCKER = """table ip filter {
 	chain DOCKER {
@@ -86,3 +87,47 @@ def test_tables_that_may_drop_what_is_forwarded(listing: str, found: list[str]) 
 )
 def test_tables_that_may_drop_what_is_received(listing: str, found: list[str]) -> None:
     assert guards(listing).received == set(found)
+
+
+JUMPING = """table inet admin {
+	chain in {
+		type filter hook input priority filter; policy accept;
+		iifname "eth0" jump closed
+	}
+
+	chain closed {
+		tcp dport 8080 %s
+	}
+
+	chain fw {
+		type filter hook forward priority filter; policy accept;
+		ip saddr 192.0.2.7 drop
+	}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("listing", "found"),
+    [
+        (DOCKER % "ip saddr 10.28.0.5 counter packets 0 bytes 0 drop" + NAT, []),
+        (ADMIN % ("input", "accept", "tcp dport 8080 drop"), ["inet admin"]),
+        (ADMIN % ("input", "drop", "tcp dport 22 accept"), ["inet admin"]),
+        (ADMIN % ("input", "accept", "tcp dport 8080 counter"), []),
+        (ADMIN % ("forward", "drop", ""), []),
+        (JUMPING % "drop", ["inet admin"]),
+        (JUMPING % "accept", []),
+    ],
+)
+def test_tables_that_keep_some_from_the_host_itself(listing: str, found: list[str]) -> None:
+    assert guards(listing).own == set(found)
+
+
+def test_ports_that_are_open_past_such_a_table_are_named() -> None:
+    closed = guards(JUMPING % "drop")
+    assert past_input(closed, []) == {} == past_input(Guards(), ["0.0.0.0:80->80/tcp of web"])
+    assert past_input(closed, ["0.0.0.0:80->80/tcp of web"]) == {
+        "inet admin": "table inet admin drops some of what this host receives, and does not see what goes to published ports: "
+        "0.0.0.0:80->80/tcp of web"
+    }
+    assert past_input(closed, list("abcdefg"))["inet admin"].endswith("a, b, c, d, e and 2 more")

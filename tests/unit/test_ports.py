@@ -249,6 +249,7 @@ async def test_those_who_ask_what_runs_learn_of_it(tmp_path: Path) -> None:
         assert rows == {"web": ["0.0.0.0:8080->80/tcp"], "x": [], "y": []}
         (row,) = reports.port_rows(node.view.snapshot)
         assert (row["runtime"], row["by"], row["sources"], row["nat"]) == ("sandbox", "command", ["10.0.0.0/8"], True)
+        assert reports.open_ports(node.view.snapshot) == []
         await node.publications.unpublish("web", "", [])
         assert all(not row["ports"] for row in reports.container_rows(node.view.snapshot)) and not reports.port_rows(node.view.snapshot)
 
@@ -269,3 +270,10 @@ def test_a_free_port_is_none_that_is_asked_for_beside_it() -> None:
     snapshot = Snapshot("A", 1)
     free, fixed = assign_ports([PortMapping("tcp", 0, 80), PortMapping("tcp", 8080, 81)], endpoint, snapshot, [8080, 8081])
     assert (free.host_port, fixed.host_port) == (8081, 8080)
+
+
+async def test_ports_that_are_open_to_everybody_are_those_without_sources_that_others_reach(tmp_path: Path) -> None:
+    async with a_node(tmp_path) as node:
+        local, narrow = told("127.0.0.1:81:80"), told("82:80", sources=parse_sources(["10.0.0.0/8"]))
+        await node.publications.publish("web", "", [told("80:80"), local, narrow])
+        assert reports.open_ports(node.view.snapshot) == ["0.0.0.0:80->80/tcp of web"]

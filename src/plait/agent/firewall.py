@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What rules of other programs mean for this node: which of plait's short ways may be used, and which chains stop what is forwarded.
 
-Data in: the tables of others (`kernel.linux.foreign`). Data out: `Firewall.fast_path` for the plan, the condition `firewall-drops`.
+Data in: the tables of others (`kernel.linux.foreign`). Data out: `Firewall.fast_path` for the plan, the conditions
+`firewall-drops` and `ports-past-input`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from plait.agent.health import Health
 from plait.agent.underlay import Underlay
@@ -23,14 +24,25 @@ log = logging.getLogger("plait.node")
 _APART_S = 0.2
 """Least time between two looks at the rules of others: an engine changes its own many times in a moment."""
 _LONGEST_S = 5.0
+_SHOWN = 5
+"""So many ports a condition names."""
 
 
 class Firewall:
-    """`wanted` is the option `node.fast_path`, `able` says what the kernel can do by now."""
+    """`wanted` is the option `node.fast_path`, `able` says what the kernel can do by now, `open_ports` which published ports are for
+    everybody."""
 
-    def __init__(self, kernel: LinuxKernel, underlay: Underlay, health: Health, wanted: bool, able: Callable[[], frozenset[str]]) -> None:
+    def __init__(
+        self,
+        kernel: LinuxKernel,
+        underlay: Underlay,
+        health: Health,
+        wanted: bool,
+        able: Callable[[], frozenset[str]],
+        open_ports: Callable[[], Sequence[str]],
+    ) -> None:
         self._kernel, self._underlay, self._health = kernel, underlay, health
-        self._wanted, self._able = wanted, able
+        self._wanted, self._able, self._open_ports = wanted, able, open_ports
         self._dirty = asyncio.Event()
         self._guards: Guards | None = None
 
@@ -64,7 +76,19 @@ class Firewall:
             if await self.look():
                 changed()
             self._health.replace("firewall-drops", await asyncio.to_thread(self._kernel.foreign_drops))
+            self._health.replace("ports-past-input", past_input(self._guards or Guards(), self._open_ports()))
             await asyncio.sleep(_APART_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LONGEST_S):
                     await self._dirty.wait()
+
+
+def past_input(guards: Guards, open_ports: Sequence[str]) -> dict[str, str]:
+    """What to say of each table that keeps some from the host itself: what goes to a container is forwarded, and not seen there."""
+    if not open_ports:
+        return {}
+    shown = ", ".join(open_ports[:_SHOWN]) + (f" and {len(open_ports) - _SHOWN} more" if len(open_ports) > _SHOWN else "")
+    return {
+        table: f"table {table} drops some of what this host receives, and does not see what goes to published ports: {shown}"
+        for table in guards.own
+    }

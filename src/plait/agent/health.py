@@ -123,6 +123,12 @@ REGISTRY: dict[str, Condition] = {
             "Insert the two rules that are named there, in the place where that firewall keeps its own rules; plait does not touch it.",
         ),
         Condition(
+            "ports-past-input",
+            "warning",
+            "Published ports are open to everybody, and a firewall of this host does not see that",
+            "Say who may come: `ports.from` in /etc/plait/plait.toml, `plait publish --from`, the label plait.ports.from.",
+        ),
+        Condition(
             "policy-unenforced",
             "error",
             "A policy selects containers whose packets this host does not see",

@@ -30,7 +30,7 @@ from plait.agent.policing import UNENFORCED, Gaps
 from plait.agent.publisher import Publisher
 from plait.agent.ranges import DIFFER, MISPLACED, differing, digest, misplaced
 from plait.agent.reconciler import Reconciler
-from plait.agent.reports import merged_meta, strays
+from plait.agent.reports import merged_meta, open_ports, strays
 from plait.agent.rotation import Rotation
 from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
@@ -108,8 +108,13 @@ class NodeLoops:
         self._bridge_settled = not parts.config.docker_bridge
         """Whether dockerd, when it starts now, finds what there is to say of its default bridge."""
         self._capabilities = parts.capabilities
-        self.firewall = Firewall(parts.kernel, parts.underlay, parts.health, parts.config.fast_path, lambda: self._capabilities)
+        self.firewall = Firewall(
+            parts.kernel, parts.underlay, parts.health, parts.config.fast_path, lambda: self._capabilities, self._open_ports
+        )
         parts.view.subscribe(self._on_view)
+
+    def _open_ports(self) -> list[str]:
+        return [] if self._p.config.clients else open_ports(self._p.view.snapshot)
 
     def _on_view(self, kinds: frozenset[str]) -> None:
         if kinds & _NAMED:

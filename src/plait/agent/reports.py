@@ -166,6 +166,17 @@ def port_rows(snapshot: Snapshot) -> list[PortRow]:
     return sorted(rows, key=lambda r: (r["node"], r["host_port"], r["proto"]))
 
 
+def open_ports(snapshot: Snapshot) -> list[str]:
+    """This host's published ports that others than the host reach, whoever they are."""
+    own = sorted((e for e in snapshot.endpoints.values() if e.node == snapshot.me), key=lambda e: e.id)
+    return [
+        f"{published_text(port)} of {endpoint.name or endpoint.id}"
+        for endpoint in own
+        for port in endpoint.ports
+        if not port.sources and not port.host_ip.is_loopback
+    ]
+
+
 def _reached(endpoint: Endpoint, port: PortMapping) -> str:
     """The address that the port leads to: that of its family."""
     return str(endpoint.address6 if port.host_ip.version == 6 else endpoint.address)

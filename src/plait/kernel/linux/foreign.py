@@ -20,6 +20,8 @@ _TABLE = re.compile(r"^table (ip|inet|netdev) (\S+) \{\n(.*?)^\}$", re.MULTILINE
 _CHAINS = re.compile(r"^\tchain (\S+) (\{.*?^\t\})", re.MULTILINE | re.DOTALL)
 _PASSED_BY = re.compile(r"type filter hook (?:prerouting|forward|postrouting) ")
 _RECEIVED_BY = re.compile(r"type filter hook (?:ingress|prerouting|input) ")
+_INPUT = re.compile(r"type filter hook input ")
+_JUMPS = re.compile(r"\b(?:jump|goto) (\S+)")
 _DROPS = re.compile(r"\b(?:drop|reject|queue|DROP|REJECT|NFQUEUE)\b")
 _DOCKERS = re.compile(r"DOCKER(?:-ISOLATION-STAGE-\d|-INGRESS|-FORWARD|-CT|-BRIDGE|-INTERNAL)?")
 _LEGACY = Path("/proc/thread-self/net/ip_tables_names")
@@ -39,16 +41,18 @@ def dropping_chains(listing: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Guards:
-    """Tables of others ("family table") whose rules may drop something: what passes through the host, what the host receives."""
+    """Tables of others ("family table") whose rules may drop something: what passes through the host, what the host receives, of the
+    latter what is for itself alone (hook input)."""
 
     passing: frozenset[str] = frozenset()
     received: frozenset[str] = frozenset()
+    own: frozenset[str] = frozenset()
 
 
 def guards(listing: str) -> Guards:
     """From what nft prints of tables. Docker's own rules are none: they drop nothing of ours (its FORWARD policy is drop, and ours stand in
     its hook)."""
-    passing, received = set(), set()
+    passing, received, own = set(), set(), set()
     for table, chains in _foreign_tables(listing):
         rules = any(_DROPS.search(_rules(text)) for name, text in chains.items() if not _DOCKERS.fullmatch(name))
         policies = any(_CHAIN.search(f"chain {name} {text}") and _HOOK not in text for name, text in chains.items())
@@ -57,7 +61,21 @@ def guards(listing: str) -> Guards:
         closed = any(map(_CLOSED.search, chains.values()))
         if any(_RECEIVED_BY.search(text) for text in chains.values()) and (rules or closed):
             received.add(table)
-    return Guards(frozenset(passing), frozenset(received))
+        if any(_CLOSED.search(text) or _DROPS.search(_rules(text)) for text in _from_input(chains)):
+            own.add(table)
+    return Guards(frozenset(passing), frozenset(received), frozenset(own))
+
+
+def _from_input(chains: dict[str, str]) -> list[str]:
+    """Texts of the chains of a table that a packet for the host itself may meet, by jumps too."""
+    todo = [name for name, text in chains.items() if _INPUT.search(text)]
+    seen: dict[str, str] = {}
+    while todo:
+        name = todo.pop()
+        if name in chains and name not in seen:
+            seen[name] = chains[name]
+            todo += _JUMPS.findall(chains[name])
+    return list(seen.values())
 
 
 def _foreign_tables(listing: str) -> Iterator[tuple[str, dict[str, str]]]:
@@ -84,7 +102,7 @@ def foreign_guards(nft: Nft) -> Guards:
         legacy = {f"iptables-legacy {name}" for name in _LEGACY.read_text().split() if name != "nat"}
     except OSError:
         legacy = set()
-    return Guards(found.passing | legacy, found.received | legacy)
+    return Guards(found.passing | legacy, found.received | legacy, found.own)
 
 
 def foreign_drops(nft: Nft) -> dict[str, str]:
