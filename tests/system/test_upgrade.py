@@ -11,7 +11,7 @@ from tests.support.upgrade import Traffic, client, restart
 from plait.lab.lab import Lab
 from plait.lab.process import until
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(120), pytest.mark.alone]
 HOSTS = "ABC"
 PAIRS = ("AB", "BC", "CA")
 NETWORKS = {"wrapped": {}, "mixed": {"backend": "hybrid"}, "sealed": {"backend": "wireguard"}, "bridged": {"model": "sandbox"}}
