@@ -22,7 +22,7 @@ from plait.plan.shortcut import FastPath
 
 log = logging.getLogger("plait.node")
 _APART_S = 0.2
-"""Least time between two looks at the rules of others: an engine changes its own many times in a moment."""
+"""Least time between two looks at the rules of others: many attaches change our own table in a moment."""
 _LONGEST_S = 5.0
 _SHOWN = 5
 """So many ports a condition names."""
@@ -56,7 +56,7 @@ class Firewall:
         return FastPath(True, self._underlay.link if SHORTCUT in able and not guards.received else "")
 
     def changed(self) -> None:
-        """Somebody changed an nft table of others."""
+        """Somebody, perhaps this agent, changed an nft table."""
         self._dirty.set()
 
     async def look(self) -> bool:

@@ -37,11 +37,11 @@ class Reconciler:
         may_delete: Callable[[], bool],
         health: Health,
         on_link: Callable[[], None],
-        on_rules: Callable[[], None],
+        on_nft: Callable[[], None],
         on_route: Callable[[], None],
     ) -> None:
         self._kernel, self._work, self._plan = kernel, work, plan
-        self._may_delete, self._health, self._on_link, self._on_rules = may_delete, health, on_link, on_rules
+        self._may_delete, self._health, self._on_link, self._on_nft = may_delete, health, on_link, on_nft
         self._on_route = on_route
         self._dirty = asyncio.Event()
         self._first = asyncio.Event()
@@ -94,6 +94,6 @@ class Reconciler:
                 self._moved = True
             if word in ("link", "addr", "route", "overrun"):
                 self._on_route()
-            if word in ("rules", "overrun"):
-                self._on_rules()
+            if word in ("nft", "overrun"):
+                self._on_nft()
             self._dirty.set()

@@ -49,8 +49,7 @@ class Kernel(Protocol):
         ...
 
     def watch(self) -> AsyncIterator[str]:
-        """Yield a word for every foreign or own change worth a pass ("link", "addr", "route", "neigh", "tc", "nft", "rules" of
-        others, "overrun"). Never returns."""
+        """Yield a word for every foreign or own change worth a pass ("link", "addr", "route", "neigh", "nft"). Never returns."""
         ...
 
     def capabilities(self) -> frozenset[str]:

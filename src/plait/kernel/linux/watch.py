@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernel events as words: rtnetlink and nftables multicast groups -> "link", "addr", "route", "neigh", "tc", "nft" (our own
-tables), "rules" (tables of others), "overrun".
+"""Kernel events as words: rtnetlink and nftables multicast groups -> "link", "addr", "route", "neigh", "tc", "nft",
+"overrun".
 
 Only that something changed matters: the pass that follows reads the truth. Words that wait already are not repeated. What the
 kernel learns by itself of neighbours on containers' links is no event: a busy host has much a second.
@@ -15,10 +15,10 @@ import socket
 from collections.abc import AsyncIterator
 
 from plait.kernel.linux.fdb import is_static_row
-from plait.kernel.linux.netlink import NETLINK_NETFILTER, NetlinkParseError, each_attr, parse_messages, text_of
+from plait.kernel.linux.netlink import NETLINK_NETFILTER, NetlinkParseError, parse_messages
 from plait.kernel.linux.route import neighbour_index
 from plait.kernel.linux.tc import link_index
-from plait.model.objects import NFT_TABLE, PREFIX
+from plait.model.objects import PREFIX
 
 _RTMGRP_LINK, _RTMGRP_NEIGH, _RTMGRP_TC, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE = 0x1, 0x4, 0x8, 0x10, 0x40
 _RTMGRP_IPV6_IFADDR, _RTMGRP_IPV6_ROUTE = 0x100, 0x400
@@ -26,11 +26,6 @@ _ROUTE_GROUPS = (
     _RTMGRP_LINK | _RTMGRP_NEIGH | _RTMGRP_TC | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV4_ROUTE | _RTMGRP_IPV6_IFADDR | _RTMGRP_IPV6_ROUTE
 )
 _NFNLGRP_NFTABLES = 7
-_NFGENMSG_BYTES = 4
-_NFTA_TABLE = 1
-"""The table of a chain, rule, set, element, object or flowtable, and the name of a table itself. The end of a transaction
-(NFT_MSG_NEWGEN) has a number in its place. Source: include/uapi/linux/netfilter/nf_tables.h."""
-_NFT_MSG_NEWGEN = 15
 _RECV_BYTES = 64 * 1024
 _READS_AT_ONCE = 64
 _ROUTE_WORDS = {
@@ -70,7 +65,7 @@ def read_words(sock: socket.socket, nft: bool) -> set[str]:
             words.add("overrun")
             continue
         with contextlib.suppress(NetlinkParseError):
-            words |= {(_nft_word if nft else _word)(kind, body) for kind, _, _, body in parse_messages(data)}
+            words |= {"nft" if nft else _word(kind, body) for kind, _, _, body in parse_messages(data)}
     return words - {""}
 
 
@@ -80,15 +75,6 @@ def _word(kind: int, body: bytes) -> str:
     if word == "tc":
         return word if _name(link_index(body)).startswith(PREFIX) else ""
     return "" if word == "neigh" and not _is_kept(body) else word
-
-
-def _nft_word(kind: int, body: bytes) -> str:
-    """The word for one message of nftables; "" for the end of a transaction, whose parts were told before. NetlinkParseError if it is
-    broken."""
-    if kind & 0xFF == _NFT_MSG_NEWGEN:
-        return ""
-    table = next((data for number, data in each_attr(body[_NFGENMSG_BYTES:]) if number == _NFTA_TABLE), b"")
-    return "nft" if text_of(table) == NFT_TABLE else "rules"
 
 
 def _is_kept(body: bytes) -> bool:
