@@ -96,6 +96,18 @@ async def test_a_key_is_written_to_a_store_that_is_elsewhere(one: Client, store:
     assert await one.put("a", b"1") and await one.ok("DELETE", "kv/a")
 
 
+async def test_what_was_written_is_remembered_until_the_store_says_it_and_no_more_than_so_much(pair: tuple[Client, Client]) -> None:
+    one, two = pair
+    for number in range(5):
+        assert await one.put("a", b"%d" % number)
+        assert await two.put("b", b"%d" % number)
+    assert not one.kv._written and not two.kv._written
+    assert one.kv.table.get("b") == two.kv.table.get("b"), "read from the store as it was written"
+    for number in range(3000):  # the store refuses them
+        one.kv._put(Entry("c", b"%d" % number, 0, "", 0, 0, 0))
+    assert len(one.kv._written) <= 1024
+
+
 @pytest.mark.parametrize("path", ["a%2Fb", "a/b", "%61/b"])
 async def test_a_key_is_the_same_in_every_spelling(one: Client, path: str) -> None:
     await one.put(path, b"x")

@@ -39,6 +39,10 @@ _BATCH_BYTES = 1 << 20
 KV, SESSION, LIFE, DELAY = "kv/", "sessions/", "sessionlife/", "lockdelay/"
 
 
+_MOST_WRITTEN = 1024
+"""Writes on their way to the store and back that are not read again."""
+
+
 class _Stored(msgspec.Struct, frozen=True):
     """What the store holds of an `Entry`; its indexes are those of the item. Every write makes one and reads one, and a frozen dataclass
     takes several times as long to make."""
@@ -97,6 +101,7 @@ class Kv:
         self.sessions_index = 1
         self.key_waiters, self.session_waiters = Waiters(), Waiters()
         self._held: dict[str, set[str]] = {}
+        self._written: dict[bytes, _Stored] = {}
         self._living: dict[str, int] = {}
         self._delayed: dict[str, int] = {}
         self.took_ms = Summary()
@@ -129,6 +134,15 @@ class Kv:
                 others.append(change)
         return others
 
+    def _entry(self, key: str, item: Item) -> Entry | None:
+        stored = self._written.pop(item.value, None)
+        try:
+            stored = stored or decode(_Stored, item.value, item.key)
+        except PlaitError as error:
+            log.warning("key_unreadable", extra={"key": item.key, "error": str(error)})
+            return None
+        return Entry(key, stored.value, stored.flags, stored.session, stored.lock_index, item.create_revision, item.mod_revision)
+
     def start(self) -> None:
         """Begin with what the disk has: it may be older than what was answered before, until the store is `heard`."""
         self._heard.clear()
@@ -143,7 +157,7 @@ class Kv:
         before = self.table.get(key)
         if before is not None and before.session:
             self._held.get(before.session, set()).discard(key)
-        entry = _entry(key, change.item) if change.kind == "put" else None
+        entry = self._entry(key, change.item) if change.kind == "put" else None
         if entry is None:
             self.table.drop(key, change.revision)
         else:
@@ -224,7 +238,7 @@ class Kv:
             elif request.ttl:
                 done = await self._lend(conditions, outcome, request.ttl)
             else:
-                done = await self._commit(conditions, [put_entry(outcome.key, outcome)])
+                done = await self._commit(conditions, [self._put(outcome)])
             if done:
                 return bool(outcome) and free
             await pause(attempt)
@@ -245,10 +259,19 @@ class Kv:
     async def _lend(self, conditions: list[Compare], entry: Entry, ttl: float) -> bool:
         """Write an entry that goes by itself."""
         lease = await self._store.grant(ttl)
-        done = await self._commit(conditions, [put_entry(entry.key, entry, lease)])
+        done = await self._commit(conditions, [self._put(entry, lease)])
         if not done:
             await self._store.revoke(lease)
         return done
+
+    def _put(self, entry: Entry, lease: int = 0) -> Put:
+        """As `put_entry`, for a write that the store says back to this agent soon: to read it then costs as much as to make it."""
+        stored = _stored(entry.key, entry)
+        put = Put(KV + entry.key, encode(stored), lease)
+        if len(self._written) >= _MOST_WRITTEN:  # what the store refused stays in it
+            self._written.clear()
+        self._written[put.value] = stored
+        return put
 
     async def _commit(self, conditions: list[Compare], ops: list[Put | Delete]) -> bool:
         """One transaction; afterwards the replica has it, or what was there before it instead."""
@@ -331,20 +354,15 @@ def _note(known: dict[str, int], name: str, change: Change) -> None:
         known.pop(name, None)
 
 
-def _entry(key: str, item: Item) -> Entry | None:
-    try:
-        stored = decode(_Stored, item.value, item.key)
-    except PlaitError as error:
-        log.warning("key_unreadable", extra={"key": item.key, "error": str(error)})
-        return None
-    return Entry(key, stored.value, stored.flags, stored.session, stored.lock_index, item.create_revision, item.mod_revision)
+def _stored(key: str, entry: Entry) -> _Stored:
+    return _Stored(key, entry.value, entry.flags, entry.session, entry.lock_index)
 
 
 def put_entry(key: str, entry: Entry | None, lease: int = 0) -> Put | Delete:
     """What leaves `entry` under `key`, None = nothing. Its indexes are the store's business."""
     if entry is None:
         return Delete(KV + key)
-    return Put(KV + key, encode(_Stored(key, entry.value, entry.flags, entry.session, entry.lock_index)), lease)
+    return Put(KV + key, encode(_stored(key, entry)), lease)
 
 
 async def pause(attempt: int) -> None:
