@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
+import threading
 from collections.abc import AsyncIterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -263,6 +264,18 @@ async def test_what_the_disk_refuses_is_not_attached(store: Cuttable, tmp_path: 
         assert not [r for r in a.addresses.reservations() if r.live and r.name == "web"]
         monkeypatch.setattr(a.journal, "queue", queue)
         assert await a.attach("web")
+
+
+async def test_who_gives_up_waiting_for_the_disk_does_not_keep_the_address_from_it(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A") as (a,):
+        network, busy = a.view.snapshot.networks["default"], threading.Event()
+        a.journal._thread.submit(busy.wait, 10)
+        address = (await a.addresses.reserve(network, "A.web", later=True)).ip
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await a.addresses.saved("A.web")
+        busy.set()
+        assert f"default/{address}" in a.journal.load("reservation")
 
 
 async def test_a_full_disk_is_named(tmp_path: Path) -> None:

@@ -100,9 +100,10 @@ class Addresses:
         return IPv4Interface((await self._reserve(network, owner, wanted, asker, asker.name, later), network.subnet.prefixlen))
 
     async def saved(self, owner: str) -> None:
-        """Wait until the disk has what was reserved for the owner to be saved later. NotSaved: it is to be released."""
+        """Wait until the disk has what was reserved for the owner to be saved later. NotSaved: it is to be released. The disk gets it
+        even if nobody waits to the end."""
         if (saving := self._saving.pop(owner, None)) is not None:
-            await saving
+            await asyncio.shield(saving)
 
     async def _reserve(self, network: Network, owner: str, wanted: IPv4Address | None, asker: Asker, name: str, later: bool) -> IPv4Address:
         """`name`: what the address is remembered for."""
