@@ -34,6 +34,7 @@ def test_from_the_version_before_no_packet_is_lost_and_all_work_together(make_la
         use(lab, host, present())
         restart(lab, host)
         maker = host if number % 2 else order[-1]  # now an old one makes the network, now a new one
+        until(f"{maker} has the store again", lambda host=maker: client(lab, host).status()["store"]["reachable"], 15)
         client(lab, maker).create_network(f"net{number}")
         people(lab, f"net{number}")
         Traffic(lab, [(f"net{number}-{a}", f"net{number}-{b}") for a, b in PAIRS]).reaches()
