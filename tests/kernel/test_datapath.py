@@ -122,13 +122,13 @@ class Hosts:
         assert mac is not None, "the gateway answers who has its address"
         self.run(where, f"ip neigh replace {gateway} lladdr {mac[1]} dev eth0 nud permanent")
 
-    def hears(self, where: str, sender: str, source: IPAddress, wait_s: float = 0.2) -> bool:
-        """Whether a datagram from `source`, which `sender` has, comes to the container `where`."""
+    def hears(self, where: str, sender: str, source: IPAddress, wait_s: float = 0.2, port: int = 9999) -> bool:
+        """Whether a datagram from `source`, which `sender` has, comes to this port of the container `where`."""
         with self.udp(where) as ear, self.udp(sender) as mouth:
-            ear.bind(("0.0.0.0", 9999))
+            ear.bind(("0.0.0.0", port))
             ear.settimeout(wait_s)
             mouth.bind((str(source), 0))
-            mouth.sendto(b"x", (str(BY_NAME[where].address), 9999))
+            mouth.sendto(b"x", (str(BY_NAME[where].address), port))
             try:
                 return ear.recv(9) == b"x"
             except TimeoutError:
@@ -270,6 +270,13 @@ def test_a_published_port_answers(hosts: Hosts, client: str, to: IPv4Address, po
 @pytest.mark.parametrize(("client", "to", "port"), [("B", WIRE["A"], 8081), ("B", WIRE["A"], 80), ("B", WIRE["B"], 8080)], ids=str)
 def test_what_is_not_published_there_does_not(hosts: Hosts, client: str, to: IPv4Address, port: int) -> None:
     assert hosts.connects(client, to, port) is None
+
+
+@pytest.mark.parametrize("port", [4789, 7472])
+@pytest.mark.parametrize(("sender", "to"), [("web", "stranger"), ("foreign", "web"), ("web", "vault"), ("web", "safe")], ids=str)
+def test_what_goes_to_a_port_of_the_tunnels_stays_in_its_network_like_all_else(hosts: Hosts, sender: str, to: str, port: int) -> None:
+    assert not hosts.hears(to, sender, BY_NAME[sender].address, port=port)
+    assert hosts.hears("near", "web", BY_NAME["web"].address, WAIT_S, port), "a datagram that may pass is heard"
 
 
 FORGED = {"this host's": A("10.28.1.0"), "another host's": A("10.28.2.0"), "an outsider's": A("203.0.113.9")}

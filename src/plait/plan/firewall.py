@@ -162,7 +162,7 @@ def _raw_chain(present: Sequence[Family], networks: Sequence[Network], policed: 
 
     What is not from one of plait's links is let go by the first look at its link: each costs as much as a lookup in a set.
     """
-    rules = [*_untracked(networks), 'iifname != "pl-*" accept', "ip daddr 127.0.0.0/8 drop", *policed]
+    rules = [*_untracked(networks, "fib daddr type local "), 'iifname != "pl-*" accept', "ip daddr 127.0.0.0/8 drop", *policed]
     rules += [f"{ip} saddr . meta l4proto . th sport @published{end} accept" for ip, _, end, _ in present]
     for family in present:
         ip, subnets = family.ip, family.subnets(networks)
@@ -172,11 +172,12 @@ def _raw_chain(present: Sequence[Family], networks: Sequence[Network], policed: 
     return NftChain("raw", tuple(rules), "type filter hook prerouting priority raw; policy accept;")
 
 
-def _untracked(networks: Iterable[Network]) -> tuple[str, ...]:
-    """The rule for the tunnels' own packets, none if there is no tunnel."""
+def _untracked(networks: Iterable[Network], where: str = "") -> tuple[str, ...]:
+    """The rule for the tunnels' own packets, none if there is no tunnel. `where` tells them from what containers send to such a port of
+    each other: untracked it would pass from network to network."""
     ports = sorted({network.port for network in networks if has_tunnel(backend_of(network))})
     which = str(ports[0]) if len(ports) == 1 else f"{{ {', '.join(map(str, ports))} }}"
-    return (f"udp dport {which} notrack accept",) if ports else ()
+    return (f"udp dport {which} {where}notrack accept",) if ports else ()
 
 
 def _chains(
