@@ -31,6 +31,7 @@ NAMES = (
     "dns",
     "names",
     "docker",
+    "models",
     "cni",
     "checks",
     "kv",

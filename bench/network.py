@@ -54,12 +54,13 @@ class Side:
 
     def __init__(self, lab: Lab, network: str) -> None:
         self.lab = lab
+        name = f"end{network}"
         options = ["--network", network] if network else []
         for host in "AB":
-            lab.run(host, "docker", "run", "-d", "--name", "end", *options, "--entrypoint", "sleep", "nginx", "infinity")
+            lab.run(host, "docker", "run", "-d", "--name", name, *options, "--entrypoint", "sleep", "nginx", "infinity")
         shape = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
-        self.target = lab.run("B", "docker", "inspect", "-f", shape, "end").stdout.strip()
-        self._pids = {host: lab.run(host, "docker", "inspect", "-f", "{{.State.Pid}}", "end").stdout.strip() for host in "AB"}
+        self.target = lab.run("B", "docker", "inspect", "-f", shape, name).stdout.strip()
+        self._pids = {host: lab.run(host, "docker", "inspect", "-f", "{{.State.Pid}}", name).stdout.strip() for host in "AB"}
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.servers = [
             lab.popen("B", *self._beside("B", f"exec {PINNED} sockperf server --tcp -p 11111"), **quiet),
@@ -106,14 +107,8 @@ def run() -> list[Row]:
         ours.run("A", "plait", "network", "create", "mesh")
         time.sleep(2)
         sides.append(Side(ours, "mesh"))
-        peer = Lab.up(simple(2, agents=False, engines=True), "bench-flannel", owned=True)
-        labs.append(peer)
-        for number, host in enumerate("AB", 1):
-            peer.stop_engine(host)
-            peer.run(host, "ip", "link", "del", "docker0")
-            peer.start_engine(host, *BRIDGE.format(n=number).split())
-            peer.run(host, "sh", "-c", FLANNEL.format(n=number, p=3 - number))
-        sides.append(Side(peer, ""))
+        labs.append(flannel())
+        sides.append(Side(labs[-1], ""))
         time.sleep(1)
         return _measure(*sides)
     finally:
@@ -122,6 +117,17 @@ def run() -> list[Row]:
         for lab in labs:
             lab.down()
         Path(NGINX).unlink(missing_ok=True)
+
+
+def flannel() -> Lab:
+    """Two hosts with flannel's plumbing."""
+    lab = Lab.up(simple(2, agents=False, engines=True), "bench-flannel", owned=True)
+    for number, host in enumerate("AB", 1):
+        lab.stop_engine(host)
+        lab.run(host, "ip", "link", "del", "docker0")
+        lab.start_engine(host, *BRIDGE.format(n=number).split())
+        lab.run(host, "sh", "-c", FLANNEL.format(n=number, p=3 - number))
+    return lab
 
 
 def _measure(ours: Side, peer: Side) -> list[Row]:

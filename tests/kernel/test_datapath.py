@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import struct
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -277,6 +278,30 @@ def test_what_is_not_published_there_does_not(hosts: Hosts, client: str, to: IPv
 def test_what_goes_to_a_port_of_the_tunnels_stays_in_its_network_like_all_else(hosts: Hosts, sender: str, to: str, port: int) -> None:
     assert not hosts.hears(to, sender, BY_NAME[sender].address, port=port)
     assert hosts.hears("near", "web", BY_NAME["web"].address, WAIT_S, port), "a datagram that may pass is heard"
+
+
+def wrapped(host: str, source: IPv4Address, to: IPv4Address) -> bytes:
+    """A VXLAN packet for this host, without its outer headers: a datagram to port 9999 of a container there (RFC 7348, 791, 768)."""
+    mac = bytes.fromhex(next(node.vtep_mac for node in NODES if node.name == host).replace(":", ""))
+    ip = bytearray(struct.pack("!BBHHHBBH4s4s", 0x45, 0, 29, 1, 0, 64, 17, 0, source.packed, to.packed))
+    total = sum(struct.unpack("!10H", ip))
+    ip[10:12] = struct.pack("!H", 0xFFFF - (total % 0xFFFF))
+    return struct.pack("!II", 0x0800_0000, 1 << 8) + mac + bytes(6) + b"\x08\x00" + ip + struct.pack("!HHHH", 9999, 9999, 9, 0) + b"x"
+
+
+@pytest.mark.parametrize(("sender", "host", "to"), [("web", "A", "stranger"), ("web", "B", "foreign"), ("B", "A", "stranger")], ids=str)
+def test_a_container_sends_nothing_into_the_tunnel_of_a_host(hosts: Hosts, sender: str, host: str, to: str) -> None:
+    """What it wraps itself would come out there as if another host had sent it, which reaches every container."""
+    with hosts.udp(to) as ear, hosts.udp(sender) as mouth:
+        ear.bind(("0.0.0.0", 9999))
+        ear.settimeout(WAIT_S if sender == "B" else 0.2)
+        other = next(node.tunnel for node in NODES if node.name != host and node.tunnel is not None)
+        mouth.sendto(wrapped(host, other, BY_NAME[to].address), (str(WIRE[host]), 4789))
+        if sender == "B":
+            assert ear.recv(9) == b"x", "what a host sends like that is heard"
+        else:
+            with pytest.raises(TimeoutError):
+                ear.recv(9)
 
 
 FORGED = {"this host's": A("10.28.1.0"), "another host's": A("10.28.2.0"), "an outsider's": A("203.0.113.9")}

@@ -63,7 +63,7 @@ def firewall_objects(
         *_published(present, clients),
         *_chains(present, networks, closed, hosts, gateway),
     ]
-    objects.append(NftChain("raw_output", _untracked(networks), "type filter hook output priority raw; policy accept;"))
+    objects += _tunnel_objects(snapshot, networks, present)
     objects += [hook for family in present for hook in _hooks(family)]
     if handed:
         objects += [NftSet(f"handed{f.end}", f.type, frozenset(map(str, f.subnets(handed))), ("interval",)) for f in present]
@@ -162,7 +162,7 @@ def _raw_chain(present: Sequence[Family], networks: Sequence[Network], policed: 
 
     What is not from one of plait's links is let go by the first look at its link: each costs as much as a lookup in a set.
     """
-    rules = [*_untracked(networks, "fib daddr type local "), 'iifname != "pl-*" accept', "ip daddr 127.0.0.0/8 drop", *policed]
+    rules = [*_on_tunnel_ports(networks, "jump tunnels"), 'iifname != "pl-*" accept', "ip daddr 127.0.0.0/8 drop", *policed]
     rules += [f"{ip} saddr . meta l4proto . th sport @published{end} accept" for ip, _, end, _ in present]
     for family in present:
         ip, subnets = family.ip, family.subnets(networks)
@@ -172,12 +172,26 @@ def _raw_chain(present: Sequence[Family], networks: Sequence[Network], policed: 
     return NftChain("raw", tuple(rules), "type filter hook prerouting priority raw; policy accept;")
 
 
-def _untracked(networks: Iterable[Network], where: str = "") -> tuple[str, ...]:
-    """The rule for the tunnels' own packets, none if there is no tunnel. `where` tells them from what containers send to such a port of
-    each other: untracked it would pass from network to network."""
+def _on_tunnel_ports(networks: Iterable[Network], verdict: str) -> tuple[str, ...]:
+    """The rule for what goes to the ports of tunnels, none if there is no tunnel."""
     ports = sorted({network.port for network in networks if has_tunnel(backend_of(network))})
     which = str(ports[0]) if len(ports) == 1 else f"{{ {', '.join(map(str, ports))} }}"
-    return (f"udp dport {which} {where}notrack accept",) if ports else ()
+    return (f"udp dport {which} {verdict}",) if ports else ()
+
+
+def _tunnel_objects(snapshot: Snapshot, networks: Sequence[Network], present: Sequence[Family]) -> list[KernelObject]:
+    """The tunnels' own packets are not tracked: those of hosts for this one. What a container sends to such a port of a host would come out
+    of the tunnel as if another host had sent it, and is dropped; what it sends there to another container is like all else."""
+    rules: list[str] = []
+    sets: list[KernelObject] = []
+    for ip, kind, end, _ in (V4, V6):
+        hosts = frozenset(str(node.address) for node in snapshot.nodes.values() if node.address.version == (4 if ip == V4.ip else 6))
+        if hosts:
+            rules.append(f"{ip} saddr @nodes{end} fib daddr type local notrack accept")
+            rules += [f"{ip} saddr @pools{end} {ip} daddr @nodes{end} counter drop" for family in present if family.end == end]
+            sets.append(NftSet(f"nodes{end}", kind, hosts))
+    output = NftChain("raw_output", _on_tunnel_ports(networks, "notrack accept"), "type filter hook output priority raw; policy accept;")
+    return [*sets, NftChain("tunnels", tuple(rules)), output] if output.rules else [output]
 
 
 def _chains(

@@ -59,8 +59,8 @@ FRESH = 0.5
 """Seconds in which what a peer had sent before arrives, and so does the end of a process: what comes later is a sign of life."""
 _READ = 64 * 1024
 _UNREAD = 64 * 1024
-"""Bytes that wait for a peer to read before anybody waits for it: a change is told to hundreds of peers, of which each takes the whole at once
-(to arm and disarm the time limit takes 9 us, measured)."""
+"""Bytes that wait for a peer to read before anybody waits for it: a change is told to hundreds of peers, of which each takes the whole at
+once (to arm and disarm the time limit takes 9 us, measured)."""
 
 
 class StoreServer(TlsServer):
