@@ -283,6 +283,35 @@ def test_what_an_outsider_forges_is_dropped_and_counted(lab: Lab, kind: str, sou
     until("status names it", lambda: bool(conditions(lab, "B", "clear-traffic")), 10)
 
 
+CAREFUL = """add table inet careful {{
+    chain gate {{
+        type filter hook {hook} priority filter; policy drop;
+        ct state established accept
+        {name} {{ "lo", "pl-*" }} accept
+        tcp dport {{ 7470, 7471 }} accept
+        tcp sport {{ 7470, 7471 }} accept
+    }}
+}}"""
+
+
+@pytest.mark.parametrize(("hook", "begins", "other"), [("input", "A", "B"), ("output", "B", "A")], ids=["input", "output"])
+def test_a_host_that_lets_pass_what_is_established_keeps_its_tunnel(lab: Lab, hook: str, begins: str, other: str) -> None:
+    """While nobody judges them the tunnel's packets are not tracked, as soon as somebody does they are."""
+
+    def tracked() -> bool:
+        return "7472" not in lab.run("A", "nft", "list chain inet plait raw_output").stdout
+
+    until("A does not track the tunnel's packets", lambda: not tracked(), 10)
+    lab.run("A", "nft", CAREFUL.format(hook=hook, name="iifname" if hook == "input" else "oifname"))
+    try:
+        until("A does", tracked, 10)
+        told = lab.run(begins, "plait", "exec", f"in-{begins}", "--", "ping", "-c5", "-i0.2", "-W1", address(lab, other), check=False)
+        assert told.returncode == 0, told.stdout
+    finally:
+        lab.run("A", "nft", "delete table inet careful")
+    until("A does not any more", lambda: not tracked(), 10)
+
+
 def test_with_a_wrong_key_nothing_passes_and_status_says_since_when_and_with_whom(lab: Lab, tmp_path: Path) -> None:
     """B's key file is damaged and its device has another key: B says so, and everybody else that B is silent."""
     key, to = "/var/lib/plait/pl-wg.key", address(lab, "A")

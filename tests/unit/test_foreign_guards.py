@@ -89,6 +89,20 @@ def test_tables_that_may_drop_what_is_received(listing: str, found: list[str]) -
     assert guards(listing).received == set(found)
 
 
+@pytest.mark.parametrize(
+    ("listing", "found"),
+    [
+        (DOCKER % "" + NAT, []),
+        (ADMIN % ("output", "drop", "ct state established accept"), ["inet admin"]),
+        (ADMIN % ("output", "accept", "udp dport 7472 reject"), ["inet admin"]),
+        (ADMIN % ("output", "accept", "udp dport 7472 counter"), []),
+        (ADMIN % ("input", "drop", "ct state established accept"), []),
+    ],
+)
+def test_tables_that_may_drop_what_the_host_sends(listing: str, found: list[str]) -> None:
+    assert guards(listing).sent == set(found)
+
+
 JUMPING = """table inet admin {
 	chain in {
 		type filter hook input priority filter; policy accept;

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What rules of other programs mean for this node: which of plait's short ways may be used, and which chains stop what is forwarded.
 
-Data in: the tables of others (`kernel.linux.foreign`). Data out: `Firewall.fast_path` for the plan, the conditions
+Data in: the tables of others (`kernel.linux.foreign`). Data out: `Firewall.fast_path` and `trusting` for the plan, the conditions
 `firewall-drops` and `ports-past-input`.
 """
 
@@ -54,6 +54,13 @@ class Firewall:
         if not self._wanted or CAPABILITY not in able or guards is None or guards.passing:
             return FastPath()
         return FastPath(True, self._underlay.link if SHORTCUT in able and not guards.received else "")
+
+    @property
+    def trusting(self) -> bool:
+        """Whether nobody else's rules judge what the host itself receives and sends, which they may do by its connection: then the packets
+        of the encrypted tunnel need none."""
+        guards = self._guards
+        return guards is not None and not guards.received and not guards.sent
 
     def changed(self) -> None:
         """Somebody, perhaps this agent, changed an nft table."""

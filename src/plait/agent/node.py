@@ -136,6 +136,7 @@ class NodeLoops:
             netns=netns_of_containers(self._p.view, own),
             fast_path=self.firewall.fast_path.ingress,
             shortcut=self.firewall.fast_path.link,
+            trusting=self.firewall.trusting,
             ipv6=self._ipv6,
             path_mtu=self._p.underlay.path_mtus.known,
             underlay=self._p.underlay.link,

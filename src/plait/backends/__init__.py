@@ -13,7 +13,7 @@ from plait.backends.settings import HOST_LINK, LIMITS, Settings, changed, has_tu
 from plait.backends.settings import OPTIONS as SETTINGS
 from plait.backends.vlan import VlanBackend
 from plait.backends.vxlan import VxlanBackend
-from plait.backends.wireguard import WireguardBackend
+from plait.backends.wireguard import PORT, SPARE_PORT, WireguardBackend
 from plait.model.cluster import Network
 
 _VXLAN = VxlanBackend()
@@ -31,12 +31,15 @@ _ALL: tuple[Backend, ...] = (
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
 """Of each model the first is the one that is taken where none is asked for, of all of them the first where no model is either."""
 
+ENCRYPTED_PORTS = (PORT, SPARE_PORT)
+"""Of UDP, those that the encrypted tunnel and its spare have on each host."""
 _LAYER2: Backend = Layer2Backend(_VXLAN)
 
 __all__ = [
     "BACKENDS",
     "BOTH",
     "DIRECT",
+    "ENCRYPTED_PORTS",
     "HOST_LINK",
     "LAST_METRIC",
     "LEAST_MTU6",

@@ -40,6 +40,7 @@ class Local:
     """Facts of this node that are not replicated: whether it forwards for hosts without an agent, the namespaces of
     sandboxes whose inside plait plumbs (endpoint id -> path; also where a vanished link is to be put back), whether its kernel
     can forward at ingress (`fastpath.CAPABILITY`), the link that may give containers what it receives (`plan/shortcut.py`, "" for none),
+    whether nobody's rules judge what the host itself receives and sends,
     what was measured of the way to other nodes (name -> bytes a packet may have), whether its kernel has IPv6, the link that carries the
     node's address, whether this host drops what comes from where it would not send to (rp_filter 1), the tunnel devices that must
     compute checksums themselves, which nodes are sent to by the spare encrypted tunnel (`rotation`), the links that it has, where networks
@@ -50,6 +51,7 @@ class Local:
     netns: Mapping[str, str] = field(default_factory=dict)
     fast_path: bool = False
     shortcut: str = ""
+    trusting: bool = False
     path_mtu: Mapping[str, int] = field(default_factory=dict)
     ipv6: bool = True
     underlay: str = ""
@@ -98,7 +100,9 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
         objects += endpoint_limits(member(snapshot, network), network, endpoint, local.limiting.of(endpoint, network))
     objects = [*spoken(objects, snapshot, exposed), *narrow_objects(sandboxes, snapshot.networks, peers, local.netns)]
     handed = [n for n in direct if not n.internal and any(map(_hands_on, peers[n.name]))] if local.underlay and not local.gateway else []
-    objects += firewall_objects(snapshot, networks, local.gateway, handed, local.underlay, bool(direct), policies, local.clients)
+    objects += firewall_objects(
+        snapshot, networks, local.gateway, handed, local.underlay, bool(direct), policies, local.clients, local.trusting
+    )
     objects += direct_objects(direct, local.underlay, policies)
     objects += host_lease_objects(networks, local.leases)
     objects += handed_objects((n for n in direct if local.gateway and not n.internal), local.underlay)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from typing import TypeVar
 
-from plait.backends import Peer, backend_of, child_of, has_tunnel
+from plait.backends import ENCRYPTED_PORTS, Peer, backend_of, child_of, has_tunnel
 from plait.model.addr import IPNetwork
 from plait.model.cluster import Endpoint, Network, Snapshot
 from plait.model.hostlinks import Key
@@ -46,10 +46,12 @@ def firewall_objects(
     direct: bool = False,
     policies: Compiled = _NO_POLICIES,
     clients: Sequence[IPNetwork] = (),
+    trusting: bool = False,
 ) -> list[KernelObject]:
     """Chains, sets and maps of the table, and the rules in Docker's documented hook that let overlay traffic pass its FORWARD policy.
     `handed`: networks for which a gateway on the link `underlay` hands on what comes from outside; `direct`: whether hosts send to
-    containers by that link; `policies`: what they want of this node; `clients`: who may come to published ports, () for everybody."""
+    containers by that link; `policies`: what they want of this node; `clients`: who may come to published ports, () for everybody;
+    `trusting`: nobody else judges what the host itself receives and sends."""
     own = [e for e in snapshot.endpoints.values() if e.node == snapshot.me and e.network in snapshot.networks]
     present = families(networks)
     objects: list[KernelObject] = [_set for family in present for _set in _sets(family, snapshot, networks)]
@@ -63,12 +65,13 @@ def firewall_objects(
         *_published(present, clients),
         *_chains(present, networks, closed, hosts, gateway),
     ]
-    objects += _tunnel_objects(snapshot, networks, present)
+    encrypted = [network for network in networks if network.encrypted]
+    sealed = f"udp dport {{ {', '.join(map(str, ENCRYPTED_PORTS))} }}" if encrypted and trusting else ""
+    objects += _tunnel_objects(snapshot, networks, present, sealed)
     objects += [hook for family in present for hook in _hooks(family)]
     if handed:
         objects += [NftSet(f"handed{f.end}", f.type, frozenset(map(str, f.subnets(handed))), ("interval",)) for f in present]
-    encrypted = [network for network in networks if network.encrypted]
-    return objects + (_encrypted_only(snapshot, encrypted) if encrypted else [])
+    return objects + (_encrypted_only(snapshot, encrypted, sealed) if encrypted else [])
 
 
 def guards_of(plan: Plan) -> Plan:
@@ -179,9 +182,10 @@ def _on_tunnel_ports(networks: Iterable[Network], verdict: str) -> tuple[str, ..
     return (f"udp dport {which} {verdict}",) if ports else ()
 
 
-def _tunnel_objects(snapshot: Snapshot, networks: Sequence[Network], present: Sequence[Family]) -> list[KernelObject]:
+def _tunnel_objects(snapshot: Snapshot, networks: Sequence[Network], present: Sequence[Family], sealed: str) -> list[KernelObject]:
     """The tunnels' own packets are not tracked: those of hosts for this one. What a container sends to such a port of a host would come out
-    of the tunnel as if another host had sent it, and is dropped; what it sends there to another container is like all else."""
+    of the tunnel as if another host had sent it, and is dropped; what it sends there to another container is like all else. `sealed`
+    matches the packets of the encrypted tunnel, if they are not tracked either: `_encrypted_only` has those that come in."""
     rules: list[str] = []
     sets: list[KernelObject] = []
     for ip, kind, end, _ in (V4, V6):
@@ -190,8 +194,10 @@ def _tunnel_objects(snapshot: Snapshot, networks: Sequence[Network], present: Se
             rules.append(f"{ip} saddr @nodes{end} fib daddr type local notrack accept")
             rules += [f"{ip} saddr @pools{end} {ip} daddr @nodes{end} counter drop" for family in present if family.end == end]
             sets.append(NftSet(f"nodes{end}", kind, hosts))
-    output = NftChain("raw_output", _on_tunnel_ports(networks, "notrack accept"), "type filter hook output priority raw; policy accept;")
-    return [*sets, NftChain("tunnels", tuple(rules)), output] if output.rules else [output]
+    open_ones = _on_tunnel_ports(networks, "notrack accept")
+    sent = (*((f"{sealed} notrack accept",) if sealed else ()), *open_ones)
+    output = NftChain("raw_output", sent, "type filter hook output priority raw; policy accept;")
+    return [*sets, NftChain("tunnels", tuple(rules)), output] if open_ones else [output]
 
 
 def _chains(
@@ -265,16 +271,17 @@ def _forward(present: Sequence[Family], networks: Sequence[Network], hosts: Sequ
     return tuple(rules)
 
 
-def _encrypted_only(snapshot: Snapshot, encrypted: Sequence[Network]) -> list[KernelObject]:
+def _encrypted_only(snapshot: Snapshot, encrypted: Sequence[Network], sealed: str) -> list[KernelObject]:
     """What guards encrypted networks whatever else there is: their packets come from and go to their own containers, this host and the
     encrypted tunnel, nothing else. It stands before every other rule, address translation of published ports included; what it drops is
     counted (`clear_drops`). Addresses come first: the tunnel's own packets have others, and each name of a link costs as much as a lookup.
-    By IPv6 the hosts' own addresses in these networks lie in no subnet, and are guarded by themselves."""
+    By IPv6 the hosts' own addresses in these networks lie in no subnet, and are guarded by themselves. What `sealed` matches ("" for
+    nothing) is the tunnel's own, which looks itself whether it is, and goes the quickest way to it."""
     enters, leaves = (" ".join(f'{direction}ifname != "{name}"' for name in _PROTECTED) for direction in "io")
     guarded = {family: frozenset(map(str, family.subnets(encrypted))) for family in families(encrypted)}
     if V6 in guarded:
         guarded[V6] |= {str(address) for node in snapshot.nodes.values() if (address := V6.encrypted(node)) is not None}
-    into: list[str] = []
+    into = [f"{sealed} fib daddr type local notrack accept"] if sealed else []
     out: list[str] = []
     for ip, _, end, _ in guarded:
         into += [

@@ -20,6 +20,8 @@ _TABLE = re.compile(r"^table (ip|inet|netdev) (\S+) \{\n(.*?)^\}$", re.MULTILINE
 _CHAINS = re.compile(r"^\tchain (\S+) (\{.*?^\t\})", re.MULTILINE | re.DOTALL)
 _PASSED_BY = re.compile(r"type filter hook (?:prerouting|forward|postrouting) ")
 _RECEIVED_BY = re.compile(r"type filter hook (?:ingress|prerouting|input) ")
+_SENT_BY = re.compile(r"type filter hook output ")
+_SEALED = re.compile(r"type filter hook output [^;]*; policy drop;")
 _INPUT = re.compile(r"type filter hook input ")
 _JUMPS = re.compile(r"\b(?:jump|goto) (\S+)")
 _DROPS = re.compile(r"\b(?:drop|reject|queue|DROP|REJECT|NFQUEUE)\b")
@@ -42,17 +44,18 @@ def dropping_chains(listing: str) -> list[str]:
 @dataclass(frozen=True, slots=True)
 class Guards:
     """Tables of others ("family table") whose rules may drop something: what passes through the host, what the host receives, of the
-    latter what is for itself alone (hook input)."""
+    latter what is for itself alone (hook input), what the host sends."""
 
     passing: frozenset[str] = frozenset()
     received: frozenset[str] = frozenset()
     own: frozenset[str] = frozenset()
+    sent: frozenset[str] = frozenset()
 
 
 def guards(listing: str) -> Guards:
     """From what nft prints of tables. Docker's own rules are none: they drop nothing of ours (its FORWARD policy is drop, and ours stand in
     its hook)."""
-    passing, received, own = set(), set(), set()
+    passing, received, own, sent = set(), set(), set(), set()
     for table, chains in _foreign_tables(listing):
         rules = any(_DROPS.search(_rules(text)) for name, text in chains.items() if not _DOCKERS.fullmatch(name))
         policies = any(_CHAIN.search(f"chain {name} {text}") and _HOOK not in text for name, text in chains.items())
@@ -63,7 +66,9 @@ def guards(listing: str) -> Guards:
             received.add(table)
         if any(_CLOSED.search(text) or _DROPS.search(_rules(text)) for text in _from_input(chains)):
             own.add(table)
-    return Guards(frozenset(passing), frozenset(received), frozenset(own))
+        if any(_SEALED.search(text) or (_SENT_BY.search(text) and rules) for text in chains.values()):
+            sent.add(table)
+    return Guards(frozenset(passing), frozenset(received), frozenset(own), frozenset(sent))
 
 
 def _from_input(chains: dict[str, str]) -> list[str]:
@@ -102,7 +107,7 @@ def foreign_guards(nft: Nft) -> Guards:
         legacy = {f"iptables-legacy {name}" for name in _LEGACY.read_text().split() if name != "nat"}
     except OSError:
         legacy = set()
-    return Guards(found.passing | legacy, found.received | legacy, found.own)
+    return Guards(found.passing | legacy, found.received | legacy, found.own, found.sent | legacy)
 
 
 def foreign_drops(nft: Nft) -> dict[str, str]:
