@@ -111,10 +111,16 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
         objects += _loosened(objects, [n for n in networks if backend_of(n).ways[:1] == (DIRECT,)], local.underlay)
     if local.fast_path and me.tunnel is not None:
         quick = [endpoint for endpoint in sandboxes if endpoint.id not in policies.idents]
-        objects += fast_objects(networks, quick, [o for o in objects if isinstance(o, Route)], local.links)
-        unlimited = not_held_back(quick, snapshot.networks, local.limiting)
-        objects += shortcut_objects(snapshot, networks, unlimited, local.shortcut)
+        objects += _short_ways(snapshot, local, networks, quick, [o for o in objects if isinstance(o, Route)])
     return {obj.key: _as_local(obj, local) for obj in objects}
+
+
+def _short_ways(
+    snapshot: Snapshot, local: Local, networks: Sequence[Network], quick: Sequence[Endpoint], routes: Sequence[Route]
+) -> list[KernelObject]:
+    """What goes round the host's IP stack, of endpoints that may."""
+    unlimited = not_held_back(quick, snapshot.networks, local.limiting)
+    return [*fast_objects(networks, quick, routes, local.links), *shortcut_objects(snapshot, networks, unlimited, local.shortcut)]
 
 
 def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str = "") -> list[KernelObject]:
