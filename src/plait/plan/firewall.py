@@ -66,7 +66,7 @@ def firewall_objects(
         *_chains(present, networks, closed, hosts, gateway),
     ]
     encrypted = [network for network in networks if network.encrypted]
-    sealed = f"udp dport {{ {', '.join(map(str, ENCRYPTED_PORTS))} }}" if encrypted and trusting else ""
+    sealed = "udp dport {}-{}".format(*ENCRYPTED_PORTS) if encrypted and trusting else ""  # a range is compared, a set looked up
     objects += _tunnel_objects(snapshot, networks, present, sealed)
     objects += [hook for family in present for hook in _hooks(family)]
     if handed:
@@ -283,12 +283,12 @@ def _encrypted_only(snapshot: Snapshot, encrypted: Sequence[Network], sealed: st
         guarded[V6] |= {str(address) for node in snapshot.nodes.values() if (address := V6.encrypted(node)) is not None}
     into = [f"{sealed} fib daddr type local notrack accept"] if sealed else []
     out: list[str] = []
-    for ip, _, end, _ in guarded:
-        into += [
-            f"{ip} saddr @encrypted{end} {enters} counter drop",
-            f"{ip} daddr @encrypted{end} {enters} fib daddr type != local counter drop",
-        ]
-        out += [f"{ip} daddr @encrypted{end} {leaves} counter drop", f'{ip} saddr @encrypted{end} oifname "pl-x*" counter drop']
+    for family, found in guarded.items():
+        ip, which = family.ip, sorted(found) if len(found) <= _PLAIN_NETWORKS else [f"@encrypted{family.end}"]
+        into += [f"{ip} saddr {one} {enters} counter drop" for one in which]
+        into += [f"{ip} daddr {one} {enters} fib daddr type != local counter drop" for one in which]
+        out += [f"{ip} daddr {one} {leaves} counter drop" for one in which]
+        out += [f'{ip} saddr {one} oifname "pl-x*" counter drop' for one in which]
     return [
         *(NftSet(f"encrypted{family.end}", family.type, found, ("interval",)) for family, found in guarded.items()),
         NftChain(CLEAR_IN, tuple(into), "type filter hook prerouting priority raw - 10; policy accept;"),
