@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from plait.model.objects import NftChain, NftSet, Plan
 from plait.model.policy import PROTOCOLS, Ports
 from plait.model.shortcut import Delivery
 from plait.plan import Local, plan_node
+from plait.plan.policy import Policing
 from plait.policy.compile import compile_node
 from plait.policy.evaluate import Packet, evaluate, world_of
 from plait.policy.kubernetes import read_policies
@@ -201,3 +203,50 @@ def test_each_address_is_of_one_workload(snapshot: Snapshot) -> None:
     assert len(found) == len(set(found))
     for address in found:
         assert evaluate(world_of(snapshot), Packet(address, address)).allowed
+
+
+@settings(max_examples=50)
+@given(st.data())
+def test_what_is_remembered_of_one_cluster_changes_nothing_for_the_next(data: st.DataObject) -> None:
+    """Endpoints, containers and now and then policies come, go and change; most records stay the same objects, as in an agent's view."""
+    remembering, kept = replace(LOCAL, policing=Policing()), data.draw(snapshots())
+    for _ in range(data.draw(st.integers(2, 6))):
+        assert plan_node(kept, remembering) == plan_node(kept, replace(LOCAL, policing=Policing()))
+        other = data.draw(snapshots())
+        kept = replace(
+            kept,
+            endpoints=_mixed(data, kept.endpoints, other.endpoints),
+            containers=_mixed(data, kept.containers, other.containers),
+            policies=_mixed(data, kept.policies, other.policies) if data.draw(st.integers(0, 3)) == 3 else kept.policies,
+            namespaces=_mixed(data, kept.namespaces, other.namespaces) if data.draw(st.integers(0, 3)) == 3 else kept.namespaces,
+        )
+
+
+def _mixed(data: st.DataObject, old: Mapping[Any, Any], new: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Some of either, the new ones first where both have one."""
+    found = {**old, **{key: one for key, one in new.items() if data.draw(st.booleans())}}
+    return {key: one for key, one in found.items() if data.draw(st.sampled_from((True, True, False)))}
+
+
+@given(snapshots())
+def test_a_member_more_is_one_element_of_what_knows_it_and_all_else_the_same_objects(snapshot: Snapshot) -> None:
+    """Somebody else comes on another host, with the labels and the name of one that is there."""
+    remembering = replace(LOCAL, policing=Policing())
+    before = _policing(plan_node(snapshot, remembering))
+    like = next((e for e in snapshot.endpoints.values() if e.node == "B" and e.network == "default"), None)
+    if like is None:
+        return
+    fresh = replace(like, id="fresh", address=like.address + 100, dev="pl-fresh", ports=())
+    after = _policing(plan_node(replace(snapshot, endpoints={**snapshot.endpoints, "fresh": fresh}), remembering))
+    for key, old in before.items():
+        new = after[key]
+        if isinstance(old, NftSet) and isinstance(new, NftSet) and new is not old:
+            (element,) = new.elements - old.elements
+            assert old.elements < new.elements and element.startswith(f"{fresh.address} : ")
+        else:
+            assert new is old
+
+
+def _policing(plan: Plan) -> Plan:
+    """Profiles and tables of ports."""
+    return {key: obj for key, obj in plan.items() if key[0] == "nft" and key[2].startswith(("po_", "pi_", "pp_"))}

@@ -11,6 +11,7 @@ from tests.support.policies import BLOCKS, NETWORKS, NODES, endpoint
 
 from plait.agent.policing import Gaps
 from plait.model.cluster import Container, Network, Snapshot
+from plait.policy.compile import Recompiling
 from plait.policy.kubernetes import read_policies
 
 A, N = IPv4Address, IPv4Network
@@ -31,7 +32,7 @@ def cluster(**networks: str) -> Snapshot:
 
 @pytest.mark.parametrize("filtering", [True, False])
 def test_what_lies_on_a_link_of_the_host_or_shares_a_bridge_that_nobody_sees_is_named(filtering: bool) -> None:
-    found = Gaps(lambda: filtering).texts(cluster(lan="A", here="A", default="A"))
+    found = Gaps(Recompiling(), lambda: filtering).texts(cluster(lan="A", here="A", default="A"))
     assert found.keys() == ({"lan"} if filtering else {"lan", "here"})
     assert found["lan"].startswith("network lan lies on a link of the host") and found["lan"].endswith(": c0")
 
@@ -39,13 +40,13 @@ def test_what_lies_on_a_link_of_the_host_or_shares_a_bridge_that_nobody_sees_is_
 def test_containers_of_dockers_bridge_share_one_too() -> None:
     box = Container("c1", "bridged", "A", "docker", labels={"app": "db"}, addresses={"default": A("10.28.1.9")})
     snapshot = replace(cluster(default="A"), containers={("A", "c1"): box})
-    assert Gaps(lambda: True).texts(snapshot) == {}
-    (text,) = Gaps(lambda: False).texts(snapshot).values()
+    assert Gaps(Recompiling(), lambda: True).texts(snapshot) == {}
+    (text,) = Gaps(Recompiling(), lambda: False).texts(snapshot).values()
     assert text.endswith("(no br_netfilter): bridged")
 
 
 def test_of_other_hosts_and_of_whom_no_policy_selects_nothing_is_said() -> None:
-    gaps = Gaps(lambda: False)
+    gaps = Gaps(Recompiling(), lambda: False)
     assert gaps.texts(cluster(lan="B", here="B")) == {}
     bare = replace(cluster(lan="A"), policies={})
     assert gaps.texts(bare) == {}
@@ -54,5 +55,5 @@ def test_of_other_hosts_and_of_whom_no_policy_selects_nothing_is_said() -> None:
 
 def test_many_are_told_by_some() -> None:
     ends = {f"e{n}": replace(endpoint(n, "A", "default", {"app": "db"}), network="lan", address=A(f"10.40.0.{n + 2}")) for n in range(9)}
-    text = Gaps(lambda: True).texts(replace(cluster(), endpoints=ends))["lan"]
+    text = Gaps(Recompiling(), lambda: True).texts(replace(cluster(), endpoints=ends))["lan"]
     assert text.endswith("c0, c1, c2, c3, c4 and 4 more")

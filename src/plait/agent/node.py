@@ -45,6 +45,7 @@ from plait.model.errors import PlaitError, StoreUnavailable
 from plait.model.objects import Plan
 from plait.plan import Local, network_mtu, plan_node
 from plait.plan.hostlease import HostLease
+from plait.plan.policy import Policing
 from plait.runtimes.api import NetworkRequest
 from plait.runtimes.docker.options import docker_env
 from plait.serve.dns_parent import DnsService, DnsUnavailable
@@ -96,6 +97,7 @@ class NodeLoops:
 
     def __init__(self, parts: Parts, default_network: str) -> None:
         self._p, self._default = parts, default_network
+        self.policing = Policing()
         self._gateway = bool(parts.journal.load("setting").get("gateway"))
         self._zone: Zone | None = None
         self._only_passing = parts.config.dns.only_passing
@@ -146,6 +148,7 @@ class NodeLoops:
             leases=self._p.leases(),
             limiting=self._p.limits.limiting,
             clients=self._p.config.clients,
+            policing=self.policing,
             links=links_here() if any(child_of(n) or n.encrypted for n in snapshot.networks.values()) else frozenset(),
         )
         return plan_node(snapshot, local)
@@ -313,7 +316,7 @@ class NodeLoops:
 
     async def watch_conditions(self) -> None:
         """Raise and clear what is seen by looking: lost nodes, addresses that DNS cannot have. Never returns."""
-        gaps = Gaps()
+        gaps = Gaps(self.policing.compiled)
         while True:
             if self._p.underlay.home.lost:
                 self.refresh_node()

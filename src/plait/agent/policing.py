@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from plait.backends import child_of, on_link
+from plait.model.addr import IPAddress
 from plait.model.cluster import Snapshot
-from plait.policy.compile import compile_node
-from plait.policy.evaluate import world_of
+from plait.policy.compile import Compiled
+from plait.policy.workloads import workloads
 
 UNENFORCED = "policy-unenforced"
 _SHOWN = 5
@@ -29,8 +30,8 @@ def bridges_filter() -> bool:
 class Gaps:
     """Remembers what it found for as long as nothing that it is made of changes."""
 
-    def __init__(self, filtering: Callable[[], bool] = bridges_filter) -> None:
-        self._filtering = filtering
+    def __init__(self, compiled: Callable[[Snapshot], Compiled], filtering: Callable[[], bool] = bridges_filter) -> None:
+        self._compiled, self._filtering = compiled, filtering
         self._seen: tuple[tuple[object, ...], bool] | None = None
         self._found: dict[str, str] = {}
 
@@ -39,16 +40,17 @@ class Gaps:
         of = (snapshot.policies, snapshot.namespaces, snapshot.endpoints, snapshot.containers, snapshot.networks)
         filtering = self._filtering()
         if self._seen is None or self._seen[1] != filtering or any(a is not b for a, b in zip(of, self._seen[0], strict=True)):
-            self._seen, self._found = (of, filtering), _gaps(snapshot, filtering) if snapshot.policies else {}
+            self._seen, self._found = (
+                (of, filtering),
+                _gaps(snapshot, self._compiled(snapshot).addresses, filtering) if snapshot.policies else {},
+            )
         return self._found
 
 
-def _gaps(snapshot: Snapshot, filtering: bool) -> dict[str, str]:
-    world = world_of(snapshot)
-    selected = compile_node(world, snapshot.me).addresses
+def _gaps(snapshot: Snapshot, selected: frozenset[IPAddress], filtering: bool) -> dict[str, str]:
     names: dict[str, set[str]] = {}
     reasons: dict[str, str] = {}
-    for workload in world.members:
+    for workload in workloads(snapshot):
         network = snapshot.networks.get(workload.network)
         if network is None or workload.node != snapshot.me or selected.isdisjoint(workload.addresses):
             continue

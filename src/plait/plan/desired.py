@@ -19,7 +19,7 @@ from plait.model.cluster import GATEWAY_META, Block, Endpoint, Network, Node, Sn
 from plait.model.hostlinks import ChildLink, SwitchPort
 from plait.model.leases import Leased
 from plait.model.objects import GATEWAY_LINK, PREFIX, Addr, BridgeLink, EndpointLink, KernelObject, Plan, Route, Sysctl, VxlanLink
-from plait.plan.dual import endpoint6_objects, gateways6, inside6
+from plait.plan.dual import endpoint6_objects, families, gateways6, inside6
 from plait.plan.exposed import HOST, exposed_here, host_objects, spoken
 from plait.plan.fastpath import fast_objects
 from plait.plan.firewall import direct_objects, firewall_objects, handed_objects, relay_objects
@@ -27,7 +27,7 @@ from plait.plan.hostlease import HostLease, host_lease_objects
 from plait.plan.limits import endpoint_limits, not_held_back
 from plait.plan.narrow import narrow_objects
 from plait.plan.paths import choose, direct_routes, inner_mtu, member, network_mtu, probe_objects
-from plait.plan.policy import compiled
+from plait.plan.policy import Policing
 from plait.plan.shortcut import shortcut_objects
 from plait.plan.switching import switched_objects
 from plait.shaping import Limiting
@@ -45,7 +45,7 @@ class Local:
     node's address, whether this host drops what comes from where it would not send to (rp_filter 1), the tunnel devices that must
     compute checksums themselves, which nodes are sent to by the spare encrypted tunnel (`rotation`), the links that it has, where networks
     lie on them or are encrypted, the addresses that it has leased for networks, what it knows of limits, who may come to
-    published ports (() for everybody)."""
+    published ports (() for everybody), and, to spare it work, what it made of policies before."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
@@ -62,6 +62,7 @@ class Local:
     leases: Mapping[str, HostLease] = field(default_factory=dict)
     limiting: Limiting = Limiting()
     clients: tuple[IPNetwork, ...] = ()
+    policing: Policing = field(default_factory=Policing, compare=False)
 
 
 def carried(snapshot: Snapshot, network: Network, ipv6: bool) -> Network:
@@ -83,7 +84,7 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     if me.wireguard is not None:
         me = replace(me, wireguard=replace(me.wireguard, moved=local.moved))
         snapshot = replace(snapshot, nodes={**snapshot.nodes, me.name: me})
-    networks, policies = sorted(snapshot.networks.values(), key=lambda n: n.name), compiled(snapshot)
+    networks, policies = sorted(snapshot.networks.values(), key=lambda n: n.name), local.policing.compiled(snapshot)
     objects.append(Sysctl("ipv4/ip_forward", "1"))
     objects += [*_gateways(me, networks), *probe_objects(me, local.underlay, networks, snapshot.nodes.values())]
     strays = _routed_strays(snapshot)
@@ -103,7 +104,7 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     objects += firewall_objects(
         snapshot, networks, local.gateway, handed, local.underlay, bool(direct), policies, local.clients, local.trusting
     )
-    objects += direct_objects(direct, local.underlay, policies)
+    objects += [*local.policing.objects(policies, families(networks)), *direct_objects(direct, local.underlay, policies)]
     objects += host_lease_objects(networks, local.leases)
     objects += handed_objects((n for n in direct if local.gateway and not n.internal), local.underlay)
     objects += relay_objects([peer for found in peers.values() for peer in found], local.underlay)

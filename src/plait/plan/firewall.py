@@ -17,7 +17,7 @@ from plait.model.cluster import Endpoint, Network, Snapshot
 from plait.model.hostlinks import Key
 from plait.model.objects import PREFIX, HookRule, KernelObject, NftChain, NftSet, Plan
 from plait.plan.dual import V4, V6, Family, families
-from plait.plan.policy import policy_objects, tracked
+from plait.plan.policy import tracked
 from plait.plan.ports import client_sets, hidden_chain, inbound, outbound, port_sets
 from plait.policy.compile import Compiled
 
@@ -60,7 +60,6 @@ def firewall_objects(
     hosts += [underlay] if direct and underlay else []
     objects += [
         *port_objects(own, networks, policies),
-        *policy_objects(policies, present),
         *client_sets(present, clients),
         *_published(present, clients),
         *_chains(present, networks, closed, hosts, gateway),

@@ -12,56 +12,51 @@ What these workloads send and get is tracked (the chain `raw` leaves it in), and
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
-from ipaddress import summarize_address_range
 
 from plait.model.addr import IPAddress
-from plait.model.cluster import Snapshot
 from plait.model.objects import KernelObject, NftChain, NftSet
-from plait.model.policy import Direction
 from plait.plan.dual import Family
-from plait.policy.compile import Compiled, Profile, compile_node
-from plait.policy.evaluate import world_of
+from plait.plan.profile import SIDES, ProfileDrawing, spelled
+from plait.policy.compile import Compiled, Recompiling
 from plait.policy.tables import Table
 
 CHAIN = "policies"
 POLICED = "policed"
 """Set of the addresses of this node's workloads that some policy selects."""
 _HOOK = "type filter hook forward priority filter - 10; policy accept;"
-_SIDES: dict[Direction, tuple[str, str, str, str]] = {
-    "egress": ("policy_out", "po_", "saddr", "daddr"),
-    "ingress": ("policy_in", "pi_", "daddr", "saddr"),
-}
-"""By direction the map of workloads, what profiles' names begin with, which address is the workload's, which the other side's."""
 _NEIGHBOURS = "icmpv6 type { nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert } accept"
 """What a bridge passes here where br_netfilter shows it, and no router forwards."""
 _PORT_KEY = "inet_proto . inet_service : verdict"
 
 
-def compiled(snapshot: Snapshot) -> Compiled:
-    """What policies want of this node. Costs nothing where there are none."""
-    return compile_node(world_of(snapshot), snapshot.me) if snapshot.policies else Compiled()
+class Policing:
+    """What policies want of a node's kernel, for one Snapshot after another: what depends on nothing that changed is what it was, object by
+    object, so that one member more costs one element. What it says depends on its arguments alone, whatever it was asked before."""
 
+    def __init__(self) -> None:
+        self.compiled = Recompiling()
+        """What policies want of a node by a Snapshot."""
+        self._drawn: dict[str, ProfileDrawing] = {}
+        self._tables: dict[str, list[KernelObject]] = {}
 
-def policy_objects(found: Compiled, present: Sequence[Family]) -> list[KernelObject]:
-    """Everything that enforces them; nothing where no policy selects a workload of this node."""
-    if not found.addresses:
-        return []
-    objects: list[KernelObject] = [NftChain(CHAIN, _rules(present), _HOOK)]
-    for family in present:
-        own = _of(family, found.addresses)
-        objects.append(NftSet(f"{POLICED}{family.end}", family.type, own))
-        objects.append(NftSet(f"policy_self{family.end}", f"{family.type} . {family.type}", frozenset(f"{one} . {one}" for one in own)))
-        for way, (name, prefix, _, _) in _SIDES.items():
-            elements = frozenset(f"{a} : jump {prefix}{p}" for a, p in found.chosen[way].items() if a.version == family.anywhere.version)
-            objects.append(NftSet(f"{name}{family.end}", f"{family.type} : verdict", elements, kind="map"))
-    tables: dict[str, Table] = {}
-    for profile in found.profiles.values():
-        objects += _profile(profile, present, tables)
-    for name, table in sorted(tables.items()):
-        objects += _table(name, table)
-    return objects
+    def objects(self, found: Compiled, present: Sequence[Family]) -> list[KernelObject]:
+        """Everything that enforces them; nothing where no policy selects a workload of this node."""
+        if not found.addresses:
+            self._drawn, self._tables = {}, {}
+            return []
+        objects: list[KernelObject] = [NftChain(CHAIN, _rules(present), _HOOK)]
+        for family in present:
+            objects += _chosen(found, family)
+        before, self._drawn = self._drawn, {}
+        tables: dict[str, Table] = {}
+        for name, profile in found.profiles.items():
+            drawing = before.get(name)
+            self._drawn[name] = drawing = drawing if drawing is not None and drawing.present == present else ProfileDrawing(present)
+            objects += drawing.of(profile)
+            tables |= drawing.tables
+        self._tables = {name: self._tables.get(name) or _table(name, table) for name, table in tables.items()}
+        return objects + [part for _, parts in sorted(self._tables.items()) for part in parts]
 
 
 def tracked(found: Compiled, present: Sequence[Family]) -> list[str]:
@@ -69,6 +64,18 @@ def tracked(found: Compiled, present: Sequence[Family]) -> list[str]:
     if not found.addresses:
         return []
     return [f"{f.ip} {side} @{POLICED}{f.end} accept" for f in present for side in ("saddr", "daddr")]
+
+
+def _chosen(found: Compiled, family: Family) -> list[KernelObject]:
+    """Whom policies select, and what leads them to their profiles."""
+    own = _of(family, found.addresses)
+    objects: list[KernelObject] = [NftSet(f"{POLICED}{family.end}", family.type, own)]
+    objects.append(NftSet(f"policy_self{family.end}", f"{family.type} . {family.type}", frozenset(f"{one} . {one}" for one in own)))
+    for way, side in SIDES.items():
+        version = family.anywhere.version
+        elements = frozenset(f"{a} : jump {side.prefix}{p}" for a, p in found.chosen[way].items() if a.version == version)
+        objects.append(NftSet(f"{side.map}{family.end}", f"{family.type} : verdict", elements, kind="map"))
+    return objects
 
 
 def _of(family: Family, addresses: Iterable[IPAddress]) -> frozenset[str]:
@@ -81,53 +88,12 @@ def _rules(present: Sequence[Family]) -> tuple[str, ...]:
     if len(present) > 1:
         rules.append(_NEIGHBOURS)
     rules += [f"{f.ip} saddr . {f.ip} daddr @policy_self{f.end} accept" for f in present]
-    return (*rules, *(f"{f.ip} {mine} vmap @{name}{f.end}" for name, _, mine, _ in _SIDES.values() for f in present))
-
-
-def _profile(profile: Profile, present: Sequence[Family], tables: dict[str, Table]) -> list[KernelObject]:
-    _, prefix, _, other = _SIDES[profile.direction]
-    name = f"{prefix}{profile.name}"
-    objects: list[KernelObject] = []
-    rules: list[str] = []
-    for family in present:
-        version, kind = family.anywhere.version, f"{family.type} : verdict"
-        exact = {f"{a} : {_verdict(t, tables)}" for a, t in profile.exact.items() if a.version == version}
-        ranges = {f"{_range(a, b)} : {_verdict(t, tables)}" for a, b, t in profile.ranges if a.version == version}
-        objects.append(NftSet(f"{name}{family.end}", kind, frozenset(exact), kind="map"))
-        rules.append(f"{family.ip} {other} vmap @{name}{family.end}")
-        if ranges:
-            objects.append(NftSet(f"{name}_net{family.end}", kind, frozenset(ranges), ("interval",), kind="map"))
-            rules.append(f"{family.ip} {other} vmap @{name}_net{family.end}")
-    return [*objects, NftChain(name, (*rules, _verdict(profile.rest, tables)))]
-
-
-def _verdict(table: Table, tables: dict[str, Table]) -> str:
-    """What leads to a table, which is noted, unless it says the same of everything. To return from a profile, which is jumped to, or from
-    a table, which is gone to from there, is to pass this side."""
-    if table.whole:
-        return "return"
-    if table.empty:
-        return "drop"
-    name = f"pp_{hashlib.sha256(repr(table).encode()).hexdigest()[:10]}"
-    tables[name] = table
-    return f"goto {name}"
+    return (*rules, *(f"{f.ip} {side.mine} vmap @{side.map}{f.end}" for side in SIDES.values() for f in present))
 
 
 def _table(name: str, table: Table) -> list[KernelObject]:
     """Listed is what differs from what becomes of protocols without ports."""
     spans, verdict = (table.stopped(), "drop") if table.other else (table.passing, "return")
-    elements = frozenset(f"{protocol} . {_ports(first, last)} : {verdict}" for protocol, first, last in spans)
+    elements = frozenset(f"{protocol} . {spelled(first, last)} : {verdict}" for protocol, first, last in spans)
     rest = "return" if table.other else "drop"
     return [NftSet(name, _PORT_KEY, elements, ("interval",), "map"), NftChain(name, (f"meta l4proto . th dport vmap @{name}", rest))]
-
-
-def _ports(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first}-{last}"
-
-
-def _range(first: IPAddress, last: IPAddress) -> str:
-    """As nft prints it: a network if it is a whole one."""
-    if first == last:
-        return str(first)
-    parts = list(summarize_address_range(first, last))
-    return str(parts[0]) if len(parts) == 1 else f"{first}-{last}"

@@ -65,9 +65,12 @@ class World:
 def world_of(snapshot: Snapshot) -> World:
     members = tuple(workloads(snapshot))
     policies = tuple(policy for _, policy in sorted(snapshot.policies.items()))
-    namespaces = Namespaces({name: one.labels for name, one in snapshot.namespaces.items()})
     hosts = {address: node.name for node in snapshot.nodes.values() for address in _own(node)}
-    return World(policies, namespaces, members, by_address(members), hosts)
+    return World(policies, namespaces_of(snapshot), members, by_address(members), hosts)
+
+
+def namespaces_of(snapshot: Snapshot) -> Namespaces:
+    return Namespaces({name: one.labels for name, one in snapshot.namespaces.items()})
 
 
 def _own(node: Node) -> Iterable[IPAddress]:

@@ -48,15 +48,17 @@ class Workload:
 
 def workloads(snapshot: Snapshot) -> list[Workload]:
     """All of the cluster, in a fixed order. An address that two claim for a moment is the first one's."""
-    found = [_of_endpoint(one) for _, one in sorted(snapshot.endpoints.items()) if one.runtime != HOST_RUNTIME]
+    found = [one for _, endpoint in sorted(snapshot.endpoints.items()) if (one := workload_of_endpoint(endpoint)) is not None]
     taken = {address for one in snapshot.endpoints.values() for address in one.present}
     for _, container in sorted(snapshot.containers.items()):
-        if not container.host_network and not container.shares:
-            found += _unattached(container, taken)
+        found += [one for one in workloads_of_container(container) if taken.isdisjoint(one.addresses)]
     return found
 
 
-def _of_endpoint(endpoint: Endpoint) -> Workload:
+def workload_of_endpoint(endpoint: Endpoint) -> Workload | None:
+    """None for a host's own address."""
+    if endpoint.runtime == HOST_RUNTIME:
+        return None
     labels = endpoint.labels
     return Workload(
         endpoint.name,
@@ -70,19 +72,21 @@ def _of_endpoint(endpoint: Endpoint) -> Workload:
     )
 
 
-def _unattached(container: Container, taken: set[IPAddress]) -> Iterator[Workload]:
+def workloads_of_container(container: Container) -> Iterator[Workload]:
+    """What it is where no endpoint has its addresses: one by address."""
+    if container.host_network or container.shares:
+        return
     for network, address in sorted(container.addresses.items()):
-        if address not in taken:
-            labels = {**container.labels, NETWORK_LABEL: network, CONTAINER_LABEL: container.name}
-            yield Workload(
-                container.name,
-                container.node,
-                network,
-                namespace_of(container.labels),
-                labels,
-                (address,),
-                ports=named_ports(container.labels),
-            )
+        labels = {**container.labels, NETWORK_LABEL: network, CONTAINER_LABEL: container.name}
+        yield Workload(
+            container.name,
+            container.node,
+            network,
+            namespace_of(container.labels),
+            labels,
+            (address,),
+            ports=named_ports(container.labels),
+        )
 
 
 def namespace_of(labels: Mapping[str, str]) -> str:

@@ -17,7 +17,7 @@ def diff(desired: Mapping[Key, KernelObject], owned: Mapping[Key, KernelObject],
     if no endpoint is wanted. A link that a container engine was given, and that is here no longer, is in the container that nobody has
     told of yet.
     """
-    missing = {key: new for key, new in desired.items() if _as_asked(owned.get(key), new) != new}
+    missing = {key: new for key, new in desired.items() if (held := owned.get(key)) is not new and _as_asked(held, new) != new}
     ops = [Op("put", new, owned.get(key)) for key, new in missing.items() if key in owned or not _taken_away(new)]
     if may_delete:
         ops += [Op("del", None, old) for key, old in owned.items() if key not in desired and not isinstance(old, Sysctl)]

@@ -51,5 +51,6 @@ def leads_to(obj: KernelObject) -> set[Name]:
             chains = {(family, "chain", name) for rule in rules for name in _CHAINS.findall(rule)}
             return chains | {(family, "set", name) for rule in rules for name in _SETS.findall(rule)}
         case NftSet(elements=elements, family=family, type=kind) if kind.endswith(": verdict"):
-            return {(family, "chain", name) for element in elements for name in _CHAINS.findall(element)}
+            verdicts = {element.rpartition(" : ")[2] for element in elements}  # few, of however many elements
+            return {(family, "chain", name) for verdict in verdicts for name in _CHAINS.findall(verdict)}
     return set()
