@@ -12,9 +12,12 @@ from dataclasses import replace
 import pytest
 from tests.kernel.test_datapath import BY_NAME, NETWORKS, WIRE, Hosts, counted, two_hosts
 
+from plait.kernel.linux import LinuxKernel
+from plait.kernel.linux.netns import in_thread, inside
 from plait.model.cluster import Snapshot
 from plait.policy.evaluate import Packet, evaluate, world_of
 from plait.policy.kubernetes import read_policies
+from plait.policy.tally import rulings
 
 pytestmark = pytest.mark.root
 LABELS = {
@@ -72,10 +75,15 @@ def labelled(snapshot: Snapshot) -> Snapshot:
     return replace(snapshot, endpoints={key: replace(e, labels=LABELS.get(e.name, {})) for key, e in snapshot.endpoints.items()})
 
 
+def under(hosts: Hosts, text: str) -> Snapshot:
+    """The hosts with the policies of a file."""
+    return replace(hosts.snapshot, policies={policy.ident: policy for policy in read_policies(text).policies})
+
+
 @contextlib.contextmanager
 def in_force(hosts: Hosts, text: str) -> Iterator[Snapshot]:
     """What the policies of a file make of both hosts, for a while; without them the plan is what it was."""
-    snapshot = replace(hosts.snapshot, policies={policy.ident: policy for policy in read_policies(text).policies})
+    snapshot = under(hosts, text)
     try:
         for name in WIRE:
             assert hosts.converge(name, snapshot) >= 0
@@ -142,7 +150,7 @@ def connected(hosts: Hosts, client: str) -> Iterator[tuple[socket.socket, socket
 
 @pytest.mark.parametrize("client", ["near", "far"])
 def test_a_connection_that_was_let_in_lives_on_and_a_new_one_is_judged(hosts: Hosts, client: str) -> None:
-    closed = replace(hosts.snapshot, policies={p.ident: p for p in read_policies(CASES["nobody comes in"]).policies})
+    closed = under(hosts, CASES["nobody comes in"])
     with in_force(hosts, HEAD + "  ingress: [{}]\n"), connected(hosts, client) as (caller, answerer):
         for name in WIRE:
             hosts.converge(name, closed)
@@ -195,3 +203,37 @@ def test_what_a_bridge_switches_is_judged_where_the_host_sees_it(switched: Hosts
             to = BY_NAME[server].address
             wanted = evaluate(world, Packet(BY_NAME[client].address, to, "tcp", 80)).allowed
             assert (switched.connects(client, to, 80, server, wait_s=1 if wanted else WAIT_S) is not None) == wanted, (client, server)
+
+
+def judged(hosts: Hosts, host: str) -> dict[Packet, int]:
+    def work() -> dict[Packet, int]:
+        with hosts.paths[host].open() as file, inside(file.fileno()), contextlib.closing(LinuxKernel()) as kernel:
+            return kernel.judged()
+
+    return in_thread(work)
+
+
+@pytest.mark.parametrize("client", ["near", "far"])
+def test_connections_are_counted_where_a_policy_judges_them_and_no_further_packets(hosts: Hosts, client: str) -> None:
+    one, web = BY_NAME[client].address, BY_NAME["web"].address
+    with in_force(hosts, HEAD + "  ingress: [{ports: [{port: 80}]}]\n") as snapshot:
+        for _ in range(3):
+            assert hosts.connects(client, web, 80, "web", 80, size=100_000) is not None
+        assert hosts.connects(client, web, 81, "web", 81, wait_s=WAIT_S) is None
+        assert not hosts.pings(client, web)
+        seen = judged(hosts, "A")
+        assert seen[Packet(one, web, "tcp", 80)] == 3 and seen[Packet(one, web, "tcp", 81)] > 0 and seen[Packet(one, web, "icmp")] > 0
+        assert not [packet for packet in seen if web not in (packet.source, packet.destination)], "nobody else is counted"
+        assert [hosts.converge(name, snapshot) for name in WIRE] == [0, 0], "and what is counted is nothing to be undone"
+
+
+@pytest.mark.parametrize("client", ["near", "far"])
+def test_a_policy_to_audit_drops_nothing_and_what_it_would_is_seen(hosts: Hosts, client: str) -> None:
+    audit = CASES["nobody comes in"].replace("{name: p}", '{name: p, annotations: {plait.audit: "true"}}')
+    web = BY_NAME["web"].address
+    with in_force(hosts, audit) as snapshot:
+        assert hosts.connects(client, web, 80, "web", 80) is not None and hosts.pings(client, web)
+        packet = Packet(BY_NAME[client].address, web, "tcp", 80)
+        assert judged(hosts, "A")[packet] == 1
+        would = [ruling for ruling in rulings(world_of(snapshot), "A", packet) if ruling.audit]
+        assert [(ruling.allowed, ruling.policies) for ruling in would] == [(False, (("default", "p"),))]

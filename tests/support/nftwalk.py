@@ -14,6 +14,7 @@ from plait.model.objects import NFT_FAMILY, KernelObject, NftChain, NftSet
 from plait.policy.evaluate import Packet
 
 _NOT_NEW = ("ct state established,related accept", "icmpv6 type ")
+_COUNTING = re.compile(r"ip6? saddr (?:!= )?@policed6?(?: ip6? daddr @policed6?)? jump judged6?")
 
 
 class Walk:
@@ -41,7 +42,7 @@ class Walk:
 
     def _rule(self, rule: str, packet: Packet) -> str:
         """The verdict of a rule, "" if it has none for the packet."""
-        if rule.startswith(_NOT_NEW):
+        if rule.startswith(_NOT_NEW) or _COUNTING.fullmatch(rule):
             return ""
         if re.fullmatch(r"drop|return|goto \S+", rule):
             return rule

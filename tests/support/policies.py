@@ -109,7 +109,8 @@ def _policies(draw: st.DrawFn, number: int) -> Policy:
         st.just(Group(namespace=namespace)) | (st.builds(Group, _selectors, namespace=st.just(namespace)) if namespace else groups)
     )
     ways = [draw(st.none() | rules) for _ in range(2)]
-    return Policy(f"p{number}", namespace, tier, subject, ways[0], ways[1], 0 if namespace else draw(st.integers(0, 2)))
+    audit = draw(st.sampled_from((False, False, False, True)))
+    return Policy(f"p{number}", namespace, tier, subject, ways[0], ways[1], 0 if namespace else draw(st.integers(0, 2)), audit=audit)
 
 
 @st.composite

@@ -132,6 +132,30 @@ def test_what_is_decided_is_explained(lab: Lab) -> None:
     assert [row["name"] for row in shown(lab, "A", "policy", "ls")] == ["db"], "the one in force stays"
 
 
+def test_what_rules_decide_is_counted_and_what_they_drop_is_listed(lab: Lab) -> None:
+    apply(lab, "A", ISOLATED)
+    db = address(lab, "db")
+    until("the policy is in force", lambda: not gets(lab, "B", "other", db), 20)
+    assert gets(lab, "B", "far", db, 5)
+    dropped = [row for row in shown(lab, "A", "policy", "drops") if row["source"].startswith("other ")]
+    assert [(row["port"], row["policies"], row["audit"]) for row in dropped] == [(80, ["default/db"], False)]
+    rules = {rule["rule"]: rule for rule in shown(lab, "A", "policy", "show", "db")["rules"]}
+    assert rules["ingress[0]"]["allowed"] >= 1 and rules[""]["denied"] >= 1
+    assert shown(lab, "B", "policy", "drops") == [], "each host tells of its own"
+
+
+def test_a_policy_to_audit_tells_what_it_would_drop(lab: Lab) -> None:
+    db = address(lab, "db")
+    apply(lab, "B", ISOLATED.replace("{name: db}", '{name: trial, annotations: {plait.audit: "true"}}'))
+
+    def told() -> bool:
+        assert gets(lab, "B", "other", db, 5), "nothing is dropped, from the first on"
+        return "other (" in lab.run("A", "plait", "policy", "audit").stdout
+
+    until("it is listed", told, 20)
+    assert not [row for row in shown(lab, "A", "policy", "drops") if row["policies"] == ["default/trial"]]
+
+
 def test_a_restart_of_the_agent_opens_nothing(lab: Lab) -> None:
     apply(lab, "A", ISOLATED)
     db = address(lab, "db")

@@ -13,8 +13,10 @@ from tests.unit.test_cli import Canned, run
 from plait.client.admin import Refused
 
 ROWS: list[dict[str, Any]] = [
-    {"namespace": "_cluster", "name": "guard", "tier": "Admin", "priority": 0, "ingress": 2, "egress": -1, "selects": 7},
-    {"namespace": "shop", "name": "db", "tier": "NetworkPolicy", "priority": 0, "ingress": 1, "egress": 0, "selects": 1},
+    {"namespace": "_cluster", "name": "guard", "tier": "Admin", "priority": 0, "ingress": 2, "egress": -1, "selects": 7}
+    | {"audit": True, "allowed": 0, "denied": 12},
+    {"namespace": "shop", "name": "db", "tier": "NetworkPolicy", "priority": 0, "ingress": 1, "egress": 0, "selects": 1}
+    | {"audit": False, "allowed": 5, "denied": 2},
 ]
 SIDE = {"direction": "egress", "workload": "web", "allowed": True, "policy": "", "rule": "", "why": "no policy says anything of it"}
 DENIED = {"policy": "a/b", "rule": "ingress[0]", "why": "Deny by tier Admin"}
@@ -30,9 +32,14 @@ TOLD: dict[str, Any] = {
 def test_policies_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     client = Canned(policies=ROWS)
     assert run(capsys, client, "policy", "ls")[1].splitlines() == [
-        "NAMESPACE  NAME   KIND            PRIORITY  INGRESS  EGRESS   SELECTS",
-        "-          guard  Cluster, Admin  0         2 rules  -        7",
-        "shop       db     Network         -         1 rule   0 rules  1",
+        "NAMESPACE  NAME   KIND                    PRIORITY  INGRESS  EGRESS   SELECTS",
+        "-          guard  Cluster, Admin (audit)  0         2 rules  -        7",
+        "shop       db     Network                 -         1 rule   0 rules  1",
+    ]
+    assert run(capsys, client, "policy", "ls", "--counters")[1].splitlines() == [
+        "NAMESPACE  NAME   KIND                    PRIORITY  INGRESS  EGRESS   SELECTS  ALLOWED  DENIED",
+        "-          guard  Cluster, Admin (audit)  0         2 rules  -        7        0        12",
+        "shop       db     Network                 -         1 rule   0 rules  1        5        2",
     ]
     assert json.loads(run(capsys, client, "policy", "ls", "--json")[1]) == ROWS
 
@@ -55,10 +62,38 @@ def test_a_wrong_file_is_refused_in_the_agents_words(capsys: pytest.CaptureFixtu
 
 
 def test_a_policy_is_shown_so_that_it_may_be_applied_again(capsys: pytest.CaptureFixture[str]) -> None:
-    view = ROWS[1] | {"document": "kind: NetworkPolicy\n", "workloads": ["A/db"]}
+    rules = [
+        {"direction": "ingress", "rule": "ingress[0]", "allowed": 5, "denied": 0, "last": 9.0},
+        {"direction": "ingress", "rule": "", "allowed": 0, "denied": 2, "last": 9.0},
+    ]
+    view = ROWS[1] | {"document": "kind: NetworkPolicy\n", "workloads": ["A/db"], "rules": rules}
     client = Canned(**{"policies_shop%2Fdb": view})
-    assert run(capsys, client, "policy", "show", "shop/db")[1] == "# about A/db\nkind: NetworkPolicy\n"
+    assert run(capsys, client, "policy", "show", "shop/db")[1] == (
+        "# about A/db\n# ingress[0]: 5 allowed, 0 denied\n# isolation of ingress: 0 allowed, 2 denied\nkind: NetworkPolicy\n"
+    )
     assert json.loads(run(capsys, client, "policy", "show", "shop/db", "--json")[1]) == view
+
+
+@pytest.mark.parametrize("command", ["drops", "audit"])
+def test_what_was_dropped_or_would_be_is_listed(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    row = {"direction": "ingress", "source": "x (10.28.0.2)", "destination": "db (10.28.0.3)", "protocol": "tcp", "port": 80}
+    told = row | {"policies": ["shop/db", "shop/all"], "rule": "", "count": 3, "first": 1.0, "last": 2.0}
+    ping = row | {
+        "policies": ["_cluster/guard"],
+        "rule": "ingress[0]",
+        "protocol": "icmp",
+        "port": 0,
+        "count": 1,
+        "first": 1.0,
+        "last": 2.0,
+    }
+    rows = [one | {"audit": audit} for one in (told, ping) for audit in (False, True)]
+    client = Canned(**{"policy-drops": rows})
+    lines = run(capsys, client, "policy", command)[1].splitlines()
+    assert lines[1].endswith("x (10.28.0.2)  db (10.28.0.3)  tcp 80  shop/db, shop/all ingress  3")
+    assert lines[2].endswith("x (10.28.0.2)  db (10.28.0.3)  icmp    _cluster/guard ingress[0]  1")
+    assert len(lines) == 3
+    assert json.loads(run(capsys, client, "policy", command, "--json")[1]) == [row for row in rows if row["audit"] == (command == "audit")]
 
 
 def test_policies_are_removed_and_namespaces_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,24 @@ from plait.agent.policies import Policies
 from plait.model.cluster import PortMapping
 from plait.model.errors import ConfigError, Conflict, KernelError, NotFound, StoreUnavailable
 from plait.model.objects import NftChain, NftSet
+from plait.policy.evaluate import Packet
 from plait.runtimes.api import AttachRequest
+
+
+class Counted:
+    """A kernel that has counted `packets`."""
+
+    def __init__(self, packets: Mapping[Packet, int] | None = None, able: bool = True) -> None:
+        self.packets, self.able, self.broken = dict(packets or {}), able, False
+
+    def capabilities(self) -> frozenset[str]:
+        return frozenset({"counting"} if self.able else ())
+
+    def judged(self) -> Mapping[Packet, int]:
+        if self.broken:
+            raise OSError("no answer")
+        return dict(self.packets)
+
 
 DENY = b"""apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -34,7 +51,7 @@ async def store() -> AsyncIterator[Cuttable]:
 
 
 def policies_of(node: FakeNode) -> Policies:
-    return Policies(node.view, node.store, node.view.caught_up, node.full_pass)
+    return Policies(node.view, node.store, node.full_pass, Counted())
 
 
 async def attach(node: FakeNode, name: str, app: str, *ports: PortMapping) -> str:
@@ -152,6 +169,9 @@ async def test_what_there_is_and_what_it_decides_is_told(store: Cuttable, tmp_pa
             "ingress": 1,
             "egress": -1,
             "selects": 1,
+            "audit": False,
+            "allowed": 0,
+            "denied": 0,
         }
         view = policies.show("default/db")
         assert view["workloads"] == ["A/db"] and "podSelector" in view["document"]

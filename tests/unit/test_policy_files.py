@@ -260,3 +260,22 @@ def plain(text: str) -> Any:
 def test_what_is_shown_says_what_was_given(text: str) -> None:
     (policy,) = read_policies(text).policies
     assert plain(policy.document)["spec"] == plain(text)["spec"]
+
+
+@pytest.mark.parametrize("text", [NETWORK, CLUSTER], ids=["network", "cluster"])
+def test_one_to_audit_says_so_and_is_read_again_as_such(text: str) -> None:
+    def read(word: str) -> Policy:
+        return read_policies(
+            yaml.safe_dump(yaml.safe_load(text) | {"metadata": {"name": "p", "annotations": {"plait.audit": word}}})
+        ).policies[0]
+
+    assert read("true").audit and not read("false").audit and not read_policies(text).policies[0].audit
+    assert read_policies(read("true").document).policies[0] == read("true")
+    assert decode(Policy, encode(read("true")), "k") == read("true")
+    with pytest.raises(ConfigError, match=r"metadata.annotations.plait.audit: .*is none of true, false"):
+        read("yes please")
+
+
+def test_what_an_agent_of_before_wrote_is_in_force() -> None:
+    record = encode(read_policies(NETWORK).policies[0]).replace(b',"audit":false', b"")
+    assert b"audit" not in record and not decode(Policy, record, "k").audit

@@ -36,7 +36,7 @@ from plait.model.cluster import Endpoint, Network, PortMapping, published_text
 from plait.model.errors import ConfigError, Conflict, NotFound
 from plait.model.limits import Limits
 from plait.model.objects import Plan
-from plait.model.policyreport import AppliedRow, NamespaceRow, PolicyRow, PolicyTest, PolicyView
+from plait.model.policyreport import AppliedRow, DropRow, NamespaceRow, PolicyRow, PolicyTest, PolicyView
 from plait.model.ports import HostPorts, parse_ports
 from plait.model.report import (
     ClashRow,
@@ -245,6 +245,9 @@ class AgentAdmin:
 
     async def namespaces(self) -> list[NamespaceRow]:
         return self._p.policies.namespaces()
+
+    async def policy_drops(self) -> list[DropRow]:
+        return await self._p.policies.judgments.drops()
 
     async def test_policy(self, source: str, destination: str, protocol: str, port: int) -> PolicyTest:
         return self._p.policies.test(source, destination, protocol, port)

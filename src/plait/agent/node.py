@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from plait.agent.hostlinks import CODE as PARENT_MISSING
 from plait.agent.hostlinks import DNS_PORT, links_here, missing, resolver_of, resolver_places
 from plait.agent.identity import Identity
 from plait.agent.journal import Journal, Write
+from plait.agent.judgments import COUNTING
 from plait.agent.limits import LimitBook
 from plait.agent.networks import Networks
 from plait.agent.policing import UNENFORCED, Gaps
@@ -97,7 +98,7 @@ class NodeLoops:
 
     def __init__(self, parts: Parts, default_network: str) -> None:
         self._p, self._default = parts, default_network
-        self.policing = Policing()
+        self.policing = Policing(lambda: COUNTING in self._capabilities)
         self._gateway = bool(parts.journal.load("setting").get("gateway"))
         self._zone: Zone | None = None
         self._only_passing = parts.config.dns.only_passing
@@ -313,6 +314,10 @@ class NodeLoops:
         wanted = self._names_generation
         async with asyncio.timeout(2), self._names_done:
             await self._names_done.wait_for(lambda: self._names_shown >= wanted)
+
+    def watching(self) -> Iterable[Coroutine[None, None, None]]:
+        """Loops that look, and never return."""
+        return self.watch_conditions(), self.watch_capabilities()
 
     async def watch_conditions(self) -> None:
         """Raise and clear what is seen by looking: lost nodes, addresses that DNS cannot have. Never returns."""

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import ip_address
 
+from plait.agent.judgments import CountingKernel, Judgments
 from plait.agent.kernelwork import PassReport
 from plait.agent.keys import namespace_key, policy_key, record_key
 from plait.agent.view import View
@@ -21,6 +24,7 @@ from plait.model.policy import Namespace, Policy
 from plait.model.policyreport import AppliedRow, Change, NamespaceRow, PolicyRow, PolicySide, PolicyTest, PolicyView
 from plait.policy.evaluate import Decision, Packet, World, evaluate, world_of
 from plait.policy.kubernetes import read_policies
+from plait.policy.membership import Membership
 from plait.policy.workloads import Workload
 from plait.store.api import Delete, Put, Store
 from plait.store.codec import encode
@@ -29,12 +33,11 @@ log = logging.getLogger("plait.policies")
 
 
 class Policies:
-    """`full_pass` makes the kernel what the view says."""
+    """`full_pass` makes the kernel what the view says, `kernel` has counted what that decided."""
 
-    def __init__(
-        self, view: View, store: Store, caught_up: Callable[[int], Awaitable[None]], full_pass: Callable[[], Awaitable[PassReport]]
-    ) -> None:
-        self._view, self._store, self._caught_up, self._full_pass = view, store, caught_up, full_pass
+    def __init__(self, view: View, store: Store, full_pass: Callable[[], Awaitable[PassReport]], kernel: CountingKernel) -> None:
+        self._view, self._store, self._full_pass = view, store, full_pass
+        self.judgments = Judgments(view, kernel, time.time)
 
     async def apply(self, body: bytes) -> list[AppliedRow]:
         """Take over all that a file holds, or nothing: ConfigError with line, field and reason. A namespace without labels is forgotten."""
@@ -62,8 +65,9 @@ class Policies:
         same, and tried again."""
         if not ops:
             return
+        await self.judgments.look()  # what was judged so far was by those that are in force
         result = await self._store.txn([], ops)
-        await self._caught_up(result.revision)
+        await self._view.caught_up(result.revision)
         failed = (await self._full_pass()).failed
         for error in (error for key, error in failed.items() if key[0] in ("pass", "nft")):
             raise error
@@ -80,15 +84,19 @@ class Policies:
     # --- what there is
 
     def rows(self) -> list[PolicyRow]:
+        """All, with what they decided here."""
         world = world_of(self._view.snapshot)
-        return [_policy_row(policy, _subjects(world, policy)) for policy in world.policies]
+        membership = Membership((policy.subject for policy in world.policies), world.namespaces)
+        counts = Counter(group for one in world.members for group in membership.of(one))
+        return [self._policy_row(policy, counts[membership.number[policy.subject]]) for policy in world.policies]
 
     def show(self, name: str) -> PolicyView:
         """One policy, `NAMESPACE/NAME`, or `NAME` where only one is called so. NotFound, Conflict."""
         policy = self._named(name)
         found = _subjects(world_of(self._view.snapshot), policy)
         workloads = sorted(f"{one.node}/{one.name}" for one in found)
-        return {**_policy_row(policy, found), "document": policy.document, "workloads": workloads}
+        told = self._policy_row(policy, len(found))
+        return {**told, "document": policy.document, "workloads": workloads, "rules": self.judgments.rules(policy)}
 
     def namespaces(self) -> list[NamespaceRow]:
         """Those that have labels or workloads."""
@@ -100,6 +108,21 @@ class Policies:
             NamespaceRow(name=name, labels=dict(given[name].labels) if name in given else {}, workloads=count)
             for name, count in sorted(counts.items())
         ]
+
+    def _policy_row(self, policy: Policy, selects: int) -> PolicyRow:
+        (namespace, name), (allowed, denied) = policy.ident, self.judgments.totals(policy)
+        return PolicyRow(
+            namespace=namespace,
+            name=name,
+            tier=policy.tier,
+            priority=policy.priority,
+            ingress=-1 if policy.ingress is None else len(policy.ingress),
+            egress=-1 if policy.egress is None else len(policy.egress),
+            selects=selects,
+            audit=policy.audit,
+            allowed=allowed,
+            denied=denied,
+        )
 
     def _named(self, name: str) -> Policy:
         found = [p for p in self._view.snapshot.policies.values() if name in (p.name, "/".join(p.ident))]
@@ -158,19 +181,6 @@ def _written(one: Policy | Namespace) -> Put | Delete:
 
 def _subjects(world: World, policy: Policy) -> list[Workload]:
     return [one for one in world.members if world.namespaces.has(policy.subject, one)]
-
-
-def _policy_row(policy: Policy, found: Sequence[Workload]) -> PolicyRow:
-    namespace, name = policy.ident
-    return PolicyRow(
-        namespace=namespace,
-        name=name,
-        tier=policy.tier,
-        priority=policy.priority,
-        ingress=-1 if policy.ingress is None else len(policy.ingress),
-        egress=-1 if policy.egress is None else len(policy.egress),
-        selects=len(found),
-    )
 
 
 def _called(end: tuple[IPAddress, Workload | None]) -> str:

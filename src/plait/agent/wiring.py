@@ -116,7 +116,7 @@ class _Wiring:
         self.limits = LimitBook(self.view, journal, self.kernel.capabilities, lambda: self.reconciler.once())
         self.loops = NodeLoops(self._parts(), DEFAULT_NETWORK)
         self.reconciler = self._reconciler()
-        self.ops = self._operations()
+        self.ops, self.policies = self._operations(), Policies(self.view, store, self.reconciler.once, self.kernel)
         self.following = Following(self.view, self.leases, self.ops, self.health, linux.readdress, lambda: self.reconciler.mark())
         self.sandboxes, self.exposures = self._sandboxes(), Exposures(identity.name, self.ops)
         self.engines = self._engines()
@@ -287,12 +287,12 @@ class _Wiring:
                 self.dns_watch.run(),
                 self.resolvers.run(),
                 self.dns_near.run(),
-                self.loops.watch_conditions(),
-                self.loops.watch_capabilities(),
+                *self.loops.watching(),
                 self.loops.firewall.watch(self.reconciler.mark),
                 self.reconciler.watch(),
                 self.reconciler.run(),
                 self.sandboxes.run(),
+                self.policies.judgments.run(),
                 Announcer(self.view, linux.tell_neighbours).run(),
                 Neighbours(self.health, linux.neigh_tables, time.monotonic).run(),
                 self.engines.run(),
@@ -342,7 +342,7 @@ class _Wiring:
             exposures=self.exposures,
             host_leases=self.host_leases.reservations,
             caught_up=self.view.caught_up,
-            policies=Policies(self.view, self.store, self.view.caught_up, self.reconciler.once),
+            policies=self.policies,
             joining=Joining(self.view, self.store, self.replica.items, self.joiner, not self.identity.store, DEFAULT_NETWORK),
         )
 

@@ -6,6 +6,8 @@ Data in: files, options, rows of the admin API. Data out: tables, JSON, document
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
@@ -15,7 +17,7 @@ from plait.model.policy import LAST_PORT, Tier
 
 if TYPE_CHECKING:
     from plait.client.admin import AdminClient
-    from plait.model.policyreport import PolicySide
+    from plait.model.policyreport import DropRow, PolicySide
 
 _DENIED = 1
 _KINDS: dict[Tier, str] = {"Admin": "Cluster, Admin", "NetworkPolicy": "Network", "Baseline": "Cluster, Baseline"}
@@ -45,25 +47,27 @@ def apply(client: AdminClient, source: BinaryIO, as_json: bool) -> None:
 
 
 @policy.command()
+@click.option("--counters", is_flag=True, help="How many connections each let in and dropped on this host since its agent started.")
 @json_option
 @with_agent
-def ls(client: AdminClient, as_json: bool) -> None:
+def ls(client: AdminClient, counters: bool, as_json: bool) -> None:
     """List the policies in the order in which they are known, and how many containers each is about."""
     rows = client.policies()
     if as_json:
         show_json(rows)
         return
     show_table(
-        ("NAMESPACE", "NAME", "KIND", "PRIORITY", "INGRESS", "EGRESS", "SELECTS"),
+        ("NAMESPACE", "NAME", "KIND", "PRIORITY", "INGRESS", "EGRESS", "SELECTS", *(("ALLOWED", "DENIED") if counters else ())),
         (
             (
                 row["namespace"] if row["tier"] == "NetworkPolicy" else "",
                 row["name"],
-                _KINDS[row["tier"]],
+                f"{_KINDS[row['tier']]}{' (audit)' if row['audit'] else ''}",
                 "" if row["tier"] == "NetworkPolicy" else row["priority"],
                 _count(row["ingress"]),
                 _count(row["egress"]),
                 row["selects"],
+                *((row["allowed"], row["denied"]) if counters else ()),
             )
             for row in rows
         ),
@@ -79,13 +83,16 @@ def _count(rules: int) -> str:
 @json_option
 @with_agent
 def show(client: AdminClient, name: str, as_json: bool) -> None:
-    """Show a policy, and the containers that it is about."""
+    """Show a policy, the containers that it is about, and how many connections each rule decided on this host since its agent started."""
     view = client.policy(name)
     if as_json:
         show_json(view)
         return
     for workload in view["workloads"]:
         click.echo(f"# about {workload}")
+    for rule in view["rules"]:
+        place = rule["rule"] or f"isolation of {rule['direction']}"
+        click.echo(f"# {place}: {rule['allowed']} allowed, {rule['denied']} denied")
     click.echo(view["document"], nl=False)
 
 
@@ -110,6 +117,45 @@ def namespaces(client: AdminClient, as_json: bool) -> None:
         return
     labelled = ((row["name"], row["workloads"], " ".join(f"{k}={v}" for k, v in sorted(row["labels"].items()))) for row in rows)
     show_table(("NAME", "CONTAINERS", "LABELS"), labelled)
+
+
+@policy.command()
+@json_option
+@with_agent
+def drops(client: AdminClient, as_json: bool) -> None:
+    """List what policies dropped on this host since its agent started, the latest first: who, to whom, and by which policy."""
+    _show_drops([row for row in client.policy_drops() if not row["audit"]], as_json)
+
+
+@policy.command()
+@json_option
+@with_agent
+def audit(client: AdminClient, as_json: bool) -> None:
+    """List what policies to audit would have dropped on this host, the latest first.
+
+    A policy with the annotation `plait.audit: "true"` drops nothing.
+    """
+    _show_drops([row for row in client.policy_drops() if row["audit"]], as_json)
+
+
+def _show_drops(rows: Sequence[DropRow], as_json: bool) -> None:
+    if as_json:
+        show_json(rows)
+        return
+    show_table(
+        ("LAST", "FROM", "TO", "PORT", "BY", "COUNT"),
+        (
+            (
+                f"{datetime.fromtimestamp(row['last']):%Y-%m-%d %H:%M:%S}",
+                row["source"],
+                row["destination"],
+                f"{row['protocol']} {row['port']}" if row["port"] else row["protocol"],
+                f"{', '.join(row['policies'])} {row['rule'] or row['direction']}",
+                row["count"],
+            )
+            for row in rows
+        ),
+    )
 
 
 @policy.command()

@@ -16,7 +16,7 @@ from typing import cast
 from urllib.parse import quote, urlencode
 
 from plait.model.errors import PlaitError
-from plait.model.policyreport import AppliedRow, NamespaceRow, PolicyRow, PolicyTest, PolicyView
+from plait.model.policyreport import AppliedRow, DropRow, NamespaceRow, PolicyRow, PolicyTest, PolicyView
 from plait.model.report import (
     ClashRow,
     ContainerRow,
@@ -227,6 +227,10 @@ class AdminClient:
 
     def namespaces(self) -> list[NamespaceRow]:
         return cast(list[NamespaceRow], self._call("GET", "namespaces"))
+
+    def policy_drops(self) -> list[DropRow]:
+        """What policies dropped on this host, or would have."""
+        return cast(list[DropRow], self._call("GET", "policy-drops"))
 
     def test_policy(self, source: str, destination: str, protocol: str, port: int) -> PolicyTest:
         body = {"from": source, "to": destination, "protocol": protocol, "port": port}

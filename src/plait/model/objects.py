@@ -286,7 +286,8 @@ class NftChain:
 @dataclass(frozen=True, slots=True)
 class NftSet:
     """A set ("set") or map ("map") of an owned table. `type` and `flags` as nft prints them; elements in nft's own
-    spelling, for maps "key : value". A change of elements alone is applied element by element."""
+    spelling, for maps "key : value". A change of elements alone is applied element by element. `bounds` is what nft prints else of its
+    declaration ("size 8192"). With the flag "dynamic" its elements are what packets put there, and none of ours: it has none here."""
 
     name: str
     type: str
@@ -294,6 +295,7 @@ class NftSet:
     flags: tuple[str, ...] = ()
     kind: str = "set"
     family: str = NFT_FAMILY
+    bounds: tuple[str, ...] = ()
 
     @property
     def key(self) -> Key:

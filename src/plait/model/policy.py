@@ -29,6 +29,8 @@ NETWORK_LABEL, CONTAINER_LABEL = "plait.network", "plait.container"
 """Labels that every workload has, whatever its container says: where it is attached, and its name."""
 PORT_LABEL = "plait.port."
 """With the name of a port behind it, the label of a container that says its number: `plait.port.http=8080`, or `=53/udp`."""
+AUDIT_ANNOTATION = "plait.audit"
+"""With "true", the annotation of a policy that is only to tell what it would drop."""
 CLUSTER = "_cluster"
 """Stands in keys for the namespace of policies that have none; no namespace is called so."""
 
@@ -93,7 +95,7 @@ class PolicyRule:
 class Policy:
     """`subject`: whom it is about. In the tier `NetworkPolicy`, a direction that is not None isolates them there: nothing passes but what
     some rule accepts. In the others rules are asked in order of `priority`, the least first, then of the policies' names. `namespace` is ""
-    for those. `document`: as it was given, in YAML."""
+    for those. `document`: as it was given, in YAML. One to `audit` decides nothing: what it would drop is told."""
 
     name: str
     namespace: str
@@ -103,6 +105,7 @@ class Policy:
     egress: tuple[PolicyRule, ...] | None = None
     priority: int = 0
     document: str = ""
+    audit: bool = False
 
     def rules(self, direction: Direction) -> tuple[PolicyRule, ...] | None:
         return self.ingress if direction == "ingress" else self.egress

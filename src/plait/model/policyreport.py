@@ -12,7 +12,8 @@ Change = Literal["created", "changed", "unchanged", "removed"]
 
 class PolicyRow(TypedDict):
     """`namespace` is "_cluster" for policies of the administrator. `ingress` and `egress`: how many rules, -1 where it says nothing of that
-    direction. `selects`: how many workloads it is about now, on all nodes."""
+    direction. `selects`: how many workloads it is about now, on all nodes. `allowed` and `denied`: how many connections it decided on this
+    node since its agent started, or, if it is to `audit`, would have."""
 
     namespace: str
     name: str
@@ -21,13 +22,45 @@ class PolicyRow(TypedDict):
     ingress: int
     egress: int
     selects: int
+    audit: bool
+    allowed: int
+    denied: int
+
+
+class RuleCount(TypedDict):
+    """Connections that one rule decided on this node; `rule` "" is isolation itself. `last`: seconds since the epoch, 0 for never."""
+
+    direction: Direction
+    rule: str
+    allowed: int
+    denied: int
+    last: float
 
 
 class PolicyView(PolicyRow):
-    """`document`: the policy in YAML. `workloads`: whom it is about, `NODE/NAME`."""
+    """`document`: the policy in YAML. `workloads`: whom it is about, `NODE/NAME`. `rules`: what each decided."""
 
     document: str
     workloads: list[str]
+    rules: list[RuleCount]
+
+
+class DropRow(TypedDict):
+    """Connections of one kind that this node dropped, or (`audit`) would have, on one side. `source` and `destination`: `NAME (ADDRESS)`,
+    or the address; `port` 0 where the protocol has none. `rule` is of the one in `policies`, or "" where these isolate. Times in seconds
+    since the epoch."""
+
+    direction: Direction
+    source: str
+    destination: str
+    protocol: str
+    port: int
+    policies: list[str]
+    rule: str
+    audit: bool
+    count: int
+    first: float
+    last: float
 
 
 class AppliedRow(TypedDict):

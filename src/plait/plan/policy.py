@@ -12,7 +12,7 @@ What these workloads send and get is tracked (the chain `raw` leaves it in), and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from plait.model.addr import IPAddress
 from plait.model.objects import KernelObject, NftChain, NftSet
@@ -27,6 +27,12 @@ POLICED = "policed"
 _HOOK = "type filter hook forward priority filter - 10; policy accept;"
 _NEIGHBOURS = "icmpv6 type { nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert } accept"
 """What a bridge passes here where br_netfilter shows it, and no router forwards."""
+JUDGED = "judged"
+"""Name of the chain in which connections that policies judge are counted, and of the set that it counts them in, by source, destination,
+protocol and destination port; `JUDGED_PORTLESS` is for protocols without ports."""
+JUDGED_PORTLESS = "judged_portless"
+JUDGED_BOUNDS = ("size 8192", "timeout 1m")
+"""So many kinds of connection a minute are counted, what comes beyond is not."""
 _PORT_KEY = "inet_proto . inet_service : verdict"
 
 
@@ -34,7 +40,9 @@ class Policing:
     """What policies want of a node's kernel, for one Snapshot after another: what depends on nothing that changed is what it was, object by
     object, so that one member more costs one element. What it says depends on its arguments alone, whatever it was asked before."""
 
-    def __init__(self) -> None:
+    def __init__(self, counting: Callable[[], bool] = lambda: True) -> None:
+        """`counting`: whether the kernel can count what they judge."""
+        self._counting = counting
         self.compiled = Recompiling()
         """What policies want of a node by a Snapshot."""
         self._drawn: dict[str, ProfileDrawing] = {}
@@ -45,9 +53,10 @@ class Policing:
         if not found.addresses:
             self._drawn, self._tables = {}, {}
             return []
-        objects: list[KernelObject] = [NftChain(CHAIN, _rules(present), _HOOK)]
+        counting = self._counting()
+        objects: list[KernelObject] = [NftChain(CHAIN, _rules(present, counting), _HOOK)]
         for family in present:
-            objects += _chosen(found, family)
+            objects += [*_chosen(found, family), *(_counters(family) if counting else ())]
         before, self._drawn = self._drawn, {}
         tables: dict[str, Table] = {}
         for name, profile in found.profiles.items():
@@ -78,16 +87,35 @@ def _chosen(found: Compiled, family: Family) -> list[KernelObject]:
     return objects
 
 
+def _counters(family: Family) -> list[KernelObject]:
+    """Where a set is full, a packet is not counted and goes on."""
+    ports, portless = f"{JUDGED}{family.end}", f"{JUDGED_PORTLESS}{family.end}"
+    kind, flags = f"{family.type} . {family.type} . inet_proto", ("dynamic", "timeout")
+    key = f"{family.ip} saddr . {family.ip} daddr . meta l4proto"
+    rules = (
+        f"meta l4proto {{ tcp, udp, sctp }} update @{ports} {{ {key} . th dport counter }}",
+        f"meta l4proto != {{ tcp, udp, sctp }} update @{portless} {{ {key} counter }}",
+    )
+    return [
+        NftSet(ports, f"{kind} . inet_service", frozenset(), flags, bounds=JUDGED_BOUNDS),
+        NftSet(portless, kind, frozenset(), flags, bounds=JUDGED_BOUNDS),
+        NftChain(ports, rules),
+    ]
+
+
 def _of(family: Family, addresses: Iterable[IPAddress]) -> frozenset[str]:
     return frozenset(str(address) for address in addresses if address.version == family.anywhere.version)
 
 
-def _rules(present: Sequence[Family]) -> tuple[str, ...]:
+def _rules(present: Sequence[Family], counting: bool) -> tuple[str, ...]:
     """A container that comes back to itself by a published port is not kept from it."""
     rules = ["ct state established,related accept"]
     if len(present) > 1:
         rules.append(_NEIGHBOURS)
     rules += [f"{f.ip} saddr . {f.ip} daddr @policy_self{f.end} accept" for f in present]
+    for f in present if counting else ():
+        rules += [f"{f.ip} saddr @{POLICED}{f.end} jump {JUDGED}{f.end}"]
+        rules += [f"{f.ip} saddr != @{POLICED}{f.end} {f.ip} daddr @{POLICED}{f.end} jump {JUDGED}{f.end}"]
     return (*rules, *(f"{f.ip} {side.mine} vmap @{side.map}{f.end}" for side in SIDES.values() for f in present))
 
 

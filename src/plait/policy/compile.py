@@ -26,17 +26,18 @@ _TIERS: tuple[Tier, ...] = ("Admin", "NetworkPolicy", "Baseline")
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """Of one node: its profiles, and by direction the name of the profile of each address that has one. `idents` are the endpoints that
-    have any."""
+    """Of one node: its profiles, and by direction the name of the profile of each address that has one; `watched` are the addresses that
+    some policy to audit selects, `idents` the endpoints that have any of these."""
 
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     chosen: Mapping[Direction, Mapping[IPAddress, str]] = field(default_factory=lambda: {way: {} for way in DIRECTIONS})
+    watched: frozenset[IPAddress] = frozenset()
     idents: frozenset[str] = frozenset()
 
     @property
     def addresses(self) -> frozenset[IPAddress]:
         """Those of workloads that some policy selects."""
-        return frozenset(address for found in self.chosen.values() for address in found)
+        return self.watched.union(*self.chosen.values())
 
 
 def compile_node(world: World, node: str) -> Compiled:
@@ -87,6 +88,7 @@ class _Compilation:
         self._groups: dict[IPAddress, frozenset[int]] = {}
         self._members: dict[int, set[IPAddress]] = {}
         self._builds: dict[str, ProfileBuild] = {}
+        self._watched: set[IPAddress] = set()
         self._chosen: dict[Direction, dict[IPAddress, str]] = {way: {} for way in DIRECTIONS}
 
     def follow(self, known: Mapping[IPAddress, Workload], changed: Iterable[IPAddress]) -> Compiled:
@@ -101,8 +103,9 @@ class _Compilation:
         used = {name for found in self._chosen.values() for name in found.values()}
         self._builds = {name: build for name, build in self._builds.items() if name in used}
         profiles = {name: build.profile for name, build in self._builds.items()}
-        idents = {known[address].ident for found in self._chosen.values() for address in found}
-        return Compiled(profiles, {way: dict(found) for way, found in self._chosen.items()}, frozenset(idents - {""}))
+        idents = {known[address].ident for found in (*self._chosen.values(), self._watched) for address in found}
+        chosen = {way: dict(found) for way, found in self._chosen.items()}
+        return Compiled(profiles, chosen, frozenset(self._watched), frozenset(idents - {""}))
 
     def _enlist(self, address: IPAddress, workload: Workload | None) -> None:
         """Know of which groups the address is."""
@@ -116,10 +119,16 @@ class _Compilation:
     def _choose(self, address: IPAddress, known: Mapping[IPAddress, Workload]) -> None:
         """The profiles of a workload of this node."""
         workload = known.get(address)
+        self._watched.discard(address)
         for way, chosen in self._chosen.items():
             chosen.pop(address, None)
-            if workload is not None and workload.node == self._node and (policies := self._policies_of(address, way)):
+            if workload is None or workload.node != self._node:
+                continue
+            found = self._policies_of(address, way)
+            if policies := [policy for policy in found if not policy.audit]:
                 chosen[address] = self._profile(policies, way, workload, known)
+            if len(policies) < len(found):
+                self._watched.add(address)
 
     def _policies_of(self, address: IPAddress, way: Direction) -> list[Policy]:
         found = (policy for group in self._groups[address] for policy in self._about.get(group, ()) if policy.rules(way) is not None)

@@ -10,7 +10,7 @@ it pass. Between a workload and its own host everything passes, and what a workl
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from plait.model.addr import IPAddress
 from plait.model.cluster import Node, Snapshot
@@ -30,7 +30,8 @@ class Packet:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Of one side. `policy` and `where` name the rule that decided, both "" if it was none: then `why` says what did."""
+    """Of one side. `policy` and `where` name the rule that decided, both "" if it was none: then `why` says what did. `isolating`: the
+    policies that let it pass by none of their rules."""
 
     direction: Direction
     workload: str
@@ -38,6 +39,7 @@ class Decision:
     why: str
     policy: tuple[str, str] = ("", "")
     where: str = ""
+    isolating: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +81,10 @@ def _own(node: Node) -> Iterable[IPAddress]:
     return [address for address in found if address is not None]
 
 
-def evaluate(world: World, packet: Packet) -> Verdict:
-    """What becomes of a packet that belongs to no connection yet."""
+def evaluate(world: World, packet: Packet, audited: bool = False) -> Verdict:
+    """What becomes of a packet that belongs to no connection yet; `audited`: as if what policies to audit say were in force too."""
+    if not audited:
+        world = replace(world, policies=tuple(policy for policy in world.policies if not policy.audit))
     source, destination = world.known.get(packet.source), world.known.get(packet.destination)
     sides: list[Decision] = []
     if source is not None:
@@ -104,8 +108,10 @@ def _side(world: World, direction: Direction, subject: Workload, packet: Packet,
             policy, rule = found
             return Decision(direction, subject.name, rule.action == "Accept", f"{rule.action} by tier {tier}", policy.ident, rule.where)
         if tier == "NetworkPolicy" and (isolating := [policy for policy in mine if policy.tier == tier]):
-            names = ", ".join("/".join(policy.ident) for policy in isolating)
-            return Decision(direction, subject.name, False, f"isolated by {names}, and no rule of these accepts it")
+            found_in = tuple(policy.ident for policy in isolating)
+            names = ", ".join(map("/".join, found_in))
+            why = f"isolated by {names}, and no rule of these accepts it"
+            return Decision(direction, subject.name, False, why, isolating=found_in)
     return Decision(direction, subject.name, True, "no policy says anything of it")
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from plait.model.cluster import Protocol
 from plait.model.errors import ConfigError
 from plait.model.policy import (
+    AUDIT_ANNOTATION,
     DEFAULT_NAMESPACE,
     LAST_PORT,
     Direction,
@@ -102,7 +103,8 @@ def _cluster_policy(at: Field) -> Policy:
     if "namespace" in metadata:
         raise metadata["namespace"].refused("cannot be there: a ClusterNetworkPolicy is in no namespace")
     spec = at.need("spec", at.fields(*_TOP))
-    return read_tiered(spec, name, _written(at, {"name": name}))
+    audit = _audit(metadata)
+    return replace(read_tiered(spec, name, _written(at, {"name": name}, audit)), audit=audit)
 
 
 def _network_policy(at: Field) -> Policy:
@@ -118,6 +120,7 @@ def _network_policy(at: Field) -> Policy:
         types = {one.one_of(("Ingress", "Egress")) for one in known["policyTypes"].some()}
     else:
         types = {"Ingress", "Egress"} if rules["egress"] else {"Ingress"}
+    audit = _audit(metadata)
     return Policy(
         name,
         namespace,
@@ -125,8 +128,15 @@ def _network_policy(at: Field) -> Policy:
         Group(pods, namespace=namespace),
         ingress=rules["ingress"] if "Ingress" in types else None,
         egress=rules["egress"] if "Egress" in types else None,
-        document=_written(at, {"name": name, "namespace": namespace}),
+        document=_written(at, {"name": name, "namespace": namespace}, audit),
+        audit=audit,
     )
+
+
+def _audit(metadata: dict[str, Field]) -> bool:
+    """Whether an annotation says that it is only to tell what it would drop."""
+    annotations = metadata["annotations"].fields(others=True) if "annotations" in metadata else {}
+    return AUDIT_ANNOTATION in annotations and annotations[AUDIT_ANNOTATION].one_of(("true", "false")) == "true"
 
 
 def _rules(at: Field, direction: Direction, namespace: str) -> tuple[PolicyRule, ...]:
@@ -183,7 +193,8 @@ def _port(at: Field) -> Ports:
     return Ports(protocol, first, known["endPort"].whole(first, LAST_PORT) if "endPort" in known else first)
 
 
-def _written(at: Field, metadata: dict[str, str]) -> str:
+def _written(at: Field, metadata: dict[str, Any], audit: bool) -> str:
     plain: dict[str, Any] = at.value.plain()
+    metadata |= {"annotations": {AUDIT_ANNOTATION: "true"}} if audit else {}
     kept = {"apiVersion": plain["apiVersion"], "kind": plain["kind"], "metadata": metadata, "spec": plain["spec"]}
     return written(kept)

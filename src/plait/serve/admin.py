@@ -177,6 +177,7 @@ class _Routes:
             "limits": backend.limits,
             "ps": backend.ps,
             "policies": backend.policies,
+            "policy-drops": backend.policy_drops,
             "namespaces": backend.namespaces,
         }
         found: dict[str, dict[str, _Handler]] = {name: {"GET": _listing(ask)} for name, ask in listings.items()}

@@ -10,7 +10,7 @@ from typing import Protocol
 from plait.ipam import PoolChange
 from plait.model.cluster import PortMapping
 from plait.model.limits import Limits
-from plait.model.policyreport import AppliedRow, NamespaceRow, PolicyRow, PolicyTest, PolicyView
+from plait.model.policyreport import AppliedRow, DropRow, NamespaceRow, PolicyRow, PolicyTest, PolicyView
 from plait.model.ports import HostPorts
 from plait.model.report import (
     ClashRow,
@@ -151,6 +151,9 @@ class AdminBackend(Protocol):
     async def remove_policy(self, name: str) -> None: ...
 
     async def namespaces(self) -> list[NamespaceRow]: ...
+
+    async def policy_drops(self) -> list[DropRow]:
+        """What policies dropped on this host, or would have, the latest first. NotSupported where the kernel cannot count."""
 
     async def test_policy(self, source: str, destination: str, protocol: str, port: int) -> PolicyTest:
         """What becomes of a new connection from one name or address to another, and which rule says so."""

@@ -16,6 +16,7 @@ from plait.kernel.linux import route as routes
 from plait.kernel.linux.conntrack import forget_flows
 from plait.kernel.linux.devices import index_of
 from plait.kernel.linux.foreign import Guards, foreign_drops, foreign_guards
+from plait.kernel.linux.judged import read_judged
 from plait.kernel.linux.nft import counted, open_nft
 from plait.kernel.linux.sysctl import rp_filter, write_sysctl
 from plait.kernel.linux.wgdevice import Device
@@ -25,6 +26,7 @@ from plait.model.cluster import HostRange
 from plait.model.errors import KernelError
 from plait.model.flows import PortRule
 from plait.model.objects import PREFIX, Addr
+from plait.policy.evaluate import Packet
 
 STATE_DIR = Path("/var/lib/plait")
 BROKEN = (OSError, ValueError, struct.error, nl.NetlinkParseError)
@@ -90,6 +92,10 @@ class HostFacts:
     def counted(self, chains: Sequence[str]) -> int:
         """Packets that the counters in these chains of our table have counted."""
         return counted(open_nft(), chains)
+
+    def judged(self) -> dict[Packet, int]:
+        """See `read_judged`."""
+        return read_judged(open_nft())
 
 
 def _every_address() -> frozenset[IPAddress]:

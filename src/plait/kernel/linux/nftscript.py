@@ -63,8 +63,8 @@ def _where(subject: NftChain | NftSet) -> str:
     return f"{table_of(subject.family)} {subject.name}"
 
 
-def _declaration(subject: NftSet) -> tuple[str, str, tuple[str, ...]]:
-    return subject.kind, subject.type, subject.flags
+def _declaration(subject: NftSet) -> tuple[str, str, tuple[str, ...], tuple[str, ...]]:
+    return subject.kind, subject.type, subject.flags, subject.bounds
 
 
 def _uses(chain: NftChain, sets: Iterable[NftSet]) -> bool:
@@ -80,7 +80,8 @@ def _set_lines(verb: str, subject: NftSet, old: NftSet | None) -> list[str]:
     lines: list[str] = []
     if old is None:
         flags = f" flags {','.join(subject.flags)};" if subject.flags else ""
-        lines.append(f"add {subject.kind} {where} {{ type {subject.type};{flags} }}")
+        bounds = "".join(f" {bound};" for bound in subject.bounds)
+        lines.append(f"add {subject.kind} {where} {{ type {subject.type};{flags}{bounds} }}")
     before = old.elements if old is not None else frozenset()
     gone, fresh = sorted(before - subject.elements), sorted(subject.elements - before)
     if gone:
@@ -124,6 +125,7 @@ def _parse_set(kind: str, name: str, lines: Sequence[str], family: str) -> NftSe
     joined = " ".join(lines)
     kind_type = next((line[5:] for line in lines if line.startswith("type ")), "")
     flags = next((tuple(line[6:].split(",")) for line in lines if line.startswith("flags ")), ())
-    match = re.search(r"elements = \{(.*)\}", joined)
+    bounds = tuple(line for line in lines if line.startswith(("size ", "timeout ")))
+    match = re.search(r"elements = \{(.*)\}", joined) if "dynamic" not in flags else None
     elements = frozenset(" ".join(part.split()) for part in match.group(1).split(",") if part.strip()) if match else frozenset()
-    return NftSet(name, kind_type, elements, flags, kind, family)
+    return NftSet(name, kind_type, elements, flags, kind, family, bounds)

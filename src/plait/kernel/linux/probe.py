@@ -25,6 +25,8 @@ _MAC = "02:00:00:00:00:01"
 _PARENT = 1001
 _SCRIPTS = {
     "nft": "add table inet plait\nadd set inet plait s { type ipv4_addr . ipv4_addr; flags interval; }\n",
+    "counting": "add table inet plait\nadd set inet plait d { type ipv4_addr; flags dynamic,timeout; size 8; timeout 1m; }\n"
+    "add chain inet plait d\nadd rule inet plait d update @d { ip saddr counter }\n",
     "fwd": 'add table netdev plait\nadd chain netdev plait c { type filter hook ingress device "lo" priority 0; }\n'
     'add rule netdev plait c fwd ip to ip daddr device "lo"\n',
     "ingress": 'add table netdev plait\nadd chain netdev plait d { type filter hook ingress device "lo" priority 0; }\n'
@@ -35,6 +37,7 @@ _SCRIPTS = {
 def probe_capabilities() -> frozenset[str]:
     """Of "vxlan", "bridge", "veth", "wireguard" (the kernel's or wireguard-go), "nft", "fwd" (forwarding at ingress, nft_fwd_netdev),
     "ingress" (rules there that change frames), "shortcut" (an eBPF classifier at a link's ingress), "macvlan", "ipvlan", "vlan" (802.1Q),
+    "counting" (sets that packets write, nft_dynset),
     "tbf" (queueing that limits a rate), "ifb" (the same for what a link receives: a device, the filter u32, the action mirred), "ipv6" and
     "via6" (routes of IPv4 with a next hop of IPv6) those that work here."""
     return in_thread(_probe)
