@@ -36,6 +36,7 @@ NAMES = (
     "checks",
     "kv",
     "http",
+    "policy",
     "propagation",
     "incident",
 )
