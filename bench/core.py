@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -43,6 +44,13 @@ def interleave(trials: Mapping[str, Callable[[], float]], rounds: int) -> dict[s
 def ratio(results: Mapping[str, list[float]], ours: str, peer: str) -> float:
     """Median of the per-round ratios ours / peer."""
     return statistics.median(a / b for a, b in zip(results[ours], results[peer], strict=True))
+
+
+def end(servers: Iterable[subprocess.Popen[bytes]]) -> None:
+    """Stop what a benchmark started, and wait for it."""
+    for server in servers:
+        server.terminate()
+        server.wait(5)
 
 
 def median(values: list[float]) -> float:

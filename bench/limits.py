@@ -17,7 +17,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from bench.core import Row, interleave, median
+from bench.core import Row, end, interleave, median
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns
 from plait.kernel.linux.netns import in_thread, inside
 from plait.model.cluster import Block, Endpoint, Network, Node, Snapshot
@@ -83,9 +83,7 @@ class Host:
         raise RuntimeError(f"iperf3: {told.get('error')}")
 
     def close(self) -> None:
-        for server in self._servers:
-            server.terminate()
-            server.wait(5)
+        end(self._servers)
         for path in self._paths.values():
             delete_netns(path)
 

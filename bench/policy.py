@@ -20,7 +20,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from bench.core import Row, interleave, median, ratio
+from bench.core import Row, end, interleave, median, ratio
 from plait.kernel.api import Op
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns
 from plait.kernel.linux.netns import in_thread, inside
@@ -131,8 +131,8 @@ class Host:
         def work(kernel: LinuxKernel) -> float:
             snapshot = self._snapshot
             for number in range(OTHERS, OTHERS + CHANGES):
-                end = _endpoint(number, "B", f"w{number}")
-                snapshot = replace(snapshot, endpoints={**snapshot.endpoints, end.id: end})
+                member = _endpoint(number, "B", f"w{number}")
+                snapshot = replace(snapshot, endpoints={**snapshot.endpoints, member.id: member})
                 began = time.perf_counter()
                 within.append(self._pass(kernel, snapshot))
                 whole.append(time.perf_counter() - began)
@@ -142,9 +142,7 @@ class Host:
         return whole[1:], within[1:]  # the first pass of this kernel lists every table
 
     def close(self) -> None:
-        for server in self._servers:
-            server.terminate()
-            server.wait(5)
+        end(self._servers)
         for path in self._paths.values():
             delete_netns(path)
 

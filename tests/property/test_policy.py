@@ -20,10 +20,11 @@ from plait.model.policy import PROTOCOLS, Ports
 from plait.model.shortcut import Delivery
 from plait.plan import Local, plan_node
 from plait.plan.policy import Policing
+from plait.plan.policychange import called, policy_change
 from plait.policy.compile import compile_node
 from plait.policy.evaluate import Packet, evaluate, world_of
 from plait.policy.kubernetes import read_policies
-from plait.policy.tables import Step, carve, merged, table_of
+from plait.policy.tables import Step, Table, carve, merged, table_of
 from plait.policy.workloads import workloads
 from plait.store.codec import decode, encode
 
@@ -53,11 +54,7 @@ def test_a_profile_decides_as_the_reference_does(data: st.DataObject) -> None:
             compiled = found[world.known[mine].node]
             name = compiled.chosen[side.direction].get(mine)
             table = compiled.profiles[name].table(other) if name else None
-            passes = table is None or (
-                table.other
-                if packet.protocol not in PROTOCOLS
-                else any(p == packet.protocol and a <= packet.port <= b for p, a, b in table.passing)
-            )
+            passes = table is None or _lets_pass(table, packet)
             assert passes == side.allowed, packet
 
 
@@ -98,6 +95,35 @@ def test_without_policies_the_plan_is_that_of_a_node_that_knows_of_none(snapshot
     away = {key: replace(policy, subject=replace(policy.subject, namespace="nowhere")) for key, policy in snapshot.policies.items()}
     assert plan_node(replace(snapshot, policies=away), LOCAL) == bare
     assert not any("polic" in " ".join(key) for key in bare)
+
+
+@settings(max_examples=100)
+@given(st.data())
+def test_what_a_change_is_said_to_change_is_what_the_reference_decides_otherwise(data: st.DataObject) -> None:
+    """Between workloads of one network, for any port."""
+    before = data.draw(snapshots())
+    into = data.draw(snapshots())
+    after = replace(before, policies=into.policies, namespaces=into.namespaces)
+    found = policy_change(before, after)
+    assert found.compared == found.concerned
+    told = {(pair.source, pair.destination): pair for pair in found.pairs}
+    assert len(told) == len(found.pairs)
+    was, would = world_of(before), world_of(after)
+    for packet in data.draw(st.lists(packets(before), min_size=8, max_size=20)):
+        one, other = was.known.get(packet.source), was.known.get(packet.destination)
+        if one is None or other is None or one is other or one.network != other.network:
+            continue
+        verdicts = [evaluate(world, packet).allowed for world in (was, would)]
+        if (pair := told.get((called(one, packet.source), called(other, packet.destination)))) is None:
+            assert verdicts[0] == verdicts[1], packet
+        else:
+            assert [_lets_pass(table, packet) for table in (pair.before, pair.after)] == verdicts, packet
+
+
+def _lets_pass(table: Table, packet: Packet) -> bool:
+    if packet.protocol not in PROTOCOLS:
+        return table.other
+    return any(p == packet.protocol and a <= packet.port <= b for p, a, b in table.passing)
 
 
 @given(snapshots())

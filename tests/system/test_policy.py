@@ -132,6 +132,14 @@ def test_what_is_decided_is_explained(lab: Lab) -> None:
     assert [row["name"] for row in shown(lab, "A", "policy", "ls")] == ["db"], "the one in force stays"
 
 
+def test_what_a_file_would_change_is_said_and_nothing_is_changed(lab: Lab) -> None:
+    told = json.loads(lab.run("B", "plait", "policy", "plan", "-f", "-", "--json", text=ISOLATED).stdout)
+    pairs = {(pair["source"], pair["destination"]): pair["after"] for pair in told["pairs"]}
+    assert told["selected"] == ["A/db ingress"] and pairs["B/far", "A/db"] == "tcp 80" and pairs["B/other", "A/db"] == "nothing"
+    assert shown(lab, "A", "policy", "ls") == [] and gets(lab, "B", "other", address(lab, "db"), 5)
+    assert json.loads(lab.run("A", "plait", "policy", "plan", "-f", "-", "--json", text=ISOLATED).stdout)["added"] > 0
+
+
 def test_what_rules_decide_is_counted_and_what_they_drop_is_listed(lab: Lab) -> None:
     apply(lab, "A", ISOLATED)
     db = address(lab, "db")

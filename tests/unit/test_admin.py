@@ -157,6 +157,7 @@ CALLS: list[tuple[Callable[[AdminClient], object], tuple[Any, ...]]] = [
     (lambda c: c.apply_policies(b"kind: x\n"), ("apply_policies", b"kind: x\n")),
     (lambda c: c.remove_policy("_cluster/guard"), ("remove_policy", "_cluster/guard")),
     (lambda c: c.namespaces(), ("namespaces",)),
+    (lambda c: c.plan_policies(b"kind: x"), ("plan_policies", b"kind: x")),
     (lambda c: c.policy_drops(), ("policy_drops",)),
     (lambda c: c.test_policy("web", "db", "udp", 53), ("test_policy", "web", "db", "udp", 53)),
     (lambda c: c.create_sandbox("web"), ("create_sandbox", NewSandbox("web"))),

@@ -54,6 +54,30 @@ def test_a_file_is_sent_as_it_is_and_said_what_became_of_it(capsys: pytest.Captu
     assert run(capsys, client, "policy", "apply")[0] == 2
 
 
+def test_what_a_file_would_change_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text("x")
+    applied = [{"kind": "policy", "name": name, "change": word} for name, word in (("shop/db", "created"), ("shop/web", "unchanged"))]
+    told: dict[str, Any] = {"applied": applied, "selected": ["A/db ingress"], "released": ["A/x egress"], "added": 7, "removed": 0}
+    told |= {
+        "pairs": [{"source": "others", "destination": "A/db", "before": "everything", "after": "tcp 80"}],
+        "compared": 1,
+        "concerned": 4,
+    }
+    client = Canned(policies=told)
+    assert run(capsys, client, "policy", "plan", "-f", str(tmp_path / "p.yaml"))[1].splitlines() == [
+        "policy shop/db would be created",
+        "policy shop/web unchanged",
+        "selected: A/db ingress",
+        "no longer selected: A/x egress",
+        "FROM    TO    PASSES NOW  WOULD PASS",
+        "others  A/db  everything  tcp 80",
+        "compared 1 of 4 pairs of containers",
+        "on this host: 7 elements more, 0 fewer",
+    ]
+    assert client.asked == [("POST", "policies?dry_run=1", b"x")]
+    assert json.loads(run(capsys, client, "policy", "plan", "--json", "-f", str(tmp_path / "p.yaml"))[1]) == told
+
+
 def test_a_wrong_file_is_refused_in_the_agents_words(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text("x")
     client = Canned(policies=Refused("line 1, kind: 'Pod' is nothing", "ConfigError", 400))

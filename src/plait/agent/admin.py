@@ -36,7 +36,7 @@ from plait.model.cluster import Endpoint, Network, PortMapping, published_text
 from plait.model.errors import ConfigError, Conflict, NotFound
 from plait.model.limits import Limits
 from plait.model.objects import Plan
-from plait.model.policyreport import AppliedRow, DropRow, NamespaceRow, PolicyRow, PolicyTest, PolicyView
+from plait.model.policyreport import AppliedRow, DropRow, NamespaceRow, PolicyPlan, PolicyRow, PolicyTest, PolicyView
 from plait.model.ports import HostPorts, parse_ports
 from plait.model.report import (
     ClashRow,
@@ -239,6 +239,9 @@ class AgentAdmin:
 
     async def apply_policies(self, body: bytes) -> list[AppliedRow]:
         return await self._p.policies.apply(body)
+
+    async def plan_policies(self, body: bytes) -> PolicyPlan:
+        return await self._p.policies.plan(body)
 
     async def remove_policy(self, name: str) -> None:
         await self._p.policies.remove(name)

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 
 from plait.agent.judgments import CountingKernel, Judgments
@@ -21,10 +22,12 @@ from plait.agent.view import View
 from plait.model.addr import IPAddress
 from plait.model.errors import ConfigError, Conflict, NotFound
 from plait.model.policy import Namespace, Policy
-from plait.model.policyreport import AppliedRow, Change, NamespaceRow, PolicyRow, PolicySide, PolicyTest, PolicyView
+from plait.model.policyreport import AppliedRow, Change, NamespaceRow, PairRow, PolicyPlan, PolicyRow, PolicySide, PolicyTest, PolicyView
+from plait.plan.policychange import policy_change
 from plait.policy.evaluate import Decision, Packet, World, evaluate, world_of
 from plait.policy.kubernetes import read_policies
 from plait.policy.membership import Membership
+from plait.policy.tables import in_words
 from plait.policy.workloads import Workload
 from plait.store.api import Delete, Put, Store
 from plait.store.codec import encode
@@ -41,18 +44,34 @@ class Policies:
 
     async def apply(self, body: bytes) -> list[AppliedRow]:
         """Take over all that a file holds, or nothing: ConfigError with line, field and reason. A namespace without labels is forgotten."""
-        try:
-            text = body.decode()
-        except UnicodeDecodeError as error:
-            line = body[: error.start].count(b"\n") + 1
-            raise ConfigError(f"line {line}", body[error.start : error.start + 8], "is no UTF-8") from error
-        found = await asyncio.to_thread(read_policies, text)
-        records: list[Policy | Namespace] = [*found.policies, *found.namespaces]
+        records = await _read(body)
         rows = [self._row(one) for one in records]
         changed = [one for one, row in zip(records, rows, strict=True) if row["change"] != "unchanged"]
         await self._write([_written(one) for one in changed])
         log.info("policies_applied", extra={"names": " ".join(row["name"] for row in rows if row["change"] != "unchanged")})
         return rows
+
+    async def plan(self, body: bytes) -> PolicyPlan:
+        """What applying a file would change; nothing is. Errors as of `apply`."""
+        records = await _read(body)
+        before, rows = self._view.snapshot, [self._row(one) for one in records]
+        policies = {one.ident: one for one in records if isinstance(one, Policy)}
+        named = {one.name: one for one in records if isinstance(one, Namespace)}
+        labelled = {name: one for name, one in {**before.namespaces, **named}.items() if one.labels}
+        after = replace(before, policies={**before.policies, **policies}, namespaces=labelled)
+        found = await asyncio.to_thread(policy_change, before, after)
+        return PolicyPlan(
+            applied=rows,
+            selected=[f"{name} {way}" for way, name in found.selected],
+            released=[f"{name} {way}" for way, name in found.released],
+            pairs=[
+                PairRow(source=p.source, destination=p.destination, before=in_words(p.before), after=in_words(p.after)) for p in found.pairs
+            ],
+            compared=found.compared,
+            concerned=found.concerned,
+            added=found.added,
+            removed=found.removed,
+        )
 
     async def remove(self, name: str) -> None:
         """NotFound, Conflict if several have the name."""
@@ -171,6 +190,17 @@ class Policies:
         if not found:
             raise NotFound(f"{name!r} is no address, container or node; `plait ps` lists containers")
         return [*found]
+
+
+async def _read(body: bytes) -> list[Policy | Namespace]:
+    """What a file holds. ConfigError with line, field and reason."""
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        line = body[: error.start].count(b"\n") + 1
+        raise ConfigError(f"line {line}", body[error.start : error.start + 8], "is no UTF-8") from error
+    found = await asyncio.to_thread(read_policies, text)
+    return [*found.policies, *found.namespaces]
 
 
 def _written(one: Policy | Namespace) -> Put | Delete:

@@ -47,6 +47,35 @@ def apply(client: AdminClient, source: BinaryIO, as_json: bool) -> None:
 
 
 @policy.command()
+@click.option("-f", "--file", "source", type=click.File("rb"), required=True, metavar="FILE", help="YAML or JSON; - is standard input.")
+@json_option
+@with_agent
+def plan(client: AdminClient, source: BinaryIO, as_json: bool) -> None:
+    """Say what applying a file would change, and change nothing.
+
+    Which containers policies select from then on or no longer, what passes between whom that does not now or the other way round, and how
+    many elements of this host's tables that is.
+    """
+    found = client.plan_policies(source.read())
+    if as_json:
+        show_json(found)
+        return
+    for row in found["applied"]:
+        change = row["change"] if row["change"] == "unchanged" else f"would be {row['change']}"
+        click.echo(f"{row['kind']} {row['name']} {change}")
+    for word, names in (("selected", found["selected"]), ("no longer selected", found["released"])):
+        for name in names:
+            click.echo(f"{word}: {name}")
+    if found["pairs"]:
+        show_table(
+            ("FROM", "TO", "PASSES NOW", "WOULD PASS"), ((p["source"], p["destination"], p["before"], p["after"]) for p in found["pairs"])
+        )
+    if found["compared"] < found["concerned"]:
+        click.echo(f"compared {found['compared']} of {found['concerned']} pairs of containers")
+    click.echo(f"on this host: {found['added']} elements more, {found['removed']} fewer")
+
+
+@policy.command()
 @click.option("--counters", is_flag=True, help="How many connections each let in and dropped on this host since its agent started.")
 @json_option
 @with_agent

@@ -16,7 +16,7 @@ from typing import cast
 from urllib.parse import quote, urlencode
 
 from plait.model.errors import PlaitError
-from plait.model.policyreport import AppliedRow, DropRow, NamespaceRow, PolicyRow, PolicyTest, PolicyView
+from plait.model.policyreport import AppliedRow, DropRow, NamespaceRow, PolicyPlan, PolicyRow, PolicyTest, PolicyView
 from plait.model.report import (
     ClashRow,
     ContainerRow,
@@ -221,6 +221,10 @@ class AdminClient:
     def apply_policies(self, text: bytes) -> list[AppliedRow]:
         """Take over all that a file holds, or nothing."""
         return cast(list[AppliedRow], self._call("POST", "policies", text))
+
+    def plan_policies(self, text: bytes) -> PolicyPlan:
+        """What applying a file would change; nothing is."""
+        return cast(PolicyPlan, self._call("POST", "policies?dry_run=1", text))
 
     def remove_policy(self, name: str) -> None:
         self._call("DELETE", f"policies/{quote(name, '')}")

@@ -71,6 +71,30 @@ class AppliedRow(TypedDict):
     change: Change
 
 
+class PairRow(TypedDict):
+    """What passes of new connections, in words, now and with the file. An end is `NODE/NAME`, a range of addresses, or "others"."""
+
+    source: str
+    destination: str
+    before: str
+    after: str
+
+
+class PolicyPlan(TypedDict):
+    """What applying a file would change. `selected` and `released`: `NODE/NAME DIRECTION` of whom policies select in that direction from
+    then on, or no longer. `compared` of `concerned` pairs of workloads were. `added` and `removed`: elements of this host's sets and
+    maps."""
+
+    applied: list[AppliedRow]
+    selected: list[str]
+    released: list[str]
+    pairs: list[PairRow]
+    compared: int
+    concerned: int
+    added: int
+    removed: int
+
+
 class NamespaceRow(TypedDict):
     name: str
     labels: dict[str, str]

@@ -70,7 +70,7 @@ class ProfileDrawing:
         self._fixed, self._exact = [], {}
         for family in self.present:
             version, kind = family.anywhere.version, f"{family.type} : verdict"
-            ranges = {f"{_range(a, b)} : {verdicts.of(t)}" for a, b, t in profile.ranges if a.version == version}
+            ranges = {f"{spelled_range(a, b)} : {verdicts.of(t)}" for a, b, t in profile.ranges if a.version == version}
             self._exact[version] = NftSet(f"{name}{family.end}", kind, frozenset(), kind="map")
             rules.append(f"{family.ip} {side.other} vmap @{name}{family.end}")
             if ranges:
@@ -125,7 +125,7 @@ def spelled(first: int, last: int) -> str:
     return str(first) if first == last else f"{first}-{last}"
 
 
-def _range(first: IPAddress, last: IPAddress) -> str:
+def spelled_range(first: IPAddress, last: IPAddress) -> str:
     """As nft prints it: a network if it is a whole one."""
     if first == last:
         return str(first)

@@ -41,7 +41,7 @@ class Compiled:
 
 
 def compile_node(world: World, node: str) -> Compiled:
-    """What policies want of `node`; nothing where none selects any of its workloads."""
+    """What policies want of `node` ("": of all); nothing where none selects any of its workloads."""
     if not world.policies:
         return Compiled()
     return _Compilation(world.policies, world.namespaces, node).follow(world.known, world.known)
@@ -122,7 +122,7 @@ class _Compilation:
         self._watched.discard(address)
         for way, chosen in self._chosen.items():
             chosen.pop(address, None)
-            if workload is None or workload.node != self._node:
+            if workload is None or self._node not in ("", workload.node):
                 continue
             found = self._policies_of(address, way)
             if policies := [policy for policy in found if not policy.audit]:

@@ -41,9 +41,10 @@ class Profile:
     touched: frozenset[IPAddress] = field(default=frozenset(), compare=False, repr=False)
 
     def table(self, address: IPAddress) -> Table:
-        found = self.exact.get(address)
-        if found is not None:
-            return found
+        return self.exact.get(address) or self.around(address)
+
+    def around(self, address: IPAddress) -> Table:
+        """What an address gets that is no workload's."""
         return next((t for a, b, t in self.ranges if a.version == address.version and int(a) <= int(address) <= int(b)), self.rest)
 
 

@@ -47,6 +47,29 @@ _ALL = tuple((protocol, 0, LAST_PORT) for protocol in PROTOCOLS)
 EVERYTHING = Table(_ALL, True)
 
 
+def both(one: Table, other: Table) -> Table:
+    """What passes by both."""
+    if one.whole or other.whole:
+        return one if other.whole else other
+    passing: list[tuple[Protocol, int, int]] = []
+    for protocol in PROTOCOLS:
+        free = [(first, last) for its, first, last in one.passing if its == protocol]
+        taken = [piece for its, first, last in other.passing if its == protocol for piece in carve(free, first, last)]
+        passing += [(protocol, first, last) for first, last in merged(taken)]
+    return Table(tuple(passing), one.other and other.other)
+
+
+def in_words(table: Table) -> str:
+    """What passes: `everything`, `nothing`, or protocols with their ports."""
+    if table.whole or table.empty:
+        return "everything" if table.whole else "nothing"
+    spans: dict[str, list[str]] = {}
+    for protocol, first, last in table.passing:
+        spans.setdefault(protocol, []).append(str(first) if first == last else f"{first}-{last}")
+    words = [f"{protocol} {', '.join(ports)}" if ports != [f"0-{LAST_PORT}"] else protocol for protocol, ports in spans.items()]
+    return "; ".join([*words, *(["protocols without ports"] if table.other else [])])
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One rule as far as ports go."""

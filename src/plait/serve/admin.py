@@ -330,7 +330,8 @@ class _Routes:
         return _done()
 
     async def apply_policies(self, call: _Call) -> Answer:
-        return _json(await self._backend.apply_policies(call.body))
+        asked = self._backend.plan_policies if _query_flag(call, "dry_run") else self._backend.apply_policies
+        return _json(await asked(call.body))
 
     async def policy(self, call: _Call) -> Answer:
         return _json(await self._backend.policy(call.name))

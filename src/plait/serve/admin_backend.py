@@ -10,7 +10,7 @@ from typing import Protocol
 from plait.ipam import PoolChange
 from plait.model.cluster import PortMapping
 from plait.model.limits import Limits
-from plait.model.policyreport import AppliedRow, DropRow, NamespaceRow, PolicyRow, PolicyTest, PolicyView
+from plait.model.policyreport import AppliedRow, DropRow, NamespaceRow, PolicyPlan, PolicyRow, PolicyTest, PolicyView
 from plait.model.ports import HostPorts
 from plait.model.report import (
     ClashRow,
@@ -147,6 +147,9 @@ class AdminBackend(Protocol):
     async def apply_policies(self, body: bytes) -> list[AppliedRow]:
         """Take over all policies of a file, or none: ConfigError with line, field and reason. In force on this host when it answers."""
         ...
+
+    async def plan_policies(self, body: bytes) -> PolicyPlan:
+        """What applying a file would change. ConfigError as `apply_policies`."""
 
     async def remove_policy(self, name: str) -> None: ...
 
