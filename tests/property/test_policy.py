@@ -243,6 +243,7 @@ def test_what_is_remembered_of_one_cluster_changes_nothing_for_the_next(data: st
             kept,
             endpoints=_mixed(data, kept.endpoints, other.endpoints),
             containers=_mixed(data, kept.containers, other.containers),
+            instances=_mixed(data, kept.instances, other.instances),
             policies=_mixed(data, kept.policies, other.policies) if data.draw(st.integers(0, 3)) == 3 else kept.policies,
             namespaces=_mixed(data, kept.namespaces, other.namespaces) if data.draw(st.integers(0, 3)) == 3 else kept.namespaces,
         )

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from hypothesis import strategies as st
 
 from plait.model.addr import IPAddress
-from plait.model.cluster import Block, Container, Endpoint, Network, Node, PortMapping, Snapshot
+from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node, PortMapping, Snapshot
 from plait.model.policy import Group, Namespace, Policy, PolicyRule, Ports, Range, Requirement, Selector
 from plait.policy.evaluate import Packet
 
@@ -59,7 +59,8 @@ _requirements = st.one_of(
         st.sampled_from(("In", "NotIn")),
         st.lists(st.sampled_from(_VALUES), min_size=1, max_size=2).map(tuple),
     ),
-    st.builds(Requirement, st.sampled_from(_KEYS), st.sampled_from(("Exists", "DoesNotExist"))),
+    st.builds(Requirement, st.sampled_from((*_KEYS, "plait.service.web")), st.sampled_from(("Exists", "DoesNotExist"))),
+    st.builds(Requirement, st.sampled_from(("plait.service.web", "plait.service.db")), st.just("In"), st.just(("true",))),
 )
 _selectors = st.just(Selector()) | st.builds(Selector, st.lists(_requirements, max_size=2).map(tuple))
 _of_namespaces = st.builds(
@@ -121,6 +122,10 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         endpoint(n, draw(st.sampled_from("AB")), draw(st.sampled_from(tuple(NETWORKS))), draw(_labels) | draw(_more)) for n in range(count)
     ]
     bridged = Container("b1", "b1", "A", "docker", labels=draw(_labels), addresses={"default": A("10.28.1.200")})
+    known = [str(address) for end in ends for address in end.present] + ["10.28.1.200", "192.0.2.1", "db.example", ""]
+    instances = [
+        Instance(f"i{n}", draw(st.sampled_from(("web", "db"))), "A", draw(st.sampled_from(known))) for n in range(draw(st.integers(0, 3)))
+    ]
     policies = [draw(_policies(n)) for n in range(draw(st.integers(1, 4)))]
     given = {name: Namespace(name, {"team": "x"}) for name in draw(st.sets(st.sampled_from(NAMESPACES)))}
     return Snapshot(
@@ -132,6 +137,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         BLOCKS,
         {e.id: e for e in ends},
         {("A", "b1"): bridged},
+        {(one.node, one.id): one for one in instances},
         policies={p.ident: p for p in policies},
         namespaces=given,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -12,13 +13,15 @@ from tests.support.nftwalk import Walk
 from tests.support.policies import BLOCKS, NETWORKS, NODES, endpoint
 
 from plait.kernel.linux.nftscript import script_of
-from plait.model.cluster import Container, Endpoint, Snapshot
+from plait.model.cluster import Container, Endpoint, Instance, Snapshot
 from plait.model.objects import NftChain, NftSet, Op
 from plait.model.policy import Namespace
 from plait.plan import Local, plan_node
+from plait.policy.compile import Recompiling, compile_node
 from plait.policy.evaluate import Packet, Verdict, evaluate, world_of
 from plait.policy.kubernetes import read_policies
-from plait.policy.workloads import named_ports, workloads
+from plait.policy.roster import Roster
+from plait.policy.workloads import by_address, named_ports, workloads
 from plait.reconcile import diff, order
 from plait.reconcile.leading import leads_to, name_of
 
@@ -208,3 +211,33 @@ def test_a_chain_is_there_before_what_leads_to_it_and_goes_after_it(verb: Litera
         at = seen.index(name_of(op.subject))
         assert all(seen.index(name) < at for name in leads_to(op.subject)), op.key
     assert sum("jump" in rule or "goto" in rule for op in ops for rule in map(str, (op.new, op.old))) >= 2
+
+
+def test_a_service_is_a_label_of_whoever_has_the_address_of_an_instance_and_nobody_gives_it_to_himself() -> None:
+    text = DB_POLICY.replace("{app: web}", '{plait.service.shop: "true"}')
+    liar = replace(WEB, labels={**WEB.labels, "plait.service.shop": "true"})
+    snapshot = replace(cluster(text), endpoints={e.id: e for e in (liar, DB, OTHER)})
+    assert not judged(snapshot, liar, DB).allowed
+    served = replace(snapshot, instances={("A", "i"): Instance("i", "shop", "A", str(WEB.address), 80)})
+    assert judged(served, liar, DB).allowed
+    assert not judged(replace(served, instances={("A", "i"): Instance("i", "other", "A", str(WEB.address), 80)}), liar, DB).allowed
+
+
+def test_only_like_reaches_like_by_the_two_documents_of_the_guide() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "policy.md").read_text().partition("## Weave's way")[2]
+    ends = [replace(e, labels={"team": team}) for e, team in ((WEB, "shop"), (DB, "shop"), (OTHER, "lab"))]
+    snapshot = cluster(guide.partition("<<'EOF'\n")[2].partition("\nEOF\n")[0])
+    snapshot = replace(snapshot, endpoints={e.id: e for e in ends})
+    assert judged(snapshot, WEB, DB).allowed and judged(snapshot, DB, WEB).allowed
+    assert not judged(snapshot, OTHER, DB).allowed and not judged(snapshot, DB, OTHER).allowed
+
+
+def test_services_that_come_change_and_go_are_followed() -> None:
+    roster, text = Roster(), DB_POLICY.replace("{app: web}", '{plait.service.shop: "true"}')
+    recompiling, base = Recompiling(), cluster(text, me="B")
+    shop, lab = (Instance("i", name, "A", str(WEB.address), 80) for name in ("shop", "lab"))
+    for found in ({}, {"i": shop}, {"i": shop, "j": replace(shop, id="j")}, {"j": replace(shop, id="j")}, {"i": lab}, {}):
+        snapshot = replace(base, instances={("A", key): one for key, one in found.items()})
+        roster.follow(snapshot)
+        assert roster.known == by_address(workloads(snapshot))
+        assert recompiling(snapshot) == compile_node(world_of(snapshot), "B")

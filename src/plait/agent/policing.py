@@ -37,7 +37,7 @@ class Gaps:
 
     def texts(self, snapshot: Snapshot) -> dict[str, str]:
         """By network, what of it policies cannot reach here."""
-        of = (snapshot.policies, snapshot.namespaces, snapshot.endpoints, snapshot.containers, snapshot.networks)
+        of = (snapshot.policies, snapshot.namespaces, snapshot.endpoints, snapshot.containers, snapshot.networks, snapshot.instances)
         filtering = self._filtering()
         if self._seen is None or self._seen[1] != filtering or any(a is not b for a, b in zip(of, self._seen[0], strict=True)):
             self._seen, self._found = (

@@ -6,13 +6,14 @@ Endpoints and containers that did not change are known by identity, so that a th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from plait.model.addr import IPAddress
-from plait.model.cluster import Container, Endpoint, Snapshot
-from plait.policy.workloads import Workload, workload_of_endpoint, workloads_of_container
+from plait.model.cluster import Container, Endpoint, Instance, Snapshot
+from plait.policy.workloads import Services, Workload, served, workload_of_endpoint, workloads_of_container
 
 _Rank = tuple[int, Any]
 """Whose an address is that several claim, the least first: workloads by their endpoints, then hosts (which are no workloads), then
@@ -30,16 +31,41 @@ class Roster:
     _made: dict[_Rank, dict[IPAddress, _Rank]] = field(default_factory=dict)
     _endpoints: Mapping[str, Endpoint] = field(default_factory=dict)
     _containers: Mapping[tuple[str, str], Container] = field(default_factory=dict)
+    _instances: Mapping[tuple[str, str], Instance] = field(default_factory=dict)
+    _served: dict[tuple[str, str], tuple[IPAddress, str]] = field(default_factory=dict)
+    _services: dict[IPAddress, Counter[str]] = field(default_factory=dict)
 
     def follow(self, snapshot: Snapshot) -> set[IPAddress]:
         """Be as `snapshot` says; the addresses that have another workload than before, or none any longer."""
-        touched: set[IPAddress] = set()
-        for key in _differing(self._endpoints, snapshot.endpoints):
-            touched |= self._replace((_ENDPOINT, key), _of_endpoint(snapshot.endpoints.get(key)))
-        for place in _differing(self._containers, snapshot.containers):
-            touched |= self._replace((_CONTAINER, place), _of_container(snapshot.containers.get(place)))
+        records = self._follow_services(snapshot.instances)
+        records |= {(_ENDPOINT, key) for key in _differing(self._endpoints, snapshot.endpoints)}
+        records |= {(_CONTAINER, place) for place in _differing(self._containers, snapshot.containers)}
         self._endpoints, self._containers = snapshot.endpoints, snapshot.containers
+        touched: set[IPAddress] = set()
+        for record in records:
+            touched |= self._replace(record, self._claimed(record))
         return {address for address in touched if self._settle(address)}
+
+    def _follow_services(self, instances: Mapping[tuple[str, str], Instance]) -> set[_Rank]:
+        """The records that have an address of which other services have instances than before."""
+        touched: set[IPAddress] = set()
+        for key in _differing(self._instances, instances):
+            if (before := self._served.pop(key, None)) is not None:
+                self._services[before[0]][before[1]] -= 1
+                touched.add(before[0])
+            if key in instances and (now := served(instances[key])) is not None:
+                self._served[key] = now
+                self._services.setdefault(now[0], Counter())[now[1]] += 1
+                touched.add(now[0])
+        self._instances = instances
+        for address in touched:
+            self._services[address] = +self._services[address]
+        return {rank for address in touched for rank in self._claims.get(address, ()) if rank[0] != _HOST}
+
+    def _claimed(self, record: _Rank) -> _Claims:
+        if record[0] == _ENDPOINT:
+            return _of_endpoint(self._endpoints.get(record[1]), self._services)
+        return _of_container(self._containers.get(record[1]), self._services)
 
     def _replace(self, record: _Rank, claims: _Claims) -> set[IPAddress]:
         """Take what `record` claims now instead of what it did; all addresses of both."""
@@ -75,12 +101,12 @@ def _differing(before: Mapping[Any, Any], now: Mapping[Any, Any]) -> list[Any]:
     return [key for key, one in now.items() if before.get(key) is not one] + [key for key in before if key not in now]
 
 
-def _of_endpoint(endpoint: Endpoint | None) -> Iterator[tuple[IPAddress, Workload | None]]:
+def _of_endpoint(endpoint: Endpoint | None, services: Services) -> Iterator[tuple[IPAddress, Workload | None]]:
     if endpoint is not None:
-        workload = workload_of_endpoint(endpoint)
+        workload = workload_of_endpoint(endpoint, services)
         yield from ((address, workload) for address in endpoint.present)
 
 
-def _of_container(container: Container | None) -> Iterator[tuple[IPAddress, Workload | None]]:
-    for workload in workloads_of_container(container) if container is not None else ():
+def _of_container(container: Container | None, services: Services) -> Iterator[tuple[IPAddress, Workload | None]]:
+    for workload in workloads_of_container(container, services) if container is not None else ():
         yield from ((address, workload) for address in workload.addresses)

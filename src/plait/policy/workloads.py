@@ -8,11 +8,12 @@ whose labels decide nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 from plait.model.addr import IPAddress
-from plait.model.cluster import Container, Endpoint, Protocol, Snapshot
+from plait.model.cluster import Container, Endpoint, Instance, Protocol, Snapshot
 from plait.model.policy import (
     CONTAINER_LABEL,
     DEFAULT_NAMESPACE,
@@ -23,12 +24,16 @@ from plait.model.policy import (
     POD_NAMESPACE_LABEL,
     PORT_LABEL,
     PROTOCOLS,
+    SERVICE_LABEL,
+    SERVING,
     Group,
 )
 from plait.policy.selectors import selects
 
 HOST_RUNTIME = "host"
 """Endpoints of this runtime are addresses of hosts (`plan/exposed.py`)."""
+Services = Mapping[IPAddress, Collection[str]]
+"""The services of which an address has instances."""
 NamedPorts = Mapping[str, tuple[tuple[Protocol, int], ...]]
 
 
@@ -48,14 +53,25 @@ class Workload:
 
 def workloads(snapshot: Snapshot) -> list[Workload]:
     """All of the cluster, in a fixed order. An address that two claim for a moment is the first one's."""
-    found = [one for _, endpoint in sorted(snapshot.endpoints.items()) if (one := workload_of_endpoint(endpoint)) is not None]
+    services: dict[IPAddress, set[str]] = {}
+    for address, name in filter(None, map(served, snapshot.instances.values())):
+        services.setdefault(address, set()).add(name)
+    found = [one for _, endpoint in sorted(snapshot.endpoints.items()) if (one := workload_of_endpoint(endpoint, services)) is not None]
     taken = {address for one in snapshot.endpoints.values() for address in one.present}
     for _, container in sorted(snapshot.containers.items()):
-        found += [one for one in workloads_of_container(container) if taken.isdisjoint(one.addresses)]
+        found += [one for one in workloads_of_container(container, services) if taken.isdisjoint(one.addresses)]
     return found
 
 
-def workload_of_endpoint(endpoint: Endpoint) -> Workload | None:
+def served(instance: Instance) -> tuple[IPAddress, str] | None:
+    """The address of an instance, and its service; None if it has none that is written as one."""
+    try:
+        return ip_address(instance.address), instance.name
+    except ValueError:
+        return None
+
+
+def workload_of_endpoint(endpoint: Endpoint, services: Services) -> Workload | None:
     """None for a host's own address."""
     if endpoint.runtime == HOST_RUNTIME:
         return None
@@ -65,28 +81,34 @@ def workload_of_endpoint(endpoint: Endpoint) -> Workload | None:
         endpoint.node,
         endpoint.network,
         namespace_of(labels),
-        {**labels, NETWORK_LABEL: endpoint.network, CONTAINER_LABEL: endpoint.name},
+        _labels(labels, endpoint.network, endpoint.name, endpoint.present, services),
         endpoint.present,
         endpoint.id,
         named_ports(labels),
     )
 
 
-def workloads_of_container(container: Container) -> Iterator[Workload]:
+def workloads_of_container(container: Container, services: Services) -> Iterator[Workload]:
     """What it is where no endpoint has its addresses: one by address."""
     if container.host_network or container.shares:
         return
     for network, address in sorted(container.addresses.items()):
-        labels = {**container.labels, NETWORK_LABEL: network, CONTAINER_LABEL: container.name}
         yield Workload(
             container.name,
             container.node,
             network,
             namespace_of(container.labels),
-            labels,
+            _labels(container.labels, network, container.name, (address,), services),
             (address,),
             ports=named_ports(container.labels),
         )
+
+
+def _labels(given: Mapping[str, str], network: str, name: str, addresses: Iterable[IPAddress], services: Services) -> dict[str, str]:
+    """Those that were given, and those that each workload has by itself."""
+    found = {key: value for key, value in given.items() if not key.startswith(SERVICE_LABEL)}
+    found |= {f"{SERVICE_LABEL}{service}": SERVING for address in addresses for service in services.get(address, ())}
+    return found | {NETWORK_LABEL: network, CONTAINER_LABEL: name}
 
 
 def namespace_of(labels: Mapping[str, str]) -> str:
