@@ -14,6 +14,7 @@ from tests.support.policies import BLOCKS, NETWORKS, NODES, endpoint
 
 from plait.kernel.linux.nftscript import script_of
 from plait.model.cluster import Container, Endpoint, Instance, Snapshot
+from plait.model.errors import ConfigError
 from plait.model.objects import NftChain, NftSet, Op
 from plait.model.policy import Namespace
 from plait.plan import Local, plan_node
@@ -241,3 +242,42 @@ def test_services_that_come_change_and_go_are_followed() -> None:
         roster.follow(snapshot)
         assert roster.known == by_address(workloads(snapshot))
         assert recompiling(snapshot) == compile_node(world_of(snapshot), "B")
+
+
+NODES_POLICY = """\
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: hosts}
+spec:
+  tier: Admin
+  priority: 1
+  subject: {namespaces: {}}
+  egress:
+  - {action: Accept, to: [{nodes: {matchLabels: {kubernetes.io/hostname: B}}}, {nodes: {matchLabels: {rack: one}}}]}
+  - {action: Deny, to: [{networks: [198.51.100.0/24]}]}
+"""
+
+
+def test_nodes_are_meant_by_their_labels_with_all_their_addresses() -> None:
+    snapshot = cluster(NODES_POLICY)
+    third = replace(NODES["B"], name="C", address=A("198.51.100.3"), tunnel=None)
+
+    def reached(at: Snapshot, address: IPv4Address) -> bool:
+        return evaluate(world_of(at), Packet(WEB.address, address, "tcp", 22)).allowed
+
+    assert reached(snapshot, A("198.51.100.2")) and not reached(snapshot, A("198.51.100.3"))
+    recompiling = Recompiling()
+    for nodes in (NODES, {**NODES, "C": third}, {**NODES, "C": replace(third, meta={"rack": "one"})}, dict(NODES)):
+        now = replace(snapshot, nodes=nodes)
+        found = recompiling(now)
+        assert found == compile_node(world_of(now), "A")
+        assert recompiling(replace(now, nodes=dict(nodes))) is found, "nodes that are the same cost nothing"
+        assert reached(now, A("198.51.100.3")) == (nodes.get("C", third).meta != {})
+        assert Walk(plan_node(now, Local()).values()).passes(Packet(WEB.address, A("198.51.100.3"))) == reached(now, A("198.51.100.3"))
+
+
+def test_nodes_are_read_in_egress_alone() -> None:
+    (policy,) = read_policies(NODES_POLICY).policies
+    assert policy.egress is not None and len(policy.egress[0].nodes) == 2 and read_policies(policy.document).policies == (policy,)
+    with pytest.raises(ConfigError, match="ingress"):
+        read_policies(NODES_POLICY.replace("egress:", "ingress:").replace("to:", "from:"))

@@ -30,6 +30,8 @@ NETWORK_LABEL, CONTAINER_LABEL = "plait.network", "plait.container"
 SERVICE_LABEL, SERVING = "plait.service.", "true"
 """With the name of a service behind it, the label of a workload whose address an instance of that service has, and its value. A container
 cannot give it itself."""
+NAME_OF_NODE = "kubernetes.io/hostname"
+"""The label that every node has besides what its `meta` says."""
 PORT_LABEL = "plait.port."
 """With the name of a port behind it, the label of a container that says its number: `plait.port.http=8080`, or `=53/udp`."""
 AUDIT_ANNOTATION = "plait.audit"
@@ -83,8 +85,8 @@ class Ports:
 
 @dataclass(frozen=True, slots=True)
 class PolicyRule:
-    """What to do with connections from (ingress) or to (egress) any of `groups` and `ranges`, or `anybody`, on any of `ports`; no ports:
-    whatever protocol and port. `where` is its place in the policy (`ingress[0]`, or its name)."""
+    """What to do with connections from (ingress) or to (egress) any of `groups` and `ranges`, any of the `nodes` by their labels, or
+    `anybody`, on any of `ports`; no ports: whatever protocol and port. `where` is its place in the policy (`ingress[0]`, or its name)."""
 
     action: Action
     where: str
@@ -92,6 +94,7 @@ class PolicyRule:
     ranges: tuple[Range, ...] = ()
     anybody: bool = False
     ports: tuple[Ports, ...] = ()
+    nodes: tuple[Selector, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from plait.model.cluster import Snapshot
 from plait.model.policy import Direction, Policy, Tier
 from plait.policy.evaluate import World, namespaces_of
 from plait.policy.membership import Membership
+from plait.policy.nodes import names_nodes, policies_in_force
 from plait.policy.profile import Profile, ProfileBuild, port_names
 from plait.policy.roster import Roster
 from plait.policy.workloads import Namespaces, Workload
@@ -52,27 +53,31 @@ class Recompiling:
 
     def __init__(self) -> None:
         self._roster, self._made = Roster(), Compiled()
-        self._of: tuple[object, object, str] | None = None
+        self._of: tuple[object, ...] = ()
+        self._policies: tuple[Policy, ...] = ()
+        self._by_nodes = False
         self._compilation: _Compilation | None = None
 
     def __call__(self, snapshot: Snapshot) -> Compiled:
         if not snapshot.policies:
-            self._compilation = self._of = None
+            self._compilation = None
             return Compiled()
         changed, compilation = self._roster.follow(snapshot), self._compilation
         if compilation is None or not self._is_of(snapshot):
-            policies = [policy for _, policy in sorted(snapshot.policies.items())]
-            compilation = self._compilation = _Compilation(policies, namespaces_of(snapshot), snapshot.me)
-            self._of = snapshot.policies, snapshot.namespaces, snapshot.me
+            self._of, self._policies = (snapshot.policies, snapshot.namespaces, snapshot.me), policies_in_force(snapshot)
+            compilation = self._compilation = _Compilation(self._policies, namespaces_of(snapshot), snapshot.me)
+            self._by_nodes = names_nodes(snapshot.policies.values())
             self._made = compilation.follow(self._roster.known, self._roster.known)
         elif changed:
             self._made = compilation.follow(self._roster.known, changed)
         return self._made
 
     def _is_of(self, snapshot: Snapshot) -> bool:
-        """Whether the last one had the same policies, labels of namespaces and node."""
+        """Whether the last one had the same policies, labels of namespaces and node, and the nodes that rules name their addresses."""
         now = snapshot.policies, snapshot.namespaces, snapshot.me
-        return self._of is not None and all(one is other for one, other in zip(now, self._of, strict=True))
+        if any(one is not other for one, other in zip(now, self._of, strict=True)):
+            return False
+        return not self._by_nodes or policies_in_force(snapshot) == self._policies
 
 
 class _Compilation:

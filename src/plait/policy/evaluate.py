@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from plait.model.addr import IPAddress
-from plait.model.cluster import Node, Snapshot
+from plait.model.cluster import Snapshot
 from plait.model.policy import Direction, Policy, PolicyRule, Ports
+from plait.policy.nodes import own_addresses, policies_in_force
 from plait.policy.workloads import NamedPorts, Namespaces, Workload, by_address, workloads
 
 
@@ -66,19 +67,12 @@ class World:
 
 def world_of(snapshot: Snapshot) -> World:
     members = tuple(workloads(snapshot))
-    policies = tuple(policy for _, policy in sorted(snapshot.policies.items()))
-    hosts = {address: node.name for node in snapshot.nodes.values() for address in _own(node)}
-    return World(policies, namespaces_of(snapshot), members, by_address(members), hosts)
+    hosts = {address: node.name for node in snapshot.nodes.values() for address in own_addresses(node)}
+    return World(policies_in_force(snapshot), namespaces_of(snapshot), members, by_address(members), hosts)
 
 
 def namespaces_of(snapshot: Snapshot) -> Namespaces:
     return Namespaces({name: one.labels for name, one in snapshot.namespaces.items()})
-
-
-def _own(node: Node) -> Iterable[IPAddress]:
-    found: list[IPAddress | None] = [node.address, node.tunnel, node.tunnel6, node.encrypted6]
-    found.append(node.wireguard.address if node.wireguard is not None else None)
-    return [address for address in found if address is not None]
 
 
 def evaluate(world: World, packet: Packet, audited: bool = False) -> Verdict:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """ClusterNetworkPolicy (policy.networking.k8s.io/v1alpha2): policies of the administrator, asked before those of the namespaces (tier
-Admin) or after them (Baseline). What the version knows and plait does not yet (nodes and domain names as peers) is refused by name.
+Admin) or after them (Baseline). What the version knows and plait does not yet (domain names as peers) is refused by name.
 """
 
 from __future__ import annotations
 
 from plait.model.cluster import Protocol
-from plait.model.policy import LAST_PORT, Action, Direction, Group, Policy, PolicyRule, Ports, Range, Tier
+from plait.model.policy import LAST_PORT, Action, Direction, Group, Policy, PolicyRule, Ports, Range, Selector, Tier
 from plait.policy.fields import Field
 from plait.policy.selectors import read_selector
 from plait.policy.texts import cidr, port_name
@@ -16,6 +16,8 @@ MAX_PRIORITY = 1000
 _TIERS: tuple[Tier, ...] = ("Admin", "Baseline")
 _ACTIONS: tuple[Action, ...] = ("Accept", "Deny", "Pass")
 _PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp", "sctp": "sctp"}
+_PEERS = ("namespaces", "pods", "networks", "nodes", "domainNames")
+"""Of egress."""
 _LATER = "is not to be had yet"
 
 
@@ -60,17 +62,21 @@ def _rule(at: Field, direction: Direction) -> PolicyRule:
     where = f"{place} {known['name'].text()!r}" if "name" in known else place
     groups: list[Group] = []
     ranges: list[Range] = []
+    nodes: list[Selector] = []
     for peer in at.need(side, known).some():
-        if direction == "egress" and {"networks", "nodes", "domainNames"} & peer.fields(others=True).keys():
+        here = peer.fields(others=True).keys()
+        if direction == "egress" and "nodes" in here:
+            nodes.append(read_selector(_one_of(peer, *_PEERS)))
+        elif direction == "egress" and {"networks", "domainNames"} & here:
             ranges += _ranges(peer)
         else:
             groups.append(_group(peer))
     ports = tuple(_ports(one) for one in known["protocols"].some()) if "protocols" in known else ()
-    return PolicyRule(at.need("action", known).one_of(_ACTIONS), where, tuple(groups), tuple(ranges), ports=ports)
+    return PolicyRule(at.need("action", known).one_of(_ACTIONS), where, tuple(groups), tuple(ranges), ports=ports, nodes=tuple(nodes))
 
 
 def _ranges(peer: Field) -> list[Range]:
-    found = _one_of(peer, "namespaces", "pods", "networks", "nodes", "domainNames")
+    found = _one_of(peer, *_PEERS)
     if not found.path.endswith(".networks"):
         raise found.refused(_LATER, "name addresses as networks")
     return [Range(one.parsed(cidr, "a network")) for one in found.some()]
