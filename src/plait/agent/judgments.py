@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from plait.agent.view import View
 from plait.model.addr import IPAddress
+from plait.model.cluster import Snapshot
 from plait.model.errors import NotSupported, PlaitError
 from plait.model.policy import Direction, Policy
 from plait.model.policyreport import DropRow, RuleCount
@@ -95,8 +96,7 @@ class Judgments:
             fresh = dict(list(_grown(counted, self._seen))[:_AT_ONCE])
             if not fresh:
                 return
-            world = world_of(snapshot)
-            found = await asyncio.to_thread(lambda: {packet: rulings(world, snapshot.me, packet) for packet in fresh})
+            found = await asyncio.to_thread(_judged, snapshot, fresh)
         for packet, number in fresh.items():
             self._seen[packet] = counted[packet]
             for ruling in found[packet]:
@@ -160,6 +160,11 @@ class Judgments:
             )
             for (packet, ruling), count in reversed(self._drops.items())
         ]
+
+
+def _judged(snapshot: Snapshot, packets: Iterable[Packet]) -> dict[Packet, list[Ruling]]:
+    world = world_of(snapshot)
+    return {packet: rulings(world, snapshot.me, packet) for packet in packets}
 
 
 def _grown(counted: Mapping[Packet, int], seen: Mapping[Packet, int]) -> Iterator[tuple[Packet, int]]:
