@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from bench.core import Row, interleave, ratio
 from plait.lab.lab import Lab
@@ -19,7 +20,7 @@ def run() -> list[Row]:
     try:
         lab.run("A", "plait", "network", "create", "mesh")
         lab.run("A", "docker", "network", "create", "plainbridge")
-        lab.run("A", "docker", "swarm", "init", "--advertise-addr", lab.address("A"))
+        swarm(lab, "A")
         lab.run("A", "docker", "network", "create", "-d", "overlay", "--attachable", "swarmnet")
         wait_for(lab, "mesh")
         names = ("mesh", "plainbridge", "bridge", "swarmnet")
@@ -38,6 +39,15 @@ def once(lab: Lab, network: str) -> float:
     started = time.perf_counter()
     lab.run("A", "docker", "run", "--rm", "--network", network, "--entrypoint", "/bin/true", "nginx")
     return time.perf_counter() - started
+
+
+def swarm(lab: Lab, hosts: Sequence[str]) -> None:
+    """Make these hosts' engines a swarm, with the first as manager."""
+    first = hosts[0]
+    lab.run(first, "docker", "swarm", "init", "--advertise-addr", lab.address(first))
+    token = lab.run(first, "docker", "swarm", "join-token", "-q", "worker").stdout.strip()
+    for host in hosts[1:]:
+        lab.run(host, "docker", "swarm", "join", "--token", token, f"{lab.address(first)}:2377")
 
 
 def wait_for(lab: Lab, network: str) -> None:

@@ -23,6 +23,7 @@ from typing import NamedTuple
 from tests.support.matrix import unreached
 
 from bench.core import Row
+from bench.docker import swarm
 from plait.lab.inside import CommandFailed
 from plait.lab.lab import Lab
 from plait.lab.spec import simple
@@ -67,10 +68,7 @@ class _Found(NamedTuple):
 
 
 def _make_networks(lab: Lab) -> None:
-    lab.run("A", "docker", "swarm", "init", "--advertise-addr", lab.address("A"))
-    token = lab.run("A", "docker", "swarm", "join-token", "-q", "worker").stdout.strip()
-    for host in HOSTS[1:]:
-        lab.run(host, "docker", "swarm", "join", "--token", token, f"{lab.address('A')}:2377")
+    swarm(lab, HOSTS)
     lab.run("A", "docker", "network", "create", "-d", "overlay", "--attachable", "--subnet", "10.70.0.0/24", "swarm")
     lab.run("A", "plait", "network", "create", "plait", "--subnet", "10.71.0.0/24")
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The other models of a network: `docker run` on each beside Docker's own user bridge, and what goes between hosts beside flannel's
-plumbing (that of an encrypted one is `bench.encryption`'s). Interleaved, as in `bench.docker` and `bench.network`.
+plumbing; one of layer 2 beside Swarm's overlay, which is a bridge on each host as well. (An encrypted one is `bench.encryption`'s.)
+Interleaved, as in `bench.docker` and `bench.network`.
 """
 
 from __future__ import annotations
@@ -9,14 +10,21 @@ import time
 from pathlib import Path
 
 from bench.core import Row, interleave, ratio
-from bench.docker import NOTE, once, wait_for
+from bench.docker import NOTE, once, swarm, wait_for
 from bench.network import NGINX, NGINX_CONF, Side, flannel
 from plait.lab.lab import Lab
 from plait.lab.spec import simple
 
 ROUNDS = 13
-BETWEEN_HOSTS = {"direct": ("--backend", "direct"), "hybrid": ("--backend", "hybrid"), "layer2": ("-o", "layer2=true")}
-OTHERS = {"bridge": ("--backend", "bridge"), "wireguard": ("--backend", "wireguard")}
+NETWORKS = {
+    "direct": ("--backend", "direct"),
+    "hybrid": ("--backend", "hybrid"),
+    "layer2": ("-o", "layer2=true"),
+    "bridge": ("--backend", "bridge"),
+    "wireguard": ("--backend", "wireguard"),
+}
+BESIDE = {"direct": "flannel", "hybrid": "flannel", "layer2": "Swarm"}
+BARS = {"flannel": 1.25, "Swarm": 1.0}
 
 
 def run() -> list[Row]:
@@ -25,14 +33,16 @@ def run() -> list[Row]:
     sides: dict[str, Side] = {}
     try:
         labs.append(Lab.up(simple(2, engines=True), "bench-models", owned=True))
-        for name, options in (BETWEEN_HOSTS | OTHERS).items():
+        for name, options in NETWORKS.items():
             labs[0].run("A", "plait", "network", "create", name, *options)
         labs[0].run("A", "docker", "network", "create", "plainbridge")
-        for name in BETWEEN_HOSTS | OTHERS:
+        for name in NETWORKS:
             wait_for(labs[0], name)
         rows = _starts(labs[0])
+        swarm(labs[0], "AB")
+        labs[0].run("A", "docker", "network", "create", "-d", "overlay", "--attachable", "Swarm")
         labs.append(flannel())
-        sides |= {name: Side(labs[0], name) for name in BETWEEN_HOSTS} | {"flannel": Side(labs[1], "")}
+        sides |= {name: Side(labs[0], name) for name in (*BESIDE, "Swarm")} | {"flannel": Side(labs[1], "")}
         time.sleep(1)
         return [*rows, *_between_hosts(sides)]
     finally:
@@ -44,11 +54,11 @@ def run() -> list[Row]:
 
 
 def _starts(lab: Lab) -> list[Row]:
-    names = (*BETWEEN_HOSTS, *OTHERS, "plainbridge")
+    names = (*NETWORKS, "plainbridge")
     found = interleave({name: (lambda name=name: once(lab, name)) for name in names}, ROUNDS)
     return [
         Row(f"docker run on a network of {name}", ratio(found, name, "plainbridge"), "x Docker's user bridge", 1.1, True, NOTE)
-        for name in BETWEEN_HOSTS | OTHERS
+        for name in NETWORKS
     ]
 
 
@@ -59,12 +69,12 @@ def _between_hosts(sides: dict[str, Side]) -> list[Row]:
         rows += [
             Row(
                 f"{what.replace('_', ' ')} between hosts, {name}",
-                ratio(found, name, "flannel"),
-                "x flannel's plumbing",
-                1.25,
+                ratio(found, name, peer),
+                f"x {peer}",
+                BARS[peer],
                 False,
                 f"{tool}; as on the overlay",
             )
-            for name in BETWEEN_HOSTS
+            for name, peer in BESIDE.items()
         ]
     return rows
