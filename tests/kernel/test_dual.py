@@ -190,13 +190,18 @@ def test_the_fast_path_leaves_the_stack_of_the_host_out(hosts: Hosts, client: st
         assert (seen() == 0) == hosts.fast
 
 
-def test_an_address_that_is_not_its_own_gets_no_fast_way(hosts: Hosts) -> None:
+@pytest.mark.parametrize("guard", [True, False])
+def test_an_address_that_is_not_its_own_gets_no_fast_way(hosts: Hosts, guard: bool) -> None:
     hosts.run("web", "ip addr add fd00:28::177/128 dev eth0 nodad")
+    hosts.guard = guard
     try:
+        hosts.converge("A")
         with counted(hosts, address("far"), "fd00:28::177") as seen:
             hosts.pings("web", address("far"), "-I fd00:28::177")
-            assert seen() > 0
+            assert (seen() == 0) == guard, "nor any way"
     finally:
+        hosts.guard = True
+        hosts.converge("A")
         hosts.run("web", "ip addr del fd00:28::177/128 dev eth0")
 
 

@@ -75,6 +75,8 @@ def test_the_probe_finds_what_this_kernel_has_and_leaves_nothing() -> None:
             "veth",
             "nft",
             "fwd",
+            "counting",
+            "guard",
             "ingress",
             "shortcut",
             "tbf",

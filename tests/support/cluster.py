@@ -141,8 +141,9 @@ class FakeNode:
         return await self.work.converge(self._plan, True)
 
     def _plan(self) -> Plan:
-        has, ipv6 = self._fast_path(), "ipv6" in self.kernel.capabilities()
-        local = Local(fast_path=has.ingress, shortcut=has.link, ipv6=ipv6, links=self.links, limiting=self.book.limiting)
+        has, able = self._fast_path(), self.kernel.capabilities()
+        ipv6, guard = "ipv6" in able, "guard" in able
+        local = Local(fast_path=has.ingress, shortcut=has.link, ipv6=ipv6, links=self.links, limiting=self.book.limiting, guard=guard)
         return plan_node(self.view.snapshot, local)
 
     async def attach(self, name: str, network: str = DEFAULT, address: str = "", labels: Mapping[str, str] | None = None) -> IPv4Address:

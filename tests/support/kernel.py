@@ -89,6 +89,23 @@ OBJECTS: tuple[KernelObject, ...] = (
         'type filter hook ingress device "pl-e1" priority filter; policy accept;',
         "netdev",
     ),
+    NftSet("forgers", "iface_index", frozenset(), ("dynamic", "timeout"), family="netdev", bounds=("size 4096",)),
+    NftChain("forged", ("update @forgers { iif timeout 1h counter }", "drop"), family="netdev"),
+    NftChain(
+        "pl-e4",
+        (
+            "ether saddr != 02:00:00:00:00:04 goto forged",
+            "ip saddr != 10.30.0.2 ip saddr != 10.28.1.2 goto forged",
+            "ip6 saddr != fd00:30::102 ip6 saddr != fe80::/10 goto forged",
+            "arp saddr ip != 10.30.0.2 arp saddr ip != 0.0.0.0 goto forged",
+            "ip saddr 0.0.0.0 ip protocol igmp accept",
+            "ip6 saddr :: icmpv6 type { mld-listener-report, mld-listener-done, nd-neighbor-solicit, mld2-listener-report } accept",
+            "icmpv6 type nd-neighbor-advert ip6 nexthdr != ipv6-icmp goto forged",
+            "icmpv6 type nd-neighbor-advert @nh,384,128 != 0xfe8000000000000000000000000000ff goto forged",
+        ),
+        'type filter hook ingress device "pl-e4" priority filter; policy accept;',
+        "netdev",
+    ),
     NftSet("policed_in", "ipv4_addr : verdict", frozenset({"10.28.1.2 : jump pi_1", "10.28.1.3 : jump pi_1"}), kind="map"),
     NftSet(
         "pi_1_net",

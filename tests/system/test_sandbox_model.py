@@ -45,8 +45,9 @@ def bridge(lab: Lab) -> dict[str, Any]:
 
 
 def test_a_strict_host_is_loose_on_the_bridge_so_that_answers_may_take_another_way(lab: Lab) -> None:
-    """a1 gets a link of its own to another part of the host, and answers by that what came over the bridge."""
+    """a1 gets a link of its own to another part of the host, and answers by that what came over the bridge, as it may."""
     conf = "/proc/sys/net/ipv4/conf"
+    lab.run("A", "plait", "network", "set", "here", "-o", "spoofing=allow")
     lab.run("A", "sh", "-c", f"echo 1 >{conf}/all/rp_filter; echo 1 >{conf}/default/rp_filter")
     dev = bridge(lab)["ifname"]
     until("it is loose", lambda: lab.run("A", "cat", f"{conf}/{dev}/rp_filter").stdout.strip() == "2", 15)
@@ -62,6 +63,7 @@ def test_a_strict_host_is_loose_on_the_bridge_so_that_answers_may_take_another_w
         ask = ("ping", "-c1", "-W1", "-I", "192.0.2.2", "192.0.2.1")
         assert inside(lab, "A", "a1", *ask).returncode == 0, f"{at} sends by the bridge what the host answers by the other link"
     finally:
+        lab.run("A", "plait", "network", "set", "here", "-o", "spoofing=drop")
         lab.run("A", "sh", "-c", f"ip link del side; echo 0 >{conf}/all/rp_filter; echo 0 >{conf}/default/rp_filter")
 
 

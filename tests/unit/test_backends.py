@@ -49,7 +49,7 @@ def test_a_model_has_a_backend_and_a_backend_a_model(options: dict[str, str], ba
         ({"backend": "ipsec"}, "backend: 'ipsec' is not known; use one of .*none, vlan, vxlan"),
         ({"model": "overlay", "backend": "none"}, r"is of the model sandbox and cannot promise what overlay does .*use one of vxlan"),
         ({"model": "sandbox", "backend": "vxlan"}, r"of the model overlay and cannot promise what sandbox does .isolated containers"),
-        ({"bakend": "vxlan"}, "'bakend' is not known; use one of model, backend, port, vni, isolated"),
+        ({"bakend": "vxlan"}, "'bakend' is not known; use one of model, backend, port, vni, layer2"),
         ({"port": "0"}, "port: '0' is not possible; a number from 1 to 65535"),
         ({"port": "65536"}, "a number from 1 to 65535"),
         ({"port": "\u0663"}, "a number from 1 to 65535"),
@@ -57,7 +57,7 @@ def test_a_model_has_a_backend_and_a_backend_a_model(options: dict[str, str], ba
         ({"vni": ""}, "a number from 1 to 16777215"),
         ({"backend": "none", "vni": "3"}, "vni: '3' means nothing to backend none; leave it out; it is an option of vxlan, hybrid"),
         ({"backend": "direct", "port": "3"}, "means nothing to backend direct"),
-        ({"isolated": "true"}, "means nothing to backend vxlan; leave it out; it is an option of bridge"),
+        ({"backend": "macvlan", "parent": "eth1", "isolated": "true"}, "means nothing to backend macvlan; leave it out"),
         ({"backend": "bridge", "isolated": "yes"}, "isolated: 'yes' is not possible; true or false"),
         ({"backend": "macvlan"}, "parent: '' is no link of a host; name the link that the containers shall be on: -o parent=eth1"),
         ({"backend": "macvlan", "parent": "pl-gw"}, "parent: 'pl-gw' is no link of a host"),
@@ -168,7 +168,7 @@ def test_a_network_of_layer_2_has_a_vni_of_its_own() -> None:
         ({"layer2": "true", "backend": "hybrid"}, "means nothing to backend hybrid; leave it out; it is an option of vxlan"),
         ({"layer2": "true", "backend": "wireguard"}, "means nothing to backend wireguard; leave it out; it is an option of vxlan"),
         ({"layer2": "true", "model": "sandbox"}, "means nothing to backend bridge"),
-        ({"layer2": "true", "isolated": "true"}, "means nothing to backend vxlan; leave it out; it is an option of bridge"),
+        ({"layer2": "true", "isolated": "true", "multicast": "true"}, "isolated: 'true' leaves multicast=true nobody to send to"),
     ],
 )
 def test_what_layer_2_cannot_be_combined_with_is_refused(options: dict[str, str], words: str) -> None:

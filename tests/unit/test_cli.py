@@ -658,6 +658,16 @@ def test_ports_are_published_and_given_up_and_told_one_a_line(capsys: pytest.Cap
     assert status == 2 and "PORT" in err
 
 
+@pytest.mark.parametrize(("word", "value"), [("--isolated", "true"), ("--open", "false")])
+def test_a_network_is_isolated_or_open_when_it_is_made_and_afterwards(capsys: pytest.CaptureFixture[str], word: str, value: str) -> None:
+    client = Canned(networks={"name": "mesh", "subnet": "10.29.0.0/16"}, networks_mesh=[])
+    assert run(capsys, client, "network", "create", "mesh", word, "-o", "vni=7")[0] == 0
+    assert run(capsys, client, "network", "set", "mesh", word)[0] == 0
+    (_, _, created), (_, _, changed) = client.asked
+    assert isinstance(created, dict) and isinstance(changed, dict)
+    assert (created["options"], changed["options"]) == ({"vni": "7", "isolated": value}, {"isolated": value})
+
+
 def test_limits_at_the_start_are_labels_and_of_networks_options(capsys: pytest.CaptureFixture[str]) -> None:
     client = Canned(sandboxes={"name": "job"}, networks={"name": "mesh", "subnet": "10.29.0.0/16"}, networks_mesh=[])
     run(capsys, client, "run", "--name", "job", "--label", "a=b", "--limit-in", "10M", "--limit-out", "5M")

@@ -21,7 +21,7 @@ from plait.kernel.api import Op, Result
 from plait.model.addr import parse_range
 from plait.model.cluster import PortMapping
 from plait.model.errors import ConfigError, Conflict, KernelError, NotFound, NotSaved, PoolExhausted, PortInUse, StoreUnavailable
-from plait.model.objects import EndpointLink, NftSet
+from plait.model.objects import EndpointLink, NftChain, NftSet
 from plait.runtimes.api import AttachRequest, NetworkRequest
 
 A = IPv4Address
@@ -63,7 +63,8 @@ async def test_so_it_is_in_a_network_of_the_first_moment_and_on_the_fast_path(st
         assert {key: a.kernel.objects.get(key) for key in held} == held, "no pass takes back or changes what the attach made"
         link = held["link", endpoint.dev]
         assert isinstance(link, EndpointLink) and bool(link.master) == (backend == "bridge")
-        assert any(key[0] == "nft" for key in held) == (backend == "vxlan")
+        chain = held["nft", "chain", endpoint.dev, "netdev"]
+        assert isinstance(chain, NftChain) and any("fwd" in rule for rule in chain.rules) == (backend == "vxlan")
 
 
 @pytest.mark.parametrize("kind", ["plain", "internal", "encrypted"])

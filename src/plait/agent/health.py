@@ -129,6 +129,13 @@ REGISTRY: dict[str, Condition] = {
             "Say who may come: `ports.from` in /etc/plait/plait.toml, `plait publish --from`, the label plait.ports.from.",
         ),
         Condition(
+            "spoofed-packets",
+            "warning",
+            "A container sends packets under addresses that are not its own; they are dropped",
+            "See what runs there (`tcpdump -ni eth0` inside). A router, a VPN, or whoever takes over addresses of others is started with "
+            "the label plait.spoofing=allow, or on a network with that option (`plait network set NAME -o spoofing=allow`).",
+        ),
+        Condition(
             "policy-unenforced",
             "error",
             "A policy selects containers whose packets this host does not see",

@@ -30,6 +30,12 @@ def links_here() -> frozenset[str]:
     return frozenset(name for _, name in socket.if_nameindex())
 
 
+def links_for(snapshot: Snapshot, bridged: bool) -> frozenset[str]:
+    """`links_here`, none where it does not matter which there are; `bridged`: this host has a block for its engine's default bridge."""
+    needed = bridged or any(child_of(n) is not None or n.encrypted for n in snapshot.networks.values())
+    return links_here() if needed else frozenset()
+
+
 def of_link(request: NetworkRequest) -> NetworkRequest:
     """Where a DHCP server gives the addresses, IPv6 is asked for by an option; routers say who leads on. ConfigError."""
     if request.options.get("ipam") != "dhcp" or not request.dual:

@@ -21,7 +21,7 @@ from plait.agent.config import DNS_PORTS, Config, Paths, replace_file
 from plait.agent.firewall import Firewall
 from plait.agent.health import Health
 from plait.agent.hostlinks import CODE as PARENT_MISSING
-from plait.agent.hostlinks import DNS_PORT, links_here, missing, resolver_of, resolver_places
+from plait.agent.hostlinks import DNS_PORT, links_for, links_here, missing, resolver_of, resolver_places
 from plait.agent.identity import Identity
 from plait.agent.journal import Journal, Write
 from plait.agent.judgments import COUNTING
@@ -33,6 +33,7 @@ from plait.agent.ranges import DIFFER, MISPLACED, differing, digest, misplaced
 from plait.agent.reconciler import Reconciler
 from plait.agent.reports import merged_meta, open_ports, strays
 from plait.agent.rotation import Rotation
+from plait.agent.spoofing import UNGUARDED, Spoofing
 from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
@@ -45,6 +46,7 @@ from plait.model.cluster import GATEWAY_META, Network, Node, TunnelKey
 from plait.model.errors import PlaitError, StoreUnavailable
 from plait.model.objects import Plan
 from plait.plan import Local, network_mtu, plan_node
+from plait.plan.guard import CAPABILITY as GUARD
 from plait.plan.hostlease import HostLease
 from plait.plan.policy import Policing
 from plait.runtimes.api import NetworkRequest
@@ -114,6 +116,7 @@ class NodeLoops:
         self.firewall = Firewall(
             parts.kernel, parts.underlay, parts.health, parts.config.fast_path, lambda: self._capabilities, self._open_ports
         )
+        self.spoofing = Spoofing(lambda: parts.view.snapshot, parts.kernel, parts.health)
         parts.view.subscribe(self._on_view)
 
     def _open_ports(self) -> list[str]:
@@ -149,8 +152,9 @@ class NodeLoops:
             leases=self._p.leases(),
             limiting=self._p.limits.limiting,
             clients=self._p.config.clients,
+            guard=GUARD in self._capabilities,
             policing=self.policing,
-            links=links_here() if any(child_of(n) or n.encrypted for n in snapshot.networks.values()) else frozenset(),
+            links=links_for(snapshot, self._p.addresses.bridge_block() is not None),
         )
         return plan_node(snapshot, local)
 
@@ -339,6 +343,7 @@ class NodeLoops:
             wrong = misplaced(self._p.addresses.assigned.ranges(), snapshot.networks)
             self._p.health.replace(MISPLACED, {MISPLACED: "; ".join(wrong)} if wrong else {})
             self._name_refused()
+            await self.spoofing.look()
             await asyncio.sleep(1)
 
     def _name_refused(self) -> None:
@@ -350,7 +355,7 @@ class NodeLoops:
         """Name what the kernel lacks for the networks that there are, and look again while it lacks something. Never returns."""
         looked = time.monotonic()
         while True:
-            texts = self._p.limits.lacking()
+            texts = self._p.limits.lacking() | ({} if GUARD in self._capabilities else {GUARD: UNGUARDED})
             self._p.health.replace("limit-void", self._p.limits.void())
             for network in self._p.view.snapshot.networks.values():
                 lacks = (needs(network) | ({"ipv6"} if network.subnet6 is not None else set())) - self._capabilities

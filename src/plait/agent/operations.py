@@ -30,6 +30,8 @@ from plait.ipam import Asker, PoolChange, Reservation, check_overlaps, held_by, 
 from plait.model.cluster import Container, Endpoint, Network, PortMapping
 from plait.model.errors import Conflict, NotFound, NotSupported, PlaitError
 from plait.model.ports import labelled, same_place
+from plait.model.spoofing import LABEL as SPOOFING
+from plait.model.spoofing import check_spoofing
 from plait.plan import carried, guarded
 from plait.plan.desired import local_ports
 from plait.plan.shortcut import FastPath
@@ -134,6 +136,7 @@ class AgentOperations:
             permit(network, request, self._kernel.capabilities())
             known = self._find(request.endpoint)
             check_asked(network, request, known)
+            check_spoofing(request.labels if known is None else {}, SPOOFING)
             await self._guard(network)
             endpoint = await self._design(request, network, known)
             try:

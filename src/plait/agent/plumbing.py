@@ -12,17 +12,22 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from plait.agent.kernelwork import KernelWork, PassReport
 from plait.agent.view import View
+from plait.backends import child_of
 from plait.ipam import block_of
 from plait.model.cluster import Endpoint, Network
 from plait.model.errors import KernelError, NotFound
 from plait.model.objects import KernelObject, NftChain, Sysctl
 from plait.plan import endpoint_objects, member
 from plait.plan.desired import shared_objects
+from plait.plan.entrance import entrance
 from plait.plan.exposed import HOST, exposed_here, spoken
-from plait.plan.fastpath import fast_chain, on_fast_path
+from plait.plan.fastpath import on_fast_path
 from plait.plan.firewall import port_objects
+from plait.plan.guard import CAPABILITY as GUARD
+from plait.plan.guard import own_addresses
 from plait.plan.limits import endpoint_limits, way_of
 from plait.plan.shortcut import FastPath, deliveries, quick_objects
+from plait.policy.isolation import governed
 from plait.runtimes.api import network_named
 from plait.shaping import Limiting
 
@@ -47,12 +52,13 @@ class Plumbing:
         if endpoint.runtime == HOST:
             await self._full_pass()  # the routes of the whole network are spoken from another address now
             return
-        if self._view.snapshot.policies:
+        if governed(self._view.snapshot):
             await self._plumb_policed(endpoint)
             return
         network = self._network(endpoint.network)
         fresh = [*shared_objects(member(self._view.snapshot, network), network), *self._objects(endpoint)]
         fresh += quick_objects(self._view.snapshot, network, endpoint, way_of(self._limiting().of(endpoint, network), self._fast_path()))
+        fresh += self._entrances([endpoint])
         maps, old_maps = self._port_maps(before)
         try:
             await self._kernel.put([*fresh, *maps], [*[None] * len(fresh), *old_maps])
@@ -82,7 +88,7 @@ class Plumbing:
             with contextlib.suppress(NotFound):
                 gone = deliveries(self._view.snapshot, self._network(endpoint.network), endpoint, self._fast_path().link)
                 gone += [o for o in reversed(self._objects(endpoint)) if not isinstance(o, Sysctl | NftChain)]
-        by_pass = bool(endpoint.ports and self._view.snapshot.policies)
+        by_pass = bool(endpoint.ports and governed(self._view.snapshot))
         try:
             maps, old_maps = self._port_maps(before) if endpoint.ports and not by_pass else ([], [])
             await self._kernel.put(maps, old_maps, gone)
@@ -95,7 +101,7 @@ class Plumbing:
         """Bring the port maps from what `before` asks for to what the view asks for now, element by element. Where the kernel
         holds something else (a pass came between, somebody flushed the table) a full pass finds out and makes it true, as while there are
         policies, which have a say in what is tracked and in who takes the fast path."""
-        if self._view.snapshot.policies:
+        if governed(self._view.snapshot):
             await self._full_pass()
             return
         try:
@@ -117,9 +123,16 @@ class Plumbing:
         if not self._fast_path().ingress or not endpoints:
             return
         try:
-            await self._kernel.put([fast_chain(e, self._network(e.network)) for e in endpoints])
+            await self._kernel.put(self._entrances(endpoints))
         except KernelError:
             await self._full_pass()
+
+    def _entrances(self, endpoints: Sequence[Endpoint]) -> list[KernelObject]:
+        """What the links of these endpoints do to what comes in by them; those on links of the host do nothing."""
+        own = own_addresses(self._view.snapshot) if GUARD in self._kernel.capabilities() else {}
+        fast, networks = self._fast_path().ingress, {e.id: self._network(e.network) for e in endpoints}
+        routed = [e for e in endpoints if child_of(networks[e.id]) is None]
+        return [chain for e in routed for chain in entrance(networks[e.id], e, own.get(e.id), fast)]
 
     def _objects(self, endpoint: Endpoint) -> list[KernelObject]:
         snapshot, network = self._view.snapshot, self._network(endpoint.network)

@@ -25,6 +25,7 @@ from plait.model.policy import Namespace, Policy
 from plait.model.policyreport import AppliedRow, Change, NamespaceRow, PairRow, PolicyPlan, PolicyRow, PolicySide, PolicyTest, PolicyView
 from plait.plan.policychange import policy_change
 from plait.policy.evaluate import Decision, Packet, World, evaluate, world_of
+from plait.policy.isolation import LAST
 from plait.policy.kubernetes import read_policies
 from plait.policy.membership import Membership
 from plait.policy.tables import in_words
@@ -107,7 +108,8 @@ class Policies:
         world = world_of(self._view.snapshot)
         membership = Membership((policy.subject for policy in world.policies), world.namespaces)
         counts = Counter(group for one in world.members for group in membership.of(one))
-        return [self._policy_row(policy, counts[membership.number[policy.subject]]) for policy in world.policies]
+        written = (policy for policy in world.policies if policy.priority < LAST)
+        return [self._policy_row(policy, counts[membership.number[policy.subject]]) for policy in written]
 
     def show(self, name: str) -> PolicyView:
         """One policy, `NAMESPACE/NAME`, or `NAME` where only one is called so. NotFound, Conflict."""

@@ -13,6 +13,7 @@ from plait.backends import child_of, on_link
 from plait.model.addr import IPAddress
 from plait.model.cluster import Snapshot
 from plait.policy.compile import Compiled
+from plait.policy.isolation import governed
 from plait.policy.workloads import workloads
 
 UNENFORCED = "policy-unenforced"
@@ -42,7 +43,7 @@ class Gaps:
         if self._seen is None or self._seen[1] != filtering or any(a is not b for a, b in zip(of, self._seen[0], strict=True)):
             self._seen, self._found = (
                 (of, filtering),
-                _gaps(snapshot, self._compiled(snapshot).addresses, filtering) if snapshot.policies else {},
+                _gaps(snapshot, self._compiled(snapshot).addresses, filtering) if governed(snapshot) else {},
             )
         return self._found
 

@@ -127,7 +127,7 @@ class _Wiring:
         self.dns_watch = DnsWatch(self.dns, self.health)
         self.dns_near = DnsNear(self.dns, lambda: self.view.snapshot, lambda: self.discovery.near("_agent"))
         self.discovery.watch_dns(self.dns_watch)
-        self.discovery.figures.add(partial(of_kernel, self.work), self.tunnels.readings)
+        self.discovery.figures.add(partial(of_kernel, self.work), self.tunnels.readings, self.loops.spoofing.readings)
         self.view.subscribe(self._on_view)
         settled = lambda: not self.dns.followed  # noqa: E731
         self.joiner = Joiner(identity, config, paths, store, self.replica.items, linked, self.health, settled)

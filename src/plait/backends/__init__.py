@@ -9,7 +9,7 @@ from plait.backends.ipvlan import IpvlanBackend
 from plait.backends.layer2 import Layer2Backend
 from plait.backends.macvlan import MacvlanBackend
 from plait.backends.none import NoneBackend
-from plait.backends.settings import HOST_LINK, LIMITS, Settings, changed, has_tunnel, settle
+from plait.backends.settings import HOST_LINK, PER_ENDPOINT, Settings, changed, has_tunnel, settle
 from plait.backends.settings import OPTIONS as SETTINGS
 from plait.backends.vlan import VlanBackend
 from plait.backends.vxlan import VxlanBackend
@@ -43,8 +43,8 @@ __all__ = [
     "HOST_LINK",
     "LAST_METRIC",
     "LEAST_MTU6",
-    "LIMITS",
     "MODELS",
+    "PER_ENDPOINT",
     "SETTINGS",
     "Backend",
     "Child",

@@ -20,7 +20,7 @@ from plait.model.objects import PREFIX, Addr, BridgeLink, KernelObject, Sysctl
 class BridgeBackend(NoTunnel):
     name, model = "bridge", "sandbox"
     ways: tuple[str, ...] = ()
-    options = frozenset({"isolated", "lease"})
+    options = frozenset({"lease"})
 
     def needs(self) -> frozenset[str]:
         return super().needs() | {"bridge"}

@@ -15,12 +15,16 @@ from plait.backends.base import MODELS, Backend, OnHostLink, check_link
 from plait.model.cluster import VXLAN_PORT, Network
 from plait.model.errors import ConfigError
 from plait.model.limits import OPTION_PREFIX, WORDS, limits_of
+from plait.model.spoofing import OPTION as SPOOFING
+from plait.model.spoofing import check_spoofing
 
 HOST_LINK = ("parent", "mode", "vlan", "switch", "dns", "ipam", "ipam6")
 """Options of networks that lie on a link of the host."""
 LIMITS = tuple(OPTION_PREFIX + word for word in WORDS)
 """How fast each endpoint of a network may be, if nobody says otherwise."""
-OPTIONS = ("model", "backend", "port", "vni", "isolated", "layer2", "multicast", "lease", *HOST_LINK, *LIMITS)
+PER_ENDPOINT = ("isolated", SPOOFING, *LIMITS)
+"""What a host may do to what each endpoint of a network sends and gets."""
+OPTIONS = ("model", "backend", "port", "vni", "layer2", "multicast", "lease", *HOST_LINK, *PER_ENDPOINT)
 FLAGS = ("isolated", "layer2", "multicast")
 WITH_VNI = frozenset({"vxlan"})
 """Kinds of path that a VNI and a port tell apart."""
@@ -50,6 +54,7 @@ def settle(
     if isinstance(backend, OnHostLink):
         backend.check(options)
     check_lease(options)
+    check_spoofing(options, SPOOFING)
     limits_of({**(present.options if present is not None else {}), **options}, OPTION_PREFIX)
     layer2 = _check_flags({**(present.options if present is not None else {}), **options})
     if layer2 and "layer2" not in backend.options:
@@ -75,8 +80,9 @@ def settle(
 
 
 def _options_of(backend: Backend) -> frozenset[str]:
-    """All that its networks can be given. Of an endpoint on a link of the host nothing lies on the host that could hold it back."""
-    return backend.options | {"model", "backend"} | (frozenset() if isinstance(backend, OnHostLink) else frozenset(LIMITS))
+    """All that its networks can be given. Of an endpoint on a link of the host nothing lies on the host that could hold it back or
+    watch over it."""
+    return backend.options | {"model", "backend"} | (frozenset() if isinstance(backend, OnHostLink) else frozenset(PER_ENDPOINT))
 
 
 def changed(network: Network, options: Mapping[str, str], backends: Collection[Backend], networks: Iterable[Network]) -> list[Network]:
@@ -127,6 +133,8 @@ def _check_flags(options: Mapping[str, str]) -> bool:
     layer2 = options.get("layer2") == "true"
     if options.get("multicast") == "true" and not layer2:
         raise ConfigError("multicast", "true", "needs containers that are on one link", "add -o layer2=true")
+    if options.get("multicast") == options.get("isolated") == "true":
+        raise ConfigError("isolated", "true", "leaves multicast=true nobody to send to", "leave one of them out")
     return layer2
 
 

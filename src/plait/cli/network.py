@@ -133,6 +133,7 @@ def _used(count: int) -> str:
 )
 @click.option("--ipam", type=click.Choice(("pool", "dhcp")), help="Who gives addresses on a host's link: plait, or a DHCP server there.")
 @click.option("--internal", is_flag=True, help="Without a way out to other networks.")
+@click.option("--isolated/--open", default=None, help="Whether its containers are kept from each other, unless a policy lets them.")
 @limit_options
 @click.option("--label", "labels", multiple=True, callback=pairs, metavar="K=V", help="A label; can be repeated.")
 @click.option(
@@ -161,6 +162,7 @@ def create(
     backend: str,
     ipam: str | None,
     internal: bool,
+    isolated: bool | None,
     limit_in: str | None,
     limit_out: str | None,
     labels: dict[str, str],
@@ -168,7 +170,7 @@ def create(
     as_json: bool,
 ) -> None:
     """Make the network NAME on every node."""
-    options |= limits_said(OPTION_PREFIX, limit_in, limit_out)
+    options |= limits_said(OPTION_PREFIX, limit_in, limit_out) | _kept_apart(isolated)
     made = client.create_network(
         name,
         subnet=str(subnet) if subnet else None,
@@ -198,9 +200,10 @@ def create(
     multiple=True,
     callback=pairs,
     metavar="K=V",
-    help="backend, port, vni, isolated, multicast, limit-burst, limit-manner; repeatable.",
+    help="backend, port, vni, isolated, multicast, spoofing, limit-burst, limit-manner; repeatable.",
 )
 @limit_options
+@click.option("--isolated/--open", default=None, help="Whether its containers are kept from each other, unless a policy lets them.")
 @click.option("--ip-range", metavar="CIDR|all", help="The part of the subnet that addresses are handed out from, from now on.")
 @click.option(
     "--exclude", "excluded", multiple=True, metavar="ADDR|CIDR|A-B|none", help="What nobody gets, instead of what it was; repeatable."
@@ -212,6 +215,7 @@ def set_(
     options: dict[str, str],
     limit_in: str | None,
     limit_out: str | None,
+    isolated: bool | None,
     ip_range: str | None,
     excluded: tuple[str, ...],
 ) -> None:
@@ -219,13 +223,17 @@ def set_(
 
     With another range containers keep the addresses that they have; new ones get theirs from it, and blocks outside it go back.
     """
-    options |= limits_said(OPTION_PREFIX, limit_in, limit_out)
+    options |= limits_said(OPTION_PREFIX, limit_in, limit_out) | _kept_apart(isolated)
     if not (options or ip_range or excluded):
-        raise click.UsageError("say what to change: --opt, --limit-in, --limit-out, --ip-range or --exclude")
+        raise click.UsageError("say what to change: --opt, --limit-in, --limit-out, --isolated, --open, --ip-range or --exclude")
     parts = None if not excluded else [text for text in excluded if text != "none"]
     for row in client.change_network(name, options, ip_range, parts):
         part = f", addresses from {row['ip_range'] or row['subnet']}" if (ip_range or excluded) and row["name"] == name else ""
         click.echo(f"{row['name']} {row['backend']} vni {row['vni']} port {row['port']}{part}")
+
+
+def _kept_apart(isolated: bool | None) -> dict[str, str]:
+    return {} if isolated is None else {"isolated": str(isolated).lower()}
 
 
 @network.command()

@@ -16,7 +16,23 @@ from plait.model.hostlinks import Key
 from plait.model.objects import HookRule, KernelObject, Op
 
 CAPABILITIES = frozenset(
-    {"vxlan", "bridge", "veth", "nft", "fwd", "ingress", "ipv6", "wireguard", "macvlan", "ipvlan", "vlan", "shortcut", "tbf", "ifb"}
+    {
+        "vxlan",
+        "bridge",
+        "veth",
+        "nft",
+        "fwd",
+        "ingress",
+        "guard",
+        "ipv6",
+        "wireguard",
+        "macvlan",
+        "ipvlan",
+        "vlan",
+        "shortcut",
+        "tbf",
+        "ifb",
+    }
 )
 
 

@@ -167,6 +167,8 @@ def parent_of(obj: KernelObject) -> Key | None:
             return ("link", parent)
         case Delivery(dev=dev):
             return ("shortcut", dev)
+        case NftChain(name=name, family=family) if family == NFT_FAST_FAMILY and name.startswith(PREFIX):
+            return ("link", name)  # before Linux 6.16; after it the next pass takes it away
         case Sysctl(path=path) if f"/{PREFIX}" in path:
             return ("link", path.split("/")[2])
     return None

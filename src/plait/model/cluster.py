@@ -130,6 +130,16 @@ class Network:
         return self.options.get("multicast") == "true"
 
     @property
+    def isolated(self) -> bool:
+        """Whether its containers do not reach each other: unless a policy lets them, or (`switched`) at all."""
+        return self.options.get("isolated") == "true"
+
+    @property
+    def switched(self) -> bool:
+        """Whether its containers on one host are ports of one bridge there."""
+        return self.layer2 or self.backend == "bridge"
+
+    @property
     def by_dhcp(self) -> bool:
         """Whether a DHCP server on its link gives the addresses; then there are no blocks, and `subnet` is what was found there."""
         return self.options.get("ipam") == "dhcp"
@@ -288,7 +298,8 @@ class Container:
 
     `env` holds only those of its variables that describe services (SERVICE_…), `exposed` the ports (number, protocol) that it says to
     listen on. `host_network`: it has no network of its own. `shares`: id of the container in whose network namespace it is ("" = its own):
-    it has the addresses of that. `known` False: only its labels are known yet, not its env and ports.
+    it has the addresses of that. `elsewhere`: those that it has on networks of its engine that are none of plait's. `known` False: only its
+    labels are known yet, not its env and ports.
     """
 
     id: str
@@ -310,6 +321,7 @@ class Container:
     known: bool = True
     addresses6: Mapping[str, IPv6Address] = field(default_factory=dict)
     shares: str = ""
+    elsewhere: tuple[EitherAddress, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,17 +19,22 @@ from plait.model.cluster import GATEWAY_META, Block, Endpoint, Network, Node, Sn
 from plait.model.hostlinks import ChildLink, SwitchPort
 from plait.model.leases import Leased
 from plait.model.objects import GATEWAY_LINK, PREFIX, Addr, BridgeLink, EndpointLink, KernelObject, Plan, Route, Sysctl, VxlanLink
+from plait.plan.apart import apart_objects
 from plait.plan.dual import endpoint6_objects, families, gateways6, inside6
+from plait.plan.entrance import entrances
 from plait.plan.exposed import HOST, exposed_here, host_objects, spoken
 from plait.plan.fastpath import fast_objects
 from plait.plan.firewall import direct_objects, firewall_objects, handed_objects, relay_objects
+from plait.plan.guard import guard_objects, own_addresses
 from plait.plan.hostlease import HostLease, host_lease_objects
 from plait.plan.limits import endpoint_limits, not_held_back
 from plait.plan.narrow import narrow_objects
 from plait.plan.paths import choose, direct_routes, inner_mtu, member, network_mtu, probe_objects
 from plait.plan.policy import Policing
 from plait.plan.shortcut import shortcut_objects
+from plait.plan.strict import loosened
 from plait.plan.switching import switched_objects
+from plait.policy.compile import Compiled
 from plait.shaping import Limiting
 
 EVERYWHERE = IPv4Network("0.0.0.0/0")
@@ -44,8 +49,9 @@ class Local:
     what was measured of the way to other nodes (name -> bytes a packet may have), whether its kernel has IPv6, the link that carries the
     node's address, whether this host drops what comes from where it would not send to (rp_filter 1), the tunnel devices that must
     compute checksums themselves, which nodes are sent to by the spare encrypted tunnel (`rotation`), the links that it has, where networks
-    lie on them or are encrypted, the addresses that it has leased for networks, what it knows of limits, who may come to
-    published ports (() for everybody), and, to spare it work, what it made of policies before."""
+    lie on them or are encrypted, the addresses that it has leased for networks, what it knows of limits, whether its kernel can drop what
+    is forged (`guard.CAPABILITY`), who may come to published ports (() for everybody), and, to spare it work, what it made of policies
+    before."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
@@ -61,6 +67,7 @@ class Local:
     links: frozenset[str] = frozenset()
     leases: Mapping[str, HostLease] = field(default_factory=dict)
     limiting: Limiting = Limiting()
+    guard: bool = True
     clients: tuple[IPNetwork, ...] = ()
     policing: Policing = field(default_factory=Policing, compare=False)
 
@@ -109,19 +116,29 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     objects += handed_objects((n for n in direct if local.gateway and not n.internal), local.underlay)
     objects += relay_objects([peer for found in peers.values() for peer in found], local.underlay)
     if local.strict:
-        objects += _loosened(objects, [n for n in networks if backend_of(n).ways[:1] == (DIRECT,)], local.underlay)
-    if local.fast_path and me.tunnel is not None:
-        quick = [endpoint for endpoint in sandboxes if endpoint.id not in policies.idents]
-        objects += _short_ways(snapshot, local, networks, quick, [o for o in objects if isinstance(o, Route)])
+        objects += loosened(me, objects, [n for n in networks if backend_of(n).ways[:1] == (DIRECT,)], local.underlay)
+    objects += _early(snapshot, networks, sandboxes, policies, local, [obj for obj in objects if isinstance(obj, Route)])
     return {obj.key: _as_local(obj, local) for obj in objects}
 
 
-def _short_ways(
-    snapshot: Snapshot, local: Local, networks: Sequence[Network], quick: Sequence[Endpoint], routes: Sequence[Route]
+def _early(
+    snapshot: Snapshot,
+    networks: Sequence[Network],
+    sandboxes: Sequence[Endpoint],
+    policies: Compiled,
+    local: Local,
+    routes: Iterable[Route],
 ) -> list[KernelObject]:
-    """What goes round the host's IP stack, of endpoints that may."""
-    unlimited = not_held_back(quick, snapshot.networks, local.limiting)
-    return [*fast_objects(networks, quick, routes, local.links), *shortcut_objects(snapshot, networks, unlimited, local.shortcut)]
+    """What becomes of packets as soon as a link has received them: some go, some take the fast path."""
+    fast = local.fast_path and snapshot.nodes[snapshot.me].tunnel is not None
+    quick = [endpoint for endpoint in sandboxes if fast and endpoint.id not in policies.idents]
+    objects = [*guard_objects(snapshot, networks, local.links)] if local.guard else []
+    own = own_addresses(snapshot) if local.guard else {}
+    objects += [*apart_objects(snapshot), *entrances(snapshot.networks, sandboxes, own, {e.id for e in quick}, local.links)]
+    if fast:
+        objects += fast_objects(networks, quick, routes, local.links)
+        objects += shortcut_objects(snapshot, networks, not_held_back(quick, snapshot.networks, local.limiting), local.shortcut)
+    return objects
 
 
 def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str = "") -> list[KernelObject]:
@@ -146,7 +163,7 @@ def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str 
         through=_through(network, endpoint),
         inside6=inside6(network, endpoint),
         master=master,
-        isolated=bool(master) and network.options.get("isolated") == "true",
+        isolated=bool(master) and network.isolated,
         hairpin=bool(master and endpoint.ports),
     )
     objects: list[KernelObject] = [link, Route(IPv4Network((endpoint.address, 32)), routed_by(network, endpoint), scope="link")]
@@ -288,15 +305,6 @@ def _gateways(me: Node, networks: Sequence[Network]) -> list[KernelObject]:
 def _as_local(obj: KernelObject, local: Local) -> KernelObject:
     """A tunnel device as this host's hardware needs it."""
     return replace(obj, tx_checksum=False) if isinstance(obj, VxlanLink) and {obj.name, obj.master} & local.software_checksums else obj
-
-
-def _loosened(objects: Iterable[KernelObject], direct: Iterable[Network], underlay: str) -> list[KernelObject]:
-    """Where the host is strict about where packets come from, it must not be so on links whose packets may come another way than their
-    answers go: two networks in one container, a path that changes at one end first. The greater of this and `all` counts (kernel:
-    ip-sysctl, rp_filter), and 2 asks that the source be reachable at all."""
-    devs = [o.name for o in objects if isinstance(o, VxlanLink | EndpointLink)] + [underlay for _ in list(direct)[:1] if underlay]
-    devs += dict.fromkeys(o.master for o in objects if isinstance(o, VxlanLink | EndpointLink) and o.master)
-    return [Sysctl(f"ipv4/conf/{dev}/rp_filter", "2") for dev in devs]
 
 
 def _backstops(network: Network, snapshot: Snapshot) -> list[KernelObject]:

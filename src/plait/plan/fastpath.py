@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The nft table `netdev plait`: traffic inside one network goes from device to device as soon as it was received.
 
-Data in: the networks, this node's endpoints, the routes that the backends planned. Data out: per endpoint one chain on its link, per tunnel
-device one chain on that, and the maps `here` (address -> link of an endpoint of this node) and `next` (block -> next hop of a peer).
+Data in: the networks, this node's endpoints, the routes that the backends planned. Data out: per endpoint rules for the chain of its link
+(`entrance.py`), per tunnel device one chain on that, and the maps `here` (address -> link of an endpoint of this node) and `next` (block ->
+next hop of a peer).
 
 A packet that a chain forwards (`fwd`, which lowers the TTL and asks the neighbour table for the MAC) meets no route, no connection
 tracking, no rule of anybody: measured, 1.18 times the round trips and 1.15 times the connections a second of the way through the IP
@@ -27,6 +28,7 @@ from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network
 from plait.model.objects import NFT_FAST_FAMILY, PREFIX, KernelObject, NftChain, NftElement, NftSet, Route
 from plait.plan.dual import V4, V6, Family, families
+from plait.plan.guard import ingress
 
 CAPABILITY = "fwd"
 """What the kernel must be able to do (`kernel.api.Kernel.capabilities`)."""
@@ -42,16 +44,14 @@ _FRAGMENT = {V4: "ip frag-off & 16383 != 0 accept", V6: "exthdr frag exists acce
 def fast_objects(
     networks: Sequence[Network], endpoints: Iterable[Endpoint], routes: Iterable[Route], links: Collection[str]
 ) -> list[KernelObject]:
-    """The whole table. `networks` in their order of name, `endpoints` those of this node, `routes` all that are planned, `links` those that
-    the host has: a rule cannot name what is not there, and takes the whole table with it."""
+    """All of it but the chains of endpoints' links. `networks` in their order of name, `endpoints` those of this node, `routes` all
+    that are planned, `links` those that the host has: a rule cannot name what is not there, and takes the whole table with it."""
     planned, by_name = list(routes), {network.name: network for network in networks}
     own = [endpoint for endpoint in endpoints if on_fast_path(by_name[endpoint.network])]
     present = families(networks)
     objects: list[KernelObject] = [obj for family in present for obj in _maps(family, networks, own, planned)]
     tunnels = {device: [n for n in networks if _device(n) == device] for device in sorted({_device(n) for n in networks})}
-    objects += [_from_tunnel(device, found) for device, found in tunnels.items() if _usable(device, links)]
-    objects += [fast_chain(endpoint, by_name[endpoint.network], links) for endpoint in own]
-    return objects
+    return objects + [_from_tunnel(device, found) for device, found in tunnels.items() if _usable(device, links)]
 
 
 def _maps(family: Family, networks: Sequence[Network], own: Sequence[Endpoint], routes: Iterable[Route]) -> list[KernelObject]:
@@ -77,7 +77,7 @@ def fast_elements(endpoint: Endpoint) -> list[NftElement]:
     return [NftElement(_here(family, frozenset()), _element(address, endpoint)) for family, address in found]
 
 
-def fast_chain(endpoint: Endpoint, network: Network, links: Collection[str] = ()) -> NftChain:
+def fast_rules(endpoint: Endpoint, network: Network, links: Collection[str]) -> list[str]:
     """What one endpoint sends, only from its own addresses. Answers of its published ports may have to be turned back, and of a packet in
     fragments only the first tells its port. An attach does not look at the `links` of the host: the pass after it does."""
     device = _device(network) if _usable(_device(network), links) else ""
@@ -87,7 +87,7 @@ def fast_chain(endpoint: Endpoint, network: Network, links: Collection[str] = ()
         rules += [_FRAGMENT[family] for family in present]
     for family in present:
         rules += _to_others(family, endpoint, network, device)
-    return NftChain(endpoint.dev, tuple(rules), _hook(endpoint.dev), NFT_FAST_FAMILY)
+    return rules
 
 
 def _to_others(family: Family, endpoint: Endpoint, network: Network, device: str) -> list[str]:
@@ -171,8 +171,4 @@ def _from_tunnel(dev: str, networks: Sequence[Network]) -> NftChain:
         rules += [f"{ip} saddr {subnet} {ip} daddr {subnet} {onward}" for subnet in subnets[:_PLAIN_NETWORKS]]
         if len(subnets) > _PLAIN_NETWORKS:
             rules.append(f"{ip} saddr . {ip} daddr @same{family.end} {onward}")
-    return NftChain(dev, tuple(rules), _hook(dev), NFT_FAST_FAMILY)
-
-
-def _hook(dev: str) -> str:
-    return f'type filter hook ingress device "{dev}" priority filter; policy accept;'
+    return NftChain(dev, tuple(rules), ingress(dev), NFT_FAST_FAMILY)

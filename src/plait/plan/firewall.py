@@ -16,6 +16,7 @@ from plait.model.addr import IPNetwork
 from plait.model.cluster import Endpoint, Network, Snapshot
 from plait.model.hostlinks import Key
 from plait.model.objects import PREFIX, HookRule, KernelObject, NftChain, NftSet, Plan
+from plait.plan.apart import not_routed
 from plait.plan.dual import V4, V6, Family, families
 from plait.plan.policy import tracked
 from plait.plan.ports import client_sets, hidden_chain, inbound, outbound, port_sets
@@ -249,7 +250,7 @@ def _forward(present: Sequence[Family], networks: Sequence[Network], hosts: Sequ
     comes from another. For the same reason what a container of plait's sends to another network under an outsider's address stops here
     on a gateway too, which lets outsiders in. Broadcast and multicast come here only where br_netfilter shows what a bridge switches: no
     host routes them."""
-    rules = ["ct state established,related,untracked accept"]
+    rules = [*not_routed(present, networks), "ct state established,related,untracked accept"]
     if any(network.layer2 for network in networks):
         rules.append(_TO_MANY)
     rules += [f"{ip} saddr . {ip} daddr @same{end} accept" for ip, _, end, _ in present]

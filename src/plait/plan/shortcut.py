@@ -16,7 +16,7 @@ from plait.backends import backend_of
 from plait.model.cluster import Endpoint, Network, Snapshot
 from plait.model.objects import KernelObject
 from plait.model.shortcut import Delivery, Shortcut
-from plait.plan.fastpath import TUNNELS, fast_chain, fast_elements, on_fast_path
+from plait.plan.fastpath import TUNNELS, fast_elements, on_fast_path
 from plait.plan.paths import member
 
 CAPABILITY = "shortcut"
@@ -49,7 +49,7 @@ def deliveries(snapshot: Snapshot, network: Network, endpoint: Endpoint, link: s
 
 
 def quick_objects(snapshot: Snapshot, network: Network, endpoint: Endpoint, has: FastPath) -> list[KernelObject]:
-    """All that lets one endpoint's packets take the fast path, besides the shared objects that are there already."""
+    """All that leads packets to one endpoint by the fast path, besides the shared objects that are there already."""
     if not has.ingress or not on_fast_path(network):
         return []
-    return [*fast_elements(endpoint), fast_chain(endpoint, network), *deliveries(snapshot, network, endpoint, has.link)]
+    return [*fast_elements(endpoint), *deliveries(snapshot, network, endpoint, has.link)]

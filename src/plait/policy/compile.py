@@ -15,6 +15,7 @@ from plait.model.addr import IPAddress
 from plait.model.cluster import Snapshot
 from plait.model.policy import Direction, Policy, Tier
 from plait.policy.evaluate import World, namespaces_of
+from plait.policy.isolation import governed, isolations
 from plait.policy.membership import Membership
 from plait.policy.nodes import names_nodes, policies_in_force
 from plait.policy.profile import Profile, ProfileBuild, port_names
@@ -55,17 +56,19 @@ class Recompiling:
         self._roster, self._made = Roster(), Compiled()
         self._of: tuple[object, ...] = ()
         self._policies: tuple[Policy, ...] = ()
+        self._isolations: list[Policy] = []
         self._by_nodes = False
         self._compilation: _Compilation | None = None
 
     def __call__(self, snapshot: Snapshot) -> Compiled:
-        if not snapshot.policies:
+        if not governed(snapshot):
             self._compilation = None
             return Compiled()
         changed, compilation = self._roster.follow(snapshot), self._compilation
         if compilation is None or not self._is_of(snapshot):
             self._of, self._policies = (snapshot.policies, snapshot.namespaces, snapshot.me), policies_in_force(snapshot)
             compilation = self._compilation = _Compilation(self._policies, namespaces_of(snapshot), snapshot.me)
+            self._isolations = isolations(snapshot.networks.values())
             self._by_nodes = names_nodes(snapshot.policies.values())
             self._made = compilation.follow(self._roster.known, self._roster.known)
         elif changed:
@@ -73,9 +76,12 @@ class Recompiling:
         return self._made
 
     def _is_of(self, snapshot: Snapshot) -> bool:
-        """Whether the last one had the same policies, labels of namespaces and node, and the nodes that rules name their addresses."""
+        """Whether the last one had the same policies, isolated networks, labels of namespaces and node, and the nodes that rules name their
+        addresses."""
         now = snapshot.policies, snapshot.namespaces, snapshot.me
         if any(one is not other for one, other in zip(now, self._of, strict=True)):
+            return False
+        if isolations(snapshot.networks.values()) != self._isolations:
             return False
         return not self._by_nodes or policies_in_force(snapshot) == self._policies
 

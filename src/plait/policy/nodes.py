@@ -13,6 +13,7 @@ from ipaddress import ip_network
 from plait.model.addr import IPAddress
 from plait.model.cluster import Node, Snapshot
 from plait.model.policy import NAME_OF_NODE, Policy, PolicyRule, Range
+from plait.policy.isolation import isolations
 from plait.policy.selectors import selects
 
 
@@ -28,8 +29,10 @@ def names_nodes(policies: Iterable[Policy]) -> bool:
 
 
 def policies_in_force(snapshot: Snapshot) -> tuple[Policy, ...]:
-    """All, in a fixed order, with the addresses of the nodes that their rules are for; those without such rules are the same objects."""
-    return tuple(_resolved(policy, snapshot.nodes) for _, policy in sorted(snapshot.policies.items()))
+    """All that are written, in a fixed order, and those of isolated networks, with the addresses of the nodes that their rules are for;
+    those without such rules are the same objects."""
+    written = (_resolved(policy, snapshot.nodes) for _, policy in sorted(snapshot.policies.items()))
+    return (*written, *isolations(snapshot.networks.values()))
 
 
 def _resolved(policy: Policy, nodes: Mapping[str, Node]) -> Policy:

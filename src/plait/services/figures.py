@@ -73,6 +73,7 @@ FIGURES: Mapping[str, Figure] = {
     "plait.kernel.writes": Figure("counter", "changes made to the kernel by passes"),
     "plait.process.cpu_seconds": Figure("counter", "CPU time of the agent, seconds"),
     "plait.roundtrips": Figure("counter", "round trips to other nodes that were measured"),
+    "plait.spoofed.drops": Figure("counter", "packets of containers under addresses that are not their own, dropped"),
     "plait.sessions": Figure("gauge", "sessions"),
     "plait.store.revision": Figure("gauge", "revision of the shared store that this agent has"),
 }

@@ -101,7 +101,7 @@ class LinuxKernel(HostFacts):
                 objects += fdb.dump_bridge_fdbs(self._sock, item.index, ours)
         objects += [*self._shortcuts.read(names), *self._tc.read({f.index: f.name for f in found})]
         held: dict[Key, KernelObject] = {obj.key: obj for obj in objects}
-        held.update(self._ruleset.owned(probe, ours))
+        held.update(self._ruleset.owned(probe, names))
         held.update(read_sysctls(probe))
         return held
 

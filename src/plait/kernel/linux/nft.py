@@ -128,9 +128,19 @@ def counted(nft: Nft, chains: Iterable[str]) -> int:
     return total
 
 
+def counted_links(nft: Nft, name: str) -> dict[str, int]:
+    """Packets by link that rules have counted in the set `name` of our table of links; empty where there is no such set. Links that are
+    gone are left out. For sets of a few elements: listing costs by their number."""
+    try:
+        text = nft.run(f"list set {table_of(NFT_FAST_FAMILY)} {name}\n", counters=True)
+    except NftError:
+        return {}
+    return {link: int(packets) for link, packets in re.findall(r'"([^"]+)" counter packets (\d+)', text)}
+
+
 class Ruleset:
     """Reads and writes our tables. Listing is skipped while the kernel's ruleset generation is the one of our own last look, or the one
-    after it if that is our own commit: a table of 5,000 ports takes 0.1 s to list. The indexes of our links (`devices`: index -> name) are
+    after it if that is our own commit: a table of 5,000 ports takes 0.1 s to list. The indexes of links (`devices`: index -> name) are
     compared too: a chain may go with its device, and an element that names one changes, without a new generation."""
 
     def __init__(self, nft: Nft) -> None:

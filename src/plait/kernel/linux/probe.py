@@ -29,6 +29,9 @@ _SCRIPTS = {
     "add chain inet plait d\nadd rule inet plait d update @d { ip saddr counter }\n",
     "fwd": 'add table netdev plait\nadd chain netdev plait c { type filter hook ingress device "lo" priority 0; }\n'
     'add rule netdev plait c fwd ip to ip daddr device "lo"\n',
+    "guard": "add table netdev plait\nadd set netdev plait f { type iface_index; flags dynamic,timeout; }\n"
+    'add chain netdev plait g { type filter hook ingress device "lo" priority 0; }\n'
+    "add rule netdev plait g ether saddr != 02:00:00:00:00:01 update @f { iif timeout 1h counter } drop\n",
     "ingress": 'add table netdev plait\nadd chain netdev plait d { type filter hook ingress device "lo" priority 0; }\n'
     "add rule netdev plait d arp operation 1 ether daddr set ff:ff:ff:ff:ff:ff\n",
 }
@@ -36,10 +39,10 @@ _SCRIPTS = {
 
 def probe_capabilities() -> frozenset[str]:
     """Of "vxlan", "bridge", "veth", "wireguard" (the kernel's or wireguard-go), "nft", "fwd" (forwarding at ingress, nft_fwd_netdev),
-    "ingress" (rules there that change frames), "shortcut" (an eBPF classifier at a link's ingress), "macvlan", "ipvlan", "vlan" (802.1Q),
-    "counting" (sets that packets write, nft_dynset),
-    "tbf" (queueing that limits a rate), "ifb" (the same for what a link receives: a device, the filter u32, the action mirred), "ipv6" and
-    "via6" (routes of IPv4 with a next hop of IPv6) those that work here."""
+    "ingress" (rules there that change frames), "guard" (rules there that count by link), "shortcut" (an eBPF classifier at a link's
+    ingress), "macvlan", "ipvlan", "vlan" (802.1Q), "counting" (sets that packets write, nft_dynset), "tbf" (queueing that limits a rate),
+    "ifb" (the same for what a link receives: a device, the filter u32, the action mirred), "ipv6" and "via6" (routes of IPv4 with a next
+    hop of IPv6) those that work here."""
     return in_thread(_probe)
 
 

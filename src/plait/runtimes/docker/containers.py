@@ -61,7 +61,14 @@ def container_of(
         known=config is not None and (details is not None or not alive),
         addresses6={e.network: e.address6 for e in sorted(joined, key=lambda e: e.network) if e.address6 is not None},
         shares=row.host_config.network_mode.removeprefix(SHARED) if row.host_config.network_mode.startswith(SHARED) else "",
+        elsewhere=_elsewhere(row, endpoints) if alive else (),
     )
+
+
+def _elsewhere(row: ContainerRow, endpoints: Mapping[str, Endpoint]) -> tuple[IPv4Address, ...]:
+    """Its addresses on other networks than the engine's default bridge and those of `endpoints`, ascending."""
+    others = (s for name, s in row.networks.items() if name != BRIDGE and s.endpoint_id not in endpoints)
+    return tuple(sorted(address for s in others if (address := _address(s.ip_address)) is not None))
 
 
 def with_shared(containers: Iterable[Container]) -> list[Container]:

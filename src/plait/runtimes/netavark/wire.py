@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from plait.backends import LIMITS
+from plait.backends import PER_ENDPOINT
 from plait.ipam import FORCED
 from plait.model.cluster import PortMapping
 from plait.model.errors import ConfigError, NotSupported
@@ -100,7 +100,7 @@ def addresses_of(given: Exec) -> tuple[IPv4Address | None, IPv6Address | None]:
 def request_of(given: Network) -> NetworkRequest:
     """The network of the cluster that `podman network create -d plait` asks for."""
     options = dict(given.options or {})
-    known = (*LIMITS, BACKEND_OPTION, FORCED, NET_OPTION)
+    known = (*PER_ENDPOINT, BACKEND_OPTION, FORCED, NET_OPTION)
     unknown = sorted(options.keys() - set(known))
     if unknown:
         raise ConfigError("-o", unknown[0], "is no option of the driver plait", f"it knows {', '.join(known)}")
@@ -117,7 +117,7 @@ def request_of(given: Network) -> NetworkRequest:
         subnet=four,
         gateway=gateway,
         internal=given.internal,
-        options={"backend" if key == BACKEND_OPTION else key: options[key] for key in (BACKEND_OPTION, *LIMITS) if key in options},
+        options={"backend" if key == BACKEND_OPTION else key: options[key] for key in (BACKEND_OPTION, *PER_ENDPOINT) if key in options},
         force=options.get(FORCED) == "true",
         ipv6=given.ipv6_enabled,
         subnet6=six,

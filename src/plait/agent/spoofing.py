@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who sends under addresses that are not its own: what the kernel has dropped for that, by link, becomes a condition that names containers.
+
+Data in: the counters of the set `forgers` (`plan/guard.py`), this node's endpoints. Data out: the condition `spoofed-packets` for each
+container that has forged within the last minute, and a figure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from plait.agent.health import Health
+from plait.model.cluster import Endpoint, Snapshot
+from plait.plan.guard import FORGERS
+from plait.services.figures import Reading, readings
+
+CODE = "spoofed-packets"
+SHOWN_S = 60.0
+"""How long it is a condition after the last of them."""
+UNGUARDED = (
+    "containers may send under addresses that are not theirs: this host's kernel lacks nf_tables of the family netdev, or sets that its "
+    "rules add to"
+)
+
+
+class Counters(Protocol):
+    """What is asked of the kernel (`kernel.linux.LinuxKernel`), in a thread, for it may block."""
+
+    def counted_links(self, name: str) -> dict[str, int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Forger:
+    """A link: what its counter said last, packets since the agent started, when there were new ones last (seconds since the epoch, 0 for
+    never)."""
+
+    counter: int
+    packets: int = 0
+    last: float = 0.0
+
+    def after(self, counter: int, now: float) -> Forger:
+        """A counter that says less than before has begun anew."""
+        fresh = counter - self.counter if counter >= self.counter else counter
+        return Forger(counter, self.packets + fresh, now if fresh else self.last)
+
+
+class Spoofing:
+    def __init__(
+        self, snapshot: Callable[[], Snapshot], counters: Counters, health: Health, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._snapshot, self._counters, self._health, self._clock = snapshot, counters, health, clock
+        self._forgers: dict[str, Forger] | None = None
+        self.packets = 0
+
+    async def look(self) -> None:
+        """Bring the condition in line with the counters. What the first look finds was counted before this agent started."""
+        counted, now = await asyncio.to_thread(self._counters.counted_links, FORGERS), self._clock()
+        before = self._forgers if self._forgers is not None else {link: Forger(counter) for link, counter in counted.items()}
+        found = {link: before.get(link, Forger(0)).after(counter, now) for link, counter in counted.items()}
+        self.packets += sum(forger.packets - before.get(link, Forger(0)).packets for link, forger in found.items())
+        self._forgers = found
+        recent = {link: forger for link, forger in found.items() if forger.last and now - forger.last < SHOWN_S}
+        own = {e.dev: e for e in self._snapshot().endpoints.values() if e.node == self._snapshot().me} if recent else {}
+        self._health.replace(CODE, {who(link, own): text(forger, own.get(link)) for link, forger in sorted(recent.items())})
+
+    def readings(self) -> list[Reading]:
+        """For `agent/metrics`."""
+        return readings({"plait.spoofed.drops": float(self.packets)})
+
+
+def who(link: str, own: Mapping[str, Endpoint]) -> str:
+    """What is named: network and container, or the link where several share it or nobody knows the container any more."""
+    endpoint = own.get(link)
+    return link if endpoint is None else f"{endpoint.network}/{endpoint.name or endpoint.container or link}"
+
+
+def text(forger: Forger, endpoint: Endpoint | None) -> str:
+    """How much was dropped, and what its own addresses are."""
+    last = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(forger.last))
+    own = f"; its own are {', '.join(map(str, (*endpoint.present, endpoint.mac)))}" if endpoint is not None else ""
+    return f"{forger.packets} packets under addresses of others were dropped since the agent started, the last at {last}{own}"

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The chain of the table `netdev plait` on an endpoint's link: all that its host does to what the container sends before its own stack has
+it. First what is forged goes (`guard.py`), then what is for neighbours of networks that have
+none (`apart.py`), then questions to neighbours are asked of everybody (`switching.py`), or the shortest way to
+others is taken (`fastpath.py`). Each has its rules there; this puts them in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from plait.model.addr import IPAddress
+from plait.model.cluster import Endpoint, Network
+from plait.model.objects import NFT_FAST_FAMILY, KernelObject, NftChain
+from plait.plan.apart import apart_rules
+from plait.plan.fastpath import fast_rules, on_fast_path
+from plait.plan.guard import guard_rules, ingress
+from plait.plan.switching import switched_rules
+
+
+def entrance(
+    network: Network, endpoint: Endpoint, own: Iterable[IPAddress] | None, fast: bool, links: Collection[str] = ()
+) -> list[KernelObject]:
+    """The chain, or nothing where it would be empty. `own`: the addresses of its container, None where the kernel cannot guard; `fast`:
+    whether it may take the fast path. An attach does not look at the `links` of the host: the pass after it does."""
+    rules = [*(guard_rules(network, endpoint, own) if own is not None else ()), *apart_rules(network), *switched_rules(network, endpoint)]
+    if fast and on_fast_path(network):
+        rules += fast_rules(endpoint, network, links)
+    return [NftChain(endpoint.dev, tuple(rules), ingress(endpoint.dev), NFT_FAST_FAMILY)] if rules else []
+
+
+def entrances(
+    networks: Mapping[str, Network],
+    endpoints: Iterable[Endpoint],
+    own: Mapping[str, tuple[IPAddress, ...]],
+    fast: Collection[str],
+    links: Collection[str],
+) -> list[KernelObject]:
+    """Those of all endpoints of this node. `own` as `guard.own_addresses` says, empty where the kernel cannot guard; `fast`: ids of those
+    that take the fast path."""
+    return [chain for e in endpoints for chain in entrance(networks[e.network], e, own.get(e.id), e.id in fast, links)]

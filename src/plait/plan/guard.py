@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a container sends under an address that is not its own is dropped and counted, on its link, before anything else sees it.
+
+In: an endpoint, its network, the addresses of its container. Out: the first rules of the chain of its link in the table `netdev plait`,
+and what they lead to: `strangers` for sources that are no container's own but that some protocols begin with, `forged`, which counts by
+link (set `forgers`) and drops.
+
+MAC addresses are one endpoint's, IP addresses its container's: one with two networks answers by whichever its own routes say (the weak host
+model, RFC 1122, section 3.3.4.2). Where containers are neighbours on one link, what they say of addresses there is checked as well.
+
+Own packets meet one comparison of MACs and one of addresses; that there may be several costs those alone that have the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Address
+
+from plait.backends import on_link
+from plait.model.addr import IPAddress, link_local
+from plait.model.cluster import Endpoint, Network, Snapshot
+from plait.model.objects import NFT_FAST_FAMILY, KernelObject, NftChain, NftSet
+from plait.model.spoofing import may_spoof
+from plait.plan.dual import V4, V6
+
+CAPABILITY = "guard"
+"""What the kernel must be able to do (`kernel.api.Kernel.capabilities`)."""
+FORGERS = "forgers"
+"""Set of the links that forged packets came from within the hour, each with a counter."""
+DOCKER_BRIDGE = "docker0"
+"""Docker's default bridge, whose containers' links are Docker's: they are judged together."""
+_FORGED, _STRANGERS = "forged", "strangers"
+_LINK_LOCAL = "fe80::/10"
+_BEGINS6 = "icmpv6 type { mld-listener-report, mld-listener-done, nd-neighbor-solicit, mld2-listener-report }"
+"""What is sent before there is an address: the search for duplicates of it (RFC 4862, section 5.4), membership of groups (RFC 3590)."""
+_TARGET = "@nh,384,128"
+"""The address that a neighbour advertisement is about, where its header follows the one of IPv6 (RFC 4861, section 4.4)."""
+_CLAIMS = "icmpv6 type nd-neighbor-advert"
+
+
+def guard_objects(snapshot: Snapshot, networks: Collection[Network], links: Collection[str]) -> list[KernelObject]:
+    """What chains of links lead to, and the chain of Docker's bridge, if this host has that among its `links`, it has a block,
+    and the network of that does not let containers forge."""
+    begins = ("ip saddr 0.0.0.0 udp dport 67 accept", "ip saddr 0.0.0.0 ip protocol igmp accept", f"ip6 saddr :: {_BEGINS6} accept")
+    objects: list[KernelObject] = [
+        NftSet(FORGERS, "iface_index", frozenset(), ("dynamic", "timeout"), family=NFT_FAST_FAMILY, bounds=("size 4096",)),
+        NftChain(_FORGED, (f"update @{FORGERS} {{ iif timeout 1h counter }}", "drop"), family=NFT_FAST_FAMILY),
+        NftChain(_STRANGERS, (*begins, f"goto {_FORGED}"), family=NFT_FAST_FAMILY),
+    ]
+    block = next((b for b in snapshot.blocks.values() if b.node == snapshot.me and b.purpose == "bridge"), None)
+    if block is None or DOCKER_BRIDGE not in links or any(n.name == block.network and may_spoof({}, n.options) for n in networks):
+        return objects
+    return [*objects, *_on_docker_bridge(snapshot, networks, block.cidr)]
+
+
+def _on_docker_bridge(snapshot: Snapshot, networks: Iterable[Network], block: IPv4Network) -> list[KernelObject]:
+    """Of addresses of plait's, containers there have those of the block, and those on other networks that they have besides. While dockerd
+    has yet to be started with the block they have others, which are no matter here."""
+    elsewhere = (a for addresses in own_addresses(snapshot).values() if any(a in block for a in addresses) for a in addresses)
+    others = frozenset(str(address) for address in elsewhere if address.version == 4 and address not in block)
+    rule = f"ip saddr @pools ip saddr != {block} ip saddr != @bridged goto {_FORGED}"
+    return [
+        NftSet("pools", V4.type, frozenset(map(str, V4.subnets(networks))), ("interval",), family=NFT_FAST_FAMILY),
+        NftSet("bridged", V4.type, others, family=NFT_FAST_FAMILY),
+        NftChain(DOCKER_BRIDGE, (rule,), ingress(DOCKER_BRIDGE), NFT_FAST_FAMILY),
+    ]
+
+
+def ingress(dev: str) -> str:
+    """The declaration of the chain that sees what `dev` receives."""
+    return f'type filter hook ingress device "{dev}" priority filter; policy accept;'
+
+
+def own_addresses(snapshot: Snapshot) -> Mapping[str, tuple[IPAddress, ...]]:
+    """By id of each endpoint of this node, every address of its container: those of all its endpoints, and what its engine gave it."""
+    own = [_carried(snapshot, e) for e in snapshot.endpoints.values() if e.node == snapshot.me]
+    shared: dict[tuple[str, str], set[IPAddress]] = {}
+    for endpoint in own:
+        if endpoint.container:
+            shared.setdefault((endpoint.runtime, endpoint.container), set()).update(endpoint.present)
+    for runtime, id_ in shared:
+        container = snapshot.containers.get((snapshot.me, id_))
+        if container is not None and container.runtime == runtime:
+            shared[runtime, id_] |= {*container.addresses.values(), *container.elsewhere}
+    return {
+        e.id: tuple(sorted({*e.present, *shared.get((e.runtime, e.container), ())}, key=lambda a: (a not in e.present, a.version, a)))
+        for e in own
+    }
+
+
+def _carried(snapshot: Snapshot, endpoint: Endpoint) -> Endpoint:
+    """Without IPv6 where its network has none here."""
+    network = snapshot.networks.get(endpoint.network)
+    return replace(endpoint, address6=None) if network is not None and network.subnet6 is None else endpoint
+
+
+def guard_rules(network: Network, endpoint: Endpoint, own: Iterable[IPAddress]) -> tuple[str, ...]:
+    """The first rules of the chain of its link; none where it may send under any address. `own`: the addresses of its container, those of
+    the endpoint itself first."""
+    if may_spoof(endpoint.labels, network.options):
+        return ()
+    rules = [f"ether saddr != {endpoint.mac.lower()} goto {_FORGED}"]
+    addresses = {family: [str(a) for a in own if a.version == family.anywhere.version] for family in (V4, V6)}
+    local = link_local(endpoint.mac) if on_link(network) else _LINK_LOCAL
+    addresses[V6].append(str(local))
+    rules += [f"{_none_of(f'{family.ip} saddr', found)} goto {_STRANGERS}" for family, found in addresses.items()]
+    rules.append(f"{_none_of('arp saddr ip', [*addresses[V4], str(V4.anywhere)])} goto {_FORGED}")
+    return (*rules, *(_said_to_neighbours(addresses[V6]) if on_link(network) else ()))
+
+
+def _none_of(what: str, values: Iterable[str]) -> str:
+    """A rule's matches for a `what` that is none of `values`, compared one after the other: nft would print a set of them with neighbours
+    made one range."""
+    return " ".join(f"{what} != {value}" for value in values)
+
+
+def _said_to_neighbours(own: Iterable[str]) -> tuple[str, ...]:
+    """Nobody says of another one's address that it has it, nor that it is a router (RFC 6105), nor says so behind further headers, where a
+    rule cannot see of which address."""
+    targets = " ".join(f"{_TARGET} != 0x{int(IPv6Address(address)):032x}" for address in own)
+    return (
+        f"icmpv6 type {{ nd-router-advert, nd-redirect }} goto {_FORGED}",
+        f"{_CLAIMS} ip6 nexthdr != ipv6-icmp goto {_FORGED}",
+        f"{_CLAIMS} {targets} goto {_FORGED}",
+    )

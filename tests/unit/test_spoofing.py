@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is told to forge, who may, and which addresses are a container's own. What packets do is in tests/kernel/test_guard.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+import pytest
+
+from plait.agent.health import Health
+from plait.agent.spoofing import CODE, SHOWN_S, Spoofing
+from plait.backends import BACKENDS, settle
+from plait.model.cluster import Block, Container, Endpoint, Network, Node, Snapshot
+from plait.model.errors import ConfigError
+from plait.model.objects import NftChain, NftSet
+from plait.model.spoofing import LABEL, OPTION, check_spoofing, may_spoof
+from plait.plan import Local, plan_node
+from plait.plan.guard import DOCKER_BRIDGE, guard_rules, own_addresses
+
+A, N, A6 = IPv4Address, IPv4Network, IPv6Address
+NETWORK = Network("default", N("10.28.0.0/16"), A("10.28.0.1"), 24)
+DUAL = replace(NETWORK, name="dual", subnet=N("10.29.0.0/16"), subnet6=IPv6Network("fd00:29::/64"), gateway6=A6("fd00:29::1"))
+NODE = Node("A", "a" * 8, A("198.18.0.1"), 1500, "02:00:00:00:00:01", A("10.28.1.0"))
+WEB = Endpoint("e-web", "default", "A", A("10.28.1.2"), "02:00:00:00:00:02", "pl-eweb", "docker", "c1", "web")
+BESIDE = replace(WEB, id="e-web2", network="dual", address=A("10.29.1.2"), address6=A6("fd00:29::102"), dev="pl-eweb2")
+OTHER = replace(WEB, id="e-other", container="c2", name="other", address=A("10.28.1.3"), dev="pl-eother")
+UNNAMED = replace(WEB, id="e-unnamed", container="", name="", address=A("10.28.1.4"), dev="pl-eunnamed")
+
+
+def cluster(*endpoints: Endpoint, containers: Mapping[str, Container] | None = None, **fields: object) -> Snapshot:
+    found = {("A", id_): container for id_, container in (containers or {}).items()}
+    networks = {n.name: n for n in (NETWORK, DUAL)}
+    made = Snapshot("A", 1, {"A": NODE}, frozenset("A"), networks, endpoints={e.id: e for e in endpoints}, containers=found)
+    return replace(made, **fields)  # type: ignore[arg-type]
+
+
+def test_a_container_has_the_addresses_of_all_its_endpoints_its_own_first() -> None:
+    own = own_addresses(cluster(WEB, BESIDE, OTHER, UNNAMED, replace(UNNAMED, id="e-second", address=A("10.28.1.5"))))
+    assert own["e-web"] == (A("10.28.1.2"), A("10.29.1.2"), A6("fd00:29::102"))
+    assert own["e-web2"] == (A("10.29.1.2"), A6("fd00:29::102"), A("10.28.1.2"))
+    assert (own["e-other"], own["e-unnamed"]) == ((A("10.28.1.3"),), (A("10.28.1.4"),)), "who is not named is alone"
+
+
+def test_what_its_engine_gave_it_is_its_own_too() -> None:
+    container = Container("c1", "web", "A", "docker", addresses={"default": A("10.28.9.9")}, elsewhere=(A("172.18.0.2"),))
+    assert own_addresses(cluster(WEB, containers={"c1": container}))["e-web"][1:] == (A("10.28.9.9"), A("172.18.0.2"))
+    podman = replace(container, runtime="netavark")
+    assert own_addresses(cluster(WEB, containers={"c1": podman}))["e-web"] == (WEB.address,), "another engine's has the same id"
+
+
+def test_what_a_network_has_not_here_is_nobodys() -> None:
+    plain = replace(DUAL, subnet6=None, gateway6=None)
+    assert own_addresses(cluster(BESIDE, networks={"dual": plain}))["e-web2"] == (BESIDE.address,)
+
+
+@pytest.mark.parametrize(
+    ("label", "option", "may"),
+    [("", "", False), ("allow", "", True), ("", "allow", True), ("drop", "allow", False), ("allow", "drop", True), ("nonsense", "", False)],
+)
+def test_a_containers_own_word_goes_before_its_networks(label: str, option: str, may: bool) -> None:
+    labels, options = {LABEL: label} if label else {}, {OPTION: option} if option else {}
+    assert may_spoof(labels, options) == may
+    rules = guard_rules(replace(NETWORK, options=options), replace(WEB, labels=labels), (WEB.address,))
+    assert (rules == ()) == may
+
+
+def test_another_word_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"plait.spoofing: 'yes' is not possible; drop, or allow for routers"):
+        check_spoofing({LABEL: "yes"}, LABEL)
+    with pytest.raises(ConfigError, match="spoofing: 'on' is not possible"):
+        settle({OPTION: "on"}, BACKENDS.values(), [])
+    with pytest.raises(ConfigError, match="means nothing to backend macvlan"):
+        settle({OPTION: "allow", "backend": "macvlan", "parent": "eth1"}, BACKENDS.values(), [])
+
+
+def test_dockers_bridge_is_judged_where_it_is_and_has_a_block() -> None:
+    block = Block("default", N("10.28.1.0/24"), "A", "bridge")
+    container = Container("c1", "web", "A", "docker", addresses={"default": A("10.28.1.9")})
+    snapshot = cluster(BESIDE, containers={"c1": container}, blocks={("default", block.cidr): block})
+    plan = plan_node(snapshot, Local(links=frozenset({DOCKER_BRIDGE})))
+    chain, bridged = plan["nft", "chain", DOCKER_BRIDGE, "netdev"], plan["nft", "set", "bridged", "netdev"]
+    assert isinstance(chain, NftChain) and chain.rules == ("ip saddr @pools ip saddr != 10.28.1.0/24 ip saddr != @bridged goto forged",)
+    assert isinstance(bridged, NftSet) and bridged.elements == {"10.29.1.2"}, "who is on it may answer from its other network"
+    there = Local(links=frozenset({DOCKER_BRIDGE}))
+    allowing = {**snapshot.networks, "default": replace(NETWORK, options={OPTION: "allow"})}
+    for no in (
+        plan_node(snapshot, Local()),
+        plan_node(replace(snapshot, blocks={}), there),
+        plan_node(replace(snapshot, networks=allowing), there),
+    ):
+        assert ("nft", "chain", DOCKER_BRIDGE, "netdev") not in no
+
+
+def test_a_kernel_that_cannot_guard_gets_no_rule_of_it() -> None:
+    plan = plan_node(cluster(WEB), Local(guard=False))
+    assert not [key for key in plan if "netdev" in key]
+
+
+class Counting:
+    def __init__(self) -> None:
+        self.counted: dict[str, int] = {}
+        self.now = 1000.0
+
+    def counted_links(self, name: str) -> dict[str, int]:
+        assert name == "forgers"
+        return self.counted
+
+    def clock(self) -> float:
+        return self.now
+
+
+async def test_the_condition_names_who_forges_and_how_much_until_it_stops() -> None:
+    kernel = Counting()
+    health = Health(kernel.clock)
+    spoofing = Spoofing(lambda: cluster(WEB, OTHER), kernel, health, kernel.clock)
+    kernel.counted = {"pl-eweb": 7}
+    await spoofing.look()
+    assert health.well and spoofing.packets == 0, "that was before this agent"
+    kernel.counted = {"pl-eweb": 10, "docker0": 2, "pl-egone": 1}
+    await spoofing.look()
+    found = {active.subject: active.text for active in health.active() if active.condition.code == CODE}
+    assert found.keys() == {"default/web", "docker0", "pl-egone"} and spoofing.packets == 6
+    assert found["default/web"].startswith("3 packets") and found["default/web"].endswith("its own are 10.28.1.2, 02:00:00:00:00:02")
+    kernel.counted = {"pl-eweb": 4}  # the table was made anew
+    kernel.now += SHOWN_S / 2
+    await spoofing.look()
+    texts = [active.text for active in health.active()]
+    assert len(texts) == 1 and texts[0].startswith("7 packets") and spoofing.packets == 10
+    assert [reading.value for reading in spoofing.readings()] == [10.0]
+    kernel.now += SHOWN_S
+    await spoofing.look()
+    assert health.well
