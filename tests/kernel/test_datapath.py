@@ -20,7 +20,7 @@ from tests.support.kernel import converge
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns
 from plait.kernel.linux.netns import in_thread, inside
 from plait.model.addr import IPAddress, IPNetwork
-from plait.model.cluster import Block, Endpoint, Network, Node, PortMapping, Snapshot
+from plait.model.cluster import Block, Endpoint, Network, Node, PortMapping, Reach, Snapshot
 from plait.plan import Local, plan_node
 from plait.shaping import Limiting
 
@@ -63,6 +63,7 @@ class Hosts:
     def __init__(self, folder: Path, fast: bool, shortcut: str = "") -> None:
         self.fast, self.shortcut, self.limiting = fast, shortcut, Limiting()
         self.clients: tuple[IPNetwork, ...] = ()
+        self.underlay = ""
         self.guard = True
         self.paths = {name: folder / name for name in ("A", "B", *BY_NAME)}
         self.snapshot = Snapshot(
@@ -97,6 +98,7 @@ class Hosts:
                                 gateway=gateway,
                                 fast_path=self.fast,
                                 shortcut=self.shortcut,
+                                underlay=self.underlay,
                                 limiting=self.limiting,
                                 clients=self.clients,
                                 guard=self.guard,
@@ -193,10 +195,14 @@ def hosts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @contextlib.contextmanager
-def two_hosts(folder: Path, way: str, *others: Network) -> Iterator[Hosts]:
-    """Both with their plans, packets taking this one of `WAYS`; `others` are networks in the place of those of their names."""
+def two_hosts(folder: Path, way: str, *others: Network, linked: bool = False) -> Iterator[Hosts]:
+    """Both with their plans, packets taking this one of `WAYS`; `others` are networks in the place of those of their names; `linked`: the
+    hosts have found each other on their link."""
     made = Hosts(folder, way != "slow", "wire" if way == "shortcut" else "")
     made.snapshot = replace(made.snapshot, networks={**made.snapshot.networks, **{network.name: network for network in others}})
+    if linked:
+        made.underlay = "wire"
+        made.snapshot = replace(made.snapshot, reach={"A": Reach("A", ("B",)), "B": Reach("B", ("A",))})
     try:
         for path in made.paths.values():
             create_netns(path)

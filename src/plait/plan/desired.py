@@ -9,67 +9,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
 from plait.backends import DIRECT, LAST_METRIC, LEAST_MTU6, Child, Path, Peer, backend_of, child_of, on_link
 from plait.ipam import image, image_block, stray_endpoints
-from plait.model.addr import IPAddress, IPNetwork, mac_from_digest
+from plait.model.addr import IPAddress, mac_from_digest
 from plait.model.cluster import GATEWAY_META, Block, Endpoint, Network, Node, Snapshot
 from plait.model.hostlinks import ChildLink, SwitchPort
 from plait.model.leases import Leased
 from plait.model.objects import GATEWAY_LINK, PREFIX, Addr, BridgeLink, EndpointLink, KernelObject, Plan, Route, Sysctl, VxlanLink
-from plait.plan.apart import apart_objects
 from plait.plan.dual import endpoint6_objects, families, gateways6, inside6
-from plait.plan.entrance import entrances
+from plait.plan.early import early_objects
 from plait.plan.exposed import HOST, exposed_here, host_objects, spoken
-from plait.plan.fastpath import fast_objects
 from plait.plan.firewall import direct_objects, firewall_objects, handed_objects, relay_objects
-from plait.plan.guard import guard_objects, own_addresses
-from plait.plan.hostlease import HostLease, host_lease_objects
-from plait.plan.limits import endpoint_limits, not_held_back
+from plait.plan.hostlease import host_lease_objects
+from plait.plan.limits import endpoint_limits
+from plait.plan.local import Local
 from plait.plan.narrow import narrow_objects
 from plait.plan.paths import choose, direct_routes, inner_mtu, member, network_mtu, probe_objects
-from plait.plan.policy import Policing
-from plait.plan.shortcut import shortcut_objects
 from plait.plan.strict import loosened
 from plait.plan.switching import switched_objects
-from plait.policy.compile import Compiled
-from plait.shaping import Limiting
 
 EVERYWHERE = IPv4Network("0.0.0.0/0")
-
-
-@dataclass(frozen=True, slots=True)
-class Local:
-    """Facts of this node that are not replicated: whether it forwards for hosts without an agent, the namespaces of
-    sandboxes whose inside plait plumbs (endpoint id -> path; also where a vanished link is to be put back), whether its kernel
-    can forward at ingress (`fastpath.CAPABILITY`), the link that may give containers what it receives (`plan/shortcut.py`, "" for none),
-    whether nobody's rules judge what the host itself receives and sends,
-    what was measured of the way to other nodes (name -> bytes a packet may have), whether its kernel has IPv6, the link that carries the
-    node's address, whether this host drops what comes from where it would not send to (rp_filter 1), the tunnel devices that must
-    compute checksums themselves, which nodes are sent to by the spare encrypted tunnel (`rotation`), the links that it has, where networks
-    lie on them or are encrypted, the addresses that it has leased for networks, what it knows of limits, whether its kernel can drop what
-    is forged (`guard.CAPABILITY`), who may come to published ports (() for everybody), and, to spare it work, what it made of policies
-    before."""
-
-    gateway: bool = False
-    netns: Mapping[str, str] = field(default_factory=dict)
-    fast_path: bool = False
-    shortcut: str = ""
-    trusting: bool = False
-    path_mtu: Mapping[str, int] = field(default_factory=dict)
-    ipv6: bool = True
-    underlay: str = ""
-    strict: bool = False
-    software_checksums: frozenset[str] = frozenset()
-    moved: Mapping[str, int] = field(default_factory=dict)
-    links: frozenset[str] = frozenset()
-    leases: Mapping[str, HostLease] = field(default_factory=dict)
-    limiting: Limiting = Limiting()
-    guard: bool = True
-    clients: tuple[IPNetwork, ...] = ()
-    policing: Policing = field(default_factory=Policing, compare=False)
 
 
 def carried(snapshot: Snapshot, network: Network, ipv6: bool) -> Network:
@@ -117,28 +79,10 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     objects += relay_objects([peer for found in peers.values() for peer in found], local.underlay)
     if local.strict:
         objects += loosened(me, objects, [n for n in networks if backend_of(n).ways[:1] == (DIRECT,)], local.underlay)
-    objects += _early(snapshot, networks, sandboxes, policies, local, [obj for obj in objects if isinstance(obj, Route)])
+    plain = {network.name: local.underlay for network in direct if local.underlay}
+    routes = [obj for obj in objects if isinstance(obj, Route)]
+    objects += early_objects(snapshot, sandboxes, policies.idents, local, plain, routes)
     return {obj.key: _as_local(obj, local) for obj in objects}
-
-
-def _early(
-    snapshot: Snapshot,
-    networks: Sequence[Network],
-    sandboxes: Sequence[Endpoint],
-    policies: Compiled,
-    local: Local,
-    routes: Iterable[Route],
-) -> list[KernelObject]:
-    """What becomes of packets as soon as a link has received them: some go, some take the fast path."""
-    fast = local.fast_path and snapshot.nodes[snapshot.me].tunnel is not None
-    quick = [endpoint for endpoint in sandboxes if fast and endpoint.id not in policies.idents]
-    objects = [*guard_objects(snapshot, networks, local.links)] if local.guard else []
-    own = own_addresses(snapshot) if local.guard else {}
-    objects += [*apart_objects(snapshot), *entrances(snapshot.networks, sandboxes, own, {e.id for e in quick}, local.links)]
-    if fast:
-        objects += fast_objects(networks, quick, routes, local.links)
-        objects += shortcut_objects(snapshot, networks, not_held_back(quick, snapshot.networks, local.limiting), local.shortcut)
-    return objects
 
 
 def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str = "") -> list[KernelObject]:

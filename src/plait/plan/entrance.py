@@ -8,6 +8,7 @@ others is taken (`fastpath.py`). Each has its rules there; this puts them in the
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 
 from plait.model.addr import IPAddress
 from plait.model.cluster import Endpoint, Network
@@ -17,15 +18,22 @@ from plait.plan.fastpath import fast_rules, on_fast_path
 from plait.plan.guard import guard_rules, ingress
 from plait.plan.switching import switched_rules
 
+NO_PLAIN: Mapping[str, str] = MappingProxyType({})
+
 
 def entrance(
-    network: Network, endpoint: Endpoint, own: Iterable[IPAddress] | None, fast: bool, links: Collection[str] = ()
+    network: Network,
+    endpoint: Endpoint,
+    own: Iterable[IPAddress] | None,
+    fast: bool,
+    links: Collection[str] = (),
+    plain: Mapping[str, str] = NO_PLAIN,
 ) -> list[KernelObject]:
     """The chain, or nothing where it would be empty. `own`: the addresses of its container, None where the kernel cannot guard; `fast`:
-    whether it may take the fast path. An attach does not look at the `links` of the host: the pass after it does."""
+    whether it may take the fast path. An attach looks neither at the `links` of the host nor for `plain` routes: the pass after it does."""
     rules = [*(guard_rules(network, endpoint, own) if own is not None else ()), *apart_rules(network), *switched_rules(network, endpoint)]
     if fast and on_fast_path(network):
-        rules += fast_rules(endpoint, network, links)
+        rules += fast_rules(endpoint, network, links, plain)
     return [NftChain(endpoint.dev, tuple(rules), ingress(endpoint.dev), NFT_FAST_FAMILY)] if rules else []
 
 
@@ -35,7 +43,8 @@ def entrances(
     own: Mapping[str, tuple[IPAddress, ...]],
     fast: Collection[str],
     links: Collection[str],
+    plain: Mapping[str, str],
 ) -> list[KernelObject]:
     """Those of all endpoints of this node. `own` as `guard.own_addresses` says, empty where the kernel cannot guard; `fast`: ids of those
     that take the fast path."""
-    return [chain for e in endpoints for chain in entrance(networks[e.network], e, own.get(e.id), e.id in fast, links)]
+    return [chain for e in endpoints for chain in entrance(networks[e.network], e, own.get(e.id), e.id in fast, links, plain)]
