@@ -13,7 +13,7 @@ from plait.model.objects import KernelObject, NftChain, NftSet
 
 Name = tuple[str, str, str]
 """Family, "chain" or "set" (maps too), name."""
-_SETS, _CHAINS = re.compile(r"@([\w-]+)"), re.compile(r"(?:jump|goto) ([\w-]+)$")
+_SETS, _CHAINS = re.compile(r"@([\w-]+)"), re.compile(r"(?:jump|goto) ([\w-]+)")
 
 
 def depths(objects: Iterable[KernelObject]) -> dict[Name, int]:
