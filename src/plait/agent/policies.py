@@ -18,6 +18,7 @@ from ipaddress import ip_address
 from plait.agent.judgments import CountingKernel, Judgments
 from plait.agent.kernelwork import PassReport
 from plait.agent.keys import namespace_key, policy_key, record_key
+from plait.agent.named import the_one
 from plait.agent.view import View
 from plait.model.addr import IPAddress
 from plait.model.errors import ConfigError, Conflict, NotFound
@@ -146,13 +147,7 @@ class Policies:
         )
 
     def _named(self, name: str) -> Policy:
-        found = [p for p in self._view.snapshot.policies.values() if name in (p.name, "/".join(p.ident))]
-        if not found:
-            raise NotFound(f"there is no policy {name!r}; `plait policy ls` lists them")
-        if len(found) > 1:
-            names = ", ".join(sorted("/".join(policy.ident) for policy in found))
-            raise Conflict(f"{len(found)} policies are called {name!r}: {names}; say which")
-        return found[0]
+        return the_one(self._view.snapshot.policies, name, "policy", "policies")
 
     # --- what they decide
 
