@@ -15,6 +15,7 @@ from plait.model.cluster import Block, Endpoint, Network, Node, PortMapping, Rea
 from plait.model.leases import Leased, Way
 from plait.model.limits import Limit, Limits
 from plait.model.objects import NftChain, NftSet, Op
+from plait.model.service import Service, ServicePort
 from plait.plan import Local, plan_node
 from plait.plan.hostlease import HostLease
 from plait.policy.kubernetes import read_policies
@@ -339,6 +340,28 @@ spec:
   subject: {namespaces: {}}
   ingress: [{action: Deny, from: [{pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: bad}}}}], protocols: [{udp: {}}]}]
 """
+SHOP = Service("shop", "default", A("10.27.0.9"), (ServicePort("tcp", 80, 8080, 9090),), {"app": "shop"})
+CASES["services"] = replace(  # two containers, of which the other host's has twice the weight; `calm` has nobody
+    CASES["one-peer"],
+    endpoints={
+        "e-web": replace(WEB, labels={"app": "shop"}, ports=()),
+        "e-far": Endpoint(
+            "e-far",
+            "default",
+            "B",
+            A("10.28.2.2"),
+            "02:11:22:33:44:99",
+            "pl-e0000000009",
+            "sandbox",
+            name="far",
+            labels={"app": "shop", "plait.vip.weight": "2"},
+        ),
+    },
+    services={
+        SHOP.ident: SHOP,
+        ("default", "calm"): Service("calm", "default", A("10.27.0.10"), (ServicePort("udp", 53, 53),), {"app": "calm"}),
+    },
+)
 CASES["policies"] = replace(  # `web` is selected by both, `near` by the administrator's
     CASES["one-peer"],
     endpoints={
@@ -394,6 +417,11 @@ def test_no_rule_names_a_tunnel_that_the_host_has_not_got() -> None:
     text = lines(CASES["encrypted-dual"], Local(fast_path=True, underlay="eth0"))
     assert 'device "pl-wg"' not in text and 'device "pl-x1"' in text
     assert text.count('device "pl-wg"') < lines(CASES["encrypted-dual"], LOCALS["encrypted-dual"]).count('device "pl-wg"')
+
+
+def test_a_kernel_that_cannot_choose_gets_the_plan_without_services() -> None:
+    without = replace(CASES["services"], services={})
+    assert plan_node(CASES["services"], Local(fast_path=True, draws=False)) == plan_node(without, Local(fast_path=True))
 
 
 def test_a_kernel_without_ipv6_gets_the_plan_without_it() -> None:

@@ -78,6 +78,7 @@ def test_the_probe_finds_what_this_kernel_has_and_leaves_nothing() -> None:
             "counting",
             "guard",
             "ingress",
+            "draw",
             "shortcut",
             "tbf",
             "ifb",

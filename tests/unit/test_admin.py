@@ -24,6 +24,7 @@ from plait.model.cluster import PortMapping
 from plait.model.limits import Limit, Limits
 from plait.model.ports import parse_held
 from plait.model.requests import NetworkRequest, NewSandbox
+from plait.model.service import ServiceChange, ServicePort, ServiceRequest
 from plait.serve.admin import AdminServer
 
 R = TypeVar("R")
@@ -160,6 +161,43 @@ CALLS: list[tuple[Callable[[AdminClient], object], tuple[Any, ...]]] = [
     (lambda c: c.plan_policies(b"kind: x"), ("plan_policies", b"kind: x")),
     (lambda c: c.policy_drops(), ("policy_drops",)),
     (lambda c: c.test_policy("web", "db", "udp", 53), ("test_policy", "web", "db", "udp", 53)),
+    (lambda c: c.services(), ("services",)),
+    (lambda c: c.service("lab/shop"), ("service", "lab/shop")),
+    (
+        lambda c: c.create_service({"name": "shop", "ports": ["80:8080"], "publish": ["9090:80"], "selector": {"app": "shop"}}),
+        ("create_service", ServiceRequest("shop", (ServicePort("tcp", 80, 8080, 9090),), {"app": "shop"})),
+    ),
+    (
+        lambda c: c.create_service(
+            {
+                "name": "shop",
+                "ports": ["80"],
+                "selector": {"a": "b"},
+                "namespace": "lab",
+                "network": "mesh",
+                "address": "10.27.0.9",
+                "affinity": True,
+                "local_first": True,
+                "hosts": ["A"],
+                "headless": True,
+            }
+        ),
+        (
+            "create_service",
+            ServiceRequest(
+                "shop", (ServicePort("tcp", 80, 80),), {"a": "b"}, "lab", "mesh", IPv4Address("10.27.0.9"), True, True, ("A",), True
+            ),
+        ),
+    ),
+    (
+        lambda c: c.change_service("shop", {"affinity": False, "drain": ["web"]}),
+        ("change_service", "shop", ServiceChange(affinity=False, drain=("web",))),
+    ),
+    (
+        lambda c: c.change_service("shop", {"ports": ["81"], "selector": {"a": "b"}, "local_first": True, "undrain": ["web"]}),
+        ("change_service", "shop", ServiceChange((ServicePort("tcp", 81, 81),), {"a": "b"}, None, True, (), ("web",))),
+    ),
+    (lambda c: c.remove_service("lab/shop"), ("remove_service", "lab/shop")),
     (lambda c: c.create_sandbox("web"), ("create_sandbox", NewSandbox("web"))),
     (
         lambda c: c.create_sandbox("web", "mesh", "10.30.0.7", {"k": "v"}, ("8080:80", "53:53/udp"), ("www",), share="db"),

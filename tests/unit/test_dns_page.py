@@ -13,14 +13,17 @@ import pytest
 from plait.dns.answer import Pending, answer
 from plait.dns.zone import build_table
 from plait.model.cluster import Container, Instance, NamedPort, Network, Node, Snapshot
+from plait.model.service import Service, ServicePort
 
 IP, IP6 = IPv4Address, IPv6Address("fd00:28::2")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "dns-names.md"
 TYPES = {"b.node.consul": ("A", "TXT"), "2.0.28.10.in-addr.arpa": ("PTR",), IP6.reverse_pointer: ("PTR",), "0a1c0002.addr.consul": ("A",)}
+TYPES["_http._tcp.shop.default.svc.cluster.local"] = ("SRV",)
 """What the page says of a name beside A and SRV, which all the others have."""
 CONTAINERS = ("web", "web.plait", "web.NETWORK", "web.NETWORK.plait")
 PORTS = (NamedPort("http", 80, default=True), NamedPort("ops", 81))
 WEB = Instance("web", "web", "b", "10.28.0.2", 80, tags=("TAG",), meta={"app": "web"}, ports=PORTS)
+SHOP = Service("shop", "default", IP("10.27.3.4"), (ServicePort("tcp", 80, 8080, name="http"),), {"app": "shop"}, "NETWORK")
 TABLE = build_table(
     Snapshot(
         me="b",
@@ -28,6 +31,7 @@ TABLE = build_table(
         networks={"NETWORK": Network("NETWORK", IPv4Network("10.28.0.0/16"), IP("10.28.255.254"), 20, subnet6=IPv6Network("fd00:28::/64"))},
         containers={("b", "c"): Container("c", "web", "b", "docker", addresses={"NETWORK": IP("10.28.0.2")}, addresses6={"NETWORK": IP6})},
         instances={("b", "web"): WEB},
+        services={SHOP.ident: SHOP},
     )
 )
 

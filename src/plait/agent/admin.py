@@ -27,6 +27,7 @@ from plait.agent.policies import Policies
 from plait.agent.publications import Publications
 from plait.agent.removal import forget_node
 from plait.agent.sandboxes import Sandboxes, SandboxRequest
+from plait.agent.services import Services
 from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
@@ -59,6 +60,8 @@ from plait.model.report import (
     TokenView,
 )
 from plait.model.requests import NetworkRequest, NewSandbox
+from plait.model.service import ServiceChange, ServiceRequest
+from plait.model.servicereport import ServiceRow, ServiceView
 from plait.store.api import Put, Store
 from plait.store.codec import decode, encode
 
@@ -94,6 +97,7 @@ class AdminParts:
     caught_up: Callable[[int], Awaitable[None]]
     joining: Joining
     policies: Policies
+    services: Services
 
 
 class AgentAdmin:
@@ -254,6 +258,23 @@ class AgentAdmin:
 
     async def test_policy(self, source: str, destination: str, protocol: str, port: int) -> PolicyTest:
         return self._p.policies.test(source, destination, protocol, port)
+
+    # --- services
+
+    async def services(self) -> list[ServiceRow]:
+        return self._p.services.rows()
+
+    async def service(self, name: str) -> ServiceView:
+        return self._p.services.show(name)
+
+    async def create_service(self, request: ServiceRequest) -> ServiceView:
+        return await self._p.services.create(request)
+
+    async def change_service(self, name: str, change: ServiceChange) -> ServiceView:
+        return await self._p.services.change(name, change)
+
+    async def remove_service(self, name: str) -> None:
+        await self._p.services.remove(name)
 
     # --- sandboxes
 

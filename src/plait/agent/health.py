@@ -143,6 +143,12 @@ REGISTRY: dict[str, Condition] = {
             "kept in /etc/modules-load.d and /etc/sysctl.d. On a link of the host (macvlan, ipvlan, vlan): use a routed network instead.",
         ),
         Condition(
+            "service-label-refused",
+            "warning",
+            "A container's label asks for a service that cannot be made",
+            "Correct the labels plait.vip and plait.vip.ports of the container, or make the service by `plait service create`.",
+        ),
+        Condition(
             "engine-unreachable",
             "warning",
             "The container engine does not answer on its socket",

@@ -22,6 +22,7 @@ from plait.model.hostlinks import Key
 from plait.model.objects import KernelObject, Plan
 from plait.plan import guards_of
 from plait.plan.flows import changed_ports
+from plait.plan.vipflows import orphaned
 from plait.reconcile import diff, order
 from plait.services.figures import Summary
 
@@ -126,7 +127,8 @@ class KernelWork:
 def _turned(ops: Sequence[Op], result: Result, now: Plan) -> list[PortRule]:
     """Ports of the host at which connections may be that would lead elsewhere if they began now. `now` has all that is published, if any of
     that was changed."""
-    return changed_ports([op for op in ops if op.key not in result.failed], now)
+    done = [op for op in ops if op.key not in result.failed]
+    return [*changed_ports(done, now), *orphaned(done, now)]
 
 
 def _forget_flows(kernel: Kernel, rules: Sequence[PortRule]) -> None:

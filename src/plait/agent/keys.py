@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 from plait.model.cluster import Assigned, Block, Container, Endpoint, Ghosts, HostRanges, Instance, Network, Node, Reach
 from plait.model.discovery import CatalogNode, Check, OtherTags
 from plait.model.policy import Namespace, Policy
+from plait.model.service import Service
 
 Record = (
     Node
@@ -25,6 +26,7 @@ Record = (
     | Ghosts
     | Policy
     | Namespace
+    | Service
 )
 
 TYPES: dict[str, type[Record]] = {
@@ -45,6 +47,7 @@ TYPES: dict[str, type[Record]] = {
     "ghosts": Ghosts,
     "policies": Policy,
     "namespaces": Namespace,
+    "services": Service,
 }
 """What is stored below `<kind>/`. The kinds of `catalog/` hold what was put into the catalogue by others than the node's own agent."""
 NETWORK_GUARD = "guards/networks"
@@ -105,6 +108,15 @@ def namespace_key(name: str) -> str:
     return f"namespaces/{name}"
 
 
+def service_key(ident: tuple[str, str]) -> str:
+    return f"services/{ident[0]}/{ident[1]}"
+
+
+def vip_key(address: IPv4Address) -> str:
+    """Holds which service (NAMESPACE/NAME) has the virtual address."""
+    return f"vips/{address}"
+
+
 def record_key(record: Record) -> str:
     """The key under which `record` is stored."""
     match record:
@@ -126,6 +138,8 @@ def record_key(record: Record) -> str:
             return policy_key(record.ident)
         case Namespace():
             return namespace_key(record.name)
+        case Service():
+            return service_key(record.ident)
         case Endpoint():
             return f"endpoints/{record.node}/{record.id}"
         case Container():

@@ -14,6 +14,7 @@ from plait.agent.keys import TYPES, Record, kind_of
 from plait.model.cluster import Assigned, Block, Container, Endpoint, Ghosts, HostRanges, Instance, Network, Node, Reach, Snapshot
 from plait.model.discovery import CatalogNode, Check, OtherTags
 from plait.model.policy import Namespace, Policy
+from plait.model.service import Service
 
 _LAYERED = {"instances": "catalog/instances", "checks": "catalog/checks"}
 """Kinds below which another one lies: its records are seen where the upper kind has none under the same name."""
@@ -72,6 +73,7 @@ class Merged:
             ghosts=self._map("ghosts"),
             policies=self._map("policies"),
             namespaces=self._map("namespaces"),
+            services=self._map("services"),
         )
 
     def _thaw(self, kind: str, ident: Hashable) -> None:
@@ -119,7 +121,7 @@ def _ident(record: Record) -> Hashable:
             return record.node, record.id
         case Reach():
             return record.node
-        case Policy():
+        case Policy() | Service():
             return record.ident
         case Node() | Network() | CatalogNode() | Namespace():
             return record.name

@@ -32,10 +32,28 @@ from plait.store.peek import shown_value
 
 Items = Mapping[str, bytes]
 _AHEAD, _AFTER = ("endpoints", "queries", "kv"), ("containers", "instances", "checks")
-_ONCE = ("ghosts", "hostranges", "coordinates", "reach", "policies", "namespaces")
-_SHARED = ("catalog/nodes", "catalog/instances", "catalog/checks", "catalog/tags", "queries", "kv", "policies", "namespaces")
+_ONCE = ("ghosts", "hostranges", "coordinates", "reach", "policies", "namespaces", "services", "vips")
+_SHARED = (
+    "catalog/nodes",
+    "catalog/instances",
+    "catalog/checks",
+    "catalog/tags",
+    "queries",
+    "kv",
+    "policies",
+    "namespaces",
+    "services",
+    "vips",
+)
 """Kinds of which both may hold the same record, but not two different ones under one key."""
-_NAMES = {"kv": "key", "queries": "query", "policies": "policy", "namespaces": "namespace"}
+_NAMES = {
+    "kv": "key",
+    "queries": "query",
+    "policies": "policy",
+    "namespaces": "namespace",
+    "services": "service",
+    "vips": "virtual address",
+}
 _QUERIES = "queries"
 
 

@@ -25,6 +25,7 @@ from plait.agent.hostlinks import DNS_PORT, links_for, links_here, missing, reso
 from plait.agent.identity import Identity
 from plait.agent.journal import Journal, Write
 from plait.agent.judgments import COUNTING
+from plait.agent.lacks import lacking
 from plait.agent.limits import LimitBook
 from plait.agent.networks import Networks
 from plait.agent.policing import UNENFORCED, Gaps
@@ -33,22 +34,23 @@ from plait.agent.ranges import DIFFER, MISPLACED, differing, digest, misplaced
 from plait.agent.reconciler import Reconciler
 from plait.agent.reports import merged_meta, open_ports, strays
 from plait.agent.rotation import Rotation
-from plait.agent.spoofing import UNGUARDED, Spoofing
+from plait.agent.spoofing import Spoofing
 from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
-from plait.backends import child_of, needs
+from plait.backends import child_of
 from plait.dns.zone import Zone
 from plait.kernel.linux import LinuxKernel
-from plait.kernel.linux.wireguard import MISSING as WIREGUARD_MISSING
 from plait.model.addr import IPAddress, mac_from_digest
 from plait.model.cluster import GATEWAY_META, Network, Node, TunnelKey
 from plait.model.errors import PlaitError, StoreUnavailable
 from plait.model.objects import Plan
 from plait.plan import Local, network_mtu, plan_node
+from plait.plan.backing import headless
 from plait.plan.guard import CAPABILITY as GUARD
 from plait.plan.hostlease import HostLease
 from plait.plan.policy import Policing
+from plait.plan.vips import CAPABILITY
 from plait.runtimes.api import NetworkRequest
 from plait.runtimes.docker.options import docker_env
 from plait.serve.dns_parent import DnsService, DnsUnavailable
@@ -87,9 +89,7 @@ class Parts:
 
 _CAPABILITIES_EVERY_S = 5.0
 """Between two looks at a kernel that lacks something: a module may be loaded, a program installed."""
-_HELP = {"wireguard": WIREGUARD_MISSING}
-"""What to say of a capability that can be had."""
-_NAMED = frozenset({"nodes", "alive", "networks", "blocks", "endpoints", "containers", "instances", "checks"}) | {
+_NAMED = frozenset({"nodes", "alive", "networks", "blocks", "endpoints", "containers", "instances", "checks", "services"}) | {
     f"catalog/{kind}" for kind in ("nodes", "instances", "checks", "tags")
 }
 """Kinds of records that names are made of."""
@@ -155,6 +155,7 @@ class NodeLoops:
             guard=GUARD in self._capabilities,
             policing=self.policing,
             links=links_for(snapshot, self._p.addresses.bridge_block() is not None),
+            draws=CAPABILITY in self._capabilities,
         )
         return plan_node(snapshot, local)
 
@@ -265,7 +266,7 @@ class NodeLoops:
         config, snapshot = self._p.config, self._p.view.snapshot
         if self._zone is None:
             names = config.dns_domain, config.datacenter, config.search_domain
-            self._zone = Zone(snapshot, *names, only_passing=self._only_passing)
+            self._zone = Zone(snapshot, *names, only_passing=self._only_passing, headless=headless)
             self._touched.clear()
             self._p.on_zone(self._zone)
             await self._p.dns.set_table(self._zone.table)
@@ -355,14 +356,8 @@ class NodeLoops:
         """Name what the kernel lacks for the networks that there are, and look again while it lacks something. Never returns."""
         looked = time.monotonic()
         while True:
-            texts = self._p.limits.lacking() | ({} if GUARD in self._capabilities else {GUARD: UNGUARDED})
+            texts = self._p.limits.lacking() | lacking(self._p.view.snapshot, self._capabilities)
             self._p.health.replace("limit-void", self._p.limits.void())
-            for network in self._p.view.snapshot.networks.values():
-                lacks = (needs(network) | ({"ipv6"} if network.subnet6 is not None else set())) - self._capabilities
-                if lacks:
-                    texts[network.name] = f"network {network.name} needs {', '.join(sorted(lacks))}" + "".join(
-                        f"; {_HELP[what]}" for what in sorted(lacks & _HELP.keys())
-                    )
             self._p.health.replace("kernel-lacks", texts)
             self._p.health.replace("network-unknown", dict(self._p.view.beyond))
             await asyncio.sleep(1)

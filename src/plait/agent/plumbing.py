@@ -52,7 +52,7 @@ class Plumbing:
         if endpoint.runtime == HOST:
             await self._full_pass()  # the routes of the whole network are spoken from another address now
             return
-        if governed(self._view.snapshot):
+        if self._judged_together():
             await self._plumb_policed(endpoint)
             return
         network = self._network(endpoint.network)
@@ -72,8 +72,8 @@ class Plumbing:
             await self._full_pass()  # what leads to the whole block must make an exception now
 
     async def _plumb_policed(self, endpoint: Endpoint) -> None:
-        """All of a new endpoint by a whole pass: what policies make of it, and of others because of it, is in force with it or it is not
-        attached at all. KernelError."""
+        """All of a new endpoint by a whole pass: what policies and services make of it, and of others because of it, is in force with it
+        or it is not attached at all. KernelError."""
         failed = (await self._full_pass()).failed
         for key, error in failed.items():
             if key[0] in ("pass", "nft") or endpoint.dev in key:
@@ -88,7 +88,7 @@ class Plumbing:
             with contextlib.suppress(NotFound):
                 gone = deliveries(self._view.snapshot, self._network(endpoint.network), endpoint, self._fast_path().link)
                 gone += [o for o in reversed(self._objects(endpoint)) if not isinstance(o, Sysctl | NftChain)]
-        by_pass = bool(endpoint.ports and governed(self._view.snapshot))
+        by_pass = bool(self._view.snapshot.services or (endpoint.ports and governed(self._view.snapshot)))
         try:
             maps, old_maps = self._port_maps(before) if endpoint.ports and not by_pass else ([], [])
             await self._kernel.put(maps, old_maps, gone)
@@ -100,8 +100,8 @@ class Plumbing:
     async def ports_changed(self, before: Sequence[Endpoint]) -> None:
         """Bring the port maps from what `before` asks for to what the view asks for now, element by element. Where the kernel
         holds something else (a pass came between, somebody flushed the table) a full pass finds out and makes it true, as while there are
-        policies, which have a say in what is tracked and in who takes the fast path."""
-        if governed(self._view.snapshot):
+        policies or services, which have a say in what is tracked and in who takes the fast path."""
+        if self._judged_together():
             await self._full_pass()
             return
         try:
@@ -126,6 +126,10 @@ class Plumbing:
             await self._kernel.put(self._entrances(endpoints))
         except KernelError:
             await self._full_pass()
+
+    def _judged_together(self) -> bool:
+        """Whether what one endpoint is decides over the objects of others."""
+        return bool(governed(self._view.snapshot) or self._view.snapshot.services)
 
     def _entrances(self, endpoints: Sequence[Endpoint]) -> list[KernelObject]:
         """What the links of these endpoints do to what comes in by them; those on links of the host do nothing."""

@@ -49,8 +49,10 @@ from plait.agent.reconciler import Reconciler
 from plait.agent.removal import Forgetting
 from plait.agent.rotation import Doors, Rotation
 from plait.agent.sandboxes import Sandboxes
+from plait.agent.services import Services
 from plait.agent.storeplace import StorePlace
 from plait.agent.stores import open_store
+from plait.agent.tokens import Tokens
 from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
 from plait.agent.view import View
@@ -58,17 +60,12 @@ from plait.dns.zone import Zone
 from plait.kernel import linux
 from plait.model.cluster import HostRange
 from plait.model.errors import NotSupported
-from plait.model.report import TokenView
 from plait.serve.admin import AdminServer
 from plait.serve.consul_control import ControlApi
 from plait.serve.dns_parent import DnsService
 from plait.serve.dns_process import OnQuery
 from plait.store.api import Change, Store
-from plait.store.join import split_address
 from plait.store.replica import Replica
-from plait.store.server import PORT as STORE_PORT
-from plait.store.tls import cluster_pin
-from plait.store.token import create_token
 
 log = logging.getLogger("plait.node")
 DEFAULT_NETWORK = "default"
@@ -119,7 +116,7 @@ class _Wiring:
         self.ops, self.policies = self._operations(), Policies(self.view, store, self.reconciler.once, self.kernel)
         self.following = Following(self.view, self.leases, self.ops, self.health, linux.readdress, lambda: self.reconciler.mark())
         self.sandboxes, self.exposures = self._sandboxes(), Exposures(identity.name, self.ops)
-        self.engines = self._engines()
+        self.engines, self.services = self._engines(), Services(self.view, store, self.health, self.view.caught_up, self.reconciler.once)
         docker = self.engines.docker_api
         parts = DiscoveryParts(config, identity, journal, store, self.view, self.health, self.publisher, self._contact_ms, docker)
         self.discovery = Discovery(parts)
@@ -224,7 +221,7 @@ class _Wiring:
         )
 
     def _on_view(self, kinds: frozenset[str]) -> None:
-        if kinds != {"checks"}:  # of which the plan knows nothing, and which change all the time
+        if kinds != {"checks"} or self.view.snapshot.services:  # without these the plan knows nothing of checks, which change all the time
             self.reconciler.mark()
         if self.view.unsettled():
             self.publisher.wake()
@@ -262,11 +259,8 @@ class _Wiring:
     async def _run_loops(self) -> None:
         await self.loops.firewall.look()
         await self.ranges.look()
-        await self.following.recover()
-        await self.ops.recover()
-        await self.sandboxes.recover()
-        await self.exposures.recover()
-        await self.engines.recover()
+        for part in (self.following, self.ops, self.sandboxes, self.exposures, self.engines):
+            await part.recover()
         async with asyncio.TaskGroup() as group:
             for loop in (
                 *self.place.loops(),
@@ -293,6 +287,7 @@ class _Wiring:
                 self.reconciler.run(),
                 self.sandboxes.run(),
                 self.policies.judgments.run(),
+                self.services.run(),
                 Announcer(self.view, linux.tell_neighbours).run(),
                 Neighbours(self.health, linux.neigh_tables, time.monotonic).run(),
                 self.engines.run(),
@@ -337,11 +332,12 @@ class _Wiring:
             waiting=lambda: self.loops.waiting(self.reconciler),
             store_state=self.place.state,
             engines=self.engines.states,
-            token=self._token,
+            token=Tokens(self.store, self.paths.lib / "pki", self.place).create,
             gateway=self.loops.set_gateway,
             exposures=self.exposures,
             host_leases=self.host_leases.reservations,
             caught_up=self.view.caught_up,
+            services=self.services,
             policies=self.policies,
             joining=Joining(self.view, self.store, self.replica.items, self.joiner, not self.identity.store, DEFAULT_NETWORK),
         )
@@ -391,9 +387,3 @@ class _Wiring:
 
     def _contact_ms(self) -> int | None:
         return 0 if self.replica.connected else None
-
-    async def _token(self, ttl_s: int) -> TokenView:
-        now = time.time()
-        token = await create_token(self.store, cluster_pin(self.paths.lib / "pki"), ttl_s, now)
-        address = split_address(self.place.address, STORE_PORT)[0]
-        return {"token": token, "address": address, "expires": now + ttl_s}

@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, str] = {
     "plan": "plait.cli.listing",
     "network": "plait.cli.network",
     "policy": "plait.cli.policy",
+    "service": "plait.cli.service",
     "expose": "plait.cli.network",
     "cluster": "plait.cli.cluster",
     "keys": "plait.cli.keys",

@@ -35,6 +35,7 @@ from plait.model.report import (
     StatusView,
     TokenView,
 )
+from plait.model.servicereport import ServiceRow, ServiceView
 
 SOCKET = Path("/run/plait/plait.sock")
 TIMEOUT_S = 35.0
@@ -239,6 +240,23 @@ class AdminClient:
     def test_policy(self, source: str, destination: str, protocol: str, port: int) -> PolicyTest:
         body = {"from": source, "to": destination, "protocol": protocol, "port": port}
         return cast(PolicyTest, self._call("POST", "policy-test", body))
+
+    def services(self) -> list[ServiceRow]:
+        return cast(list[ServiceRow], self._call("GET", "services"))
+
+    def service(self, name: str) -> ServiceView:
+        """`name`: NAMESPACE/NAME, or NAME where only one is called so."""
+        return cast(ServiceView, self._call("GET", f"services/{quote(name, '')}"))
+
+    def create_service(self, wanted: Mapping[str, object]) -> ServiceView:
+        """`wanted`: name, ports, selector, and what else the route knows."""
+        return cast(ServiceView, self._call("POST", "services", wanted))
+
+    def change_service(self, name: str, change: Mapping[str, object]) -> ServiceView:
+        return cast(ServiceView, self._call("PUT", f"services/{quote(name, '')}", change))
+
+    def remove_service(self, name: str) -> None:
+        self._call("DELETE", f"services/{quote(name, '')}")
 
     def create_sandbox(
         self,

@@ -328,7 +328,7 @@ def _ttl(asked: _Asked, key: bytes) -> int:
     if not key.endswith(b"." + table.domain):
         return 0
     labels = canonical(key, table.domain, table.datacenter)[: -len(table.domain) - 1].rsplit(b".", 2)
-    if labels[-1] == b"service" and len(labels) > 1:
+    if labels[-1] in (b"service", b"virtual") and len(labels) > 1:
         return options.ttl_of_service(labels[-2])
     return options.node_ttl if labels[-1] in (b"node", b"addr") else 0
 

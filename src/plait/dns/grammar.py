@@ -12,7 +12,7 @@ With domain `consul` and datacentre `dc1`:
 | `http.port.web.service…`, `_http._tcp.web.service…` (a port by its name) | the same with `service.consul` |
 | `b.node.dc1.consul` | `b.node.consul` |
 | `0a1c0002.addr.consul`, 8 or 32 hex digits | no record: the address is in the name |
-| `web.virtual.consul` | `web.service.consul`: services have no virtual addresses yet |
+| `web.virtual.consul` | the same; where the service has no virtual address, `lookup` takes `web.service.consul` |
 | `app--web.not--tier--test.label.consul` | none: see `labels_in_name` |
 | `NAME.query.consul`, `_NAME._tcp.query.consul` | none: see `query_in_name` |
 """
@@ -32,8 +32,6 @@ def canonical(name: bytes, domain: bytes, datacenter: bytes) -> bytes:
     if len(labels) == 3 and labels[2] == b"service" and labels[0][:1] == b"_" == labels[1][:1]:
         service, tag = labels[0][1:], labels[1][1:]
         labels = [service, b"service"] if tag == b"tcp" else [tag, service, b"service"]
-    if len(labels) == 2 and labels[1] == b"virtual":
-        labels[1] = b"service"
     return b".".join((*labels, domain))
 
 

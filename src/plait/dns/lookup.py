@@ -25,7 +25,11 @@ def named(table: Table, name: bytes) -> Records | None:
     address = address_in_name(name, table.domain)
     if address is not None:
         return ((m.A if len(address) == 4 else m.AAAA, address),)
-    return table.names.get(name)
+    found = table.names.get(name)
+    service, _, below = name.partition(b".")
+    if found is None and below == b"virtual." + table.domain:
+        return table.names.get(service + b".service." + table.domain)
+    return found
 
 
 def spells_address(table: Table, key: bytes) -> bool:

@@ -9,6 +9,7 @@
 | `KEY--VALUE.label.<domain>`, `KEY.label.<domain>` | SRV of such instances with that label, in their metadata or on their container |
 | `NODE.node.<domain>` | A, TXT (its meta) of a living node, or of one that was put into the catalogue |
 | `WEB`, `WEB.<search>`, `WEB.<network>`, `WEB.<network>.<search>` and the same for aliases | A and AAAA of the running containers |
+| `NAME.NAMESPACE.svc.cluster.local` and more | the virtual addresses of services: see `services` |
 | `….in-addr.arpa`, `….ip6.arpa` | PTR to node, container or service |
 | each zone | NS: up to three living nodes |
 
@@ -17,27 +18,31 @@ Records of containers are bound to their network, and containers of this host ar
 Other spellings of these names are brought to them by `grammar`. Names that cannot be asked for (an empty label, one over 63
 bytes) are left out. A service registered without address has that of its node.
 
-A change of instances, checks, endpoints or containers costs what it touches; one of nodes or networks is rare and costs a look at all.
+A change of instances, checks, endpoints, containers or services costs what it touches; one of nodes or networks is rare and
+costs a look at all.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator
-from ipaddress import ip_address
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from ipaddress import IPv4Address, ip_address
 from typing import cast
 
 from plait.dns import message as m
 from plait.dns.grammar import KEYWORDS
 from plait.dns.names import CONTAINER_POINTER, NODE_POINTER, SERVICE_POINTER, Entry, Names
 from plait.dns.records import address_record, dotted, is_name, label_word, located, reverse_zones, text_record
+from plait.dns.services import ZONE as SERVICE_ZONE
+from plait.dns.services import service_entries
 from plait.dns.table import Changes, Table, diff_tables
 from plait.dns.view import asker_entries, bound
-from plait.model.addr import IPAddress
+from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Container, Endpoint, Instance, Node, Snapshot
 from plait.model.discovery import LAN6, CatalogNode, Check
 from plait.model.labels import Labels, has_names
+from plait.model.service import VIP_POOL
 
 SERVER_META, SERVER_PORT = "server", 8300
 """Key of a node's meta that marks the node that carries the store, and the port that the service `consul` has there; a
@@ -46,6 +51,7 @@ _NAME_SERVERS = 3
 Touched = tuple[str, Hashable]
 """Kind of a record (the name of its map in Snapshot), and its key there."""
 _Key = tuple[str, str]
+_Behind = Mapping[_Key, tuple[IPv4Address, ...]]
 
 
 def build_table(snapshot: Snapshot, domain: str = "consul", datacenter: str = "dc1", search: str = "plait") -> Table:
@@ -54,17 +60,26 @@ def build_table(snapshot: Snapshot, domain: str = "consul", datacenter: str = "d
 
 
 class Zone:
-    """What each record of the snapshot says in DNS, and the table of it all. `only_passing`: an instance with a warning says nothing."""
+    """What each record of the snapshot says in DNS, and the table of it all. `only_passing`: an instance with a warning says nothing;
+    `headless` tells the containers of each service without a virtual address."""
 
     def __init__(
-        self, snapshot: Snapshot, domain: str = "consul", datacenter: str = "dc1", search: str = "plait", *, only_passing: bool = False
+        self,
+        snapshot: Snapshot,
+        domain: str = "consul",
+        datacenter: str = "dc1",
+        search: str = "plait",
+        *,
+        only_passing: bool = False,
+        headless: Callable[[Snapshot], _Behind] = lambda _: {},
     ) -> None:
+        self._headless = headless
         self.domain, self.datacenter, self.search = dotted(domain), dotted(datacenter), dotted(search)
         self._silencing = ("critical", "warning") if only_passing else ("critical",)
         self._begin(snapshot)
 
     def _begin(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
+        self._snapshot, self._behind = snapshot, self._headless(snapshot)
         self._names = Names((self.domain, self.datacenter), self._zones(), snapshot.revision, self._fixed())
         self._look_at_all()
         self._names.change((), (entry for entries in self._said.values() for entry in entries), snapshot.revision)
@@ -75,16 +90,19 @@ class Zone:
         return self._names.table
 
     def advance(self, snapshot: Snapshot, touched: Iterable[Touched]) -> Changes | None:
-        """Take a later snapshot, of which `touched` names every instance, check, endpoint and container that may differ. Returns what
-        changed of the table, None if no answer did."""
+        """Take a later snapshot, of which `touched` names every instance, check, endpoint, container and service that may differ.
+        Returns what changed of the table, None if no answer did."""
         before, self._snapshot = self._snapshot, snapshot
-        if before.networks is not snapshot.networks and self._zones() != self.table.zones:
+        others, self._behind = self._behind, self._headless(snapshot)
+        stirred = [("services", one) for one in others.keys() | self._behind.keys() if others.get(one) != self._behind.get(one)]
+        moved = before.networks is not snapshot.networks or before.services is not snapshot.services
+        if moved and self._zones() != self.table.zones:
             old = self.table
             self._begin(snapshot)
             return diff_tables(old, self.table)
         same = before.nodes is snapshot.nodes and before.catalog_nodes is snapshot.catalog_nodes and before.networks is snapshot.networks
         if same and before.alive == snapshot.alive:
-            return self._look_at(self._concerned(touched))
+            return self._look_at(self._concerned((*touched, *stirred)))
         said = self._said
         self._look_at_all()
         gone = [entry for key, entries in said.items() if self._said.get(key) != entries for entry in entries]
@@ -122,6 +140,7 @@ class Zone:
         sources += [("endpoints", ident) for ident in snapshot.endpoints]
         sources += [("containers", key) for key in snapshot.containers]
         sources += [("instances", key) for key in snapshot.instances]
+        sources += [("services", key) for key in snapshot.services]
         self._said: dict[Touched, tuple[Entry, ...]] = {source: said for source in sources if (said := tuple(self._entries(source)))}
         self._said["zones", ""] = tuple(self._apexes())
 
@@ -131,7 +150,7 @@ class Zone:
         for kind, key in touched:
             if kind == "checks":
                 found.update(dict.fromkeys(self._judged(cast(_Key, key))))
-            elif kind in ("instances", "endpoints", "containers"):
+            elif kind in ("instances", "endpoints", "containers", "services"):
                 found[kind, key] = None
             if kind == "instances":
                 self._note(cast(_Key, key))
@@ -187,6 +206,8 @@ class Zone:
             silenced = any((instance.node, about, bad) in self._count for about in ("", instance.id) for bad in self._silencing)
             if instance.node in self._addresses and not instance.down and not silenced:
                 yield from self._instance(instance)
+        elif kind == "services" and (service := snapshot.services.get(cast(_Key, key))) is not None:
+            yield from service_entries(service, self._behind.get(service.ident, ()), self.domain, _number(service.network))
 
     def _node_target(self, name: str) -> bytes:
         return dotted(name) + b".node." + self.datacenter + b"." + self.domain
@@ -300,9 +321,10 @@ class Zone:
     # --- zones
 
     def _zones(self) -> frozenset[bytes]:
-        subnets = (s for network in self._snapshot.networks.values() for s in (network.subnet, network.subnet6) if s is not None)
-        reverse = (zone for subnet in subnets for zone in reverse_zones(subnet))
-        return frozenset((self.domain, self.search, *reverse))
+        subnets: list[IPNetwork] = [s for n in self._snapshot.networks.values() for s in (n.subnet, n.subnet6) if s is not None]
+        subnets += [VIP_POOL] if self._snapshot.services else []
+        services = [SERVICE_ZONE] if self._snapshot.services else []
+        return frozenset((self.domain, self.search, *services, *(zone for subnet in subnets for zone in reverse_zones(subnet))))
 
     def _fixed(self) -> Iterator[bytes]:
         """Names that exist without any below them."""

@@ -23,6 +23,7 @@ CAPABILITIES = frozenset(
         "nft",
         "fwd",
         "ingress",
+        "draw",
         "guard",
         "ipv6",
         "wireguard",

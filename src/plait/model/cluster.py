@@ -18,6 +18,7 @@ from plait.model.discovery import CatalogNode, Check
 from plait.model.leases import Leased
 from plait.model.limits import Limits
 from plait.model.policy import Namespace, Policy
+from plait.model.service import Service
 
 _ANY, _ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
 
@@ -392,3 +393,4 @@ class Snapshot:
     ghosts: Mapping[str, Ghosts] = field(default_factory=dict)
     policies: Mapping[tuple[str, str], Policy] = field(default_factory=dict)
     namespaces: Mapping[str, Namespace] = field(default_factory=dict)
+    services: Mapping[tuple[str, str], Service] = field(default_factory=dict)

@@ -30,6 +30,7 @@ from plait.plan.narrow import narrow_objects
 from plait.plan.paths import choose, direct_routes, inner_mtu, member, network_mtu, probe_objects
 from plait.plan.strict import loosened
 from plait.plan.switching import switched_objects
+from plait.plan.vips import Vips, vip_objects
 
 EVERYWHERE = IPv4Network("0.0.0.0/0")
 
@@ -54,6 +55,7 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
         me = replace(me, wireguard=replace(me.wireguard, moved=local.moved))
         snapshot = replace(snapshot, nodes={**snapshot.nodes, me.name: me})
     networks, policies = sorted(snapshot.networks.values(), key=lambda n: n.name), local.policing.compiled(snapshot)
+    vips = vip_objects(snapshot, me, bool(local.clients)) if local.draws else Vips()
     objects.append(Sysctl("ipv4/ip_forward", "1"))
     objects += [*_gateways(me, networks), *probe_objects(me, local.underlay, networks, snapshot.nodes.values())]
     strays = _routed_strays(snapshot)
@@ -71,17 +73,16 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     objects = [*spoken(objects, snapshot, exposed), *narrow_objects(sandboxes, snapshot.networks, peers, local.netns)]
     handed = [n for n in direct if not n.internal and any(map(_hands_on, peers[n.name]))] if local.underlay and not local.gateway else []
     objects += firewall_objects(
-        snapshot, networks, local.gateway, handed, local.underlay, bool(direct), policies, local.clients, local.trusting
+        snapshot, networks, local.gateway, handed, local.underlay, bool(direct), policies, local.clients, local.trusting, vips.kept
     )
-    objects += [*local.policing.objects(policies, families(networks)), *direct_objects(direct, local.underlay, policies)]
-    objects += host_lease_objects(networks, local.leases)
+    objects += [*local.policing.objects(policies, families(networks)), *vips.objects]
+    objects += [*direct_objects(direct, local.underlay, policies, vips.kept), *host_lease_objects(networks, local.leases)]
     objects += handed_objects((n for n in direct if local.gateway and not n.internal), local.underlay)
     objects += relay_objects([peer for found in peers.values() for peer in found], local.underlay)
     if local.strict:
         objects += loosened(me, objects, [n for n in networks if backend_of(n).ways[:1] == (DIRECT,)], local.underlay)
-    plain = {network.name: local.underlay for network in direct if local.underlay}
     routes = [obj for obj in objects if isinstance(obj, Route)]
-    objects += early_objects(snapshot, sandboxes, policies.idents, local, plain, routes)
+    objects += early_objects(snapshot, sandboxes, policies.idents, local, direct, routes, vips)
     return {obj.key: _as_local(obj, local) for obj in objects}
 
 

@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
-from plait.model.cluster import Endpoint, Snapshot
+from plait.model.cluster import Endpoint, Network, Snapshot
 from plait.model.objects import KernelObject, Route
 from plait.plan.apart import apart_objects
 from plait.plan.entrance import entrances
-from plait.plan.fastpath import fast_objects
+from plait.plan.fastpath import Ways, fast_objects
 from plait.plan.guard import guard_objects, own_addresses
 from plait.plan.limits import not_held_back
 from plait.plan.local import Local
 from plait.plan.shortcut import shortcut_objects
+from plait.plan.vips import Vips
 
 
 def early_objects(
@@ -21,18 +22,22 @@ def early_objects(
     sandboxes: Sequence[Endpoint],
     judged: Collection[str],
     local: Local,
-    plain: Mapping[str, str],
+    direct: Iterable[Network],
     routes: Sequence[Route],
+    vips: Vips,
 ) -> list[KernelObject]:
-    """Of the endpoints of this node, `judged` by a policy or not (their ids). `plain`: the link that plain routes go by, of networks (by
-    name) that have any; `routes` all that are planned."""
+    """Of the endpoints of this node, `judged` by a policy or not (their ids). `direct`: networks some of whose plain routes go by the
+    underlay's link; `routes` all that are planned. What comes from other hosts may be an answer by a virtual address (`vips`), which
+    only the IP stack turns back."""
     networks = sorted(snapshot.networks.values(), key=lambda n: n.name)
     fast = local.fast_path and snapshot.nodes[snapshot.me].tunnel is not None
     quick = [endpoint for endpoint in sandboxes if fast and endpoint.id not in judged]
     objects = [*guard_objects(snapshot, networks, local.links)] if local.guard else []
     own = own_addresses(snapshot) if local.guard else {}
-    objects += [*apart_objects(snapshot), *entrances(snapshot.networks, sandboxes, own, {e.id for e in quick}, local.links, plain)]
+    ways = Ways(local.links, {network.name: local.underlay for network in direct if local.underlay}, bool(vips.ends))
+    objects += [*apart_objects(snapshot), *entrances(snapshot.networks, sandboxes, own, {e.id for e in quick}, ways)]
     if fast:
-        objects += fast_objects(networks, quick, routes, local.links, plain, local.shortcut)
-        objects += shortcut_objects(snapshot, networks, not_held_back(quick, snapshot.networks, local.limiting), local.shortcut)
+        reached = [endpoint for endpoint in quick if endpoint.network not in vips.networks]
+        objects += fast_objects(networks, quick, routes, ways, local.shortcut, vips.ends)
+        objects += shortcut_objects(snapshot, networks, not_held_back(reached, snapshot.networks, local.limiting), local.shortcut)
     return objects

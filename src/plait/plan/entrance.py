@@ -8,17 +8,16 @@ others is taken (`fastpath.py`). Each has its rules there; this puts them in the
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from types import MappingProxyType
 
 from plait.model.addr import IPAddress
 from plait.model.cluster import Endpoint, Network
 from plait.model.objects import NFT_FAST_FAMILY, KernelObject, NftChain
 from plait.plan.apart import apart_rules
-from plait.plan.fastpath import fast_rules, on_fast_path
+from plait.plan.fastpath import Ways, fast_rules, on_fast_path
 from plait.plan.guard import guard_rules, ingress
 from plait.plan.switching import switched_rules
 
-NO_PLAIN: Mapping[str, str] = MappingProxyType({})
+NO_WAYS = Ways()
 
 
 def entrance(
@@ -26,14 +25,13 @@ def entrance(
     endpoint: Endpoint,
     own: Iterable[IPAddress] | None,
     fast: bool,
-    links: Collection[str] = (),
-    plain: Mapping[str, str] = NO_PLAIN,
+    ways: Ways = NO_WAYS,
 ) -> list[KernelObject]:
     """The chain, or nothing where it would be empty. `own`: the addresses of its container, None where the kernel cannot guard; `fast`:
-    whether it may take the fast path. An attach looks neither at the `links` of the host nor for `plain` routes: the pass after it does."""
+    whether it may take the fast path. An attach does not know the host's `ways`: the pass after it does."""
     rules = [*(guard_rules(network, endpoint, own) if own is not None else ()), *apart_rules(network), *switched_rules(network, endpoint)]
     if fast and on_fast_path(network):
-        rules += fast_rules(endpoint, network, links, plain)
+        rules += fast_rules(endpoint, network, ways)
     return [NftChain(endpoint.dev, tuple(rules), ingress(endpoint.dev), NFT_FAST_FAMILY)] if rules else []
 
 
@@ -42,9 +40,8 @@ def entrances(
     endpoints: Iterable[Endpoint],
     own: Mapping[str, tuple[IPAddress, ...]],
     fast: Collection[str],
-    links: Collection[str],
-    plain: Mapping[str, str],
+    ways: Ways,
 ) -> list[KernelObject]:
     """Those of all endpoints of this node. `own` as `guard.own_addresses` says, empty where the kernel cannot guard; `fast`: ids of those
     that take the fast path."""
-    return [chain for e in endpoints for chain in entrance(networks[e.network], e, own.get(e.id), e.id in fast, links, plain)]
+    return [chain for e in endpoints for chain in entrance(networks[e.network], e, own.get(e.id), e.id in fast, ways)]

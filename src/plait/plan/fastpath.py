@@ -21,6 +21,7 @@ puts them right.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 
 from plait.backends import backend_of, on_link
@@ -30,6 +31,7 @@ from plait.model.cluster import Endpoint, Network
 from plait.model.objects import NFT_FAST_FAMILY, PREFIX, KernelObject, NftChain, NftElement, NftSet, Route
 from plait.plan.dual import V4, V6, Family, families
 from plait.plan.guard import ingress
+from plait.plan.vips import ENDS, ends_set
 
 CAPABILITY = "fwd"
 """What the kernel must be able to do (`kernel.api.Kernel.capabilities`)."""
@@ -41,30 +43,44 @@ _ALIVE = {V4: "ip ttl > 1", V6: "ip6 hoplimit > 1"}
 """A packet whose time is over needs an ICMP answer, which only the IP stack gives."""
 _FRAGMENT = {V4: "ip frag-off & 16383 != 0 accept", V6: "exthdr frag exists accept"}
 
+_TO_BACKEND = f"ip daddr . meta l4proto . th dport @{ENDS} accept"
+_FROM_BACKEND = f"ip saddr . meta l4proto . th sport @{ENDS} accept"
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """What packets may find on this host: the `links` that it has (a rule cannot name what is not there, and takes the whole table with
+    it), the link that `plain` routes go by, of networks (by name) that have any, whether there are `services`."""
+
+    links: Collection[str] = ()
+    plain: Mapping[str, str] = field(default_factory=dict)
+    services: bool = False
+
 
 def fast_objects(
     networks: Sequence[Network],
     endpoints: Iterable[Endpoint],
     routes: Iterable[Route],
-    links: Collection[str],
-    plain: Mapping[str, str],
+    ways: Ways,
     shortcut: str,
+    ends: Collection[str] = (),
 ) -> list[KernelObject]:
     """All of it but the chains of endpoints' links. `networks` in their order of name, `endpoints` those of this node, `routes` all
-    that are planned, `links` those that the host has: a rule cannot name what is not there, and takes the whole table with it. `plain`: the
-    link that plain routes go by, of networks (by name) that have any; `shortcut`: the same if it may give containers what it receives."""
+    that are planned; `shortcut`: the link that plain routes go by, if it may give containers what it receives; `ends`: the set of services'
+    backends (`plan/vips.py`)."""
     planned, by_name = list(routes), {network.name: network for network in networks}
     own = [endpoint for endpoint in endpoints if on_fast_path(by_name[endpoint.network])]
     present = families(networks)
     objects: list[KernelObject] = [obj for family in present for obj in _maps(family, networks, own, planned)]
     tunnels = {device: [n for n in networks if _device(n) == device] for device in sorted({_device(n) for n in networks})}
-    objects += [_from_link(device, found) for device, found in tunnels.items() if _usable(device, links)]
-    ways = [(network, plain[network.name]) for network in networks if network.name in plain]
-    if not ways:
+    objects += [ends_set(ends, NFT_FAST_FAMILY)] if ends else []
+    objects += [_from_link(device, found, ways.services) for device, found in tunnels.items() if _usable(device, ways.links)]
+    plain = [(network, ways.plain[network.name]) for network in networks if network.name in ways.plain]
+    if not plain:
         return objects
-    found = [network for network, _ in ways]
-    objects += [_next(family, "plain", ways, planned) for family in families(found)]
-    return [*objects, *([_from_link(shortcut, found)] if shortcut else [])]
+    found = [network for network, _ in plain]
+    objects += [_next(family, "plain", plain, planned) for family in families(found)]
+    return [*objects, *([_from_link(shortcut, found, ways.services)] if shortcut else [])]
 
 
 def _maps(family: Family, networks: Sequence[Network], own: Sequence[Endpoint], routes: Iterable[Route]) -> list[KernelObject]:
@@ -98,18 +114,21 @@ def fast_elements(endpoint: Endpoint) -> list[NftElement]:
     return [NftElement(_here(family, frozenset()), _element(address, endpoint)) for family, address in found]
 
 
-def fast_rules(endpoint: Endpoint, network: Network, links: Collection[str], plain: Mapping[str, str]) -> list[str]:
+def fast_rules(endpoint: Endpoint, network: Network, ways: Ways) -> list[str]:
     """What one endpoint sends, only from its own addresses. Answers of its published ports may have to be turned back, and of a packet in
-    fragments only the first tells its port. An attach does not look at the `links` of the host, nor for `plain` routes: the pass after it
-    does."""
-    ways = [("plain", plain[network.name])] if network.name in plain else []
-    ways += [("next", _device(network))] if _device(network) and _usable(_device(network), links) else []
+    fragments only the first tells its port. While there are services, what an endpoint sends to a backend is tracked on this host, and so
+    is what it answers as one to somebody here; its answers to other hosts are their matter."""
+    hops = [("plain", ways.plain[network.name])] if network.name in ways.plain else []
+    hops += [("next", _device(network))] if _device(network) and _usable(_device(network), ways.links) else []
     present = families([network])
     rules = [f"{proto} sport {port} accept" for proto, port in sorted({(p.proto, p.container_port) for p in endpoint.ports})]
+    rules += [_TO_BACKEND] if ways.services else []
     if rules:
         rules += [_FRAGMENT[family] for family in present]
     for family in present:
-        rules += _to_others(family, endpoint, network, ways)
+        rules += _to_others(family, endpoint, network, hops)
+        rules += [_FROM_BACKEND] if ways.services and family is V4 else []
+        rules += _to_those_here(family, endpoint, network)
     return rules
 
 
@@ -124,7 +143,13 @@ def _to_others(family: Family, endpoint: Endpoint, network: Network, ways: Itera
     for hops, device in ways:
         onward = f'fwd {ip} to {ip} daddr & {_mask(family, network)} map @{hops}{family.end} device "{device}"'
         rules.append(f"{sent} {ip} daddr != {family.gateway(network)} {_ALIVE[family]} {onward}")
-    return [*rules, f"{sent} {_ALIVE[family]} {_to_endpoint(family)}"]
+    return rules
+
+
+def _to_those_here(family: Family, endpoint: Endpoint, network: Network) -> list[str]:
+    address, ip = family.address(endpoint), family.ip
+    sent = f"{ip} saddr {address} {ip} daddr {family.subnet(network)}"
+    return [f"{sent} {_ALIVE[family]} {_to_endpoint(family)}"] if address is not None else []
 
 
 def _mask(family: Family, network: Network) -> IPAddress:
@@ -187,8 +212,8 @@ def _is_in(part: IPNetwork, whole: IPNetwork | None) -> bool:
     return whole is not None and part.network_address in whole
 
 
-def _from_link(dev: str, networks: Sequence[Network]) -> NftChain:
-    rules: list[str] = []
+def _from_link(dev: str, networks: Sequence[Network], services: bool) -> NftChain:
+    rules: list[str] = [_FROM_BACKEND, _FRAGMENT[V4]] if services else []
     for family in families(networks):
         ip, subnets, onward = family.ip, family.subnets(networks), f"{_ALIVE[family]} {_to_endpoint(family)}"
         rules += [f"{ip} saddr {subnet} {ip} daddr {subnet} {onward}" for subnet in subnets[:_PLAIN_NETWORKS]]

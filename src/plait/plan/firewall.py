@@ -48,11 +48,12 @@ def firewall_objects(
     policies: Compiled = _NO_POLICIES,
     clients: Sequence[IPNetwork] = (),
     trusting: bool = False,
+    kept: Sequence[str] = (),
 ) -> list[KernelObject]:
     """Chains, sets and maps of the table, and the rules in Docker's documented hook that let overlay traffic pass its FORWARD policy.
     `handed`: networks for which a gateway on the link `underlay` hands on what comes from outside; `direct`: whether hosts send to
     containers by that link; `policies`: what they want of this node; `clients`: who may come to published ports, () for everybody;
-    `trusting`: nobody else judges what the host itself receives and sends."""
+    `trusting`: nobody else judges what the host itself receives and sends; `kept`: rules of what is tracked inside one network besides."""
     own = [e for e in snapshot.endpoints.values() if e.node == snapshot.me and e.network in snapshot.networks]
     present = families(networks)
     objects: list[KernelObject] = [_set for family in present for _set in _sets(family, snapshot, networks)]
@@ -60,7 +61,7 @@ def firewall_objects(
     hosts = [link for link, used in ((f"{PREFIX}x*", _tunnelled(networks)), (f"{PREFIX}wg*", any(n.encrypted for n in networks))) if used]
     hosts += [underlay] if direct and underlay else []
     objects += [
-        *port_objects(own, networks, policies),
+        *port_objects(own, networks, policies, kept),
         *client_sets(present, clients),
         *_published(present, clients),
         *_chains(present, networks, closed, hosts, gateway),
@@ -93,13 +94,15 @@ def _elements(plan: Plan, key: Key) -> frozenset[str]:
     return found.elements if isinstance(found, NftSet) else frozenset()
 
 
-def direct_objects(networks: Sequence[Network], underlay: str, policies: Compiled = _NO_POLICIES) -> list[KernelObject]:
+def direct_objects(
+    networks: Sequence[Network], underlay: str, policies: Compiled = _NO_POLICIES, kept: Sequence[str] = ()
+) -> list[KernelObject]:
     """What lets packets of `networks`, which some node sends without a tunnel, come in from the link `underlay`: untracked like all that
-    stays inside one network but for what `policies` say, and past Docker's FORWARD policy."""
+    stays inside one network but for what `policies` say and `kept` rules let by, and past Docker's FORWARD policy."""
     within = [(ip, f"{ip} saddr {net} {ip} daddr {net}") for f in (V4, V6) for net in f.subnets(networks) for ip in (f.ip,)]
     if not within or not underlay:
         return []
-    rules = (*tracked(policies, families(networks)), *(f'iifname "{underlay}" {match} notrack accept' for _, match in within))
+    rules = (*tracked(policies, families(networks)), *kept, *(f'iifname "{underlay}" {match} notrack accept' for _, match in within))
     hooks = [HookRule(ip, "filter", "DOCKER-USER", f"{match} accept") for ip, match in within]
     return [NftChain("raw_direct", rules, "type filter hook prerouting priority raw; policy accept;"), *hooks]
 
@@ -145,14 +148,16 @@ def _sets(family: Family, snapshot: Snapshot, networks: Sequence[Network]) -> li
     ]
 
 
-def port_objects(endpoints: Iterable[Endpoint], networks: Iterable[Network], policies: Compiled = _NO_POLICIES) -> list[KernelObject]:
+def port_objects(
+    endpoints: Iterable[Endpoint], networks: Iterable[Network], policies: Compiled = _NO_POLICIES, kept: Sequence[str] = ()
+) -> list[KernelObject]:
     """What depends on the published ports of this node's endpoints: a publication changes elements of sets and maps alone, for which the
     kernel waits for nobody (to replace a chain takes it 7-20 ms, measured); the first and the last workload that `policies` select change
     the chain `raw`, the first and the last one by NAT the chain `hidden`. Networks on a link of the host have none."""
     networks = sorted((n for n in networks if child_of(n) is None), key=lambda n: n.name)
     publishing = [e for e in endpoints if e.ports]
     present = families(networks)
-    raw = _raw_chain(present, networks, tracked(policies, present))
+    raw = _raw_chain(present, networks, (*tracked(policies, present), *kept))
     sets = (obj for family in present for obj in port_sets(family, publishing))
     return [*sets, hidden_chain(present, publishing), raw]
 

@@ -22,8 +22,8 @@ class Local:
     node's address, whether this host drops what comes from where it would not send to (rp_filter 1), the tunnel devices that must
     compute checksums themselves, which nodes are sent to by the spare encrypted tunnel (`rotation`), the links that it has, where networks
     lie on them or are encrypted, the addresses that it has leased for networks, what it knows of limits, whether its kernel can drop what
-    is forged (`guard.CAPABILITY`), who may come to published ports (() for everybody), and, to spare it work, what it made of policies
-    before."""
+    is forged (`guard.CAPABILITY`), who may come to published ports (() for everybody), whether its kernel can choose among backends
+    (`vips.CAPABILITY`), and, to spare it work, what it made of policies before."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
@@ -41,4 +41,5 @@ class Local:
     limiting: Limiting = Limiting()
     guard: bool = True
     clients: tuple[IPNetwork, ...] = ()
+    draws: bool = True
     policing: Policing = field(default_factory=Policing, compare=False)

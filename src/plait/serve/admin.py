@@ -10,15 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import grp
-import json
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from http import HTTPStatus
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import parse_qs, unquote
 
 from plait.http import unixsocket
@@ -42,6 +40,10 @@ from plait.model.policy import LAST_PORT
 from plait.model.ports import parse_held, parse_ports, parse_sources
 from plait.model.requests import NetworkRequest, NewSandbox
 from plait.serve.admin_backend import AdminBackend
+from plait.serve.admin_services import service_routes
+from plait.serve.jsonbody import Call as _Call
+from plait.serve.jsonbody import Handler as _Handler
+from plait.serve.jsonbody import json_answer as _json
 from plait.serve.jsonbody import read_body
 
 log = logging.getLogger("plait.admin")
@@ -83,17 +85,6 @@ def _listen(path: Path, group: str) -> socket.socket:
         raise PlaitError(f"cannot listen on {path}: {error.strerror}; the agent must run as root") from error
     hint = "the agent must run as root and be the only one (`systemctl stop plait` ends it)"
     return unixsocket.bind(path, mode, gid=gid, who="an agent", hint=hint)
-
-
-class _Call(NamedTuple):
-    """A request after routing: the name in its path, the parameters of its query, its body."""
-
-    name: str
-    query: Mapping[str, list[str]]
-    body: bytes
-
-
-_Handler = Callable[[_Call], Awaitable[Answer]]
 
 
 class AdminApp:
@@ -153,10 +144,6 @@ def _refusal(status: int, text: str, kind: str) -> Answer:
     return _json({"error": text, "kind": kind}, status)
 
 
-def _json(value: object, status: int = 200) -> Answer:
-    return Answer(status, json.dumps(value).encode(), "application/json")
-
-
 class _Routes:
     """One method per route; each parses, asks the backend once and answers."""
 
@@ -180,7 +167,7 @@ class _Routes:
             "policy-drops": backend.policy_drops,
             "namespaces": backend.namespaces,
         }
-        found: dict[str, dict[str, _Handler]] = {name: {"GET": _listing(ask)} for name, ask in listings.items()}
+        found: dict[str, dict[str, _Handler]] = {name: {"GET": _listing(ask)} for name, ask in listings.items()} | service_routes(backend)
         found["networks"]["POST"] = self.create_network
         found["policies"]["POST"] = self.apply_policies
         return found | {

@@ -31,6 +31,8 @@ from plait.model.report import (
     TokenView,
 )
 from plait.model.requests import NetworkRequest, NewSandbox
+from plait.model.service import ServiceChange, ServiceRequest
+from plait.model.servicereport import ServiceRow, ServiceView
 
 
 class AdminBackend(Protocol):
@@ -161,6 +163,20 @@ class AdminBackend(Protocol):
     async def test_policy(self, source: str, destination: str, protocol: str, port: int) -> PolicyTest:
         """What becomes of a new connection from one name or address to another, and which rule says so."""
         ...
+
+    async def services(self) -> list[ServiceRow]: ...
+
+    async def service(self, name: str) -> ServiceView:
+        """`NAMESPACE/NAME`, or `NAME` where only one is called so. NotFound, Conflict."""
+        ...
+
+    async def create_service(self, request: ServiceRequest) -> ServiceView:
+        """In force on this host when it answers."""
+        ...
+
+    async def change_service(self, name: str, change: ServiceChange) -> ServiceView: ...
+
+    async def remove_service(self, name: str) -> None: ...
 
     async def create_sandbox(self, request: NewSandbox) -> SandboxView: ...
 

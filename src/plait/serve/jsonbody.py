@@ -1,15 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Request bodies of the admin API: a JSON object -> typed values, or a ConfigError that names the key and what it must be."""
+"""Requests of the admin API and their bodies: a JSON object -> typed values, or a ConfigError that names the key and what it must be."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple, TypeVar
 
+from plait.http.message import Answer
 from plait.model.errors import ConfigError
 
 T = TypeVar("T")
+
+
+class Call(NamedTuple):
+    """A request after routing: the name in its path, the parameters of its query, its body."""
+
+    name: str
+    query: Mapping[str, list[str]]
+    body: bytes
+
+
+Handler = Callable[[Call], Awaitable[Answer]]
+
+
+def json_answer(value: object, status: int = 200) -> Answer:
+    return Answer(status, json.dumps(value).encode(), "application/json")
 
 
 def read_body(raw: bytes, *known: str) -> Body:

@@ -32,6 +32,8 @@ _SCRIPTS = {
     "guard": "add table netdev plait\nadd set netdev plait f { type iface_index; flags dynamic,timeout; }\n"
     'add chain netdev plait g { type filter hook ingress device "lo" priority 0; }\n'
     "add rule netdev plait g ether saddr != 02:00:00:00:00:01 update @f { iif timeout 1h counter } drop\n",
+    "draw": "add table inet plait\nadd chain inet plait d\nadd rule inet plait d numgen random mod 2 vmap { 0 : accept }\n"
+    "add rule inet plait d jhash ip saddr mod 2 seed 0x1 vmap { 0 : accept }\n",
     "ingress": 'add table netdev plait\nadd chain netdev plait d { type filter hook ingress device "lo" priority 0; }\n'
     "add rule netdev plait d arp operation 1 ether daddr set ff:ff:ff:ff:ff:ff\n",
 }
@@ -39,10 +41,10 @@ _SCRIPTS = {
 
 def probe_capabilities() -> frozenset[str]:
     """Of "vxlan", "bridge", "veth", "wireguard" (the kernel's or wireguard-go), "nft", "fwd" (forwarding at ingress, nft_fwd_netdev),
-    "ingress" (rules there that change frames), "guard" (rules there that count by link), "shortcut" (an eBPF classifier at a link's
-    ingress), "macvlan", "ipvlan", "vlan" (802.1Q), "counting" (sets that packets write, nft_dynset), "tbf" (queueing that limits a rate),
-    "ifb" (the same for what a link receives: a device, the filter u32, the action mirred), "ipv6" and "via6" (routes of IPv4 with a next
-    hop of IPv6) those that work here."""
+    "ingress" (rules there that change frames), "guard" (rules there that count by link), "draw" (rules that choose at random and by an
+    address, nft_numgen and nft_hash), "shortcut" (an eBPF classifier at a link's ingress), "macvlan", "ipvlan", "vlan" (802.1Q), "counting"
+    (sets that packets write, nft_dynset), "tbf" (queueing that limits a rate), "ifb" (the same for what a link receives: a device, the
+    filter u32, the action mirred), "ipv6" and "via6" (routes of IPv4 with a next hop of IPv6) those that work here."""
     return in_thread(_probe)
 
 

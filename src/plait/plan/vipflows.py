@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections to virtual addresses whose backend is gone: they are forgotten, so that they end instead of falling silent.
+
+Data in: operations on the table `inet plait`. Data out: rules as of `model.flows`. The next packet of such a connection begins another one
+for the kernel, and comes to a backend that knows nothing of it, or to nobody: either way TCP is told so by a reset, and a client that goes
+on sending UDP is answered again. Who drains or is not well keeps what it has.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from ipaddress import ip_address
+from typing import cast
+
+from plait.model.addr import Protocol
+from plait.model.flows import PortRule, Target
+from plait.model.objects import NFT_FAMILY, NftSet, Op, Plan
+from plait.plan.vips import ENDS, TABLES
+
+_PLACES, _SLOTS = tuple(table.places for table in TABLES), tuple(table.slot for table in TABLES)
+
+
+def orphaned(ops: Iterable[Op], now: Plan) -> list[PortRule]:
+    """A rule for each address and port of services that may have led to a backend that went. `now` is the whole plan."""
+    done = {op.subject.name: op for op in ops if isinstance(op.subject, NftSet) and op.subject.family == NFT_FAMILY}
+    gone = _before(done.get(ENDS)) - _after(done.get(ENDS))
+    if not gone:
+        return []
+    led: defaultdict[str, set[Target]] = defaultdict(set)
+    missed = set(gone)
+    for element in (element for name, op in done.items() if name.startswith(_SLOTS) for element in _before(op)):
+        place, _, target = element.partition(" : ")
+        end = _end(place, target)
+        if end in gone:
+            led[place].add(_target(end))
+            missed.discard(end)
+    for place in _places(done, now) if missed else ():
+        led[place] |= {_target(end) for end in missed if _proto(end) == _proto(place)}
+    return [_rule(place, targets) for place, targets in sorted(led.items()) if targets]
+
+
+def _rule(place: str, targets: Iterable[Target]) -> PortRule:
+    *address, proto, port = place.split(" . ")
+    return PortRule(cast(Protocol, proto), int(port), 4, host=ip_address(address[0]) if address else None, led=frozenset(targets))
+
+
+def _places(done: dict[str, Op], now: Plan) -> set[str]:
+    """All that are or were a moment ago: one that drained before it went was led to by none of the last slots."""
+    held = [obj for obj in now.values() if isinstance(obj, NftSet) and obj.name.startswith((*_PLACES, *_SLOTS))]
+    elements = {element for obj in held for element in obj.elements}
+    elements |= {element for name, op in done.items() if name.startswith((*_PLACES, *_SLOTS)) for element in _before(op)}
+    return {element.partition(" : ")[0] for element in elements}
+
+
+def _end(place: str, target: str) -> str:
+    address, _, port = target.partition(" . ")
+    return f"{address} . {_proto(place)} . {port}"
+
+
+def _proto(place: str) -> str:
+    return place.split(" . ")[-2]
+
+
+def _target(end: str) -> Target:
+    address, _, port = end.split(" . ")
+    return ip_address(address), int(port)
+
+
+def _before(op: Op | None) -> frozenset[str]:
+    return op.old.elements if op is not None and isinstance(op.old, NftSet) else frozenset()
+
+
+def _after(op: Op | None) -> frozenset[str]:
+    return op.new.elements if op is not None and isinstance(op.new, NftSet) else frozenset()

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Virtual addresses of services in the table `inet plait`: where a connection to one leads.
+
+Data in: a Snapshot. Data out: maps and a few chains. `vips` leads an address and port to the chain for the number of slots that the service
+has, which draws one (at random, or by the client's address); the chain of that slot looks up where its map leads the same address and port.
+So there are as many chains as one service has slots at most, a packet costs three look-ups whatever the number of services, and only the
+first of a connection pays: conntrack knows the rest. A backend more or less is a few elements. (One map with the drawn number in its key
+would do, had numbers a type: by `typeof` nft 1.0.6 loads such a map once, and refuses to change it.)
+
+Ports of hosts that lead to services are a second table of the same form (`vip_hosts`). There a host's own containers come first, which see
+the client's address; one on another host sees this host's.
+
+Addresses are translated on the client's host, so packets between hosts are those of a connection to the backend itself, and policies are
+judged there by the client's own address. What comes back must be seen by that host: answers of backends (`vip_ends`), to whom this host
+answers for (`vip_own`), are tracked, and take no fast path there (`plan/fastpath.py`). So are connections to the backends' own addresses,
+because answers do not tell which of the two they belong to, and conntrack must see both directions or none.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Network, collapse_addresses
+from typing import NamedTuple
+
+from plait.backends import child_of
+from plait.model.cluster import Network, Node, Snapshot
+from plait.model.objects import GATEWAY_LINK, KernelObject, NftChain, NftSet, Route
+from plait.model.service import VIP_POOL, Service, ServicePort
+from plait.plan.backing import Backend, Backing, chosen, slots
+
+ENDS, OWN, SELF = "vip_ends", "vip_own", "vip_self"
+_PLACE, _SERVICE = "ipv4_addr . inet_proto . inet_service", "inet_proto . inet_service"
+_TO = "ip daddr . meta l4proto . th dport"
+
+
+class Table(NamedTuple):
+    """What is looked up (`to`, elements of `type`), in the map `places` and the maps that begin with `slot`; `draw`: what the names of
+    chains that draw begin with."""
+
+    places: str
+    slot: str
+    draw: str
+    type: str
+    to: str
+
+
+VIRTUAL = Table("vips", "vip_slot", "vip_", _PLACE, _TO)
+PUBLISHED = Table("vip_hosts", "vip_hostslot", "vip_host", _SERVICE, "meta l4proto . th dport")
+TABLES = (VIRTUAL, PUBLISHED)
+CAPABILITY = "draw"
+"""What the kernel must be able to do (`kernel.api.Kernel.capabilities`): to a kernel that is not, the rules would take the whole table with
+them."""
+_AT_HAND = 8
+"""So many slots can be drawn from at once: to make or remove a chain takes the kernel 7-20 ms, to change elements a fraction of one."""
+KEPT = (f"ip saddr . meta l4proto . th sport @{ENDS} ip daddr @{OWN} accept", f"{_TO} @{ENDS} ip saddr @{OWN} accept")
+"""Rules of a chain that would leave packets inside one network untracked: these not."""
+_LOST = (
+    f'ip daddr {VIP_POOL} oifname "{GATEWAY_LINK}" meta l4proto tcp reject with tcp reset',
+    f'ip daddr {VIP_POOL} oifname "{GATEWAY_LINK}" reject with icmp port-unreachable',
+)
+"""What nobody stands for is refused at once."""
+_APART = f"ct direction original ct original ip daddr {VIP_POOL} ip saddr @pools ip saddr . ip daddr != @same"
+
+
+@dataclass(frozen=True, slots=True)
+class Vips:
+    """`ends`: elements of the set of that name, for the fast path, which has one of its own. `kept`: see `KEPT`. `networks` that have
+    services."""
+
+    objects: tuple[KernelObject, ...] = ()
+    ends: frozenset[str] = frozenset()
+    kept: tuple[str, ...] = ()
+    networks: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class _Entries:
+    """Of one table. `slots`: by number. `draws`: how many slots are drawn from, each at random or (True) by the client's address."""
+
+    places: set[str] = field(default_factory=set)
+    slots: defaultdict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
+    draws: set[tuple[int, bool]] = field(default_factory=set)
+
+    def add(self, table: Table, place: str, leads: Sequence[IPv4Address], target: int, affinity: bool) -> None:
+        for number, address in enumerate(leads):
+            self.slots[number].add(f"{place} : {address} . {target}")
+        self.places.add(f"{place} : {f'goto {_draw_name(table, len(leads), affinity)}' if leads else 'accept'}")
+        self.draws |= {(len(leads), affinity)} if leads else set()
+
+
+@dataclass(slots=True)
+class _Elements:
+    entries: dict[Table, _Entries] = field(default_factory=lambda: {table: _Entries() for table in TABLES})
+    ends: set[str] = field(default_factory=set)
+    itself: set[str] = field(default_factory=set)
+
+
+def vip_objects(snapshot: Snapshot, me: Node, guarded: bool = False) -> Vips:
+    """All of it; nothing while no network that this host carries has a service. `guarded`: the set `clients` says who may come to
+    published ports."""
+    services = [one for _, one in sorted(snapshot.services.items()) if one.address is not None and one.network in snapshot.networks]
+    if not services:
+        return Vips()
+    backing, found = Backing(snapshot), _Elements()
+    for service in services:
+        _add(found, service, backing.of(service), snapshot.me)
+    objects: list[KernelObject] = [
+        *(obj for table, entries in found.entries.items() for obj in _table(table, entries)),
+        ends_set(found.ends),
+        NftSet(OWN, "ipv4_addr", _own(snapshot, me), ("interval",)),
+        NftSet(SELF, "ipv4_addr . ipv4_addr", frozenset(found.itself)),
+        *_hooks(guarded),
+        *([Route(VIP_POOL, GATEWAY_LINK, src=me.tunnel, scope="link")] if me.tunnel is not None else []),
+    ]
+    return Vips(tuple(objects), frozenset(found.ends), KEPT, frozenset(service.network for service in services))
+
+
+def ends_set(ends: Collection[str], family: str = "inet") -> NftSet:
+    """Addresses and ports of backends, in the table of that family."""
+    return NftSet(ENDS, _PLACE, frozenset(ends), family=family)
+
+
+def _add(found: _Elements, service: Service, backends: Iterable[Backend], me: str) -> None:
+    known = list(backends)
+    for port in service.ports:
+        leads = slots(service, chosen(service, known, me))
+        found.entries[VIRTUAL].add(VIRTUAL, f"{service.address} . {port.proto} . {port.port}", leads, port.target, service.affinity)
+        if port.published and (not service.hosts or me in service.hosts):
+            near = slots(service, chosen(replace(service, local_first=True), known, me))
+            found.entries[PUBLISHED].add(PUBLISHED, f"{port.proto} . {port.published}", near, port.target, service.affinity)
+        found.ends.update(f"{backend.address} . {port.proto} . {port.target}" for backend in known if _lives_on(port, backend))
+    found.itself.update(f"{backend.address} . {backend.address}" for backend in known if backend.node == me)
+
+
+def _lives_on(port: ServicePort, backend: Backend) -> bool:
+    """Whether connections of before go on. Of UDP, a client that never ends would never get away from a backend that is not well."""
+    return port.proto != "udp" or backend.state in ("ready", "draining")
+
+
+def _table(table: Table, entries: _Entries) -> Iterator[KernelObject]:
+    at_hand = range(_AT_HAND if entries.places else 0)
+    yield NftSet(table.places, f"{table.type} : verdict", frozenset(entries.places), kind="map")
+    for number in sorted({*at_hand, *entries.slots}):
+        name, elements = f"{table.slot}{number}", entries.slots.get(number, ())
+        yield NftSet(name, f"{table.type} : ipv4_addr . inet_service", frozenset(elements), kind="map")
+        yield NftChain(name, (f"dnat ip to {table.to} map @{name}",))
+    for number, affinity in sorted({*((last + 1, False) for last in at_hand), *entries.draws}):
+        drawn = f"jhash ip saddr mod {number} seed 0x1" if affinity else f"numgen random mod {number}"
+        leads = ", ".join(f"{slot} : goto {table.slot}{slot}" for slot in range(number))
+        yield NftChain(_draw_name(table, number, affinity), (f"{drawn} vmap {{ {leads} }}",))
+
+
+def _hooks(guarded: bool) -> Iterator[NftChain]:
+    """A backend that comes back to itself, and one on another host that somebody outside the cluster is led to by this host's address,
+    answer to this host: their answers would not come by it otherwise."""
+    virtual, hosts = f"{VIRTUAL.to} vmap @{VIRTUAL.places}", f"fib daddr type local {PUBLISHED.to} vmap @{PUBLISHED.places}"
+    yield NftChain(
+        "vip_in",
+        (virtual, *(["ip saddr != @clients return"] if guarded else []), hosts),
+        "type nat hook prerouting priority dstnat - 5; policy accept;",
+    )
+    yield NftChain("vip_out", (virtual, f"ip daddr != 127.0.0.0/8 {hosts}"), "type nat hook output priority -105; policy accept;")
+    back = (
+        f"ct status dnat ip saddr . ip daddr @{SELF} masquerade",
+        f"ct status dnat ip saddr != @pools ip daddr @pools ip daddr != @{OWN} masquerade",
+    )
+    yield NftChain("vip_back", back, "type nat hook postrouting priority srcnat - 5; policy accept;")
+    apart = (f"{_APART} meta l4proto tcp reject with tcp reset", f"{_APART} reject with icmp port-unreachable")
+    begun = "ct state established,related,untracked accept"
+    yield NftChain("vip_through", (begun, *apart, *_LOST), "type filter hook forward priority -15; policy accept;")
+    yield NftChain("vip_sent", _LOST, "type filter hook output priority -15; policy accept;")
+
+
+def _draw_name(table: Table, number: int, affinity: bool) -> str:
+    return f"{table.draw}{'client' if affinity else 'random'}{number}"
+
+
+def _own(snapshot: Snapshot, me: Node) -> frozenset[str]:
+    """Whom this host answers for: its blocks, what it has of others', itself."""
+    routed = {name for name, network in snapshot.networks.items() if _is_routed(network)}
+    found = [block.cidr for block in snapshot.blocks.values() if block.node == me.name and block.network in routed]
+    found += [IPv4Network(one.address) for one in snapshot.endpoints.values() if one.node == me.name and one.network in routed]
+    found += [IPv4Network(me.tunnel)] if me.tunnel is not None else []
+    return frozenset(str(one).removesuffix("/32") for one in collapse_addresses(found))
+
+
+def _is_routed(network: Network) -> bool:
+    return child_of(network) is None

@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Virtual addresses of services in the kernel: two hosts with the plans of their nodes, real packets on every way that they can take."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from tests.kernel.test_datapath import BY_NAME, WAYS, WIRE, Hosts, two_hosts
+
+from plait.agent.kernelwork import KernelWork
+from plait.kernel.linux import LinuxKernel
+from plait.kernel.linux.netns import in_thread, inside
+from plait.model.addr import IPAddress
+from plait.model.cluster import Snapshot
+from plait.model.service import Service, ServicePort
+from plait.plan import Local, plan_node
+from plait.policy.kubernetes import read_policies
+
+pytestmark = pytest.mark.root
+A = IPv4Address
+VIP, PORT, TARGET = A("10.27.3.4"), 80, 8080
+CLIENTS = {"near": BY_NAME["near"].address, "web": BY_NAME["web"].address, "far": BY_NAME["far"].address}
+HOSTS = {"A": A("10.28.1.0"), "B": A("10.28.2.0")}
+PORTS = ServicePort("tcp", PORT, TARGET, published=9090), ServicePort("udp", 53, 5353)
+SERVICE = Service("shop", "default", VIP, PORTS, {"app": "shop"})
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def hosts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    with two_hosts(tmp_path_factory.mktemp("vips"), request.param) as made:
+        yield made
+
+
+def serving(hosts: Hosts, *names: str, service: Service = SERVICE) -> Snapshot:
+    """`names` are the containers behind the service."""
+    found = {key: replace(e, labels={"app": "shop"} if e.name in names else {}) for key, e in hosts.snapshot.endpoints.items()}
+    return replace(hosts.snapshot, endpoints=found, services={service.ident: service})
+
+
+def enforce(hosts: Hosts, snapshot: Snapshot) -> None:
+    for name in WIRE:
+        passed(hosts, name, snapshot)
+        assert hosts.converge(name, snapshot) == 0, "the kernel gives back what it was given"
+
+
+def passed(hosts: Hosts, node: str, snapshot: Snapshot) -> None:
+    """One pass as the agent makes it, with what becomes of connections."""
+    local = Local(fast_path=hosts.fast, shortcut=hosts.shortcut, clients=hosts.clients)
+
+    async def work(kernel: LinuxKernel) -> None:
+        door = KernelWork(kernel)
+        assert not (await door.converge(lambda: plan_node(replace(snapshot, me=node), local), may_delete=True)).failed
+        door.close()
+
+    def there() -> None:
+        with hosts.paths[node].open() as file, inside(file.fileno()):
+            asyncio.run(work(LinuxKernel()))
+
+    in_thread(there)
+
+
+@contextlib.contextmanager
+def listening(hosts: Hosts, names: Sequence[str], port: int = TARGET) -> Iterator[dict[str, socket.socket]]:
+    with contextlib.ExitStack() as stack:
+        made = {name: stack.enter_context(hosts.socket(name)) for name in names}
+        for listener in made.values():
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("0.0.0.0", port))
+            listener.listen(256)
+            listener.setblocking(False)
+        yield made
+
+
+def spread(hosts: Hosts, client: str, listeners: dict[str, socket.socket], times: int, to: IPAddress = VIP) -> Counter[str]:
+    """Who accepted so many connections."""
+    found: Counter[str] = Counter()
+    for _ in range(times):
+        with hosts.socket(client) as caller:
+            caller.connect((str(to), PORT))
+            for name, listener in listeners.items():
+                with contextlib.suppress(BlockingIOError):
+                    answerer, _ = listener.accept()
+                    answerer.close()
+                    found[name] += 1
+    return found
+
+
+@pytest.mark.parametrize("client", [*CLIENTS, *HOSTS])
+@pytest.mark.parametrize("backend", ["near", "far"])
+def test_everybody_reaches_a_backend_and_it_sees_who_comes(hosts: Hosts, client: str, backend: str) -> None:
+    enforce(hosts, serving(hosts, backend))
+    seen = hosts.connects(client, VIP, PORT, backend, TARGET, size=200_000)
+    assert seen is not None
+    if client != backend:
+        assert seen == (CLIENTS | HOSTS)[client]
+
+
+@pytest.mark.parametrize("client", ["near", "far"])
+def test_a_backend_is_reached_by_its_own_address_too(hosts: Hosts, client: str) -> None:
+    enforce(hosts, serving(hosts, "near", "far", "web"))
+    for backend in ("near", "far", "web"):
+        assert hosts.connects(client, BY_NAME[backend].address, TARGET, backend, TARGET) == CLIENTS[client] or client == backend
+
+
+@pytest.mark.parametrize("backend", ["near", "far"])
+def test_a_firewall_that_drops_what_conntrack_finds_invalid_leaves_its_own_address_alone(hosts: Hosts, backend: str) -> None:
+    """Both directions of a connection are tracked, or none."""
+    enforce(hosts, serving(hosts, "near", "far"))
+    strict = (
+        "add table ip strict; add chain ip strict f { type filter hook forward priority 10; }; add rule ip strict f ct state invalid drop"
+    )
+    for name in WIRE:
+        hosts.run(name, f"nft '{strict}'")
+    try:
+        for to, port in ((BY_NAME[backend].address, TARGET), (VIP, PORT)):
+            enforce(hosts, serving(hosts, backend))
+            for client in ("web", "far" if backend == "near" else "near"):
+                assert hosts.connects(client, to, port, backend, TARGET, size=50_000) is not None, (client, to)
+    finally:
+        for name in WIRE:
+            hosts.run(name, "nft delete table ip strict")
+
+
+def test_connections_are_spread_evenly(hosts: Hosts) -> None:
+    enforce(hosts, serving(hosts, "near", "far", "web"))
+    with listening(hosts, ("near", "far", "web")) as listeners:
+        found = spread(hosts, "A", listeners, 300)
+    assert found.total() == 300
+    assert all(60 < count < 140 for count in found.values()), found
+
+
+def test_a_weight_is_a_share(hosts: Hosts) -> None:
+    snapshot = serving(hosts, "near", "far")
+    heavy = replace(snapshot.endpoints["far"], labels={"app": "shop", "plait.vip.weight": "3"})
+    enforce(hosts, replace(snapshot, endpoints={**snapshot.endpoints, "far": heavy}))
+    with listening(hosts, ("near", "far")) as listeners:
+        found = spread(hosts, "web", listeners, 200)
+    assert 120 < found["far"] < 180, found
+
+
+def test_with_affinity_a_client_keeps_to_one(hosts: Hosts) -> None:
+    enforce(hosts, serving(hosts, "near", "far", "web", service=replace(SERVICE, affinity=True)))
+    with listening(hosts, ("near", "far", "web")) as listeners:
+        for client in ("A", "far"):
+            assert len(spread(hosts, client, listeners, 20)) == 1
+
+
+def test_local_first_means_this_host(hosts: Hosts) -> None:
+    enforce(hosts, serving(hosts, "near", "far", service=replace(SERVICE, local_first=True)))
+    with listening(hosts, ("near", "far")) as listeners:
+        assert spread(hosts, "web", listeners, 20) == {"near": 20}
+        assert spread(hosts, "B", listeners, 20) == {"far": 20}
+
+
+@pytest.mark.parametrize("client", ["web", "far"])
+def test_one_that_drains_keeps_what_it_has_and_gets_no_more(hosts: Hosts, client: str) -> None:
+    enforce(hosts, serving(hosts, "near"))
+    with listening(hosts, ("near", "far")) as listeners, hosts.socket(client) as caller:
+        caller.connect((str(VIP), PORT))
+        answerer, _ = listeners["near"].accept()
+        with answerer:
+            enforce(hosts, serving(hosts, "near", "far", service=replace(SERVICE, drained=("A/near",))))
+            assert spread(hosts, client, listeners, 20) == {"far": 20}
+            caller.sendall(b"x")
+            answerer.settimeout(1)
+            assert answerer.recv(1) == b"x"
+
+
+@pytest.mark.parametrize("client", ["web", "A", "far"])
+def test_what_nobody_stands_for_is_refused_at_once(hosts: Hosts, client: str) -> None:
+    enforce(hosts, serving(hosts))
+    for to, port in ((VIP, PORT), (VIP, 81), (A("10.27.99.99"), 80)):
+        with hosts.socket(client) as caller, pytest.raises(ConnectionRefusedError):
+            caller.connect((str(to), port))
+
+
+@pytest.mark.parametrize("backend", ["near", "far"])
+def test_networks_stay_apart(hosts: Hosts, backend: str) -> None:
+    enforce(hosts, serving(hosts, backend))
+    with listening(hosts, [backend]), hosts.socket("stranger") as caller, pytest.raises(ConnectionRefusedError):
+        caller.connect((str(VIP), PORT))
+
+
+@pytest.mark.parametrize("client", ["web", "far", "A"])
+def test_datagrams_go_to_one_and_come_back_from_the_virtual_address(hosts: Hosts, client: str) -> None:
+    enforce(hosts, serving(hosts, "near"))
+    with hosts.udp("near") as ear, hosts.udp(client) as mouth:
+        ear.bind(("0.0.0.0", 5353))
+        for size in (1, 4000):  # the second in fragments
+            mouth.sendto(b"x" * size, (str(VIP), 53))
+            data, peer = ear.recvfrom(5000)
+            ear.sendto(data, peer)
+            data, source = mouth.recvfrom(5000)
+            assert (len(data), source) == (size, (str(VIP), 53))
+
+
+def without(snapshot: Snapshot, name: str) -> Snapshot:
+    """What is left when a container was killed: its endpoint is gone. Its namespace stays as it was, so that it says nothing itself."""
+    return replace(snapshot, endpoints={key: e for key, e in snapshot.endpoints.items() if e.name != name})
+
+
+@pytest.mark.parametrize(
+    ("client", "drained", "others"),
+    [("web", (), ()), ("far", ("A/near",), ()), ("A", (), ("far",)), ("far", (), ("far",)), ("web", ("A/near",), ("far",))],
+    ids=["alone", "drained", "one of two", "another host's", "drained of two"],
+)
+def test_a_connection_to_one_that_is_gone_is_reset_at_its_next_packet(
+    hosts: Hosts, client: str, drained: tuple[str, ...], others: tuple[str, ...]
+) -> None:
+    """It is silent, not refusing: nobody but this host could say that it is gone."""
+    enforce(hosts, serving(hosts, "near"))
+    with listening(hosts, ("near", *others)) as listeners, hosts.socket(client) as caller:
+        caller.connect((str(VIP), PORT))
+        answerer, _ = listeners["near"].accept()
+        with answerer:
+            both = serving(hosts, "near", *others, service=replace(SERVICE, drained=drained))
+            enforce(hosts, both)
+            caller.sendall(b"x")
+            answerer.settimeout(1)
+            assert answerer.recv(1) == b"x", "idle or not, it lives on while its backend does"
+            enforce(hosts, without(both, "near"))
+            with pytest.raises(ConnectionResetError):
+                for _ in range(3):
+                    caller.sendall(b"x")
+                    assert caller.recv(1) == b"", "it ends"
+        hosts.converge("A")
+
+
+@pytest.mark.parametrize("client", ["web", "far"])
+def test_a_client_that_goes_on_sending_datagrams_gets_another_backend(hosts: Hosts, client: str) -> None:
+    enforce(hosts, serving(hosts, "near"))
+    with hosts.udp("near") as first, hosts.udp("web" if client == "far" else "far") as second, hosts.udp(client) as mouth:
+        for ear in (first, second):
+            ear.bind(("0.0.0.0", 5353))
+        mouth.bind(("0.0.0.0", 7777))
+        mouth.sendto(b"1", (str(VIP), 53))
+        assert first.recv(9) == b"1"
+        enforce(hosts, without(serving(hosts, "near", "web" if client == "far" else "far"), "near"))
+        mouth.sendto(b"2", (str(VIP), 53))
+        assert second.recv(9) == b"2"
+    enforce(hosts, hosts.snapshot)
+
+
+@pytest.mark.parametrize(("backend", "seen"), [("near", WIRE["B"]), ("far", HOSTS["A"])])
+def test_a_port_of_every_host_leads_to_the_service(hosts: Hosts, backend: str, seen: IPv4Address) -> None:
+    """A backend on that host sees the client, one on another host sees the host."""
+    enforce(hosts, serving(hosts, backend))
+    if backend == "near":
+        assert hosts.connects("B", WIRE["A"], 9090, backend, TARGET) == seen
+    for client in ("A", "near", "far"):
+        for host in WIRE.values():
+            assert hosts.connects(client, host, 9090, backend, TARGET) is not None, (client, host)
+
+
+@pytest.mark.parametrize("backend", ["near", "far"])
+def test_policies_are_judged_by_who_comes_and_where_it_gets(hosts: Hosts, backend: str) -> None:
+    friends = read_policies(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n  podSelector: {matchLabels: {app: shop}}\n"
+        "  ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}], ports: [{port: 8080}]}]\n"
+    ).policies
+    snapshot = serving(hosts, backend)
+    friend = replace(snapshot.endpoints["web"], labels={"app": "friend"})
+    stranger = "far" if backend == "near" else "near"
+    endpoints = {**snapshot.endpoints, "web": friend}
+    enforce(hosts, replace(snapshot, endpoints=endpoints, policies={one.ident: one for one in friends}))
+    assert hosts.connects("web", VIP, PORT, backend, TARGET) == CLIENTS["web"]
+    assert hosts.connects(stranger, VIP, PORT, backend, TARGET, wait_s=0.3) is None
+    enforce(hosts, hosts.snapshot)
+
+
+def test_what_idles_longer_than_the_kernel_remembers_lives_on_or_is_reset(hosts: Hosts) -> None:
+    """With one backend its packets find the same again, with others than that they meet somebody who knows nothing of it."""
+    hosts.run("A", "sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_established=1")
+    try:
+        for others, ends in (((), False), (("far",), True)):
+            enforce(hosts, serving(hosts, "near"))
+            with listening(hosts, ("near", *others)) as listeners, hosts.socket("web") as caller:
+                caller.connect((str(VIP), PORT))
+                answerer, _ = listeners["near"].accept()
+                with answerer:
+                    answerer.settimeout(1)
+                    enforce(hosts, serving(hosts, "near", *others, service=replace(SERVICE, drained=("A/near",) if others else ())))
+                    until_forgotten(hosts)
+                    caller.sendall(b"x")
+                    if ends:
+                        with pytest.raises(ConnectionResetError):
+                            caller.recv(1)
+                    else:
+                        assert answerer.recv(1) == b"x"
+    finally:
+        hosts.run("A", "sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_established=432000")
+        enforce(hosts, hosts.snapshot)
+
+
+def until_forgotten(hosts: Hosts) -> None:
+    for _ in range(100):
+        if not hosts.run("A", f"conntrack -L -p tcp --state ESTABLISHED -d {VIP} 2>/dev/null").strip():
+            return
+        time.sleep(0.1)
+    raise AssertionError("the kernel does not forget")
+
+
+def test_a_port_is_only_of_hosts_that_publish_it_and_for_whom_they_say(hosts: Hosts) -> None:
+    enforce(hosts, serving(hosts, "near", service=replace(SERVICE, hosts=("B",))))
+    assert hosts.connects("B", WIRE["A"], 9090, "near", TARGET) is None
+    assert hosts.connects("A", WIRE["B"], 9090, "near", TARGET) is not None
+    hosts.clients = (IPv4Network("203.0.113.0/24"),)
+    try:
+        enforce(hosts, serving(hosts, "near"))
+        assert hosts.connects("B", WIRE["A"], 9090, "near", TARGET) is None
+        assert hosts.connects("B", VIP, PORT, "near", TARGET) is not None, "the virtual address is not published"
+    finally:
+        hosts.clients = ()
+        enforce(hosts, hosts.snapshot)
+
+
+def test_without_services_nothing_of_them_is_left(hosts: Hosts) -> None:
+    enforce(hosts, serving(hosts, "near"))
+    enforce(hosts, hosts.snapshot)
+    for name in WIRE:
+        assert "vip" not in hosts.run(name, "nft list ruleset") and "10.27." not in hosts.run(name, "ip route")

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Services with a virtual address on three hosts: who is reached, by which name, and when no more."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from tests.support.sandboxes import address, inside, shown
+
+from plait.lab.lab import Lab
+from plait.lab.process import until
+
+pytestmark = [pytest.mark.system, pytest.mark.root, pytest.mark.timeout(180)]
+SERVER = """
+import socketserver, sys
+class Handler(socketserver.StreamRequestHandler):
+    def handle(self):
+        self.wfile.write(f"{sys.argv[1]} {self.client_address[0]}\\n".encode())
+        while line := self.rfile.readline():
+            self.wfile.write(line)
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address, daemon_threads, request_queue_size = True, True, 128
+Server(("", 8080), Handler).serve_forever()
+"""
+"""Says its name and who comes, then gives back every line."""
+CLIENT = """
+import json, socket, sys, time
+to, port, many, pause = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+for _ in range(many):
+    began = time.time()
+    try:
+        with socket.create_connection((to, port), 2) as sock:
+            said = sock.makefile().readline().split()
+    except OSError as error:
+        said = [str(error), ""]
+    print(json.dumps([began, *(said or ["cut", ""])]), flush=True)
+    time.sleep(pause)
+"""
+"""Connects so many times; prints when each began, who answered and what address that saw."""
+HOLDER = """
+import socket, sys
+held = {}
+while len(held) < int(sys.argv[3]):
+    sock = socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)
+    held.setdefault(sock.makefile().readline().split()[0], sock)
+print("held", flush=True)
+for line in sys.stdin:
+    for name, sock in sorted(held.items()):
+        try:
+            sock.sendall(line.encode())
+            print(name, "lives" if sock.recv(99) == line.encode() else "ended", flush=True)
+        except OSError as error:
+            print(name, type(error).__name__, flush=True)
+"""
+"""Holds a connection to each of so many backends, and says at every line it reads which of them still answer."""
+DOMAIN = "default.svc.cluster.local"
+SHOPS = ("shop-A", "shop-B", "shop-C")
+
+
+@pytest.fixture(scope="module")
+def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
+    """On every host a server and a client."""
+    made: Lab = make_lab(hosts=3)
+    servers: list[subprocess.Popen[str]] = []
+    try:
+        for host in "ABC":
+            made.run(host, "plait", "run", "--name", f"client-{host}")
+            servers.append(start(made, host, f"shop-{host}"))
+        yield made
+    finally:
+        for process in servers:
+            process.kill()
+            process.wait(5)
+
+
+@pytest.fixture(autouse=True)
+def no_services(lab: Lab) -> Iterator[None]:
+    yield
+    for row in shown(lab, "A", "service", "ls"):
+        lab.run("A", "plait", "service", "rm", f"{row['namespace']}/{row['name']}")
+
+
+def start(lab: Lab, host: str, name: str) -> subprocess.Popen[str]:
+    lab.run(host, "plait", "run", "--name", name, "--label", "app=shop")
+    process = lab.popen(host, "plait", "exec", name, "--", sys.executable, "-c", SERVER, name, stdout=subprocess.DEVNULL, text=True)
+    until(f"{name} listens", lambda: "0:8080" in inside(lab, host, name, "ss", "-ltnH").stdout, 20)
+    return process
+
+
+def create(lab: Lab, *words: str) -> str:
+    """Made on A, and known everywhere; its address."""
+    vip = lab.run("A", "plait", "service", "create", "shop", "--port", "80:8080", "--selector", "app=shop", *words).stdout.strip()
+    for host in "BC":
+        until(f"{host} has it", lambda h=host: vip in lab.run(h, "nft", "list map inet plait vips", check=False).stdout, 10)
+    return vip
+
+
+def connects(lab: Lab, host: str, to: str, many: int = 1, port: int = 80, sandbox: str = "") -> list[list[Any]]:
+    words = sys.executable, "-c", CLIENT, to, str(port), str(many), "0"
+    done = inside(lab, host, sandbox, *words) if sandbox else lab.run(host, *words, check=False)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def answered(lab: Lab, host: str, to: str, many: int = 60) -> Counter[str]:
+    return Counter(row[1] for row in connects(lab, host, to, many, sandbox=f"client-{host}"))
+
+
+def test_everybody_reaches_all_of_them_by_its_name_and_is_seen_by_its_own_address(lab: Lab) -> None:
+    vip = create(lab)
+    assert vip.startswith("10.27.")
+    for host in "ABC":
+        client = address(lab, f"client-{host}")
+        until(f"{host} knows the name", lambda h=host: dug(lab, h, f"shop.{DOMAIN}") == [vip], 10)
+        rows = connects(lab, host, f"shop.{DOMAIN}", 90, sandbox=f"client-{host}")
+        assert {row[2] for row in rows} == {client}
+        counts = Counter(row[1] for row in rows)
+        assert set(counts) == set(SHOPS) and min(counts.values()) >= 12, counts
+    assert {row[1] for row in connects(lab, "B", vip, 30)} == set(SHOPS), "hosts as well"
+    assert {row[1] for row in connects(lab, "A", vip, 30, sandbox="shop-A")} == set(SHOPS), "and itself"
+    assert dug(lab, "C", f"shop.{DOMAIN}", "SRV") == [f"0 1 80 shop.{DOMAIN}."]
+    assert dug(lab, "C", "shop.virtual.consul") == [vip]
+    assert dug(lab, "C", "-x", vip) == [f"shop.{DOMAIN}."]
+    assert connects(lab, "A", vip, port=81, sandbox="client-A")[0][1] == "[Errno 111] Connection refused"
+
+
+def dug(lab: Lab, host: str, *words: str) -> list[str]:
+    return lab.run(host, "dig", "+short", "+time=1", "+tries=1", "@127.0.0.1", *words, check=False).stdout.split("\n")[:-1]
+
+
+def test_one_that_is_killed_gets_nothing_after_a_second_and_what_it_had_is_reset(lab: Lab) -> None:
+    """The others keep what they have."""
+    with start(lab, "B", "victim") as victim:
+        vip = create(lab)
+        words = sys.executable, "-c", HOLDER, vip, "80", "4"
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with lab.popen("A", "plait", "exec", "client-A", "--", *words, text=True, **pipes) as holder:
+            assert holder.stdin is not None and holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            asked = sys.executable, "-c", CLIENT, vip, "80", "400", "0.01"
+            asking = lab.popen("C", "plait", "exec", "client-C", "--", *asked, text=True, stdout=subprocess.PIPE)
+            time.sleep(1)
+            killed = time.time()
+            lab.run("B", "plait", "rm", "victim")
+            rows = [json.loads(line) for line in asking.communicate(timeout=30)[0].splitlines()]
+            holder.stdin.write("hello\n")
+            holder.stdin.flush()
+            said = dict(holder.stdout.readline().split() for _ in range(4))
+            holder.stdin.close()
+            holder.wait(5)
+        victim.kill()
+    assert {row[1] for row in rows if row[0] < killed - 0.1} == {*SHOPS, "victim"}
+    late = Counter(row[1] for row in rows if row[0] > killed + 1)
+    assert set(late) == set(SHOPS), late
+    assert said.pop("victim") in ("ended", "ConnectionResetError", "BrokenPipeError"), "by itself or by who sees it gone: not silent"
+    assert said == dict.fromkeys(SHOPS, "lives")
+
+
+def test_its_manner_is_changed_while_it_is_used(lab: Lab) -> None:
+    vip = create(lab, "--local-first")
+    for host in "ABC":
+        assert set(answered(lab, host, vip, 20)) == {f"shop-{host}"}
+    lab.run("A", "plait", "service", "set", "shop", "--no-local-first", "--affinity")
+    until("each client keeps to one", lambda: all(len(answered(lab, host, vip, 20)) == 1 for host in "ABC"), 10)
+    lab.run("B", "plait", "service", "set", "shop", "--no-affinity", "--drain", "shop-C")
+    until("one drains", lambda: set(answered(lab, "A", vip)) == {"shop-A", "shop-B"}, 10)
+    states = {one["name"]: one["state"] for one in shown(lab, "C", "service", "show", "shop")["containers"]}
+    assert states == {"shop-A": "ready", "shop-B": "ready", "shop-C": "draining"}
+    lab.run("B", "plait", "service", "set", "shop", "--undrain", "C/shop-C")
+    until("it does not any more", lambda: "shop-C" in answered(lab, "A", vip), 10)
+
+
+def test_a_failing_check_takes_one_out_until_it_passes(lab: Lab) -> None:
+    vip = create(lab)
+    body = {"Name": "shop", "ID": "shop-A", "Address": address(lab, "shop-A"), "Port": 8080, "Check": {"TTL": "60s", "Status": "passing"}}
+    lab.run("A", "curl", "-sS", "--fail", "-X", "PUT", "-d", json.dumps(body), "http://127.0.0.1:8500/v1/agent/service/register")
+    assert set(answered(lab, "C", vip)) == set(SHOPS)
+    for verb, there in (("fail", False), ("pass", True)):
+        lab.run("A", "curl", "-sS", "--fail", "-X", "PUT", f"http://127.0.0.1:8500/v1/agent/check/{verb}/service:shop-A")
+        until(f"after {verb}", lambda t=there: ("shop-A" in answered(lab, "C", vip)) == t, 10)
+    lab.run("A", "curl", "-sS", "--fail", "-X", "PUT", "http://127.0.0.1:8500/v1/agent/service/deregister/shop-A")
+
+
+def test_a_port_of_every_host_and_a_label(lab: Lab) -> None:
+    """By the port of a host with a container of it the client's own address is seen."""
+    create(lab, "--publish", "9090:80")
+    for host, other in (("A", "B"), ("B", "C"), ("C", "A")):
+        rows = connects(lab, host, lab.address(other), 5, 9090)
+        assert [row[1:] for row in rows] == [[f"shop-{other}", lab.address(host)]] * 5
+    lab.run("B", "plait", "run", "--name", "late", "--label", "plait.vip=auto", "--label", "plait.vip.ports=80:8080")
+    until(
+        "the label's service is there",
+        lambda: [row["ready"] for row in shown(lab, "A", "service", "ls") if row["name"] == "auto"] == [1],
+        10,
+    )
+    lab.run("B", "plait", "rm", "late")

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections to virtual addresses that are forgotten: those to backends that are gone, and no others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+from tests.support.policies import BLOCKS, NETWORKS, NODES, endpoint
+
+from plait.model.cluster import Snapshot
+from plait.model.flows import PortRule
+from plait.model.objects import Plan
+from plait.model.service import Service, ServicePort
+from plait.plan import Local, plan_node
+from plait.plan.vipflows import orphaned
+from plait.reconcile import diff, order
+
+A = IPv4Address
+VIP = A("10.27.0.9")
+SHOP = Service("shop", "default", VIP, (ServicePort("tcp", 80, 8080, 9090), ServicePort("udp", 53, 53)), {"app": "shop"})
+FIRST, SECOND = endpoint(1, "A", "default", {"app": "shop"}), endpoint(2, "B", "default", {"app": "shop"})
+BOTH = Snapshot("A", 1, NODES, frozenset("AB"), NETWORKS, BLOCKS, {e.id: e for e in (FIRST, SECOND)}, services={SHOP.ident: SHOP})
+
+
+def planned(snapshot: Snapshot) -> Plan:
+    return plan_node(snapshot, Local())
+
+
+def rules(before: Snapshot, after: Snapshot) -> set[PortRule]:
+    was, now = planned(before), planned(after)
+    return set(orphaned(order(diff(now, was, True)), now))
+
+
+def led(proto: str, port: int, target: int, host: IPv4Address | None = VIP) -> PortRule:
+    return PortRule(proto, port, 4, host=host, led=frozenset({(FIRST.address, target)}))  # type: ignore[arg-type]
+
+
+GONE = replace(BOTH, endpoints={SECOND.id: SECOND})
+DRAINED = replace(BOTH, services={SHOP.ident: replace(SHOP, drained=("A/c1",))})
+BOTH_GONE = replace(BOTH, endpoints={})
+WANTED = {led("tcp", 80, 8080), led("udp", 53, 53), led("tcp", 9090, 8080, None)}
+
+
+def test_one_that_is_gone_is_forgotten_by_each_way_that_led_to_it() -> None:
+    assert rules(BOTH, GONE) == WANTED
+
+
+@pytest.mark.parametrize(
+    ("after", "forgotten"),
+    [(BOTH, set()), (DRAINED, set()), (replace(BOTH, alive=frozenset("A")), {"udp"})],
+    ids=["nothing", "drained", "away"],
+)
+def test_what_lives_on_is_not_but_for_datagrams_to_one_that_is_not_ready(after: Snapshot, forgotten: set[str]) -> None:
+    assert {rule.proto for rule in rules(BOTH, after)} == forgotten
+
+
+def test_one_that_drained_before_it_went_is_found_by_all_places() -> None:
+    assert rules(DRAINED, replace(DRAINED, endpoints=GONE.endpoints)) == WANTED
+
+
+def test_a_service_that_is_removed_ends_its_connections() -> None:
+    found = rules(BOTH, replace(BOTH, services={}))
+    assert {(rule.proto, rule.port) for rule in found} == {("tcp", 80), ("udp", 53), ("tcp", 9090)}
+    assert {target for rule in found for target, _ in rule.led} == {FIRST.address, SECOND.address}
+
+
+def test_without_services_there_is_nothing_to_forget() -> None:
+    assert rules(replace(BOTH, services={}), BOTH_GONE) == set()
