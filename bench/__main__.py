@@ -23,6 +23,7 @@ from bench.core import Row
 NAMES = (
     "plumbing",
     "network",
+    "vips",
     "encryption",
     "limits",
     "lab",
