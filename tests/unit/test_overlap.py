@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from plait.ipam import clashes, own_ranges, taken
 from plait.ipam.overlap import MOST, overlapping
 from plait.model.cluster import HostRange, HostRanges, Network, Snapshot
 from plait.model.errors import ConfigError
+from plait.model.service import VIP_POOL, Service, ServicePort
 from plait.runtimes.api import NetworkRequest
 
 N = IPv4Network
@@ -50,7 +52,7 @@ def test_what_is_published_overlaps_exactly_what_was_found(found: list[IPv4Netwo
         assert any(one.cidr.overlaps(subnet) for one in kept) == any(one.overlaps(subnet) for one in found)
     snapshot = Snapshot("A", host_ranges={"A": HostRanges("A", kept)})
     assert bool(list(overlapping(subnet, snapshot))) == any(one.cidr.overlaps(subnet) for one in kept)
-    assert set(taken(snapshot)) == {one.cidr for one in kept}
+    assert set(taken(snapshot)) == {one.cidr for one in kept} | {VIP_POOL}
 
 
 def test_clashes_name_network_thing_and_host_but_not_what_was_made_on_purpose() -> None:
@@ -60,6 +62,15 @@ def test_clashes_name_network_thing_and_host_but_not_what_was_made_on_purpose() 
     )
     snapshot = Snapshot("A", networks={"mesh": mesh, "x": forced}, host_ranges={"B": HostRanges("B", (VPN,))})
     assert clashes(snapshot) == {"mesh": "network mesh overlaps 10.50.0.0/20 (route via 192.0.2.1 dev tun0 on node B)"}
+
+
+def test_virtual_addresses_are_taken_where_there_are_services() -> None:
+    service = Service("web", "default", VIP_POOL[1], (ServicePort("tcp", 80, 8080),), {"app": "web"})
+    old, snapshot = Network("old", N("10.27.4.0/24"), N("10.27.4.0/24")[1], 28), Snapshot("A")
+    assert not list(overlapping(old.subnet, snapshot))
+    assert taken(snapshot) == [VIP_POOL], "no network that is chosen by itself has them"
+    snapshot = replace(snapshot, networks={"old": old}, services={service.ident: service})
+    assert clashes(snapshot) == {"old": "network old overlaps 10.27.0.0/16 (virtual addresses of services)"}
 
 
 async def test_a_network_over_what_any_host_uses_is_refused_unless_forced(store: Cuttable, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What else uses addresses of a pool: routes and addresses of hosts, networks of their engines.
+"""What else uses addresses of a pool: routes and addresses of hosts, networks of their engines, virtual addresses of services.
 
 Every node publishes its own (`HostRanges`); a network is refused where they overlap, and one that is there already is named.
 """
@@ -11,6 +11,7 @@ from ipaddress import IPv4Network
 
 from plait.model.cluster import HostRange, Network, Snapshot
 from plait.model.errors import ConfigError
+from plait.model.service import VIP_POOL
 
 MOST = 64
 """Ranges that a node publishes."""
@@ -40,6 +41,8 @@ def overlapping(subnet: IPv4Network, snapshot: Snapshot) -> Iterator[str]:
         for one in snapshot.host_ranges[name].ranges:
             if one.cidr.overlaps(subnet):
                 yield f"{one.cidr} ({one.what} on node {name})"
+    if snapshot.services and VIP_POOL.overlaps(subnet):
+        yield f"{VIP_POOL} (virtual addresses of services)"
 
 
 def check_overlaps(subnet: IPv4Network, snapshot: Snapshot) -> None:
@@ -67,4 +70,5 @@ def is_forced(network: Network) -> bool:
 
 def taken(snapshot: Snapshot) -> list[IPv4Network]:
     """What a pool that is chosen by itself keeps clear of."""
-    return [*(n.subnet for n in snapshot.networks.values()), *(r.cidr for h in snapshot.host_ranges.values() for r in h.ranges)]
+    ranges = (r.cidr for h in snapshot.host_ranges.values() for r in h.ranges)
+    return [*(n.subnet for n in snapshot.networks.values()), *ranges, VIP_POOL]
