@@ -142,6 +142,15 @@ def test_the_search_for_tasks_finds_them(text: str, lines: list[int]) -> None:
     assert unowned_tasks(ast.parse(text)) == lines
 
 
+def test_no_command_leaves_its_namespace() -> None:
+    """A line for a shell that begins with `nsenter` runs what comes after `&&` in the namespace of this machine. Whoever has a namespace of
+    its own already may give a line to a shell (`sh` there)."""
+    word = "shell" + "=True"
+    assert [str(path.relative_to(ROOT)) for path in files() if path.suffix == ".py" and word in path.read_text()] == [
+        "tests/support/kernel.py"
+    ]
+
+
 def machine_words() -> list[str]:
     """What would give away the machine that this runs on: places, its name, where it fetches packages."""
     words = [f"{ROOT}/", f"{Path.home()}/"] + ([f"{sys.base_prefix}/"] if sys.base_prefix not in ("/usr", "/usr/local") else [])

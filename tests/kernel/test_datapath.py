@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from tests.support.kernel import converge
+from tests.support.kernel import converge, within
 
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns
 from plait.kernel.linux.netns import in_thread, inside
@@ -77,9 +77,7 @@ class Hosts:
         )
 
     def run(self, where: str, command: str) -> str:
-        done = subprocess.run(
-            f"nsenter --net={self.paths[where]} {command}", shell=True, capture_output=True, text=True, timeout=20, check=False
-        )
+        done = subprocess.run(within(self.paths[where], command), capture_output=True, text=True, timeout=20, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -116,8 +114,8 @@ class Hosts:
         in_thread(work)
 
     def pings(self, where: str, to: IPAddress, options: str = "") -> bool:
-        command = f"nsenter --net={self.paths[where]} ping -c1 -W1 {options} {to}"
-        return subprocess.run(command, shell=True, capture_output=True, timeout=10, check=False).returncode == 0
+        command = within(self.paths[where], f"ping -c1 -W1 {options} {to}")
+        return subprocess.run(command, capture_output=True, timeout=10, check=False).returncode == 0
 
     def know_gateway(self, where: str) -> None:
         """The container does not ask for its gateway any more: one that asks with a forged address of the host gets no answer, and
@@ -366,8 +364,8 @@ def test_a_peer_may_change_its_tunnel_address_under_traffic(hosts: Hosts) -> Non
     """What leads to the old one goes last, on whichever way packets take."""
     moved = replace(NODES[1], tunnel=A("10.28.2.255"))
     other = replace(hosts.snapshot, nodes={"A": NODES[0], "B": moved})
-    ping = f"nsenter --net={hosts.paths['web']} ping -q -f -c 40000 -W 1 {BY_NAME['far'].address}"
-    with subprocess.Popen(ping, shell=True, stdout=subprocess.PIPE, text=True) as running:
+    ping = within(hosts.paths["web"], f"exec ping -q -f -c 40000 -W 1 {BY_NAME['far'].address}")
+    with subprocess.Popen(ping, stdout=subprocess.PIPE, text=True) as running:
         while running.poll() is None:
             for snapshot in (other, None):
                 hosts.converge("A", snapshot)
@@ -414,8 +412,7 @@ def test_the_gateway_is_the_own_host_even_inside_the_block_of_another(hosts: Hos
 
 def test_a_packet_whose_time_is_over_is_answered(hosts: Hosts) -> None:
     done = subprocess.run(
-        f"nsenter --net={hosts.paths['web']} ping -c1 -W2 -t1 {BY_NAME['far'].address}",
-        shell=True,
+        within(hosts.paths["web"], f"ping -c1 -W2 -t1 {BY_NAME['far'].address}"),
         capture_output=True,
         text=True,
         check=False,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.kernel.test_datapath import ENDPOINTS, NETWORKS, NODES, WAIT_S, Hosts, counted
+from tests.support.kernel import within
 
 from plait.ipam import image
 from plait.kernel.linux import create_netns, delete_netns
@@ -177,8 +178,8 @@ def test_a_path_that_is_smaller_towards_one_peer_is_told_to_the_sender(hosts: Ho
 
 
 def test_a_packet_whose_time_is_over_is_answered(hosts: Hosts) -> None:
-    command = f"nsenter --net={hosts.paths['web']} ping -c1 -W2 -t1 {address('far')}"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    command = within(hosts.paths["web"], f"ping -c1 -W2 -t1 {address('far')}")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "Time exceeded: Hop limit" in done.stdout
 
 

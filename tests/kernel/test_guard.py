@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from tests.support.kernel import converge
+from tests.support.kernel import converge, within
 
 from plait.ipam import image
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns
@@ -80,9 +80,7 @@ class Host:
         return in_thread(there)
 
     def run(self, name: str, command: str) -> str:
-        done = subprocess.run(
-            f"nsenter --net={self.path(name)} {command}", shell=True, capture_output=True, text=True, timeout=20, check=False
-        )
+        done = subprocess.run(within(self.path(name), command), capture_output=True, text=True, timeout=20, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

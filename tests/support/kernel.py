@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from pathlib import Path
 
 from plait.kernel.api import Kernel
 from plait.kernel.linux import LinuxKernel
@@ -224,6 +225,12 @@ def converge(kernel: Kernel, plan: Plan) -> int:
     result = kernel.apply(ops)
     assert not result.failed, result.failed
     return len(ops)
+
+
+def within(netns: Path, command: str) -> list[str]:
+    """What runs a shell's command in that network namespace: all of it, whatever it is put together of. (`nsenter … a && b`, given to a
+    shell, runs b outside.)"""
+    return ["nsenter", f"--net={netns}", "sh", "-c", command]
 
 
 def sh(command: str) -> str:
