@@ -476,15 +476,19 @@ def test_what_a_shortcut_delivers_meets_no_hook_of_the_host_that_receives_it(hos
 
 
 def test_a_shortcut_delivers_nothing_from_another_network(hosts: Hosts) -> None:
-    """Sent from the tunnel device of the other host: what no rule there has looked at."""
+    delivers_nothing_from_another_network(hosts, "pl-x1")
+
+
+def delivers_nothing_from_another_network(hosts: Hosts, dev: str) -> None:
+    """Sent from this device of the other host: what no rule there has looked at."""
     source = "10.29.1.9"
-    hosts.run("A", f"ip addr add {source}/32 dev pl-x1")
+    hosts.run("A", f"ip addr add {source}/32 dev {dev}")
     try:
         with counted_inside(hosts, "far", source) as seen:
             hosts.pings("A", BY_NAME["far"].address, f"-I {source}")
             assert seen() == 0
     finally:
-        hosts.run("A", f"ip addr del {source}/32 dev pl-x1")
+        hosts.run("A", f"ip addr del {source}/32 dev {dev}")
 
 
 @contextlib.contextmanager
