@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The other models of a network: `docker run` on each beside Docker's own user bridge, and what goes between hosts beside flannel's
-plumbing; one of layer 2 beside Swarm's overlay, which is a bridge on each host as well. (An encrypted one is `bench.encryption`'s.)
+plumbing, one of layer 2 also beside Swarm's overlay, which is a bridge on each host as well. (An encrypted one is `bench.encryption`'s.)
 Interleaved, as in `bench.docker` and `bench.network`. Swarm has hosts of its own: its rules would see what the fast path goes round.
 """
 
@@ -23,7 +23,7 @@ NETWORKS = {
     "bridge": ("--backend", "bridge"),
     "wireguard": ("--backend", "wireguard"),
 }
-BESIDE = {"direct": "flannel", "hybrid": "flannel", "layer2": "Swarm"}
+BESIDE = (("direct", "flannel"), ("hybrid", "flannel"), ("layer2", "flannel"), ("layer2", "Swarm"))
 BARS = {"flannel": 1.25, "Swarm": 1.0}
 
 
@@ -43,7 +43,7 @@ def run() -> list[Row]:
         labs.append(Lab.up(simple(2, agents=False, engines=True), "bench-swarm", owned=True))
         swarm(labs[2], "AB")
         labs[2].run("A", "docker", "network", "create", "-d", "overlay", "--attachable", "Swarm")
-        sides |= {name: Side(labs[0], name) for name in BESIDE} | {"flannel": Side(labs[1], ""), "Swarm": Side(labs[2], "Swarm")}
+        sides |= {name: Side(labs[0], name) for name, _ in BESIDE} | {"flannel": Side(labs[1], ""), "Swarm": Side(labs[2], "Swarm")}
         time.sleep(1)
         return [*rows, *_between_hosts(sides)]
     finally:
@@ -76,6 +76,6 @@ def _between_hosts(sides: dict[str, Side]) -> list[Row]:
                 False,
                 f"{tool}; as on the overlay",
             )
-            for name, peer in BESIDE.items()
+            for name, peer in BESIDE
         ]
     return rows

@@ -49,6 +49,7 @@ class Packet:
     ttl: int = 64
     ident: int = 1
     payload: bytes = bytes(range(40))
+    macs: bytes = bytes(12)
 
     @property
     def inner(self) -> bytes:
@@ -56,7 +57,7 @@ class Packet:
 
     @property
     def frame(self) -> bytes:
-        wrapped = struct.pack("!II", self.flags, self.vni << 8) + bytes(12) + struct.pack("!H", self.ethertype) + self.inner
+        wrapped = struct.pack("!II", self.flags, self.vni << 8) + self.macs + struct.pack("!H", self.ethertype) + self.inner
         udp = struct.pack("!HHHH", 50000, self.port, 8 + len(wrapped), self.checksum) + wrapped
         outer = header("198.18.0.1", self.outer_to, self.outer_protocol, udp, 64, self.outer_fragment, self.outer_options)
         return bytes(12) + b"\x08\0" + outer
@@ -78,9 +79,25 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
+Judge = Callable[[bytes], tuple[int, bytes]]
+
+
 @pytest.fixture(scope="module")
-def judge() -> Iterator[Callable[[bytes], tuple[int, bytes]]]:
-    """What the program says to a frame, and how the frame is afterwards."""
+def judge() -> Iterator[Judge]:
+    """What the program says to a frame, and how the frame is afterwards, where what is delivered was routed."""
+    with judging(framed=False) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def switch() -> Iterator[Judge]:
+    """The same where frames are delivered."""
+    with judging(framed=True) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def judging(framed: bool) -> Iterator[Judge]:
     with contextlib.ExitStack() as stack:
         table = bpf.create_hash(4, shortcut._VALUE.size, 8, "test")
         stack.callback(os.close, table)
@@ -88,7 +105,7 @@ def judge() -> Iterator[Callable[[bytes], tuple[int, bytes]]]:
         stack.callback(os.close, program)
         words = DELIVERY.source.network_address.packed, DELIVERY.source.netmask.packed, DELIVERY.local.packed
         numbers = struct.pack("!I", DELIVERY.vni << 8), struct.pack("!H", DELIVERY.port)
-        bpf.put(table, DELIVERY.address.packed, shortcut._VALUE.pack(1, *words, *numbers, *MACS))
+        bpf.put(table, DELIVERY.address.packed, shortcut._VALUE.pack(1, *words, *numbers, framed, *MACS))
 
         def run(frame: bytes) -> tuple[int, bytes]:
             given, made = ctypes.create_string_buffer(frame, len(frame)), ctypes.create_string_buffer(4096)
@@ -103,7 +120,7 @@ def judge() -> Iterator[Callable[[bytes], tuple[int, bytes]]]:
 
 @pytest.mark.parametrize("ttl", [2, 64, 255])
 @pytest.mark.parametrize("payload", [bytes(20), bytes(range(256)), b"\xff" * 1300])
-def test_what_is_delivered_is_the_inner_packet_one_hop_older(judge: Callable[[bytes], tuple[int, bytes]], ttl: int, payload: bytes) -> None:
+def test_what_is_delivered_is_the_inner_packet_one_hop_older(judge: Judge, ttl: int, payload: bytes) -> None:
     packet = Packet(ttl=ttl, payload=payload, checksum=0x1234, outer_fragment=0x4000)
     verdict, frame = judge(packet.frame)
     assert verdict == DELIVERED
@@ -111,8 +128,20 @@ def test_what_is_delivered_is_the_inner_packet_one_hop_older(judge: Callable[[by
     assert checksum(frame[14:34]) == 0
 
 
+@pytest.mark.parametrize("ttl", [2, 64])
+def test_a_frame_is_delivered_as_it_was_sent(switch: Judge, ttl: int) -> None:
+    packet = Packet(ttl=ttl, payload=bytes(range(256)), macs=MACS[0] + b"\x02\xcc\xdd\xee\xff\x09")
+    assert switch(packet.frame) == (DELIVERED, packet.macs + b"\x08\0" + packet.inner)
+
+
+@pytest.mark.parametrize("to", [MACS[1], b"\xff" * 6, MACS[0][:5] + b"\0", b"\0" + MACS[0][1:]], ids=lambda mac: mac.hex())
+def test_a_frame_for_another_mac_is_not(switch: Judge, to: bytes) -> None:
+    packet = Packet(macs=to + MACS[1])
+    assert switch(packet.frame) == (LEFT, packet.frame)
+
+
 @pytest.mark.parametrize("sum_before", [b"\xfe\xff", b"\xfe\xfe", b"\xfd\xff", b"\xff\xfe", b"\x00\x00"])
-def test_a_checksum_keeps_its_carry(judge: Callable[[bytes], tuple[int, bytes]], sum_before: bytes) -> None:
+def test_a_checksum_keeps_its_carry(judge: Judge, sum_before: bytes) -> None:
     packet = next(one for n in range(1 << 16) if (one := Packet(ident=n)).inner[10:12] == sum_before)
     verdict, frame = judge(packet.frame)
     assert (verdict, frame[14:]) == (DELIVERED, replace(packet, ttl=packet.ttl - 1).inner)
@@ -141,7 +170,7 @@ def test_a_checksum_keeps_its_carry(judge: Callable[[bytes], tuple[int, bytes]],
     ],
     ids=lambda p: ",".join(f"{name}={getattr(p, name)}" for name in Packet.__annotations__ if getattr(p, name) != getattr(Packet(), name)),
 )
-def test_what_it_does_not_know_for_sure_it_leaves_as_it_was(judge: Callable[[bytes], tuple[int, bytes]], packet: Packet) -> None:
+def test_what_it_does_not_know_for_sure_it_leaves_as_it_was(judge: Judge, packet: Packet) -> None:
     verdict, frame = judge(packet.frame)
     if packet.payload:
         assert (verdict, frame) == (LEFT, packet.frame)
@@ -150,7 +179,7 @@ def test_what_it_does_not_know_for_sure_it_leaves_as_it_was(judge: Callable[[byt
 
 
 @pytest.mark.parametrize("length", range(34, 84))
-def test_a_frame_that_ends_too_early_is_left(judge: Callable[[bytes], tuple[int, bytes]], length: int) -> None:
+def test_a_frame_that_ends_too_early_is_left(judge: Judge, length: int) -> None:
     frame = Packet(payload=b"").frame[:length]
     assert judge(frame) == (LEFT, frame)
 

@@ -149,6 +149,7 @@ OBJECTS: tuple[KernelObject, ...] = (
     ),
     Shortcut("lo"),
     Delivery("lo", A("10.28.1.2"), N("10.28.0.0/16"), "pl-e1", A("198.18.0.1"), 1, 4789, "02:00:00:00:00:02"),
+    Delivery("lo", A("10.28.1.3"), N("10.28.0.0/16"), "pl-e1", A("198.18.0.1"), 2, 4789, "02:00:00:00:00:03", framed=True),
     HookRule("ip", "filter", "DOCKER-USER", 'oifname "pl-*" accept'),
     HookRule("ip6", "filter", "DOCKER-USER", 'oifname "pl-*" accept'),
     Sysctl("ipv6/conf/all/forwarding", "1"),

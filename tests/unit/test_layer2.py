@@ -109,9 +109,21 @@ def test_what_an_endpoint_asks_is_asked_of_everybody(network: Network, asks: tup
     assert chain.rules[-len(asks) :] == tuple(f"{what} ether daddr set ff:ff:ff:ff:ff:ff" for what in asks)
 
 
-def test_the_fast_path_has_no_chain_for_it() -> None:
+def test_frames_take_the_fast_path_by_their_macs() -> None:
+    here, there = f'{OWN.mac} : "{OWN.dev}"', {NEAR.mac, NODES["B"].vtep_mac, NODES["C"].vtep_mac}
     plan = planned(cluster(FLAT, OWN, NEAR), Local(fast_path=True))
-    assert ("nft", "chain", "pl-x1", "netdev") in plan and ("nft", "chain", "pl-x2", "netdev") not in plan
+    assert plan["nft", "map", "frames_here2", "netdev"].elements == {here}  # type: ignore[union-attr]
+    assert plan["nft", "set", "frames_there2", "netdev"].elements == there  # type: ignore[union-attr]
+    onward = 'ether daddr @frames_there2 fwd to "pl-x2"', "fwd to ether daddr map @frames_here2"
+    assert plan["nft", "chain", OWN.dev, "netdev"].rules[-2:] == onward  # type: ignore[union-attr]
+    assert plan["nft", "chain", "pl-x2", "netdev"].rules == onward[1:]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("fast_path", [False, True])
+def test_isolated_ports_and_slow_kernels_have_no_such_frames(fast_path: bool) -> None:
+    network = replace(FLAT, options={**FLAT.options, "isolated": "true"}) if fast_path else FLAT
+    plan = planned(cluster(network, OWN, NEAR), Local(fast_path=fast_path))
+    assert not [key for key in plan if "frames_" in str(key)] and ("nft", "chain", "pl-x2", "netdev") not in plan
     assert not any("fwd" in rule for rule in plan["nft", "chain", OWN.dev, "netdev"].rules)  # type: ignore[union-attr]
 
 

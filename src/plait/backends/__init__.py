@@ -61,6 +61,7 @@ __all__ = [
     "outer_growth",
     "own_mac",
     "settle",
+    "tunnel_port",
 ]
 
 
@@ -72,6 +73,11 @@ def backend_of(network: Network) -> Backend:
 def on_link(network: Network) -> bool:
     """Whether the network's containers on one host are neighbours on one link; else each of them is alone with the gateway on its own."""
     return bool(backend_of(network).bridge(network)) or child_of(network) is not None
+
+
+def tunnel_port(network: Network) -> str:
+    """The tunnel device that is a port of the network's bridge, "" where there is none."""
+    return _VXLAN.device(network) if network.layer2 else ""
 
 
 def child_of(network: Network) -> Child | None:

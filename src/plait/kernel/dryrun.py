@@ -162,7 +162,7 @@ def _bpf(obj: Shortcut | Delivery, wanted: bool) -> str:
         return f"bpftool net {'attach' if wanted else 'detach'} tcx_ingress name plait_here dev {obj.dev}"
     if not wanted:
         return f"bpftool map delete name plait_here key {obj.address}"
-    value = f"{obj.link} {obj.mac} from {obj.source} by {obj.local} vni {obj.vni} port {obj.port}"
+    value = f"{obj.link} {obj.mac} from {obj.source} by {obj.local} vni {obj.vni} port {obj.port}{' framed' if obj.framed else ''}"
     return f"bpftool map update name plait_here key {obj.address} value {value}"
 
 

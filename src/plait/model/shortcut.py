@@ -25,7 +25,8 @@ class Shortcut:
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """That a VXLAN packet (`vni`, UDP `port`) to this host's address `local`, with a packet inside from an address in `source` to
-    `address`, is for the container at the other end of the link `link`, whose MAC is `mac`. Needs the shortcut of `dev`."""
+    `address`, is for the container at the other end of the link `link`, whose MAC is `mac`. With `framed` only in a frame for that MAC,
+    which stays as it is; else the packet was routed to it. Needs the shortcut of `dev`."""
 
     dev: str
     address: IPv4Address
@@ -35,6 +36,7 @@ class Delivery:
     vni: int
     port: int
     mac: str = field(compare=False, default="")
+    framed: bool = False
 
     @property
     def key(self) -> Key:

@@ -18,7 +18,7 @@ from plait.model.addr import IPAddress, mac_from_digest
 from plait.model.cluster import GATEWAY_META, Block, Endpoint, Network, Node, Snapshot
 from plait.model.hostlinks import ChildLink, SwitchPort
 from plait.model.leases import Leased
-from plait.model.objects import GATEWAY_LINK, PREFIX, Addr, BridgeLink, EndpointLink, KernelObject, Plan, Route, Sysctl, VxlanLink
+from plait.model.objects import GATEWAY_LINK, PREFIX, Addr, BridgeLink, EndpointLink, Fdb, KernelObject, Plan, Route, Sysctl, VxlanLink
 from plait.plan.dual import endpoint6_objects, families, gateways6, inside6
 from plait.plan.early import early_objects
 from plait.plan.exposed import HOST, exposed_here, host_objects, spoken
@@ -81,8 +81,8 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     objects += relay_objects([peer for found in peers.values() for peer in found], local.underlay)
     if local.strict:
         objects += loosened(me, objects, [n for n in networks if backend_of(n).ways[:1] == (DIRECT,)], local.underlay)
-    routes = [obj for obj in objects if isinstance(obj, Route)]
-    objects += early_objects(snapshot, sandboxes, policies.idents, local, direct, routes, vips)
+    rows = [obj for obj in objects if isinstance(obj, Route | Fdb)]
+    objects += early_objects(snapshot, sandboxes, policies.idents, local, direct, rows, vips)
     return {obj.key: _as_local(obj, local) for obj in objects}
 
 

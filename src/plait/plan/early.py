@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from plait.model.cluster import Endpoint, Network, Snapshot
-from plait.model.objects import KernelObject, Route
+from plait.model.objects import Fdb, KernelObject, Route
 from plait.plan.apart import apart_objects
 from plait.plan.entrance import entrances
 from plait.plan.fastpath import Ways, fast_objects
@@ -23,12 +23,12 @@ def early_objects(
     judged: Collection[str],
     local: Local,
     direct: Iterable[Network],
-    routes: Sequence[Route],
+    rows: Sequence[Route | Fdb],
     vips: Vips,
 ) -> list[KernelObject]:
     """Of the endpoints of this node, `judged` by a policy or not (their ids). `direct`: networks some of whose plain routes go by the
-    underlay's link; `routes` all that are planned. What comes from other hosts may be an answer by a virtual address (`vips`), which
-    only the IP stack turns back."""
+    underlay's link; `rows` all of routes and tunnels that are planned. What comes from other hosts may be an answer by a virtual
+    address (`vips`), which only the IP stack turns back."""
     networks = sorted(snapshot.networks.values(), key=lambda n: n.name)
     fast = local.fast_path and snapshot.nodes[snapshot.me].tunnel is not None
     quick = [endpoint for endpoint in sandboxes if fast and endpoint.id not in judged]
@@ -38,6 +38,6 @@ def early_objects(
     objects += [*apart_objects(snapshot), *entrances(snapshot.networks, sandboxes, own, {e.id for e in quick}, ways)]
     if fast:
         reached = [endpoint for endpoint in quick if endpoint.network not in vips.networks]
-        objects += fast_objects(networks, quick, routes, ways, local.shortcut, vips.ends)
+        objects += fast_objects(networks, quick, rows, ways, local.shortcut, vips.ends)
         objects += shortcut_objects(snapshot, networks, not_held_back(reached, snapshot.networks, local.limiting), local.shortcut)
     return objects

@@ -11,6 +11,8 @@ tracking, no rule of anybody: measured, 1.18 times the round trips and 1.15 time
 stack. Whatever a chain does not know for sure (other addresses than the endpoint's own, gateways, hosts, expired TTLs, answers of
 published ports, peers with a smaller MTU) passes on to that way, which is always complete: without this table everything works, slower.
 
+On networks of layer 2 frames go as they are (`frames.py`).
+
 What is encrypted goes the same way into the WireGuard device and out of it. That has no Ethernet, so what the neighbour table says does not
 matter.
 
@@ -24,12 +26,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 
-from plait.backends import backend_of, on_link
+from plait.backends import backend_of, on_link, tunnel_port
 from plait.backends.wireguard import DEVICE
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network
-from plait.model.objects import NFT_FAST_FAMILY, PREFIX, KernelObject, NftChain, NftElement, NftSet, Route
+from plait.model.objects import NFT_FAST_FAMILY, PREFIX, Fdb, KernelObject, NftChain, NftElement, NftSet, Route
 from plait.plan.dual import V4, V6, Family, families
+from plait.plan.frames import frame_element, frame_rules, frame_sets, switches_fast, to_neighbours
 from plait.plan.guard import ingress
 from plait.plan.vips import ENDS, ends_set
 
@@ -60,27 +63,30 @@ class Ways:
 def fast_objects(
     networks: Sequence[Network],
     endpoints: Iterable[Endpoint],
-    routes: Iterable[Route],
+    rows: Iterable[Route | Fdb],
     ways: Ways,
     shortcut: str,
     ends: Collection[str] = (),
 ) -> list[KernelObject]:
-    """All of it but the chains of endpoints' links. `networks` in their order of name, `endpoints` those of this node, `routes` all
-    that are planned; `shortcut`: the link that plain routes go by, if it may give containers what it receives; `ends`: the set of services'
-    backends (`plan/vips.py`)."""
-    planned, by_name = list(routes), {network.name: network for network in networks}
-    own = [endpoint for endpoint in endpoints if on_fast_path(by_name[endpoint.network])]
+    """All of it but the chains of endpoints' links. `networks` in their order of name, `endpoints` those of this node, `rows` all of
+    routes and tunnels that are planned; `shortcut`: the link that plain routes go by, if it may give containers what it receives; `ends`:
+    the set of services' backends (`plan/vips.py`)."""
+    planned, by_name, found = list(rows), {network.name: network for network in networks}, list(endpoints)
+    routes = [row for row in planned if isinstance(row, Route)]
+    own = [endpoint for endpoint in found if not on_link(by_name[endpoint.network])]
     present = families(networks)
-    objects: list[KernelObject] = [obj for family in present for obj in _maps(family, networks, own, planned)]
+    objects: list[KernelObject] = [obj for family in present for obj in _maps(family, networks, own, routes)]
+    objects += frame_sets(networks, found, (row for row in planned if isinstance(row, Fdb)))
     tunnels = {device: [n for n in networks if _device(n) == device] for device in sorted({_device(n) for n in networks})}
     objects += [ends_set(ends, NFT_FAST_FAMILY)] if ends else []
     objects += [_from_link(device, found, ways.services) for device, found in tunnels.items() if _usable(device, ways.links)]
+    objects += [_from_switched(network, ways.services) for network in networks if switches_fast(network)]
     plain = [(network, ways.plain[network.name]) for network in networks if network.name in ways.plain]
     if not plain:
         return objects
-    found = [network for network, _ in plain]
-    objects += [_next(family, "plain", plain, planned) for family in families(found)]
-    return [*objects, *([_from_link(shortcut, found, ways.services)] if shortcut else [])]
+    direct = [network for network, _ in plain]
+    objects += [_next(family, "plain", plain, routes) for family in families(direct)]
+    return [*objects, *([_from_link(shortcut, direct, ways.services)] if shortcut else [])]
 
 
 def _maps(family: Family, networks: Sequence[Network], own: Sequence[Endpoint], routes: Iterable[Route]) -> list[KernelObject]:
@@ -104,12 +110,14 @@ def _next(family: Family, name: str, ways: Sequence[tuple[Network, str]], routes
 
 
 def on_fast_path(network: Network) -> bool:
-    """Whether traffic inside `network` is routed on this host; what a bridge switches needs no shortcut, isolated ports may have none."""
-    return not on_link(network)
+    """Whether traffic inside `network` may go past this host's stack, or past its bridge; isolated ports may have no shortcut."""
+    return not on_link(network) or switches_fast(network)
 
 
-def fast_elements(endpoint: Endpoint) -> list[NftElement]:
+def fast_elements(network: Network, endpoint: Endpoint) -> list[NftElement]:
     """What leads to one endpoint. An attach puts it at once: the addresses may have been another endpoint's a moment ago."""
+    if switches_fast(network):
+        return [frame_element(network, endpoint)]
     found = [(family, address) for family in (V4, V6) if (address := family.address(endpoint)) is not None]
     return [NftElement(_here(family, frozenset()), _element(address, endpoint)) for family, address in found]
 
@@ -125,6 +133,9 @@ def fast_rules(endpoint: Endpoint, network: Network, ways: Ways) -> list[str]:
     rules += [_TO_BACKEND] if ways.services else []
     if rules:
         rules += [_FRAGMENT[family] for family in present]
+    if switches_fast(network):
+        to_others, to_those_here = frame_rules(network)
+        return [*rules, to_others, *([_FROM_BACKEND] if ways.services else []), to_those_here]
     for family in present:
         rules += _to_others(family, endpoint, network, hops)
         rules += [_FROM_BACKEND] if ways.services and family is V4 else []
@@ -210,6 +221,12 @@ def _split(family: Family, routes: Iterable[Route], networks: Iterable[Network])
 
 def _is_in(part: IPNetwork, whole: IPNetwork | None) -> bool:
     return whole is not None and part.network_address in whole
+
+
+def _from_switched(network: Network, services: bool) -> NftChain:
+    """On the tunnel's port of a bridge: an answer by a virtual address to somebody here goes the complete way."""
+    dev, rules = tunnel_port(network), [_FROM_BACKEND, _FRAGMENT[V4]] if services else []
+    return NftChain(dev, (*rules, to_neighbours(network)), ingress(dev), NFT_FAST_FAMILY)
 
 
 def _from_link(dev: str, networks: Sequence[Network], services: bool) -> NftChain:

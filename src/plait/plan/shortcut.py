@@ -12,11 +12,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from plait.backends import backend_of
+from plait.backends import backend_of, on_link
 from plait.model.cluster import Endpoint, Network, Snapshot
 from plait.model.objects import KernelObject
 from plait.model.shortcut import Delivery, Shortcut
 from plait.plan.fastpath import TUNNELS, fast_elements, on_fast_path
+from plait.plan.frames import switches_fast
 from plait.plan.paths import member
 
 CAPABILITY = "shortcut"
@@ -41,15 +42,15 @@ def shortcut_objects(snapshot: Snapshot, networks: Sequence[Network], endpoints:
 def deliveries(snapshot: Snapshot, network: Network, endpoint: Endpoint, link: str) -> list[KernelObject]:
     """What leads to one endpoint, if `link` has a shortcut. An attach puts it at once: the address may have been another endpoint's a
     moment ago."""
-    local, backend = member(snapshot, network).address, backend_of(network)
-    framed = backend.device(network).startswith(TUNNELS) and on_fast_path(network)
-    if not link or not framed or not isinstance(local, IPv4Address):
+    local, framed = member(snapshot, network).address, switches_fast(network)
+    wrapped = framed or (backend_of(network).device(network).startswith(TUNNELS) and not on_link(network))
+    if not link or not wrapped or not isinstance(local, IPv4Address):
         return []
-    return [Delivery(link, endpoint.address, network.subnet, endpoint.dev, local, network.vni, network.port, endpoint.mac)]
+    return [Delivery(link, endpoint.address, network.subnet, endpoint.dev, local, network.vni, network.port, endpoint.mac, framed)]
 
 
 def quick_objects(snapshot: Snapshot, network: Network, endpoint: Endpoint, has: FastPath) -> list[KernelObject]:
     """All that leads packets to one endpoint by the fast path, besides the shared objects that are there already."""
     if not has.ingress or not on_fast_path(network):
         return []
-    return [*fast_elements(endpoint), *deliveries(snapshot, network, endpoint, has.link)]
+    return [*fast_elements(network, endpoint), *deliveries(snapshot, network, endpoint, has.link)]

@@ -34,9 +34,9 @@ from plait.model.shortcut import Delivery, Shortcut
 ENTRIES = 1 << 14
 """So many containers of one host can be reached by a shortcut."""
 _KEY_BYTES = 4
-_VALUE = struct.Struct("=I4s4s4s4s2sxx6s6s")
-"""Index of the link; source network, its mask, outer address, VNI and UDP port as they stand in the packet; then what a frame begins with,
-MAC of the container and of the link."""
+_VALUE = struct.Struct("=I4s4s4s4s2sH6s6s")
+"""Index of the link; source network, its mask, outer address, VNI and UDP port as they stand in the packet; whether frames stay as they
+are; MAC of the container and of the link, which the others begin with."""
 
 
 class Shortcuts:
@@ -93,6 +93,7 @@ class Shortcuts:
             wanted.local.packed,
             struct.pack("!I", wanted.vni << 8),
             struct.pack("!H", wanted.port),
+            wanted.framed,
             links.mac_bytes(wanted.mac),
             self._mac(index),
         )
@@ -149,10 +150,10 @@ class Shortcuts:
 
 
 def _delivery(dev: str, key: bytes, value: bytes, names: Mapping[int, str]) -> Delivery:
-    index, network, mask, local, vni, port, mac, _ = _VALUE.unpack(value)
+    index, network, mask, local, vni, port, framed, mac, _ = _VALUE.unpack(value)
     source = IPv4Network((network, str(IPv4Address(mask))))
     numbers = int.from_bytes(vni, "big") >> 8, int.from_bytes(port, "big")
-    return Delivery(dev, IPv4Address(key), source, names.get(index, ""), IPv4Address(local), *numbers, mac.hex(":"))
+    return Delivery(dev, IPv4Address(key), source, names.get(index, ""), IPv4Address(local), *numbers, mac.hex(":"), bool(framed))
 
 
 # --- the program (struct bpf_insn: include/uapi/linux/bpf.h, Documentation/bpf/standardization/instruction-set.rst)
@@ -172,6 +173,10 @@ _AFTER_MAC, _FIXED_GSO = 1, 1
 """BPF_ADJ_ROOM_MAC; BPF_F_ADJ_ROOM_FIXED_GSO: segments inside are as long as before."""
 _OUTER, _UDP, _VXLAN, _FRAME, _INNER, _INNER_END = 14, 34, 42, 50, 64, 84
 _WRAP_BYTES = _INNER - _OUTER
+_KEEP, _MACS = 22, 24
+"""Where a delivery has whether frames stay as they are, and MACs."""
+_SENDER = ((0, _WORD), (4, _HALF))
+"""The parts of a MAC."""
 _UNSPECIFIED, _DROP = -1, 2
 """TC_ACT_UNSPEC: the next one decides. TC_ACT_SHOT."""
 _ONE_LESS = socket.htons(0x0100)
@@ -203,7 +208,7 @@ def _unless(code: int, to: int, of: int = 0, value: int = 0) -> Step:
 
 def _program(table: int) -> bytes:
     """The classifier's instructions, with the map of this descriptor."""
-    return _linked([*_outer(), *_inner(table), *_unwrapped(), *_shorter_life(), *_handed_over()])
+    return _linked([*_outer(), *_inner(table), *_framed(), *_unwrapped(), *_readdressed(), *_handed_over()])
 
 
 def _reach(end: int) -> list[bytes]:
@@ -258,12 +263,28 @@ def _inner(table: int) -> list[Step]:
         _op(_AND, _SOURCE, _R1),
         _load(_R1, _R0, 4),
         _unless(_IF_NE, _SOURCE, _R1),
-        *(
-            step
-            for there, here, width in same
-            for step in (_load(_R1, _PACKET, there, width), _load(_R2, _R0, here, width), _unless(_IF_NE, _R1, _R2))
-        ),
+        *_are(same),
         _op(_MOV, _FOUND, _R0),
+    ]
+
+
+def _are(same: Iterable[tuple[int, int, int]]) -> list[Step]:
+    """That these parts of the packet are those of the delivery in register 0: where, where there, how wide."""
+    return [
+        step
+        for there, here, width in same
+        for step in (_load(_R1, _PACKET, there, width), _load(_R2, _R0, here, width), _unless(_IF_NE, _R1, _R2))
+    ]
+
+
+def _framed() -> list[Step]:
+    """Of a delivery of frames the MAC as well. The sender's is kept where the frame will be no more."""
+    mac = _are(((_FRAME, _MACS, _WORD), (_FRAME + 4, _MACS + 4, _HALF)))
+    return [
+        _load(_R1, _FOUND, _KEEP, _HALF),
+        _op(_IF_EQ_IMM, _R1, offset=len(mac)),
+        *mac,
+        *(step for at, width in _SENDER for step in (_load(_R1, _PACKET, _FRAME + 6 + at, width), _store(_STACK, _R1, at - 16, width))),
     ]
 
 
@@ -284,7 +305,7 @@ def _unwrapped() -> list[Step]:
     ]
 
 
-def _shorter_life() -> list[Step]:
+def _shorter_life() -> list[bytes]:
     return [
         _op(_ADD_IMM, _TTL, value=-1),
         _store(_PACKET, _TTL, _OUTER + 8, _BYTE),
@@ -296,10 +317,27 @@ def _shorter_life() -> list[Step]:
     ]
 
 
-def _handed_over() -> list[Step]:
-    """Into the container, as a frame from the link to it."""
+def _readdressed() -> list[Step]:
+    """A frame from the link to the container, one hop older, or as it was sent."""
+    routed = [*_shorter_life(), *(step for at in (0, 4, 8) for step in _copied(_FOUND, _MACS + at, at, _WORD))]
+    kept = [step for at, width in _SENDER for step in _copied(_FOUND, _MACS + at, at, width)]
+    kept += [step for at, width in _SENDER for step in _copied(_STACK, at - 16, 6 + at, width)]
     return [
-        *(step for at in (0, 4, 8) for step in (_load(_R1, _FOUND, 24 + at), _store(_PACKET, _R1, at))),
+        _load(_R1, _FOUND, _KEEP, _HALF),
+        _op(_IF_EQ_IMM, _R1, offset=len(kept) + 1),
+        *kept,
+        _op(_GO, offset=len(routed)),
+        *routed,
+    ]
+
+
+def _copied(of: int, there: int, here: int, width: int) -> tuple[bytes, bytes]:
+    return _load(_R1, of, there, width), _store(_PACKET, _R1, here, width)
+
+
+def _handed_over() -> list[Step]:
+    """Into the container."""
+    return [
         _load(_R1, _FOUND, 0),
         _op(_MOV_IMM, _R2),
         _op(_CALL, value=_REDIRECT_PEER),
