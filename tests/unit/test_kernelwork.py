@@ -14,7 +14,7 @@ import pytest_asyncio
 from plait.agent.kernelwork import KernelWork
 from plait.kernel.fake import FakeKernel
 from plait.model.hostlinks import ChildLink
-from plait.model.objects import Addr, KernelObject, NftSet, Op, Plan, Route, Sysctl, VxlanLink
+from plait.model.objects import NFT_FAST_FAMILY, Addr, EndpointLink, KernelObject, NftChain, NftSet, Op, Plan, Route, Sysctl, VxlanLink
 
 LINK = VxlanLink("pl-x1", 7, 4789, IPv4Address("198.18.0.1"), "02:00:00:00:00:01", 1450)
 ROUTE = Route(IPv4Network("10.28.2.0/24"), "pl-x1", scope="link")
@@ -54,6 +54,20 @@ async def test_what_a_replaced_link_costs_is_rehearsed_too(s: Setup) -> None:
     await s.work.converge(lambda: PLAN, True)
     other = replace(LINK, vni=8)
     assert await s.work.rehearse(lambda: plan_of(other, ROUTE, FORWARD)) == [Op("put", other, LINK), Op("put", ROUTE)]
+
+
+async def test_the_rules_that_judge_an_endpoint_come_before_its_link(s: Setup) -> None:
+    """What somebody sends to its address may come in at any moment from then on. What stands on the link comes after it."""
+    link = EndpointLink("pl-e1", 1450, peer="pl-p1", mac="02:00:00:00:00:0a")
+    to_it = Route(IPv4Network("10.28.1.2/32"), "pl-e1", scope="link")
+    judged = NftSet("policed", "ipv4_addr", frozenset({"10.28.1.2"}))
+    entrance = NftChain("pl-e1", ("drop",), 'type filter hook ingress device "pl-e1" priority filter; policy accept;', NFT_FAST_FAMILY)
+    await s.work.converge(lambda: PLAN, True)
+    rehearsed = await s.work.rehearse(lambda: PLAN | plan_of(link, to_it, judged, entrance))
+    assert rehearsed == [Op("put", judged), Op("put", link), Op("put", to_it), Op("put", entrance)]
+    s.kernel.fail_next(judged.key)
+    report = await s.work.converge(lambda: PLAN | plan_of(link, to_it, judged, entrance), True)
+    assert set(report.failed) == {judged.key} and report.writes == 4
 
 
 async def test_what_is_not_planned_any_more_is_deleted_last(s: Setup) -> None:

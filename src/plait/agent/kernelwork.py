@@ -23,7 +23,7 @@ from plait.model.objects import KernelObject, Plan
 from plait.plan import guards_of
 from plait.plan.flows import changed_ports
 from plait.plan.vipflows import orphaned
-from plait.reconcile import diff, order
+from plait.reconcile import diff, order, stages
 from plait.services.figures import Summary
 
 log = logging.getLogger("plait.pass")
@@ -95,7 +95,7 @@ class KernelWork:
             owned = await loop.run_in_executor(self._thread, kernel.owned, frozenset(asked))
             wanted = plan()
         ops = order(diff(wanted, owned, may_delete))
-        result = await loop.run_in_executor(self._thread, kernel.apply, ops) if ops else Result()
+        result = await loop.run_in_executor(self._thread, _apply_in_stages, kernel, ops) if ops else Result()
         if rules := _turned(ops, result, wanted):
             await loop.run_in_executor(self._thread, _forget_flows, kernel, rules)
         return wanted, ops, result
@@ -122,6 +122,12 @@ class KernelWork:
     def close(self) -> None:
         self._thread.shutdown()
         self._kernel.close()
+
+
+def _apply_in_stages(kernel: Kernel, ops: Sequence[Op]) -> Result:
+    results = [kernel.apply(part) for part in stages(ops)]
+    failed = {key: error for result in results for key, error in result.failed.items()}
+    return Result([op for result in results for op in result.ops], failed)
 
 
 def _turned(ops: Sequence[Op], result: Result, now: Plan) -> list[PortRule]:

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from plait.model.hostlinks import ChildLink, SwitchPort, VlanLink
 from plait.model.objects import (
+    NFT_FAST_FAMILY,
     Addr,
     AllowedIp,
     BridgeFdb,
@@ -50,6 +51,7 @@ _RANKS: tuple[tuple[type[KernelObject], ...], ...] = (
 )
 
 _SET = NftSet("", "", frozenset())
+_RULES = (NftChain, NftSet)
 
 
 def rank(obj: KernelObject) -> int:
@@ -67,6 +69,19 @@ def order(ops: Iterable[Op]) -> list[Op]:
     deletions = [(_place(op.subject, below), op) for op in listed if op.verb == "del"]
     deletions.sort(key=lambda placed: ([-number for number in placed[0]], placed[1].key))
     return puts + [op for _, op in deletions]
+
+
+def stages(ops: Sequence[Op]) -> list[list[Op]]:
+    """Ordered operations in parts that are applied one after the other, for each of them the kernel has its rules last. Where links of
+    endpoints are made, the rules that judge what comes to them are a part before: whoever knows the address may send to it already, and
+    a rule that came after the link would let that in. What stands on a link comes after it, as ever."""
+    if not any(op.verb == "put" and isinstance(op.subject, EndpointLink) for op in ops):
+        return [list(ops)]
+    judging: list[Op] = []
+    rest: list[Op] = []
+    for op in ops:
+        (judging if op.verb == "put" and isinstance(op.subject, _RULES) and op.subject.family != NFT_FAST_FAMILY else rest).append(op)
+    return [part for part in (judging, rest) if part]
 
 
 def _place(obj: KernelObject, below: Mapping[Name, int]) -> tuple[int, int]:
