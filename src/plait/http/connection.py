@@ -236,10 +236,11 @@ class Connection(asyncio.BufferedProtocol):
             self._current, self._lingers = _BROKEN, True
             return self._finish(request)
         self._current, self._busy, self.deadline = request, True, _NEVER
+        server = self._server
         try:
-            made = self._server.respond(request, self._transport)
+            made = server.app.respond(request) if server.may_write is None else server.respond(request, self._transport)
         except Exception as error:
-            made = self._server.app.refused(error, request)
+            made = server.app.refused(error, request)
         if type(made) is Answer and len(made.body) < COMPRESS_APART:
             self._finish(made)
             self._busy = False
@@ -309,9 +310,8 @@ class Connection(asyncio.BufferedProtocol):
         """Send an answer; `small`: its compressed body, if that was made already."""
         if self._lost:
             return None
-        keep = self._keeps(self._current.keep)
         try:
-            data = answer.wire(self._current, keep, self._server.stamp, small)
+            data = answer.wire(self._current, self._keeps(self._current.keep), self._server.stamp, small)
         except ValueError as error:
             return self._finish(self._server.app.refused(error, self._current))
         self._transport.write(data)

@@ -15,10 +15,12 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
+from functools import partial
 
 from plait.http.connection import Connection
 from plait.http.message import Answer, App, Request, Response, Stamp
 from plait.http.reader import Allowed
+from plait.http.wire import Door
 
 log = logging.getLogger("plait.http")
 BUFFER_BYTES = 64 * 1024
@@ -91,7 +93,7 @@ class HttpServer:
         """Requests that wait for a change without a task."""
         self._max = self.limits.connections
         self._woken: list[Connection] = []
-        self._servers: list[asyncio.Server] = []
+        self._listening: list[asyncio.Server | Door] = []
         self._timer: asyncio.TimerHandle | None = None
         self._no_idle_before = self._quiet_until = 0.0
         self.stopping = False
@@ -103,25 +105,36 @@ class HttpServer:
         _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
         self._max = min(self.limits.connections, max(_LEAST, files - _RESERVE))
+        greet = partial(Connection, self)
         greet_s, end_s = (self.limits.head_s, self.limits.linger_s) if tls is not None else (None, None)
         server = await loop.create_server(
-            lambda: Connection(self), host, port, backlog=_BACKLOG, ssl=tls, ssl_handshake_timeout=greet_s, ssl_shutdown_timeout=end_s
+            greet, host, port, backlog=_BACKLOG, ssl=tls, ssl_handshake_timeout=greet_s, ssl_shutdown_timeout=end_s, start_serving=False
         )
-        self._servers.append(server)
         self.port = self.port or server.sockets[0].getsockname()[1]
+        if tls is not None:
+            self._listening.append(server)
+            await server.start_serving()
+        else:  # what it bound is what is wanted of it
+            bound = [sock.dup() for sock in server.sockets]
+            server.close()
+            for sock in bound:
+                self._listen(sock)
 
     async def serve(self, sock: socket.socket) -> None:
         """Listen on a bound Unix socket too, which is closed in the end; its file stays."""
-        loop = asyncio.get_running_loop()
-        self._servers.append(await loop.create_unix_server(lambda: Connection(self), sock=sock, backlog=_BACKLOG))
+        self._listen(sock)
+
+    def _listen(self, sock: socket.socket) -> None:
+        sock.listen(_BACKLOG)
+        self._listening.append(Door(sock, partial(Connection, self), self.buffer))
 
     async def stop(self) -> None:
         """Listen no more, let what is under way end for a moment, then cut it off. Idempotent, and no matter if it was never started."""
         self.stopping = True
-        if not self._servers:
+        if not self._listening:
             return
-        for server in self._servers:
-            server.close()
+        for listening in self._listening:
+            listening.close()
         tasks = [task for connection in list(self.connections) if (task := connection.stop()) is not None]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=STOP_S)

@@ -43,10 +43,10 @@ _LOG = "CREATE TABLE log (batch INTEGER PRIMARY KEY, revision INTEGER NOT NULL, 
 """`revision`: of the store after the batch."""
 _UPGRADE = f"DROP TABLE log; {_LOG}"
 """From layout 1. Watches begin anew."""
-_FOLD_COMMITS, _FOLD_BYTES = 32_768, 16 << 20
-"""What the log has more than the state, at most: it is gone through at a start after a crash, which takes 60 ms. To fold
+_FOLD_COMMITS, _FOLD_BYTES = 65_536, 16 << 20
+"""What the log has more than the state, at most: it is gone through at a start after a crash, which takes 120 ms. To fold
 a thousand keys takes 15 ms, in which no write is answered."""
-_CHECKPOINT_PAGES = 2000
+_CHECKPOINT_PAGES = 4000
 """Pages that the WAL gets, about, before they go into the file itself."""
 _PAGE = 4000
 """Bytes of content on a page, about."""

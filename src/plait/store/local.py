@@ -135,10 +135,13 @@ class LocalStore(ABC):
 
     def _take(self, commits: Iterable[Commit]) -> None:
         """They are durable: show them to reads and watches, which are woken before whoever made them."""
+        changing = []
         for commit in commits:
             self._durable.apply(commit)
             if commit.changes:
-                self._history.append(commit)
+                changing.append(commit)
+        if changing:
+            self._history.append(*changing)
         self._wake()
 
     def _reset(self, state: State, history: History) -> None:

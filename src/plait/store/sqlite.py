@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -33,9 +34,15 @@ _BATCH = 256
 _HERE_BYTES = 256 * 1024
 """Of values, up to which a batch is written from the loop: a matter of half a millisecond."""
 _SLOW_S, _APART_S = 0.02, 5.0
-"""If a write holds up the loop for longer than the first, those of so many seconds are made in a thread."""
+"""If a write holds up the loop for longer than the first, those of so many seconds are made in a thread. One that another process took the
+CPU from is none of these: it would take longer there."""
 _CLOSE_WAIT = 10.0
 """Seconds to wait for the last batch when closing."""
+
+
+def _preemptions() -> int:
+    """How often the CPU was taken from this thread (getrusage(2): involuntary context switches)."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +117,14 @@ class _Writer:
         """Whether to write it holds up the loop for no time worth speaking of."""
         if self._database.slow or self._loop.time() < self._apart_until:
             return False
-        return sum(len(change.item.value) for write in batch for change in write.commit.changes) <= _HERE_BYTES
+        size = 0
+        for write in batch:
+            for change in write.commit.changes:
+                size += len(change.item.value)
+        return size <= _HERE_BYTES
 
     def _write_here(self, batch: list[Write[Any]], sync: KernelSync) -> None:
-        began = self._loop.time()
+        began, before = self._loop.time(), _preemptions()
         try:
             self._database.write([write.commit for write in batch], batch[-1].floor)
         except Exception as error:
@@ -124,7 +135,7 @@ class _Writer:
             except OSError:  # too much at once for the kernel
                 self._in_thread(self._sync_apart)
         now = self._loop.time()
-        if now - began > _SLOW_S:
+        if now - began > _SLOW_S and _preemptions() == before:
             self._apart_until = now + _APART_S
 
     def _synced(self, error: OSError | None) -> None:

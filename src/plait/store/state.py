@@ -36,22 +36,22 @@ class Commit(msgspec.Struct, frozen=True, array_like=True, gc=False):
     granted: tuple[tuple[int, float], ...] = ()
     ended: tuple[int, ...] = ()
 
-    @property
-    def size(self) -> int:
-        """Bytes of keys and values, for bounding what history holds."""
-        size = 0
-        for change in self.changes:
-            size += len(change.item.key) + len(change.item.value)
-        return size
-
 
 def check_txn(compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> None:
     """Raise ConfigError for a transaction that no store takes (bad key, too large)."""
-    size = 0
+    size, length = 0, 0
+    known: str | None = None
     for compare in compares:
-        size += check_key(compare.key)
+        known = compare.key
+        length = check_key(known)
+        size += length
     for op in ops:
-        size += check_key(op.key) + len(op.value) if isinstance(op, Put) else check_key(op.key, op.prefix)
+        if not isinstance(op, Put):
+            size += check_key(op.key, op.prefix)
+        elif op.key == known:  # most writes compare what they put
+            size += length + len(op.value)
+        else:
+            size += check_key(op.key) + len(op.value)
     if size > MAX_TXN:
         raise ConfigError(
             "store transaction", f"{len(ops)} operations", f"holds {size} bytes, more than {MAX_TXN}", "split it into smaller ones"
@@ -200,11 +200,16 @@ class History:
     def head(self) -> int:
         return self.floor + len(self._commits)
 
-    def append(self, commit: Commit) -> None:
-        """Add the commit of revision `head` + 1; drop the oldest tenth and more when a bound is passed."""
-        self._commits.append(commit)
-        self._ends.append((self._ends[-1] if self._ends else self._gone) + commit.size)
-        drop = max(1, self._limit // 10) if len(self._commits) > self._limit else 0
+    def append(self, *commits: Commit) -> None:
+        """Add the commits of the revisions from `head` + 1 on; drop the oldest tenth and more when a bound is passed."""
+        end = self._ends[-1] if self._ends else self._gone
+        for commit in commits:
+            for change in commit.changes:
+                end += len(change.item.key) + len(change.item.value)
+            self._ends.append(end)
+        self._commits += commits
+        surplus_commits = len(self._commits) - self._limit
+        drop = max(surplus_commits, self._limit // 10) if surplus_commits > 0 else 0
         surplus = self._ends[-1] - self._limit_bytes
         if self._gone < surplus:
             drop = max(drop, min(bisect_left(self._ends, surplus) + 1, len(self._commits) - 1))
