@@ -253,7 +253,7 @@ LOCALS = {
     **{name: Local(links=frozenset({"eth0", "eth1"}), netns={"e-eng": "/proc/7/ns/net"}, fast_path=True) for name in ON_LINKS},
     "encrypted-dual": Local(fast_path=True, underlay="eth0", trusting=True, links=frozenset({"eth0", "pl-wg"})),
     "hybrid-dual": Local(fast_path=True, underlay="eth0"),
-    "limited": Local(fast_path=True, shortcut="eth0", limiting=Limiting(means=Means(True, True))),
+    "limited": Local(fast_path=True, shortcut="eth0", limiting=Limiting(means=Means(True, True, by_rule=True))),
     "two-tunnels": Local(fast_path=True, shortcut="eth0", underlay="eth0", software_checksums=frozenset({"pl-x7"})),
 }
 FOR_SOME = (ip_network("10.0.0.0/9"), ip_network("10.128.0.0/9"), ip_network("192.0.2.7"), ip_network("fd01::/16"))

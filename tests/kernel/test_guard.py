@@ -24,6 +24,7 @@ from plait.model.cluster import Block, Endpoint, Network, Node, PortMapping, Sna
 from plait.model.spoofing import LABEL, OPTION
 from plait.plan import Local, plan_node
 from plait.plan.guard import FORGERS
+from plait.shaping import Limiting, Means
 
 pytestmark = pytest.mark.root
 T = TypeVar("T")
@@ -85,7 +86,8 @@ class Host:
         return done.stdout
 
     def converge(self, snapshot: Snapshot | None = None, *, strict: bool = False) -> int:
-        local = Local(fast_path=self.fast, strict=strict, links=frozenset({"docker0"}))
+        limiting = Limiting(means=Means(True, True, by_rule=True))
+        local = Local(fast_path=self.fast, strict=strict, links=frozenset({"docker0"}), limiting=limiting)
 
         def work() -> int:
             with contextlib.closing(LinuxKernel()) as kernel:
@@ -308,6 +310,20 @@ def test_what_is_forged_is_dropped_and_counted(host: Host, kind: str, name: str)
     me, peer, frame = f"{kind}-me", f"{kind}-peer", forgeries(host, kind)[name]
     assert host.dropped(me, frame) == 1
     assert not host.arrives(me, frame, peer, QUIET_S)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_has_to_wait_for_its_turn_is_judged_before(host: Host, kind: str) -> None:
+    """What comes back from the device that holds it back meets no chain of its link."""
+    me = ENDPOINTS[f"{kind}-me"]
+    slow = replace(host.snapshot.endpoints[me.id], labels={"plait.limit.out": "100M"})
+    host.converge(replace(host.snapshot, endpoints={**host.snapshot.endpoints, me.id: slow}))
+    try:
+        assert "tbf" in host.run("A", f"tc qdisc show dev {me.dev.replace('pl-e', 'pl-i')}")
+        for name, frame in forgeries(host, kind).items():
+            assert host.dropped(me.id, frame) == 1, name
+    finally:
+        host.converge()
 
 
 @pytest.mark.parametrize("kind", ["bridge", "layer2"])

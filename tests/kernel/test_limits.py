@@ -25,7 +25,8 @@ ROUND = 1.15
 """Headers and what the bucket had at the start are no more than this of it, beside `ALLOWED`."""
 ALLOWED = 120_000
 """Bytes that may come at once: the bucket, and what TCP's buffers take before the first byte is counted."""
-BOTH = Means(True, True)
+BY_RULE, BY_FILTER = Means(True, True, by_rule=True), Means(True, True)
+"""What leads packets to the device that holds them back."""
 
 
 @pytest.fixture(scope="module", params=WAYS)
@@ -34,10 +35,10 @@ def hosts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield made
 
 
-def hold(hosts: Hosts, container: str = "", limits: Limits | None = None) -> None:
+def hold(hosts: Hosts, container: str = "", limits: Limits | None = None, means: Means = BY_RULE) -> None:
     """Have the host of `container` hold it to `limits`, and every other one to nothing."""
     told = {(BY_NAME[container].network, container): limits} if limits is not None else {}
-    hosts.limiting = Limiting(told, BOTH)
+    hosts.limiting = Limiting(told, means)
     for node in "AB":
         hosts.converge(node)
         assert hosts.converge(node) == 0, "a second pass writes nothing"
@@ -72,6 +73,16 @@ def test_a_limit_holds_whatever_way_packets_take(hosts: Hosts, client: str, serv
     limit = Limit(RATE, drop=manner == "drop")
     hold(hosts, "web", Limits(limit) if server == "web" else Limits(outgoing=limit))
     assert bytes_a_second(hosts, client, server) * 8 < RATE * ROUND
+
+
+@pytest.mark.parametrize("server", ["near", "far"])
+def test_a_limit_holds_where_a_filter_leads_packets_away(hosts: Hosts, server: str) -> None:
+    """As kernels without rules that do need it."""
+    hold(hosts, "web", Limits(outgoing=Limit(RATE)), BY_FILTER)
+    assert bytes_a_second(hosts, "web", server) * 8 < RATE * ROUND
+    hold(hosts, "web", Limits(outgoing=Limit(RATE)))
+    assert "mirred" not in traffic_control(hosts, "A"), "a rule is preferred as soon as there is one"
+    assert bytes_a_second(hosts, "web", server) * 8 < RATE * ROUND
 
 
 @pytest.mark.parametrize("server", ["near", "far"])
@@ -124,7 +135,7 @@ def test_removal_restores_and_what_somebody_deletes_comes_back(hosts: Hosts) -> 
     hold(hosts)
     free = traffic_control(hosts, "A")
     limits = Limits(Limit(RATE), Limit(RATE))
-    hold(hosts, "web", limits)
+    hold(hosts, "web", limits, BY_FILTER)
     held = traffic_control(hosts, "A")
     assert held != free and " tbf " in held and "mirred" in held
     for gone in (
@@ -137,7 +148,7 @@ def test_removal_restores_and_what_somebody_deletes_comes_back(hosts: Hosts) -> 
     ):
         hosts.run("A", gone)
         assert hosts.converge("A") > 0
-        assert hosts.converge("A") == 0
+        assert hosts.converge("A") == 0, gone
         found = traffic_control(hosts, "A")
         assert found.count(" tbf ") == 2 and found.count("Redirect to device pl-iweb") == 1, gone
     hosts.run("A", "tc qdisc replace dev pl-eweb root handle 1: tbf rate 1gbit burst 64kb limit 1mb")
@@ -146,26 +157,39 @@ def test_removal_restores_and_what_somebody_deletes_comes_back(hosts: Hosts) -> 
     assert traffic_control(hosts, "A") == free
 
 
+def test_the_device_that_holds_back_comes_back_with_the_rule_that_leads_there(hosts: Hosts) -> None:
+    hold(hosts, "web", Limits(outgoing=Limit(RATE)))
+    for gone in ("tc qdisc del dev pl-iweb root", "ip link del pl-iweb", "nft flush chain netdev plait pl-eweb"):
+        hosts.run("A", gone)
+        assert hosts.converge("A") > 0
+        assert hosts.converge("A") == 0, gone
+        assert 'fwd to "pl-iweb"' in hosts.run("A", "nft list chain netdev plait pl-eweb")
+        assert "tbf" in hosts.run("A", "tc qdisc show dev pl-iweb")
+    hold(hosts)
+    assert "pl-iweb" not in hosts.run("A", "nft list ruleset") + traffic_control(hosts, "A")
+
+
 def test_what_others_hang_at_a_link_stays(hosts: Hosts) -> None:
     hold(hosts)
     hosts.run("A", "tc qdisc add dev pl-enear clsact")
     hosts.run("A", "tc filter add dev pl-enear egress protocol ip pref 7 u32 match u32 0 0 flowid 1:1")
-    hold(hosts, "near", Limits(Limit(RATE), Limit(RATE)))
+    hold(hosts, "near", Limits(Limit(RATE), Limit(RATE)), BY_FILTER)
     hold(hosts)
     assert "pref 7" in hosts.run("A", "tc filter show dev pl-enear egress")
     hosts.run("A", "tc qdisc del dev pl-enear clsact")
 
 
-def test_what_asks_for_neighbours_is_not_led_away(hosts: Hosts) -> None:
+@pytest.mark.parametrize("way", ["rule", "filter"])
+def test_what_asks_for_neighbours_is_not_led_away(hosts: Hosts, way: str) -> None:
     """A network of layer 2 has a chain for it at the link's ingress, which nothing meets that was redirected."""
-    hold(hosts, "web", Limits(outgoing=Limit(RATE)))
+    hold(hosts, "web", Limits(outgoing=Limit(RATE)), BY_FILTER if way == "filter" else BY_RULE)
     watch = 'type filter hook ingress device "pl-eweb" priority 10; policy accept;'
     hosts.run("A", f"nft 'add table netdev seen; add chain netdev seen at {{ {watch} }}'")
     for what in ("ether type arp", "icmpv6 type nd-neighbor-solicit", "ip protocol icmp"):
         hosts.run("A", f"nft 'add rule netdev seen at {what} counter'")
     hosts.run("web", "ip neigh flush dev eth0")
     hosts.run("web", "sysctl -qw net.ipv6.conf.eth0.disable_ipv6=0")
-    hosts.run("web", "ip addr add fe80::7/64 dev eth0 nodad")
+    hosts.run("web", "ip addr replace fe80::7/64 dev eth0 nodad")
     assert hosts.pings("web", BY_NAME["near"].address)
     hosts.pings("web", ip_address("fe80::9%eth0"))
     arp, solicitations, pings = (int(n) for n in re.findall(r"packets (\d+)", hosts.run("A", "nft list table netdev seen")))

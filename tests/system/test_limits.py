@@ -101,7 +101,11 @@ def test_it_outlives_agent_and_container_and_who_deletes_it(lab: Lab) -> None:
     assert said(lab, "job") == both
     at_rest(lab, 2)
     device = next(line.split()[4] for line in lab.run("A", "tc", "qdisc", "show").stdout.splitlines() if "tbf" in line and "pl-e" in line)
-    for gone in (f"tc qdisc del dev {device} root", f"tc qdisc del dev {device} clsact", f"ip link del {device.replace('pl-e', 'pl-i')}"):
+    for gone in (
+        f"tc qdisc del dev {device} root",
+        f"nft flush chain netdev plait {device}",
+        f"ip link del {device.replace('pl-e', 'pl-i')}",
+    ):
         lab.run("A", *gone.split())
         at_rest(lab, 2, f"put back after {gone}")
     lab.run("A", "plait", "rm", "job")

@@ -37,11 +37,12 @@ from plait.model.limits import (
     rate_text,
     read_or_unsaid,
 )
+from plait.model.objects import NftChain
 from plait.model.shortcut import Delivery
 from plait.model.tc import BURST_STEP, IfbLink, Redirect, Tbf
 from plait.plan.limits import limitable
 from plait.runtimes.api import AttachRequest, NetworkRequest
-from plait.shaping import Limiting, Means, effective, limit_objects, unmet
+from plait.shaping import Limiting, Means, effective, led_away, limit_objects, unmet
 
 A, N = IPv4Address, IPv4Network
 NET = Network("default", N("10.28.0.0/16"), A("10.28.0.1"), 24)
@@ -148,9 +149,11 @@ def test_the_nearer_word_counts_each_direction_by_itself() -> None:
 def test_what_a_kernel_cannot_keep_is_left_out_and_named() -> None:
     both = Limits(TEN, FAST)
     for able, kept, lacks in (
-        ({"tbf", "ifb"}, both, ()),
-        ({"tbf"}, Limits(TEN), ("out",)),
-        ({"ifb"}, UNSAID, ("in", "out")),
+        ({"tbf", "ifb", "fwd"}, both, ()),
+        ({"tbf", "ifb", "redirect"}, both, ()),
+        ({"tbf", "ifb"}, Limits(TEN), ("out",)),
+        ({"tbf", "fwd", "redirect"}, Limits(TEN), ("out",)),
+        ({"ifb", "fwd"}, UNSAID, ("in", "out")),
         (set(), UNSAID, ("in", "out")),
     ):
         means = Means.of(able)
@@ -168,6 +171,8 @@ def test_what_comes_in_is_held_back_on_the_link_what_goes_out_on_a_device_of_its
     assert [obj.key for obj in objects] == [("qdisc", "pl-e1"), ("link", "pl-i1"), ("qdisc", "pl-i1"), ("redirect", "pl-e1")]
     assert objects[1] == IfbLink("pl-i1") and objects[3] == Redirect("pl-e1", "pl-i1")
     assert [obj.key for obj in limit_objects("pl-e1", 1450, Limits(None, TEN))] == [o.key for o in objects[1:]]
+    assert limit_objects("pl-e1", 1450, Limits(TEN, FAST), by_rule=True) == objects[:3], "a rule leads there, if there are such rules"
+    assert led_away("pl-e1")[-1] == 'fwd to "pl-i1"'
     assert limit_objects("pl-e1", 1450, UNSAID) == []
 
 
@@ -247,7 +252,7 @@ async def test_an_attach_with_labels_makes_what_the_next_pass_finds_and_leaves_n
     await node.attach("web", labels={"plait.limit.in": "10M", "plait.limit.out": "20M"})
     held = buckets(node)
     assert held.keys() == {"pl-e", "pl-i"} and held["pl-e"] * 2 == pytest.approx(held["pl-i"], rel=1e-5)
-    assert any(isinstance(obj, Redirect) for obj in node.kernel.objects.values())
+    assert any(isinstance(obj, NftChain) and 'fwd to "pl-i' in "".join(obj.rules[-1:]) for obj in node.kernel.objects.values())
     assert await node.converge() == 0
     await node.detach("web")
     assert await node.converge() == 0

@@ -24,7 +24,7 @@ from plait.model.tc import Tbf
 from plait.plan import member
 from plait.plan.limits import endpoint_limits, limitable
 from plait.runtimes.api import AttachRequest
-from plait.shaping import MEANS, Limiting, Means, ifb_name, known_as, unmet
+from plait.shaping import Limiting, Means, ifb_name, known_as, unmet
 from plait.store.codec import decode, encode
 
 log = logging.getLogger("plait.limits")
@@ -121,10 +121,10 @@ class LimitBook:
         network = snapshot.networks.get(endpoint.network)
         if network is None or not limitable(network, endpoint.runtime):
             return []
-        asked, held = limiting.asked(endpoint, network), limiting.of(endpoint, network)
+        asked = limiting.asked(endpoint, network)
         told = limiting.told_of(endpoint).by_direction()
         started = (endpoint.limits or UNSAID).over(read_or_unsaid(endpoint.labels, LABEL_PREFIX)).by_direction()
-        objects = endpoint_limits(member(snapshot, network), network, endpoint, held)
+        objects = endpoint_limits(member(snapshot, network), network, endpoint, limiting)
         buckets = {obj.dev: obj.burst for obj in objects if isinstance(obj, Tbf)}
         devs = dict(zip(DIRECTIONS, (endpoint.dev, ifb_name(endpoint.dev)), strict=True))
         rows: list[LimitRow] = []
@@ -178,8 +178,7 @@ def _check_place(network: Network, runtime: str, limits: Limits) -> None:
 
 def _lacking(directions: Iterable[str]) -> str:
     """What to say where a kernel cannot limit these."""
-    what = {"in": "what comes to it needs sch_tbf", "out": "what it sends needs sch_tbf, ifb, cls_u32 and act_mirred"}
-    assert what.keys() == MEANS.keys()
+    what = {"in": "what comes to it needs sch_tbf", "out": "what it sends needs sch_tbf, ifb and nft_fwd_netdev, or cls_u32 and act_mirred"}
     return "this host's kernel lacks something (" + "; ".join(what[word] for word in directions) + "); load the modules"
 
 

@@ -134,14 +134,14 @@ class Plumbing:
     def _entrances(self, endpoints: Sequence[Endpoint]) -> list[KernelObject]:
         """What the links of these endpoints do to what comes in by them; those on links of the host do nothing."""
         own = own_addresses(self._view.snapshot) if GUARD in self._kernel.capabilities() else {}
-        fast, networks = self._fast_path().ingress, {e.id: self._network(e.network) for e in endpoints}
+        limiting, fast, networks = self._limiting(), self._fast_path().ingress, {e.id: self._network(e.network) for e in endpoints}
         routed = [e for e in endpoints if child_of(networks[e.id]) is None]
-        return [chain for e in routed for chain in entrance(networks[e.id], e, own.get(e.id), fast)]
+        return [chain for e in routed for chain in entrance(networks[e.id], e, own.get(e.id), fast, limiting=limiting)]
 
     def _objects(self, endpoint: Endpoint) -> list[KernelObject]:
         snapshot, network = self._view.snapshot, self._network(endpoint.network)
         found = spoken(endpoint_objects(member(snapshot, network), network, endpoint), snapshot, exposed_here(snapshot))
-        return found + endpoint_limits(member(snapshot, network), network, endpoint, self._limiting().of(endpoint, network))
+        return found + endpoint_limits(member(snapshot, network), network, endpoint, self._limiting())
 
     def _own(self) -> list[Endpoint]:
         return [e for e in self._view.snapshot.endpoints.values() if e.node == self._view.me]

@@ -33,6 +33,7 @@ CAPABILITIES = frozenset(
         "shortcut",
         "tbf",
         "ifb",
+        "redirect",
     }
 )
 

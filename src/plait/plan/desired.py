@@ -69,7 +69,7 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     for endpoint in [*sandboxes, *exposed]:
         network = snapshot.networks[endpoint.network]
         objects += endpoint_objects(member(snapshot, network), network, endpoint, local.netns.get(endpoint.id, ""))
-        objects += endpoint_limits(member(snapshot, network), network, endpoint, local.limiting.of(endpoint, network))
+        objects += endpoint_limits(member(snapshot, network), network, endpoint, local.limiting)
     objects = [*spoken(objects, snapshot, exposed), *narrow_objects(sandboxes, snapshot.networks, peers, local.netns)]
     handed = [n for n in direct if not n.internal and any(map(_hands_on, peers[n.name]))] if local.underlay and not local.gateway else []
     objects += firewall_objects(
@@ -180,7 +180,7 @@ def _on_host_links(me: Node, snapshot: Snapshot, local: Local) -> list[KernelObj
         network = carried(snapshot, snapshot.networks[endpoint.network], local.ipv6)
         if child_of(network) is not None and network.options["parent"] in local.links:
             objects += [*shared_objects(me, network), *endpoint_objects(me, network, endpoint, local.netns.get(endpoint.id, ""))]
-            objects += endpoint_limits(me, network, endpoint, local.limiting.of(endpoint, network))
+            objects += endpoint_limits(me, network, endpoint, local.limiting)
     return objects
 
 

@@ -35,7 +35,7 @@ def early_objects(
     objects = [*guard_objects(snapshot, networks, local.links)] if local.guard else []
     own = own_addresses(snapshot) if local.guard else {}
     ways = Ways(local.links, {network.name: local.underlay for network in direct if local.underlay}, bool(vips.ends))
-    objects += [*apart_objects(snapshot), *entrances(snapshot.networks, sandboxes, own, {e.id for e in quick}, ways)]
+    objects += [*apart_objects(snapshot), *entrances(snapshot.networks, sandboxes, own, {e.id for e in quick}, ways, local.limiting)]
     if fast:
         reached = [endpoint for endpoint in quick if endpoint.network not in vips.networks]
         objects += fast_objects(networks, quick, rows, ways, local.shortcut, vips.ends)

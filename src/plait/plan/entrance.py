@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chain of the table `netdev plait` on an endpoint's link: all that its host does to what the container sends before its own stack has
-it. First what is forged goes (`guard.py`), then what is for neighbours of networks that have
-none (`apart.py`), then questions to neighbours are asked of everybody (`switching.py`), or the shortest way to
-others is taken (`fastpath.py`). Each has its rules there; this puts them in their order.
+it. First what is forged goes (`guard.py`), then what is for neighbours of networks that have none (`apart.py`), then questions to
+neighbours are asked of everybody (`switching.py`), or the shortest way to others is taken (`fastpath.py`), unless it has to wait for its
+turn (`limits.py`). Each has its rules there; this puts them in their order.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from plait.model.objects import NFT_FAST_FAMILY, KernelObject, NftChain
 from plait.plan.apart import apart_rules
 from plait.plan.fastpath import Ways, fast_rules, on_fast_path
 from plait.plan.guard import guard_rules, ingress
+from plait.plan.limits import limit_rules
 from plait.plan.switching import switched_rules
+from plait.shaping import Limiting
 
-NO_WAYS = Ways()
+NO_WAYS, NO_LIMITS = Ways(), Limiting()
 
 
 def entrance(
@@ -26,11 +28,15 @@ def entrance(
     own: Iterable[IPAddress] | None,
     fast: bool,
     ways: Ways = NO_WAYS,
+    limiting: Limiting = NO_LIMITS,
 ) -> list[KernelObject]:
     """The chain, or nothing where it would be empty. `own`: the addresses of its container, None where the kernel cannot guard; `fast`:
-    whether it may take the fast path. An attach does not know the host's `ways`: the pass after it does."""
+    whether it may take the fast path, which what waits for its turn does not. An attach does not know the host's `ways`: the pass after
+    it does."""
     rules = [*(guard_rules(network, endpoint, own) if own is not None else ()), *apart_rules(network), *switched_rules(network, endpoint)]
-    if fast and on_fast_path(network):
+    if held := limit_rules(network, endpoint, limiting):
+        rules += held
+    elif fast and on_fast_path(network):
         rules += fast_rules(endpoint, network, ways)
     return [NftChain(endpoint.dev, tuple(rules), ingress(endpoint.dev), NFT_FAST_FAMILY)] if rules else []
 
@@ -41,7 +47,8 @@ def entrances(
     own: Mapping[str, tuple[IPAddress, ...]],
     fast: Collection[str],
     ways: Ways,
+    limiting: Limiting,
 ) -> list[KernelObject]:
     """Those of all endpoints of this node. `own` as `guard.own_addresses` says, empty where the kernel cannot guard; `fast`: ids of those
     that take the fast path."""
-    return [chain for e in endpoints for chain in entrance(networks[e.network], e, own.get(e.id), e.id in fast, ways)]
+    return [chain for e in endpoints for chain in entrance(networks[e.network], e, own.get(e.id), e.id in fast, ways, limiting)]

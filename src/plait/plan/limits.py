@@ -2,8 +2,8 @@
 """The limits of this node's endpoints as kernel objects, and what must not go round them.
 
 The bucket of what comes to a container is on the host side of its link: what is forwarded from device to device (`fastpath.py`) goes
-through it, what goes straight into the container (`shortcut.py`) does not. What the container sends is led through the other bucket before
-any chain of the link's ingress sees it.
+through it, what goes straight into the container (`shortcut.py`) does not. What the container sends is led through the other bucket by
+the last rule of the chain of its link (`entrance.py`), or where there is none or no such rule, before the chain by a filter of tc.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from plait.model.objects import KernelObject
 from plait.plan.exposed import HOST
 from plait.plan.paths import network_mtu
 from plait.plan.shortcut import FastPath
-from plait.shaping import Limiting, limit_objects
+from plait.shaping import Limiting, led_away, limit_objects
 
 
 def limitable(network: Network, runtime: str) -> bool:
@@ -28,9 +28,24 @@ def limitable(network: Network, runtime: str) -> bool:
     return runtime != HOST and (child is None or child.kind == "veth")
 
 
-def endpoint_limits(me: Node, network: Network, endpoint: Endpoint, limits: Limits) -> list[KernelObject]:
-    """All that holds one endpoint to `limits`, in the order in which it can be made, after its link. `me` as `paths.member` says."""
-    return limit_objects(endpoint.dev, network_mtu(me, network), limits) if limitable(network, endpoint.runtime) else []
+def endpoint_limits(me: Node, network: Network, endpoint: Endpoint, limiting: Limiting) -> list[KernelObject]:
+    """All that holds one endpoint to its limits but the rules of its link's chain, in the order in which it can be made, after its link.
+    `me` as `paths.member` says."""
+    if not limitable(network, endpoint.runtime):
+        return []
+    by_rule = limiting.means.by_rule and has_chain(network)
+    return limit_objects(endpoint.dev, network_mtu(me, network), limiting.of(endpoint, network), by_rule)
+
+
+def has_chain(network: Network) -> bool:
+    """Whether the links of its endpoints have chains of ours: ports of somebody else's switch have none."""
+    return child_of(network) is None
+
+
+def limit_rules(network: Network, endpoint: Endpoint, limiting: Limiting) -> tuple[str, ...]:
+    """Rules of the chain of the endpoint's link by which it is held to its limits; behind them nothing has its packets any more."""
+    outgoing = limiting.of(endpoint, network).outgoing is not None
+    return led_away(endpoint.dev) if outgoing and limiting.means.by_rule and has_chain(network) else ()
 
 
 def not_held_back(endpoints: Iterable[Endpoint], networks: Mapping[str, Network], limiting: Limiting) -> list[Endpoint]:

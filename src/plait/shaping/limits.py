@@ -19,8 +19,8 @@ from plait.model.limits import DIRECTIONS, LABEL_PREFIX, OPTION_PREFIX, UNSAID, 
 from plait.model.objects import PREFIX, KernelObject
 from plait.model.tc import BURST_STEP, IfbLink, Redirect, Tbf
 
-MEANS = {"in": "tbf", "out": "ifb"}
-"""Direction -> what the kernel must be able to do to limit it (`kernel.api.Kernel.capabilities`)."""
+RULE, REDIRECT = "fwd", "redirect"
+"""What may lead packets to the device that holds them back (`kernel.api.Kernel.capabilities`): a rule of nft, or else a filter of tc."""
 _FRAME, _HEADERS = 14, 52
 """Bytes of an Ethernet header, and of IPv4 and TCP headers with timestamps (RFC 791, 9293, 7323)."""
 _BURST_S, _DROPPING_BURST_S = 0.002, 0.005
@@ -34,15 +34,16 @@ _LEAST_FRAMES = 2
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What a kernel can limit: what comes to containers, what they send."""
+    """What a kernel can limit: what comes to containers, what they send; `by_rule`: the latter with what nft's rules say of it before."""
 
     incoming: bool
     outgoing: bool
+    by_rule: bool = False
 
     @classmethod
     def of(cls, able: Collection[str]) -> Means:
         """Of a kernel with these capabilities."""
-        return cls(MEANS["in"] in able, {*MEANS.values()} <= set(able))
+        return cls("tbf" in able, {"tbf", "ifb"} <= set(able) and not {RULE, REDIRECT}.isdisjoint(able), RULE in able)
 
     def within(self, limits: Limits) -> Limits:
         """Those of `limits` that it can keep."""
@@ -92,15 +93,24 @@ def ifb_name(dev: str) -> str:
     return dev.replace(f"{PREFIX}e", f"{PREFIX}i", 1)
 
 
-def limit_objects(dev: str, mtu: int, limits: Limits) -> list[KernelObject]:
-    """All that holds the endpoint with the host side `dev` to `limits`, in the order in which it can be made."""
+def limit_objects(dev: str, mtu: int, limits: Limits, by_rule: bool = False) -> list[KernelObject]:
+    """All that holds the endpoint with the host side `dev` to `limits`, in the order in which it can be made; `by_rule`: but for what leads
+    packets to the device that holds back what it sends (`led_away`)."""
     objects: list[KernelObject] = []
     if limits.incoming is not None:
         objects.append(_bucket(dev, limits.incoming, mtu))
     if limits.outgoing is not None:
         through = ifb_name(dev)
-        objects += [IfbLink(through), _bucket(through, limits.outgoing, mtu), Redirect(dev, through)]
+        objects += [IfbLink(through), _bucket(through, limits.outgoing, mtu)]
+        objects += [] if by_rule else [Redirect(dev, through)]
     return objects
+
+
+def led_away(dev: str) -> tuple[str, ...]:
+    """The last rules of the chain of the link `dev` where what comes in by it is held back. What was led away meets no chain of the link
+    any more when it comes back (kernel: tc_skip_classify), so the rules before have judged it by then. What asks for neighbours is not
+    held back."""
+    return ("arp operation request accept", "icmpv6 type nd-neighbor-solicit accept", f'fwd to "{ifb_name(dev)}"')
 
 
 def _bucket(dev: str, limit: Limit, mtu: int) -> Tbf:

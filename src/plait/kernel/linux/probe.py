@@ -43,8 +43,9 @@ def probe_capabilities() -> frozenset[str]:
     """Of "vxlan", "bridge", "veth", "wireguard" (the kernel's or wireguard-go), "nft", "fwd" (forwarding at ingress, nft_fwd_netdev),
     "ingress" (rules there that change frames), "guard" (rules there that count by link), "draw" (rules that choose at random and by an
     address, nft_numgen and nft_hash), "shortcut" (an eBPF classifier at a link's ingress), "macvlan", "ipvlan", "vlan" (802.1Q), "counting"
-    (sets that packets write, nft_dynset), "tbf" (queueing that limits a rate), "ifb" (the same for what a link receives: a device, the
-    filter u32, the action mirred), "ipv6" and "via6" (routes of IPv4 with a next hop of IPv6) those that work here."""
+    (sets that packets write, nft_dynset), "tbf" (queueing that limits a rate), "ifb" (a device for the same with what a link
+    receives), "redirect" (what may lead there: the filter u32, the action mirred), "ipv6" and "via6" (routes of IPv4 with a next hop of
+    IPv6) those that work here."""
     return in_thread(_probe)
 
 
@@ -58,13 +59,13 @@ def _limits(sock: nl.NetlinkSocket) -> set[str]:
     """What of limits works on the pair that was made before."""
     tc = TrafficControl(sock)
     found: set[str] = set()
-    sock.transact([create_ifb(IfbLink("pl-i0"))])
+    found |= {"ifb"} if sock.transact([create_ifb(IfbLink("pl-i0"))])[0].errno == 0 else set()
     with contextlib.suppress(OSError):
         tc.put_tbf(Tbf("pl-e0", 1_000_000, 1 << 14, 1 << 16), _PARENT)
         found.add("tbf")
     with contextlib.suppress(OSError):
         tc.redirect(_PARENT, index_of("pl-i0"))
-        found.add("ifb")
+        found.add("redirect")
     return found
 
 
