@@ -60,7 +60,7 @@ class Host:
 
     def hold(self, limits: Limits) -> None:
         """One pass that holds the container `limited` to that."""
-        limiting = Limiting({("default", "limited"): limits}, Means(True, True, by_rule=True))
+        limiting = Limiting({("default", "limited"): limits}, Means.of({"tbf", "ifb", "fwd", "metered", "egress"}))
 
         def work() -> None:
             with self._paths["host"].open() as file, inside(file.fileno()), contextlib.closing(LinuxKernel()) as kernel:

@@ -86,7 +86,7 @@ class Host:
         return done.stdout
 
     def converge(self, snapshot: Snapshot | None = None, *, strict: bool = False) -> int:
-        limiting = Limiting(means=Means(True, True, by_rule=True))
+        limiting = Limiting(means=Means.of({"tbf", "ifb", "fwd", "metered", "egress"}))
         local = Local(fast_path=self.fast, strict=strict, links=frozenset({"docker0"}), limiting=limiting)
 
         def work() -> int:

@@ -5,7 +5,9 @@ That a limit is not passed can be said on a machine of any speed; how close it c
 
 from __future__ import annotations
 
+import contextlib
 import re
+import select
 import socket
 import threading
 import time
@@ -15,7 +17,9 @@ from ipaddress import ip_address
 import pytest
 from tests.kernel.test_datapath import BY_NAME, WAYS, Hosts, two_hosts
 
-from plait.model.limits import Limit, Limits
+from plait.kernel.linux import LinuxKernel
+from plait.kernel.linux.netns import in_thread, inside
+from plait.model.limits import COUNTED, DIRECTIONS, Limit, Limits
 from plait.shaping import Limiting, Means
 
 pytestmark = pytest.mark.root
@@ -25,7 +29,7 @@ ROUND = 1.15
 """Headers and what the bucket had at the start are no more than this of it, beside `ALLOWED`."""
 ALLOWED = 120_000
 """Bytes that may come at once: the bucket, and what TCP's buffers take before the first byte is counted."""
-BY_RULE, BY_FILTER = Means(True, True, by_rule=True), Means(True, True)
+BY_RULE, BY_FILTER = (Means(frozenset({*DIRECTIONS, *COUNTED}), by_rule) for by_rule in (True, False))
 """What leads packets to the device that holds them back."""
 
 
@@ -211,3 +215,92 @@ def test_fragments_and_large_datagrams_pass(hosts: Hosts) -> None:
     hold(hosts, "web", Limits(Limit(RATE), Limit(RATE)))
     assert hosts.pings("near", BY_NAME["web"].address, "-s 8000")
     assert hosts.pings("far", BY_NAME["web"].address, "-s 8000")
+
+
+# --- packets and connections a second
+
+
+def counted(hosts: Hosts, node: str, name: str) -> dict[str, int]:
+    """What a host has dropped of what was too much, by link."""
+
+    def work() -> dict[str, int]:
+        with contextlib.closing(LinuxKernel()) as kernel:
+            return kernel.counted_links(name)
+
+    def there() -> dict[str, int]:
+        with hosts.paths[node].open() as file, inside(file.fileno()):
+            return work()
+
+    return in_thread(there)
+
+
+def connected(hosts: Hosts, client: str, server: str, tries: int) -> int:
+    """How many of so many connections, begun one after the other without waiting, come about before a segment would be sent again."""
+    with hosts.socket(server) as listener, contextlib.ExitStack() as stack:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("0.0.0.0", 8801))
+        listener.listen(tries)
+        callers = [stack.enter_context(hosts.socket(client)) for _ in range(tries)]
+        for caller in callers:
+            caller.setblocking(False)
+            caller.connect_ex((str(BY_NAME[server].address), 8801))
+        _, writable, _ = select.select([], callers, [], 0.3)
+        time.sleep(0.3)
+        _, writable, _ = select.select([], callers, [], 0)
+        return len(writable)
+
+
+@pytest.mark.parametrize("direction", ["in", "out"])
+@pytest.mark.parametrize("peer", ["near", "far"])
+def test_connections_beyond_their_number_are_dropped_and_counted(hosts: Hosts, peer: str, direction: str) -> None:
+    limits = Limits(connections_in=10) if direction == "in" else Limits(connections_out=10)
+    client, server = (peer, "web") if direction == "in" else ("web", peer)
+    hold(hosts)
+    assert connected(hosts, client, server, 30) == 30
+    hold(hosts, "web", limits)
+    assert 10 <= connected(hosts, client, server, 30) <= 17, "a second's worth at once, and what half a second brings"
+    assert counted(hosts, "A", f"connections_{direction}")["pl-eweb"] >= 13
+    assert connected(hosts, server, client, 30) == 30, "the other direction is free"
+    hold(hosts)
+    assert counted(hosts, "A", f"connections_{direction}") == {}
+
+
+@pytest.mark.parametrize("direction", ["in", "out"])
+def test_packets_beyond_their_number_are_dropped_and_counted(hosts: Hosts, direction: str) -> None:
+    hold(hosts, "web", Limits(packets_in=50) if direction == "in" else Limits(packets_out=50))
+    client, server = ("near", "web") if direction == "in" else ("web", "near")
+    with hosts.udp(server) as ear, hosts.udp(client) as mouth:
+        ear.bind(("0.0.0.0", 9997))
+        ear.settimeout(0.3)
+        for _ in range(200):
+            mouth.sendto(b"x", (str(BY_NAME[server].address), 9997))
+        got = 0
+        with contextlib.suppress(TimeoutError):
+            while ear.recv(10):
+                got += 1
+    assert 5 <= got <= 20, "a burst of ten"
+    assert counted(hosts, "A", f"packets_{direction}")["pl-eweb"] >= 180
+
+
+def test_a_number_changes_without_another_ones_bucket(hosts: Hosts) -> None:
+    """Each is an element: the count of one goes on while another changes, and nothing is left when a container goes."""
+    hold(hosts, "web", Limits(connections_in=10, connections_out=5, packets_in=1000, packets_out=1001))
+    connected(hosts, "near", "web", 30)
+    before = counted(hosts, "A", "connections_in")["pl-eweb"]
+    hold(hosts, "web", Limits(connections_in=10, connections_out=50, packets_in=1000, packets_out=1002))
+    assert counted(hosts, "A", "connections_in")["pl-eweb"] == before > 0
+    hosts.run("A", "nft flush set netdev plait packets_in")
+    assert hosts.converge("A") == 1 and hosts.converge("A") == 0
+    hosts.run("A", "nft delete chain netdev plait to_pl-eweb")
+    assert hosts.converge("A") == 1 and hosts.converge("A") == 0
+    hosts.run("A", "ip link del pl-eweb")
+    assert hosts.converge("A") > 0 and hosts.converge("A") == 0
+    hold(hosts)
+    assert not re.search(r"connections_|packets_|to_pl-", hosts.run("A", "nft list table netdev plait"))
+
+
+def test_numbers_hold_beside_a_rate(hosts: Hosts) -> None:
+    """What waits for its turn has been counted before; what is counted away does not wait."""
+    hold(hosts, "web", Limits(outgoing=Limit(RATE), connections_out=10))
+    assert connected(hosts, "web", "far", 30) <= 17
+    assert hosts.pings("web", BY_NAME["far"].address)

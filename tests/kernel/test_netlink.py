@@ -77,6 +77,8 @@ def test_the_probe_finds_what_this_kernel_has_and_leaves_nothing() -> None:
             "fwd",
             "counting",
             "guard",
+            "metered",
+            "egress",
             "ingress",
             "draw",
             "shortcut",

@@ -70,7 +70,7 @@ class FakeNode:
         self.addresses = Addresses(self.view, self.store, self.journal, DEFAULT, False, self.reuse_after_s, lambda: self.ranges, self.clock)
         self.addressing = Addressing(self.addresses, self.leases, self.view, self.work.put)
         self.publisher = Publisher(self.view, self.store, self.view.caught_up)
-        self.book = LimitBook(self.view, self.journal, lambda: self.kernel.capabilities(), self.full_pass)
+        self.book = LimitBook(self.view, self.journal, lambda: self.kernel.capabilities(), self.full_pass, self.kernel)
         parts = self.view, self.journal, self.work, self.addressing, self.networks
         limiting = lambda: self.book.limiting  # noqa: E731
         self.ops = AgentOperations(*parts, self._settled, self.full_pass, self._fast_path, limiting)

@@ -138,6 +138,34 @@ def test_a_network_limits_each_of_its_containers_on_every_host(lab: Lab) -> None
     until("on neither", lambda: buckets(lab) == 0 and "tbf 70:" not in lab.run("B", "tc", "qdisc", "show").stdout, 10)
 
 
+def test_numbers_a_second_are_said_like_rates_and_what_is_too_much_is_told(lab: Lab) -> None:
+    lab.run("A", "plait", "run", "--name", "shop", "--label", "plait.limit.connections-in=10", "--label", "plait.limit.packets-out=50k")
+    lab.run("A", "plait", "limit", "set", "shop", "--packets-in", "20", "--connections-out", "5")
+    lab.run("A", "plait", "network", "set", "default", "-o", "limit-connections-in=99", "-o", "limit-packets-out=none")
+    numbers = {(row["what"], row["direction"]): (row["rate"], row["by"], row["held"]) for row in rows(lab, "shop")}
+    assert numbers == {
+        ("packets", "in"): (20, "command", True),
+        ("packets", "out"): (50_000, "container", True),
+        ("connections", "in"): (10, "container", True),
+        ("connections", "out"): (5, "command", True),
+    }
+    assert said(lab, "near") == {("in", 99, "drop", "network", True)}
+    address = next(row["addresses"]["default"] for row in json.loads(lab.run("A", "plait", "ps", "--json").stdout) if row["name"] == "shop")
+    pinged = lab.run("B", "plait", "exec", "far", "--", "ping", "-q", "-c", "100", "-i", "0.002", "-W", "1", address, check=False).stdout
+    lost = next(row["dropped"] for row in rows(lab, "shop") if (row["what"], row["direction"]) == ("packets", "in"))
+    assert "100 packets transmitted" in pinged and 60 <= lost <= 90, f"a burst of ten, and 20 a second: {pinged}"
+    lab.kill_agent("A")
+    lab.start_agent("A")
+    assert {(row["what"], row["direction"]): (row["rate"], row["by"], row["held"]) for row in rows(lab, "shop")} == numbers
+    until("a pass finds nothing to do", lambda: lab.run("A", "plait", "plan", "--diff").stdout == "", 10)
+    assert "packets-in: 'many' is no number a second" in refused(lab, "limit", "set", "shop", "--packets-in", "many")
+    lab.run("A", "plait", "limit", "rm", "shop")
+    lab.run("A", "plait", "rm", "shop")
+    lab.run("A", "plait", "network", "set", "default", "-o", "limit-connections-in=none")
+    at_rest(lab, 0)
+    assert "connections_in" not in lab.run("A", "nft", "list", "ruleset").stdout and rows(lab) == []
+
+
 @pytest.mark.parametrize("options", [("-o", "layer2=true"), ("--backend", "bridge"), ("--backend", "hybrid")], ids=lambda o: o[1])
 def test_a_limit_holds_in_networks_of_other_kinds(lab: Lab, options: tuple[str, ...]) -> None:
     """Ports of a bridge; with layer 2 neighbours on two hosts, whose questions by ARP the host answers; plain routes."""

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests.support.cluster import FakeNode, nodes
 from tests.support.consulapi import Cuttable
 
+from plait.agent.limits import check_asked
 from plait.backends import BACKENDS, changed
 from plait.backends.settings import settle
 from plait.kernel.linux.netlink import NetlinkSocket
@@ -24,6 +25,7 @@ from plait.kernel.linux.tc import TrafficControl
 from plait.model.cluster import Endpoint, Network
 from plait.model.errors import ConfigError, KernelError, NotFound, NotSupported
 from plait.model.limits import (
+    COUNTED,
     LABEL_PREFIX,
     LARGEST_RATE,
     LEAST_RATE,
@@ -33,16 +35,19 @@ from plait.model.limits import (
     largest_burst,
     limits_of,
     parse_burst,
+    parse_count,
     parse_rate,
     rate_text,
     read_or_unsaid,
 )
-from plait.model.objects import NftChain
+from plait.model.nfttext import hooked_device
+from plait.model.objects import NftChain, NftSet
 from plait.model.shortcut import Delivery
 from plait.model.tc import BURST_STEP, IfbLink, Redirect, Tbf
-from plait.plan.limits import limitable
+from plait.plan.limits import has_chain, limitable
 from plait.runtimes.api import AttachRequest, NetworkRequest
-from plait.shaping import Limiting, Means, effective, led_away, limit_objects, unmet
+from plait.shaping import Limiting, Means, counted_objects, counted_rules, effective, led_away, limit_objects, unmet
+from plait.shaping.counts import METER
 
 A, N = IPv4Address, IPv4Network
 NET = Network("default", N("10.28.0.0/16"), A("10.28.0.1"), 24)
@@ -109,6 +114,19 @@ def test_bursts_are_bytes() -> None:
             parse_burst(text, "burst")
 
 
+def test_numbers_a_second_are_read() -> None:
+    assert [parse_count(text, "packets-in") for text in ("1", "200", "50k", " 10M ", "none")] == [1, 200, 50_000, 10_000_000, 0]
+    for text in ("", "0", "-1", "1.5k", "10/s", "11m", "10G", "1k0", "٣"):
+        with pytest.raises(ConfigError, match=r"packets-in: .*write how many a second, 200 or 50k \(1 to 10000000\), or none"):
+            parse_count(text, "packets-in")
+
+
+def test_labels_say_numbers_beside_rates_or_alone() -> None:
+    labels = {"plait.limit.connections-in": "50", "plait.limit.packets-out": "none"}
+    assert limits_of(labels, LABEL_PREFIX) == Limits(connections_in=50, packets_out=0)
+    assert limits_of({**labels, "plait.limit.out": "10M"}, LABEL_PREFIX) == Limits(None, TEN, connections_in=50, packets_out=0)
+
+
 def test_labels_say_limits_of_both_directions() -> None:
     labels = {"plait.limit.in": "10M", "plait.limit.out": "none", "plait.limit.burst": "32k", "plait.limit.manner": "drop", "app": "web"}
     assert limits_of(labels, LABEL_PREFIX) == Limits(Limit(10_000_000, 32768, True), Limit(0, 32768, True))
@@ -121,6 +139,8 @@ def test_labels_say_limits_of_both_directions() -> None:
         ({"plait.limit.in": "fast"}, "plait.limit.in: 'fast' is no rate"),
         ({"plait.limit.up": "10M"}, "plait.limit.up: '10M' is not known; use one of plait.limit.in, plait.limit.out"),
         ({"plait.limit.in": "10M", "plait.limit.manner": "queue"}, "plait.limit.manner: 'queue' is not possible; one of shape, drop"),
+        ({"plait.limit.packets-in": "many"}, "plait.limit.packets-in: 'many' is no number a second; write how many"),
+        ({"plait.limit.packets-in": "9", "plait.limit.manner": "drop"}, "plait.limit.manner: 'drop' says nothing by itself"),
         ({"plait.limit.burst": "32k"}, "says nothing by itself; give plait.limit.in, plait.limit.out"),
         ({"plait.limit.in": "10M", "plait.limit.burst": "2m"}, "would be no limit for more than a second; at most 1250000 bytes at 10mbit"),
     ],
@@ -144,6 +164,9 @@ def test_the_nearer_word_counts_each_direction_by_itself() -> None:
     assert effective(engine, network) == Limits(Limit(4_000_000), Limit(2_000_000))
     assert effective(engine, network, Limits(Limit(5_000_000))) == Limits(Limit(5_000_000), Limit(2_000_000))
     assert effective(engine, network, Limits(Limit(0), Limit(0))) == UNSAID, "none is a word too"
+    counting = replace(NET, options={"limit-packets-in": "10", "limit-connections-in": "20"})
+    assert effective(WEB, counting) == Limits(packets_in=10, connections_in=20)
+    assert effective(WEB, counting, Limits(TEN, packets_in=0)) == Limits(TEN, connections_in=20)
 
 
 def test_what_a_kernel_cannot_keep_is_left_out_and_named() -> None:
@@ -160,7 +183,15 @@ def test_what_a_kernel_cannot_keep_is_left_out_and_named() -> None:
         assert means.within(both) == kept
         assert unmet(both, means) == lacks
         assert Limiting({("default", "web"): both}, means).of(WEB, NET) == kept
-    assert unmet(UNSAID, Means(False, False)) == ()
+    assert unmet(UNSAID, Means()) == ()
+    numbers = Limits(packets_in=1, packets_out=2, connections_in=3, connections_out=4)
+    for able, lacks in (
+        ({"metered", "egress"}, ()),
+        ({"metered"}, ("packets-in", "connections-in")),
+        ({"egress", "tbf", "ifb", "fwd"}, COUNTED),
+    ):
+        assert set(unmet(numbers, Means.of(able))) == set(lacks)
+        assert set(Means.of(able).within(numbers).words()) == set(COUNTED) - set(lacks)
 
 
 # --- objects
@@ -214,6 +245,33 @@ def test_a_kernel_without_traffic_control_has_none(number: int, passes: bool) ->
         assert control.read({1: "pl-e1"}) == []
 
 
+def test_numbers_are_elements_and_nobody_else_has_a_rule_for_them() -> None:
+    held = [("pl-e1", Limits(packets_in=1000, connections_out=5)), ("pl-e2", Limits(connections_out=20)), ("pl-e3", Limits(TEN))]
+    sets = {obj.name: obj.elements for obj in counted_objects(held) if isinstance(obj, NftSet)}
+    assert sets == {
+        "packets_in": {'"pl-e1" limit rate over 1000/second burst 100 packets counter'},
+        "connections_out": {
+            '"pl-e1" limit rate over 5/second counter',
+            '"pl-e2" limit rate over 20/second burst 20 packets counter',
+        },
+    }
+    (chain,) = (obj for obj in counted_objects(held) if isinstance(obj, NftChain))
+    assert (chain.name, hooked_device(chain.hook), chain.rules) == ("to_pl-e1", "pl-e1", ("meta protocol != arp oifname @packets_in drop",))
+    assert counted_rules(held[0][1], "out") == ("tcp flags syn / fin,syn,rst,ack iifname @connections_out drop",)
+    assert counted_rules(held[2][1], "out") == () and counted_objects([held[2]]) == []
+
+
+def test_ports_of_a_switch_of_others_have_rates_and_no_numbers() -> None:
+    switch = Network(
+        "lan", N("192.0.2.0/24"), A("192.0.2.1"), 28, backend="vlan", options={"parent": "br0", "vlan": "7", "switch": "openvswitch"}
+    )
+    assert limitable(switch, "docker") and not has_chain(switch)
+    request = AttachRequest(endpoint="e", network="lan", runtime="docker", container="c", name="web", labels={"plait.limit.in": "10M"})
+    check_asked(switch, request, None)
+    with pytest.raises(NotSupported, match="its switch is not plait's; limit them there"):
+        check_asked(switch, replace(request, labels={"plait.limit.packets-in": "10"}), None)
+
+
 # --- networks
 
 
@@ -259,6 +317,42 @@ async def test_an_attach_with_labels_makes_what_the_next_pass_finds_and_leaves_n
     assert node.kernel.objects == before
 
 
+async def test_numbers_are_in_force_when_an_attach_returns_and_leave_nothing(node: FakeNode) -> None:
+    await node.converge()
+    before = dict(node.kernel.objects)
+    await node.attach("web", labels={"plait.limit.connections-in": "50", "plait.limit.packets-out": "9k"})
+    assert sorted(metered_words(node)) == ["connections_in", "packets_out"]
+    assert await node.converge() == 0
+    (endpoint,) = node.ops.endpoints("sandbox").values()
+    node.kernel.dropped = {"connections_in": {endpoint.dev: 7}, "packets_out": {"pl-other": 9}}
+    rows = [(row["what"], row["direction"], row["rate"], row["dropped"], row["held"]) for row in await node.book.rows()]
+    assert rows == [("packets", "out", 9000, 0, True), ("connections", "in", 50, 7, True)]
+    await node.book.tell("web", "", Limits(connections_in=0))
+    assert metered_words(node) == ["packets_out"]
+    await node.book.forget("web", "")
+    await node.detach("web")
+    await node.converge()
+    assert node.kernel.objects == before
+
+
+async def test_an_attach_is_refused_if_the_kernel_refuses_its_numbers(node: FakeNode) -> None:
+    await node.converge()
+    node.kernel.fail_next(("nft", "set", "packets_in", "netdev"))
+    with pytest.raises(KernelError, match="packets_in"):
+        await node.attach("web", labels={"plait.limit.packets-in": "10"})
+    assert not node.ops.endpoints("sandbox")
+    await node.attach("web")
+    node.kernel.fail_next(("nft", "set", "packets_in", "netdev"))
+    with pytest.raises(KernelError, match="packets_in"):
+        await node.book.tell("web", "", Limits(packets_in=10))
+    await node.converge()
+    assert metered_words(node) == ["packets_in"], "it is tried again"
+
+
+def metered_words(node: FakeNode) -> list[str]:
+    return [obj.name for obj in node.kernel.objects.values() if isinstance(obj, NftSet) and obj.bounds[:1] == METER]
+
+
 async def test_wrong_labels_are_refused_before_anything_is_made(node: FakeNode) -> None:
     await node.converge()
     before = dict(node.kernel.objects)
@@ -285,14 +379,14 @@ async def test_what_is_told_holds_at_once_and_over_restarts_of_container_and_age
     told = buckets(node)
     assert told["pl-e"] == pytest.approx(before["pl-e"] * 10, rel=1e-5)
     await node.detach("web")
-    assert [(row["container"], row["by"], row["running"]) for row in node.book.rows()] == [("web", "command", False)]
+    assert [(row["container"], row["by"], row["running"]) for row in await node.book.rows()] == [("web", "command", False)]
     await node.stop()
     await node.start()
     await node.attach("web", labels={"plait.limit.in": "1M"})
     assert buckets(node) == told
     await node.book.tell("web", "default", Limits(outgoing=FAST))
     await node.book.tell("web", "default", Limits(outgoing=Limit(0)))
-    assert [(row["direction"], row["rate"], row["held"]) for row in node.book.rows()] == [("in", TEN.rate, True), ("out", 0, True)]
+    assert [(row["direction"], row["rate"], row["held"]) for row in await node.book.rows()] == [("in", TEN.rate, True), ("out", 0, True)]
     assert buckets(node)["pl-e"] == told["pl-e"], "what is not said of stays"
     await node.book.forget("web", "")
     assert buckets(node) == before, "the label's again"
@@ -320,11 +414,11 @@ async def test_a_container_is_found_by_its_id_too(node: FakeNode) -> None:
     request = AttachRequest(endpoint=key, network="default", runtime="docker", container=key, name="web")
     await node.ops.attach(request)
     await node.book.tell(key[:12], "", Limits(TEN))
-    assert [row["container"] for row in node.book.rows()] == ["web"]
+    assert [row["container"] for row in await node.book.rows()] == ["web"]
     with pytest.raises(NotFound):
         await node.book.tell(key[:6], "", Limits(TEN))
     await node.book.forget(key[:12], "")
-    assert node.book.rows() == []
+    assert await node.book.rows() == []
 
 
 async def test_what_the_kernel_lacks_is_named_and_refused_when_it_is_told(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,7 +428,7 @@ async def test_what_the_kernel_lacks_is_named_and_refused_when_it_is_told(node: 
     assert buckets(node).keys() == {"pl-e"}
     (text,) = node.book.lacking().values()
     assert "container web on network default is not limited" in text and "what it sends needs" in text
-    assert [(row["direction"], row["held"]) for row in node.book.rows()] == [("in", True), ("out", False)]
+    assert [(row["direction"], row["held"]) for row in await node.book.rows()] == [("in", True), ("out", False)]
     with pytest.raises(NotSupported, match="what it sends needs sch_tbf, ifb"):
         await node.book.tell("web", "", Limits(outgoing=TEN))
     monkeypatch.undo()
@@ -386,7 +480,7 @@ async def test_a_networks_limit_reaches_containers_that_run(node: FakeNode) -> N
     await node.ops.change_network("default", {"limit-out": "10M"})
     await node.converge()
     assert buckets(node).keys() == {"pl-i"}
-    assert [(row["by"], row["direction"], row["held"]) for row in node.book.rows()] == [("network", "out", True)]
+    assert [(row["by"], row["direction"], row["held"]) for row in await node.book.rows()] == [("network", "out", True)]
     await node.ops.change_network("default", {"limit-out": "none"})
     await node.converge()
     assert buckets(node) == {} and not [key for key in node.kernel.objects if key[1].startswith("pl-i")]

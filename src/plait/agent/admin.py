@@ -225,7 +225,7 @@ class AgentAdmin:
         return await self._p.publications.unpublish(container, network, held)
 
     async def limits(self) -> list[LimitRow]:
-        return self._p.limits.rows()
+        return await self._p.limits.rows()
 
     async def set_limits(self, container: str, network: str, limits: Limits) -> None:
         await self._p.limits.tell(container, network, limits)

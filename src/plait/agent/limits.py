@@ -8,27 +8,42 @@ may be started anew, or made anew under its name, and has it again.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal, cast
 
 from plait.agent.called import called_here, is_called
 from plait.agent.journal import Journal, Write
 from plait.agent.kernelwork import PassReport
+from plait.agent.spoofing import Counters
 from plait.agent.view import View
 from plait.model.cluster import Endpoint, Network
 from plait.model.errors import NotFound, NotSupported
-from plait.model.limits import DIRECTIONS, LABEL_PREFIX, MANNERS, UNSAID, Limit, Limits, limits_of, read_or_unsaid
+from plait.model.limits import DIRECTIONS, LABEL_PREFIX, MANNERS, UNSAID, Limits, limits_of, read_or_unsaid
 from plait.model.report import LimitRow
 from plait.model.tc import Tbf
 from plait.plan import member
-from plait.plan.limits import endpoint_limits, limitable
+from plait.plan.limits import endpoint_limits, has_chain, limitable
 from plait.runtimes.api import AttachRequest
-from plait.shaping import Limiting, Means, ifb_name, known_as, unmet
+from plait.shaping import Limiting, Means, ifb_name, known_as, set_name, unmet
 from plait.store.codec import decode, encode
 
 log = logging.getLogger("plait.limits")
 _KIND = "limit"
+_WHATS = ("rate", "packets", "connections")
+_METERS = "sets of the family netdev whose elements have limits (Linux 5.7, nf_tables_netdev, nft_limit)"
+_ENTRY = f"numbers of what comes to it need chains at a link's egress (Linux 5.16, CONFIG_NETFILTER_EGRESS) and {_METERS}"
+_SENT = f"numbers of what it sends need {_METERS}"
+_NEEDED = {
+    "in": "what comes to it needs sch_tbf",
+    "out": "what it sends needs sch_tbf, ifb and nft_fwd_netdev, or cls_u32 and act_mirred",
+    "packets-in": _ENTRY,
+    "connections-in": _ENTRY,
+    "packets-out": _SENT,
+    "connections-out": _SENT,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +60,17 @@ class Kept:
 
 
 class LimitBook:
-    """`able` is what the kernel can do by now, `full_pass` makes it what the plan says."""
+    """`able` is what the kernel can do by now, `full_pass` makes it what the plan says, `counters`: what it has dropped."""
 
     def __init__(
-        self, view: View, journal: Journal, able: Callable[[], frozenset[str]], full_pass: Callable[[], Awaitable[PassReport]]
+        self,
+        view: View,
+        journal: Journal,
+        able: Callable[[], frozenset[str]],
+        full_pass: Callable[[], Awaitable[PassReport]],
+        counters: Counters,
     ) -> None:
-        self._view, self._journal, self._able, self._full_pass = view, journal, able, full_pass
+        self._view, self._journal, self._able, self._full_pass, self._counters = view, journal, able, full_pass, counters
         kept = (decode(Kept, body, key) for key, body in journal.load(_KIND).items())
         self._kept = {(one.network, one.name): one for one in kept}
 
@@ -94,46 +114,56 @@ class LimitBook:
         failed = (await self._full_pass()).failed
         touched = {dev for e in endpoints for dev in (e.dev, ifb_name(e.dev))}
         for key, error in failed.items():
-            if key[1] in touched:
+            if key[1] in touched or key[0] == "nft":
                 raise error
 
     def _permit(self, endpoint: Endpoint, limits: Limits) -> None:
         """NotSupported if the endpoint cannot be held to that."""
         network = self._view.snapshot.networks[endpoint.network]
         _check_place(network, endpoint.runtime, limits)
-        wanted = Limits(*(limit if limit is not None and limit.rate else None for limit in (limits.incoming, limits.outgoing)))
-        if lacks := unmet(wanted, Means.of(self._able())):
+        if lacks := unmet(limits.holding(), Means.of(self._able())):
             raise NotSupported(f"limiting container {endpoint.name!r} on network {network.name}: {_lacking(lacks)}")
 
     # --- what there is
 
-    def rows(self) -> list[LimitRow]:
-        """What holds of this node's containers, and what is kept for such as do not run, by container, network and direction."""
-        rows = [row for endpoint in self._own() for row in self._rows_of(endpoint)]
-        present = set(map(known_as, self._own()))
+    async def rows(self) -> list[LimitRow]:
+        """What holds of this node's containers, and what is kept for such as do not run, by container, network, what is limited and
+        direction."""
+        own = self._own()
+        dropped = await asyncio.to_thread(self._dropped, {w for e in own for w in self._asked(e).counts()}) if own else {}
+        rows = [row for endpoint in own for row in self._rows_of(endpoint, dropped)]
+        present = set(map(known_as, own))
         for key, kept in self._kept.items():
             if key not in present:
-                rows += [_row(kept.name, kept.network, word, limit, "command") for word, limit in kept.limits.by_direction().items()]
-        return sorted(rows, key=lambda row: (row["container"], row["network"], row["direction"]))
+                rows += [_row(kept.name, kept.network, word, kept.limits, "command") for word in kept.limits.words()]
+        return sorted(rows, key=lambda row: (row["container"], row["network"], _WHATS.index(row["what"]), row["direction"]))
 
-    def _rows_of(self, endpoint: Endpoint) -> list[LimitRow]:
+    def _dropped(self, words: Iterable[str]) -> dict[tuple[str, str], int]:
+        """Packets by word and link."""
+        return {(word, link): count for word in words for link, count in self._counters.counted_links(set_name(word)).items()}
+
+    def _asked(self, endpoint: Endpoint) -> Limits:
+        network = self._view.snapshot.networks.get(endpoint.network)
+        return self.limiting.asked(endpoint, network) if network is not None and limitable(network, endpoint.runtime) else UNSAID
+
+    def _rows_of(self, endpoint: Endpoint, dropped: Mapping[tuple[str, str], int]) -> list[LimitRow]:
         snapshot, limiting = self._view.snapshot, self.limiting
         network = snapshot.networks.get(endpoint.network)
         if network is None or not limitable(network, endpoint.runtime):
             return []
-        asked = limiting.asked(endpoint, network)
-        told = limiting.told_of(endpoint).by_direction()
-        started = (endpoint.limits or UNSAID).over(read_or_unsaid(endpoint.labels, LABEL_PREFIX)).by_direction()
+        told, asked = limiting.told_of(endpoint), limiting.asked(endpoint, network)
+        started = (endpoint.limits or UNSAID).over(read_or_unsaid(endpoint.labels, LABEL_PREFIX))
         objects = endpoint_limits(member(snapshot, network), network, endpoint, limiting)
         buckets = {obj.dev: obj.burst for obj in objects if isinstance(obj, Tbf)}
         devs = dict(zip(DIRECTIONS, (endpoint.dev, ifb_name(endpoint.dev)), strict=True))
+        held, freed = limiting.of(endpoint, network).words(), set(told.words()) - set(told.holding().words())
         rows: list[LimitRow] = []
-        freed = {word: limit for word, limit in told.items() if not limit.rate}
-        for word, limit in (asked.by_direction() | freed).items():
-            source = "command" if word in told else "container" if word in started else "network"
-            row = _row(known_as(endpoint)[1], network.name, word, limit, source)
-            held_now = not limit.rate or devs[word] in buckets
-            rows.append({**row, "burst": buckets.get(devs[word], limit.burst), "running": True, "held": held_now})
+        shown = told.only(freed).over(asked)
+        for word in shown.words():
+            source = "command" if word in told.words() else "container" if word in started.words() else "network"
+            row = _row(known_as(endpoint)[1], network.name, word, shown, source)
+            row["burst"] = buckets.get(devs.get(word, ""), row["burst"])
+            rows.append({**row, "running": True, "held": word in held or word in freed, "dropped": dropped.get((word, endpoint.dev), 0)})
         return rows
 
     def lacking(self) -> dict[str, str]:
@@ -169,6 +199,11 @@ def check_asked(network: Network, request: AttachRequest, known: Endpoint | None
 
 
 def _check_place(network: Network, runtime: str, limits: Limits) -> None:
+    if limits.counts() and limitable(network, runtime) and not has_chain(network):
+        raise NotSupported(
+            f"limits of packets or connections in network {network.name}: its switch is not plait's; limit them there (a rate can be "
+            f"limited here), or use a network of another backend"
+        )
     if limits != UNSAID and not limitable(network, runtime):
         raise NotSupported(
             f"limits of a container of network {network.name}: it is on the link {network.options.get('parent', '')} by itself, and "
@@ -176,21 +211,24 @@ def _check_place(network: Network, runtime: str, limits: Limits) -> None:
         )
 
 
-def _lacking(directions: Iterable[str]) -> str:
+def _lacking(words: Iterable[str]) -> str:
     """What to say where a kernel cannot limit these."""
-    what = {"in": "what comes to it needs sch_tbf", "out": "what it sends needs sch_tbf, ifb and nft_fwd_netdev, or cls_u32 and act_mirred"}
-    return "this host's kernel lacks something (" + "; ".join(what[word] for word in directions) + "); load the modules"
+    return "this host's kernel lacks something (" + "; ".join(dict.fromkeys(_NEEDED[word] for word in words)) + "); load the modules"
 
 
-def _row(container: str, network: str, direction: str, limit: Limit, by: str) -> LimitRow:
+def _row(container: str, network: str, word: str, limits: Limits, by: str) -> LimitRow:
+    what, _, direction = word.rpartition("-")
+    limit = limits.by_direction().get(word)
     return {
         "container": container,
         "network": network,
+        "what": cast(Literal["rate", "packets", "connections"], what or "rate"),
         "direction": direction,
-        "rate": limit.rate,
-        "burst": limit.burst,
-        "manner": MANNERS[limit.drop],
+        "rate": limit.rate if limit is not None else limits.counts()[word],
+        "burst": limit.burst if limit is not None else 0,
+        "manner": MANNERS[limit is None or limit.drop],
         "by": by,
         "running": False,
         "held": False,
+        "dropped": 0,
     }

@@ -52,12 +52,13 @@ class Plumbing:
         if endpoint.runtime == HOST:
             await self._full_pass()  # the routes of the whole network are spoken from another address now
             return
-        if self._judged_together():
+        network = self._network(endpoint.network)
+        limits = self._limiting().of(endpoint, network)
+        if self._judged_together() or limits.counts():  # numbers are elements of sets that all endpoints share
             await self._plumb_policed(endpoint)
             return
-        network = self._network(endpoint.network)
         fresh = [*shared_objects(member(self._view.snapshot, network), network), *self._objects(endpoint)]
-        fresh += quick_objects(self._view.snapshot, network, endpoint, way_of(self._limiting().of(endpoint, network), self._fast_path()))
+        fresh += quick_objects(self._view.snapshot, network, endpoint, way_of(limits, self._fast_path()))
         fresh += self._entrances([endpoint])
         maps, old_maps = self._port_maps(before)
         try:

@@ -110,7 +110,7 @@ class _Wiring:
         self.place = StorePlace(identity, paths.identity, paths.lib / "pki", store, run, self.view, home, self.health, linked)
         self.tunnels = Tunnels(lambda: self.view.snapshot, self.kernel, self.health, self._on_tunnels)
         self.rotation, self._linked = self._rotation(), asyncio.Event()
-        self.limits = LimitBook(self.view, journal, self.kernel.capabilities, lambda: self.reconciler.once())
+        self.limits = LimitBook(self.view, journal, self.kernel.capabilities, lambda: self.reconciler.once(), self.kernel)
         self.loops = NodeLoops(self._parts(), DEFAULT_NETWORK)
         self.reconciler = self._reconciler()
         self.ops, self.policies = self._operations(), Policies(self.view, store, self.reconciler.once, self.kernel)

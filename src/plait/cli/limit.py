@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from plait.cli.common import json_option, show_json, show_table, with_agent
-from plait.model.limits import rate_text
+from plait.model.limits import DIRECTIONS, MANNERS, NO_LIMIT, rate_text
 
 if TYPE_CHECKING:
     from plait.client.admin import AdminClient
@@ -22,7 +22,7 @@ _NETWORK = click.option("--network", default="", help="On this network. [default
 
 @click.group()
 def limit() -> None:
-    """How fast containers of this host may receive and send."""
+    """How fast, and how often, containers of this host may receive and send."""
 
 
 @limit.command()
@@ -35,9 +35,28 @@ def ls(client: AdminClient, as_json: bool) -> None:
         show_json(rows)
         return
     show_table(
-        ("CONTAINER", "NETWORK", "DIRECTION", "RATE", "BURST", "MANNER", "BY", "STATE"),
-        ((r["container"], r["network"], r["direction"], rate_text(r["rate"]), r["burst"], r["manner"], r["by"], _state(r)) for r in rows),
+        ("CONTAINER", "NETWORK", "LIMIT", "RATE", "BURST", "MANNER", "DROPPED", "BY", "STATE"),
+        (
+            (r["container"], r["network"], _limit(r), _rate(r), r["burst"] or "-", r["manner"], _dropped(r), r["by"], _state(r))
+            for r in rows
+        ),
     )
+
+
+def _limit(row: LimitRow) -> str:
+    """As its option is called."""
+    return row["direction"] if row["what"] == "rate" else f"{row['what']}-{row['direction']}"
+
+
+def _rate(row: LimitRow) -> str:
+    if row["what"] == "rate":
+        return rate_text(row["rate"])
+    return f"{row['rate']}/s" if row["rate"] else NO_LIMIT
+
+
+def _dropped(row: LimitRow) -> str:
+    """What is shaped is not counted here."""
+    return "-" if row["what"] == "rate" or not row["running"] else str(row["dropped"])
 
 
 def _state(row: LimitRow) -> str:
@@ -49,19 +68,25 @@ def _state(row: LimitRow) -> str:
 @limit.command(name="set")
 @click.argument("container")
 @_NETWORK
-@click.option("--in", "incoming", metavar="RATE", help="What comes to it: 512kbit, 10M, 1G of bits a second; none: not limited.")
-@click.option("--out", "outgoing", metavar="RATE", help="What it sends.")
+@click.option("--in", "in", metavar="RATE", help="What comes to it: 512kbit, 10M, 1G of bits a second; none: not limited.")
+@click.option("--out", "out", metavar="RATE", help="What it sends.")
 @click.option("--burst", metavar="SIZE", help="Bytes that may pass at once after a rest: 64k, 1m. [default: by the rate]")
 @click.option("--shape/--drop", "shape", default=True, help="What exceeds the rate waits in a queue, or is lost at once. [default: shape]")
+@click.option("--packets-in", metavar="NUMBER", help="Packets a second that come to it: 500, 20k; none. What is more is lost.")
+@click.option("--packets-out", metavar="NUMBER", help="Packets a second that it sends.")
+@click.option("--connections-in", metavar="NUMBER", help="New TCP connections a second to it.")
+@click.option("--connections-out", metavar="NUMBER", help="New TCP connections a second from it.")
 @with_agent
-def set_(
-    client: AdminClient, container: str, network: str, incoming: str | None, outgoing: str | None, burst: str | None, shape: bool
-) -> None:
+def set_(client: AdminClient, /, container: str, network: str, shape: bool, burst: str | None, **limits: str | None) -> None:
     """Limit CONTAINER (name or id) while it runs. It is kept under its name, also when it is started or made anew."""
-    if incoming is None and outgoing is None:
-        raise click.UsageError("say what to limit: --in, --out or both")
-    words = {"in": incoming, "out": outgoing, "burst": burst, "manner": "shape" if shape else "drop"}
-    client.set_limits(container, network, {word: text for word, text in words.items() if text is not None})
+    words = {word.replace("_", "-"): text for word, text in limits.items() if text is not None}
+    if not words:
+        raise click.UsageError("say what to limit: --in, --out, --packets-in, --packets-out, --connections-in or --connections-out")
+    if words.keys() & set(DIRECTIONS):
+        words |= {"manner": MANNERS[not shape]} | ({"burst": burst} if burst is not None else {})
+    elif burst is not None:
+        raise click.UsageError("--burst is of a rate: give --in or --out too")
+    client.set_limits(container, network, words)
 
 
 @limit.command()

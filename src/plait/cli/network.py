@@ -200,7 +200,7 @@ def create(
     multiple=True,
     callback=pairs,
     metavar="K=V",
-    help="backend, port, vni, isolated, multicast, spoofing, limit-burst, limit-manner; repeatable.",
+    help="backend, port, vni, isolated, multicast, spoofing, limit-burst, limit-manner, limit-packets-in…; repeatable.",
 )
 @limit_options
 @click.option("--isolated/--open", default=None, help="Whether its containers are kept from each other, unless a policy lets them.")

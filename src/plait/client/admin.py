@@ -186,7 +186,7 @@ class AdminClient:
         return cast(list[LimitRow], self._call("GET", "limits"))
 
     def set_limits(self, container: str, network: str, words: Mapping[str, str]) -> None:
-        """`words`: in, out, burst, manner, as people write them (`model.limits`); `network` "": all that it is attached to."""
+        """`words`: in, out, burst, manner, packets-in, as people write them (`model.limits`); `network` "": all that it is attached to."""
         self._call("PUT", f"limits/{quote(container, '')}", {"network": network, **words})
 
     def unset_limits(self, container: str, network: str) -> None:

@@ -25,6 +25,8 @@ CAPABILITIES = frozenset(
         "ingress",
         "draw",
         "guard",
+        "metered",
+        "egress",
         "ipv6",
         "wireguard",
         "macvlan",
@@ -39,13 +41,14 @@ CAPABILITIES = frozenset(
 
 
 class FakeKernel(KernelImage):
-    """See `kernel.api.Kernel`. `writes` counts the operations that were applied."""
+    """See `kernel.api.Kernel`. `writes` counts the operations that were applied; `dropped` is what rules have, by set and link."""
 
     def __init__(self, hooks: Iterable[tuple[str, str, str]] = ()) -> None:
         super().__init__()
         self.hooks = set(hooks)
         self.writes = 0
         self.flow_rules: list[PortRule] = []
+        self.dropped: dict[str, dict[str, int]] = {}
         self._failures: dict[Key, int] = {}
         self._events: asyncio.Queue[str] = asyncio.Queue()
 
@@ -97,3 +100,6 @@ class FakeKernel(KernelImage):
         self.writes += 1
         if op.verb == "del" or not isinstance(op.subject, HookRule) or op.key[1:4] in self.hooks:
             super().perform(op)
+
+    def counted_links(self, name: str) -> dict[str, int]:
+        return self.dropped.get(name, {})

@@ -12,12 +12,14 @@ are taken to be there.
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from plait.kernel.api import Result, changeable
 from plait.model.errors import KernelError
 from plait.model.hostlinks import ChildLink, Key, SwitchPort, VlanLink
+from plait.model.nfttext import hooked_device
 from plait.model.objects import (
     NFT_FAMILY,
     NFT_FAST_FAMILY,
@@ -167,8 +169,8 @@ def parent_of(obj: KernelObject) -> Key | None:
             return ("link", parent)
         case Delivery(dev=dev):
             return ("shortcut", dev)
-        case NftChain(name=name, family=family) if family == NFT_FAST_FAMILY and name.startswith(PREFIX):
-            return ("link", name)  # before Linux 6.16; after it the next pass takes it away
+        case NftChain(hook=hook) if hooked_device(hook).startswith(PREFIX):
+            return ("link", hooked_device(hook))  # before Linux 6.16; after it the next pass takes it away
         case Sysctl(path=path) if f"/{PREFIX}" in path:
             return ("link", path.split("/")[2])
     return None
@@ -209,8 +211,13 @@ def _without_device(obj: KernelObject, name: str) -> KernelObject | None:
             return replace(obj, link="")
         case Redirect(to=to) if to == name:
             return replace(obj, to="")
-        case NftChain(rules=rules) if any(f' device "{name}"' in rule for rule in rules):
-            return replace(obj, rules=tuple(rule.replace(f' device "{name}"', f" device {_GONE}") for rule in rules))
+        case NftChain(rules=rules) if any(_pointing(rule, name) != rule for rule in rules):
+            return replace(obj, rules=tuple(_pointing(rule, name) for rule in rules))
         case NftSet(elements=elements) if any(element.endswith(f': "{name}"') for element in elements):
             return replace(obj, elements=frozenset(e.replace(f': "{name}"', f": {_GONE}") for e in elements))
     return None
+
+
+def _pointing(rule: str, name: str) -> str:
+    """A rule whose device `name` has gone."""
+    return re.sub(rf'( device|^fwd to) "{re.escape(name)}"', rf"\1 {_GONE}", rule)

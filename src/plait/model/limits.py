@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast an endpoint may receive and send: values, and the words that people write them in. Pure.
+"""How much an endpoint may receive and send: values, and the words that people write them in. Pure.
 
 A rate is *goodput*: what a TCP connection with full packets carries for its program, in bits a second (`shaping` adds the headers). Words
 are those of tc(8), where they mean the same everywhere: `512kbit`, `10mbit`, `1gbit`, `10Mibit`; and the short `512K`, `10M`, `1G`.
-`10mbps` is megabytes in tc(8) and megabits elsewhere, so it is refused. Sizes (bursts) are bytes, K and M of 1024, as in tc(8).
+`10mbps` is megabytes in tc(8) and megabits elsewhere, so it is refused. Sizes (bursts) are bytes, K and M of 1024, as in tc(8). A number
+is one of packets or new connections a second: `200`, `50k`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 from plait.model.errors import ConfigError
 
@@ -26,11 +27,18 @@ MANNERS = ("shape", "drop")
 """What exceeds the rate waits its turn in a queue, or is lost at once."""
 LABEL_PREFIX, OPTION_PREFIX = "plait.limit.", "limit-"
 """Before the words `WORDS`: in labels of containers and options of engines, and in options of networks."""
-WORDS = ("in", "out", "burst", "manner")
+COUNTED = ("packets-in", "packets-out", "connections-in", "connections-out")
+"""How many may come or go within a second."""
+WORDS = (*DIRECTIONS, "burst", "manner", *COUNTED)
+LARGEST_COUNT = 10_000_000
+_FIELDS = {"in": "incoming", "out": "outgoing"} | {word: word.replace("-", "_") for word in COUNTED}
+"""What `Limits` has of each word."""
 RATE_HINT = "write 512kbit, 10M or 1G (8kbit to 32gbit, of bits a second), or none"
 BURST_HINT = "write bytes, 64k or 1m"
+COUNT_HINT = f"write how many a second, 200 or 50k (1 to {LARGEST_COUNT}), or none"
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmg])(i?)(bit)?|(bit)?)", re.ASCII)
 _SIZE = re.compile(r"(\d+)\s*(?:([km])i?b?|b?)", re.ASCII)
+_COUNT = re.compile(r"(\d+)([km]?)", re.ASCII)
 _BYTES_A_SECOND = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?(bps|b/s)", re.ASCII)
 _POWERS = {"k": 1, "m": 2, "g": 3}
 
@@ -47,19 +55,39 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of both directions; None: nothing is said of it."""
+    """Of both directions; None: nothing is said of it. The numbers are packets and new connections a second, 0: as many as come."""
 
     incoming: Limit | None = None
     outgoing: Limit | None = None
+    packets_in: int | None = None
+    packets_out: int | None = None
+    connections_in: int | None = None
+    connections_out: int | None = None
 
     def over(self, below: Limits) -> Limits:
         """What this says, and where it says nothing, what `below` does."""
-        return Limits(self.incoming or below.incoming, self.outgoing or below.outgoing)
+        return replace(below, **{name: mine for name in _FIELDS.values() if (mine := getattr(self, name)) is not None})
 
     def by_direction(self) -> dict[str, Limit]:
-        """Those that there are, by word of `DIRECTIONS`."""
-        pairs = zip(DIRECTIONS, (self.incoming, self.outgoing), strict=True)
-        return {word: limit for word, limit in pairs if limit is not None}
+        """Those of rates that there are, by word of `DIRECTIONS`."""
+        return {word: limit for word in DIRECTIONS if (limit := getattr(self, _FIELDS[word])) is not None}
+
+    def counts(self) -> dict[str, int]:
+        """Those of numbers that there are, by word of `COUNTED`."""
+        return {word: number for word in COUNTED if (number := getattr(self, _FIELDS[word])) is not None}
+
+    def words(self) -> tuple[str, ...]:
+        """What is said something of, in the order of the fields."""
+        return (*self.by_direction(), *self.counts())
+
+    def only(self, words: Collection[str]) -> Limits:
+        """What is said of these `words` of `DIRECTIONS` and `COUNTED`."""
+        return replace(self, **{name: None for word, name in _FIELDS.items() if word not in words})
+
+    def holding(self) -> Limits:
+        """Without what is limited to nothing."""
+        freed = {word for word, limit in self.by_direction().items() if not limit.rate}
+        return self.only([word for word in self.words() if word not in freed and self.counts().get(word) != 0])
 
 
 UNSAID = Limits()
@@ -80,6 +108,18 @@ def parse_rate(text: str, where: str) -> int:
     if not LEAST_RATE <= rate <= LARGEST_RATE:
         raise ConfigError(where, text, "is not possible", RATE_HINT)
     return rate
+
+
+def parse_count(text: str, where: str) -> int:
+    """Packets or connections a second, 0 for `NO_LIMIT`. ConfigError names `where`."""
+    words = text.strip().lower()
+    if words == NO_LIMIT:
+        return 0
+    found = _COUNT.fullmatch(words)
+    number = int(found[1]) * 1000 ** _POWERS.get(found[2], 0) if found is not None else 0
+    if not 1 <= number <= LARGEST_COUNT:
+        raise ConfigError(where, text, "is no number a second" if found is None else "is not possible", COUNT_HINT)
+    return number
 
 
 def parse_burst(text: str, where: str) -> int:
@@ -108,9 +148,11 @@ def limits_of(texts: Mapping[str, str], prefix: str) -> Limits:
         raise ConfigError(f"{prefix}manner", manner, "is not possible", f"one of {', '.join(MANNERS)}")
     burst = parse_burst(said[burst_key], burst_key) if burst_key in said else 0
     rates = [parse_rate(said[key], key) if (key := prefix + word) in said else None for word in DIRECTIONS]
-    if said and rates == [None, None]:
-        raise ConfigError(min(said), said[min(said)], "says nothing by itself", f"give {prefix}in, {prefix}out or both too")
-    return Limits(*(None if rate is None else checked(Limit(rate, burst, manner == "drop"), burst_key) for rate in rates))
+    if rates == [None, None] and (alone := said.keys() & {burst_key, f"{prefix}manner"}):
+        raise ConfigError(min(alone), said[min(alone)], "says nothing by itself", f"give {prefix}in, {prefix}out or both too")
+    incoming, outgoing = (None if rate is None else checked(Limit(rate, burst, manner == "drop"), burst_key) for rate in rates)
+    counts = [parse_count(said[key], key) if (key := prefix + word) in said else None for word in COUNTED]
+    return Limits(incoming, outgoing, *counts)
 
 
 def checked(limit: Limit, where: str) -> Limit:

@@ -15,6 +15,7 @@ from typing import Literal
 from plait.model.addr import IPAddress, IPInterface, IPNetwork
 from plait.model.hostlinks import ChildLink, Key, SwitchPort, VlanLink
 from plait.model.inside import Inside6
+from plait.model.nfttext import element_key
 from plait.model.shortcut import Delivery, Shortcut
 from plait.model.tc import IfbLink, Redirect, Tbf
 
@@ -285,9 +286,10 @@ class NftChain:
 
 @dataclass(frozen=True, slots=True)
 class NftSet:
-    """A set ("set") or map ("map") of an owned table. `type` and `flags` as nft prints them; elements in nft's own
-    spelling, for maps "key : value". A change of elements alone is applied element by element. `bounds` is what nft prints else of its
-    declaration ("size 8192"). With the flag "dynamic" its elements are what packets put there, and none of ours: it has none here."""
+    """A set ("set") or map ("map") of an owned table. `type` and `flags` as nft prints them; elements in nft's own spelling, for maps
+    "key : value". A change of elements alone is applied element by element. `bounds` is what nft prints else of its declaration ("size
+    8192"; "limit rate over 1/second counter": each element has a limit and a counter behind its key). With the flag "dynamic" its elements
+    are what packets put there, and none of ours: it has none here."""
 
     name: str
     type: str
@@ -303,8 +305,8 @@ class NftSet:
 
     def with_element(self, element: str) -> NftSet:
         """The same with `element`, in a map instead of the one that has its key."""
-        key = element.partition(" : ")[0]
-        return replace(self, elements=frozenset(e for e in self.elements if e.partition(" : ")[0] != key) | {element})
+        key = element_key(element)
+        return replace(self, elements=frozenset(e for e in self.elements if element_key(e) != key) | {element})
 
 
 @dataclass(frozen=True, slots=True)

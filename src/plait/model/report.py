@@ -275,12 +275,13 @@ class ConditionRow(TypedDict):
 
 
 class LimitRow(TypedDict):
-    """How fast a container may receive (`direction` "in") or send ("out") on a network: `rate` bit/s of goodput, 0: not limited; `burst`
-    bytes, 0: by the rate. `by` is who says so. `running` False: kept for when a container of this name starts. `held` False: not in force.
-    """
+    """How much a container may receive (`direction` "in") or send ("out") on a network, of `what`: "rate" in bit/s of goodput, "packets" or
+    "connections" a second; `rate` 0: not limited. `burst` bytes of a rate, 0: by the rate. `by` is who says so. `running` False: kept for
+    when a container of this name starts. `held` False: not in force. `dropped` packets since it was said so, of what is counted."""
 
     container: str
     network: str
+    what: Literal["rate", "packets", "connections"]
     direction: str
     rate: int
     burst: int
@@ -288,6 +289,7 @@ class LimitRow(TypedDict):
     by: str
     running: bool
     held: bool
+    dropped: int
 
 
 class StatusView(TypedDict):

@@ -11,7 +11,7 @@ from plait.plan.apart import apart_objects
 from plait.plan.entrance import entrances
 from plait.plan.fastpath import Ways, fast_objects
 from plait.plan.guard import guard_objects, own_addresses
-from plait.plan.limits import not_held_back
+from plait.plan.limits import counts_objects, not_held_back
 from plait.plan.local import Local
 from plait.plan.shortcut import shortcut_objects
 from plait.plan.vips import Vips
@@ -36,6 +36,7 @@ def early_objects(
     own = own_addresses(snapshot) if local.guard else {}
     ways = Ways(local.links, {network.name: local.underlay for network in direct if local.underlay}, bool(vips.ends))
     objects += [*apart_objects(snapshot), *entrances(snapshot.networks, sandboxes, own, {e.id for e in quick}, ways, local.limiting)]
+    objects += counts_objects(sandboxes, snapshot.networks, local.limiting)
     if fast:
         reached = [endpoint for endpoint in quick if endpoint.network not in vips.networks]
         objects += fast_objects(networks, quick, rows, ways, local.shortcut, vips.ends)

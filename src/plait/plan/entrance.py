@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chain of the table `netdev plait` on an endpoint's link: all that its host does to what the container sends before its own stack has
-it. First what is forged goes (`guard.py`), then what is for neighbours of networks that have none (`apart.py`), then questions to
-neighbours are asked of everybody (`switching.py`), or the shortest way to others is taken (`fastpath.py`), unless it has to wait for its
-turn (`limits.py`). Each has its rules there; this puts them in their order.
+it. First what is forged goes (`guard.py`), then what is for neighbours of networks that have none (`apart.py`), then what is more than it
+may send (`limits.py`), then questions to neighbours are asked of everybody (`switching.py`), or the shortest way to others is taken
+(`fastpath.py`), unless it has to wait for its turn (`limits.py`). Each has its rules there; this puts them in their order.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def entrance(
     """The chain, or nothing where it would be empty. `own`: the addresses of its container, None where the kernel cannot guard; `fast`:
     whether it may take the fast path, which what waits for its turn does not. An attach does not know the host's `ways`: the pass after
     it does."""
-    rules = [*(guard_rules(network, endpoint, own) if own is not None else ()), *apart_rules(network), *switched_rules(network, endpoint)]
-    if held := limit_rules(network, endpoint, limiting):
-        rules += held
-    elif fast and on_fast_path(network):
+    dropped, led = limit_rules(network, endpoint, limiting)
+    rules = [*(guard_rules(network, endpoint, own) if own is not None else ()), *apart_rules(network), *dropped]
+    rules += [*switched_rules(network, endpoint), *led]
+    if not led and fast and on_fast_path(network):
         rules += fast_rules(endpoint, network, ways)
     return [NftChain(endpoint.dev, tuple(rules), ingress(endpoint.dev), NFT_FAST_FAMILY)] if rules else []
 

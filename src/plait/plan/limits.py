@@ -3,7 +3,7 @@
 
 The bucket of what comes to a container is on the host side of its link: what is forwarded from device to device (`fastpath.py`) goes
 through it, what goes straight into the container (`shortcut.py`) does not. What the container sends is led through the other bucket by
-the last rule of the chain of its link (`entrance.py`), or where there is none or no such rule, before the chain by a filter of tc.
+the last rule of the chain of its link (`entrance.py`), or, where there is none or no such rule, before the chain by a filter of tc.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from plait.model.objects import KernelObject
 from plait.plan.exposed import HOST
 from plait.plan.paths import network_mtu
 from plait.plan.shortcut import FastPath
-from plait.shaping import Limiting, led_away, limit_objects
+from plait.shaping import Limiting, counted_objects, counted_rules, led_away, limit_objects
 
 
 def limitable(network: Network, runtime: str) -> bool:
@@ -42,17 +42,32 @@ def has_chain(network: Network) -> bool:
     return child_of(network) is None
 
 
-def limit_rules(network: Network, endpoint: Endpoint, limiting: Limiting) -> tuple[str, ...]:
-    """Rules of the chain of the endpoint's link by which it is held to its limits; behind them nothing has its packets any more."""
-    outgoing = limiting.of(endpoint, network).outgoing is not None
-    return led_away(endpoint.dev) if outgoing and limiting.means.by_rule and has_chain(network) else ()
+def limit_rules(network: Network, endpoint: Endpoint, limiting: Limiting) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Rules of the chain of the endpoint's link by which it is held to its limits: such as drop what is too much, and such behind which
+    nothing has its packets any more."""
+    if not has_chain(network):
+        return (), ()
+    limits = limiting.of(endpoint, network)
+    led = led_away(endpoint.dev) if limits.outgoing is not None and limiting.means.by_rule else ()
+    return counted_rules(limits, "out"), led
+
+
+def counts_objects(endpoints: Iterable[Endpoint], networks: Mapping[str, Network], limiting: Limiting) -> list[KernelObject]:
+    """What holds these endpoints to numbers a second besides the rules of their links' chains."""
+    own = (endpoint for endpoint in endpoints if has_chain(networks[endpoint.network]))
+    return counted_objects((endpoint.dev, limiting.of(endpoint, networks[endpoint.network])) for endpoint in own)
 
 
 def not_held_back(endpoints: Iterable[Endpoint], networks: Mapping[str, Network], limiting: Limiting) -> list[Endpoint]:
     """Those of `endpoints` that packets may go straight into."""
-    return [endpoint for endpoint in endpoints if limiting.of(endpoint, networks[endpoint.network]).incoming is None]
+    return [endpoint for endpoint in endpoints if not _judged_on_entry(limiting.of(endpoint, networks[endpoint.network]))]
 
 
 def way_of(limits: Limits, has: FastPath) -> FastPath:
     """What of the fast path an endpoint with these limits may take, of what its host has."""
-    return has if limits.incoming is None else replace(has, link="")
+    return replace(has, link="") if _judged_on_entry(limits) else has
+
+
+def _judged_on_entry(limits: Limits) -> bool:
+    """Whether what comes to the container must pass the host side of its link."""
+    return any(word == "in" or word.endswith("-in") for word in limits.words())

@@ -308,7 +308,7 @@ class _Routes:
         body = read_body(call.body, "network", *WORDS)
         limits = limits_of({word: body.text(word) for word in WORDS if body.has(word)}, "")
         if limits == UNSAID:
-            raise ConfigError("limit", None, "is missing", "give in, out or both")
+            raise ConfigError("limit", None, "is missing", f"give one of {', '.join(WORDS)}")
         await self._backend.set_limits(call.name, body.text("network", ""), limits)
         return _done()
 

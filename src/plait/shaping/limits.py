@@ -15,12 +15,22 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from plait.model.cluster import Endpoint, Network
-from plait.model.limits import DIRECTIONS, LABEL_PREFIX, OPTION_PREFIX, UNSAID, Limit, Limits, read_or_unsaid
+from plait.model.limits import LABEL_PREFIX, OPTION_PREFIX, UNSAID, Limit, Limits, read_or_unsaid
 from plait.model.objects import PREFIX, KernelObject
 from plait.model.tc import BURST_STEP, IfbLink, Redirect, Tbf
+from plait.shaping.counts import EGRESS, METERED
 
 RULE, REDIRECT = "fwd", "redirect"
 """What may lead packets to the device that holds them back (`kernel.api.Kernel.capabilities`): a rule of nft, or else a filter of tc."""
+NEEDS: Mapping[str, tuple[frozenset[str], ...]] = {
+    "in": (frozenset({"tbf"}),),
+    "out": (frozenset({"tbf", "ifb", RULE}), frozenset({"tbf", "ifb", REDIRECT})),
+    "packets-in": (frozenset({METERED, EGRESS}),),
+    "packets-out": (frozenset({METERED}),),
+    "connections-in": (frozenset({METERED, EGRESS}),),
+    "connections-out": (frozenset({METERED}),),
+}
+"""What is limited -> what the kernel must be able to do, in one way or another."""
 _FRAME, _HEADERS = 14, 52
 """Bytes of an Ethernet header, and of IPv4 and TCP headers with timestamps (RFC 791, 9293, 7323)."""
 _BURST_S, _DROPPING_BURST_S = 0.002, 0.005
@@ -34,20 +44,21 @@ _LEAST_FRAMES = 2
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What a kernel can limit: what comes to containers, what they send; `by_rule`: the latter with what nft's rules say of it before."""
+    """What a kernel can limit, of the words of `DIRECTIONS` and `COUNTED`; `by_rule`: what containers send is held back when nft's rules
+    have judged it."""
 
-    incoming: bool
-    outgoing: bool
+    words: frozenset[str] = frozenset()
     by_rule: bool = False
 
     @classmethod
     def of(cls, able: Collection[str]) -> Means:
         """Of a kernel with these capabilities."""
-        return cls("tbf" in able, {"tbf", "ifb"} <= set(able) and not {RULE, REDIRECT}.isdisjoint(able), RULE in able)
+        found = {word for word, ways in NEEDS.items() if any(way <= set(able) for way in ways)}
+        return cls(frozenset(found), RULE in able)
 
     def within(self, limits: Limits) -> Limits:
         """Those of `limits` that it can keep."""
-        return Limits(limits.incoming if self.incoming else None, limits.outgoing if self.outgoing else None)
+        return limits.only(self.words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +67,7 @@ class Limiting:
     what its kernel can keep."""
 
     told: Mapping[tuple[str, str], Limits] = field(default_factory=dict)
-    means: Means = Means(False, False)
+    means: Means = Means()
 
     def told_of(self, endpoint: Endpoint) -> Limits:
         return self.told.get(known_as(endpoint), UNSAID)
@@ -76,16 +87,15 @@ def known_as(endpoint: Endpoint) -> tuple[str, str]:
 
 
 def effective(endpoint: Endpoint, network: Network, told: Limits = UNSAID) -> Limits:
-    """What counts for the endpoint, each direction by itself: what was `told` since it began, what its engine asked for, its labels, what
+    """What counts for the endpoint, each word by itself: what was `told` since it began, what its engine asked for, its labels, what
     its network says. What is limited to nothing is not in it."""
     labels, default = read_or_unsaid(endpoint.labels, LABEL_PREFIX), read_or_unsaid(network.options, OPTION_PREFIX)
-    found = told.over(endpoint.limits or UNSAID).over(labels).over(default)
-    return Limits(*(limit if limit is not None and limit.rate else None for limit in (found.incoming, found.outgoing)))
+    return told.over(endpoint.limits or UNSAID).over(labels).over(default).holding()
 
 
 def unmet(limits: Limits, means: Means) -> tuple[str, ...]:
-    """Directions that a kernel of these means cannot limit although `limits` says so."""
-    return tuple(word for word in DIRECTIONS if word in limits.by_direction() and word not in means.within(limits).by_direction())
+    """What a kernel of these means cannot limit although `limits` says so."""
+    return tuple(word for word in limits.words() if word not in means.words)
 
 
 def ifb_name(dev: str) -> str:

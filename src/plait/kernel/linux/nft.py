@@ -24,6 +24,7 @@ from plait.kernel.linux import netlink as nl
 from plait.kernel.linux.nftscript import FAMILIES, family_of, parse_table, redeclared, script_of, table_of, with_dependents
 from plait.model.errors import NotSupported, PlaitError
 from plait.model.hostlinks import Key
+from plait.model.nfttext import hooked_device
 from plait.model.objects import HOOK_COMMENT, NFT_FAMILY, NFT_FAST_FAMILY, HookRule, KernelObject, NftChain, NftElement, NftSet, Op
 
 _NFT_CTX_OUTPUT_HANDLE, _NFT_CTX_OUTPUT_STATELESS = 1 << 3, 1 << 2
@@ -129,13 +130,16 @@ def counted(nft: Nft, chains: Iterable[str]) -> int:
 
 
 def counted_links(nft: Nft, name: str) -> dict[str, int]:
-    """Packets by link that rules have counted in the set `name` of our table of links; empty where there is no such set. Links that are
-    gone are left out. For sets of a few elements: listing costs by their number."""
+    """Packets by link that rules have counted in the set `name` of our table of links, where its elements have limits those that were too
+    many; empty where there is no such set. Links that are gone are left out. For sets of a few elements: listing costs by their number."""
     try:
         text = nft.run(f"list set {table_of(NFT_FAST_FAMILY)} {name}\n", counters=True)
     except NftError:
         return {}
-    return {link: int(packets) for link, packets in re.findall(r'"([^"]+)" counter packets (\d+)', text)}
+    return {
+        link: int(packets)
+        for link, packets in re.findall(r'"([^"]+)" (?:limit rate over \S+(?: burst \d+ packets)? )?counter packets (\d+)', text)
+    }
 
 
 class Ruleset:
@@ -271,8 +275,8 @@ def _of_set(op: Op, held: Mapping[Key, KernelObject]) -> Op:
 
 
 def _replaced(held: Mapping[Key, KernelObject], before: Mapping[str, int], now: Mapping[str, int]) -> bool:
-    """Whether a device that has a chain (named like it) is gone or another one than when the tables were last looked at."""
-    names = [obj.name for obj in held.values() if isinstance(obj, NftChain) and obj.family == NFT_FAST_FAMILY]
+    """Whether a device that has a chain is gone or another one than when the tables were last looked at."""
+    names = {dev for obj in held.values() if isinstance(obj, NftChain) and (dev := hooked_device(obj.hook))}
     return any(now.get(name) != before.get(name, now.get(name)) for name in names)
 
 

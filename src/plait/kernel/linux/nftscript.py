@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from plait.model.hostlinks import Key
+from plait.model.nfttext import element_key
 from plait.model.objects import NFT_FAMILY, NFT_FAST_FAMILY, NFT_TABLE, KernelObject, NftChain, NftSet, Op
 
 FAMILIES = (NFT_FAMILY, NFT_FAST_FAMILY)
@@ -85,14 +86,10 @@ def _set_lines(verb: str, subject: NftSet, old: NftSet | None) -> list[str]:
     before = old.elements if old is not None else frozenset()
     gone, fresh = sorted(before - subject.elements), sorted(subject.elements - before)
     if gone:
-        lines.append(f"delete element {where} {{ {', '.join(_delete_key(e, subject) for e in gone)} }}")
+        lines.append(f"delete element {where} {{ {', '.join(map(element_key, gone))} }}")
     if fresh:
         lines.append(f"add element {where} {{ {', '.join(fresh)} }}")
     return lines
-
-
-def _delete_key(element: str, subject: NftSet) -> str:
-    return element.partition(" : ")[0] if subject.kind == "map" else element
 
 
 def _chain_lines(verb: str, subject: NftChain, old: NftChain | None) -> list[str]:
@@ -125,7 +122,7 @@ def _parse_set(kind: str, name: str, lines: Sequence[str], family: str) -> NftSe
     joined = " ".join(lines)
     kind_type = next((line[5:] for line in lines if line.startswith("type ")), "")
     flags = next((tuple(line[6:].split(",")) for line in lines if line.startswith("flags ")), ())
-    bounds = tuple(line for line in lines if line.startswith(("size ", "timeout ")))
+    bounds = tuple(line for line in lines if line.startswith(("size ", "timeout ", "limit ")))
     match = re.search(r"elements = \{(.*)\}", joined) if "dynamic" not in flags else None
     elements = frozenset(" ".join(part.split()) for part in match.group(1).split(",") if part.strip()) if match else frozenset()
     return NftSet(name, kind_type, elements, flags, kind, family, bounds)

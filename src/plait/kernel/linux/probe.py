@@ -32,6 +32,11 @@ _SCRIPTS = {
     "guard": "add table netdev plait\nadd set netdev plait f { type iface_index; flags dynamic,timeout; }\n"
     'add chain netdev plait g { type filter hook ingress device "lo" priority 0; }\n'
     "add rule netdev plait g ether saddr != 02:00:00:00:00:01 update @f { iif timeout 1h counter } drop\n",
+    "metered": "add table netdev plait\nadd set netdev plait m { type ifname; limit rate over 1/second counter; }\n"
+    'add element netdev plait m { "lo" limit rate over 7/second counter }\n'
+    'add chain netdev plait m { type filter hook ingress device "lo" priority 0; }\n'
+    "add rule netdev plait m iifname @m drop\n",
+    "egress": 'add table netdev plait\nadd chain netdev plait e { type filter hook egress device "lo" priority 0; }\n',
     "draw": "add table inet plait\nadd chain inet plait d\nadd rule inet plait d numgen random mod 2 vmap { 0 : accept }\n"
     "add rule inet plait d jhash ip saddr mod 2 seed 0x1 vmap { 0 : accept }\n",
     "ingress": 'add table netdev plait\nadd chain netdev plait d { type filter hook ingress device "lo" priority 0; }\n'
@@ -41,7 +46,8 @@ _SCRIPTS = {
 
 def probe_capabilities() -> frozenset[str]:
     """Of "vxlan", "bridge", "veth", "wireguard" (the kernel's or wireguard-go), "nft", "fwd" (forwarding at ingress, nft_fwd_netdev),
-    "ingress" (rules there that change frames), "guard" (rules there that count by link), "draw" (rules that choose at random and by an
+    "ingress" (rules there that change frames), "guard" (rules there that count by link), "metered" (sets
+    whose elements have limits), "egress" (chains for what leaves by a link), "draw" (rules that choose at random and by an
     address, nft_numgen and nft_hash), "shortcut" (an eBPF classifier at a link's ingress), "macvlan", "ipvlan", "vlan" (802.1Q), "counting"
     (sets that packets write, nft_dynset), "tbf" (queueing that limits a rate), "ifb" (a device for the same with what a link
     receives), "redirect" (what may lead there: the filter u32, the action mirred), "ipv6" and "via6" (routes of IPv4 with a next hop of

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts of what nft prints of chains, sets and maps."""
+
+from __future__ import annotations
+
+
+def element_key(element: str) -> str:
+    """What an element of a set or map is found by, without what is there: a value, or a limit."""
+    return element.partition(" : ")[0].partition(" limit rate ")[0]
+
+
+def hooked_device(hook: str) -> str:
+    """The link whose frames a chain sees that is declared like that, "" of none."""
+    return hook.partition(' device "')[2].partition('"')[0]
