@@ -20,19 +20,21 @@ from pathlib import Path
 from bench.core import Row, end, interleave, median
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns
 from plait.kernel.linux.netns import in_thread, inside
-from plait.model.cluster import Block, Endpoint, Network, Node, Snapshot
-from plait.model.limits import Limit, Limits
+from plait.model.cluster import Block, Endpoint, Network, Node, PortMapping, Snapshot
+from plait.model.limits import UNSAID, Limit, Limits
 from plait.plan import Local, plan_node
 from plait.reconcile import diff, order
 from plait.shaping import Limiting, Means
 
 MEGABITS = (10, 100, 1000)
 SECONDS, ROUNDS, TRIES = 3, 3, 20
-OMITTED_S = 1
-"""What a bucket had at the start, and a connection's start, are no part of a rate."""
+OMITTED_S, OMITTED_OF_PORTS_S = 1, 3
+"""What a bucket had at the start, and a connection's start, are no part of a rate. That of a published port has a second of it."""
 NETWORK = Network("default", IPv4Network("10.28.0.0/16"), IPv4Address("10.28.0.1"), 24)
 ME = Node("A", "a" * 8, IPv4Address("198.18.0.1"), 1500, "02:00:00:00:00:01", IPv4Address("10.28.0.0"))
 NAMES = {"limited": 2, "other": 3}
+PORT = 5201
+"""On which iperf3 listens, and which the limited one publishes."""
 
 
 class Host:
@@ -47,20 +49,26 @@ class Host:
         self._snapshot = Snapshot(
             "A", 1, {"A": ME}, frozenset("A"), {"default": NETWORK}, {(block.network, block.cidr): block}, {e.id: e for e in endpoints}
         )
+        self._run("host", f"ip addr add {ME.address}/32 dev lo")
         self.hold(Limits())
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self._servers = [subprocess.Popen([*self._enter(name), "iperf3", "-s"], **quiet) for name in NAMES]
 
+    def _run(self, where: str, command: str) -> None:
+        subprocess.run([*self._enter(where), *command.split()], check=True)
+
     def _endpoint(self, name: str, last: int) -> Endpoint:
         address, mac = IPv4Address(f"10.28.0.{last}"), f"02:00:00:00:01:{last:02x}"
-        return Endpoint(name, "default", "A", address, mac, f"pl-e{name}", "sandbox", name=name, netns=str(self._paths[name]))
+        ports = (PortMapping("tcp", PORT, PORT),) if name == "limited" else ()
+        return Endpoint(name, "default", "A", address, mac, f"pl-e{name}", "sandbox", name=name, netns=str(self._paths[name]), ports=ports)
 
     def _enter(self, name: str) -> list[str]:
         return ["nsenter", f"--net={self._paths[name]}"]
 
-    def hold(self, limits: Limits) -> None:
-        """One pass that holds the container `limited` to that."""
-        limiting = Limiting({("default", "limited"): limits}, Means.of({"tbf", "ifb", "fwd", "metered", "egress"}))
+    def hold(self, limits: Limits, published: Limits = UNSAID) -> None:
+        """One pass that holds the container `limited` to that, and its published port."""
+        ports = {("default", "limited", f"{PORT}/tcp"): published}
+        limiting = Limiting({("default", "limited"): limits}, Means.of({"tbf", "ifb", "fwd", "metered", "egress"}), ports)
 
         def work() -> None:
             with self._paths["host"].open() as file, inside(file.fileno()), contextlib.closing(LinuxKernel()) as kernel:
@@ -71,9 +79,10 @@ class Host:
 
         in_thread(work)
 
-    def goodput(self, client: str, server: str) -> float:
-        """bit/s that arrive, by iperf3."""
-        command = f"iperf3 -c 10.28.0.{NAMES[server]} -t {SECONDS} -O {OMITTED_S} -J"
+    def goodput(self, client: str, server: str, options: str) -> float:
+        """bit/s that arrive, by iperf3; `server`: a container, or the host at whose port one is published."""
+        address = f"10.28.0.{NAMES[server]}" if server in NAMES else ME.address
+        command = f"iperf3 -c {address} -t {SECONDS} -J {options}"
         for _ in range(TRIES):
             done = subprocess.run([*self._enter(client), *command.split()], capture_output=True, text=True, check=False)
             told = json.loads(done.stdout)
@@ -102,7 +111,14 @@ def _trials(host: Host) -> dict[str, Callable[[], float]]:
     def trial(limits: Limits, rate: int, client: str, server: str) -> Callable[[], float]:
         def run() -> float:
             host.hold(limits)
-            return host.goodput(client, server) / rate
+            return host.goodput(client, server, f"-O {OMITTED_S}") / rate
+
+        return run
+
+    def by_port(limits: Limits, rate: int, options: str) -> Callable[[], float]:
+        def run() -> float:
+            host.hold(UNSAID, limits)
+            return host.goodput("other", "host", f"-O {OMITTED_OF_PORTS_S} {options}") / rate
 
         return run
 
@@ -113,6 +129,9 @@ def _trials(host: Host) -> dict[str, Callable[[], float]]:
             name = f"{megabits} Mbit/s, {manner}"
             found[f"{name}, in"] = trial(Limits(limit), limit.rate, "other", "limited")
             found[f"{name}, out"] = trial(Limits(outgoing=limit), limit.rate, "limited", "other")
+        published = {"in": (Limits(replace(shaped, drop=True)), ""), "out": (Limits(outgoing=replace(shaped, drop=True)), "-R")}
+        for direction, (limits, options) in published.items():
+            found[f"{megabits} Mbit/s, published port, {direction}"] = by_port(limits, shaped.rate, options)
     return found
 
 
@@ -122,6 +141,6 @@ def run() -> list[Row]:
     rows = []
     for name, values in results.items():
         ratio = median(values)
-        note = f"goodput / asked {ratio:.3f}; iperf3, one TCP connection of {SECONDS} s after {OMITTED_S} s"
+        note = f"goodput / asked {ratio:.3f}; iperf3, one TCP connection of {SECONDS} s after its start"
         rows.append(Row(f"limit of {name}: off by", abs(ratio - 1), "of the rate", 0.05, True, note))
     return rows

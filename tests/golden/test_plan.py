@@ -265,7 +265,8 @@ LOCALS = {
     "two-tunnels": Local(fast_path=True, shortcut="eth0", underlay="eth0", software_checksums=frozenset({"pl-x7"})),
 }
 FOR_SOME = (ip_network("10.0.0.0/9"), ip_network("10.128.0.0/9"), ip_network("192.0.2.7"), ip_network("fd01::/16"))
-CASES["guarded"] = replace(  # the first for some, the second by NAT as well, the third for some of IPv6 alone; the host has a list too
+LIMITED_PORTS = {("dual", "web", "80/tcp"): Limits(Limit(10_000_000, drop=True), Limit(1_000_000_000, drop=True), 9, 8, 7)}
+CASES["guarded"] = replace(  # the first for some and limited, the second by NAT as well, the third for some of IPv6 alone; so has the host
     CASES["dual"],
     endpoints={
         "e-both": replace(
@@ -278,7 +279,11 @@ CASES["guarded"] = replace(  # the first for some, the second by NAT as well, th
         )
     },
 )
-LOCALS["guarded"] = Local(fast_path=True, clients=(ip_network("10.0.0.0/8"), ip_network("198.18.0.0/24")))
+LOCALS["guarded"] = Local(
+    fast_path=True,
+    limiting=Limiting(means=Means.of({"metered"}), ports=LIMITED_PORTS),
+    clients=(ip_network("10.0.0.0/8"), ip_network("198.18.0.0/24")),
+)
 CASES["encrypted"] = Snapshot(  # D cannot encrypt, C has a narrower link
     "A",
     1,

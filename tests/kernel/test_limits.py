@@ -19,7 +19,7 @@ from tests.kernel.test_datapath import BY_NAME, WAYS, Hosts, two_hosts
 
 from plait.kernel.linux import LinuxKernel
 from plait.kernel.linux.netns import in_thread, inside
-from plait.model.limits import COUNTED, DIRECTIONS, Limit, Limits
+from plait.model.limits import Limit, Limits
 from plait.shaping import Limiting, Means
 
 pytestmark = pytest.mark.root
@@ -29,7 +29,7 @@ ROUND = 1.15
 """Headers and what the bucket had at the start are no more than this of it, beside `ALLOWED`."""
 ALLOWED = 120_000
 """Bytes that may come at once: the bucket, and what TCP's buffers take before the first byte is counted."""
-BY_RULE, BY_FILTER = (Means(frozenset({*DIRECTIONS, *COUNTED}), by_rule) for by_rule in (True, False))
+BY_RULE, BY_FILTER = (Means.of({"tbf", "ifb", "metered", "egress", way}) for way in ("fwd", "redirect"))
 """What leads packets to the device that holds them back."""
 
 

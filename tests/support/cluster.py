@@ -28,7 +28,7 @@ from plait.agent.publisher import Publisher
 from plait.agent.view import View
 from plait.ipam import NamedRange
 from plait.kernel.fake import FakeKernel
-from plait.model.cluster import Node
+from plait.model.cluster import Node, PortMapping
 from plait.model.hostlinks import ChildLink
 from plait.model.objects import Plan
 from plait.plan import Local, plan_node
@@ -146,7 +146,14 @@ class FakeNode:
         local = Local(fast_path=has.ingress, shortcut=has.link, ipv6=ipv6, links=self.links, limiting=self.book.limiting, guard=guard)
         return plan_node(self.view.snapshot, local)
 
-    async def attach(self, name: str, network: str = DEFAULT, address: str = "", labels: Mapping[str, str] | None = None) -> IPv4Address:
+    async def attach(
+        self,
+        name: str,
+        network: str = DEFAULT,
+        address: str = "",
+        labels: Mapping[str, str] | None = None,
+        ports: tuple[PortMapping, ...] = (),
+    ) -> IPv4Address:
         request = AttachRequest(
             endpoint=f"{self.name}.{name}",
             network=network,
@@ -155,6 +162,7 @@ class FakeNode:
             name=name,
             address=IPv4Address(address) if address else None,
             labels=labels or {},
+            ports=ports,
         )
         return (await self.ops.attach(request)).address
 

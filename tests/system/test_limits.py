@@ -166,6 +166,48 @@ def test_numbers_a_second_are_said_like_rates_and_what_is_too_much_is_told(lab: 
     assert "connections_in" not in lab.run("A", "nft", "list", "ruleset").stdout and rows(lab) == []
 
 
+def test_a_published_port_is_limited_while_the_container_is_not(lab: Lab) -> None:
+    lab.run("A", "plait", "run", "--name", "shop", "-p", "8090:80", "--label", "plait.ports.limit.connections-in=5")
+    serve = "import socket as s\nl=s.create_server(('', 80), backlog=99)\nwhile 1: l.accept()[0].close()"
+    server = lab.popen("A", "plait", "exec", "shop", "--", "python3", "-c", serve)
+    addresses = {row["name"]: row["addresses"] for row in json.loads(lab.run("A", "plait", "ps", "--json").stdout)}
+    begin = """import socket, sys, time
+at = sys.argv[1], int(sys.argv[2])
+callers = [socket.socket() for _ in range(30)]
+for caller in callers:
+    caller.setblocking(False)
+    caller.connect_ex(at)
+time.sleep(0.5)
+print(sum(caller.connect_ex(at) in (0, 106) for caller in callers))
+"""
+
+    def made(host: str, port: int) -> int:
+        return int(lab.run("B", "python3", "-c", begin, host, str(port)).stdout)
+
+    try:
+        until("it listens", lambda: ":80 " in lab.run("A", "plait", "exec", "shop", "--", "ss", "-Hltn").stdout, 10)
+        assert made(addresses["shop"]["default"], 80) == 30, "by its own address it is free"
+        assert 5 <= made(lab.address("A"), 8090) <= 8
+        (row,) = rows(lab, "shop")
+        assert (row["port"], row["what"], row["rate"], row["by"]) == ("80/tcp", "connections", 5, "container") and row["dropped"] >= 22
+        lab.run("A", "plait", "limit", "set", "shop", "--port", "80", "--connections-in", "none", "--in", "10M")
+        assert made(lab.address("A"), 8090) == 30
+        assert [(r["what"], r["rate"], r["by"]) for r in rows(lab, "shop")] == [
+            ("rate", 10_000_000, "command"),
+            ("connections", 0, "command"),
+        ]
+        assert "does not publish its port 81/tcp: it publishes 0.0.0.0:8090->80/tcp" in refused(
+            lab, "limit", "set", "shop", "--port", "81", "--in", "1M"
+        )
+        lab.run("A", "plait", "limit", "rm", "shop", "--port", "80")
+        assert [r["rate"] for r in rows(lab, "shop")] == [5]
+    finally:
+        lab.run("A", "plait", "rm", "shop")
+        server.wait(10)
+    at_rest(lab, 0)
+    assert "port_" not in lab.run("A", "nft", "list", "table", "inet", "plait").stdout
+
+
 @pytest.mark.parametrize("options", [("-o", "layer2=true"), ("--backend", "bridge"), ("--backend", "hybrid")], ids=lambda o: o[1])
 def test_a_limit_holds_in_networks_of_other_kinds(lab: Lab, options: tuple[str, ...]) -> None:
     """Ports of a bridge; with layer 2 neighbours on two hosts, whose questions by ARP the host answers; plain routes."""

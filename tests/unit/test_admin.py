@@ -126,10 +126,14 @@ CALLS: list[tuple[Callable[[AdminClient], object], tuple[Any, ...]]] = [
     (lambda c: c.limits(), ("limits",)),
     (
         lambda c: c.set_limits("a/b", "mesh", {"in": "10M", "out": "none", "manner": "drop"}),
-        ("set_limits", "a/b", "mesh", Limits(Limit(10_000_000, drop=True), Limit(0, drop=True))),
+        ("set_limits", "a/b", "mesh", Limits(Limit(10_000_000, drop=True), Limit(0, drop=True)), ""),
     ),
-    (lambda c: c.unset_limits("a/b", "me&sh"), ("unset_limits", "a/b", "me&sh")),
-    (lambda c: c.unset_limits("web", ""), ("unset_limits", "web", "")),
+    (
+        lambda c: c.set_limits("web", "", {"in": "10M", "connections-in": "5"}, "53/udp"),
+        ("set_limits", "web", "", Limits(Limit(10_000_000, drop=True), connections_in=5), "53/udp"),
+    ),
+    (lambda c: c.unset_limits("a/b", "me&sh"), ("unset_limits", "a/b", "me&sh", "")),
+    (lambda c: c.unset_limits("web", "", "80"), ("unset_limits", "web", "", "80/tcp")),
     (
         lambda c: c.publish("a/b", ["8080:80", "53/udp"], "mesh", ["10.0.0.0/8"], True),
         (

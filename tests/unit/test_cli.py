@@ -603,8 +603,17 @@ def test_failures_of_the_system_are_one_line(
 
 
 def limit_row(**changes: Any) -> dict[str, Any]:
-    row = {"container": "web", "network": "mesh", "direction": "in", "rate": 10_000_000, "burst": 16384, "manner": "shape", "by": "command"}
-    return row | {"what": "rate", "running": True, "held": True, "dropped": 0} | changes
+    row = {
+        "container": "web",
+        "network": "mesh",
+        "port": "",
+        "direction": "in",
+        "rate": 10_000_000,
+        "burst": 16384,
+        "manner": "shape",
+        "by": "command",
+    }
+    return row | {"port": "", "what": "rate", "running": True, "held": True, "dropped": 0} | changes
 
 
 def test_limits_are_listed_in_words(capsys: pytest.CaptureFixture[str]) -> None:
@@ -612,18 +621,18 @@ def test_limits_are_listed_in_words(capsys: pytest.CaptureFixture[str]) -> None:
         limit_row(),
         limit_row(direction="out", rate=0, held=False),
         limit_row(what="packets", rate=500, burst=0, manner="drop", dropped=12, by="network"),
-        limit_row(what="connections", direction="out", rate=0, burst=0, manner="drop"),
+        limit_row(what="connections", port="80/tcp", rate=0, burst=0, manner="drop"),
         limit_row(container="old", running=False, held=False, manner="drop"),
     ]
     status, out, _ = run(capsys, Canned(limits=rows), "limit", "ls")
     assert status == 0
     assert [line.split() for line in out.splitlines()] == [
-        ["CONTAINER", "NETWORK", "LIMIT", "RATE", "BURST", "MANNER", "DROPPED", "BY", "STATE"],
-        ["web", "mesh", "in", "10mbit", "16384", "shape", "-", "command", "in", "force"],
-        ["web", "mesh", "out", "none", "16384", "shape", "-", "command", "not", "possible"],
-        ["web", "mesh", "packets-in", "500/s", "-", "drop", "12", "network", "in", "force"],
-        ["web", "mesh", "connections-out", "none", "-", "drop", "0", "command", "in", "force"],
-        ["old", "mesh", "in", "10mbit", "16384", "drop", "-", "command", "kept"],
+        ["CONTAINER", "NETWORK", "PORT", "LIMIT", "RATE", "BURST", "MANNER", "DROPPED", "BY", "STATE"],
+        ["web", "mesh", "-", "in", "10mbit", "16384", "shape", "-", "command", "in", "force"],
+        ["web", "mesh", "-", "out", "none", "16384", "shape", "-", "command", "not", "possible"],
+        ["web", "mesh", "-", "packets-in", "500/s", "-", "drop", "12", "network", "in", "force"],
+        ["web", "mesh", "80/tcp", "connections-in", "none", "-", "drop", "0", "command", "in", "force"],
+        ["old", "mesh", "-", "in", "10mbit", "16384", "drop", "-", "command", "kept"],
     ]
     _, out, _ = run(capsys, Canned(limits=rows), "limit", "ls", "--json")
     assert json.loads(out) == rows
@@ -634,17 +643,24 @@ def test_a_limit_is_set_and_taken_back(capsys: pytest.CaptureFixture[str]) -> No
     assert run(capsys, client, "limit", "set", "web", "--in", "10M", "--burst", "64k", "--drop", "--network", "mesh")[0] == 0
     assert run(capsys, client, "limit", "set", "web", "--out", "none")[0] == 0
     assert run(capsys, client, "limit", "set", "web", "--packets-in", "9k", "--connections-out", "5")[0] == 0
+    assert run(capsys, client, "limit", "set", "web", "--port", "80", "--in", "9M", "--connections-in", "5")[0] == 0
     assert run(capsys, client, "limit", "rm", "web", "--network", "mesh")[0] == 0
+    assert run(capsys, client, "limit", "rm", "web", "--port", "53/udp")[0] == 0
     assert client.asked == [
         ("PUT", "limits/web", {"network": "mesh", "in": "10M", "burst": "64k", "manner": "drop"}),
         ("PUT", "limits/web", {"network": "", "out": "none", "manner": "shape"}),
         ("PUT", "limits/web", {"network": "", "packets-in": "9k", "connections-out": "5"}),
-        ("DELETE", "limits/web?network=mesh", None),
+        ("PUT", "limits/web", {"network": "", "in": "9M", "connections-in": "5", "port": "80"}),
+        ("DELETE", "limits/web?network=mesh&port=", None),
+        ("DELETE", "limits/web?network=&port=53%2Fudp", None),
     ]
     status, _, err = run(capsys, client, "limit", "set", "web", "--drop")
     assert status == 2 and "say what to limit" in err
     status, _, err = run(capsys, client, "limit", "set", "web", "--packets-in", "9", "--burst", "64k")
     assert status == 2 and "--burst is of a rate" in err
+    for wrong in (("--in", "9M", "--shape"), ("--in", "9M", "--burst", "64k"), ("--connections-out", "5")):
+        status, _, err = run(capsys, client, "limit", "set", "web", "--port", "80", *wrong)
+        assert status == 2 and "what exceeds the rate of a published port is dropped" in err
 
 
 def test_ports_are_published_and_given_up_and_told_one_a_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from plait.backends import BACKENDS, changed
 from plait.backends.settings import settle
 from plait.kernel.linux.netlink import NetlinkSocket
 from plait.kernel.linux.tc import TrafficControl
-from plait.model.cluster import Endpoint, Network
+from plait.model.cluster import Endpoint, Network, PortMapping
 from plait.model.errors import ConfigError, KernelError, NotFound, NotSupported
 from plait.model.limits import (
     COUNTED,
@@ -42,16 +42,18 @@ from plait.model.limits import (
 )
 from plait.model.nfttext import hooked_device
 from plait.model.objects import NftChain, NftSet
+from plait.model.ports import parse_inside
 from plait.model.shortcut import Delivery
 from plait.model.tc import BURST_STEP, IfbLink, Redirect, Tbf
 from plait.plan.limits import has_chain, limitable
 from plait.runtimes.api import AttachRequest, NetworkRequest
 from plait.shaping import Limiting, Means, counted_objects, counted_rules, effective, led_away, limit_objects, unmet
-from plait.shaping.counts import METER
+from plait.shaping.counts import BYTE_METER, METER
 
 A, N = IPv4Address, IPv4Network
 NET = Network("default", N("10.28.0.0/16"), A("10.28.0.1"), 24)
 WEB = Endpoint("e1", "default", "A", A("10.28.0.2"), "02:00:00:00:00:01", "pl-e1", "docker", name="web")
+TEN_IN = Limits(Limit(10_000_000, drop=True))
 TEN, FAST = Limit(10_000_000), Limit(1_000_000_000)
 
 
@@ -349,8 +351,65 @@ async def test_an_attach_is_refused_if_the_kernel_refuses_its_numbers(node: Fake
     assert metered_words(node) == ["packets_in"], "it is tried again"
 
 
+async def test_a_published_port_is_limited_by_itself(node: FakeNode) -> None:
+    await node.converge()
+    before = dict(node.kernel.objects)
+    await node.attach("web", labels={"plait.ports.limit.connections-in": "50"}, ports=(PortMapping("tcp", 8080, 80),))
+    assert metered_words(node) == ["port_connections_in"] and await node.converge() == 0
+    with pytest.raises(NotFound, match=r"container 'web' does not publish its port 53/udp: it publishes 0.0.0.0:8080->80/tcp"):
+        await node.book.tell("web", "", TEN_IN, "53/udp")
+    await node.book.tell("web", "", replace(TEN_IN, connections_in=0), "80/tcp")
+    (endpoint,) = node.ops.endpoints("sandbox").values()
+    key = f"{endpoint.address} . tcp . 80"
+    assert elements(node, "port_in") == {f"{key} limit rate over 1261222 bytes/second burst 128 kbytes counter"}
+    node.kernel.dropped = {"port_in": {key: 7}}
+    rows = [(row["port"], row["what"], row["direction"], row["rate"], row["by"], row["dropped"]) for row in await node.book.rows()]
+    assert rows == [("80/tcp", "rate", "in", TEN.rate, "command", 7), ("80/tcp", "connections", "in", 0, "command", 0)]
+    await node.stop()
+    await node.start()
+    await node.converge()
+    assert elements(node, "port_in"), "it outlives the agent"
+    await node.detach("web")
+    assert metered_words(node) == [], "the address may be another's at once"
+    assert [(row["port"], row["running"]) for row in await node.book.rows()] == [("80/tcp", False), ("80/tcp", False)]
+    with pytest.raises(NotFound, match="nothing was set for port 81/tcp of container 'web'"):
+        await node.book.forget("web", "", "81/tcp")
+    await node.book.forget("web", "", "80/tcp")
+    assert await node.book.rows() == []
+    assert await node.converge() == 0 and node.kernel.objects == before
+
+
+async def test_ports_of_a_kernel_without_such_sets_are_named_and_refused(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = node.kernel.capabilities()
+    monkeypatch.setattr(node.kernel, "capabilities", lambda: everything - {"metered"})
+    await node.attach("web", labels={"plait.ports.limit.in": "10M"}, ports=(PortMapping("tcp", 8080, 80),))
+    assert metered_words(node) == []
+    assert list(node.book.lacking().values()) == [
+        "ports of container web on network default are not limited: this host's kernel lacks something (it needs sets whose elements have "
+        "limits (Linux 5.7, nft_limit)); load the modules"
+    ]
+    assert [row["held"] for row in await node.book.rows()] == [False]
+    with pytest.raises(NotSupported, match="limiting port 80/tcp of container 'web'"):
+        await node.book.tell("web", "", TEN_IN, "80/tcp")
+
+
+async def test_wrong_words_of_ports_are_refused(node: FakeNode) -> None:
+    for label in ("plait.ports.limit.manner", "plait.ports.limit.connections-out"):
+        with pytest.raises(ConfigError, match=r"is not known; use one of plait.ports.limit.in, .*connections-in"):
+            await node.attach("web", labels={label: "5"}, ports=(PortMapping("tcp", 8080, 80),))
+    assert parse_inside("53/udp") == "53/udp" and parse_inside("80") == "80/tcp" and parse_inside("") == ""
+    for wrong in ("8080:80", "80-81", "x", "0", "80/icmp"):
+        with pytest.raises(ConfigError):
+            parse_inside(wrong)
+
+
+def elements(node: FakeNode, name: str) -> frozenset[str]:
+    found = node.kernel.objects.get(("nft", "set", name))
+    return found.elements if isinstance(found, NftSet) else frozenset()
+
+
 def metered_words(node: FakeNode) -> list[str]:
-    return [obj.name for obj in node.kernel.objects.values() if isinstance(obj, NftSet) and obj.bounds[:1] == METER]
+    return [obj.name for obj in node.kernel.objects.values() if isinstance(obj, NftSet) and obj.bounds in (METER, BYTE_METER)]
 
 
 async def test_wrong_labels_are_refused_before_anything_is_made(node: FakeNode) -> None:

@@ -227,11 +227,11 @@ class AgentAdmin:
     async def limits(self) -> list[LimitRow]:
         return await self._p.limits.rows()
 
-    async def set_limits(self, container: str, network: str, limits: Limits) -> None:
-        await self._p.limits.tell(container, network, limits)
+    async def set_limits(self, container: str, network: str, limits: Limits, port: str) -> None:
+        await self._p.limits.tell(container, network, limits, port)
 
-    async def unset_limits(self, container: str, network: str) -> None:
-        await self._p.limits.forget(container, network)
+    async def unset_limits(self, container: str, network: str, port: str) -> None:
+        await self._p.limits.forget(container, network, port)
 
     # --- policies
 

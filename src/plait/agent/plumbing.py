@@ -54,7 +54,7 @@ class Plumbing:
             return
         network = self._network(endpoint.network)
         limits = self._limiting().of(endpoint, network)
-        if self._judged_together() or limits.counts():  # numbers are elements of sets that all endpoints share
+        if self._judged_together() or limits.counts() or self._limiting().ports_of(endpoint):  # elements of sets that all share
             await self._plumb_policed(endpoint)
             return
         fresh = [*shared_objects(member(self._view.snapshot, network), network), *self._objects(endpoint)]
@@ -90,6 +90,7 @@ class Plumbing:
                 gone = deliveries(self._view.snapshot, self._network(endpoint.network), endpoint, self._fast_path().link)
                 gone += [o for o in reversed(self._objects(endpoint)) if not isinstance(o, Sysctl | NftChain)]
         by_pass = bool(self._view.snapshot.services or (endpoint.ports and governed(self._view.snapshot)))
+        by_pass = by_pass or bool(self._limiting().ports_of(endpoint))  # the address may soon be another's
         try:
             maps, old_maps = self._port_maps(before) if endpoint.ports and not by_pass else ([], [])
             await self._kernel.put(maps, old_maps, gone)
@@ -101,8 +102,8 @@ class Plumbing:
     async def ports_changed(self, before: Sequence[Endpoint]) -> None:
         """Bring the port maps from what `before` asks for to what the view asks for now, element by element. Where the kernel
         holds something else (a pass came between, somebody flushed the table) a full pass finds out and makes it true, as while there are
-        policies or services, which have a say in what is tracked and in who takes the fast path."""
-        if self._judged_together():
+        policies or services, which have a say in what is tracked and in who takes the fast path, or limits of ports."""
+        if self._judged_together() or any(map(self._limiting().ports_of, (*self._own(), *before))):
             await self._full_pass()
             return
         try:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from plait.client.admin import AdminClient
     from plait.model.report import LimitRow
 
+_PORT = click.option(
+    "--port", default="", metavar="PORT[/udp]", help="Of what comes and goes by this published port of the container alone."
+)
 _NETWORK = click.option("--network", default="", help="On this network. [default: on all that it is attached to]")
 
 
@@ -35,9 +38,9 @@ def ls(client: AdminClient, as_json: bool) -> None:
         show_json(rows)
         return
     show_table(
-        ("CONTAINER", "NETWORK", "LIMIT", "RATE", "BURST", "MANNER", "DROPPED", "BY", "STATE"),
+        ("CONTAINER", "NETWORK", "PORT", "LIMIT", "RATE", "BURST", "MANNER", "DROPPED", "BY", "STATE"),
         (
-            (r["container"], r["network"], _limit(r), _rate(r), r["burst"] or "-", r["manner"], _dropped(r), r["by"], _state(r))
+            (r["container"], r["network"], r["port"], _limit(r), _rate(r), r["burst"] or "-", r["manner"], _dropped(r), r["by"], _state(r))
             for r in rows
         ),
     )
@@ -68,31 +71,37 @@ def _state(row: LimitRow) -> str:
 @limit.command(name="set")
 @click.argument("container")
 @_NETWORK
+@_PORT
 @click.option("--in", "in", metavar="RATE", help="What comes to it: 512kbit, 10M, 1G of bits a second; none: not limited.")
 @click.option("--out", "out", metavar="RATE", help="What it sends.")
 @click.option("--burst", metavar="SIZE", help="Bytes that may pass at once after a rest: 64k, 1m. [default: by the rate]")
-@click.option("--shape/--drop", "shape", default=True, help="What exceeds the rate waits in a queue, or is lost at once. [default: shape]")
+@click.option("--shape/--drop", "shape", default=None, help="What exceeds the rate waits in a queue, or is lost at once. [default: shape]")
 @click.option("--packets-in", metavar="NUMBER", help="Packets a second that come to it: 500, 20k; none. What is more is lost.")
 @click.option("--packets-out", metavar="NUMBER", help="Packets a second that it sends.")
 @click.option("--connections-in", metavar="NUMBER", help="New TCP connections a second to it.")
 @click.option("--connections-out", metavar="NUMBER", help="New TCP connections a second from it.")
 @with_agent
-def set_(client: AdminClient, /, container: str, network: str, shape: bool, burst: str | None, **limits: str | None) -> None:
+def set_(
+    client: AdminClient, /, container: str, network: str, port: str, shape: bool | None, burst: str | None, **limits: str | None
+) -> None:
     """Limit CONTAINER (name or id) while it runs. It is kept under its name, also when it is started or made anew."""
     words = {word.replace("_", "-"): text for word, text in limits.items() if text is not None}
     if not words:
         raise click.UsageError("say what to limit: --in, --out, --packets-in, --packets-out, --connections-in or --connections-out")
-    if words.keys() & set(DIRECTIONS):
-        words |= {"manner": MANNERS[not shape]} | ({"burst": burst} if burst is not None else {})
+    if port and (shape or burst is not None or "connections-out" in words):
+        raise click.UsageError("what exceeds the rate of a published port is dropped: leave out --shape, --burst and --connections-out")
+    if not port and words.keys() & set(DIRECTIONS):
+        words |= {"manner": MANNERS[shape is False]} | ({"burst": burst} if burst is not None else {})
     elif burst is not None:
         raise click.UsageError("--burst is of a rate: give --in or --out too")
-    client.set_limits(container, network, words)
+    client.set_limits(container, network, words, port)
 
 
 @limit.command()
 @click.argument("container")
 @_NETWORK
+@_PORT
 @with_agent
-def rm(client: AdminClient, container: str, network: str) -> None:
-    """Take back what `plait limit set` said of CONTAINER; what its labels and networks say holds again."""
-    client.unset_limits(container, network)
+def rm(client: AdminClient, container: str, network: str, port: str) -> None:
+    """Take back what `plait limit set` said of CONTAINER and its ports; what its labels and networks say holds again."""
+    client.unset_limits(container, network, port)

@@ -185,12 +185,13 @@ class AdminClient:
     def limits(self) -> list[LimitRow]:
         return cast(list[LimitRow], self._call("GET", "limits"))
 
-    def set_limits(self, container: str, network: str, words: Mapping[str, str]) -> None:
-        """`words`: in, out, burst, manner, packets-in, as people write them (`model.limits`); `network` "": all that it is attached to."""
-        self._call("PUT", f"limits/{quote(container, '')}", {"network": network, **words})
+    def set_limits(self, container: str, network: str, words: Mapping[str, str], port: str = "") -> None:
+        """`words`: in, out, burst, manner, packets-in, as people write them (`model.limits`); `network` "": all that it is
+        attached to; `port` "": of all, else of that published port of the container."""
+        self._call("PUT", f"limits/{quote(container, '')}", {"network": network, **words} | ({"port": port} if port else {}))
 
-    def unset_limits(self, container: str, network: str) -> None:
-        self._call("DELETE", f"limits/{quote(container, '')}?network={quote(network, '')}")
+    def unset_limits(self, container: str, network: str, port: str = "") -> None:
+        self._call("DELETE", f"limits/{quote(container, '')}?network={quote(network, '')}&port={quote(port, '')}")
 
     def ps(self) -> list[ContainerRow]:
         return cast(list[ContainerRow], self._call("GET", "ps"))

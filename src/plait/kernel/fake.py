@@ -41,7 +41,7 @@ CAPABILITIES = frozenset(
 
 
 class FakeKernel(KernelImage):
-    """See `kernel.api.Kernel`. `writes` counts the operations that were applied; `dropped` is what rules have, by set and link."""
+    """See `kernel.api.Kernel`. `writes` counts the operations that were applied; `dropped` is what rules have, by set and element."""
 
     def __init__(self, hooks: Iterable[tuple[str, str, str]] = ()) -> None:
         super().__init__()
@@ -102,4 +102,7 @@ class FakeKernel(KernelImage):
             super().perform(op)
 
     def counted_links(self, name: str) -> dict[str, int]:
+        return self.dropped.get(name, {})
+
+    def counted_elements(self, name: str) -> dict[str, int]:
         return self.dropped.get(name, {})

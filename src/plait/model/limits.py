@@ -10,7 +10,7 @@ is one of packets or new connections a second: `200`, `50k`.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from plait.model.errors import ConfigError
@@ -30,6 +30,8 @@ LABEL_PREFIX, OPTION_PREFIX = "plait.limit.", "limit-"
 COUNTED = ("packets-in", "packets-out", "connections-in", "connections-out")
 """How many may come or go within a second."""
 WORDS = (*DIRECTIONS, "burst", "manner", *COUNTED)
+PORT_PREFIX, PORT_WORDS = "plait.ports.limit.", (*DIRECTIONS, "packets-in", "packets-out", "connections-in")
+"""The same of published ports, in labels; they have no queue, and begin no connections."""
 LARGEST_COUNT = 10_000_000
 _FIELDS = {"in": "incoming", "out": "outgoing"} | {word: word.replace("-", "_") for word in COUNTED}
 """What `Limits` has of each word."""
@@ -136,13 +138,20 @@ def largest_burst(rate: int) -> int:
     return max(rate // 8, LEAST_LARGEST_BURST)
 
 
-def limits_of(texts: Mapping[str, str], prefix: str) -> Limits:
-    """What is said by `WORDS` behind `prefix` in labels or options; burst and manner are those of both directions. ConfigError names the
+def port_limits_of(texts: Mapping[str, str], prefix: str) -> Limits:
+    """What is said of published ports by `PORT_WORDS` behind `prefix`, as `limits_of`: what exceeds a rate is lost."""
+    found = limits_of(texts, prefix, PORT_WORDS)
+    incoming, outgoing = (None if limit is None else replace(limit, drop=True) for limit in (found.incoming, found.outgoing))
+    return replace(found, incoming=incoming, outgoing=outgoing)
+
+
+def limits_of(texts: Mapping[str, str], prefix: str, words: Sequence[str] = WORDS) -> Limits:
+    """What is said by `words` behind `prefix` in labels or options; burst and manner are those of both directions. ConfigError names the
     key, what is wrong and what is allowed, also for a key behind the prefix that is none."""
     said = {key: value for key, value in texts.items() if key.startswith(prefix)}
     for key in sorted(said):
-        if key.removeprefix(prefix) not in WORDS:
-            raise ConfigError(key, said[key], "is not known", f"use one of {', '.join(prefix + word for word in WORDS)}")
+        if key.removeprefix(prefix) not in words:
+            raise ConfigError(key, said[key], "is not known", f"use one of {', '.join(prefix + word for word in words)}")
     manner, burst_key = said.get(f"{prefix}manner", MANNERS[0]), f"{prefix}burst"
     if manner not in MANNERS:
         raise ConfigError(f"{prefix}manner", manner, "is not possible", f"one of {', '.join(MANNERS)}")
@@ -164,9 +173,10 @@ def checked(limit: Limit, where: str) -> Limit:
 
 
 def read_or_unsaid(texts: Mapping[str, str], prefix: str) -> Limits:
-    """As `limits_of`, with nothing said by words that cannot be read: they were refused when they came, or came from somebody else."""
+    """As `limits_of`, of ports as `port_limits_of`, with nothing said by words that cannot be read: they were refused when they came, or
+    came from somebody else."""
     try:
-        return limits_of(texts, prefix)
+        return port_limits_of(texts, prefix) if prefix == PORT_PREFIX else limits_of(texts, prefix)
     except ConfigError:
         return UNSAID
 

@@ -21,6 +21,7 @@ MOST = 1024
 """Ports that one range may have."""
 LAST = 65535
 _PROTOCOLS: Mapping[str, Protocol] = {"": "tcp", "tcp": "tcp", "udp": "udp", "sctp": "sctp"}
+_INSIDE_FORM = "a port of the container, CONTAINER[/tcp|udp|sctp]"
 _FORM, _HELD_FORM = "[ADDRESS:][HOST:]CONTAINER[/tcp|udp|sctp]", "[ADDRESS:]HOST[/tcp|udp|sctp]"
 
 
@@ -53,6 +54,17 @@ def parse_held(text: str) -> HostPorts:
         raise ConfigError("port", text, f"is not {_HELD_FORM}")
     first, last = _range(parts[-1], text, _HELD_FORM)
     return HostPorts(proto, first, last, _address(parts[0], text, _HELD_FORM) if len(parts) == 2 else None)
+
+
+def parse_inside(text: str) -> str:
+    """`80`, `53/udp` -> a container's port with its protocol, as `80/tcp`; "" stays "". ConfigError."""
+    if not text:
+        return ""
+    parts, proto = _split(text, _INSIDE_FORM)
+    first, last = _range(parts[-1], text, _INSIDE_FORM)
+    if len(parts) != 1 or first != last:
+        raise ConfigError("port", text, f"is not {_INSIDE_FORM}")
+    return f"{first}/{proto}"
 
 
 def parse_sources(texts: Iterable[str]) -> tuple[EitherNetwork, ...]:

@@ -28,6 +28,7 @@ from plait.plan.limits import endpoint_limits
 from plait.plan.local import Local
 from plait.plan.narrow import narrow_objects
 from plait.plan.paths import choose, direct_routes, inner_mtu, member, network_mtu, probe_objects
+from plait.plan.portlimits import port_limit_objects
 from plait.plan.strict import loosened
 from plait.plan.switching import switched_objects
 from plait.plan.vips import Vips, vip_objects
@@ -75,8 +76,8 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     objects += firewall_objects(
         snapshot, networks, local.gateway, handed, local.underlay, bool(direct), policies, local.clients, local.trusting, vips.kept
     )
-    objects += [*local.policing.objects(policies, families(networks)), *vips.objects]
-    objects += [*direct_objects(direct, local.underlay, policies, vips.kept), *host_lease_objects(networks, local.leases)]
+    objects += [*local.policing.objects(policies, families(networks)), *vips.objects, *host_lease_objects(networks, local.leases)]
+    objects += [*direct_objects(direct, local.underlay, policies, vips.kept), *port_limit_objects(sandboxes, local.limiting)]
     objects += handed_objects((n for n in direct if local.gateway and not n.internal), local.underlay)
     objects += relay_objects([peer for found in peers.values() for peer in found], local.underlay)
     if local.strict:

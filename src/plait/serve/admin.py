@@ -35,9 +35,9 @@ from plait.model.errors import (
     PortInUse,
     StoreUnavailable,
 )
-from plait.model.limits import UNSAID, WORDS, limits_of
+from plait.model.limits import UNSAID, WORDS, limits_of, port_limits_of
 from plait.model.policy import LAST_PORT
-from plait.model.ports import parse_held, parse_ports, parse_sources
+from plait.model.ports import parse_held, parse_inside, parse_ports, parse_sources
 from plait.model.requests import NetworkRequest, NewSandbox
 from plait.serve.admin_backend import AdminBackend
 from plait.serve.admin_services import service_routes
@@ -305,15 +305,17 @@ class _Routes:
         return _json(await self._backend.unpublish(call.name, call.query.get("network", [""])[-1], held))
 
     async def set_limits(self, call: _Call) -> Answer:
-        body = read_body(call.body, "network", *WORDS)
-        limits = limits_of({word: body.text(word) for word in WORDS if body.has(word)}, "")
+        body = read_body(call.body, "network", "port", *WORDS)
+        said, port = {word: body.text(word) for word in WORDS if body.has(word)}, parse_inside(body.text("port", ""))
+        limits = port_limits_of(said, "") if port else limits_of(said, "")
         if limits == UNSAID:
             raise ConfigError("limit", None, "is missing", f"give one of {', '.join(WORDS)}")
-        await self._backend.set_limits(call.name, body.text("network", ""), limits)
+        await self._backend.set_limits(call.name, body.text("network", ""), limits, port)
         return _done()
 
     async def unset_limits(self, call: _Call) -> Answer:
-        await self._backend.unset_limits(call.name, call.query.get("network", [""])[-1])
+        network, port = (call.query.get(key, [""])[-1] for key in ("network", "port"))
+        await self._backend.unset_limits(call.name, network, parse_inside(port))
         return _done()
 
     async def apply_policies(self, call: _Call) -> Answer:

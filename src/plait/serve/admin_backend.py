@@ -132,12 +132,13 @@ class AdminBackend(Protocol):
         """What holds of the containers of this host, and what is kept for such as do not run."""
         ...
 
-    async def set_limits(self, container: str, network: str, limits: Limits) -> None:
-        """Hold a container of this host to `limits`, on one of its networks or ("") all; in force when it returns. Idempotent."""
+    async def set_limits(self, container: str, network: str, limits: Limits, port: str) -> None:
+        """Hold a container of this host, or what comes and goes by its published `port` (`80/tcp`) alone, to `limits`, on one of its
+        networks or ("") all; in force when it returns. Idempotent."""
         ...
 
-    async def unset_limits(self, container: str, network: str) -> None:
-        """Hold it to what its labels and networks say. NotFound if nothing else was set."""
+    async def unset_limits(self, container: str, network: str, port: str) -> None:
+        """Hold it, or that port alone, to what its labels and networks say. NotFound if nothing else was set."""
         ...
 
     async def policies(self) -> list[PolicyRow]: ...

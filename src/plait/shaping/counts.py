@@ -18,11 +18,14 @@ from plait.model.objects import NFT_FAST_FAMILY, KernelObject, NftChain, NftSet
 
 METERED, EGRESS = "metered", "egress"
 """What the kernel must be able to do (`kernel.api.Kernel.capabilities`): sets whose elements have limits; chains at a link's egress."""
-METER = ("limit rate over 1/second counter",)
+METER, BYTE_METER = ("limit rate over 1/second counter",), ("limit rate over 1 bytes/second counter",)
 """How such a set is declared; its elements say the numbers."""
 _DEFAULT_BURST = 5
 """Packets: nft does not print a burst of so many."""
 _LEAST_PACKETS = 10
+_LARGEST_PACKETS = 2 << 16
+"""Bytes: two of the largest packets that there are."""
+_FULL_PACKET, _HEADERS = 1500, 52
 _WHICH = {"packets": "meta protocol != arp", "connections": "tcp flags syn / fin,syn,rst,ack"}
 
 
@@ -37,6 +40,21 @@ def metered(key: str, word: str, number: int) -> str:
     burst = max(number // 10, _LEAST_PACKETS) if word.startswith("packets") else number
     most = "" if burst == _DEFAULT_BURST else f" burst {burst} packets"
     return f"{key} limit rate over {number}/second{most} counter"
+
+
+def policed(key: str, rate: int) -> str:
+    """An element that holds `key` to so many bit/s of goodput. The kernel lets a second of the rate pass at once after a rest, and this
+    burst besides, without which the largest packet would never pass at a small rate. Headers are counted with each packet, be that 64 KB of
+    a TCP stream or one full packet of it: a quarter of what full packets have of them is added (measured: `bench/limits.py`)."""
+    payload = _FULL_PACKET - _HEADERS
+    whole = rate * (4 * payload + _HEADERS) // (32 * payload)
+    return f"{key} limit rate over {_bytes(whole)}/second burst {_bytes(_LARGEST_PACKETS)} counter"
+
+
+def _bytes(number: int) -> str:
+    """As nft prints it: in the largest unit that it is whole in."""
+    power = next((power for power in (2, 1) if number % (1 << 10 * power) == 0), 0)
+    return f"{number >> 10 * power} {('bytes', 'kbytes', 'mbytes')[power]}"
 
 
 def counted_rules(limits: Limits, direction: str) -> tuple[str, ...]:

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from plait.model.cluster import Endpoint, Network
-from plait.model.limits import LABEL_PREFIX, OPTION_PREFIX, UNSAID, Limit, Limits, read_or_unsaid
+from plait.model.cluster import Endpoint, Network, PortMapping
+from plait.model.limits import LABEL_PREFIX, OPTION_PREFIX, PORT_PREFIX, UNSAID, Limit, Limits, read_or_unsaid
 from plait.model.objects import PREFIX, KernelObject
 from plait.model.tc import BURST_STEP, IfbLink, Redirect, Tbf
 from plait.shaping.counts import EGRESS, METERED
@@ -44,17 +44,23 @@ _LEAST_FRAMES = 2
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What a kernel can limit, of the words of `DIRECTIONS` and `COUNTED`; `by_rule`: what containers send is held back when nft's rules
-    have judged it."""
+    """What a kernel can limit, of the words of `DIRECTIONS` and `COUNTED`, by what of that it is able to do."""
 
-    words: frozenset[str] = frozenset()
-    by_rule: bool = False
+    able: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, able: Collection[str]) -> Means:
         """Of a kernel with these capabilities."""
-        found = {word for word, ways in NEEDS.items() if any(way <= set(able) for way in ways)}
-        return cls(frozenset(found), RULE in able)
+        return cls(frozenset(able) & frozenset().union(*(way for ways in NEEDS.values() for way in ways)))
+
+    @property
+    def words(self) -> frozenset[str]:
+        return frozenset(word for word, ways in NEEDS.items() if any(way <= self.able for way in ways))
+
+    @property
+    def by_rule(self) -> bool:
+        """Whether what containers send is held back when nft's rules have judged it."""
+        return RULE in self.able
 
     def within(self, limits: Limits) -> Limits:
         """Those of `limits` that it can keep."""
@@ -64,10 +70,11 @@ class Means:
 @dataclass(frozen=True, slots=True)
 class Limiting:
     """What a node knows of limits besides its endpoints and networks: what was `told` of containers since they began (see `known_as`), and
-    what its kernel can keep."""
+    of their published `ports` (by that and `port_name`), and what its kernel can keep."""
 
     told: Mapping[tuple[str, str], Limits] = field(default_factory=dict)
     means: Means = Means()
+    ports: Mapping[tuple[str, str, str], Limits] = field(default_factory=dict)
 
     def told_of(self, endpoint: Endpoint) -> Limits:
         return self.told.get(known_as(endpoint), UNSAID)
@@ -79,6 +86,25 @@ class Limiting:
     def of(self, endpoint: Endpoint, network: Network) -> Limits:
         """What it is held to."""
         return self.means.within(self.asked(endpoint, network))
+
+    def port_told(self, endpoint: Endpoint, port: str) -> Limits:
+        return self.ports.get((*known_as(endpoint), port), UNSAID)
+
+    def port_asked(self, endpoint: Endpoint, port: str) -> Limits:
+        """What counts for the port of that name of the container as it is published, whether it can be kept or not."""
+        return self.port_told(endpoint, port).over(read_or_unsaid(endpoint.labels, PORT_PREFIX)).holding()
+
+    def ports_of(self, endpoint: Endpoint) -> dict[str, Limits]:
+        """What the published ports that are held to anything are held to, by name."""
+        if METERED not in self.means.able:
+            return {}
+        asked = {name: self.port_asked(endpoint, name) for name in sorted(set(map(port_name, endpoint.ports)))}
+        return {name: limits for name, limits in asked.items() if limits != UNSAID}
+
+
+def port_name(port: PortMapping) -> str:
+    """By what a published port is told of: the container's, which stays the same whatever port of the host leads to it."""
+    return f"{port.container_port}/{port.proto}"
 
 
 def known_as(endpoint: Endpoint) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from plait.kernel.linux.conntrack import forget_flows
 from plait.kernel.linux.devices import index_of
 from plait.kernel.linux.foreign import Guards, foreign_drops, foreign_guards
 from plait.kernel.linux.judged import read_judged
-from plait.kernel.linux.nft import counted, counted_links, open_nft
+from plait.kernel.linux.nft import counted, counted_elements, counted_links, open_nft
 from plait.kernel.linux.sysctl import rp_filter, write_sysctl
 from plait.kernel.linux.wgdevice import Device
 from plait.kernel.linux.wireguard import Wireguard
@@ -96,6 +96,10 @@ class HostFacts:
     def counted_links(self, name: str) -> dict[str, int]:
         """Packets by link that rules of ours have counted in the set `name`."""
         return counted_links(open_nft(), name)
+
+    def counted_elements(self, name: str) -> dict[str, int]:
+        """Packets by element of the set `name` that were too many for its limit."""
+        return counted_elements(open_nft(), name)
 
     def judged(self) -> dict[Packet, int]:
         """See `read_judged`."""

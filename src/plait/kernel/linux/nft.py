@@ -142,6 +142,16 @@ def counted_links(nft: Nft, name: str) -> dict[str, int]:
     }
 
 
+def counted_elements(nft: Nft, name: str) -> dict[str, int]:
+    """Packets by element, without its limit, that were too many for it, in the set `name` of our table `inet`; empty if there is none."""
+    try:
+        text = nft.run(f"list set {table_of(NFT_FAMILY)} {name}\n", counters=True)
+    except NftError:
+        return {}
+    found = re.findall(r"[{,]\s+([^{},]+?) limit rate over [^,}]*? counter packets (\d+)", text)
+    return {" ".join(key.split()): int(packets) for key, packets in found}
+
+
 class Ruleset:
     """Reads and writes our tables. Listing is skipped while the kernel's ruleset generation is the one of our own last look, or the one
     after it if that is our own commit: a table of 5,000 ports takes 0.1 s to list. The indexes of links (`devices`: index -> name) are

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits of published ports in the table `inet plait`: what comes and goes by a publication, and nothing else of the container's port.
+
+Each is an element of a set, keyed by the container's address and port and with a limit and a counter of its own (`shaping/counts.py`).
+What comes by a publication is known by its connection, whose destination was translated: it is judged where it leaves for the container,
+and what is answered where it comes from there, before it is translated back. A port that several publications lead to has one limit. A
+connection by the virtual address of a service is none by a published port.
+
+Nothing is asked while no port of this host is limited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from plait.model.cluster import Endpoint
+from plait.model.limits import Limits
+from plait.model.objects import KernelObject, NftChain, NftSet
+from plait.model.service import VIP_POOL
+from plait.plan.dual import V4, V6, Family
+from plait.shaping import BYTE_METER, METER, Limiting, metered, policed
+
+_NEW = "ct state new "
+_WAYS = {"in": ("original", "daddr", "dport"), "out": ("reply", "saddr", "sport")}
+"""Direction -> that of the connection, and which ends of the packet are the container's."""
+
+
+def port_limit_set(word: str, end: str = "") -> str:
+    """The set for the `word` of `PORT_WORDS` in a family with that `end`."""
+    return f"port_{word.replace('-', '_')}{end}"
+
+
+def port_element_key(address: str, port: str) -> str:
+    """Of the container's port of that name (`shaping.port_name`)."""
+    number, _, proto = port.partition("/")
+    return f"{address} . {proto} . {number}"
+
+
+def port_limit_objects(endpoints: Iterable[Endpoint], limiting: Limiting) -> list[KernelObject]:
+    """For the published ports of this node's endpoints."""
+    held = [(endpoint, port, limits) for endpoint in endpoints for port, limits in limiting.ports_of(endpoint).items()]
+    objects: list[KernelObject] = []
+    rules: dict[str, list[str]] = {"in": [], "out": []}
+    for family in (V4, V6):
+        found: dict[str, set[str]] = {}
+        for endpoint, port, limits in held:
+            if (address := family.address(endpoint)) is not None:
+                for word, element in _elements(port_element_key(str(address), port), limits):
+                    found.setdefault(word, set()).add(element)
+        for word, elements in sorted(found.items()):
+            direction = word.rpartition("-")[2]
+            meter = METER if "-" in word else BYTE_METER
+            kind = f"{family.type} . inet_proto . inet_service"
+            objects.append(NftSet(port_limit_set(word, family.end), kind, frozenset(elements), bounds=meter))
+            rules[direction].append(_rule(family, word, direction))
+    hooks = {"in": ("ports_in", "postrouting"), "out": ("ports_out", "prerouting")}
+    for direction, (name, hook) in hooks.items():
+        if rules[direction]:
+            declared = f"type filter hook {hook} priority mangle; policy accept;"
+            objects.append(NftChain(name, tuple(rules[direction]), declared))
+    return objects
+
+
+def _elements(key: str, limits: Limits) -> list[tuple[str, str]]:
+    """By word."""
+    rates = [(word, policed(key, limit.rate)) for word, limit in limits.by_direction().items()]
+    return rates + [(word, metered(key, word, number)) for word, number in limits.counts().items()]
+
+
+def _rule(family: Family, word: str, direction: str) -> str:
+    way, address, port = _WAYS[direction]
+    new = _NEW if word.startswith("connections") else ""
+    apart = f"ct original ip daddr != {VIP_POOL} " if family is V4 else ""
+    key = f"{family.ip} {address} . meta l4proto . th {port}"
+    return f"{new}ct direction {way} ct status dnat {apart}{key} @{port_limit_set(word, family.end)} drop"
