@@ -26,6 +26,7 @@ NAMES = (
     "vips",
     "encryption",
     "limits",
+    "priority",
     "lab",
     "agent",
     "hosts",

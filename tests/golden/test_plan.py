@@ -20,7 +20,7 @@ from plait.plan import Local, plan_node
 from plait.plan.hostlease import HostLease
 from plait.policy.kubernetes import read_policies
 from plait.reconcile import order
-from plait.shaping import Limiting, Means
+from plait.shaping import Limiting, Means, Uplink
 
 FILES = Path(__file__).parent / "plans"
 A, N, A6, N6 = IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -218,7 +218,7 @@ CASES["exposed"] = replace(  # to the host: one with IPv6, one whose containers 
     },
     reach={"A": Reach("A", ("B",)), "B": Reach("B", ("A",))},
 )
-ALL_LIMITS = Limits(Limit(512_000, 32_000), None, 9, 50_000, 20, 5)
+ALL_LIMITS = Limits(Limit(512_000, 32_000), None, 9, 50_000, 20, 5, "guaranteed")
 CASES["limited"] = replace(  # by labels, both ways; by the engine and in numbers, so that nothing goes straight into it; by its network
     CASES["three-peers"],
     networks={n.name: n for n in (DEFAULT, replace(INNER, options={"limit-out": "100M"}), LOCAL_ONLY)},
@@ -226,14 +226,7 @@ CASES["limited"] = replace(  # by labels, both ways; by the engine and in number
         e.id: e
         for e in (
             replace(WEB, labels={"plait.limit.in": "10M", "plait.limit.out": "1G", "plait.limit.manner": "drop"}, ports=()),
-            replace(
-                WEB,
-                id="e-two",
-                address=A("10.28.1.3"),
-                dev="pl-e0000000003",
-                limits=Limits(Limit(512_000, 32_000), None, 9, 50_000, 20, 5),
-                ports=(),
-            ),
+            replace(WEB, id="e-two", address=A("10.28.1.3"), dev="pl-e0000000003", limits=ALL_LIMITS, ports=()),
             ENGINE_WEB,
         )
     },
@@ -261,7 +254,12 @@ LOCALS = {
     **{name: Local(links=frozenset({"eth0", "eth1"}), netns={"e-eng": "/proc/7/ns/net"}, fast_path=True) for name in ON_LINKS},
     "encrypted-dual": Local(fast_path=True, underlay="eth0", trusting=True, links=frozenset({"eth0", "pl-wg"})),
     "hybrid-dual": Local(fast_path=True, underlay="eth0"),
-    "limited": Local(fast_path=True, shortcut="eth0", limiting=Limiting(means=Means.of({"tbf", "ifb", "fwd", "metered", "egress"}))),
+    "limited": Local(
+        fast_path=True,
+        shortcut="eth0",
+        limiting=Limiting(means=Means.of({"tbf", "ifb", "fwd", "metered", "egress", "ingress", "htb"}), honours=True),
+        uplink=Uplink("eth0", 100_000_000),
+    ),
     "two-tunnels": Local(fast_path=True, shortcut="eth0", underlay="eth0", software_checksums=frozenset({"pl-x7"})),
 }
 FOR_SOME = (ip_network("10.0.0.0/9"), ip_network("10.128.0.0/9"), ip_network("192.0.2.7"), ip_network("fd01::/16"))

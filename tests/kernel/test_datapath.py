@@ -22,7 +22,7 @@ from plait.kernel.linux.netns import in_thread, inside
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Block, Endpoint, Network, Node, PortMapping, Reach, Snapshot
 from plait.plan import Local, plan_node
-from plait.shaping import Limiting
+from plait.shaping import Limiting, Uplink
 
 pytestmark = pytest.mark.root
 T = TypeVar("T")
@@ -57,11 +57,11 @@ BY_NAME = {e.name: e for e in ENDPOINTS}
 
 class Hosts:
     """Namespaces by name: the hosts "A" and "B", and the containers of `ENDPOINTS`. `fast`: the plans have the fast path, and the
-    `shortcut` of this link, and they know these limits (`limiting`) and clients of published ports (`clients`), and
-    drop what is forged (`guard`)."""
+    `shortcut` of this link, and they know these limits (`limiting`), queues of A's link (`uplink`) and clients of published
+    ports (`clients`), and drop what is forged (`guard`)."""
 
     def __init__(self, folder: Path, fast: bool, shortcut: str = "") -> None:
-        self.fast, self.shortcut, self.limiting = fast, shortcut, Limiting()
+        self.fast, self.shortcut, self.limiting, self.uplink = fast, shortcut, Limiting(), Uplink()
         self.clients: tuple[IPNetwork, ...] = ()
         self.underlay = ""
         self.guard = True
@@ -98,6 +98,7 @@ class Hosts:
                                 shortcut=self.shortcut,
                                 underlay=self.underlay,
                                 limiting=self.limiting,
+                                uplink=self.uplink if node == "A" else Uplink(),
                                 clients=self.clients,
                                 guard=self.guard,
                             ),

@@ -85,6 +85,7 @@ def test_the_probe_finds_what_this_kernel_has_and_leaves_nothing() -> None:
             "tbf",
             "ifb",
             "redirect",
+            "htb",
             "ipv6",
             "via6",
             "wireguard",

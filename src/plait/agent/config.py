@@ -17,6 +17,7 @@ from plait.agent.configvalues import Getter
 from plait.agent.dnssettings import KEYS as DNS_KEYS
 from plait.agent.dnssettings import DnsSettings, read_dns
 from plait.agent.ipamsettings import dhcp_timeout, forget_after
+from plait.agent.uplink import UplinkSettings, uplink_settings
 from plait.model.addr import EitherNetwork, IPAddress
 from plait.model.errors import ConfigError
 from plait.services.registrator import Where, Which
@@ -101,6 +102,7 @@ class Config:
     dhcp_timeout_s: float
     forget_after_s: float
     clients: tuple[EitherNetwork, ...]
+    uplink: UplinkSettings
     log_level: str
     log_format: str
 
@@ -118,9 +120,7 @@ class Option:
 DNS_PORTS = (53, 8600)
 """Where DNS answers on loopback."""
 OPTIONS = (
-    Option(
-        "node.name", "text", "the host name", "Name of this node in the cluster. Used by `init` and `join` only; afterwards it is fixed."
-    ),
+    Option("node.name", "text", "the host name", "Its name in the cluster. Used by `init` and `join` only; afterwards it is fixed."),
     Option(
         "node.address",
         "address",
@@ -303,6 +303,8 @@ OPTIONS = (
     Option(
         "ports.from", "list of networks", "none", "Who but this host may come to published ports at all; `plait publish --from` narrows it."
     ),
+    Option("uplink.rate", "rate", "none", "How fast the host's link sends (`940M`): priorities are kept there, by queues of this rate."),
+    Option("uplink.weights", "N/N/N", "60/30/10", "What part of it guaranteed, normal and bulk containers have when all of them send."),
     Option("log.level", "debug, info, warning or error", "info", "Least level that is written."),
     Option("log.format", "text or json", "text", "Form of the log lines on standard error."),
 )
@@ -358,6 +360,7 @@ def parse_config(raw: Mapping[str, object], where: str) -> Config:
         register_services=get.choice("services.register", ("off", "named", "published"), "named"),
         register_address=get.choice("services.address", ("container", "host"), "container"),
         clients=get.networks("ports.from"),
+        uplink=uplink_settings(get.text("uplink.rate", "none"), get.text("uplink.weights", "60/30/10"), where),
         log_level=get.choice("log.level", ("debug", "info", "warning", "error"), "info"),
         log_format=get.choice("log.format", ("text", "json"), "text"),
     )

@@ -78,6 +78,12 @@ REGISTRY: dict[str, Condition] = {
             "limits hold.",
         ),
         Condition(
+            "priority-unkept",
+            "warning",
+            "Priorities of containers are marked on this host and not kept",
+            "Say uplink.rate in the configuration, or remove the other queueing discipline (`tc qdisc show`); docs/limits.md says more.",
+        ),
+        Condition(
             "network-unknown",
             "error",
             "A network of the cluster is of a kind that this version of plait does not know",

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Literal, Protocol, cast
 
 from plait.model.cluster import Endpoint, Network, Snapshot
-from plait.model.limits import DIRECTIONS, LABEL_PREFIX, MANNERS, UNSAID, Limits, read_or_unsaid
+from plait.model.limits import DIRECTIONS, LABEL_PREFIX, MANNERS, PRIORITY, UNSAID, Limits, read_or_unsaid
 from plait.model.report import LimitRow
 from plait.model.tc import Tbf
 from plait.plan import member
@@ -19,7 +19,7 @@ from plait.plan.limits import endpoint_limits, limitable
 from plait.plan.portlimits import port_element_key, port_limit_set
 from plait.shaping import METERED, Limiting, ifb_name, known_as, port_name, set_name
 
-_WHATS = ("rate", "packets", "connections")
+_WHATS = ("rate", "packets", "connections", PRIORITY)
 
 
 class Counters(Protocol):
@@ -107,17 +107,17 @@ def _shown(told: Limits, asked: Limits) -> Iterable[tuple[str, Limits, bool]]:
 
 
 def _row(container: str, network: str, word: str, limits: Limits, by: str, port: str = "") -> LimitRow:
-    what, _, direction = word.rpartition("-")
+    what, _, direction = (PRIORITY, "", "out") if word == PRIORITY else word.rpartition("-")
     limit = limits.by_direction().get(word)
     return {
         "container": container,
         "network": network,
         "port": port,
-        "what": cast(Literal["rate", "packets", "connections"], what or "rate"),
+        "what": cast(Literal["rate", "packets", "connections", "priority"], what or "rate"),
         "direction": direction,
-        "rate": limit.rate if limit is not None else limits.counts()[word],
+        "rate": limit.rate if limit is not None else limits.counts().get(word, 0),
         "burst": limit.burst if limit is not None else 0,
-        "manner": MANNERS[limit is None or limit.drop],
+        "manner": limits.priority or "" if word == PRIORITY else MANNERS[limit is None or limit.drop],
         "by": by,
         "running": False,
         "held": False,

@@ -20,7 +20,7 @@ from plait.agent.limitrows import Counters, limit_rows
 from plait.agent.view import View
 from plait.model.cluster import Endpoint, Network, published_text
 from plait.model.errors import NotFound, NotSupported
-from plait.model.limits import LABEL_PREFIX, PORT_PREFIX, UNSAID, Limits, limits_of, port_limits_of, read_or_unsaid
+from plait.model.limits import LABEL_PREFIX, PORT_PREFIX, PRIORITY, UNSAID, Limits, limits_of, port_limits_of, read_or_unsaid
 from plait.model.report import LimitRow
 from plait.plan.limits import has_chain, limitable
 from plait.runtimes.api import AttachRequest
@@ -40,6 +40,7 @@ _NEEDED = {
     "connections-in": _ENTRY,
     "packets-out": _SENT,
     "connections-out": _SENT,
+    PRIORITY: "marks in what it sends need rules of the family netdev that change frames (nft_payload)",
     _PORT: "it needs sets whose elements have limits (Linux 5.7, nft_limit)",
 }
 
@@ -59,7 +60,8 @@ class Kept:
 
 
 class LimitBook:
-    """`able` is what the kernel can do by now, `full_pass` makes it what the plan says, `counters`: what it has dropped."""
+    """`able` is what the kernel can do by now, `full_pass` makes it what the plan says, `counters`: what it has dropped;
+    `honours`: whether queues of this host go by priorities."""
 
     def __init__(
         self,
@@ -68,7 +70,9 @@ class LimitBook:
         able: Callable[[], frozenset[str]],
         full_pass: Callable[[], Awaitable[PassReport]],
         counters: Counters,
+        honours: bool = False,
     ) -> None:
+        self._honours = honours
         self._view, self._journal, self._able, self._full_pass, self._counters = view, journal, able, full_pass, counters
         kept = (decode(Kept, body, key) for key, body in journal.load(_KIND).items())
         self._kept = {one.id: one for one in kept}
@@ -77,7 +81,7 @@ class LimitBook:
     def limiting(self) -> Limiting:
         whole = {(one.network, one.name): one.limits for one in self._kept.values() if not one.port}
         ports = {(one.network, one.name, one.port): one.limits for one in self._kept.values() if one.port}
-        return Limiting(whole, Means.of(self._able()), ports)
+        return Limiting(whole, Means.of(self._able()), ports, self._honours)
 
     # --- while containers run
 
@@ -141,6 +145,12 @@ class LimitBook:
         direction."""
         return await asyncio.to_thread(limit_rows, self._view.snapshot, self.limiting, list(self._kept.values()), self._counters)
 
+    def with_priority(self) -> list[str]:
+        """Containers of this host with a priority."""
+        snapshot, limiting = self._view.snapshot, self.limiting
+        own = ((e, snapshot.networks.get(e.network)) for e in self._own())
+        return [known_as(e)[1] for e, network in own if network is not None and limiting.of(e, network).priority is not None]
+
     def lacking(self) -> dict[str, str]:
         """Containers whose limits this host's kernel cannot keep, with what to say of each."""
         limiting, found = self.limiting, {}
@@ -188,10 +198,10 @@ def _publishing(found: Sequence[Endpoint], port: str, container: str) -> list[En
 
 
 def _check_place(network: Network, runtime: str, limits: Limits) -> None:
-    if limits.counts() and limitable(network, runtime) and not has_chain(network):
+    if (limits.counts() or limits.priority) and limitable(network, runtime) and not has_chain(network):
         raise NotSupported(
-            f"limits of packets or connections in network {network.name}: its switch is not plait's; limit them there (a rate can be "
-            f"limited here), or use a network of another backend"
+            f"limits of packets or connections, and priorities, in network {network.name}: its switch is not plait's; limit them there "
+            f"(a rate can be limited here), or use a network of another backend"
         )
     if limits != UNSAID and not limitable(network, runtime):
         raise NotSupported(

@@ -37,6 +37,7 @@ from plait.agent.rotation import Rotation
 from plait.agent.spoofing import Spoofing
 from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
+from plait.agent.uplink import UplinkQueues
 from plait.agent.view import View
 from plait.backends import child_of
 from plait.dns.zone import Zone
@@ -85,6 +86,7 @@ class Parts:
     tunnels: Tunnels
     leases: Callable[[], dict[str, HostLease]]
     limits: LimitBook
+    uplink: UplinkQueues
 
 
 _CAPABILITIES_EVERY_S = 5.0
@@ -151,6 +153,7 @@ class NodeLoops:
             moved=self._p.rotation.moved,
             leases=self._p.leases(),
             limiting=self._p.limits.limiting,
+            uplink=self._p.uplink.now,
             clients=self._p.config.clients,
             guard=GUARD in self._capabilities,
             policing=self.policing,
@@ -345,6 +348,7 @@ class NodeLoops:
             self._p.health.replace(MISPLACED, {MISPLACED: "; ".join(wrong)} if wrong else {})
             self._name_refused()
             await self.spoofing.look()
+            await self._p.uplink.look()
             await asyncio.sleep(1)
 
     def _name_refused(self) -> None:
@@ -356,7 +360,9 @@ class NodeLoops:
         """Name what the kernel lacks for the networks that there are, and look again while it lacks something. Never returns."""
         looked = time.monotonic()
         while True:
-            texts = self._p.limits.lacking() | lacking(self._p.view.snapshot, self._capabilities)
+            texts = (
+                self._p.limits.lacking() | self._p.uplink.lacking(self._capabilities) | lacking(self._p.view.snapshot, self._capabilities)
+            )
             self._p.health.replace("limit-void", self._p.limits.void())
             self._p.health.replace("kernel-lacks", texts)
             self._p.health.replace("network-unknown", dict(self._p.view.beyond))

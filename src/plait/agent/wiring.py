@@ -55,6 +55,7 @@ from plait.agent.stores import open_store
 from plait.agent.tokens import Tokens
 from plait.agent.tunnels import Tunnels
 from plait.agent.underlay import Underlay
+from plait.agent.uplink import UplinkQueues
 from plait.agent.view import View
 from plait.dns.zone import Zone
 from plait.kernel import linux
@@ -110,7 +111,7 @@ class _Wiring:
         self.place = StorePlace(identity, paths.identity, paths.lib / "pki", store, run, self.view, home, self.health, linked)
         self.tunnels = Tunnels(lambda: self.view.snapshot, self.kernel, self.health, self._on_tunnels)
         self.rotation, self._linked = self._rotation(), asyncio.Event()
-        self.limits = LimitBook(self.view, journal, self.kernel.capabilities, lambda: self.reconciler.once(), self.kernel)
+        self.limits = self._limits()
         self.loops = NodeLoops(self._parts(), DEFAULT_NETWORK)
         self.reconciler = self._reconciler()
         self.ops, self.policies = self._operations(), Policies(self.view, store, self.reconciler.once, self.kernel)
@@ -186,7 +187,16 @@ class _Wiring:
             tunnels=self.tunnels,
             leases=lambda: self.host_leases.known,
             limits=self.limits,
+            uplink=self._uplink(),
         )
+
+    def _limits(self) -> LimitBook:
+        once, honours = lambda: self.reconciler.once(), bool(self.config.uplink.rate)
+        return LimitBook(self.view, self.journal, self.kernel.capabilities, once, self.kernel, honours)
+
+    def _uplink(self) -> UplinkQueues:
+        link, changed = lambda: self.underlay.link, lambda: self.reconciler.mark()
+        return UplinkQueues(self.config.uplink, self.kernel, self.health, link, self.limits.with_priority, changed)
 
     def _rotation(self) -> Rotation:
         doors = Doors(lambda: self.loops.refresh_node(), lambda: self.reconciler.once())

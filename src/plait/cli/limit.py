@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from plait.cli.common import json_option, show_json, show_table, with_agent
-from plait.model.limits import DIRECTIONS, MANNERS, NO_LIMIT, rate_text
+from plait.model.limits import DIRECTIONS, MANNERS, NO_LIMIT, PORT_WORDS, PRIORITIES, PRIORITY, rate_text
 
 if TYPE_CHECKING:
     from plait.client.admin import AdminClient
@@ -48,18 +48,18 @@ def ls(client: AdminClient, as_json: bool) -> None:
 
 def _limit(row: LimitRow) -> str:
     """As its option is called."""
-    return row["direction"] if row["what"] == "rate" else f"{row['what']}-{row['direction']}"
+    return {"rate": row["direction"], PRIORITY: PRIORITY}.get(row["what"], f"{row['what']}-{row['direction']}")
 
 
 def _rate(row: LimitRow) -> str:
-    if row["what"] == "rate":
-        return rate_text(row["rate"])
+    if row["what"] in ("rate", PRIORITY):
+        return rate_text(row["rate"]) if row["what"] == "rate" else "-"
     return f"{row['rate']}/s" if row["rate"] else NO_LIMIT
 
 
 def _dropped(row: LimitRow) -> str:
     """What is shaped is not counted here."""
-    return "-" if row["what"] == "rate" or not row["running"] else str(row["dropped"])
+    return "-" if row["what"] in ("rate", PRIORITY) or not row["running"] else str(row["dropped"])
 
 
 def _state(row: LimitRow) -> str:
@@ -80,6 +80,7 @@ def _state(row: LimitRow) -> str:
 @click.option("--packets-out", metavar="NUMBER", help="Packets a second that it sends.")
 @click.option("--connections-in", metavar="NUMBER", help="New TCP connections a second to it.")
 @click.option("--connections-out", metavar="NUMBER", help="New TCP connections a second from it.")
+@click.option("--priority", type=click.Choice(PRIORITIES), help="The class of what it sends, on the host's link. [default: normal]")
 @with_agent
 def set_(
     client: AdminClient, /, container: str, network: str, port: str, shape: bool | None, burst: str | None, **limits: str | None
@@ -87,9 +88,13 @@ def set_(
     """Limit CONTAINER (name or id) while it runs. It is kept under its name, also when it is started or made anew."""
     words = {word.replace("_", "-"): text for word, text in limits.items() if text is not None}
     if not words:
-        raise click.UsageError("say what to limit: --in, --out, --packets-in, --packets-out, --connections-in or --connections-out")
-    if port and (shape or burst is not None or "connections-out" in words):
-        raise click.UsageError("what exceeds the rate of a published port is dropped: leave out --shape, --burst and --connections-out")
+        raise click.UsageError(
+            "say what to limit: --in, --out, --packets-in, --packets-out, --connections-in, --connections-out or --priority"
+        )
+    if port and (shape or burst is not None or words.keys() - set(PORT_WORDS)):
+        raise click.UsageError(
+            "what exceeds the rate of a published port is dropped: leave out --shape, --burst, --connections-out and --priority"
+        )
     if not port and words.keys() & set(DIRECTIONS):
         words |= {"manner": MANNERS[shape is False]} | ({"burst": burst} if burst is not None else {})
     elif burst is not None:

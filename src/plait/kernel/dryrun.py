@@ -11,6 +11,7 @@ import shlex
 from collections.abc import AsyncIterator, Iterable, Sequence
 
 from plait.kernel.api import Kernel, Result, changeable
+from plait.kernel.dryruntc import tc_lines
 from plait.kernel.image import KernelImage
 from plait.kernel.linux.bridge import QUERY_RESPONSE
 from plait.kernel.linux.nftscript import script_of
@@ -45,7 +46,7 @@ from plait.model.objects import (
     WireguardPeer,
 )
 from plait.model.shortcut import Delivery, Shortcut
-from plait.model.tc import IfbLink, Redirect, Tbf
+from plait.model.tc import Classes, IfbLink, Redirect, Tbf
 
 STATE_DIR = "/var/lib/plait"
 """Where a node keeps its private keys; the rendered lines name them as wg(8) takes them, by file."""
@@ -111,8 +112,8 @@ def render(op: Op) -> list[str]:
             return [*([gone] if op.old is not None else []), *(_child(child) if op.verb == "put" else [])]
         case VxlanLink() | BridgeLink() | WireguardLink() | EndpointLink() | VlanLink() as link:
             return _link(link, op.old) if op.verb == "put" else [f"ip link del {link.name}"]
-        case IfbLink() | Tbf() | Redirect() as limit:
-            return _limit(limit, op)
+        case IfbLink() | Tbf() | Redirect() | Classes():
+            return tc_lines(op)
         case SwitchPort() as port:
             return _switch_port(port) if op.verb == "put" else [f"ovs-vsctl --if-exists del-port {port.bridge} {port.dev}"]
         case Addr(dev, address):
@@ -173,27 +174,6 @@ def _hook(rule: HookRule, wanted: bool) -> str:
     return f"nft delete rule {where} handle N  # N is that of: {rule.rule}"
 
 
-def _limit(limit: IfbLink | Tbf | Redirect, op: Op) -> list[str]:
-    """The first two filters spare what asks for neighbours. Filters of an ingress need `clsact` there, which may be there already, and goes
-    with the last one."""
-    wanted = op.verb == "put"
-    if isinstance(limit, IfbLink):
-        made = [] if op.old is not None else [f"ip link add {limit.name} type ifb"]
-        return [*made, f"ip link set {limit.name} up alias {limit.name}"] if wanted else [f"ip link del {limit.name}"]
-    if isinstance(limit, Tbf):
-        words = f"handle 70: tbf rate {limit.rate * 8}bit burst {limit.burst} limit {limit.limit}"
-        return [f"tc qdisc replace dev {limit.dev} root {words}" if wanted else f"tc qdisc del dev {limit.dev} root"]
-    filters = (
-        ("protocol arp pref 110", "u32 match u32 0 0 flowid 1:1"),
-        ("protocol ipv6 pref 111", "u32 match u8 58 0xff at 6 match u8 135 0xff at 40 flowid 1:1"),
-        ("protocol all pref 112", f"u32 match u32 0 0 action mirred egress redirect dev {limit.to}"),
-    )
-    if not wanted:
-        gone = [f"tc filter del dev {limit.dev} ingress {which}" for which, _ in reversed(filters)]
-        return [*gone, f"tc qdisc del dev {limit.dev} clsact"]
-    return [f"tc qdisc add dev {limit.dev} clsact", *(f"tc filter add dev {limit.dev} ingress {which} {what}" for which, what in filters)]
-
-
 def _nft(command: str) -> str:
     """Quoted, because a shell takes braces, semicolons and stars for its own."""
     return f"nft {shlex.quote(command)}"
@@ -214,7 +194,9 @@ def _link(link: VxlanLink | BridgeLink | WireguardLink | EndpointLink | VlanLink
     gone = [f"ip link del {link.name}"] if old is not None else []
     match link:
         case VxlanLink():
-            kind = f"type vxlan id {link.vni} local {link.local} dstport {link.port} nolearning"
+            kind = (
+                f"type vxlan id {link.vni} local {link.local} dstport {link.port} nolearning{' tos inherit' if link.inherits_tos else ''}"
+            )
             made = [
                 f"ip link add {link.name} address {link.mac} mtu {link.mtu} {kind}",
                 f"ip link set {link.name} up alias {link.name}",
@@ -250,10 +232,17 @@ def _rest(link: VxlanLink | BridgeLink | WireguardLink | EndpointLink | VlanLink
         case WireguardLink():
             return _keyed(link)
         case VxlanLink():
-            return [*_joins(link, old), *_offload(link, old)]
+            return [*_tos(link, old), *_joins(link, old), *_offload(link, old)]
         case VlanLink():
             return []
     return _asks(link, old)
+
+
+def _tos(link: VxlanLink, old: KernelObject | None) -> list[str]:
+    """What changes whose DSCP the outer header has (a new device is told with the rest)."""
+    if not isinstance(old, VxlanLink) or old.inherits_tos == link.inherits_tos:
+        return []
+    return [f"ip link set {link.name} type vxlan id {link.vni} tos {'inherit' if link.inherits_tos else 0}"]
 
 
 def _asks(link: BridgeLink, old: KernelObject | None) -> list[str]:

@@ -36,6 +36,7 @@ CAPABILITIES = frozenset(
         "tbf",
         "ifb",
         "redirect",
+        "htb",
     }
 )
 

@@ -220,4 +220,4 @@ def _without_device(obj: KernelObject, name: str) -> KernelObject | None:
 
 def _pointing(rule: str, name: str) -> str:
     """A rule whose device `name` has gone."""
-    return re.sub(rf'( device|^fwd to) "{re.escape(name)}"', rf"\1 {_GONE}", rule)
+    return re.sub(rf'(device|fwd to) "{re.escape(name)}"', rf"\1 {_GONE}", rule)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from plait.model.errors import ConfigError
 
@@ -27,13 +28,16 @@ MANNERS = ("shape", "drop")
 """What exceeds the rate waits its turn in a queue, or is lost at once."""
 LABEL_PREFIX, OPTION_PREFIX = "plait.limit.", "limit-"
 """Before the words `WORDS`: in labels of containers and options of engines, and in options of networks."""
+PRIORITIES = GUARANTEED, NORMAL, BULK = ("guaranteed", "normal", "bulk")
+"""Classes of what a container sends, the one that goes first first."""
 COUNTED = ("packets-in", "packets-out", "connections-in", "connections-out")
 """How many may come or go within a second."""
-WORDS = (*DIRECTIONS, "burst", "manner", *COUNTED)
+PRIORITY = "priority"
+WORDS = (*DIRECTIONS, "burst", "manner", *COUNTED, PRIORITY)
 PORT_PREFIX, PORT_WORDS = "plait.ports.limit.", (*DIRECTIONS, "packets-in", "packets-out", "connections-in")
 """The same of published ports, in labels; they have no queue, and begin no connections."""
 LARGEST_COUNT = 10_000_000
-_FIELDS = {"in": "incoming", "out": "outgoing"} | {word: word.replace("-", "_") for word in COUNTED}
+_FIELDS = {"in": "incoming", "out": "outgoing"} | {word: word.replace("-", "_") for word in (*COUNTED, PRIORITY)}
 """What `Limits` has of each word."""
 RATE_HINT = "write 512kbit, 10M or 1G (8kbit to 32gbit, of bits a second), or none"
 BURST_HINT = "write bytes, 64k or 1m"
@@ -57,7 +61,8 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of both directions; None: nothing is said of it. The numbers are packets and new connections a second, 0: as many as come."""
+    """Of both directions; None: nothing is said of it. The numbers are packets and new connections a second, 0: as many as come.
+    `priority`: one of `PRIORITIES`."""
 
     incoming: Limit | None = None
     outgoing: Limit | None = None
@@ -65,6 +70,7 @@ class Limits:
     packets_out: int | None = None
     connections_in: int | None = None
     connections_out: int | None = None
+    priority: str | None = None
 
     def over(self, below: Limits) -> Limits:
         """What this says, and where it says nothing, what `below` does."""
@@ -80,16 +86,17 @@ class Limits:
 
     def words(self) -> tuple[str, ...]:
         """What is said something of, in the order of the fields."""
-        return (*self.by_direction(), *self.counts())
+        return (*self.by_direction(), *self.counts(), *([PRIORITY] if self.priority is not None else []))
 
     def only(self, words: Collection[str]) -> Limits:
-        """What is said of these `words` of `DIRECTIONS` and `COUNTED`."""
+        """What is said of these `words` of `DIRECTIONS`, `COUNTED` and `PRIORITY`."""
         return replace(self, **{name: None for word, name in _FIELDS.items() if word not in words})
 
     def holding(self) -> Limits:
-        """Without what is limited to nothing."""
+        """Without what is limited to nothing, and without the priority that everybody has."""
         freed = {word for word, limit in self.by_direction().items() if not limit.rate}
-        return self.only([word for word in self.words() if word not in freed and self.counts().get(word) != 0])
+        freed |= {word for word, number in self.counts().items() if not number} | ({PRIORITY} if self.priority == NORMAL else set())
+        return self.only(set(self.words()) - freed)
 
 
 UNSAID = Limits()
@@ -160,8 +167,11 @@ def limits_of(texts: Mapping[str, str], prefix: str, words: Sequence[str] = WORD
     if rates == [None, None] and (alone := said.keys() & {burst_key, f"{prefix}manner"}):
         raise ConfigError(min(alone), said[min(alone)], "says nothing by itself", f"give {prefix}in, {prefix}out or both too")
     incoming, outgoing = (None if rate is None else checked(Limit(rate, burst, manner == "drop"), burst_key) for rate in rates)
-    counts = [parse_count(said[key], key) if (key := prefix + word) in said else None for word in COUNTED]
-    return Limits(incoming, outgoing, *counts)
+    counts: dict[str, Any] = {_FIELDS[word]: parse_count(said[key], key) for word in COUNTED if (key := prefix + word) in said}
+    priority = said.get(prefix + PRIORITY)
+    if priority not in (None, *PRIORITIES):
+        raise ConfigError(prefix + PRIORITY, priority, "is no class", f"one of {', '.join(PRIORITIES)}")
+    return replace(Limits(incoming, outgoing, priority=priority), **counts)
 
 
 def checked(limit: Limit, where: str) -> Limit:

@@ -17,7 +17,7 @@ from plait.model.hostlinks import ChildLink, Key, SwitchPort, VlanLink
 from plait.model.inside import Inside6
 from plait.model.nfttext import element_key
 from plait.model.shortcut import Delivery, Shortcut
-from plait.model.tc import IfbLink, Redirect, Tbf
+from plait.model.tc import Classes, IfbLink, Redirect, Tbf
 
 PREFIX = "pl-"
 """Every interface that plait makes starts with this."""
@@ -38,8 +38,8 @@ NO_MAC = "00:00:00:00:00:00"
 @dataclass(frozen=True, slots=True)
 class VxlanLink:
     """A VXLAN device: learning off, no default destination. `local` is the outer source address; `tx_checksum`: it leaves the checksums of
-    what is inside to the devices below (offload). `master` is the bridge whose port it is, "" of none, and `switching` which of
-    `PORT_FLAGS` that port has on."""
+    what is inside to the devices below (offload); `inherits_tos`: the outer header has the DSCP of the inner one. `master` is the bridge
+    whose port it is, "" of none, and `switching` which of `PORT_FLAGS` that port has on."""
 
     name: str
     vni: int
@@ -49,6 +49,7 @@ class VxlanLink:
     mtu: int
     up: bool = True
     tx_checksum: bool = True
+    inherits_tos: bool = True
     master: str = ""
     switching: frozenset[str] = frozenset()
 
@@ -367,6 +368,7 @@ KernelObject = (
     | Delivery
     | IfbLink
     | Tbf
+    | Classes
     | Redirect
 )
 

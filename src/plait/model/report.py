@@ -276,14 +276,14 @@ class ConditionRow(TypedDict):
 
 class LimitRow(TypedDict):
     """How much a container may receive (`direction` "in") or send ("out") on a network, of `what`: "rate" in bit/s of goodput, "packets" or
-    "connections" a second; `rate` 0: not limited. `burst` bytes of a rate, 0: by the rate. `by` is who says so. `running` False: kept for
-    when a container of this name starts. `held` False: not in force. `dropped` packets since it was said so, of what is counted. `port`: of
-    what comes and goes by this published port of the container (`80/tcp`) alone; "" of all."""
+    "connections" a second, "priority" (`manner` is the class); `rate` 0: not limited. `burst` bytes of a rate, 0: by the rate. `by` is who
+    says so. `running` False: kept for when a container of this name starts. `held` False: not in force. `dropped` packets since it was said
+    so, of what is counted. `port`: of what comes and goes by this published port of the container (`80/tcp`) alone; "" of all."""
 
     container: str
     network: str
     port: str
-    what: Literal["rate", "packets", "connections"]
+    what: Literal["rate", "packets", "connections", "priority"]
     direction: str
     rate: int
     burst: int

@@ -51,3 +51,23 @@ class Redirect:
     @property
     def key(self) -> Key:
         return ("redirect", self.dev)
+
+
+CLASSES_MAJOR = 0x7070
+"""The handle of ours at the root of a link of the host, so that it is told from others'."""
+CLASS_MINORS = (0x10, 0x20, 0x30)
+"""Of the classes, in the order of `model.limits.PRIORITIES`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """The queueing discipline `htb` of what the link `dev` of the host sends, with a class for each priority: `rate` bytes a second for
+    all, `shares` of it that each has by itself, and may exceed while others leave theirs."""
+
+    dev: str
+    rate: int
+    shares: tuple[int, int, int]
+
+    @property
+    def key(self) -> Key:
+        return ("qdisc", self.dev)

@@ -15,6 +15,7 @@ from plait.plan.limits import counts_objects, not_held_back
 from plait.plan.local import Local
 from plait.plan.shortcut import shortcut_objects
 from plait.plan.vips import Vips
+from plait.shaping import uplink_objects
 
 
 def early_objects(
@@ -36,6 +37,7 @@ def early_objects(
     own = own_addresses(snapshot) if local.guard else {}
     ways = Ways(local.links, {network.name: local.underlay for network in direct if local.underlay}, bool(vips.ends))
     objects += [*apart_objects(snapshot), *entrances(snapshot.networks, sandboxes, own, {e.id for e in quick}, ways, local.limiting)]
+    objects += uplink_objects(local.uplink, local.limiting.means.able)
     objects += counts_objects(sandboxes, snapshot.networks, local.limiting)
     if fast:
         reached = [endpoint for endpoint in quick if endpoint.network not in vips.networks]

@@ -13,12 +13,12 @@ from dataclasses import replace
 
 from plait.backends import child_of
 from plait.model.cluster import Endpoint, Network, Node
-from plait.model.limits import Limits
+from plait.model.limits import NORMAL, Limits
 from plait.model.objects import KernelObject
 from plait.plan.exposed import HOST
 from plait.plan.paths import network_mtu
 from plait.plan.shortcut import FastPath
-from plait.shaping import Limiting, counted_objects, counted_rules, led_away, limit_objects
+from plait.shaping import Limiting, counted_objects, counted_rules, led_away, limit_objects, mark_rules
 
 
 def limitable(network: Network, runtime: str) -> bool:
@@ -43,13 +43,15 @@ def has_chain(network: Network) -> bool:
 
 
 def limit_rules(network: Network, endpoint: Endpoint, limiting: Limiting) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Rules of the chain of the endpoint's link by which it is held to its limits: such as drop what is too much, and such behind which
-    nothing has its packets any more."""
+    """Rules of the chain of the endpoint's link by which it is held to its limits: such as drop what is too much and mark the
+    rest, and such behind which nothing has its packets any more."""
     if not has_chain(network):
         return (), ()
     limits = limiting.of(endpoint, network)
+    ips = ("ip", "ip6") if endpoint.address6 is not None else ("ip",)
+    marks = mark_rules(limits.priority or NORMAL, limiting.honours, ips)
     led = led_away(endpoint.dev) if limits.outgoing is not None and limiting.means.by_rule else ()
-    return counted_rules(limits, "out"), led
+    return (*counted_rules(limits, "out"), *marks), led
 
 
 def counts_objects(endpoints: Iterable[Endpoint], networks: Mapping[str, Network], limiting: Limiting) -> list[KernelObject]:

@@ -9,21 +9,21 @@ from dataclasses import dataclass, field
 from plait.model.addr import IPNetwork
 from plait.plan.hostlease import HostLease
 from plait.plan.policy import Policing
-from plait.shaping import Limiting
+from plait.shaping import Limiting, Uplink
 
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """Facts of this node that are not replicated: whether it forwards for hosts without an agent, the namespaces of
-    sandboxes whose inside plait plumbs (endpoint id -> path; also where a vanished link is to be put back), whether its kernel
-    can forward at ingress (`fastpath.CAPABILITY`), the link that may give containers what it receives (`plan/shortcut.py`, "" for none),
-    whether nobody's rules judge what the host itself receives and sends,
-    what was measured of the way to other nodes (name -> bytes a packet may have), whether its kernel has IPv6, the link that carries the
-    node's address, whether this host drops what comes from where it would not send to (rp_filter 1), the tunnel devices that must
-    compute checksums themselves, which nodes are sent to by the spare encrypted tunnel (`rotation`), the links that it has, where networks
-    lie on them or are encrypted, the addresses that it has leased for networks, what it knows of limits, whether its kernel can drop what
-    is forged (`guard.CAPABILITY`), who may come to published ports (() for everybody), whether its kernel can choose among backends
-    (`vips.CAPABILITY`), and, to spare it work, what it made of policies before."""
+    """Facts of this node that are not replicated: whether it forwards for hosts without an agent, the namespaces of sandboxes whose inside
+    plait plumbs (endpoint id -> path; also where a vanished link is to be put back), whether its kernel can forward at ingress
+    (`fastpath.CAPABILITY`), the link that may give containers what it receives (`plan/shortcut.py`, "" for none), whether nobody's rules
+    judge what the host itself receives and sends, what was measured of the way to other nodes (name -> bytes a packet may have), whether
+    its kernel has IPv6, the link that carries the node's address, whether this host drops what comes from where it would not send to
+    (rp_filter 1), the tunnel devices that must compute checksums themselves, which nodes are sent to by the spare encrypted tunnel
+    (`rotation`), the links that it has, where networks lie on them or are encrypted, the addresses that it has leased for networks, what it
+    knows of limits and of the queues of its `uplink`, whether its kernel can drop what is forged (`guard.CAPABILITY`), who may come to
+    published ports (() for everybody), whether its kernel can choose among backends (`vips.CAPABILITY`), and, to spare it work, what it
+    made of policies before."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
@@ -39,6 +39,7 @@ class Local:
     links: frozenset[str] = frozenset()
     leases: Mapping[str, HostLease] = field(default_factory=dict)
     limiting: Limiting = Limiting()
+    uplink: Uplink = Uplink()
     guard: bool = True
     clients: tuple[IPNetwork, ...] = ()
     draws: bool = True

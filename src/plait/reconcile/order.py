@@ -30,12 +30,12 @@ from plait.model.objects import (
     WireguardPeer,
 )
 from plait.model.shortcut import Delivery, Shortcut
-from plait.model.tc import IfbLink, Redirect, Tbf
+from plait.model.tc import Classes, IfbLink, Redirect, Tbf
 from plait.reconcile.leading import Name, depths, name_of
 
 _RANKS: tuple[tuple[type[KernelObject], ...], ...] = (
     (VxlanLink, BridgeLink, WireguardLink, EndpointLink, VlanLink, IfbLink),
-    (ChildLink, SwitchPort, Tbf),
+    (ChildLink, SwitchPort, Tbf, Classes),
     (Redirect,),
     (Sysctl,),
     (Addr,),

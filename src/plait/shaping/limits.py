@@ -15,11 +15,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from plait.model.cluster import Endpoint, Network, PortMapping
-from plait.model.limits import LABEL_PREFIX, OPTION_PREFIX, PORT_PREFIX, UNSAID, Limit, Limits, read_or_unsaid
+from plait.model.limits import LABEL_PREFIX, OPTION_PREFIX, PORT_PREFIX, PRIORITY, UNSAID, Limit, Limits, read_or_unsaid
 from plait.model.objects import PREFIX, KernelObject
 from plait.model.tc import BURST_STEP, IfbLink, Redirect, Tbf
 from plait.shaping.counts import EGRESS, METERED
+from plait.shaping.priorities import QUEUES
 
+MARKING = "ingress"
+"""Rules that change frames."""
 RULE, REDIRECT = "fwd", "redirect"
 """What may lead packets to the device that holds them back (`kernel.api.Kernel.capabilities`): a rule of nft, or else a filter of tc."""
 NEEDS: Mapping[str, tuple[frozenset[str], ...]] = {
@@ -29,6 +32,7 @@ NEEDS: Mapping[str, tuple[frozenset[str], ...]] = {
     "packets-out": (frozenset({METERED}),),
     "connections-in": (frozenset({METERED, EGRESS}),),
     "connections-out": (frozenset({METERED}),),
+    PRIORITY: (frozenset({MARKING}),),
 }
 """What is limited -> what the kernel must be able to do, in one way or another."""
 _FRAME, _HEADERS = 14, 52
@@ -51,7 +55,7 @@ class Means:
     @classmethod
     def of(cls, able: Collection[str]) -> Means:
         """Of a kernel with these capabilities."""
-        return cls(frozenset(able) & frozenset().union(*(way for ways in NEEDS.values() for way in ways)))
+        return cls(frozenset(able) & frozenset({QUEUES}.union(*(way for ways in NEEDS.values() for way in ways))))
 
     @property
     def words(self) -> frozenset[str]:
@@ -70,11 +74,12 @@ class Means:
 @dataclass(frozen=True, slots=True)
 class Limiting:
     """What a node knows of limits besides its endpoints and networks: what was `told` of containers since they began (see `known_as`), and
-    of their published `ports` (by that and `port_name`), and what its kernel can keep."""
+    of their published `ports` (by that and `port_name`), what its kernel can keep, and whether queues of this host go by priorities."""
 
     told: Mapping[tuple[str, str], Limits] = field(default_factory=dict)
     means: Means = Means()
     ports: Mapping[tuple[str, str, str], Limits] = field(default_factory=dict)
+    honours: bool = False
 
     def told_of(self, endpoint: Endpoint) -> Limits:
         return self.told.get(known_as(endpoint), UNSAID)

@@ -13,6 +13,7 @@ from pathlib import Path
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux import route as routes
+from plait.kernel.linux.classes import foreign_root
 from plait.kernel.linux.conntrack import forget_flows
 from plait.kernel.linux.devices import index_of
 from plait.kernel.linux.foreign import Guards, foreign_drops, foreign_guards
@@ -100,6 +101,12 @@ class HostFacts:
     def counted_elements(self, name: str) -> dict[str, int]:
         """Packets by element of the set `name` that were too many for its limit."""
         return counted_elements(open_nft(), name)
+
+    def foreign_root(self, dev: str) -> str:
+        """The queueing discipline that somebody else has put at the root of a link ("fq 8001:"), "" where there is none."""
+        with contextlib.closing(nl.NetlinkSocket()) as sock, contextlib.suppress(*BROKEN):
+            return foreign_root(sock, index_of(dev))
+        return ""
 
     def judged(self) -> dict[Packet, int]:
         """See `read_judged`."""

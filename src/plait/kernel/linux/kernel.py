@@ -18,6 +18,7 @@ from plait.kernel.linux import route as routes
 from plait.kernel.linux.announce import announce
 from plait.kernel.linux.beside import Beside, ends_apart, parted
 from plait.kernel.linux.child import Children
+from plait.kernel.linux.classes import ClassControl
 from plait.kernel.linux.devices import Indexes, completed, creation, index_of, names_here
 from plait.kernel.linux.facts import BROKEN, STATE_DIR, HostFacts
 from plait.kernel.linux.inside import opened
@@ -53,7 +54,7 @@ from plait.model.objects import (
     WireguardPeer,
 )
 from plait.model.shortcut import Delivery, Shortcut
-from plait.model.tc import IfbLink, Redirect, Tbf
+from plait.model.tc import Classes, IfbLink, Redirect, Tbf
 
 _GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}
 
@@ -71,6 +72,7 @@ class LinuxKernel(HostFacts):
         self._able: frozenset[str] = frozenset()
         self._wireguard, self._narrow, self._sysctls = Wireguard(keys), Narrow(keys), Sysctls(sysctls)
         self._children, self._shortcuts, self._tc = Children(self._sock), Shortcuts(self._sock), TrafficControl(self._sock)
+        self._classes = ClassControl(self._sock)
 
     # --- reading
 
@@ -99,7 +101,7 @@ class LinuxKernel(HostFacts):
                 objects += fdb.dump_fdbs(self._sock, item.index, item.name)
             elif isinstance(item.link, BridgeLink):
                 objects += fdb.dump_bridge_fdbs(self._sock, item.index, ours)
-        objects += [*self._shortcuts.read(names), *self._tc.read({f.index: f.name for f in found})]
+        objects += [*self._shortcuts.read(names), *self._tc.read({f.index: f.name for f in found}), *self._classes.read(names)]
         held: dict[Key, KernelObject] = {obj.key: obj for obj in objects}
         held.update(self._ruleset.owned(probe, names))
         held.update(read_sysctls(probe))
@@ -183,6 +185,8 @@ class LinuxKernel(HostFacts):
                 self._children.put(one, index_of(one.parent)) if op.verb == "put" else self._children.remove(one)
             case Tbf(dev) as qdisc:
                 self._tc.put_tbf(qdisc, index_of(dev)) if op.verb == "put" else self._tc.remove_tbf(index_of(dev))
+            case Classes(dev) as qdisc:
+                self._classes.put(qdisc, index_of(dev)) if op.verb == "put" else self._classes.remove(index_of(dev))
             case Redirect(dev, to):
                 self._tc.redirect(index_of(dev), index_of(to)) if op.verb == "put" else self._tc.restore(index_of(dev))
             case VxlanLink() | BridgeLink() | WireguardLink() | EndpointLink() | VlanLink() | IfbLink() as link if op.verb == "del":
@@ -219,6 +223,8 @@ class LinuxKernel(HostFacts):
             self._must(links.set_link(found.index, link.mtu, mac, up=True))
         if isinstance(link, VxlanLink):
             ethtool.set_tx_checksum(link.name, link.tx_checksum)
+            if isinstance(before, VxlanLink) and before.inherits_tos != link.inherits_tos:
+                self._must(links.inherit_tos(link, index_of(link.name)))
             if link.master:
                 speak_no_ipv6(link.name)
             self._join(link, found)

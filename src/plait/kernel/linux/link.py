@@ -28,7 +28,9 @@ IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO = 1, 3, 4, 5, 
 _IFLA_MASTER, _IFLA_IFALIAS = 10, 20
 _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_LINK_NETNSID = 26, 28, 37
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA, _VETH_INFO_PEER = 1, 2, 4, 5, 1
-_VXLAN_ID, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PORT, _VXLAN_LOCAL6 = 1, 4, 7, 15, 17
+_VXLAN_ID, _VXLAN_LOCAL, _VXLAN_TOS, _VXLAN_LEARNING, _VXLAN_PORT, _VXLAN_LOCAL6 = 1, 4, 6, 7, 15, 17
+_INHERITED = 1
+"""The TOS of a tunnel that copies the inner header's (ip-link(8): `tos inherit`)."""
 VLAN_ID = 1
 MODE = {"macvlan": 1, "ipvlan": 1}
 """IFLA_MACVLAN_MODE, of 32 bits, and IFLA_IPVLAN_MODE, of 16."""
@@ -134,7 +136,8 @@ def _decode_vxlan(name: str, data: bytes, mac: str, mtu: int, up: bool) -> Vxlan
     port = int.from_bytes(attrs.get(_VXLAN_PORT, b"\0\0"), "big")
     if len(local) not in (4, 16):
         raise nl.NetlinkParseError(f"vxlan {name}: local address of {len(local)} bytes")
-    return VxlanLink(name, nl.number_of(attrs.get(_VXLAN_ID)), port, ip_address(local), mac, mtu, up)
+    inherits = nl.number_of(attrs.get(_VXLAN_TOS)) == _INHERITED
+    return VxlanLink(name, nl.number_of(attrs.get(_VXLAN_ID)), port, ip_address(local), mac, mtu, up, inherits_tos=inherits)
 
 
 def _decode_vlan(name: str, data: bytes, up: bool) -> VlanLink:
@@ -202,10 +205,17 @@ def create_vxlan(link: VxlanLink) -> nl.Message:
         _INFO_DATA,
         nl.attr_u32(_VXLAN_ID, link.vni),
         nl.attr(_VXLAN_LOCAL if link.local.version == 4 else _VXLAN_LOCAL6, link.local.packed),
+        nl.attr_u8(_VXLAN_TOS, _INHERITED if link.inherits_tos else 0),
         nl.attr_u8(_VXLAN_LEARNING, 0),
         nl.attr_u16be(_VXLAN_PORT, link.port),
     )
     return creation_of(link.name, link.mac, link.mtu, "vxlan", data)
+
+
+def inherit_tos(link: VxlanLink, index: int) -> nl.Message:
+    """What changes that of a device that is there."""
+    data = nl.nested(_INFO_DATA, nl.attr_u8(_VXLAN_TOS, _INHERITED if link.inherits_tos else 0))
+    return nl.Message(RTM_NEWLINK, 0, head(index) + nl.nested(_IFLA_LINKINFO, nl.attr_text(_INFO_KIND, "vxlan"), data))
 
 
 def create_bridge(link: BridgeLink) -> nl.Message:

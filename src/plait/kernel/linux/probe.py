@@ -10,6 +10,7 @@ from pathlib import Path
 from plait.kernel.linux import child
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
+from plait.kernel.linux.classes import ClassControl
 from plait.kernel.linux.devices import index_of
 from plait.kernel.linux.netns import in_thread, unshare_net
 from plait.kernel.linux.nft import NftError, open_nft
@@ -19,7 +20,7 @@ from plait.kernel.linux.tc import TrafficControl, create_ifb
 from plait.kernel.linux.wireguard import in_user_space
 from plait.model.hostlinks import ChildLink, VlanLink
 from plait.model.objects import BridgeLink, EndpointLink, Route, VxlanLink, WireguardLink
-from plait.model.tc import IfbLink, Tbf
+from plait.model.tc import Classes, IfbLink, Tbf
 
 _MAC = "02:00:00:00:00:01"
 _PARENT = 1001
@@ -46,12 +47,11 @@ _SCRIPTS = {
 
 def probe_capabilities() -> frozenset[str]:
     """Of "vxlan", "bridge", "veth", "wireguard" (the kernel's or wireguard-go), "nft", "fwd" (forwarding at ingress, nft_fwd_netdev),
-    "ingress" (rules there that change frames), "guard" (rules there that count by link), "metered" (sets
-    whose elements have limits), "egress" (chains for what leaves by a link), "draw" (rules that choose at random and by an
-    address, nft_numgen and nft_hash), "shortcut" (an eBPF classifier at a link's ingress), "macvlan", "ipvlan", "vlan" (802.1Q), "counting"
-    (sets that packets write, nft_dynset), "tbf" (queueing that limits a rate), "ifb" (a device for the same with what a link
-    receives), "redirect" (what may lead there: the filter u32, the action mirred), "ipv6" and "via6" (routes of IPv4 with a next hop of
-    IPv6) those that work here."""
+    "ingress" (rules there that change frames), "guard" (rules there that count by link), "metered" (sets whose elements have limits),
+    "egress" (chains for what leaves by a link), "draw" (rules that choose at random and by an address, nft_numgen and nft_hash), "shortcut"
+    (an eBPF classifier at a link's ingress), "macvlan", "ipvlan", "vlan" (802.1Q), "counting" (sets that packets write, nft_dynset), "tbf"
+    (queueing that limits a rate), "ifb" (a device for the same with what a link receives), "htb" (classes of a rate), "redirect" (what may
+    lead there: the filter u32, the action mirred), "ipv6" and "via6" (routes of IPv4 with a next hop of IPv6) those that work here."""
     return in_thread(_probe)
 
 
@@ -69,6 +69,9 @@ def _limits(sock: nl.NetlinkSocket) -> set[str]:
     with contextlib.suppress(OSError):
         tc.put_tbf(Tbf("pl-e0", 1_000_000, 1 << 14, 1 << 16), _PARENT)
         found.add("tbf")
+    with contextlib.suppress(OSError):
+        ClassControl(sock).put(Classes("pl-p0", 1_000_000, (1000, 1000, 1000)), 1002)
+        found.add("htb")
     with contextlib.suppress(OSError):
         tc.redirect(_PARENT, index_of("pl-i0"))
         found.add("redirect")

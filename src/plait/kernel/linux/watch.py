@@ -28,6 +28,8 @@ _ROUTE_GROUPS = (
 _NFNLGRP_NFTABLES = 7
 _RECV_BYTES = 64 * 1024
 _READS_AT_ONCE = 64
+_QDISCS = (36, 37)
+"""Those of the host's own link, which nobody changes often, are kept there too (`classes.py`)."""
 _ROUTE_WORDS = {
     16: "link",
     17: "link",
@@ -73,7 +75,7 @@ def _word(kind: int, body: bytes) -> str:
     """The word for one rtnetlink message; "" for what cannot concern plait. NetlinkParseError if it is too short."""
     word = _ROUTE_WORDS.get(kind, "")
     if word == "tc":
-        return word if _name(link_index(body)).startswith(PREFIX) else ""
+        return word if kind in _QDISCS or _name(link_index(body)).startswith(PREFIX) else ""
     return "" if word == "neigh" and not _is_kept(body) else word
 
 
