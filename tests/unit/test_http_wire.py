@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import socket
+import weakref
 from collections.abc import AsyncIterator
 
 import pytest
@@ -142,6 +144,27 @@ async def test_a_pause_leaves_bytes_where_they_are(pair: tuple[Told, socket.sock
     assert told.got == b""
     told.wire.resume_reading()
     await become(lambda: len(told.got) == 3000)
+
+
+@pytest.mark.parametrize("ends", ["here", "there"])
+async def test_a_lost_connection_leaves_nothing_to_collect(ends: str) -> None:
+    """The collector comes seldom, and connections come and go by the thousand."""
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    buffer = memoryview(bytearray(1024))
+    told = Told(buffer)
+    Wire(asyncio.get_running_loop(), here, told, buffer)
+    left, lost = weakref.ref(told), told.lost
+    if ends == "here":
+        told.wire.close()
+    there.close()
+    del told
+    gc.disable()
+    try:
+        await lost
+        await become(lambda: left() is None)
+    finally:
+        gc.enable()
 
 
 async def test_a_reset_is_told(pair: tuple[Told, socket.socket]) -> None:

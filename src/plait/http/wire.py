@@ -23,6 +23,8 @@ _REST_S = 1.0
 """For which nothing is accepted once the system has run out of something."""
 _NOTHING = bytearray()
 """Stays empty."""
+_NOBODY = asyncio.BufferedProtocol()
+"""The protocol of a wire that is lost."""
 _AT_ONCE = 128
 """Connections that are accepted in one round of the loop."""
 
@@ -178,8 +180,9 @@ class Wire(asyncio.Transport):
     def _lose(self, error: Exception | None) -> None:
         if not self._lost:
             self._lost = True
+            protocol, self._protocol = self._protocol, _NOBODY  # who knows this wire, which else knew it for ever
             try:
-                self._protocol.connection_lost(error)
+                protocol.connection_lost(error)
             finally:
                 self._sock.close()
 
