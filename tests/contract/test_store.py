@@ -152,8 +152,12 @@ async def test_bad_keys_and_too_large_transactions_are_refused(store: Store) -> 
     for key in ("", "a\0b", "k" * 2000, "\ud800"):
         with pytest.raises(ConfigError):
             await store.txn([], [Put(key, b"")])
+        with pytest.raises(ConfigError):
+            await store.txn([Compare(key, 0)], [Put(key, b"")])
     with pytest.raises(ConfigError, match="split"):
         await store.txn([], [Put(f"k{n}", bytes(1024 * 1024)) for n in range(3)])
+    with pytest.raises(ConfigError, match="split"):
+        await store.txn([Compare("k", 0)], [Put("k", bytes(3 * 1024 * 1024))])
     assert (await store.list("")).revision == 1
 
 

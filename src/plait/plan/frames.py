@@ -6,9 +6,9 @@ the tunnel device do (`fastpath.py` puts them there), and two sets a network: th
 node) and the set `frames_there` (MACs behind the tunnel).
 
 A bridge costs each frame more than that: measured, with these and the shortcut 1.35 times flannel's round trips between two hosts, by the
-bridges not even as many. What these do not
-know (broadcast, multicast, the gateway, the host, questions to neighbours, whose destination became everybody's before) the bridge has as
-ever. What comes out of the tunnel never goes back into it, whatever two hosts believe of each other.
+bridges not even as many. What these do not know (broadcast, multicast, the gateway, the host, questions to neighbours, whose destination
+became everybody's before) the bridge has as ever. What comes out of the tunnel never goes back into it, whatever two hosts believe of each
+other.
 """
 
 from __future__ import annotations
