@@ -36,6 +36,11 @@ def put(lab: Lab, host: str, path: str, body: object) -> tuple[int, Any]:
     return int(status), json.loads(text) if text else None
 
 
+def put_status(lab: Lab, host: str, path: str) -> int:
+    words = ("curl", "-sS", "-m", "10", "-X", "PUT", "-o", "/dev/null", "-w", "%{http_code}")
+    return int(lab.run(host, *words, f"{BASE}/{path}").stdout)
+
+
 def ports(lab: Lab, host: str, service: str) -> list[int]:
     return [row["ServicePort"] for row in asked(lab, host, f"catalog/service/{service}")]
 
@@ -93,6 +98,7 @@ def index_of(lab: Lab, host: str, path: str) -> int:
 @pytest.mark.parametrize("host", ["A", "B"])
 def test_no_index_goes_back_when_the_agent_is_killed(two: Lab, host: str) -> None:
     """A carries the store, B has a copy of it. Somebody asks all the time, also while the agent comes back."""
+    until("the host writes", lambda: put_status(two, host, "kv/writes") == 200, 20)
     put(two, host, "kv/kept", f"first {host}")
     put(two, host, "agent/service/register", {"Name": "kept", "ID": f"kept-{host}"})
     put(two, host, "kv/gone", "")
@@ -115,9 +121,23 @@ def test_no_index_goes_back_when_the_agent_is_killed(two: Lab, host: str) -> Non
         assert [index for _, index in told] == sorted(index for _, index in told), path
 
 
+def test_a_restart_of_the_agent_with_the_store_fails_no_write_that_begins_meanwhile_elsewhere(two: Lab) -> None:
+    """Three times at most: on a busy machine an agent may take longer to come back than writes are held for."""
+    for attempt in range(3):
+        until("B writes", lambda: put_status(two, "B", "kv/writes") == 200, 20)
+        two.kill_agent("A")
+        write = two.popen("B", "curl", "-sS", "-X", "PUT", "-d", str(attempt), f"{BASE}/kv/held", stdout=subprocess.PIPE, text=True)
+        two.start_agent("A")
+        if write.communicate(timeout=20)[0].strip() == "true":
+            assert two.run("A", "curl", "-sS", f"{BASE}/kv/held?raw").stdout == str(attempt)
+            return
+    pytest.fail("a write on B failed in each of three restarts of A's agent")
+
+
 def test_no_index_goes_back_when_the_agent_is_killed_before_it_could_publish(two: Lab) -> None:
     """B is cut off from the store: what it answers has no revision behind it, and is older or newer than the copy on its disk."""
     paths = ("catalog/service/far", "catalog/services", "catalog/nodes", "health/state/any")
+    until("B writes", lambda: put_status(two, "B", "kv/writes") == 200, 20)
     put(two, "B", "kv/far", "")
     two.cut("A", "B")
     try:

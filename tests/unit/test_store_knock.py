@@ -23,6 +23,7 @@ from plait.model.cluster import Node
 from plait.model.errors import ConfigError, Conflict, StoreUnavailable
 from plait.services.directory import SERVER_META
 from plait.store import knock as knocks
+from plait.store import remote
 from plait.store import server as server_module
 from plait.store.api import Put
 from plait.store.knock import Knocked, KnockServer, knock
@@ -142,7 +143,10 @@ async def test_a_place_that_is_told_while_another_is_tried_is_the_next(pki: Path
         assert await one.get("a") is None and one.place == ("127.0.0.1", port)
 
 
-async def test_where_the_store_is_not_it_was_looked_for_in_vain_and_both_places_are_tried_in_turn(pki: Path, port: int) -> None:
+async def test_where_the_store_is_not_it_was_looked_for_in_vain_and_both_places_are_tried_in_turn(
+    pki: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "HOLD", 0.0)
     async with client(pki, port, "one") as one:
         await one.get("a")
         one.connect_anew("a test")
@@ -150,6 +154,14 @@ async def test_where_the_store_is_not_it_was_looked_for_in_vain_and_both_places_
         with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1:1"):
             await one.get("a")
         one.connect_anew("no pause")
+        assert await one.get("a") is None and one.place == ("127.0.0.1", port)
+
+
+async def test_a_call_right_after_a_loss_tries_both_places(pki: Path, port: int) -> None:
+    async with client(pki, port, "one") as one:
+        await one.get("a")
+        one.connect_anew("a test")
+        one.look_at("127.0.0.1", 1)
         assert await one.get("a") is None and one.place == ("127.0.0.1", port)
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from plait.model.errors import Compacted, ConfigError, PlaitError, StoreUnavailable
 from plait.store import link as link_module
+from plait.store import remote as remote_module
 from plait.store import server as server_module
 from plait.store.api import Put
 from plait.store.listener import Limits
@@ -239,7 +240,8 @@ async def test_one_connection_carries_everything(served: Served) -> None:
     await client.close()
 
 
-async def test_a_lost_server_ends_calls_and_watches_and_is_found_again(served: Served) -> None:
+async def test_a_lost_server_ends_calls_and_watches_and_is_found_again(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_module, "HOLD", 0.0)
     client = served.client()
     await client.get("a")
     watching = asyncio.ensure_future(anext(client.watch("", 1)))  # type: ignore[arg-type]
@@ -261,6 +263,62 @@ async def test_a_lost_server_ends_calls_and_watches_and_is_found_again(served: S
             except StoreUnavailable:
                 await asyncio.sleep(0.05)
     await client.close()
+
+
+async def lost(served: Served) -> RemoteStore:
+    """A client that was let in, and whose server is gone."""
+    client = served.client()
+    await client.get("a")
+    watching = asyncio.ensure_future(anext(client.watch("", 1)))  # type: ignore[arg-type]
+    await asyncio.sleep(0.1)
+    await served.stop()
+    await asyncio.gather(watching, return_exceptions=True)
+    return client
+
+
+async def test_calls_that_begin_while_the_server_is_restarted_wait_for_it(served: Served) -> None:
+    client = await lost(served)
+    writes = [asyncio.ensure_future(client.txn([], [Put(f"{n}", b"")])) for n in range(20)]
+    await asyncio.sleep(0.5)
+    assert not any(write.done() for write in writes)
+    served.start()
+    assert all(result.ok for result in await asyncio.gather(*writes))
+    await client.close()
+
+
+async def test_a_server_that_stays_away_fails_calls_when_the_time_to_hold_them_is_over(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_module, "HOLD", 0.5)
+    client = await lost(served)
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    said = await asyncio.gather(*(client.get("a") for _ in range(20)), return_exceptions=True)
+    assert all("Connection refused" in str(error) for error in said) and 0.5 <= loop.time() - started < 3
+    with pytest.raises(StoreUnavailable, match="next attempt in"):
+        await client.get("a")
+    await client.close()
+
+
+async def test_held_calls_are_let_go_when_the_agent_stops_or_hears_of_another_place(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_module, "BACKOFF", (60.0, 60.0))
+    client = await lost(served)
+    client.connect_anew("test")  # the next pause is the long one
+    first, second = (asyncio.ensure_future(client.get("a")) for _ in range(2))
+    await asyncio.sleep(0.2)
+    served.start()
+    client.look_at("127.0.0.1", served.port)
+    async with asyncio.timeout(2):
+        assert await first is None and await second is None
+    await served.stop()
+    held = asyncio.ensure_future(client.get("a"))
+    await asyncio.sleep(0.2)
+    await client.close()
+    async with asyncio.timeout(2):
+        with pytest.raises(StoreUnavailable, match="agent is stopping"):
+            await held
 
 
 async def test_a_server_that_falls_silent_is_noticed(pki: Path, monkeypatch: pytest.MonkeyPatch) -> None:

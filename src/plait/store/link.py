@@ -130,6 +130,7 @@ class Link(asyncio.Protocol):
             self._transport.abort()
         if not self.ready.done():
             self.ready.set_exception(why)
+            self.ready.exception()  # whoever waited gave up, so nobody asks
         for call in self._calls.values():
             if not call.done():
                 call.set_exception(why)

@@ -2,8 +2,10 @@
 """The store of another agent, over one TLS connection for all requests and watches.
 
 Data in: calls of the store seam. Data out: the server's answers. Connects when first used and again after a loss, with a growing pause
-between attempts: within the pause calls fail at once. A call whose connection is lost raises StoreUnavailable; whether a transaction
-happened is then not known, its compares make a repetition safe. Watches are not resumed: list and watch again.
+between attempts. In the first seconds after a loss calls wait for the next attempts, so that a restart of the agent that carries the store
+fails no write that begins meanwhile elsewhere (Consul holds calls for 7 s, `rpc_hold_timeout`); then they fail at once within the pause. A
+call whose connection is lost raises StoreUnavailable; whether a transaction happened is then not known, its compares make a repetition
+safe. Watches are not resumed: list and watch again.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import random
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
 from plait.model.addr import at_port
@@ -30,6 +32,8 @@ REQUEST_TIMEOUT = 5.0
 """Seconds for one call, with the connection if there is none."""
 BACKOFF = (0.1, 2.0)
 """Seconds between attempts to connect: the first pause, doubled each time, and the longest."""
+HOLD = 3.0
+"""Seconds after a loss in which calls wait for the next attempt. An agent is back within one."""
 
 A = TypeVar("A", bound=Answer)
 
@@ -55,6 +59,8 @@ class RemoteStore:
         self._link: Link | None = None
         self._connecting = asyncio.Lock()
         self._pause, self._not_before = BACKOFF[0], 0.0
+        self._hold_until: float | None = None
+        self._nudged = asyncio.Event()
         self._last_error = ""
         self._closed = False
 
@@ -78,13 +84,17 @@ class RemoteStore:
         """It may be there now: tried at once, then in turn with where it was."""
         if (host, port) != self.place:
             self._places = [(host, port), self.place]
-        self._pause, self._not_before = BACKOFF[0], 0.0
+        self._try_now()
 
     def connect_anew(self, why: str) -> None:
         """End the connection, if there is one; the next call makes another at once."""
         if self._link is not None:
             self._link.close(StoreUnavailable(f"{self._name}: {why}; retry"))
+        self._try_now()
+
+    def _try_now(self) -> None:
         self._pause, self._not_before = BACKOFF[0], 0.0
+        self._nudged.set()
 
     # --- the seam
 
@@ -127,6 +137,7 @@ class RemoteStore:
     async def close(self) -> None:
         """End the connection; calls and watches raise StoreUnavailable from now on. Idempotent."""
         self._closed = True
+        self._nudged.set()
         if self._link is not None:
             self._link.close(StoreUnavailable(f"{self._name}: closed because the agent is stopping"))
             self._link = None
@@ -160,27 +171,50 @@ class RemoteStore:
     # --- the connection
 
     async def _connected(self) -> Link:
-        """The living connection, made now if there is none. Raises StoreUnavailable, within a pause at once."""
+        """The living connection, made now if there is none. Raises StoreUnavailable: soon after a loss when that was long enough to come
+        back, later within a pause at once."""
         async with self._connecting:
-            if self._closed:
-                raise StoreUnavailable(f"{self._name}: closed because the agent is stopping; retry when it runs again")
-            if self._link is not None and self._link.lost is None:
-                return self._link
-            wait = self._not_before - self._clock()
-            if wait > 0:
-                raise StoreUnavailable(f"{self._last_error} (next attempt in {wait:.1f} s)")
-            place = self.place
-            try:
-                self._link = await self._connect(*place)
-            except StoreUnavailable as error:
-                self._last_error = str(error)
-                self._not_before = self._clock() + self._pause * self._jitter(0.5, 1.0)
-                self._pause = min(2 * self._pause, BACKOFF[1])
-                if self.place == place:  # nobody told of another one meanwhile
-                    self._places = [*self._places[1:], place]
-                raise
-            self._pause, self._places, self._let_in = BACKOFF[0], [place], True
-            return self._link
+            while True:
+                wait = await self._pause_left()
+                if self._closed:
+                    raise StoreUnavailable(f"{self._name}: closed because the agent is stopping; retry when it runs again")
+                if self._link is not None and self._link.lost is None:
+                    return self._link
+                if wait > 0:
+                    raise StoreUnavailable(f"{self._last_error} (next attempt in {wait:.1f} s)")
+                try:
+                    self._link = await self._attempt()
+                except StoreUnavailable:
+                    if not self._holds:
+                        raise
+
+    @property
+    def _holds(self) -> bool:
+        return self._clock() < (self._hold_until or 0.0)
+
+    async def _pause_left(self) -> float:
+        """Wait out the pause if the connection was lost a moment ago; else say how long it still is."""
+        while (wait := self._not_before - self._clock()) > 0 and self._holds and not self._closed:
+            self._nudged.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._nudged.wait(), wait)
+        return wait
+
+    async def _attempt(self) -> Link:
+        place = self.place
+        if self._hold_until is None:
+            self._hold_until = self._clock() + (HOLD if self._let_in else 0.0)
+        try:
+            link = await self._connect(*place)
+        except StoreUnavailable as error:
+            self._last_error = str(error)
+            self._not_before = self._clock() + self._pause * self._jitter(0.5, 1.0)
+            self._pause = min(2 * self._pause, BACKOFF[1])
+            if self.place == place:  # nobody told of another one meanwhile
+                self._places = [*self._places[1:], place]
+            raise
+        self._pause, self._places, self._let_in, self._hold_until = BACKOFF[0], [place], True, None
+        return link
 
     async def _connect(self, host: str, port: int) -> Link:
         name = f"store at {at_port(host, port)}"
