@@ -184,7 +184,7 @@ async def test_a_file_that_cannot_be_read_changes_nothing(f: File) -> None:
 
 
 async def test_it_is_followed(f: File, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("plait.agent.ranges.EVERY_S", 0.01)
+    monkeypatch.setattr("plait.agent.ownfile.EVERY_S", 0.01)
     following = asyncio.create_task(f.file.run())
     f.path.write_text(GOOD)
     async with asyncio.timeout(5):

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`/etc/plait/ranges.toml`: addresses that are kept for some containers, by name or label, alike on every host.
 
-Data in: the file, followed as it changes. Data out: ranges. A file that is wrong anywhere changes nothing: the ranges that are in force
-stay, also over a restart of the agent. An absent file means none.
+Data in: the file, followed as it changes (`ownfile.py`). Data out: ranges; an absent file means none.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
 import tomllib
@@ -17,7 +15,8 @@ from itertools import combinations
 from pathlib import Path
 
 from plait.agent.health import Health
-from plait.agent.journal import Journal, Write
+from plait.agent.journal import Journal
+from plait.agent.ownfile import Kept, OwnFile
 from plait.ipam import NamedRange
 from plait.model.addr import AddressRange, parse_range
 from plait.model.cluster import Network, Snapshot
@@ -25,14 +24,11 @@ from plait.model.errors import ConfigError
 from plait.services.requests import BadRequest
 from plait.services.selector import Selector, parse_selector
 
-EVERY_S = 1.0
-"""Between two looks at the file."""
 MOST = 4096
 """Addresses of one range; each of them may have to be looked at when a member comes."""
 REFUSED, DIFFER, MISPLACED = "ranges-refused", "ranges-differ", "ranges-misplaced"
 _KEYS = frozenset({"name", "network", "addresses", "containers", "labels"})
 _HEAD = re.compile(r"^[ \t]*\[\[\s*range\s*\]\]", re.MULTILINE)
-_SETTING = "ranges"
 
 
 def parse_ranges(text: str, path: str) -> tuple[NamedRange, ...]:
@@ -148,32 +144,12 @@ def misplaced(ranges: Iterable[NamedRange], networks: Mapping[str, Network]) -> 
     return found
 
 
-class RangesFile:
+class RangesFile(OwnFile[tuple[NamedRange, ...]]):
     """The ranges in force. `changed` is called when they are others than before."""
 
     def __init__(self, path: Path, journal: Journal, health: Health, changed: Callable[[], None]) -> None:
-        self._path, self._journal, self._health, self._changed = path, journal, health, changed
-        self._seen = journal.load("setting").get(_SETTING, b"").decode()
-        self.ranges = parse_ranges(self._seen, str(path))
+        super().__init__(path, Kept("ranges", REFUSED), parse_ranges, journal, health, changed)
 
-    async def look(self) -> None:
-        """Take the file as it is now."""
-        try:
-            text = await asyncio.to_thread(self._path.read_text)
-            ranges = self.ranges if text == self._seen else parse_ranges(text, str(self._path))
-        except FileNotFoundError:
-            text, ranges = "", ()
-        except (OSError, UnicodeDecodeError, ConfigError) as error:
-            self._health.set(REFUSED, str(self._path), f"{self._path} is not taken: {error}; the ranges of before stay in force")
-            return
-        self._health.clear(REFUSED, str(self._path))
-        if text != self._seen:
-            await self._journal.write([Write("setting", _SETTING, text.encode() or None)])
-            self._seen, self.ranges = text, ranges
-            self._changed()
-
-    async def run(self) -> None:
-        """Never returns."""
-        while True:
-            await self.look()
-            await asyncio.sleep(EVERY_S)
+    @property
+    def ranges(self) -> tuple[NamedRange, ...]:
+        return self.value
