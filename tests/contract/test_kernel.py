@@ -464,6 +464,8 @@ def test_values_that_fit_no_message_are_refused_by_name(obj: KernelObject) -> No
         "nft delete element inet plait pools '{ 10.28.0.0/16 }'",
         "nft 'insert rule inet plait plain drop'",
         "ip route change 10.28.2.0/24 dev pl-gw proto 112",
+        "ip rule del pref 11201",
+        "ip rule add from 10.28.0.0/16 lookup 7 pref 11201 protocol 112",
     ],
 )
 def test_harm_done_by_others_is_repaired(harm: str) -> None:

@@ -62,6 +62,7 @@ def watching(body: Callable[[Events], Awaitable[None]]) -> None:
         ("link", "ip link set pl-x1 down"),
         ("addr", "ip addr del 10.28.0.1/32 dev pl-gw"),
         ("route", "ip route del 10.28.2.0/24"),
+        ("route", "ip rule del pref 11202"),
         ("neigh", "ip neigh del 10.28.2.0 dev pl-x1"),
         ("neigh", "ip neigh change 10.28.2.0 dev pl-x1 lladdr 02:00:00:00:00:44"),
         ("neigh", "bridge fdb del 02:00:00:00:00:03 dev pl-x1"),
@@ -104,6 +105,16 @@ def test_macs_that_a_bridge_learns_are_none() -> None:
         for number in range(2, 20):
             sh(f"bridge fdb replace 02:00:00:00:01:{number:02x} dev pl-e5 master dynamic")
         assert "neigh" not in await since()
+
+    watching(body)
+
+
+def test_what_routers_announce_is_none() -> None:
+    async def body(since: Events) -> None:
+        sh("for n in $(seq 200); do echo route add 10.99.$n.0/24 dev pl-gw table 1120001 proto bird; done | ip -batch -")
+        assert "route" not in await since()
+        sh("ip route add 10.99.0.0/24 dev pl-gw table 7 proto bird")
+        assert "route" in await since()
 
     watching(body)
 

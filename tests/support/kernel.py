@@ -30,6 +30,7 @@ from plait.model.objects import (
     Sysctl,
     VxlanLink,
 )
+from plait.model.routing import MAIN_TABLE, Rule
 from plait.model.shortcut import Delivery, Shortcut
 from plait.model.tc import IfbLink, Redirect, Tbf
 from plait.reconcile import diff, order
@@ -215,6 +216,12 @@ OBJECTS: tuple[KernelObject, ...] = (
     Tbf("pl-i1", 5_000_000_001, 8 << 20, 200 << 20),
     Redirect("pl-e1", "pl-i1"),
     Redirect("pl-e4", "pl-i2"),
+    Rule(11200, N("10.28.0.0/16"), MAIN_TABLE, specific=True),
+    Rule(11201, N("10.28.0.0/16"), 1_120_001),
+    Rule(11201, N("10.29.0.0/16"), 200),
+    Rule(11202, N("10.28.0.0/16"), dst=N("10.200.0.0/16")),
+    NftSet("outside", "ipv4_addr . ipv4_addr", frozenset({"10.28.0.0/16 . 0.0.0.0/1", "10.28.0.0/16 . 128.0.0.0/1"}), ("interval",)),
+    NftChain("reached", ('iifname != "pl-*" ip saddr != @pools ip daddr . ip saddr @outside accept',)),
 )
 PLAN: Plan = {obj.key: obj for obj in OBJECTS}
 

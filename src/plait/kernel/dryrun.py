@@ -45,6 +45,7 @@ from plait.model.objects import (
     WireguardLink,
     WireguardPeer,
 )
+from plait.model.routing import MAIN_TABLE, Rule
 from plait.model.shortcut import Delivery, Shortcut
 from plait.model.tc import Classes, IfbLink, Redirect, Tbf
 
@@ -119,8 +120,8 @@ def render(op: Op) -> list[str]:
         case Addr(dev, address):
             at_once = " nodad noprefixroute" if address.version == 6 and op.verb == "put" else ""
             return [f"ip addr {'replace' if op.verb == 'put' else 'del'} {address} dev {dev}{at_once}"]
-        case Route() as route:
-            return [f"ip route {'replace' if op.verb == 'put' else 'del'} {_route(route)}"]
+        case Route() | Rule() as way:
+            return [_way(way, op.verb)]
         case InsideRoutes() as inside:
             return _inside_routes(inside, op)
         case Neigh(dev, address, mac):
@@ -349,6 +350,19 @@ def _answers(link: EndpointLink) -> list[str]:
         quiet = (("ipv4", "proxy_arp=0"), ("ipv4", "arp_ignore=8"), ("ipv6", "disable_ipv6=1"))
         return [f"sysctl -w net.{family}.conf.{link.name}.{setting}" for family, setting in quiet]
     return [f"sysctl -w net.ipv4.conf.{link.name}.proxy_arp=1", f"sysctl -w net.ipv4.neigh.{link.name}.proxy_delay=0"]
+
+
+def _way(way: Route | Rule, verb: str) -> str:
+    if isinstance(way, Rule):
+        return f"ip rule {'add' if verb == 'put' else 'del'} {_rule(way)}"
+    return f"ip route {'replace' if verb == 'put' else 'del'} {_route(way)}"
+
+
+def _rule(rule: Rule) -> str:
+    to = f" to {rule.dst}" if rule.dst is not None else ""
+    table = "main" if rule.table == MAIN_TABLE else rule.table
+    action = f"lookup {table}{' suppress_prefixlength 0' if rule.specific else ''}" if rule.table else "unreachable"
+    return f"from {rule.source}{to} {action} pref {rule.priority} protocol {ROUTE_PROTOCOL}"
 
 
 def _route(route: Route) -> str:

@@ -16,6 +16,7 @@ from plait.model.addr import IPAddress, IPInterface, IPNetwork
 from plait.model.hostlinks import ChildLink, Key, SwitchPort, VlanLink
 from plait.model.inside import Inside6
 from plait.model.nfttext import element_key
+from plait.model.routing import Rule
 from plait.model.shortcut import Delivery, Shortcut
 from plait.model.tc import Classes, IfbLink, Redirect, Tbf
 
@@ -352,6 +353,7 @@ KernelObject = (
     | SwitchPort
     | Addr
     | Route
+    | Rule
     | InsideRoutes
     | Neigh
     | Fdb

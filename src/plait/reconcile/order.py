@@ -29,6 +29,7 @@ from plait.model.objects import (
     WireguardLink,
     WireguardPeer,
 )
+from plait.model.routing import Rule
 from plait.model.shortcut import Delivery, Shortcut
 from plait.model.tc import Classes, IfbLink, Redirect, Tbf
 from plait.reconcile.leading import Name, depths, name_of
@@ -42,6 +43,7 @@ _RANKS: tuple[tuple[type[KernelObject], ...], ...] = (
     (Neigh, Fdb, BridgeFdb, Flood, WireguardPeer),
     (AllowedIp,),
     (Route, InsideRoutes),
+    (Rule,),
     (NftSet,),
     (NftElement,),
     (NftChain,),
@@ -56,7 +58,7 @@ _RULES = (NftChain, NftSet)
 
 def rank(obj: KernelObject) -> int:
     """0 for links, growing with what depends on what: child, port or queueing discipline, redirection, sysctl, address, neighbour or peer,
-    route, set, element, chain, hook rule, shortcut, delivery."""
+    route, rule, set, element, chain, hook rule, shortcut, delivery."""
     return next(number for number, kinds in enumerate(_RANKS) if isinstance(obj, kinds))
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from ipaddress import IPv4Interface
 from pathlib import Path
 
@@ -76,6 +76,16 @@ class HostFacts:
             found = [HostRange(cidr, what) for cidr, what in routes.dump_foreign(sock, names)]
         here = ((addr.address, addr.dev) for addr in self.addresses())
         return found + [HostRange(a.network, f"address {a.ip} of {dev}") for a, dev in here if isinstance(a, IPv4Interface)]
+
+    def table_sizes(self) -> dict[int, int]:
+        """Number of a table of routes that routers announce -> how many it holds; empty ones are left out."""
+        with contextlib.closing(nl.NetlinkSocket()) as sock:
+            return routes.table_sizes(sock)
+
+    def flush_tables(self, kept: Collection[int] = ()) -> None:
+        """Empty those that are not `kept`."""
+        with contextlib.closing(nl.NetlinkSocket()) as sock:
+            routes.flush_tables(sock, kept)
 
     def forget_paths(self) -> None:
         """Drop what the kernel learnt of path MTUs (ten minutes old at most, sysctl mtu_expires): a way that has become wider is used at

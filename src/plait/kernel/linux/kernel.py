@@ -27,6 +27,7 @@ from plait.kernel.linux.netns import inside
 from plait.kernel.linux.nft import Ruleset, open_nft
 from plait.kernel.linux.probe import probe_capabilities
 from plait.kernel.linux.rows import row_message
+from plait.kernel.linux.rule import dump_rules
 from plait.kernel.linux.shortcut import Shortcuts
 from plait.kernel.linux.sysctl import (
     Sysctls,
@@ -53,6 +54,7 @@ from plait.model.objects import (
     WireguardLink,
     WireguardPeer,
 )
+from plait.model.routing import Rule
 from plait.model.shortcut import Delivery, Shortcut
 from plait.model.tc import Classes, IfbLink, Redirect, Tbf
 
@@ -94,7 +96,7 @@ class LinuxKernel(HostFacts):
             if isinstance(item.link, WireguardLink):
                 objects += self._wireguard.held(item.link, item.index)
         objects += routes.dump_addrs(self._sock, ours)
-        objects += [*routes.dump_routes(self._sock, names), *self._narrow.held(set(ours.values()))]
+        objects += [*routes.dump_routes(self._sock, names), *dump_rules(self._sock), *self._narrow.held(set(ours.values()))]
         objects += routes.dump_neighs(self._sock, ours)
         for item in found:
             if isinstance(item.link, VxlanLink):
@@ -160,7 +162,7 @@ class LinuxKernel(HostFacts):
             failed |= {op.key: _kernel_error(op.verb, op.key, error) for op, _ in batch}
             replies = []
         for (op, _), reply in zip(batch, replies, strict=False):
-            if reply.errno and not (op.verb == "del" and reply.errno in _GONE):
+            if reply.errno and not _as_wanted(op, reply.errno):
                 failed[op.key] = KernelError(op.verb, " ".join(op.key), reply.errno, reply.text)
         batch.clear()
 
@@ -333,6 +335,11 @@ class LinuxKernel(HostFacts):
         self._shortcuts.close()
         self._sock.close()
         self._wireguard.close()
+
+
+def _as_wanted(op: Op, number: int) -> bool:
+    """Whether the refusal says that nothing was to be done."""
+    return number in _GONE if op.verb == "del" else number == errno.EEXIST and isinstance(op.subject, Rule)
 
 
 def _all_done(link: EndpointLink, replies: Iterable[nl.Reply]) -> None:

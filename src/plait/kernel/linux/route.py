@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections import Counter
+from collections.abc import Collection, Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux.link import ADDRESS6_FLAGS, mac_bytes
 from plait.model.addr import IPAddress
 from plait.model.objects import PREFIX, ROUTE_PROTOCOL, Addr, Neigh, Route
+from plait.model.routing import TABLES
 
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
@@ -190,12 +193,36 @@ def _foreign(body: bytes, names: dict[int, str]) -> tuple[IPv4Network, str] | No
     attrs = nl.parse_attrs(body[_RTMSG.size :])
     table = nl.number_of(attrs.get(_RTA_TABLE), table)
     dev = names.get(nl.number_of(attrs.get(_RTA_OIF)), "")
-    if family != socket.AF_INET or protocol == ROUTE_PROTOCOL or table == _TABLE_LOCAL or kind != _KINDS["unicast"] or prefix > 32:
+    if table in TABLES or table == _TABLE_LOCAL:
+        return None  # of routers, by our own leave
+    if family != socket.AF_INET or protocol == ROUTE_PROTOCOL or kind != _KINDS["unicast"] or prefix > 32:
         return None
     if dev.startswith(PREFIX) or _RTA_DST not in attrs:
         return None
     via = f" via {_address(attrs[_RTA_GATEWAY], family)}" if _RTA_GATEWAY in attrs else ""
     return IPv4Network((_address(attrs[_RTA_DST], family), prefix), strict=False), f"route{via}" + (f" dev {dev}" if dev else "")
+
+
+def table_sizes(sock: nl.NetlinkSocket) -> dict[int, int]:
+    """How many IPv4 routes each table of `TABLES` holds, whoever put them there; empty ones are left out."""
+    return dict(Counter(table for table, _ in _in_tables(sock)))
+
+
+def flush_tables(sock: nl.NetlinkSocket, kept: Collection[int]) -> None:
+    """Empty those that are not `kept`."""
+    sock.transact([nl.Message(RTM_DELROUTE, 0, body) for table, body in _in_tables(sock) if table not in kept])
+
+
+def table_of(body: bytes) -> int:
+    """The table that a route message is about."""
+    check_size(body, _RTMSG.size, "route")
+    return nl.number_of(nl.parse_attrs(body[_RTMSG.size :]).get(_RTA_TABLE), _RTMSG.unpack_from(body)[4])
+
+
+def _in_tables(sock: nl.NetlinkSocket) -> Iterator[tuple[int, bytes]]:
+    for kind, body in sock.dump(RTM_GETROUTE, _RTMSG.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)):
+        if kind == RTM_NEWROUTE and (table := table_of(body)) in TABLES:
+            yield table, body
 
 
 def forget_learnt(sock: nl.NetlinkSocket) -> None:

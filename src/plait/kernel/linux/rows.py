@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operations on what lies on links (addresses, routes, neighbours, FDB rows) -> one rtnetlink message each."""
+"""Operations on what lies on links (addresses, routes, rules, neighbours, FDB rows) -> one rtnetlink message each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from plait.kernel.linux import fdb
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux import route as routes
+from plait.kernel.linux import rule as rules
 from plait.model.objects import Addr, BridgeFdb, Fdb, Flood, Neigh, Op, Route
+from plait.model.routing import Rule
 
 
 def row_message(op: Op, indexes: Mapping[str, int]) -> nl.Message | None:
@@ -19,6 +21,8 @@ def row_message(op: Op, indexes: Mapping[str, int]) -> nl.Message | None:
             return (routes.put_addr if put else routes.del_addr)(addr, indexes[addr.dev])
         case Route() as route:
             return (routes.put_route if put else routes.del_route)(route, indexes[route.dev] if route.dev else 0)
+        case Rule() as rule:
+            return (rules.put_rule if put else rules.del_rule)(rule)
         case Neigh() as neigh:
             return (routes.put_neigh if put else routes.del_neigh)(neigh, indexes[neigh.dev])
         case Fdb() as row:

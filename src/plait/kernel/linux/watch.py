@@ -3,7 +3,7 @@
 "overrun".
 
 Only that something changed matters: the pass that follows reads the truth. Words that wait already are not repeated. What the
-kernel learns by itself of neighbours on containers' links is no event: a busy host has much a second.
+kernel learns by itself of neighbours on containers' links is no event, nor what routers announce: a busy host has much a second.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from collections.abc import AsyncIterator
 
 from plait.kernel.linux.fdb import is_static_row
 from plait.kernel.linux.netlink import NETLINK_NETFILTER, NetlinkParseError, parse_messages
-from plait.kernel.linux.route import neighbour_index
+from plait.kernel.linux.route import neighbour_index, table_of
 from plait.kernel.linux.tc import link_index
 from plait.model.objects import PREFIX
+from plait.model.routing import TABLES
 
 _RTMGRP_LINK, _RTMGRP_NEIGH, _RTMGRP_TC, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE = 0x1, 0x4, 0x8, 0x10, 0x40
-_RTMGRP_IPV6_IFADDR, _RTMGRP_IPV6_ROUTE = 0x100, 0x400
+_RTMGRP_IPV4_RULE, _RTMGRP_IPV6_IFADDR, _RTMGRP_IPV6_ROUTE = 0x80, 0x100, 0x400
 _ROUTE_GROUPS = (
     _RTMGRP_LINK | _RTMGRP_NEIGH | _RTMGRP_TC | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV4_ROUTE | _RTMGRP_IPV6_IFADDR | _RTMGRP_IPV6_ROUTE
-)
+) | _RTMGRP_IPV4_RULE
 _NFNLGRP_NFTABLES = 7
 _RECV_BYTES = 64 * 1024
 _READS_AT_ONCE = 64
@@ -39,11 +40,17 @@ _ROUTE_WORDS = {
     25: "route",
     28: "neigh",
     29: "neigh",
+    32: "route",
+    33: "route",
     36: "tc",
     37: "tc",
     44: "tc",
     45: "tc",
 }
+
+
+_ROUTES = (24, 25)
+"""New and deleted ones; what routers announce is nobody's here."""
 
 
 def _open(protocol: int, groups: int) -> socket.socket:
@@ -76,6 +83,8 @@ def _word(kind: int, body: bytes) -> str:
     word = _ROUTE_WORDS.get(kind, "")
     if word == "tc":
         return word if kind in _QDISCS or _name(link_index(body)).startswith(PREFIX) else ""
+    if kind in _ROUTES and table_of(body) in TABLES:
+        return ""
     return "" if word == "neigh" and not _is_kept(body) else word
 
 
