@@ -23,6 +23,7 @@ PACKAGES=(
   haproxy dnsmasq-base unbound dnsperf                          # ask the DNS server in earnest
   wireguard-go wireguard-tools                                  # encrypted networks where the kernel has no WireGuard, and who checks them
   openvswitch-switch                                            # tagged links where the kernel has no 802.1Q
+  bird2                                                         # speaks BGP and OSPF, for hosts and as their routers
   patroni python3-consul postgresql-15                          # keeps databases by sessions, locks and services
   python3 python3-venv git
 )
@@ -46,7 +47,7 @@ if [ ${#missing[@]} -gt 0 ] && [ -z "${PLAIT_SKIP_APT:-}" ]; then
   fresh=()
   for service in docker.socket docker.service containerd.service nginx.service prometheus.service haproxy.service unbound.service \
     openvswitch-switch.service ovs-vswitchd.service ovsdb-server.service ovs-record-hostname.service \
-    patroni.service postgresql.service podman.service podman.socket podman-auto-update.timer podman-restart.service; do
+    patroni.service postgresql.service bird.service podman.service podman.socket podman-auto-update.timer podman-restart.service; do
     [ -n "$(systemctl is-enabled "$service" 2>/dev/null)" ] || fresh+=("$service")
   done
   export DEBIAN_FRONTEND=noninteractive

@@ -15,6 +15,7 @@ from plait.model.cluster import Block, Endpoint, Network, Node, PortMapping, Rea
 from plait.model.leases import Leased, Way
 from plait.model.limits import Limit, Limits
 from plait.model.objects import NftChain, NftSet, Op
+from plait.model.routing import RouteTable
 from plait.model.service import Service, ServicePort
 from plait.plan import Local, plan_node
 from plait.plan.hostlease import HostLease
@@ -327,6 +328,15 @@ CASES["encrypted-dual"] = replace(
     CASES["encrypted"],
     networks={n.name: n for n in (DEFAULT, replace(SECRET, **V6), HIDDEN)},
     endpoints={"e-vault": replace(CASES["encrypted"].endpoints["e-vault"], address6=A6("fd00:31::101"))},
+)
+CASES["outside"] = replace(  # one network in a table, one that takes no part, one with all that there is behind its router
+    CASES["three-peers"], networks={n.name: n for n in (DEFAULT, INNER, replace(LOCAL_ONLY, name="all"))}
+)
+LOCALS["outside"] = Local(
+    tables=(
+        RouteTable("red", ("default", "inner"), (N("10.200.0.0/16"), N("192.0.2.0/24"))),
+        RouteTable("all", ("all",), (N("0.0.0.0/1"), N("128.0.0.0/1"))),
+    )
 )
 
 

@@ -115,6 +115,7 @@ CALLS: list[tuple[Callable[[AdminClient], object], tuple[Any, ...]]] = [
     ),
     (lambda c: c.remove_network("mesh"), ("remove_network", "mesh", False)),
     (lambda c: c.paths(), ("paths",)),
+    (lambda c: c.routing(), ("routing",)),
     (lambda c: c.remove_network("mesh", force=True), ("remove_network", "mesh", True)),
     (lambda c: c.ipam(), ("ipam",)),
     (lambda c: c.check_ipam(), ("check_ipam",)),

@@ -60,6 +60,7 @@ from plait.model.report import (
     TokenView,
 )
 from plait.model.requests import NetworkRequest, NewSandbox
+from plait.model.routingreport import RoutingView
 from plait.model.service import ServiceChange, ServiceRequest
 from plait.model.servicereport import ServiceRow, ServiceView
 from plait.store.api import Put, Store
@@ -98,6 +99,7 @@ class AdminParts:
     joining: Joining
     policies: Policies
     services: Services
+    routing: Callable[[], Awaitable[RoutingView]]
 
 
 class AgentAdmin:
@@ -158,6 +160,9 @@ class AgentAdmin:
 
     async def paths(self) -> list[PathRow]:
         return self._p.underlay.paths.rows()
+
+    async def routing(self) -> RoutingView:
+        return await self._p.routing()
 
     async def reserve_address(self, network: str, name: str, address: IPv4Address) -> None:
         await self._p.addresses.assigned.reserve(self._network(network), name, address)

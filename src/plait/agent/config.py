@@ -41,6 +41,10 @@ class Paths:
         return self.etc / "ranges.toml"
 
     @property
+    def routing(self) -> Path:
+        return self.etc / "routing.toml"
+
+    @property
     def admin_socket(self) -> Path:
         return self.run / "plait.sock"
 

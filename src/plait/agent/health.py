@@ -227,6 +227,37 @@ REGISTRY: dict[str, Condition] = {
             "The host lacks CPU, or somebody asks too much (`plait.dns.…` of agent/metrics): dns.client_rate bounds each client.",
         ),
         Condition(
+            "routing-refused",
+            "error",
+            "/etc/plait/routing.toml is wrong; the routing of before stays in force",
+            "Correct what is named; the file is read again by itself.",
+        ),
+        Condition(
+            "routing-daemon",
+            "error",
+            "BIRD, which speaks with routers for this host, does not run as it should",
+            "See what it says, and /run/plait/bird.log. It is tried again every second; routes that were learned stay meanwhile.",
+        ),
+        Condition(
+            "routing-down",
+            "error",
+            "A router that /etc/plait/routing.toml names exchanges no routes with this host",
+            "Look at the router and the link to it; AS numbers, area, timers and password must be the same on both sides.",
+        ),
+        Condition(
+            "routing-wrong",
+            "warning",
+            "A router announces what is not its own: addresses of plait or of this host, or a default route; it is refused",
+            "Find who announces it (`plait routing --refused` shows the origin), and filter it there. A default route is taken if `import` "
+            "names it.",
+        ),
+        Condition(
+            "routing-network",
+            "warning",
+            "A network that /etc/plait/routing.toml names takes no part in routing",
+            "Correct its name, or take it out of the file: internal and encrypted networks stay inside.",
+        ),
+        Condition(
             "pool-exhausted",
             "warning",
             "A pool has no block left for this node",

@@ -111,6 +111,7 @@ def _first(group: BaseExceptionGroup[Conflict]) -> BaseException:
 def down(purge: bool = False, paths: Paths | None = None) -> list[str]:
     """Stop the agent and remove everything of plait from this host's kernel; with `purge` also leave the cluster and delete its
     files. Returns what was done, a line each. Idempotent."""
+    from plait.agent.birdprocess import BirdProcess
     from plait.kernel.linux import LinuxKernel, Sysctls, delete_netns
     from plait.reconcile import diff, order
     from plait.serve.dns_handover import dismiss
@@ -120,10 +121,13 @@ def down(purge: bool = False, paths: Paths | None = None) -> list[str]:
     if _stop_agent(paths.run):
         done.append("stopped the agent")
     dismiss(paths.dns_successors)
+    if asyncio.run(BirdProcess(paths.run).stop()):
+        done.append("stopped BIRD")
     kernel = LinuxKernel(paths.lib)
     try:
         ops = order(diff({}, kernel.owned(_inside(paths)), True))
         result = kernel.apply(ops)
+        kernel.flush_tables()
         bridged = {addr.address.version for addr in kernel.addresses() if addr.dev.startswith(_DOCKERS)}
     finally:
         kernel.close()

@@ -46,6 +46,7 @@ from plait.model.addr import IPAddress, mac_from_digest
 from plait.model.cluster import GATEWAY_META, Network, Node, TunnelKey
 from plait.model.errors import PlaitError, StoreUnavailable
 from plait.model.objects import Plan
+from plait.model.routing import RouteTable
 from plait.plan import Local, network_mtu, plan_node
 from plait.plan.backing import headless
 from plait.plan.guard import CAPABILITY as GUARD
@@ -87,6 +88,7 @@ class Parts:
     leases: Callable[[], dict[str, HostLease]]
     limits: LimitBook
     uplink: UplinkQueues
+    tables: Callable[[], tuple[RouteTable, ...]]
 
 
 _CAPABILITIES_EVERY_S = 5.0
@@ -159,6 +161,7 @@ class NodeLoops:
             policing=self.policing,
             links=links_for(snapshot, self._p.addresses.bridge_block() is not None),
             draws=CAPABILITY in self._capabilities,
+            tables=self._p.tables(),
         )
         return plan_node(snapshot, local)
 

@@ -15,6 +15,7 @@ from plait.agent.addresses import Addresses
 from plait.agent.addressing import Addressing, learned
 from plait.agent.admin import AdminParts, AgentAdmin
 from plait.agent.announcer import Announcer
+from plait.agent.birdprocess import BirdProcess
 from plait.agent.config import Config, Paths, load_config
 from plait.agent.dhcp import Leases
 from plait.agent.dhcpwires import Wires
@@ -48,6 +49,7 @@ from plait.agent.ranges import RangesFile
 from plait.agent.reconciler import Reconciler
 from plait.agent.removal import Forgetting
 from plait.agent.rotation import Doors, Rotation
+from plait.agent.routing import RoutingLoop
 from plait.agent.sandboxes import Sandboxes
 from plait.agent.services import Services
 from plait.agent.storeplace import StorePlace
@@ -102,7 +104,7 @@ class _Wiring:
         self.ranges = RangesFile(paths.ranges, journal, self.health, lambda: self.loops.refresh_node())
         ranges = lambda: self.ranges.ranges  # noqa: E731
         self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge, config.reuse_after_s, ranges)
-        self.addressing = Addressing(self.addresses, self.leases, self.view, self.work.put)
+        self.addressing, self.routing = Addressing(self.addresses, self.leases, self.view, self.work.put), self._routing()
         self.publisher, self.dns = Publisher(self.view, store, self.view.caught_up), self._dns()
         self.resolvers = HostResolvers(self.dns.set_upstreams)
         home = HostAddress.of(config, identity, self.kernel, self.health)
@@ -160,6 +162,10 @@ class _Wiring:
         able, learn = self.kernel.capabilities, partial(learned, self.leases)
         return Networks(self.view, self.store, DEFAULT_NETWORK, self.view.caught_up, self.host_ranges.look, able, learn)
 
+    def _routing(self) -> RoutingLoop:
+        parts = self.view, self.kernel, self.journal, self.health
+        return RoutingLoop(self.paths.routing, BirdProcess(self.paths.run), *parts, lambda: self.reconciler.mark())
+
     def _dns(self) -> DnsService:
         names: OnQuery = lambda *query: self.discovery.names(*query)  # noqa: E731
         return DnsService(
@@ -188,6 +194,7 @@ class _Wiring:
             leases=lambda: self.host_leases.known,
             limits=self.limits,
             uplink=self._uplink(),
+            tables=lambda: self.routing.tables,
         )
 
     def _limits(self) -> LimitBook:
@@ -284,6 +291,7 @@ class _Wiring:
                 self.host_ranges.run(),
                 Forgetting(self.view, self.store, self.config.forget_after_s, lambda: self.replica.connected).run(),
                 self.ranges.run(),
+                self.routing.run(),
                 self.addresses.assigned.run(),
                 self.leases.run(),
                 self.following.run(),
@@ -349,6 +357,7 @@ class _Wiring:
             caught_up=self.view.caught_up,
             services=self.services,
             policies=self.policies,
+            routing=self.routing.view,
             joining=Joining(self.view, self.store, self.replica.items, self.joiner, not self.identity.store, DEFAULT_NETWORK),
         )
 

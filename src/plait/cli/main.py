@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, str] = {
     "status": "plait.cli.status",
     "wait": "plait.cli.status",
     "paths": "plait.cli.paths",
+    "routing": "plait.cli.routing",
     "nodes": "plait.cli.listing",
     "node": "plait.cli.listing",
     "ps": "plait.cli.listing",

@@ -35,6 +35,7 @@ from plait.model.report import (
     StatusView,
     TokenView,
 )
+from plait.model.routingreport import RoutingView
 from plait.model.servicereport import ServiceRow, ServiceView
 
 SOCKET = Path("/run/plait/plait.sock")
@@ -141,6 +142,9 @@ class AdminClient:
 
     def paths(self) -> list[PathRow]:
         return cast(list[PathRow], self._call("GET", "paths"))
+
+    def routing(self) -> RoutingView:
+        return cast(RoutingView, self._call("GET", "routing"))
 
     def reserve_address(self, network: str, name: str, address: str) -> None:
         self._call("POST", f"networks/{quote(network, '')}/reservations", {"name": name, "address": address})

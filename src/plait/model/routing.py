@@ -40,8 +40,8 @@ class RouteTable:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule by which the kernel chooses a table (ip-rule(8)), of protocol 112: packets from `source` to `dst` (None: to anybody) are routed
-    by `table`, or (0) refused as unreachable. `specific`: a default route there does not count. It is all key, and never changed."""
+    """A rule by which the kernel chooses a table (ip-rule(8)), of protocol 112: packets from `source` to `dst` (None: to anybody) are
+    routed by `table`, or (0) refused as unreachable. `specific`: a default route there does not count. It is all key, and never changed."""
 
     priority: int
     source: IPv4Network

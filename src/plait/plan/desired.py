@@ -27,6 +27,7 @@ from plait.plan.hostlease import host_lease_objects
 from plait.plan.limits import endpoint_limits
 from plait.plan.local import Local
 from plait.plan.narrow import narrow_objects
+from plait.plan.outside import outside_objects
 from plait.plan.paths import choose, direct_routes, inner_mtu, member, network_mtu, probe_objects
 from plait.plan.portlimits import port_limit_objects
 from plait.plan.strict import loosened
@@ -59,7 +60,7 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     vips = vip_objects(snapshot, me, bool(local.clients)) if local.draws else Vips()
     objects.append(Sysctl("ipv4/ip_forward", "1"))
     objects += [*_gateways(me, networks), *probe_objects(me, local.underlay, networks, snapshot.nodes.values())]
-    strays = _routed_strays(snapshot)
+    strays = routed_strays(snapshot)
     peers = {network.name: _peers(snapshot, network, local, strays, chosen[network.name]) for network in networks}
     for network in networks:
         objects += backend_of(network).plan(member(snapshot, network), network, peers[network.name])
@@ -73,9 +74,8 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
         objects += endpoint_limits(member(snapshot, network), network, endpoint, local.limiting)
     objects = [*spoken(objects, snapshot, exposed), *narrow_objects(sandboxes, snapshot.networks, peers, local.netns)]
     handed = [n for n in direct if not n.internal and any(map(_hands_on, peers[n.name]))] if local.underlay and not local.gateway else []
-    objects += firewall_objects(
-        snapshot, networks, local.gateway, handed, local.underlay, bool(direct), policies, local.clients, local.trusting, vips.kept
-    )
+    told = local.clients, local.trusting, vips.kept, outside_objects(snapshot.networks, local.tables)
+    objects += firewall_objects(snapshot, networks, local.gateway, handed, local.underlay, bool(direct), policies, *told)
     objects += [*local.policing.objects(policies, families(networks)), *vips.objects, *host_lease_objects(networks, local.leases)]
     objects += [*direct_objects(direct, local.underlay, policies, vips.kept), *port_limit_objects(sandboxes, local.limiting)]
     objects += handed_objects((n for n in direct if local.gateway and not n.internal), local.underlay)
@@ -287,7 +287,7 @@ def _peers(snapshot: Snapshot, network: Network, local: Local, strays: Iterable[
 
 
 def _on_one_link(snapshot: Snapshot, network: Network, routed: Iterable[Endpoint]) -> dict[str, tuple[Endpoint, ...]]:
-    """The network's endpoints by node, but for strays whose address somebody else has rightfully (see `_routed_strays`). The hosts' own are
+    """The network's endpoints by node, but for strays whose address somebody else has rightfully (see `routed_strays`). The hosts' own are
     where their bridges are."""
     unlucky = {stray.id for stray in stray_endpoints(snapshot)} - {stray.id for stray in routed}
     found: dict[str, list[Endpoint]] = {}
@@ -298,7 +298,7 @@ def _on_one_link(snapshot: Snapshot, network: Network, routed: Iterable[Endpoint
     return {node: tuple(endpoints) for node, endpoints in found.items()}
 
 
-def _routed_strays(snapshot: Snapshot) -> list[Endpoint]:
+def routed_strays(snapshot: Snapshot) -> list[Endpoint]:
     """Where the holder of the block gave the same address to an endpoint of its own while nobody could tell it, that one has it; where the
     address is reserved or lent, the node that it is given to."""
     strays = stray_endpoints(snapshot)

@@ -18,6 +18,7 @@ from plait.model.hostlinks import Key
 from plait.model.objects import PREFIX, HookRule, KernelObject, NftChain, NftSet, Plan
 from plait.plan.apart import not_routed
 from plait.plan.dual import V4, V6, Family, families
+from plait.plan.outside import INBOUND, OUTBOUND
 from plait.plan.policy import tracked
 from plait.plan.ports import client_sets, hidden_chain, inbound, outbound, port_sets
 from plait.policy.compile import Compiled
@@ -49,22 +50,26 @@ def firewall_objects(
     clients: Sequence[IPNetwork] = (),
     trusting: bool = False,
     kept: Sequence[str] = (),
+    outside: Sequence[KernelObject] = (),
 ) -> list[KernelObject]:
     """Chains, sets and maps of the table, and the rules in Docker's documented hook that let overlay traffic pass its FORWARD policy.
     `handed`: networks for which a gateway on the link `underlay` hands on what comes from outside; `direct`: whether hosts send to
     containers by that link; `policies`: what they want of this node; `clients`: who may come to published ports, () for everybody;
-    `trusting`: nobody else judges what the host itself receives and sends; `kept`: rules of what is tracked inside one network besides."""
+    `trusting`: nobody else judges what the host itself receives and sends; `kept`: rules of what is tracked inside one network besides;
+    `outside`: what opens networks to those of routers (`plan/outside.py`)."""
     own = [e for e in snapshot.endpoints.values() if e.node == snapshot.me and e.network in snapshot.networks]
     present = families(networks)
     objects: list[KernelObject] = [_set for family in present for _set in _sets(family, snapshot, networks)]
-    closed = () if gateway else _closed(present, handed, underlay)
+    reached = any(isinstance(obj, NftSet) for obj in outside)
+    closed = (*((INBOUND,) if reached else ()), *(() if gateway else _closed(present, handed, underlay)))
     hosts = [link for link, used in ((f"{PREFIX}x*", _tunnelled(networks)), (f"{PREFIX}wg*", any(n.encrypted for n in networks))) if used]
     hosts += [underlay] if direct and underlay else []
     objects += [
         *port_objects(own, networks, policies, kept),
         *client_sets(present, clients),
         *_published(present, clients),
-        *_chains(present, networks, closed, hosts, gateway),
+        *_chains(present, networks, closed, hosts, gateway, reached),
+        *outside,
     ]
     encrypted = [network for network in networks if network.encrypted]
     sealed = "udp dport {}-{}".format(*ENCRYPTED_PORTS) if encrypted and trusting else ""  # a range is compared, a set looked up
@@ -206,9 +211,9 @@ def _tunnel_objects(snapshot: Snapshot, networks: Sequence[Network], present: Se
 
 
 def _chains(
-    present: Sequence[Family], networks: Sequence[Network], closed: Sequence[str], hosts: Sequence[str], gateway: bool
+    present: Sequence[Family], networks: Sequence[Network], closed: Sequence[str], hosts: Sequence[str], gateway: bool, reached: bool
 ) -> list[KernelObject]:
-    masquerade = [rule for family in present for rule in _masquerade(family)]
+    masquerade = [rule for family in present for rule in _masquerade(family, reached)]
     forward = (*closed, *_forward(present, networks, hosts, gateway))
     return [
         NftChain("postrouting", tuple(masquerade), "type nat hook postrouting priority srcnat; policy accept;"),
@@ -227,11 +232,11 @@ def _published(present: Sequence[Family], clients: Sequence[IPNetwork]) -> list[
     ]
 
 
-def _masquerade(family: Family) -> list[str]:
+def _masquerade(family: Family, reached: bool) -> list[str]:
     ip, _, end, _ = family
     rules = [f"{ip} saddr . {ip} daddr @hairpin{end} ct status dnat masquerade"]
     if family is V4:
-        rules.append('ip saddr 127.0.0.0/8 oifname "pl-*" masquerade')
+        rules += ['ip saddr 127.0.0.0/8 oifname "pl-*" masquerade', *([OUTBOUND] if reached else [])]
     return [*rules, f'{ip} saddr @pools{end} {ip} daddr != @pools{end} oifname != "pl-*" masquerade']
 
 

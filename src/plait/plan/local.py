@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from plait.model.addr import IPNetwork
+from plait.model.routing import RouteTable
 from plait.plan.hostlease import HostLease
 from plait.plan.policy import Policing
 from plait.shaping import Limiting, Uplink
@@ -22,8 +23,8 @@ class Local:
     (rp_filter 1), the tunnel devices that must compute checksums themselves, which nodes are sent to by the spare encrypted tunnel
     (`rotation`), the links that it has, where networks lie on them or are encrypted, the addresses that it has leased for networks, what it
     knows of limits and of the queues of its `uplink`, whether its kernel can drop what is forged (`guard.CAPABILITY`), who may come to
-    published ports (() for everybody), whether its kernel can choose among backends (`vips.CAPABILITY`), and, to spare it work, what it
-    made of policies before."""
+    published ports (() for everybody), whether its kernel can choose among backends (`vips.CAPABILITY`), the tables of routes
+    that routers fill, and, to spare it work, what it made of policies before."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
@@ -43,4 +44,5 @@ class Local:
     guard: bool = True
     clients: tuple[IPNetwork, ...] = ()
     draws: bool = True
+    tables: tuple[RouteTable, ...] = ()
     policing: Policing = field(default_factory=Policing, compare=False)

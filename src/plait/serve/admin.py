@@ -153,21 +153,9 @@ class _Routes:
     def table(self) -> dict[str, dict[str, _Handler]]:
         """By path below /v1/ ("*" for a name), then by method."""
         backend = self._backend
-        listings: dict[str, Callable[[], Awaitable[object]]] = {
-            "status": backend.status,
-            "nodes": backend.nodes,
-            "networks": backend.networks,
-            "ipam": backend.ipam,
-            "paths": backend.paths,
-            "ipam-check": backend.check_ipam,
-            "ports": backend.ports,
-            "limits": backend.limits,
-            "ps": backend.ps,
-            "policies": backend.policies,
-            "policy-drops": backend.policy_drops,
-            "namespaces": backend.namespaces,
-        }
-        found: dict[str, dict[str, _Handler]] = {name: {"GET": _listing(ask)} for name, ask in listings.items()} | service_routes(backend)
+        found: dict[str, dict[str, _Handler]] = {name: {"GET": _listing(ask)} for name, ask in self._listings().items()} | service_routes(
+            backend
+        )
         found["networks"]["POST"] = self.create_network
         found["policies"]["POST"] = self.apply_policies
         return found | {
@@ -191,6 +179,24 @@ class _Routes:
             "sandboxes": {"POST": self.create_sandbox},
             "sandboxes/*": {"GET": self.sandbox, "DELETE": self.remove_sandbox},
             "sandboxes/*/pid": {"POST": self.sandbox_started},
+        }
+
+    def _listings(self) -> dict[str, Callable[[], Awaitable[object]]]:
+        backend = self._backend
+        return {
+            "status": backend.status,
+            "nodes": backend.nodes,
+            "networks": backend.networks,
+            "ipam": backend.ipam,
+            "paths": backend.paths,
+            "routing": backend.routing,
+            "ipam-check": backend.check_ipam,
+            "ports": backend.ports,
+            "limits": backend.limits,
+            "ps": backend.ps,
+            "policies": backend.policies,
+            "policy-drops": backend.policy_drops,
+            "namespaces": backend.namespaces,
         }
 
     async def ready(self, call: _Call) -> Answer:

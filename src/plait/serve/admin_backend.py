@@ -31,6 +31,7 @@ from plait.model.report import (
     TokenView,
 )
 from plait.model.requests import NetworkRequest, NewSandbox
+from plait.model.routingreport import RoutingView
 from plait.model.service import ServiceChange, ServiceRequest
 from plait.model.servicereport import ServiceRow, ServiceView
 
@@ -67,6 +68,8 @@ class AdminBackend(Protocol):
     async def remove_network(self, name: str, force: bool) -> None: ...
 
     async def paths(self) -> list[PathRow]: ...
+
+    async def routing(self) -> RoutingView: ...
 
     async def reserve_address(self, network: str, name: str, address: IPv4Address) -> None:
         """Keep `address` for containers called `name`, on every node. Idempotent; Conflict names what stands against it."""

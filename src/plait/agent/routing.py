@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Routing with routers that know nothing of plait: `/etc/plait/routing.toml` and this node's blocks -> BIRD, its state -> conditions.
+
+Data in: the file (followed), the snapshot, BIRD's answers, once a second. Data out: BIRD's configuration, the plan's tables of routes,
+conditions. Routes go from BIRD to the kernel by themselves; neither an agent nor a BIRD that is away takes any from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Protocol
+
+from plait.agent.health import Health
+from plait.agent.journal import Journal
+from plait.agent.ownfile import Kept, OwnFile
+from plait.agent.view import View
+from plait.model.cluster import Snapshot
+from plait.model.errors import PlaitError
+from plait.model.objects import Addr
+from plait.model.routing import RouteTable
+from plait.model.routingreport import LearnedRow, RefusedRow, RoutingView, SessionRow
+from plait.plan.announced import announced, guarded
+from plait.plan.outside import unroutable
+from plait.routing import (
+    DEFAULT_ROUTE,
+    Facts,
+    FilteredRoute,
+    Routing,
+    Speaker,
+    bird_config,
+    parse_filtered,
+    parse_protocols,
+    parse_routes,
+    parse_routing,
+    refusal,
+)
+
+log = logging.getLogger("plait.routing")
+EVERY_S = 1.0
+"""Between two looks at the daemon."""
+PATIENCE_S = 10.0
+"""How long a session may take to come up before it is a condition."""
+REFUSED, DAEMON, DOWN, WRONG, UNROUTABLE = "routing-refused", "routing-daemon", "routing-down", "routing-wrong", "routing-network"
+MOST_NAMED = 5
+"""Announcements that a condition names."""
+_KINDS = frozenset({"nodes", "networks", "blocks", "endpoints", "assigned"})
+"""Records that decide what is announced and what is refused."""
+
+
+class Tables(Protocol):
+    """What is asked of the kernel (`kernel.linux.LinuxKernel`), in a thread, for it may block."""
+
+    def addresses(self) -> list[Addr]: ...
+
+    def table_sizes(self) -> dict[int, int]: ...
+
+    def flush_tables(self, kept: tuple[int, ...] = ()) -> None: ...
+
+
+class Daemon(Protocol):
+    """What is asked of BIRD (`birdprocess.BirdProcess`)."""
+
+    log: Path
+    starts: int
+
+    async def bring(self, config: str) -> bool: ...
+
+    async def ask(self, command: str) -> list[str]: ...
+
+    async def stop(self) -> bool: ...
+
+
+class RoutingLoop:
+    """`changed` is called when the plan has other tables than before."""
+
+    def __init__(
+        self,
+        path: Path,
+        bird: Daemon,
+        view: View,
+        kernel: Tables,
+        journal: Journal,
+        health: Health,
+        changed: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._bird, self._view, self._kernel, self._health, self._clock = bird, view, kernel, health, clock
+        self._file = OwnFile(path, Kept("routing", REFUSED), parse_routing, journal, health, changed)
+        self._dirty = asyncio.Event()
+        self._seen: dict[str, float] = {}
+        """When each session was asked for first."""
+        self._met: set[str] = set()
+        """Those that were up since."""
+        self._guarded: dict[IPv4Network, str] = {}
+        self._flushed: tuple[int, ...] | None = None
+        self._speakers: dict[str, Speaker] = {}
+        self._refused: list[FilteredRoute] = []
+        view.subscribe(lambda kinds: self._dirty.set() if kinds & _KINDS else None)
+
+    @property
+    def tables(self) -> tuple[RouteTable, ...]:
+        """For the plan."""
+        return self._file.value.route_tables()
+
+    async def run(self) -> None:
+        """Never returns."""
+        while True:
+            self._dirty.clear()
+            await self._file.look()
+            try:
+                await self._look(self._file.value)
+            except (PlaitError, OSError) as error:
+                self._health.set(DAEMON, "bird", str(error))
+            else:
+                self._health.clear(DAEMON, "bird")
+            try:
+                async with asyncio.timeout(EVERY_S):
+                    await self._dirty.wait()
+                await asyncio.sleep(0.05)
+            except TimeoutError:
+                pass
+
+    async def _look(self, routing: Routing) -> None:
+        """Bring the daemon in line and learn its state; nothing at all without a file."""
+        snapshot = self._view.snapshot
+        me = snapshot.nodes.get(snapshot.me)
+        bad = {name: why for table in routing.tables for name in table.networks if (why := unroutable(snapshot.networks.get(name)))}
+        self._health.replace(UNROUTABLE, {name: f"network {name} takes no part in routing: {why}" for name, why in bad.items()})
+        if not routing.sessions:
+            await self._end()
+            return
+        if me is None:
+            return
+        addresses = await asyncio.to_thread(self._kernel.addresses)
+        self._guarded = guarded(snapshot, [(addr.address, addr.dev) for addr in addresses])
+        router_id = me.address if isinstance(me.address, IPv4Address) else IPv4Address(int.from_bytes(me.name.encode()[:4], "big"))
+        facts = Facts(router_id, announced(snapshot), tuple(sorted(self._guarded)))
+        starts = self._bird.starts
+        if await self._bird.bring(bird_config(routing, facts, str(self._bird.log))):
+            log.info("routing_configured", extra={"sessions": len(routing.sessions), "started": self._bird.starts != starts})
+        await self._tidy(tuple(table.number for table in routing.route_tables()))
+        self._speakers = parse_protocols(await self._bird.ask("show protocols all"))
+        self._refused = [one for speaker in self._speakers.values() if speaker.refused for one in await self._filtered(speaker.name)]
+        self._judge(routing, snapshot)
+
+    async def _filtered(self, name: str) -> list[FilteredRoute]:
+        return parse_filtered(await self._bird.ask(f"show route filtered protocol {name} all"))
+
+    async def _end(self) -> None:
+        """Nothing is asked for: end what an earlier file began."""
+        if self._flushed != ():
+            await self._bird.stop()
+        await self._tidy(())
+        self._speakers, self._refused, self._seen, self._met = {}, [], {}, set()
+        for code in (DOWN, WRONG):
+            self._health.replace(code, {})
+
+    async def _tidy(self, kept: tuple[int, ...]) -> None:
+        """Routes stay in the kernel when the daemon forgets a table; once for each change."""
+        if self._flushed != kept:
+            await asyncio.to_thread(self._kernel.flush_tables, kept)
+            self._flushed = kept
+
+    def _judge(self, routing: Routing, snapshot: Snapshot) -> None:
+        now = self._clock()
+        down: dict[str, str] = {}
+        for name in routing.sessions:
+            speaker = self._speakers.get(name)
+            waited = now - self._seen.setdefault(name, now)
+            if speaker is not None and speaker.up:
+                self._met.add(name)
+            elif name in self._met or waited >= PATIENCE_S:
+                down[peer_of(name, routing)] = f"no routes are exchanged: {speaker.info if speaker is not None else 'unknown to BIRD'}"
+        self._health.replace(DOWN, down)
+        wrong: dict[str, list[str]] = {}
+        for row in self._refused_rows(routing, snapshot):
+            if row["wrong"]:
+                wrong.setdefault(row["peer"], []).append(f"{row['prefix']} ({row['why']})")
+        self._health.replace(WRONG, {peer: wrong_text(peer, found) for peer, found in wrong.items()})
+
+    def _refused_rows(self, routing: Routing, snapshot: Snapshot) -> list[RefusedRow]:
+        """Without what other nodes announce by the same routers: they have these addresses. OSPF tells of the links that all are on."""
+        own = {str(node.address) for node in snapshot.nodes.values()}
+        rows: list[RefusedRow] = []
+        for route in self._refused:
+            session = routing.sessions.get(route.by)
+            if session is None or route.origin in own or (route.within_area and route.prefix in self._guarded):
+                continue
+            why = refusal(route.prefix, session, self._guarded)
+            origin = route.origin or (f"AS {route.path[-1]}" if route.path else "")
+            wrong = route.prefix == DEFAULT_ROUTE or any(map(route.prefix.subnet_of, self._guarded))
+            rows.append(
+                {
+                    "peer": peer_of(route.by, routing),
+                    "prefix": str(route.prefix),
+                    "origin": origin,
+                    "why": why,
+                    "wrong": wrong and bool(why),
+                }
+            )
+        return rows
+
+    async def view(self) -> RoutingView:
+        """What `plait routing` shows, as of the last look."""
+        routing, snapshot = self._file.value, self._view.snapshot
+        if not routing.sessions:
+            return {"sessions": [], "announced": {}, "learned": [], "refused": []}
+        sessions = [session_row(name, routing, self._speakers.get(name)) for name in routing.sessions]
+        own = announced(snapshot)
+        wanted = {network for session in routing.sessions.values() for network in session.exports}
+        return {
+            "sessions": sessions,
+            "announced": {name: list(map(str, own.get(name, ()))) for name in sorted(wanted)},
+            "learned": [row for table in routing.tables for row in await self._learned(table.name)],
+            "refused": self._refused_rows(routing, snapshot),
+        }
+
+    async def _learned(self, table: str) -> list[LearnedRow]:
+        found = parse_routes(await self._bird.ask(f"show route primary table t_{table} where source != RTS_STATIC"))
+        return [{"table": table, "prefix": str(one.prefix), "via": one.via, "dev": one.dev} for one in found]
+
+
+def peer_of(name: str, routing: Routing) -> str:
+    """How people know a session: the neighbour's address, or the area and its links."""
+    for one in routing.bgp:
+        if one.name == name:
+            return str(one.neighbor)
+    for area in routing.ospf:
+        if area.name == name:
+            return f"area {area.area} on {','.join(area.links)}"
+    return name
+
+
+def wrong_text(peer: str, found: list[str]) -> str:
+    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    return f"{peer} announces {', '.join(found[:MOST_NAMED])}{more}; refused"
+
+
+def session_row(name: str, routing: Routing, speaker: Speaker | None) -> SessionRow:
+    shown = speaker or Speaker(name, "", False, "unknown to BIRD")
+    return {
+        "peer": peer_of(name, routing),
+        "protocol": name.partition("_")[0],
+        "table": routing.sessions[name].table,
+        "up": shown.up,
+        "state": shown.info,
+        "learned": shown.learned,
+        "announced": shown.announced,
+        "refused": shown.refused,
+    }

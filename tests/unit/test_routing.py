@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The routing file, BIRD's configuration made of it, and what is read from BIRD's answers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from plait.model.cluster import Block, Endpoint, Network, Node, Snapshot
+from plait.model.errors import ConfigError
+from plait.model.routing import RouteTable, table_number
+from plait.plan.announced import announced, guarded
+from plait.routing import (
+    Facts,
+    FilteredRoute,
+    LearnedRoute,
+    Routing,
+    Session,
+    Speaker,
+    bird_config,
+    parse_filtered,
+    parse_protocols,
+    parse_routes,
+    parse_routing,
+    refusal,
+)
+
+N, A = IPv4Network, IPv4Address
+FILES = Path(__file__).parents[2] / "examples/routing"
+GOLDEN = Path(__file__).parents[1] / "golden/bird/example.conf"
+HEAD = 'as = 65010\n[[table]]\nname = "red"\nnetworks = ["red", "pink"]\n'
+BGP = HEAD + '[[bgp]]\nneighbor = "192.0.2.1"\nas = 65000\n'
+OSPF = HEAD + '[[ospf]]\nlinks = ["eth0"]\n'
+FACTS = Facts(A("198.18.0.1"), {"red": (N("10.40.0.0/24"), N("10.40.7.7/32"))}, (N("10.27.0.0/16"), N("10.40.0.0/16")))
+
+
+def parsed(text: str) -> Routing:
+    return parse_routing(text, "f")
+
+
+# --- the file
+
+
+def test_what_is_not_said_is_told_by_the_rest() -> None:
+    assert parsed("") == Routing()
+    found = parsed(BGP + OSPF.removeprefix(HEAD))
+    assert found.bgp[0].session == Session("red", (), ("red", "pink")), "the only table, nothing learned, all announced"
+    assert (found.bgp[0].hold_s, found.bgp[0].bfd, found.ospf[0].area, found.ospf[0].hello_s, found.ospf[0].dead_s) == (
+        9,
+        False,
+        A(0),
+        2,
+        8,
+    )
+    assert list(found.sessions) == ["bgp_192_0_2_1", "ospf_red_0_0_0_0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("nonsense", "f: '' is not valid TOML"),
+        ("[[router]]\n", "f: 'router' is not a known key; known are as, bgp, ospf, router_id, table"),
+        ("table = 3", "f: table: 3 must be a list of [[table]]"),
+        (BGP.replace("as = 65010\n", ""), "f: as: '' must be a whole number from 1 to 4294967294"),
+        (BGP.replace("65000", "0"), "f: bgp 1: as: 0 must be a whole number from 1 to"),
+        (BGP.replace("65000", "true"), "f: bgp 1: as: True must be a whole number"),
+        (BGP + 'neighbour = "x"', "f: bgp 1: 'neighbour' is not a known key"),
+        (BGP.replace("192.0.2.1", "2001:db8::1"), "f: bgp 1: neighbor: '2001:db8::1' must be an IPv4 address"),
+        (HEAD + "[[bgp]]\nas = 1", "f: bgp 1: neighbor: '' must be a text that is not empty"),
+        (BGP + BGP.removeprefix(HEAD), "f: '192.0.2.1' is the neighbor of a [[bgp]] twice"),
+        (BGP + 'table = "blue"', "f: bgp 1: table: 'blue' is no [[table]] of this file; use one of red"),
+        (BGP.replace('[[table]]\nname = "red"\nnetworks = ["red", "pink"]\n', ""), "f: bgp 1: table: '' there is no [[table]]; add one"),
+        (BGP + 'export = ["blue"]', "f: bgp 1: export: ['blue'] names 'blue', which is none of the networks of table red"),
+        (BGP + 'import = ["10.0.0.1/8"]', "holds '10.0.0.1/8', which is no IPv4 network: 10.0.0.1/8 has host bits set"),
+        (BGP + 'import = ["0.0.0.0/0"]', "holds '0.0.0.0/0'; write \"default\" for the default route alone"),
+        (BGP + "import = []", "f: bgp 1: import: [] must be a list of texts that is not empty"),
+        (BGP + 'bfd = "yes"', "f: bgp 1: bfd: 'yes' must be true or false"),
+        (BGP + "hold_s = 2", "f: bgp 1: hold_s: 2 must be a whole number from 3 to 65535"),
+        (BGP + "password = 'a\"; reject'", "f: bgp 1: password: 'a\"; reject' is not possible: it is printable ASCII"),
+        (HEAD.replace('"red"\n', '"Red!"\n'), "f: table 1: name: 'Red!' is not possible: it starts with a letter"),
+        (HEAD + HEAD.removeprefix("as = 65010\n"), "f: 'red' is the name of a [[table]] twice"),
+        (HEAD + '[[table]]\nname = "b"\nnetworks = ["pink"]', "f: 'pink' is the network of a [[table]] twice"),
+        (OSPF.replace("eth0", "e; }"), "f: ospf 1: links: ['e; }'] holds what is no name of a link"),
+        (OSPF + 'area = "x"', "f: ospf 1: area: 'x' must be an IPv4 address"),
+        (OSPF + "hello_s = 5\ndead_s = 5", "f: ospf 1: dead_s: 5 must be a whole number from 6 to"),
+        (OSPF + OSPF.removeprefix(HEAD), "f: 'eth0' is the link of an [[ospf]] twice"),
+        (OSPF + OSPF.removeprefix(HEAD).replace("eth0", "eth1"), "f: 'ospf_red_0_0_0_0' is the area of an [[ospf]] of its table twice"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place(text: str, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parsed(text)
+    assert says in str(error.value)
+
+
+def test_two_tables_of_one_number_are_refused() -> None:
+    numbers: dict[int, str] = {}
+    for name in (f"t{n}" for n in range(1000)):
+        other = numbers.setdefault(table_number(name), name)
+        if other != name:
+            break
+    text = "".join(f'[[table]]\nname = "{name}"\nnetworks = ["n-{name}"]\n' for name in (other, name))
+    with pytest.raises(ConfigError, match="have the same number of table; rename one"):
+        parsed(text)
+
+
+def test_tables_for_the_plan_name_what_may_be_learned_of_all_their_sessions() -> None:
+    more = OSPF.removeprefix(HEAD) + 'import = ["10.201.0.0/16", "10.200.7.0/24"]\n'
+    found = parsed(BGP + 'import = ["10.200.0.0/16"]\n' + more)
+    assert found.route_tables() == (RouteTable("red", ("red", "pink"), (N("10.200.0.0/15"),)),)
+    whole = parsed(BGP + 'import = ["default", "10.0.0.0/8"]\n')
+    assert whole.route_tables()[0].outside == (N("0.0.0.0/1"), N("128.0.0.0/1")), "as no set prints the whole"
+
+
+# --- BIRD's language
+
+
+def example() -> str:
+    own = {"red": (N("10.40.0.0/24"), N("10.40.7.7/32")), "blue": (N("10.41.0.0/24"),)}
+    facts = Facts(A("198.18.0.1"), own, (N("10.27.0.0/16"), N("10.40.0.0/16"), N("10.41.0.0/16"), N("198.18.0.0/24")))
+    return bird_config(parse_routing((FILES / "routing.toml").read_text(), "f"), facts, "/run/plait/bird.log")
+
+
+def test_the_configuration_is_as_it_was_looked_at() -> None:
+    if os.environ.get("PLAIT_UPDATE_GOLDEN"):
+        GOLDEN.write_text(example())
+    assert example() == GOLDEN.read_text()
+
+
+def test_bird_takes_it_and_the_routers_files(tmp_path: Path) -> None:
+    if shutil.which("bird") is None:
+        pytest.skip("bird is not installed")
+    secret = bird_config(parsed(BGP + 'password = "s3cret"\n' + OSPF.removeprefix(HEAD) + 'password = "s3cret"\n'), FACTS, "/run/b.log")
+    assert secret.count('password "s3cret"') == 2
+    nothing = bird_config(parsed(BGP), replace(FACTS, own={}, guarded=()), "/run/b.log")
+    assert "export none" in nothing
+    texts = [example(), secret, nothing, *(path.read_text() for path in sorted(FILES.glob("*.conf")))]
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.conf").write_text(text)
+        done = subprocess.run(["bird", "-p", "-c", tmp_path / f"{number}.conf"], capture_output=True, text=True, check=False, timeout=10)
+        assert done.returncode == 0, done.stderr
+
+
+def test_only_named_networks_are_announced() -> None:
+    text = bird_config(
+        parsed(BGP + 'export = ["pink"]\n'), replace(FACTS, own={"red": (N("10.1.0.0/24"),), "pink": (N("10.2.0.0/24"),)}), "l"
+    )
+    assert "net ~ [ 10.2.0.0/24 ]" in text and "route 10.1.0.0/24 blackhole" in text
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("prefix", "why"),
+    [
+        ("10.200.0.0/16", ""),
+        ("10.200.7.0/24", ""),
+        ("10.0.0.0/8", "nothing that `import` names"),
+        ("192.0.2.0/24", "nothing that `import` names"),
+        ("0.0.0.0/0", "the default route, which `import` does not name"),
+        ("10.200.99.0/24", "ours"),
+        ("10.200.99.7/32", "ours"),
+    ],
+)
+def test_why_an_announcement_is_refused(prefix: str, why: str) -> None:
+    session = Session("red", (N("10.200.0.0/16"),), ())
+    assert refusal(N(prefix), session, {N("10.200.99.0/24"): "ours"}) == why
+
+
+def test_a_default_route_is_taken_where_it_is_named_and_names_nothing_else() -> None:
+    session = Session("red", (N("0.0.0.0/0"),), ())
+    assert refusal(N("0.0.0.0/0"), session, {}) == "" and refusal(N("10.0.0.0/8"), session, {}) != ""
+    assert "if net ~ [ 0.0.0.0/0 ] then accept;" in bird_config(parsed(BGP + 'import = ["default"]\n'), FACTS, "l")
+
+
+MESH = Network("red", N("10.40.0.0/16"), A("10.40.0.1"), 24)
+SNAPSHOT = Snapshot(
+    "A",
+    1,
+    {name: Node(name, name, A(f"198.18.0.{n}")) for n, name in enumerate("AB", 1)},
+    frozenset("AB"),
+    {
+        n.name: n
+        for n in (
+            MESH,
+            replace(MESH, name="shut", subnet=N("10.41.0.0/16"), internal=True),
+            replace(MESH, name="dark", subnet=N("10.42.0.0/16"), backend="wireguard"),
+            replace(MESH, name="link", subnet=N("10.43.0.0/16"), backend="macvlan", options={"parent": "eth0"}),
+        )
+    },
+    {
+        (b.network, b.cidr): b
+        for b in (
+            Block(n, N(f"10.{s}.{c}.0/24"), node) for n, s in (("red", 40), ("shut", 41), ("dark", 42)) for c, node in ((1, "A"), (2, "B"))
+        )
+    },
+    {"e": Endpoint("e", "red", "A", A("10.40.2.9"), "02:00:00:00:00:01", "pl-e1", "sandbox")},
+)
+
+
+def test_a_node_announces_its_blocks_and_single_addresses_of_networks_that_may_be_seen() -> None:
+    assert announced(SNAPSHOT) == {"red": (N("10.40.1.0/24"), N("10.40.2.9/32"))}
+
+
+def test_nobody_outside_may_have_what_is_of_the_cluster_or_this_host() -> None:
+    found = guarded(SNAPSHOT, [(IPv4Interface("192.0.2.7/24"), "eth0"), (IPv4Interface("127.0.0.1/8"), "lo")])
+    assert found[N("10.42.0.0/16")] == "addresses of plait's network dark" and found[N("10.27.0.0/16")] == "virtual addresses of services"
+    assert found[N("198.18.0.2/32")] == "the host of node B" and found[N("192.0.2.0/24")] == "this host's own link eth0"
+
+
+# --- what BIRD answers
+
+PROTOCOLS = """\
+Name       Proto      Table      State  Since         Info
+device1    Device     ---        up     00:07:50.829
+
+k_red      Kernel     t_red      up     00:07:50.829
+  Channel ipv4
+    Routes:         0 imported, 1 exported, 0 preferred
+
+bgp_198_18_0_3 BGP        ---        up     00:07:51.762  Established
+  BGP state:          Established
+    Neighbor address: 198.18.0.3
+  Channel ipv4
+    State:          UP
+    Routes:         1 imported, 2 filtered, 3 exported, 1 preferred
+
+bgp_198_18_0_4 BGP        ---        start  00:07:51.762  Active        Socket: Connection refused
+  BGP state:          Active
+    Last error:       Socket: Connection refused
+  Channel ipv4
+    State:          DOWN
+
+ospf_red_0_0_0_0 OSPF       t_red      up     2026-12-01  Running
+  Channel ipv4
+    Routes:         1 imported, 3 filtered, 1 exported, 1 preferred
+
+ospf_red_0_0_0_1 OSPF       t_red      up     2026-12-01 10:00:00  Alone
+  Channel ipv4
+    Routes:         0 imported, 0 exported, 0 preferred
+"""
+FILTERED = """\
+Table t_red:
+0.0.0.0/0            unicast [bgp_198_18_0_3 00:07:54.065] * (100) [AS65000i]
+	via 198.18.0.3 on eth0
+	Type: BGP univ
+	BGP.origin: IGP
+	BGP.as_path: 65000 {65001 65002} 65003
+	BGP.next_hop: 198.18.0.3
+10.28.99.0/24        unicast [ospf_red_0_0_0_0 00:09:59.057] * E2 (150/10/10000) [198.18.0.4]
+	via 198.18.0.4 on eth0
+	Type: OSPF-E2 univ
+	OSPF.router_id: 198.18.0.4
+198.18.0.0/24        unicast [ospf_red_0_0_0_0 00:09:59.057] * I (150/10) [198.18.0.4]
+	dev eth0
+	Type: OSPF univ
+	OSPF.router_id: 198.18.0.4
+"""
+ROUTES = """\
+Table t_red:
+10.200.0.0/16        unicast [ospf_red_0_0_0_0 00:09:59.057] * E2 (150/10/10000) [198.18.0.4]
+	via 198.18.0.4 on eth0
+	via 198.18.0.5 on eth1
+10.201.0.0/16        unicast [ospf_red_0_0_0_0 00:09:59.057] * I (150/10) [198.18.0.4]
+	dev eth0
+"""
+
+
+def test_who_speaks_and_in_which_state() -> None:
+    found = parse_protocols(PROTOCOLS.splitlines())
+    assert list(found.values()) == [
+        Speaker("bgp_198_18_0_3", "BGP", True, "Established", learned=1, refused=2, announced=3),
+        Speaker("bgp_198_18_0_4", "BGP", False, "Active Socket: Connection refused"),
+        Speaker("ospf_red_0_0_0_0", "OSPF", True, "Running", learned=1, refused=3, announced=1),
+        Speaker("ospf_red_0_0_0_1", "OSPF", False, "Alone"),
+    ]
+
+
+def test_what_was_refused_and_what_is_used() -> None:
+    assert parse_filtered(FILTERED.splitlines()) == [
+        FilteredRoute(N("0.0.0.0/0"), "bgp_198_18_0_3", path=(65000, 65003)),
+        FilteredRoute(N("10.28.99.0/24"), "ospf_red_0_0_0_0", origin="198.18.0.4"),
+        FilteredRoute(N("198.18.0.0/24"), "ospf_red_0_0_0_0", origin="198.18.0.4", within_area=True),
+    ]
+    assert parse_routes(ROUTES.splitlines()) == [
+        LearnedRoute(N("10.200.0.0/16"), "ospf_red_0_0_0_0", "198.18.0.4", "eth0"),
+        LearnedRoute(N("10.201.0.0/16"), "ospf_red_0_0_0_0", "", "eth0"),
+    ]
+
+
+@pytest.mark.parametrize("junk", ["", "999.1.1.1/40 unicast [x y]", "10.0.0.1/8 unicast [x y]", "\x00", "bgp_x BGP", "10.0.0.0/8"])
+def test_junk_is_left_out(junk: str) -> None:
+    assert parse_protocols([junk]) == {} and parse_filtered([junk]) == [] and parse_routes([junk]) == []

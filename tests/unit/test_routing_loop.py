@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop that keeps BIRD in line with the routing file and turns what it says into conditions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+
+import pytest
+from tests.unit.test_routing import BGP, FILTERED, OSPF, PROTOCOLS, ROUTES, SNAPSHOT
+
+from plait.agent import ownfile, routing
+from plait.agent.birdprocess import BirdError
+from plait.agent.health import Health
+from plait.agent.journal import Journal
+from plait.agent.routing import PATIENCE_S, RoutingLoop
+from plait.model.cluster import Snapshot
+from plait.model.errors import NotSupported
+from plait.model.objects import Addr
+from plait.model.routing import table_number
+
+TWO = BGP.replace("192.0.2.1", "198.18.0.3") + 'import = ["10.200.0.0/16"]\n' + OSPF.partition("[[ospf]]")[1] + '\nlinks = ["eth0"]\n'
+UP = PROTOCOLS
+DOWN = PROTOCOLS.replace("up     00:07:51.762  Established", "start  00:07:51.762  Active     ")
+
+
+class Bird:
+    """Takes every configuration and answers as it is told to."""
+
+    log = Path("/run/bird.log")
+
+    def __init__(self) -> None:
+        self.starts, self.config, self.stopped = 0, "", 0
+        self.protocols, self.refuses = UP, ""
+        self.error: Exception | None = None
+
+    async def bring(self, config: str) -> bool:
+        if self.error is not None:
+            raise self.error
+        fresh, self.config = config != self.config, config
+        return fresh
+
+    async def ask(self, command: str) -> list[str]:
+        if command == "show protocols all":
+            return self.protocols.splitlines()
+        if command.startswith("show route filtered protocol"):
+            by = command.split()[4]
+            blocks = FILTERED.replace("\n1", "\n\n1").split("\n\n")
+            return [line for block in blocks if f"[{by} " in block for line in block.splitlines()]
+        assert command == "show route primary table t_red where source != RTS_STATIC"
+        return ROUTES.splitlines()
+
+    async def stop(self) -> bool:
+        self.config, self.stopped = "", self.stopped + 1
+        return True
+
+
+class Tables:
+    def __init__(self) -> None:
+        self.flushed: list[tuple[int, ...]] = []
+
+    def addresses(self) -> list[Addr]:
+        return [Addr("eth0", IPv4Interface("198.18.0.1/24"))]
+
+    def table_sizes(self) -> dict[int, int]:
+        return {}
+
+    def flush_tables(self, kept: tuple[int, ...] = ()) -> None:
+        self.flushed.append(kept)
+
+
+class View:
+    snapshot: Snapshot = SNAPSHOT
+
+    def subscribe(self, listener: object) -> None:
+        self.listener = listener
+
+
+class Case:
+    """A loop with a file that the test writes; `passes` waits for some more looks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.bird, self.tables, self.view = folder / "routing.toml", Bird(), Tables(), View()
+        self.journal, self.health, self.now, self.changes = Journal(folder / "journal.db"), Health(lambda: 0.0), 0.0, 0
+        parts = self.path, self.bird, self.view, self.tables, self.journal, self.health
+        self.loop = RoutingLoop(*parts, self._changed, lambda: self.now)  # type: ignore[arg-type]
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    async def passes(self, count: int = 3) -> None:
+        await asyncio.sleep(0.02 * count)
+
+    def texts(self, code: str) -> dict[str, str]:
+        return {active.subject: active.text for active in self.health.active() if active.condition.code == code}
+
+
+@pytest.fixture
+async def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Case]:
+    monkeypatch.setattr(routing, "EVERY_S", 0.005)
+    monkeypatch.setattr(ownfile, "EVERY_S", 0.005)
+    made = Case(tmp_path)
+    running = asyncio.create_task(made.loop.run())
+    yield made
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+    made.journal.close()
+
+
+async def test_without_a_file_there_is_no_daemon_and_nothing_is_left_of_an_earlier_one(case: Case) -> None:
+    await case.passes()
+    assert case.bird.config == "" and case.bird.stopped == 1 and case.tables.flushed == [()]
+    assert await case.loop.view() == {"sessions": [], "announced": {}, "learned": [], "refused": []}
+
+
+async def test_the_file_is_followed_and_an_entry_that_goes_leaves_no_routes(case: Case) -> None:
+    case.path.write_text(TWO)
+    await case.passes()
+    assert "neighbor 198.18.0.3" in case.bird.config and case.changes == 1
+    assert [table.number for table in case.loop.tables] == [table_number("red")] == list(case.tables.flushed[-1])
+    case.path.write_text(TWO + "nonsense")
+    await case.passes()
+    assert "routing of before stay" in case.texts("routing-refused")[str(case.path)] and case.changes == 1
+    case.path.unlink()
+    await case.passes()
+    assert case.bird.config == "" and case.tables.flushed[-1] == () and case.loop.tables == () and not case.health.active()
+
+
+async def test_what_is_shown(case: Case) -> None:
+    case.path.write_text(TWO)
+    await case.passes()
+    view = await case.loop.view()
+    assert [(row["peer"], row["protocol"], row["up"], row["learned"], row["refused"]) for row in view["sessions"]] == [
+        ("198.18.0.3", "bgp", True, 1, 2),
+        ("area 0.0.0.0 on eth0", "ospf", True, 1, 3),
+    ]
+    assert view["announced"] == {"pink": [], "red": ["10.40.1.0/24", "10.40.2.9/32"]}
+    assert view["learned"][0] == {"table": "red", "prefix": "10.200.0.0/16", "via": "198.18.0.4", "dev": "eth0"}
+    assert [(row["prefix"], row["origin"], row["wrong"]) for row in view["refused"]] == [
+        ("0.0.0.0/0", "AS 65003", True),
+        ("10.28.99.0/24", "198.18.0.4", False),
+    ], "the link that all share is in every area"
+
+
+async def test_wrong_announcements_are_a_condition_unless_another_node_makes_them(case: Case) -> None:
+    case.path.write_text(TWO)
+    await case.passes()
+    assert case.texts("routing-wrong") == {
+        "198.18.0.3": "198.18.0.3 announces 0.0.0.0/0 (the default route, which `import` does not name); refused"
+    }
+    case.view.snapshot = with_network("10.28.0.0/16")
+    await case.passes()
+    assert "10.28.99.0/24 (addresses of plait's network more)" in case.texts("routing-wrong")["area 0.0.0.0 on eth0"]
+    case.view.snapshot = with_network("10.28.0.0/16", node="198.18.0.4")
+    await case.passes()
+    assert list(case.texts("routing-wrong")) == ["198.18.0.3"]
+
+
+def with_network(subnet: str, node: str = "198.18.0.2") -> Snapshot:
+    more = replace(SNAPSHOT.networks["red"], name="more", subnet=IPv4Network(subnet))
+    nodes = SNAPSHOT.nodes | {"B": replace(SNAPSHOT.nodes["B"], address=IPv4Address(node))}
+    return replace(SNAPSHOT, networks={**SNAPSHOT.networks, "more": more}, nodes=nodes)
+
+
+async def test_a_session_that_never_came_up_is_named_after_a_while(case: Case) -> None:
+    case.bird.protocols = DOWN
+    case.path.write_text(TWO)
+    await case.passes()
+    assert case.texts("routing-down") == {}
+    case.now = PATIENCE_S
+    await case.passes()
+    assert case.texts("routing-down") == {"198.18.0.3": "no routes are exchanged: Active"}
+    case.bird.protocols = UP
+    await case.passes()
+    assert case.texts("routing-down") == {}
+
+
+async def test_a_session_that_was_up_is_named_at_once(case: Case) -> None:
+    case.path.write_text(TWO)
+    await case.passes()
+    case.bird.protocols = DOWN
+    await case.passes()
+    assert list(case.texts("routing-down")) == ["198.18.0.3"]
+
+
+async def test_networks_that_cannot_take_part_are_named(case: Case) -> None:
+    case.path.write_text(TWO.replace('"pink"', '"shut", "dark", "link", "none"'))
+    await case.passes()
+    assert case.texts("routing-network") == {
+        "shut": "network shut takes no part in routing: it is internal",
+        "dark": "network dark takes no part in routing: it is encrypted, and nothing of it may leave in clear",
+        "link": "network link takes no part in routing: its containers are on a link of the hosts, whose routers know it",
+        "none": "network none takes no part in routing: there is no such network",
+    }
+
+
+@pytest.mark.parametrize("error", [BirdError("BIRD refuses: x"), NotSupported("BIRD 2 is not installed"), OSError(13, "denied")])
+async def test_a_daemon_that_cannot_be_had_is_a_condition_and_is_tried_again(case: Case, error: Exception) -> None:
+    case.path.write_text(TWO)
+    case.bird.error = error
+    await case.passes()
+    assert str(error) in case.texts("routing-daemon")["bird"]
+    case.bird.error = None
+    await case.passes()
+    assert not case.texts("routing-daemon") and case.bird.config
