@@ -21,6 +21,7 @@ from plait.ipam import PoolChange
 from plait.model import errors
 from plait.model.addr import parse_range
 from plait.model.cluster import PortMapping
+from plait.model.egress import Egress, EgressGateway
 from plait.model.limits import Limit, Limits
 from plait.model.ports import parse_held
 from plait.model.requests import NetworkRequest, NewSandbox
@@ -203,6 +204,12 @@ CALLS: list[tuple[Callable[[AdminClient], object], tuple[Any, ...]]] = [
         ("change_service", "shop", ServiceChange((ServicePort("tcp", 81, 81),), {"a": "b"}, None, True, (), ("web",))),
     ),
     (lambda c: c.remove_service("lab/shop"), ("remove_service", "lab/shop")),
+    (lambda c: c.egresses(), ("egresses",)),
+    (
+        lambda c: c.put_egress("out", "mesh", {"app": "web"}, ["A", "B=192.0.2.7"]),
+        ("put_egress", Egress("out", "mesh", (EgressGateway("A"), EgressGateway("B", IPv4Address("192.0.2.7"))), {"app": "web"})),
+    ),
+    (lambda c: c.remove_egress("out"), ("remove_egress", "out")),
     (lambda c: c.create_sandbox("web"), ("create_sandbox", NewSandbox("web"))),
     (
         lambda c: c.create_sandbox("web", "mesh", "10.30.0.7", {"k": "v"}, ("8080:80", "53:53/udp"), ("www",), share="db"),

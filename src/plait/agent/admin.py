@@ -23,6 +23,7 @@ from plait.agent.kernelwork import KernelWork
 from plait.agent.keys import rotate_key
 from plait.agent.limits import LimitBook
 from plait.agent.operations import AgentOperations
+from plait.agent.outward import Outward
 from plait.agent.policies import Policies
 from plait.agent.publications import Publications
 from plait.agent.removal import forget_node
@@ -34,6 +35,8 @@ from plait.agent.view import View
 from plait.ipam import PoolChange, Reservation
 from plait.ipam.merge import VERSION, ClusterExport, conflicts, export
 from plait.model.cluster import Endpoint, Network, PortMapping, published_text
+from plait.model.egress import Egress
+from plait.model.egressreport import EgressRow
 from plait.model.errors import ConfigError, Conflict, NotFound
 from plait.model.limits import Limits
 from plait.model.objects import Plan
@@ -99,7 +102,7 @@ class AdminParts:
     joining: Joining
     policies: Policies
     services: Services
-    routing: Callable[[], Awaitable[RoutingView]]
+    outward: Outward
 
 
 class AgentAdmin:
@@ -162,7 +165,16 @@ class AgentAdmin:
         return self._p.underlay.paths.rows()
 
     async def routing(self) -> RoutingView:
-        return await self._p.routing()
+        return await self._p.outward.routing.view()
+
+    async def egresses(self) -> list[EgressRow]:
+        return self._p.outward.egresses.rows()
+
+    async def put_egress(self, wanted: Egress) -> EgressRow:
+        return await self._p.outward.egresses.put(wanted)
+
+    async def remove_egress(self, name: str) -> None:
+        await self._p.outward.egresses.remove(name)
 
     async def reserve_address(self, network: str, name: str, address: IPv4Address) -> None:
         await self._p.addresses.assigned.reserve(self._network(network), name, address)

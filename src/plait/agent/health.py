@@ -258,6 +258,18 @@ REGISTRY: dict[str, Condition] = {
             "Correct its name, or take it out of the file: internal and encrypted networks stay inside.",
         ),
         Condition(
+            "egress-lost",
+            "error",
+            "Containers do not get out: no gateway of their egress rule is reached",
+            "Bring one of the hosts that are named back, or name others with `plait egress set`. Nothing leaves by another way.",
+        ),
+        Condition(
+            "egress-address",
+            "error",
+            "This host is a gateway under an address that it does not have",
+            "Give one of its links that address, or name another with `plait egress set NAME --via NODE=ADDRESS`.",
+        ),
+        Condition(
             "pool-exhausted",
             "warning",
             "A pool has no block left for this node",

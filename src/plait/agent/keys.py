@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from plait.model.cluster import Assigned, Block, Container, Endpoint, Ghosts, HostRanges, Instance, Network, Node, Reach
 from plait.model.discovery import CatalogNode, Check, OtherTags
+from plait.model.egress import Egress
 from plait.model.policy import Namespace, Policy
 from plait.model.service import Service
 
@@ -27,6 +28,7 @@ Record = (
     | Policy
     | Namespace
     | Service
+    | Egress
 )
 
 TYPES: dict[str, type[Record]] = {
@@ -48,6 +50,7 @@ TYPES: dict[str, type[Record]] = {
     "policies": Policy,
     "namespaces": Namespace,
     "services": Service,
+    "egress": Egress,
 }
 """What is stored below `<kind>/`. The kinds of `catalog/` hold what was put into the catalogue by others than the node's own agent."""
 NETWORK_GUARD = "guards/networks"
@@ -112,6 +115,10 @@ def service_key(ident: tuple[str, str]) -> str:
     return f"services/{ident[0]}/{ident[1]}"
 
 
+def egress_key(name: str) -> str:
+    return f"egress/{name}"
+
+
 def vip_key(address: IPv4Address) -> str:
     """Holds which service (NAMESPACE/NAME) has the virtual address."""
     return f"vips/{address}"
@@ -140,6 +147,8 @@ def record_key(record: Record) -> str:
             return namespace_key(record.name)
         case Service():
             return service_key(record.ident)
+        case Egress():
+            return egress_key(record.name)
         case Endpoint():
             return f"endpoints/{record.node}/{record.id}"
         case Container():

@@ -13,6 +13,7 @@ from typing import Any
 from plait.agent.keys import TYPES, Record, kind_of
 from plait.model.cluster import Assigned, Block, Container, Endpoint, Ghosts, HostRanges, Instance, Network, Node, Reach, Snapshot
 from plait.model.discovery import CatalogNode, Check, OtherTags
+from plait.model.egress import Egress
 from plait.model.policy import Namespace, Policy
 from plait.model.service import Service
 
@@ -74,6 +75,7 @@ class Merged:
             policies=self._map("policies"),
             namespaces=self._map("namespaces"),
             services=self._map("services"),
+            egress=self._map("egress"),
         )
 
     def _thaw(self, kind: str, ident: Hashable) -> None:
@@ -123,5 +125,5 @@ def _ident(record: Record) -> Hashable:
             return record.node
         case Policy() | Service():
             return record.ident
-        case Node() | Network() | CatalogNode() | Namespace():
+        case Node() | Network() | CatalogNode() | Namespace() | Egress():
             return record.name

@@ -32,7 +32,7 @@ from plait.store.peek import shown_value
 
 Items = Mapping[str, bytes]
 _AHEAD, _AFTER = ("endpoints", "queries", "kv"), ("containers", "instances", "checks")
-_ONCE = ("ghosts", "hostranges", "coordinates", "reach", "policies", "namespaces", "services", "vips")
+_ONCE = ("ghosts", "hostranges", "coordinates", "reach", "policies", "namespaces", "services", "vips", "egress")
 _SHARED = (
     "catalog/nodes",
     "catalog/instances",
@@ -44,6 +44,7 @@ _SHARED = (
     "namespaces",
     "services",
     "vips",
+    "egress",
 )
 """Kinds of which both may hold the same record, but not two different ones under one key."""
 _NAMES = {
@@ -52,6 +53,7 @@ _NAMES = {
     "policies": "policy",
     "namespaces": "namespace",
     "services": "service",
+    "egress": "egress rule",
     "vips": "virtual address",
 }
 _QUERIES = "queries"

@@ -131,7 +131,8 @@ class Plumbing:
 
     def _judged_together(self) -> bool:
         """Whether what one endpoint is decides over the objects of others."""
-        return bool(governed(self._view.snapshot) or self._view.snapshot.services)
+        snapshot = self._view.snapshot
+        return bool(governed(snapshot) or snapshot.services or any(egress.selector for egress in snapshot.egress.values()))
 
     def _entrances(self, endpoints: Sequence[Endpoint]) -> list[KernelObject]:
         """What the links of these endpoints do to what comes in by them; those on links of the host do nothing."""

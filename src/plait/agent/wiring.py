@@ -15,7 +15,6 @@ from plait.agent.addresses import Addresses
 from plait.agent.addressing import Addressing, learned
 from plait.agent.admin import AdminParts, AgentAdmin
 from plait.agent.announcer import Announcer
-from plait.agent.birdprocess import BirdProcess
 from plait.agent.config import Config, Paths, load_config
 from plait.agent.dhcp import Leases
 from plait.agent.dhcpwires import Wires
@@ -42,6 +41,7 @@ from plait.agent.neighbours import Neighbours
 from plait.agent.networks import Networks
 from plait.agent.node import LEASE_TTL_S, NodeLoops, Parts
 from plait.agent.operations import AgentOperations
+from plait.agent.outward import Outward
 from plait.agent.policies import Policies
 from plait.agent.publications import Publications
 from plait.agent.publisher import Publisher
@@ -49,7 +49,6 @@ from plait.agent.ranges import RangesFile
 from plait.agent.reconciler import Reconciler
 from plait.agent.removal import Forgetting
 from plait.agent.rotation import Doors, Rotation
-from plait.agent.routing import RoutingLoop
 from plait.agent.sandboxes import Sandboxes
 from plait.agent.services import Services
 from plait.agent.storeplace import StorePlace
@@ -104,7 +103,7 @@ class _Wiring:
         self.ranges = RangesFile(paths.ranges, journal, self.health, lambda: self.loops.refresh_node())
         ranges = lambda: self.ranges.ranges  # noqa: E731
         self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge, config.reuse_after_s, ranges)
-        self.addressing, self.routing = Addressing(self.addresses, self.leases, self.view, self.work.put), self._routing()
+        self.addressing = Addressing(self.addresses, self.leases, self.view, self.work.put)
         self.publisher, self.dns = Publisher(self.view, store, self.view.caught_up), self._dns()
         self.resolvers = HostResolvers(self.dns.set_upstreams)
         home = HostAddress.of(config, identity, self.kernel, self.health)
@@ -114,7 +113,7 @@ class _Wiring:
         self.tunnels = Tunnels(lambda: self.view.snapshot, self.kernel, self.health, self._on_tunnels)
         self.rotation, self._linked = self._rotation(), asyncio.Event()
         self.limits = self._limits()
-        self.loops = NodeLoops(self._parts(), DEFAULT_NETWORK)
+        self.outward, self.loops = self._outward(), NodeLoops(self._parts(), DEFAULT_NETWORK)
         self.reconciler = self._reconciler()
         self.ops, self.policies = self._operations(), Policies(self.view, store, self.reconciler.once, self.kernel)
         self.following = Following(self.view, self.leases, self.ops, self.health, linux.readdress, lambda: self.reconciler.mark())
@@ -162,9 +161,9 @@ class _Wiring:
         able, learn = self.kernel.capabilities, partial(learned, self.leases)
         return Networks(self.view, self.store, DEFAULT_NETWORK, self.view.caught_up, self.host_ranges.look, able, learn)
 
-    def _routing(self) -> RoutingLoop:
-        parts = self.view, self.kernel, self.journal, self.health
-        return RoutingLoop(self.paths.routing, BirdProcess(self.paths.run), *parts, lambda: self.reconciler.mark())
+    def _outward(self) -> Outward:
+        parts = self.paths, self.view, self.store, self.journal, self.health, self.kernel
+        return Outward(*parts, lambda: self.reconciler.mark(), lambda: self.reconciler.once())
 
     def _dns(self) -> DnsService:
         names: OnQuery = lambda *query: self.discovery.names(*query)  # noqa: E731
@@ -194,7 +193,7 @@ class _Wiring:
             leases=lambda: self.host_leases.known,
             limits=self.limits,
             uplink=self._uplink(),
-            tables=lambda: self.routing.tables,
+            tables=lambda: self.outward.routing.tables,
         )
 
     def _limits(self) -> LimitBook:
@@ -291,7 +290,7 @@ class _Wiring:
                 self.host_ranges.run(),
                 Forgetting(self.view, self.store, self.config.forget_after_s, lambda: self.replica.connected).run(),
                 self.ranges.run(),
-                self.routing.run(),
+                *self.outward.loops(),
                 self.addresses.assigned.run(),
                 self.leases.run(),
                 self.following.run(),
@@ -357,7 +356,7 @@ class _Wiring:
             caught_up=self.view.caught_up,
             services=self.services,
             policies=self.policies,
-            routing=self.routing.view,
+            outward=self.outward,
             joining=Joining(self.view, self.store, self.replica.items, self.joiner, not self.identity.store, DEFAULT_NETWORK),
         )
 

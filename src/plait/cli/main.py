@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "wait": "plait.cli.status",
     "paths": "plait.cli.paths",
     "routing": "plait.cli.routing",
+    "egress": "plait.cli.egress",
     "nodes": "plait.cli.listing",
     "node": "plait.cli.listing",
     "ps": "plait.cli.listing",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import cast
 from urllib.parse import quote, urlencode
 
+from plait.model.egressreport import EgressRow
 from plait.model.errors import PlaitError
 from plait.model.policyreport import AppliedRow, DropRow, NamespaceRow, PolicyPlan, PolicyRow, PolicyTest, PolicyView
 from plait.model.report import (
@@ -262,6 +263,17 @@ class AdminClient:
 
     def remove_service(self, name: str) -> None:
         self._call("DELETE", f"services/{quote(name, '')}")
+
+    def egresses(self) -> list[EgressRow]:
+        return cast(list[EgressRow], self._call("GET", "egress"))
+
+    def put_egress(self, name: str, network: str, selector: Mapping[str, str], via: Sequence[str]) -> EgressRow:
+        """Make an egress rule, or another in its place. `via`: NODE or NODE=ADDRESS, in their order."""
+        body = {"network": network, "selector": dict(selector), "via": list(via)}
+        return cast(EgressRow, self._call("PUT", f"egress/{quote(name, '')}", body))
+
+    def remove_egress(self, name: str) -> None:
+        self._call("DELETE", f"egress/{quote(name, '')}")
 
     def create_sandbox(
         self,

@@ -362,7 +362,8 @@ def _rule(rule: Rule) -> str:
     to = f" to {rule.dst}" if rule.dst is not None else ""
     table = "main" if rule.table == MAIN_TABLE else rule.table
     action = f"lookup {table}{' suppress_prefixlength 0' if rule.specific else ''}" if rule.table else "unreachable"
-    return f"from {rule.source}{to} {action} pref {rule.priority} protocol {ROUTE_PROTOCOL}"
+    source = f"{rule.source if rule.source.prefixlen else 'all'}{f' fwmark {rule.mark:#x}' if rule.mark else ''}"
+    return f"from {source}{to} {action} pref {rule.priority} protocol {ROUTE_PROTOCOL}"
 
 
 def _route(route: Route) -> str:
@@ -376,6 +377,8 @@ def _route(route: Route) -> str:
         words.append(f"scope {route.scope}")
     if route.src is not None:
         words.append(f"src {route.src}")
+    if route.table:
+        words.append(f"table {route.table}")
     if route.metric:
         words.append(f"metric {route.metric}")
     if route.mtu:

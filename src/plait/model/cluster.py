@@ -15,6 +15,7 @@ from typing import Literal
 from plait.model.addr import AddressRange, EitherAddress, EitherNetwork, IPAddress, at_port, unique_local
 from plait.model.addr import Protocol as Protocol
 from plait.model.discovery import CatalogNode, Check
+from plait.model.egress import Egress
 from plait.model.leases import Leased
 from plait.model.limits import Limits
 from plait.model.policy import Namespace, Policy
@@ -394,3 +395,4 @@ class Snapshot:
     policies: Mapping[tuple[str, str], Policy] = field(default_factory=dict)
     namespaces: Mapping[str, Namespace] = field(default_factory=dict)
     services: Mapping[tuple[str, str], Service] = field(default_factory=dict)
+    egress: Mapping[str, Egress] = field(default_factory=dict)

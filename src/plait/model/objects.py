@@ -175,7 +175,7 @@ class Addr:
 @dataclass(frozen=True, slots=True)
 class Route:
     """`via` with `onlink` set for tunnel next hops. `kind` "blackhole"/"unreachable" has no dev. `src` is the preferred source.
-    IPv6 has no scopes, and `metric` 0 is what the kernel takes by itself (1024 there)."""
+    IPv6 has no scopes, and `metric` 0 is what the kernel takes by itself (1024 there). `table` 0 is `main`."""
 
     dst: IPNetwork
     dev: str = ""
@@ -186,10 +186,11 @@ class Route:
     kind: str = "unicast"
     scope: str = "global"
     metric: int = 0
+    table: int = 0
 
     @property
     def key(self) -> Key:
-        return ("route", str(self.dst), str(self.metric))
+        return ("route", str(self.dst), str(self.metric), *([str(self.table)] if self.table else []))
 
 
 @dataclass(frozen=True, slots=True)

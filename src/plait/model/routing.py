@@ -41,14 +41,17 @@ class RouteTable:
 @dataclass(frozen=True, slots=True)
 class Rule:
     """A rule by which the kernel chooses a table (ip-rule(8)), of protocol 112: packets from `source` to `dst` (None: to anybody) are
-    routed by `table`, or (0) refused as unreachable. `specific`: a default route there does not count. It is all key, and never changed."""
+    routed by `table`, or (0) refused as unreachable. `specific`: a default route there does not count.
+    `mark`: those alone that the firewall gave it, 0 for all. It is all key, and never changed."""
 
     priority: int
     source: IPv4Network
     table: int = 0
     dst: IPv4Network | None = None
     specific: bool = False
+    mark: int = 0
 
     @property
     def key(self) -> Key:
-        return ("rule", str(self.priority), str(self.source), str(self.dst or "all"), f"{self.table}{'+' if self.specific else ''}")
+        which = f"{self.source}{f' mark {self.mark}' if self.mark else ''}"
+        return ("rule", str(self.priority), which, str(self.dst or "all"), f"{self.table}{'+' if self.specific else ''}")

@@ -21,6 +21,7 @@ from plait.model.leases import Leased
 from plait.model.objects import GATEWAY_LINK, PREFIX, Addr, BridgeLink, EndpointLink, Fdb, KernelObject, Plan, Route, Sysctl, VxlanLink
 from plait.plan.dual import endpoint6_objects, families, gateways6, inside6
 from plait.plan.early import early_objects
+from plait.plan.egress import egress_objects
 from plait.plan.exposed import HOST, exposed_here, host_objects, spoken
 from plait.plan.firewall import direct_objects, firewall_objects, handed_objects, relay_objects
 from plait.plan.hostlease import host_lease_objects
@@ -74,7 +75,8 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
         objects += endpoint_limits(member(snapshot, network), network, endpoint, local.limiting)
     objects = [*spoken(objects, snapshot, exposed), *narrow_objects(sandboxes, snapshot.networks, peers, local.netns)]
     handed = [n for n in direct if not n.internal and any(map(_hands_on, peers[n.name]))] if local.underlay and not local.gateway else []
-    told = local.clients, local.trusting, vips.kept, outside_objects(snapshot.networks, local.tables)
+    beyond = egress_objects(snapshot, snapshot.networks, peers) + outside_objects(snapshot.networks, local.tables)
+    told = local.clients, local.trusting, vips.kept, beyond
     objects += firewall_objects(snapshot, networks, local.gateway, handed, local.underlay, bool(direct), policies, *told)
     objects += [*local.policing.objects(policies, families(networks)), *vips.objects, *host_lease_objects(networks, local.leases)]
     objects += [*direct_objects(direct, local.underlay, policies, vips.kept), *port_limit_objects(sandboxes, local.limiting)]

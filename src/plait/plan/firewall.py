@@ -17,8 +17,8 @@ from plait.model.cluster import Endpoint, Network, Snapshot
 from plait.model.hostlinks import Key
 from plait.model.objects import PREFIX, HookRule, KernelObject, NftChain, NftSet, Plan
 from plait.plan.apart import not_routed
+from plait.plan.beyond import Beyond
 from plait.plan.dual import V4, V6, Family, families
-from plait.plan.outside import INBOUND, OUTBOUND
 from plait.plan.policy import tracked
 from plait.plan.ports import client_sets, hidden_chain, inbound, outbound, port_sets
 from plait.policy.compile import Compiled
@@ -32,7 +32,7 @@ _INSIDE = ("pl-e*", "pl-b*")
 _GUARDS = tuple(NftSet(name, "ipv4_addr", frozenset()).key for name in ("pools", "internal", "encrypted"))
 """Of IPv4 alone: those of IPv6 are changed with them, in one transaction."""
 _TO_MANY = 'iifname "pl-b*" oifname "pl-b*" meta pkttype { broadcast, multicast } accept'
-_NO_POLICIES = Compiled()
+_NO_POLICIES, _NOTHING_BEYOND = Compiled(), Beyond()
 N = TypeVar("N", IPv4Network, IPv6Network)
 _PLAIN_NETWORKS = 8
 """So many networks are matched by a rule each, which is quicker than a look-up in a set of pairs of ranges (measured: 36,300 round trips a
@@ -50,26 +50,25 @@ def firewall_objects(
     clients: Sequence[IPNetwork] = (),
     trusting: bool = False,
     kept: Sequence[str] = (),
-    outside: Sequence[KernelObject] = (),
+    beyond: Beyond = _NOTHING_BEYOND,
 ) -> list[KernelObject]:
     """Chains, sets and maps of the table, and the rules in Docker's documented hook that let overlay traffic pass its FORWARD policy.
     `handed`: networks for which a gateway on the link `underlay` hands on what comes from outside; `direct`: whether hosts send to
     containers by that link; `policies`: what they want of this node; `clients`: who may come to published ports, () for everybody;
     `trusting`: nobody else judges what the host itself receives and sends; `kept`: rules of what is tracked inside one network besides;
-    `outside`: what opens networks to those of routers (`plan/outside.py`)."""
+    `beyond`: what there is besides for networks that leave otherwise."""
     own = [e for e in snapshot.endpoints.values() if e.node == snapshot.me and e.network in snapshot.networks]
     present = families(networks)
     objects: list[KernelObject] = [_set for family in present for _set in _sets(family, snapshot, networks)]
-    reached = any(isinstance(obj, NftSet) for obj in outside)
-    closed = (*((INBOUND,) if reached else ()), *(() if gateway else _closed(present, handed, underlay)))
+    closed = (*beyond.forward, *(() if gateway else _closed(present, handed, underlay)))
     hosts = [link for link, used in ((f"{PREFIX}x*", _tunnelled(networks)), (f"{PREFIX}wg*", any(n.encrypted for n in networks))) if used]
     hosts += [underlay] if direct and underlay else []
     objects += [
         *port_objects(own, networks, policies, kept),
         *client_sets(present, clients),
         *_published(present, clients),
-        *_chains(present, networks, closed, hosts, gateway, reached),
-        *outside,
+        *_chains(present, networks, closed, hosts, gateway, beyond.postrouting),
+        *beyond.objects,
     ]
     encrypted = [network for network in networks if network.encrypted]
     sealed = "udp dport {}-{}".format(*ENCRYPTED_PORTS) if encrypted and trusting else ""  # a range is compared, a set looked up
@@ -211,9 +210,14 @@ def _tunnel_objects(snapshot: Snapshot, networks: Sequence[Network], present: Se
 
 
 def _chains(
-    present: Sequence[Family], networks: Sequence[Network], closed: Sequence[str], hosts: Sequence[str], gateway: bool, reached: bool
+    present: Sequence[Family],
+    networks: Sequence[Network],
+    closed: Sequence[str],
+    hosts: Sequence[str],
+    gateway: bool,
+    leaving: Sequence[str],
 ) -> list[KernelObject]:
-    masquerade = [rule for family in present for rule in _masquerade(family, reached)]
+    masquerade = [rule for family in present for rule in _masquerade(family, leaving)]
     forward = (*closed, *_forward(present, networks, hosts, gateway))
     return [
         NftChain("postrouting", tuple(masquerade), "type nat hook postrouting priority srcnat; policy accept;"),
@@ -232,11 +236,11 @@ def _published(present: Sequence[Family], clients: Sequence[IPNetwork]) -> list[
     ]
 
 
-def _masquerade(family: Family, reached: bool) -> list[str]:
+def _masquerade(family: Family, leaving: Sequence[str]) -> list[str]:
     ip, _, end, _ = family
     rules = [f"{ip} saddr . {ip} daddr @hairpin{end} ct status dnat masquerade"]
     if family is V4:
-        rules += ['ip saddr 127.0.0.0/8 oifname "pl-*" masquerade', *([OUTBOUND] if reached else [])]
+        rules += ['ip saddr 127.0.0.0/8 oifname "pl-*" masquerade', *leaving]
     return [*rules, f'{ip} saddr @pools{end} {ip} daddr != @pools{end} oifname != "pl-*" masquerade']
 
 

@@ -15,12 +15,13 @@ from plait.backends import child_of
 from plait.model.cluster import Network
 from plait.model.objects import KernelObject, NftSet
 from plait.model.routing import MAIN_TABLE, RULE_PRIORITY, RouteTable, Rule
+from plait.plan.beyond import Beyond
 
-OUTSIDE = "outside"
+_OUTSIDE = "outside"
 """Pairs of a network's subnet and what routers may announce to it."""
-INBOUND = f'iifname != "pl-*" ip saddr != @pools ip daddr . ip saddr @{OUTSIDE} accept'
+_INBOUND = f'iifname != "pl-*" ip saddr != @pools ip daddr . ip saddr @{_OUTSIDE} accept'
 """In chain `forward`: they may begin to talk to containers."""
-OUTBOUND = f"ip saddr . ip daddr @{OUTSIDE} ip daddr != @pools accept"
+_OUTBOUND = f"ip saddr . ip daddr @{_OUTSIDE} ip daddr != @pools accept"
 """In chain `postrouting`: containers keep their addresses."""
 
 
@@ -35,7 +36,7 @@ def unroutable(network: Network | None) -> str:
     return "it is encrypted, and nothing of it may leave in clear" if network.encrypted else ""
 
 
-def outside_objects(networks: Mapping[str, Network], tables: Iterable[RouteTable]) -> list[KernelObject]:
+def outside_objects(networks: Mapping[str, Network], tables: Iterable[RouteTable]) -> Beyond:
     """Nothing without tables."""
     objects: list[KernelObject] = []
     pairs: set[str] = set()
@@ -44,7 +45,10 @@ def outside_objects(networks: Mapping[str, Network], tables: Iterable[RouteTable
             if network is not None and not unroutable(network):
                 objects += _rules(network.subnet, table.number, table.outside)
                 pairs |= {f"{network.subnet} . {prefix}" for prefix in table.outside}
-    return [*objects, NftSet(OUTSIDE, "ipv4_addr . ipv4_addr", frozenset(pairs), ("interval",))] if pairs else objects
+    if not pairs:
+        return Beyond(tuple(objects))
+    found = NftSet(_OUTSIDE, "ipv4_addr . ipv4_addr", frozenset(pairs), ("interval",))
+    return Beyond((*objects, found), (_INBOUND,), (_OUTBOUND,))
 
 
 def _rules(subnet: IPv4Network, table: int, outside: Sequence[IPv4Network]) -> list[Rule]:

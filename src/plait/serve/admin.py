@@ -40,6 +40,7 @@ from plait.model.policy import LAST_PORT
 from plait.model.ports import parse_held, parse_inside, parse_ports, parse_sources
 from plait.model.requests import NetworkRequest, NewSandbox
 from plait.serve.admin_backend import AdminBackend
+from plait.serve.admin_egress import egress_routes
 from plait.serve.admin_services import service_routes
 from plait.serve.jsonbody import Call as _Call
 from plait.serve.jsonbody import Handler as _Handler
@@ -153,9 +154,8 @@ class _Routes:
     def table(self) -> dict[str, dict[str, _Handler]]:
         """By path below /v1/ ("*" for a name), then by method."""
         backend = self._backend
-        found: dict[str, dict[str, _Handler]] = {name: {"GET": _listing(ask)} for name, ask in self._listings().items()} | service_routes(
-            backend
-        )
+        found: dict[str, dict[str, _Handler]] = {name: {"GET": _listing(ask)} for name, ask in self._listings().items()}
+        found |= service_routes(backend) | egress_routes(backend)
         found["networks"]["POST"] = self.create_network
         found["policies"]["POST"] = self.apply_policies
         return found | {

@@ -9,6 +9,8 @@ from typing import Protocol
 
 from plait.ipam import PoolChange
 from plait.model.cluster import PortMapping
+from plait.model.egress import Egress
+from plait.model.egressreport import EgressRow
 from plait.model.limits import Limits
 from plait.model.policyreport import AppliedRow, DropRow, NamespaceRow, PolicyPlan, PolicyRow, PolicyTest, PolicyView
 from plait.model.ports import HostPorts
@@ -70,6 +72,14 @@ class AdminBackend(Protocol):
     async def paths(self) -> list[PathRow]: ...
 
     async def routing(self) -> RoutingView: ...
+
+    async def egresses(self) -> list[EgressRow]: ...
+
+    async def put_egress(self, wanted: Egress) -> EgressRow:
+        """Make an egress rule, or another in its place; in force on this host when it returns. NotFound, NotSupported, Conflict."""
+        ...
+
+    async def remove_egress(self, name: str) -> None: ...
 
     async def reserve_address(self, network: str, name: str, address: IPv4Address) -> None:
         """Keep `address` for containers called `name`, on every node. Idempotent; Conflict names what stands against it."""

@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux.link import ADDRESS6_FLAGS, mac_bytes
 from plait.model.addr import IPAddress
+from plait.model.egress import EGRESS_TABLES
 from plait.model.objects import PREFIX, ROUTE_PROTOCOL, Addr, Neigh, Route
 from plait.model.routing import TABLES
 
@@ -109,8 +110,10 @@ def del_route(route: Route, index: int) -> nl.Message:
 def _route_body(route: Route, index: int) -> bytes:
     flags = _RTNH_F_ONLINK if route.onlink else 0
     kind, scope, family = _KINDS[route.kind], _SCOPES[route.scope], _family(route.dst.network_address)
-    head = _RTMSG.pack(family, route.dst.prefixlen, 0, 0, _TABLE_MAIN, ROUTE_PROTOCOL, scope, kind, flags)
+    head = _RTMSG.pack(family, route.dst.prefixlen, 0, 0, 0 if route.table else _TABLE_MAIN, ROUTE_PROTOCOL, scope, kind, flags)
     parts = [head, nl.attr(_RTA_DST, route.dst.network_address.packed)]
+    if route.table:
+        parts.append(_ATTR4_U32.pack(8, _RTA_TABLE, route.table))
     if index:
         parts.append(_ATTR4_U32.pack(8, _RTA_OIF, index))
     if route.via is not None:
@@ -127,8 +130,8 @@ def _route_body(route: Route, index: int) -> bytes:
 
 
 def dump_routes(sock: nl.NetlinkSocket, names: dict[int, str]) -> list[Route]:
-    """Routes of our protocol in the main table; the kernel filters by protocol (strict checking)."""
-    heads = [_RTMSG.pack(family, 0, 0, 0, _TABLE_MAIN, ROUTE_PROTOCOL, 0, 0, 0) for family in _FAMILIES]
+    """Routes of our protocol in the main table and in those that lead to gateways; the kernel filters by protocol (strict checking)."""
+    heads = [_RTMSG.pack(family, 0, 0, 0, 0, ROUTE_PROTOCOL, 0, 0, 0) for family in _FAMILIES]
     found = [row for head in heads for row in sock.dump(RTM_GETROUTE, head)]
     return [route for kind, body in found if kind == RTM_NEWROUTE and (route := decode_route(body, names)) is not None]
 
@@ -139,7 +142,7 @@ def decode_route(body: bytes, names: dict[int, str]) -> Route | None:
     attrs = nl.parse_attrs(body[_RTMSG.size :])
     table = nl.number_of(attrs.get(_RTA_TABLE), table)
     bits = _BITS.get(family, -1)
-    if protocol != ROUTE_PROTOCOL or table != _TABLE_MAIN or kind not in _KIND_NAMES or prefix > bits:
+    if protocol != ROUTE_PROTOCOL or not (table == _TABLE_MAIN or table in EGRESS_TABLES) or kind not in _KIND_NAMES or prefix > bits:
         return None
     metrics = nl.parse_attrs(attrs.get(_RTA_METRICS, b""))
     oif = nl.number_of(attrs.get(_RTA_OIF))
@@ -156,6 +159,7 @@ def decode_route(body: bytes, names: dict[int, str]) -> Route | None:
         kind=_KIND_NAMES[kind],
         scope=_SCOPE_NAMES.get(scope, "global") if unicast else "global",
         metric=0 if family == socket.AF_INET6 and metric == _METRIC6 else metric,
+        table=table if table in EGRESS_TABLES else 0,
     )
 
 

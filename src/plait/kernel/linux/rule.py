@@ -18,7 +18,7 @@ from plait.model.routing import Rule
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 _HEAD = struct.Struct("=BBBBBBBBI")
 """struct fib_rule_hdr: family, lengths of destination and source, tos, table, two reserved, action, flags."""
-_FRA_DST, _FRA_SRC, _FRA_PRIORITY, _FRA_SUPPRESS, _FRA_TABLE, _FRA_PROTOCOL = 1, 2, 6, 14, 15, 21
+_FRA_DST, _FRA_SRC, _FRA_PRIORITY, _FRA_MARK, _FRA_SUPPRESS, _FRA_TABLE, _FRA_PROTOCOL = 1, 2, 6, 10, 14, 15, 21
 _TO_TABLE, _UNREACHABLE = 1, 7
 _NO_SUPPRESSION = 0xFFFFFFFF
 _TABLE_COMPAT = 252
@@ -39,7 +39,11 @@ def _body(rule: Rule) -> bytes:
     table = rule.table if rule.table < 256 else _TABLE_COMPAT
     to = rule.dst.prefixlen if rule.dst is not None else 0
     parts = [_HEAD.pack(socket.AF_INET, to, rule.source.prefixlen, 0, table, 0, 0, action, 0)]
-    parts += [nl.attr_u32(_FRA_PRIORITY, rule.priority), nl.attr(_FRA_SRC, rule.source.network_address.packed)]
+    parts.append(nl.attr_u32(_FRA_PRIORITY, rule.priority))
+    if rule.source.prefixlen:
+        parts.append(nl.attr(_FRA_SRC, rule.source.network_address.packed))
+    if rule.mark:
+        parts.append(nl.attr_u32(_FRA_MARK, rule.mark))
     if rule.dst is not None:
         parts.append(nl.attr(_FRA_DST, rule.dst.network_address.packed))
     if rule.table:
@@ -74,6 +78,7 @@ def decode_rule(body: bytes) -> Rule | None:
         table=nl.number_of(attrs.get(_FRA_TABLE), table) if action == _TO_TABLE else 0,
         dst=_network(attrs[_FRA_DST], to) if _FRA_DST in attrs else None,
         specific=nl.number_of(attrs.get(_FRA_SUPPRESS), _NO_SUPPRESSION) == 0,
+        mark=nl.number_of(attrs.get(_FRA_MARK)),
     )
 
 
