@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from plait.agent import ownfile, routing
 from plait.agent.birdprocess import BirdError
 from plait.agent.health import Health
 from plait.agent.journal import Journal
-from plait.agent.routing import PATIENCE_S, RoutingLoop
+from plait.agent.routing import PATIENCE_S, RoutingLoop, router_id
 from plait.model.cluster import Snapshot
 from plait.model.errors import NotSupported
 from plait.model.objects import Addr
@@ -186,6 +186,11 @@ async def test_a_session_that_was_up_is_named_at_once(case: Case) -> None:
     case.bird.protocols = DOWN
     await case.passes()
     assert list(case.texts("routing-down")) == ["198.18.0.3"]
+
+
+def test_hosts_without_an_address_of_ipv4_have_ids_of_their_own() -> None:
+    one, other = (replace(SNAPSHOT.nodes["A"], id=f"{n}", address=IPv6Address("2001:db8::1")) for n in (1, 2))
+    assert router_id(one) not in (router_id(other), IPv4Address(0)) and router_id(SNAPSHOT.nodes["A"]) == IPv4Address("198.18.0.1")
 
 
 async def test_networks_that_cannot_take_part_are_named(case: Case) -> None:

@@ -14,12 +14,13 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Protocol
+from zlib import crc32
 
 from plait.agent.health import Health
 from plait.agent.journal import Journal
 from plait.agent.ownfile import Kept, OwnFile
 from plait.agent.view import View
-from plait.model.cluster import Snapshot
+from plait.model.cluster import Node, Snapshot
 from plait.model.errors import PlaitError
 from plait.model.objects import Addr
 from plait.model.routing import RouteTable
@@ -138,8 +139,7 @@ class RoutingLoop:
             return
         addresses = await asyncio.to_thread(self._kernel.addresses)
         self._guarded = guarded(snapshot, [(addr.address, addr.dev) for addr in addresses])
-        router_id = me.address if isinstance(me.address, IPv4Address) else IPv4Address(int.from_bytes(me.name.encode()[:4], "big"))
-        facts = Facts(router_id, announced(snapshot), tuple(sorted(self._guarded)))
+        facts = Facts(router_id(me), announced(snapshot), tuple(sorted(self._guarded)))
         starts = self._bird.starts
         if await self._bird.bring(bird_config(routing, facts, str(self._bird.log))):
             log.info("routing_configured", extra={"sessions": len(routing.sessions), "started": self._bird.starts != starts})
@@ -223,6 +223,11 @@ class RoutingLoop:
     async def _learned(self, table: str) -> list[LearnedRow]:
         found = parse_routes(await self._bird.ask(f"show route primary table t_{table} where source != RTS_STATIC"))
         return [{"table": table, "prefix": str(one.prefix), "via": one.via, "dev": one.dev} for one in found]
+
+
+def router_id(me: Node) -> IPv4Address:
+    """What the file does not say: the node's address, or a number that is as much its own."""
+    return me.address if isinstance(me.address, IPv4Address) else IPv4Address(crc32(me.id.encode()) | 1)
 
 
 def peer_of(name: str, routing: Routing) -> str:
