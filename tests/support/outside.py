@@ -17,7 +17,7 @@ while True:
     peer.sendall(f"{sys.argv[1]} {where[0]}".encode())
     peer.close()
 """
-_ASK = "import socket,sys;s=socket.create_connection((sys.argv[1],int(sys.argv[2])),2);print(s.makefile().read())"
+_ASK = "import socket,sys;s=socket.create_connection((sys.argv[1],int(sys.argv[2])),1);print(s.makefile().read())"
 
 
 @contextmanager

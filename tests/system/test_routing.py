@@ -172,7 +172,7 @@ def test_a_lost_link_costs_about_a_second(lab: Lab) -> None:
 def test_neither_the_daemons_nor_the_agents_death_costs_a_packet(lab: Lab) -> None:
     pid = lab.run("A", "cat", "/run/plait/bird.pid").stdout
     known = bird(lab, "R1", "show", "protocols", "host_a")
-    words = ("ping", "-q", "-i0.1", "-w10", "-I", OUTSIDE, address(lab, "red-A"))
+    words = ("ping", "-q", "-i0.1", "-w8", "-I", OUTSIDE, address(lab, "red-A"))
     with lab.popen("R1", *words, stdout=subprocess.PIPE, text=True) as steady:
         lab.kill_agent("A")
         lab.start_agent("A")
