@@ -22,7 +22,8 @@ from plait.kernel.dryrun import DryRunKernel
 from plait.kernel.fake import FakeKernel
 from plait.kernel.linux import LinuxKernel
 from plait.kernel.linux.wgdevice import key_text
-from plait.model.objects import Addr, AllowedIp, KernelObject, Plan, Route, WireguardLink, WireguardPeer
+from plait.model.objects import Addr, KernelObject, Plan, Route
+from plait.model.wireguard import AllowedIp, WireguardLink, WireguardPeer
 
 pytestmark = [pytest.mark.root, needs_wireguard_go]
 A, N, N6 = IPv4Address, IPv4Network, IPv6Network

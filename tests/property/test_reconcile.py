@@ -10,22 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plait.kernel.fake import FakeKernel
-from plait.model.objects import (
-    Addr,
-    AllowedIp,
-    BridgeLink,
-    Fdb,
-    KernelObject,
-    Neigh,
-    NftChain,
-    NftSet,
-    Plan,
-    Route,
-    Sysctl,
-    VxlanLink,
-    WireguardLink,
-    WireguardPeer,
-)
+from plait.model.objects import Addr, BridgeLink, Fdb, KernelObject, Neigh, NftChain, NftSet, Plan, Route, Sysctl, VxlanLink
+from plait.model.wireguard import AllowedIp, WireguardLink, WireguardPeer
 from plait.reconcile import diff, order
 from plait.reconcile.order import rank
 

@@ -13,7 +13,7 @@ import pytest
 from plait.kernel.linux import LinuxKernel
 from plait.kernel.linux.netns import in_thread
 from plait.kernel.linux.wgdevice import KEY_BYTES, key_text, public_of
-from plait.model.objects import WireguardLink
+from plait.model.wireguard import WireguardLink
 from tests.support.kernel import own_namespace, sh
 
 _CLONE_NEWNS = 0x00020000

@@ -31,8 +31,9 @@ from plait.model.addr import IPAddress, at_port
 from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Node, PortMapping, Snapshot, published_text
 from plait.model.discovery import LAN4, LAN6
 from plait.model.errors import ConfigError, Conflict, NotSupported, PlaitError, PortInUse
-from plait.model.objects import Op, WireguardPeer
+from plait.model.objects import Op
 from plait.model.ports import parse_ports
+from plait.model.wireguard import WireguardPeer
 from plait.plan import network_mtu
 from plait.runtimes.api import AttachRequest, NetworkRequest, paired
 from plait.serve.dns_responder import Counters, Responder

@@ -109,10 +109,8 @@ class NodeLoops:
         self._zone: Zone | None = None
         self._only_passing = parts.config.dns.only_passing
         self._touched = parts.view.follow()
-        self._names_dirty = asyncio.Event()
-        self._names_done = asyncio.Condition()
-        self._names_generation = 0
-        self._names_shown = -1
+        self._names_dirty, self._names_done = asyncio.Event(), asyncio.Condition()
+        self._names_generation, self._names_shown = 0, -1
         self._blocks_dirty = asyncio.Event()
         self._bridge_settled = not parts.config.docker_bridge
         """Whether dockerd, when it starts now, finds what there is to say of its default bridge."""

@@ -134,16 +134,8 @@ class _Wiring:
         self.replica.subscribe(self.joiner.change)
 
     def _reconciler(self) -> Reconciler:
-        return Reconciler(
-            self.kernel,
-            self.work,
-            self.loops.plan,
-            lambda: self.replica.synced,
-            self.health,
-            self.loops.refresh_node,
-            self.loops.firewall.changed,
-            self.host_ranges.mark,
-        )
+        told = self.loops.refresh_node, self.loops.firewall.changed, self.host_ranges.mark
+        return Reconciler(self.kernel, self.work, self.loops.plan, lambda: self.replica.synced, self.health, *told)
 
     def _of_engines(self) -> Iterable[HostRange]:
         return self.engines.others()

@@ -21,7 +21,8 @@ from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, IPv6Network
 from plait.backends.base import Peer, outer_growth
 from plait.model.addr import IPNetwork
 from plait.model.cluster import Network, Node, TunnelKey
-from plait.model.objects import PREFIX, Addr, AllowedIp, KernelObject, Route, Sysctl, WireguardLink, WireguardPeer
+from plait.model.objects import PREFIX, Addr, KernelObject, Route, Sysctl
+from plait.model.wireguard import AllowedIp, WireguardLink, WireguardPeer
 
 DEVICE, SPARE = f"{PREFIX}wg", f"{PREFIX}wgs"
 """The device of the tunnels, and the second one that takes its place while a node changes its key (`plan/rotation.py`)."""

@@ -27,7 +27,6 @@ from plait.model.objects import (
     PORT_FLAGS,
     ROUTE_PROTOCOL,
     Addr,
-    AllowedIp,
     BridgeFdb,
     BridgeLink,
     EndpointLink,
@@ -42,12 +41,11 @@ from plait.model.objects import (
     Route,
     Sysctl,
     VxlanLink,
-    WireguardLink,
-    WireguardPeer,
 )
 from plait.model.routing import MAIN_TABLE, Rule
 from plait.model.shortcut import Delivery, Shortcut
 from plait.model.tc import Classes, IfbLink, Redirect, Tbf
+from plait.model.wireguard import AllowedIp, WireguardLink, WireguardPeer
 
 STATE_DIR = "/var/lib/plait"
 """Where a node keeps its private keys; the rendered lines name them as wg(8) takes them, by file."""

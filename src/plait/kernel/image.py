@@ -25,7 +25,6 @@ from plait.model.objects import (
     NFT_FAST_FAMILY,
     PREFIX,
     Addr,
-    AllowedIp,
     BridgeFdb,
     BridgeLink,
     EndpointLink,
@@ -41,10 +40,10 @@ from plait.model.objects import (
     Route,
     Sysctl,
     VxlanLink,
-    WireguardPeer,
 )
 from plait.model.shortcut import Delivery
 from plait.model.tc import Redirect, Tbf
+from plait.model.wireguard import AllowedIp, WireguardPeer
 
 _GONE = "gone"
 """Where the real kernel shows the index that the device had."""

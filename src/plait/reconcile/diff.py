@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from plait.model.hostlinks import ChildLink, Key
-from plait.model.objects import KernelObject, Op, Sysctl, WireguardPeer
+from plait.model.objects import KernelObject, Op, Sysctl
+from plait.model.wireguard import WireguardPeer
 
 
 def diff(desired: Mapping[Key, KernelObject], owned: Mapping[Key, KernelObject], may_delete: bool) -> list[Op]:

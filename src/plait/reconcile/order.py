@@ -9,7 +9,6 @@ from plait.model.hostlinks import ChildLink, SwitchPort, VlanLink
 from plait.model.objects import (
     NFT_FAST_FAMILY,
     Addr,
-    AllowedIp,
     BridgeFdb,
     BridgeLink,
     EndpointLink,
@@ -26,12 +25,11 @@ from plait.model.objects import (
     Route,
     Sysctl,
     VxlanLink,
-    WireguardLink,
-    WireguardPeer,
 )
 from plait.model.routing import Rule
 from plait.model.shortcut import Delivery, Shortcut
 from plait.model.tc import Classes, IfbLink, Redirect, Tbf
+from plait.model.wireguard import AllowedIp, WireguardLink, WireguardPeer
 from plait.reconcile.leading import Name, depths, name_of
 
 _RANKS: tuple[tuple[type[KernelObject], ...], ...] = (

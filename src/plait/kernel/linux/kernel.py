@@ -42,21 +42,11 @@ from plait.kernel.linux.watch import watch_kernel
 from plait.kernel.linux.wireguard import Wireguard
 from plait.model.errors import KernelError
 from plait.model.hostlinks import ChildLink, Key, SwitchPort, VlanLink
-from plait.model.objects import (
-    AllowedIp,
-    BridgeLink,
-    EndpointLink,
-    InsideRoutes,
-    KernelObject,
-    Op,
-    Sysctl,
-    VxlanLink,
-    WireguardLink,
-    WireguardPeer,
-)
+from plait.model.objects import BridgeLink, EndpointLink, InsideRoutes, KernelObject, Op, Sysctl, VxlanLink
 from plait.model.routing import Rule
 from plait.model.shortcut import Delivery, Shortcut
 from plait.model.tc import Classes, IfbLink, Redirect, Tbf
+from plait.model.wireguard import AllowedIp, WireguardLink, WireguardPeer
 
 _GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}
 

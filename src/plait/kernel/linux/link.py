@@ -18,8 +18,9 @@ from plait.kernel.linux import bridge
 from plait.kernel.linux import netlink as nl
 from plait.model.hostlinks import ChildLink, VlanLink
 from plait.model.inside import Inside6
-from plait.model.objects import PREFIX, BridgeLink, EndpointLink, VxlanLink, WireguardLink
+from plait.model.objects import PREFIX, BridgeLink, EndpointLink, VxlanLink
 from plait.model.tc import IfbLink
+from plait.model.wireguard import WireguardLink
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_NEWROUTE = 20, 21, 24

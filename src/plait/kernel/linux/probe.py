@@ -19,8 +19,9 @@ from plait.kernel.linux.shortcut import Shortcuts
 from plait.kernel.linux.tc import TrafficControl, create_ifb
 from plait.kernel.linux.wireguard import in_user_space
 from plait.model.hostlinks import ChildLink, VlanLink
-from plait.model.objects import BridgeLink, EndpointLink, Route, VxlanLink, WireguardLink
+from plait.model.objects import BridgeLink, EndpointLink, Route, VxlanLink
 from plait.model.tc import Classes, IfbLink, Tbf
+from plait.model.wireguard import WireguardLink
 
 _MAC = "02:00:00:00:00:01"
 _PARENT = 1001

@@ -20,7 +20,8 @@ from pathlib import Path
 from plait.kernel.linux import wguapi
 from plait.kernel.linux.wgdevice import Change, Device, PeerChange, key_bytes, key_text
 from plait.kernel.linux.wgnetlink import WgNetlink
-from plait.model.objects import AllowedIp, KernelObject, Op, WireguardLink, WireguardPeer
+from plait.model.objects import KernelObject, Op
+from plait.model.wireguard import AllowedIp, WireguardLink, WireguardPeer
 
 PROGRAM = "wireguard-go"
 MISSING = f"the kernel has no WireGuard and {PROGRAM} is not installed: load the module `wireguard` or `apt install {PROGRAM}`"
