@@ -100,7 +100,7 @@ def config_reference() -> str:
 
 def health_reference() -> str:
     """Every condition that `plait status` can show."""
-    from plait.agent.health import REGISTRY
+    from plait.agent.conditions import REGISTRY
 
     rows = [f"| `{c.code}` | {c.severity} | {_cell(c.title)} | {_cell(c.todo)} |" for c in REGISTRY.values()]
     head = [

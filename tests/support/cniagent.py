@@ -9,8 +9,8 @@ from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 from typing import Any
 
-from plait.agent.config import replace_file
 from plait.agent.engines import missing_of
+from plait.agent.files import replace_file
 from plait.agent.health import Health
 from plait.agent.hostlinks import resolver_of
 from plait.agent.journal import Write

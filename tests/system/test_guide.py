@@ -268,7 +268,7 @@ def test_an_agent_that_was_told_to_stop_stays_away_and_leaves_the_kernel_alone()
 
 
 def test_the_plug_in_socket_is_the_one_the_agent_takes_over() -> None:
-    from plait.agent.config import Paths
+    from plait.agent.files import Paths
 
     paths = Paths()
     socket = packaged("plait-docker.socket")

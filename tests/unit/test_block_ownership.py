@@ -17,7 +17,7 @@ from tests.support.consulapi import Cuttable
 
 import plait.agent.view
 from plait.agent.admin import AgentAdmin
-from plait.agent.config import Paths
+from plait.agent.files import Paths
 from plait.agent.identity import Identity
 from plait.agent.keys import alive_key, block_key, blocks_prefix, network_key, record_key
 from plait.agent.reports import strays

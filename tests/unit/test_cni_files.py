@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from plait.agent.config import replace_file
+from plait.agent.files import replace_file
 from plait.model.errors import PlaitError
 from plait.runtimes.cni import shim
 from plait.runtimes.cni.files import Places, conflist, install_shim, remove_files, sync_conflists

@@ -16,7 +16,7 @@ from typing import Any, cast
 import pytest
 
 from plait.agent import joining
-from plait.agent.config import Paths
+from plait.agent.files import Paths
 from plait.agent.health import Health
 from plait.agent.identity import Identity
 from plait.agent.joiner import SAID, WISH, Joiner, Moved

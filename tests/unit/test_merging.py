@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from plait.agent import staging
-from plait.agent.config import Paths
+from plait.agent.files import Paths
 from plait.agent.identity import Identity, load_identity, save_identity
 from plait.agent.journal import Journal
 from plait.agent.keys import record_key

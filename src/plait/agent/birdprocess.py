@@ -15,7 +15,7 @@ import shutil
 import signal
 from pathlib import Path
 
-from plait.agent.config import replace_file
+from plait.agent.files import replace_file
 from plait.model.errors import NotSupported, PlaitError
 
 PROGRAM = "bird"

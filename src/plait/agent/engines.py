@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plait.agent.config import Config, Paths, replace_file
+from plait.agent.config import Config
+from plait.agent.files import Paths, replace_file
 from plait.agent.health import Health
 from plait.agent.journal import Journal, Write
 from plait.agent.kernelwork import KernelWork

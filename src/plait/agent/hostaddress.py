@@ -150,3 +150,15 @@ class HostAddress:
         if source in [ip for _, ip in here]:
             return source
         return here[0][1] if len(here) == 1 else None
+
+
+def loopbacks() -> list[str]:
+    """Loopback addresses that this host has: clients that are told `localhost` try ::1 first where there is one."""
+    return ["127.0.0.1", "::1"] if "00000000000000000000000000000001" in _if_inet6() else ["127.0.0.1"]
+
+
+def _if_inet6() -> str:
+    try:
+        return Path("/proc/self/net/if_inet6").read_text()
+    except FileNotFoundError:
+        return ""

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 
-from plait.agent.config import Config, replace_file
+from plait.agent.config import Config
+from plait.agent.files import replace_file
 from plait.model.addr import IPAddress, at_port
 from plait.model.errors import ConfigError, NotFound
 

@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
-from plait.agent.config import Config, Paths
+from plait.agent.config import Config
+from plait.agent.files import Paths
 from plait.agent.health import Health
 from plait.agent.identity import Identity
 from plait.agent.keys import node_key

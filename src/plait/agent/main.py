@@ -16,7 +16,8 @@ from collections.abc import Coroutine, Iterator
 from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 
-from plait.agent.config import DNS_PORTS, Config, Paths, check_node_name, load_config
+from plait.agent.config import DNS_PORTS, Config, check_node_name, load_config
+from plait.agent.files import Paths
 from plait.agent.hostaddress import default_source, is_here
 from plait.agent.identity import Identity, load_identity, new_id, placed, save_identity
 from plait.agent.logs import set_up

@@ -12,14 +12,15 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from plait import __version__
 from plait.agent.addresses import Addresses
 from plait.agent.admin import netns_of_containers
-from plait.agent.config import DNS_PORTS, Config, Paths, replace_file
+from plait.agent.config import DNS_PORTS, Config
+from plait.agent.files import Paths, replace_file
 from plait.agent.firewall import Firewall
 from plait.agent.health import Health
+from plait.agent.hostaddress import loopbacks
 from plait.agent.hostlinks import CODE as PARENT_MISSING
 from plait.agent.hostlinks import DNS_PORT, links_for, links_here, missing, resolver_of, resolver_places
 from plait.agent.identity import Identity
@@ -295,7 +296,7 @@ class NodeLoops:
         """Where DNS is to answer; nowhere if it is switched off."""
         if not self._p.config.dns_enabled:
             return frozenset()
-        loopback = {(address, port) for address in _loopbacks() for port in DNS_PORTS}
+        loopback = {(address, port) for address in loopbacks() for port in DNS_PORTS}
         snapshot = self._p.view.snapshot
         routed = [network for network in snapshot.networks.values() if child_of(network) is None]
         gateways: set[IPAddress] = {network.gateway for network in routed}
@@ -385,16 +386,4 @@ class NodeLoops:
             return "the first pass over the kernel"
         if self._names_shown < 0:
             return "DNS"
-        return ""
-
-
-def _loopbacks() -> list[str]:
-    """Loopback addresses that this host has: clients that are told `localhost` try ::1 first where there is one."""
-    return ["127.0.0.1", "::1"] if "00000000000000000000000000000001" in _if_inet6() else ["127.0.0.1"]
-
-
-def _if_inet6() -> str:
-    try:
-        return Path("/proc/self/net/if_inet6").read_text()
-    except FileNotFoundError:
         return ""

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
 from plait.agent.birdprocess import BirdProcess
-from plait.agent.config import Paths
 from plait.agent.egress import Egresses
+from plait.agent.files import Paths
 from plait.agent.health import Health
 from plait.agent.journal import Journal
 from plait.agent.kernelwork import PassReport

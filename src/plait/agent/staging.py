@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 
-from plait.agent.config import Paths
+from plait.agent.files import Paths
 from plait.agent.identity import load_identity, save_identity
 from plait.agent.journal import Write, write_all
 from plait.agent.keys import record_key

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from plait.agent.assigned import disown
-from plait.agent.config import Paths
+from plait.agent.files import Paths
 from plait.agent.identity import Identity, new_id
 from plait.agent.keys import own_prefixes, single_keys
 from plait.model.cluster import Block

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from plait.agent.config import replace_file
+from plait.agent.files import replace_file
 from plait.backends.wireguard import DEVICE
 from plait.kernel.linux.wgdevice import KEY_BYTES, key_bytes, key_text, public_of
 from plait.model.errors import ConfigError

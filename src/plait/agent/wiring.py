@@ -15,7 +15,7 @@ from plait.agent.addresses import Addresses
 from plait.agent.addressing import Addressing, learned
 from plait.agent.admin import AdminParts, AgentAdmin
 from plait.agent.announcer import Announcer
-from plait.agent.config import Config, Paths, load_config
+from plait.agent.config import Config, load_config
 from plait.agent.dhcp import Leases
 from plait.agent.dhcpwires import Wires
 from plait.agent.discovery import Discovery, DiscoveryParts
@@ -24,6 +24,7 @@ from plait.agent.dnswatch import DnsWatch
 from plait.agent.engines import EngineParts, Engines
 from plait.agent.exposures import Exposures
 from plait.agent.figures import of_kernel
+from plait.agent.files import Paths
 from plait.agent.following import Following
 from plait.agent.health import Health
 from plait.agent.hostaddress import HostAddress
