@@ -34,7 +34,8 @@ def test_init_makes_a_node_once_and_purge_unmakes_it() -> None:
 
 def test_purge_takes_the_files_of_cni_and_none_of_others() -> None:
     write = (
-        "from pathlib import Path; from plait.agent.config import load_config, replace_file; from plait.agent.engines import places_of; "
+        "from pathlib import Path; from plait.agent.config import load_config; from plait.agent.files import replace_file; "
+        "from plait.agent.engines import places_of; "
         "from plait.runtimes.cni.files import install_shim, sync_conflists; p = places_of(load_config(Path('/etc/plait/plait.toml'))); "
         "install_shim(p, replace_file); sync_conflists(p, ['mesh'], replace_file)"
     )

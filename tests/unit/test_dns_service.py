@@ -284,7 +284,7 @@ def test_a_port_that_could_not_be_had_is_known_before(kind: socket.SocketKind) -
         assert held(HOST, (free_port(), port)).startswith(f"{HOST}:{port}/{protocol} is held by ")
         assert f"(pid {os.getpid()})" in held(HOST, (port,))
     for _ in range(2):
-        assert held(HOST, (port,)) == "", "and nothing of the look stays"
+        assert f"(pid {os.getpid()})" not in held(HOST, (port,)), "nothing of the look stays; another process may have it by now"
 
 
 async def test_junk_is_survived(service: DnsService, where: Pair) -> None:
