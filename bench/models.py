@@ -43,7 +43,7 @@ def run() -> list[Row]:
         labs.append(Lab.up(simple(2, agents=False, engines=True), "bench-swarm", owned=True))
         swarm(labs[2], "AB")
         labs[2].run("A", "docker", "network", "create", "-d", "overlay", "--attachable", "Swarm")
-        sides |= {name: Side(labs[0], name) for name, _ in BESIDE} | {"flannel": Side(labs[1], ""), "Swarm": Side(labs[2], "Swarm")}
+        sides |= {name: Side(labs[0], name) for name in dict(BESIDE)} | {"flannel": Side(labs[1], ""), "Swarm": Side(labs[2], "Swarm")}
         time.sleep(1)
         return [*rows, *_between_hosts(sides)]
     finally:
