@@ -14,6 +14,7 @@ import pytest
 from tests.support.http import become
 
 from plait.http import wire
+from plait.http.readiness import Readiness
 from plait.http.wire import Door, Wire
 
 BIG = bytes(range(256)) * 40_000
@@ -62,7 +63,7 @@ async def pair() -> AsyncIterator[tuple[Told, socket.socket]]:
     there.setblocking(False)
     buffer = memoryview(bytearray(1024))
     told = Told(buffer)
-    Wire(asyncio.get_running_loop(), here, told, buffer)
+    Wire(Readiness(), here, told, buffer)
     yield told, there
     there.close()
     told.wire.abort()
@@ -153,7 +154,7 @@ async def test_a_lost_connection_leaves_nothing_to_collect(ends: str) -> None:
     here.setblocking(False)
     buffer = memoryview(bytearray(1024))
     told = Told(buffer)
-    Wire(asyncio.get_running_loop(), here, told, buffer)
+    Wire(Readiness(), here, told, buffer)
     left, lost = weakref.ref(told), told.lost
     if ends == "here":
         told.wire.close()
@@ -203,7 +204,7 @@ async def test_a_full_system_is_given_a_rest(monkeypatch: pytest.MonkeyPatch) ->
     listener = Listener(socket.AF_INET, socket.SOCK_STREAM)
     listener.bind(("127.0.0.1", 0))
     listener.listen()
-    door = Door(listener, greet, buffer)
+    door = Door(Readiness(), listener, greet, buffer)
     with socket.create_connection(listener.getsockname()) as client:
         client.sendall(b"hello")
         await become(lambda: made and made[0].got == b"hello")

@@ -20,6 +20,7 @@ from functools import partial
 from plait.http.connection import Connection
 from plait.http.message import Answer, App, Request, Response, Stamp
 from plait.http.reader import Allowed
+from plait.http.readiness import Readiness
 from plait.http.wire import Door
 
 log = logging.getLogger("plait.http")
@@ -94,6 +95,7 @@ class HttpServer:
         self._max = self.limits.connections
         self._woken: list[Connection] = []
         self._listening: list[asyncio.Server | Door] = []
+        self._readiness: Readiness | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._no_idle_before = self._quiet_until = 0.0
         self.stopping = False
@@ -126,7 +128,8 @@ class HttpServer:
 
     def _listen(self, sock: socket.socket) -> None:
         sock.listen(_BACKLOG)
-        self._listening.append(Door(sock, partial(Connection, self), self.buffer))
+        self._readiness = self._readiness or Readiness()
+        self._listening.append(Door(self._readiness, sock, partial(Connection, self), self.buffer))
 
     async def stop(self) -> None:
         """Listen no more, let what is under way end for a moment, then cut it off. Idempotent, and no matter if it was never started."""
