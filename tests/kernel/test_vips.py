@@ -51,9 +51,9 @@ def enforce(hosts: Hosts, snapshot: Snapshot) -> None:
         assert hosts.converge(name, snapshot) == 0, "the kernel gives back what it was given"
 
 
-def passed(hosts: Hosts, node: str, snapshot: Snapshot) -> None:
-    """One pass as the agent makes it, with what becomes of connections."""
-    local = Local(fast_path=hosts.fast, shortcut=hosts.shortcut, clients=hosts.clients)
+def passed(hosts: Hosts, node: str, snapshot: Snapshot, *silent: str) -> None:
+    """One pass as the agent makes it, with what becomes of connections. `silent`: lost nodes whose hosts do not answer."""
+    local = Local(fast_path=hosts.fast, shortcut=hosts.shortcut, clients=hosts.clients, silent=frozenset(silent))
 
     async def work(kernel: LinuxKernel) -> None:
         door = KernelWork(kernel)
@@ -232,6 +232,40 @@ def test_a_connection_to_one_that_is_gone_is_reset_at_its_next_packet(
                     caller.sendall(b"x")
                     assert caller.recv(1) == b"", "it ends"
         hosts.converge("A")
+
+
+@pytest.mark.parametrize(
+    ("client", "others", "loose"),
+    [("web", (), 1), ("web", ("near",), 1), ("A", (), 1), ("A", ("near",), 1), ("web", (), 0), ("A", ("near",), 0)],
+    ids=str,
+)
+def test_a_connection_to_a_host_that_is_gone_is_reset_at_its_next_packet(
+    hosts: Hosts, client: str, others: tuple[str, ...], loose: int
+) -> None:
+    """While its agent alone is away it lives on. `loose`: whether the kernel takes up what it has not seen the beginning of."""
+    enforce(hosts, serving(hosts, "far"))
+    hosts.run("A", f"sysctl -qw net.netfilter.nf_conntrack_tcp_loose={loose}")
+    try:
+        with listening(hosts, ("far", *others)) as listeners, hosts.socket(client) as caller:
+            caller.connect((str(VIP), PORT))
+            answerer, _ = listeners["far"].accept()
+            with answerer:
+                lost = replace(serving(hosts, "far", *others), alive=frozenset("A"))
+                passed(hosts, "A", lost)
+                caller.sendall(b"x")
+                answerer.settimeout(1)
+                assert answerer.recv(1) == b"x"
+                hosts.run("B", "ip link set wire down")
+                passed(hosts, "A", lost, "B")
+                caller.settimeout(1)
+                with pytest.raises(ConnectionResetError):
+                    for _ in range(3):
+                        caller.sendall(b"x")
+                        caller.recv(1)
+    finally:
+        hosts.run("B", "ip link set wire up")
+        hosts.run("A", "sysctl -qw net.netfilter.nf_conntrack_tcp_loose=1")
+        enforce(hosts, hosts.snapshot)
 
 
 @pytest.mark.parametrize("client", ["web", "far"])

@@ -162,6 +162,41 @@ def test_one_that_is_killed_gets_nothing_after_a_second_and_what_it_had_is_reset
     assert said == dict.fromkeys(SHOPS, "lives")
 
 
+def test_what_a_host_has_is_reset_when_it_is_gone_and_lives_on_when_its_agent_alone_is(lab: Lab) -> None:
+    vip = create(lab)
+    words = sys.executable, "-c", HOLDER, vip, "80", "3"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with lab.popen("B", "plait", "exec", "client-B", "--", *words, text=True, **pipes) as holder:
+        assert holder.stdin is not None and holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+
+        def said() -> dict[str, str]:
+            holder.stdin.write("hello\n")
+            holder.stdin.flush()
+            return dict(holder.stdout.readline().split() for _ in range(3))
+
+        lab.kill_agent("C")
+        try:
+            until("its agent is missed", lambda: state(lab, "B", "shop-C") == "away", 15)
+            time.sleep(4)
+            assert said() == dict.fromkeys(SHOPS, "lives")
+            lab.cut("A", "C")
+            lab.cut("B", "C")
+            began, lives = time.monotonic(), dict.fromkeys(("shop-A", "shop-B"), "lives")
+            time.sleep(4)
+            assert said() == lives | {"shop-C": "ConnectionResetError"}, time.monotonic() - began
+        finally:
+            lab.heal()
+            lab.start_agent("C")
+        holder.stdin.close()
+        holder.wait(5)
+    until("it is back", lambda: state(lab, "B", "shop-C") == "ready", 15)
+
+
+def state(lab: Lab, host: str, name: str) -> str:
+    return next(one["state"] for one in shown(lab, host, "service", "show", "shop")["containers"] if one["name"] == name)
+
+
 def test_its_manner_is_changed_while_it_is_used(lab: Lab) -> None:
     vip = create(lab, "--local-first")
     for host in "ABC":

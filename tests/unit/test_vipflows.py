@@ -24,12 +24,12 @@ FIRST, SECOND = endpoint(1, "A", "default", {"app": "shop"}), endpoint(2, "B", "
 BOTH = Snapshot("A", 1, NODES, frozenset("AB"), NETWORKS, BLOCKS, {e.id: e for e in (FIRST, SECOND)}, services={SHOP.ident: SHOP})
 
 
-def planned(snapshot: Snapshot) -> Plan:
-    return plan_node(snapshot, Local())
+def planned(snapshot: Snapshot, *silent: str) -> Plan:
+    return plan_node(snapshot, Local(silent=frozenset(silent)))
 
 
-def rules(before: Snapshot, after: Snapshot) -> set[PortRule]:
-    was, now = planned(before), planned(after)
+def rules(before: Snapshot, after: Snapshot, *silent: str) -> set[PortRule]:
+    was, now = planned(before), planned(after, *silent)
     return set(orphaned(order(diff(now, was, True)), now))
 
 
@@ -54,6 +54,20 @@ def test_one_that_is_gone_is_forgotten_by_each_way_that_led_to_it() -> None:
 )
 def test_what_lives_on_is_not_but_for_datagrams_to_one_that_is_not_ready(after: Snapshot, forgotten: set[str]) -> None:
     assert {rule.proto for rule in rules(BOTH, after)} == forgotten
+
+
+LOST = replace(BOTH, alive=frozenset("A"))
+
+
+def test_those_on_a_lost_host_that_is_silent_too_are_forgotten() -> None:
+    second = SECOND.address
+    assert {(rule.proto, rule.port) for rule in rules(LOST, LOST, "B")} == {("tcp", 80), ("tcp", 9090)}
+    assert {(rule.proto, target) for rule in rules(BOTH, LOST, "B") for target, _ in rule.led} == {("tcp", second), ("udp", second)}
+
+
+@pytest.mark.parametrize("snapshot", [BOTH, LOST], ids=["alive", "lost"])
+def test_silence_of_a_node_that_is_not_lost_or_of_another_one_says_nothing(snapshot: Snapshot) -> None:
+    assert rules(snapshot, snapshot, "A" if snapshot is LOST else "B") == set()
 
 
 def test_one_that_drained_before_it_went_is_found_by_all_places() -> None:

@@ -161,6 +161,7 @@ class NodeLoops:
             links=links_for(snapshot, self._p.addresses.bridge_block() is not None),
             draws=CAPABILITY in self._capabilities,
             tables=self._p.tables(),
+            silent=self._p.underlay.silence.silent,
         )
         return plan_node(snapshot, local)
 

@@ -22,6 +22,7 @@ from plait.agent.pathmtu import durable_path_mtus
 from plait.agent.paths import Paths
 from plait.agent.rotation import Rotation
 from plait.agent.roundtrips import RoundTrips
+from plait.agent.silence import Silence
 from plait.agent.tunnels import Tunnels
 from plait.agent.view import View
 from plait.model.addr import IPAddress
@@ -55,6 +56,7 @@ class Underlay:
         self.lanes = Lanes(lambda: view.snapshot, view.put, lambda: self.link if VIA6 in kernel.capabilities() else "")
         self.paths = Paths(self.lanes, lambda: self.path_mtus.known, time.time)
         self.checksums = Checksums(journal, lambda: view.snapshot, self.lanes, changed, os.uname().release)
+        self.silence = Silence(lambda: view.snapshot, changed)
         view.subscribe(self._on_view)
 
     def look(self, last: IPAddress | None) -> int:
@@ -84,6 +86,7 @@ class Underlay:
         yield tunnels.run(echo)
         yield rotation.run(echo.ask_via)
         yield self.checksums.run(Udp())
+        yield self.silence.run(echo)
         if roundtrips is not None:
             yield roundtrips.run(echo)
         if path_mtu:

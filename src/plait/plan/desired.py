@@ -58,7 +58,7 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
         me = replace(me, wireguard=replace(me.wireguard, moved=local.moved))
         snapshot = replace(snapshot, nodes={**snapshot.nodes, me.name: me})
     networks, policies = sorted(snapshot.networks.values(), key=lambda n: n.name), local.policing.compiled(snapshot)
-    vips = vip_objects(snapshot, me, bool(local.clients)) if local.draws else Vips()
+    vips = vip_objects(snapshot, me, bool(local.clients), local.silent) if local.draws else Vips()
     objects.append(Sysctl("ipv4/ip_forward", "1"))
     objects += [*_gateways(me, networks), *probe_objects(me, local.underlay, networks, snapshot.nodes.values())]
     strays = routed_strays(snapshot)

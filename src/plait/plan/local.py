@@ -24,7 +24,7 @@ class Local:
     (`rotation`), the links that it has, where networks lie on them or are encrypted, the addresses that it has leased for networks, what it
     knows of limits and of the queues of its `uplink`, whether its kernel can drop what is forged (`guard.CAPABILITY`), who may come to
     published ports (() for everybody), whether its kernel can choose among backends (`vips.CAPABILITY`), the tables of routes
-    that routers fill, and, to spare it work, what it made of policies before."""
+    that routers fill, which lost nodes' hosts are silent (`vips`), and, to spare it work, what it made of policies before."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
@@ -45,4 +45,5 @@ class Local:
     clients: tuple[IPNetwork, ...] = ()
     draws: bool = True
     tables: tuple[RouteTable, ...] = ()
+    silent: frozenset[str] = frozenset()
     policing: Policing = field(default_factory=Policing, compare=False)

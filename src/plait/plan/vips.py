@@ -97,15 +97,15 @@ class _Elements:
     itself: set[str] = field(default_factory=set)
 
 
-def vip_objects(snapshot: Snapshot, me: Node, guarded: bool = False) -> Vips:
+def vip_objects(snapshot: Snapshot, me: Node, guarded: bool = False, silent: frozenset[str] = frozenset()) -> Vips:
     """All of it; nothing while no network that this host carries has a service. `guarded`: the set `clients` says who may come to
-    published ports."""
+    published ports. `silent`: lost nodes whose hosts do not answer."""
     services = [one for _, one in sorted(snapshot.services.items()) if one.address is not None and one.network in snapshot.networks]
     if not services:
         return Vips()
     backing, found = Backing(snapshot), _Elements()
     for service in services:
-        _add(found, service, backing.of(service), snapshot.me)
+        _add(found, service, backing.of(service), snapshot.me, silent)
     objects: list[KernelObject] = [
         *(obj for table, entries in found.entries.items() for obj in _table(table, entries)),
         ends_set(found.ends),
@@ -122,7 +122,7 @@ def ends_set(ends: Collection[str], family: str = "inet") -> NftSet:
     return NftSet(ENDS, _PLACE, frozenset(ends), family=family)
 
 
-def _add(found: _Elements, service: Service, backends: Iterable[Backend], me: str) -> None:
+def _add(found: _Elements, service: Service, backends: Iterable[Backend], me: str, silent: frozenset[str]) -> None:
     known = list(backends)
     for port in service.ports:
         leads = slots(service, chosen(service, known, me))
@@ -130,12 +130,14 @@ def _add(found: _Elements, service: Service, backends: Iterable[Backend], me: st
         if port.published and (not service.hosts or me in service.hosts):
             near = slots(service, chosen(replace(service, local_first=True), known, me))
             found.entries[PUBLISHED].add(PUBLISHED, f"{port.proto} . {port.published}", near, port.target, service.affinity)
-        found.ends.update(f"{backend.address} . {port.proto} . {port.target}" for backend in known if _lives_on(port, backend))
+        found.ends.update(f"{backend.address} . {port.proto} . {port.target}" for backend in known if _lives_on(port, backend, silent))
     found.itself.update(f"{backend.address} . {backend.address}" for backend in known if backend.node == me)
 
 
-def _lives_on(port: ServicePort, backend: Backend) -> bool:
+def _lives_on(port: ServicePort, backend: Backend, silent: frozenset[str]) -> bool:
     """Whether connections of before go on. Of UDP, a client that never ends would never get away from a backend that is not well."""
+    if backend.state == "away" and backend.node in silent:
+        return False
     return port.proto != "udp" or backend.state in ("ready", "draining")
 
 
