@@ -220,6 +220,12 @@ REGISTRY: dict[str, Condition] = {
             "The host lacks CPU, or somebody asks too much (`plait.dns.…` of agent/metrics): dns.client_rate bounds each client.",
         ),
         Condition(
+            "dns-unheeded",
+            "warning",
+            "Answers of DNS go out before policies by domain names know their addresses",
+            "The host lacks CPU, or the agent was restarted; a client that is refused asks again. See docs/policy.md, Domain names.",
+        ),
+        Condition(
             "routing-refused",
             "error",
             "/etc/plait/routing.toml is wrong; the routing of before stays in force",

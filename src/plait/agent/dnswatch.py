@@ -18,6 +18,10 @@ COUNTED = {
         "{more} queries in a second were answered SERVFAIL: as many as dns.upstream_limit allows wait for the resolvers",
     ),
     "dns-client-limited": ("client_limited", "{more} queries in a second were above dns.client_rate, the last one of {client}"),
+    "dns-unheeded": (
+        "answers_unheeded",
+        "{more} answers in a second went out before this agent had let policies know of them: the connections that follow may be refused",
+    ),
     "dns-late": ("expired", "{more} queries in a second were dropped: they had waited for more than dns.client_timeout"),
 }
 """Condition -> what the child counts of it, and its text."""

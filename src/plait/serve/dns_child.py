@@ -17,6 +17,7 @@ import sys
 import time
 from typing import Any
 
+from plait.dns.heeded import Heeded
 from plait.dns.options import Options
 from plait.dns.table import Changes, Table, apply_changes
 from plait.serve import dns_handover
@@ -41,14 +42,15 @@ class Child:
         self._tcp = TcpServer(self._core)
         self._listeners = Listeners(self._core, self._tcp)
         self._core.reactor.add(link.fileno(), READ, self._ready)
-        self._core.later.say = lambda number, name, origin: self._say((-number, (name, origin)))
+        self._core.later.say = lambda number, *asked: self._say((-number, ("query", *asked)))
+        self._core.heeding.say = lambda number, *learned: self._say((-number, ("answer", *learned)))
         if successors is not None:
             successors.listen(1)  # once more: now it says that it is this process which waits there (unix(7), SO_PEERCRED)
         self._say((0, None))
 
     def run(self) -> None:
         """Serve until the agent closes its end, or until a successor has taken over and nothing is on its way any more."""
-        sweepers = (self._core.forwarder, self._core.later, self._tcp)
+        sweepers = (self._core.forwarder, self._core.heeding, self._core.later, self._tcp)
         while self._running and not self._drained():
             deadlines = [deadline for sweeper in sweepers if (deadline := sweeper.next_deadline()) is not None]
             self._core.reactor.poll(max(0.0, min(deadlines) - time.monotonic()) if deadlines else None)
@@ -58,7 +60,8 @@ class Child:
                     sweeper.sweep(now)
 
     def _drained(self) -> bool:
-        return self._tcp.give is not None and not self._tcp and self._core.forwarder.next_deadline() is None
+        waits = (self._core.forwarder.next_deadline(), self._core.heeding.next_deadline())
+        return self._tcp.give is not None and not self._tcp and waits == (None, None)
 
     def _ready(self, events: int) -> None:
         if events & WRITE:
@@ -99,6 +102,10 @@ class Child:
             self._core.responder.set_options(Options(*arguments[0]))
         elif verb == "limits":
             self._core.limiter.limits = Limits(*arguments[0])
+        elif verb == "heed":
+            self._core.heeding.heeded = Heeded(arguments[0])
+        elif verb == "kept":
+            self._core.heeding.kept(*arguments)
         elif verb == "found":
             self._core.later.told(*arguments)
         elif verb == "stats":
@@ -158,6 +165,7 @@ class Child:
         signal.alarm(dns_handover.LINGER)
         self._core.reactor.remove(self._link.fileno())
         self._core.later.orphaned()
+        self._core.heeding.orphaned()
         self._core.reactor.add(self._successors.fileno(), READ, self._greet)
 
     def _greet(self, _events: int) -> None:

@@ -8,6 +8,7 @@ response code other than NOERROR and NXDOMAIN, or after the timeout. Nothing her
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 from plait.dns import message as m
 from plait.dns.answer import failure
+from plait.serve.dns_heed import Heeding
 from plait.serve.dns_link import Address, Upstreams
 from plait.serve.dns_reactor import READ, WRITE, Reactor
 from plait.serve.dns_responder import UDP_SIZE, Counters, choose
@@ -36,10 +38,10 @@ class _Task:
 
 
 class Forwarder:
-    """Asks upstreams. `submit` calls back exactly once for each query, unless `close` comes first."""
+    """Asks upstreams. `submit` calls back exactly once for each query, unless `close` comes first. `heeding` passes responses on."""
 
-    def __init__(self, reactor: Reactor, counters: Counters) -> None:
-        self._reactor, self._counters, self._settings = reactor, counters, Upstreams()
+    def __init__(self, reactor: Reactor, counters: Counters, heeding: Heeding) -> None:
+        self._reactor, self._counters, self._heeding, self._settings = reactor, counters, heeding, Upstreams()
         self._order: list[Address] = []
         self._tasks: dict[int, _Task] = {}  # by descriptor; in the order of their deadlines, since all wait equally long
 
@@ -132,7 +134,7 @@ class Forwarder:
             return
         self._drop_socket(task)
         self._prefer(task.upstream)
-        task.done(task.data[:2] + response[2:])
+        self._heeding.pass_on(task.data, response, functools.partial(task.done, task.data[:2] + response[2:]))
 
     def _fail_over(self, task: _Task) -> None:
         self._drop_socket(task)

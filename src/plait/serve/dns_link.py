@@ -3,7 +3,8 @@
 
 The agent asks `(number, verb, *arguments)`, the child answers `(number, result)` in the order asked, so the answer to a
 table is its acknowledgement and the number its generation. Before anything else the child says `(0, None)`: it is up.
-The child asks `(-number, name)`: what does the prepared query of that name give?
+The child says `(-number, ("query", name, origin))`: what does the prepared query of that name give to who asks from there? And
+`(-number, ("answer", name, addresses))`: an upstream gives that name these addresses; may the client have them? (`dns_heed`)
 
 | verb | arguments | result |
 |---|---|---|
@@ -15,6 +16,8 @@ The child asks `(-number, name)`: what does the prepared query of that name give
 | `limits` | `Limits.parts()` | None |
 | `table` | `Table.parts()` | None |
 | `changes` | list of `Changes.parts()`, in order | None |
+| `heed` | list of names and patterns (`model.domains`) of which it wants to be told the addresses | None |
+| `kept` | number: the agent has the addresses of that message of the child | None |
 | `found` | number, `Found` or None: the answer to a question of the child | None |
 | `stats` | | {counter: number}, address of the client whose query was turned away last |
 

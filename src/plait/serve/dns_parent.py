@@ -17,12 +17,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from plait.dns.answer import Found, Origin
+from plait.dns.heeded import Addresses
 from plait.dns.options import DEFAULTS, Options
 from plait.dns.table import EMPTY, HIDDEN, Changes, Table, diff_tables
 from plait.model.errors import PlaitError
 from plait.serve import dns_handover
 from plait.serve.dns_link import Address, Limits, Upstreams
-from plait.serve.dns_process import CALL_TIMEOUT, DnsProcess, OnQuery
+from plait.serve.dns_process import CALL_TIMEOUT, DnsProcess, OnAnswer, OnQuery
 from plait.serve.dns_sockets import BindError, OpenInside, Sockets
 
 ACKNOWLEDGE_TIMEOUT = 2 * CALL_TIMEOUT
@@ -38,6 +39,10 @@ NO_UPSTREAMS, NO_LIMITS = Upstreams(), Limits()
 
 def _no_queries(name: bytes, origin: Origin) -> Found | None:
     return None
+
+
+def _all_kept(name: str, addresses: Addresses, kept: Callable[[], None]) -> None:
+    kept()
 
 
 class DnsUnavailable(PlaitError):
@@ -64,6 +69,7 @@ class _State:
     upstreams: Upstreams = NO_UPSTREAMS
     options: Options = DEFAULTS
     limits: Limits = NO_LIMITS
+    heeded: frozenset[str] = frozenset()
     table: Table = field(default=EMPTY)
 
 
@@ -71,9 +77,9 @@ class DnsService:
     """One DNS child and its replacement whenever it dies.
 
     `start` first, `close` last; the setters may be called before, between and concurrently. `on_crash` is called with a
-    sentence for the log each time a child ended unasked; `on_query` says what the prepared query of a name gives. `successors`: path of
-    the socket by which the child of one agent follows that of another; None: a child ends with its agent. `open_inside` opens sockets in
-    other namespaces (`dns_socket.Place`).
+    sentence for the log each time a child ended unasked; `on_query` says what the prepared query of a name gives, `on_answer` hears of
+    the addresses of names that are heeded. `successors`: path of the socket by which the child of one agent follows that of another; None:
+    a child ends with its agent. `open_inside` opens sockets in other namespaces (`dns_socket.Place`).
     """
 
     def __init__(
@@ -81,11 +87,12 @@ class DnsService:
         *,
         on_crash: Callable[[str], None],
         on_query: OnQuery = _no_queries,
+        on_answer: OnAnswer = _all_kept,
         python: str = sys.executable,
         successors: Path | None = None,
         open_inside: OpenInside | None = None,
     ) -> None:
-        self._on_crash, self._on_query, self._python = on_crash, on_query, python
+        self._on_crash, self._on_query, self._on_answer, self._python = on_crash, on_query, on_answer, python
         self._path = successors
         self._sockets = Sockets(open_inside) if open_inside is not None else Sockets()
         self._predecessor: socket.socket | None = None
@@ -174,6 +181,12 @@ class DnsService:
         """Ask that of clients. Raises DnsUnavailable as `set_table`."""
         await self._want(replace(self._wanted, limits=limits))
 
+    async def set_heeded(self, patterns: frozenset[str]) -> None:
+        """Hold back what upstreams answer to names that meet one of these until `on_answer` says that the client may have it, a second at
+        most. Raises DnsUnavailable as `set_table`."""
+        if patterns != self._wanted.heeded:
+            await self._want(replace(self._wanted, heeded=patterns))
+
     async def stats(self) -> Stats:
         """Counters of the present child. Raises DnsUnavailable while there is none."""
         child = self._child
@@ -230,7 +243,7 @@ class DnsService:
     async def _live(self) -> str:
         """One child's life. Returns why it ended."""
         try:
-            child = await DnsProcess.spawn(self._python, self._on_query, self._successors)
+            child = await DnsProcess.spawn(self._python, self._on_query, self._on_answer, self._successors)
         except (OSError, EOFError, TimeoutError) as error:
             return f"it did not start ({error!r})"
         leaving = False
@@ -274,6 +287,8 @@ class DnsService:
             await child.call("options", wanted.options.parts())
         if wanted.limits is not held.limits:
             await child.call("limits", wanted.limits.parts())
+        if wanted.heeded != held.heeded:
+            await child.call("heed", sorted(wanted.heeded))
         if wanted.upstreams is not held.upstreams or wanted.listen != held.listen:
             await child.call("upstreams", wanted.upstreams.without(wanted.listen).parts())
         if wanted.listen != held.listen or self._bind_errors:

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import subprocess
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from plait.dns.answer import Found, Origin
+from plait.dns.heeded import Addresses
 from plait.serve.dns_link import MOST_FDS, Frames, SocketName, frame
 
 CALL_TIMEOUT = 5.0
@@ -18,6 +21,8 @@ _END_TIMEOUT = 1.0
 _CHUNK = 65536
 OnQuery = Callable[[bytes, Origin], Found | None]
 """Name of a prepared query, and who asks for it."""
+OnAnswer = Callable[[str, Addresses, Callable[[], None]], None]
+"""A name, the addresses that a resolver gives for it, and what is to be called once the client may have them."""
 
 
 class DnsProcess:
@@ -29,8 +34,9 @@ class DnsProcess:
         descriptors: socket.socket,
         streams: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         on_query: OnQuery,
+        on_answer: OnAnswer,
     ) -> None:
-        self._process, self._descriptors, self._on_query = process, descriptors, on_query
+        self._process, self._descriptors, self._on_query, self._on_answer = process, descriptors, on_query, on_answer
         reader, self._writer = streams
         self.pid = process.pid
         self._number = 0
@@ -39,7 +45,7 @@ class DnsProcess:
         self._listener = asyncio.create_task(self._listen(reader), name=f"dns child {process.pid}")
 
     @classmethod
-    async def spawn(cls, python: str, on_query: OnQuery, successors: socket.socket | None) -> DnsProcess:
+    async def spawn(cls, python: str, on_query: OnQuery, on_answer: OnAnswer, successors: socket.socket | None) -> DnsProcess:
         """Start a child and wait until it is up. `successors`: where it waits for one once its agent has ended; None: it ends then. Raises
         OSError, EOFError or TimeoutError."""
         ours, theirs = socket.socketpair()
@@ -54,7 +60,7 @@ class DnsProcess:
             ours.close()
             descriptors.close()
             raise
-        child = cls(process, descriptors, streams, on_query)
+        child = cls(process, descriptors, streams, on_query, on_answer)
         try:
             await child._answer_to(0)
         except BaseException:
@@ -147,7 +153,7 @@ class DnsProcess:
             while data := await reader.read(_CHUNK):
                 for number, result in frames.feed(data):
                     if number < 0:
-                        self._writer.write(frame((0, "found", -number, self._on_query(*result))))
+                        self._asked(-number, result)
                     elif (future := self._answers.get(number)) is not None and not future.done():
                         future.set_result(result)
         except OSError:
@@ -156,6 +162,18 @@ class DnsProcess:
             if not future.done():
                 future.set_exception(gone)
         raise gone
+
+    def _asked(self, number: int, about: tuple[str, Any, Any]) -> None:
+        verb, name, more = about
+        if verb == "answer":
+            self._on_answer(name, more, functools.partial(self._tell, "kept", number))
+        else:
+            self._tell("found", number, self._on_query(name, more))
+
+    def _tell(self, *message: object) -> None:
+        """Say something that needs no answer; nobody hears it who is gone."""
+        if not self._writer.is_closing():
+            self._writer.write(frame((0, *message)))
 
 
 def _started(command: tuple[str, ...], descriptors: list[int]) -> subprocess.Popen[bytes]:

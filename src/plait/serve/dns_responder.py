@@ -46,11 +46,14 @@ class Counters:
         self.query_asked = 0
         self.query_failed = 0
         self.query_rejected = 0
+        self.answers_heeded = 0
+        self.answers_unheeded = 0
 
     def as_dict(self) -> dict[str, int]:
         """Name -> count. `forward_rejected`: answered SERVFAIL at once because too many were outstanding; `tcp_evicted`:
         connections closed to make room; `dropped`: messages that deserve no answer; `client_limited`: queries of clients that
-        had their share; `expired`: those whose clients no longer waited; `query_…`: of prepared queries, which the agent is asked for."""
+        had their share; `expired`: those whose clients no longer waited; `query_…`: of prepared queries, which the agent is asked for;
+        `answers_…`: of names that rules are for, sent once the agent knew their addresses, and without."""
         return dict(self.__dict__)
 
 
