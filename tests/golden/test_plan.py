@@ -360,6 +360,9 @@ spec:
   priority: 1
   subject: {namespaces: {}}
   ingress: [{action: Deny, from: [{pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: bad}}}}], protocols: [{udp: {}}]}]
+  egress:
+  - {action: Accept, to: [{domainNames: ["*.example.org"]}], protocols: [{tcp: {destinationPort: {number: 443}}}]}
+  - {action: Deny, to: [{networks: [203.0.113.0/24]}]}
 """
 SHOP = Service("shop", "default", A("10.27.0.9"), (ServicePort("tcp", 80, 8080, 9090),), {"app": "shop"})
 CASES["services"] = replace(  # two containers, of which the other host's has twice the weight; `calm` has nobody
@@ -391,6 +394,7 @@ CASES["policies"] = replace(  # `web` is selected by both, `near` by the adminis
         "e-bad": replace(WEB, id="e-bad", node="B", address=A("10.28.2.9"), name="bad", ports=(), labels={"app": "bad"}),
     },
     policies={policy.ident: policy for policy in read_policies(POLICIES).policies},
+    answered={A("203.0.113.7"): frozenset({"www.example.org"}), A("203.0.113.8"): frozenset({"example.org"})},
 )
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 from tests.kernel.test_datapath import BY_NAME, NETWORKS, WIRE, Hosts, counted, two_hosts
+from tests.support.policies import NAMED
 
 from plait.kernel.linux import LinuxKernel
 from plait.kernel.linux.netns import in_thread, inside
@@ -203,6 +204,28 @@ def test_what_a_bridge_switches_is_judged_where_the_host_sees_it(switched: Hosts
             to = BY_NAME[server].address
             wanted = evaluate(world, Packet(BY_NAME[client].address, to, "tcp", 80)).allowed
             assert (switched.connects(client, to, 80, server, wait_s=1 if wanted else WAIT_S) is not None) == wanted, (client, server)
+
+
+def test_a_name_opens_what_dns_gave_for_it_while_that_counts(hosts: Hosts) -> None:
+    """`web` goes out of the cluster, to an address of B's link."""
+    to = WIRE["B"]
+    with in_force(hosts, NAMED.replace("443", "80")) as snapshot:
+        answered = replace(snapshot, answered={to: frozenset({"www.example.org"})})
+        assert hosts.connects("web", to, 80, "B", wait_s=WAIT_S) is None
+        assert hosts.converge("A", answered) > 0 and hosts.converge("A", answered) == 0
+        assert hosts.connects("web", to, 80, "B") is not None
+        assert hosts.connects("web", to, 81, "B", 81, wait_s=WAIT_S) is None and not hosts.pings("web", to)
+        with hosts.socket("B") as listener, hosts.socket("web") as caller:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("0.0.0.0", 80))
+            listener.listen()
+            caller.connect((str(to), 80))
+            answerer, _ = listener.accept()
+            with answerer:
+                assert hosts.converge("A", snapshot) > 0 and hosts.converge("A", snapshot) == 0
+                caller.sendall(b"still here")
+                assert answerer.recv(99) == b"still here"
+        assert hosts.connects("web", to, 80, "B", wait_s=WAIT_S) is None, "a new one is judged anew"
 
 
 def judged(hosts: Hosts, host: str) -> dict[Packet, int]:

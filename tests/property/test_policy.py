@@ -173,6 +173,7 @@ spec:
   priority: 5
   subject: {pods: {namespaceSelector: {}, podSelector: {}}}
   egress:
+  - {action: Accept, to: [{domainNames: [api.example.com, "*.example.org"]}]}
   - {name: out, action: Deny, to: [{networks: [192.0.2.0/24]}], protocols: [{tcp: {destinationPort: {range: {start: 1, end: 9}}}}]}
 """
 
@@ -205,9 +206,23 @@ def test_a_file_with_one_bit_of_something_else_is_read_or_refused(data: st.DataO
 
 
 _FIELDS = ["podSelector", "namespaceSelector", "matchLabels", "matchExpressions", "key", "operator", "values", "from", "to", "ports"]
-_FIELDS += ["port", "protocol", "endPort", "ipBlock", "cidr", "except", "action", "name", "pods", "namespaces", "networks", "protocols"]
+_FIELDS += [
+    "port",
+    "protocol",
+    "endPort",
+    "ipBlock",
+    "cidr",
+    "except",
+    "action",
+    "name",
+    "pods",
+    "namespaces",
+    "networks",
+    "domainNames",
+    "protocols",
+]
 _FIELDS += ["tcp", "udp", "destinationPort", "number", "range", "start", "end", "policyTypes"]
-_WORDS = ["In", "TCP", "Ingress", "app", "192.0.2.0/24", "Accept", "Admin", "http", ""]
+_WORDS = ["In", "TCP", "Ingress", "app", "192.0.2.0/24", "Accept", "Admin", "http", "*.example.org", ""]
 _tree = st.recursive(
     st.none() | st.booleans() | st.integers() | st.sampled_from(_WORDS),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_FIELDS), inner, max_size=4),
@@ -219,7 +234,7 @@ _tree = st.recursive(
 def test_any_specification_is_read_or_refused(tree: Any, clustered: bool) -> None:
     spec = tree if isinstance(tree, dict) else {"podSelector": {}, "ingress": tree}
     if clustered:
-        spec = {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}, "ingress": tree}
+        spec = {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}, "ingress": tree, "egress": tree}
     kind = ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy") if clustered else ("networking.k8s.io/v1", "NetworkPolicy")
     read(yaml.safe_dump({"apiVersion": kind[0], "kind": kind[1], "metadata": {"name": "p"}, "spec": spec}))
 
@@ -245,6 +260,7 @@ def test_what_is_remembered_of_one_cluster_changes_nothing_for_the_next(data: st
             endpoints=_mixed(data, kept.endpoints, other.endpoints),
             containers=_mixed(data, kept.containers, other.containers),
             instances=_mixed(data, kept.instances, other.instances),
+            answered=_mixed(data, kept.answered, other.answered),
             policies=_mixed(data, kept.policies, other.policies) if data.draw(st.integers(0, 3)) == 3 else kept.policies,
             namespaces=_mixed(data, kept.namespaces, other.namespaces) if data.draw(st.integers(0, 3)) == 3 else kept.namespaces,
         )

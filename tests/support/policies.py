@@ -26,6 +26,21 @@ BLOCKS = {
 }
 OUTSIDE = ("192.0.2.1", "192.0.2.130", "203.0.113.9", "2001:db8::1", "fd00:29::ffff")
 NAMESPACES = ("default", "shop", "lab")
+DOMAINS = ("api.example.com", "*.example.com", "*.example.org", "example.org")
+ANSWERS = ("api.example.com", "a.b.example.com", "example.com", "www.example.org", "example.org", "other.example")
+NAMED = """\
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: out}
+spec:
+  tier: Admin
+  priority: 1
+  subject: {pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: web}}}}
+  egress:
+  - {action: Accept, to: [{domainNames: [api.example.com, "*.example.org"]}], protocols: [{tcp: {destinationPort: {number: 443}}}]}
+  - {action: Deny, to: [{networks: [0.0.0.0/0, "::/0"]}]}
+"""
+"""Containers with the label app=web get to two kinds of names, by one port, and nowhere else."""
 _KEYS, _VALUES = ("app", "role"), ("web", "db", "x")
 
 
@@ -88,7 +103,8 @@ def _ports(draw: st.DrawFn) -> Ports:
     return Ports(protocol, first, draw(st.sampled_from([last for last in (0, 53, 80, 90, 8080, 65535) if last >= first])))
 
 
-def _rules(actions: tuple[str, ...]) -> st.SearchStrategy[tuple[PolicyRule, ...]]:
+def _rules(actions: tuple[str, ...], named: bool = False) -> st.SearchStrategy[tuple[PolicyRule, ...]]:
+    """`named`: some for names of hosts."""
     some = st.builds(
         PolicyRule,
         st.sampled_from(actions),
@@ -97,6 +113,7 @@ def _rules(actions: tuple[str, ...]) -> st.SearchStrategy[tuple[PolicyRule, ...]
         st.lists(_ranges(), max_size=2).map(tuple),
         st.sampled_from((False, False, False, True)),
         st.lists(_ports(), max_size=2).map(tuple),
+        domains=st.lists(st.sampled_from(DOMAINS), max_size=2).map(tuple) if named else st.just(()),
     )
     return st.lists(some, min_size=1, max_size=3).map(tuple)
 
@@ -104,12 +121,12 @@ def _rules(actions: tuple[str, ...]) -> st.SearchStrategy[tuple[PolicyRule, ...]
 @st.composite
 def _policies(draw: st.DrawFn, number: int) -> Policy:
     tier = draw(st.sampled_from(("Admin", "NetworkPolicy", "Baseline")))
-    rules = _rules(("Accept",) if tier == "NetworkPolicy" else ("Accept", "Deny", "Pass"))
+    actions = ("Accept",) if tier == "NetworkPolicy" else ("Accept", "Deny", "Pass")
     namespace = draw(st.sampled_from(("default", *NAMESPACES))) if tier == "NetworkPolicy" else ""
     subject = draw(
         st.just(Group(namespace=namespace)) | (st.builds(Group, _selectors, namespace=st.just(namespace)) if namespace else groups)
     )
-    ways = [draw(st.none() | rules) for _ in range(2)]
+    ways = [draw(st.none() | _rules(actions, outward and not namespace)) for outward in (False, True)]
     audit = draw(st.sampled_from((False, False, False, True)))
     return Policy(f"p{number}", namespace, tier, subject, ways[0], ways[1], 0 if namespace else draw(st.integers(0, 2)), audit=audit)
 
@@ -127,6 +144,8 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         Instance(f"i{n}", draw(st.sampled_from(("web", "db"))), "A", draw(st.sampled_from(known))) for n in range(draw(st.integers(0, 3)))
     ]
     policies = [draw(_policies(n)) for n in range(draw(st.integers(1, 4)))]
+    places = st.sampled_from([ip_address(text) for text in (*known[:-2], *OUTSIDE)])
+    answered = draw(st.dictionaries(places, st.frozensets(st.sampled_from(ANSWERS), min_size=1, max_size=2), max_size=4))
     given = {name: Namespace(name, {"team": "x"}) for name in draw(st.sets(st.sampled_from(NAMESPACES)))}
     return Snapshot(
         "A",
@@ -140,6 +159,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         {(one.node, one.id): one for one in instances},
         policies={p.ident: p for p in policies},
         namespaces=given,
+        answered=answered,
     )
 
 

@@ -196,10 +196,21 @@ WRONG_CLUSTER: dict[str, tuple[str, str, str]] = {
     ),
     "an action": ("action: Pass", "action: Allow", "line 10, spec.ingress[0].action: 'Allow' is none of Accept, Deny, Pass"),
     "nobody": ('to: [{networks: [192.0.2.0/24, "2001:db8::/32"]}]', "to: []", "line 17, spec.egress[0].to: '[…]' is empty"),
-    "what is not to be had yet": (
+    "names that are denied": (
         'networks: [192.0.2.0/24, "2001:db8::/32"]',
         "domainNames: [x.example]",
-        "is not to be had yet; name addresses as networks",
+        "line 17, spec.egress[0].to[0].domainNames: '[…]' stands in a rule with the action Deny, and names can only be accepted",
+    ),
+    "names that are passed": (
+        '[{action: Deny, to: [{networks: [192.0.2.0/24, "2001:db8::/32"]}]}]',
+        "[{action: Pass, to: [{domainNames: [x.example]}]}]",
+        "line 17, spec.egress[0].to[0].domainNames: '[…]' stands in a rule with the action Pass",
+    ),
+    "names that come in": ("from: [{namespaces: {}}", "from: [{domainNames: [x.example]}", "line 11, spec.ingress[0].from[0].domainNames"),
+    "names and networks in one": (
+        'networks: [192.0.2.0/24, "2001:db8::/32"]',
+        "networks: [192.0.2.0/24], domainNames: [x.example]",
+        "line 17, spec.egress[0].to[0]: '{…}' has to have one of namespaces, pods, networks, nodes, domainNames, and not 2",
     ),
     "networks that come in": ("from: [{namespaces: {}}", "from: [{networks: [192.0.2.0/24]}", "line 11, spec.ingress[0].from[0].networks"),
     "two protocols in one": ("{udp: {}}", "{udp: {}, tcp: {}}", "line 14, spec.ingress[0].protocols[1]: '{…}' has to have one of"),
@@ -218,6 +229,57 @@ def test_a_wrong_cluster_policy_is_refused_by_line_field_and_reason(case: str) -
     with pytest.raises(ConfigError) as refused:
         read_policies(CLUSTER.replace(old, new))
     assert why in str(refused.value)
+
+
+NAMED = CLUSTER.replace(
+    '[{action: Deny, to: [{networks: [192.0.2.0/24, "2001:db8::/32"]}]}]', "[{action: Accept, to: [{domainNames: [%s]}]}]"
+)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("api.example.com", "api.example.com"),
+        ('"*.Example.ORG."', "*.example.org"),
+        ("a_b-c.x1", "a_b-c.x1"),
+    ],
+)
+def test_names_are_read_in_lower_case_and_without_a_final_dot(written: str, meant: str) -> None:
+    (policy,) = read_policies(NAMED % f"{written}, other.example").policies
+    assert policy.egress is not None and policy.egress[0].domains == (meant, "other.example")
+    assert read_policies(policy.document).policies == (policy,) and decode(Policy, encode(policy), "k") == policy
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        ('"*"', "'*' has a * that is not the whole first label"),
+        ('"api.*.com"', "has a * that is not the whole first label; *.example.com is every name below example.com"),
+        ('"*api.example.com"', "has a * that is not"),
+        ('"*.*.example.com"', "has a * that is not"),
+        ('"*.com"', "has to have two labels or more, behind a *. too"),
+        ("localhost", "has to have two labels or more"),
+        ("192.0.2.1", "is an address and no name; name addresses as networks"),
+        ('"2001:db8::1"', "is an address and no name"),
+        ("a..example", "is no name of a host"),
+        ("-a.example", "is no name of a host"),
+        (f"{'a' * 64}.example", "is no name of a host; labels have at most 63"),
+        (".".join(["a" * 60] * 5), "is no name of a host"),
+        ("münchen.example", "is no name of a host"),
+        ("7", "7 is a number, not a text; quote it"),
+        ("", "'[…]' is empty"),
+    ],
+)
+def test_what_is_no_name_is_refused_by_line_field_and_reason(written: str, why: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_policies(NAMED % written)
+    assert why in str(refused.value)
+    assert str(refused.value).startswith(f"line 17, spec.egress[0].to[0].domainNames{'[0]' if written else ''}: ")
+
+
+def test_names_have_no_ports_with_names() -> None:
+    with pytest.raises(ConfigError, match=r"domainNames: .* stands in a rule with a destinationNamedPort.*give its number"):
+        read_policies((NAMED % "x.example").replace("x.example]}]}", "x.example]}], protocols: [{destinationNamedPort: http}]}"))
 
 
 _TIMES_TEN = [f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)]

@@ -57,6 +57,7 @@ class Config:
     forget_after_s: float
     clients: tuple[EitherNetwork, ...]
     uplink: UplinkSettings
+    policy_min_ttl_s: float
     log_level: str
     log_format: str
 
@@ -259,6 +260,9 @@ OPTIONS = (
     ),
     Option("uplink.rate", "rate", "none", "How fast the host's link sends (`940M`): priorities are kept there, by queues of this rate."),
     Option("uplink.weights", "N/N/N", "60/30/10", "What part of it guaranteed, normal and bulk containers have when all of them send."),
+    Option(
+        "policy.min_ttl", "duration", "60s", "How long an address of a name in a policy counts, even if DNS says less (`0s`: as it says)."
+    ),
     Option("log.level", "debug, info, warning or error", "info", "Least level that is written."),
     Option("log.format", "text or json", "text", "Form of the log lines on standard error."),
 )
@@ -315,6 +319,7 @@ def parse_config(raw: Mapping[str, object], where: str) -> Config:
         register_address=get.choice("services.address", ("container", "host"), "container"),
         clients=get.networks("ports.from"),
         uplink=uplink_settings(get.text("uplink.rate", "none"), get.text("uplink.weights", "60/30/10"), where),
+        policy_min_ttl_s=get.duration("policy.min_ttl", "60s"),
         log_level=get.choice("log.level", ("debug", "info", "warning", "error"), "info"),
         log_format=get.choice("log.format", ("text", "json"), "text"),
     )

@@ -48,6 +48,11 @@ class Paths:
         return self.run / "dns.sock"
 
     @property
+    def answered(self) -> Path:
+        """What DNS answered of names that policies are for."""
+        return self.run / "answered"
+
+    @property
     def sysctls(self) -> Path:
         """What the host's sysctls were before plait."""
         return self.lib / "sysctls.json"

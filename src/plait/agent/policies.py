@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -152,8 +152,8 @@ class Policies:
     # --- what they decide
 
     def test(self, source: str, destination: str, protocol: str, port: int) -> PolicyTest:
-        """What becomes of a connection between two, each an address, or the name of a container or node. NotFound, Conflict if a name
-        means several."""
+        """What becomes of a connection between two, each an address, the name of a container or node, or one that this host's DNS answered
+        for a rule. NotFound, Conflict if a name means several."""
         world = world_of(self._view.snapshot)
         pairs = [(a, b) for a in self._meant(world, source) for b in self._meant(world, destination) if a[0].version == b[0].version]
         near = [(a, b) for a, b in pairs if a[1] is None or b[1] is None or a[1].network == b[1].network]
@@ -169,7 +169,7 @@ class Policies:
             source=_called(one),
             destination=f"{_called(other)} {protocol}{f' port {port}' if port else ''}",
             sides=[_side(side) for side in verdict.sides],
-            note=_apart(one[1], other[1]),
+            note=_apart(one[1], other[1]) or self._unnamed(world, one[1], other),
         )
 
     def _meant(self, world: World, name: str) -> list[tuple[IPAddress, Workload | None]]:
@@ -184,9 +184,28 @@ class Policies:
         node = self._view.snapshot.nodes.get(name)
         if not found and node is not None:
             return [(node.tunnel or node.address, None)]
-        if not found:
-            raise NotFound(f"{name!r} is no address, container or node; `plait ps` lists containers")
-        return [*found]
+        found_by_name = self._answered(world, name.lower()) if not found else ()
+        if not found and not found_by_name:
+            hint = "`plait ps` lists containers; of names in policies those count that this host's DNS has answered"
+            raise NotFound(f"{name!r} is no address, container or node; {hint}")
+        return [*found, *((address, None) for address in found_by_name)]
+
+    @staticmethod
+    def _answered(world: World, name: str) -> Collection[IPAddress]:
+        """One address of each family that DNS gave for a name; to policies that have it all are alike, but for ranges."""
+        given = sorted((one for one, names in world.answered.items() if name in names and one not in world.known), key=int, reverse=True)
+        return {one.version: one for one in given}.values()
+
+    def _unnamed(self, world: World, source: Workload | None, to: tuple[IPAddress, Workload | None]) -> str:
+        """Where rules by names may say something else than what this host knows."""
+        if source is None or to[1] is not None:
+            return ""
+        named = (policy for policy in world.policies if any(rule.domains for rule in policy.egress or ()))
+        if not any(world.namespaces.has(policy.subject, source) for policy in named):
+            return ""
+        if source.node != self._view.me:
+            return f"of rules by domainNames {source.node} goes by what its own DNS has answered; ask there"
+        return "" if to[0] in world.answered else f"this host's DNS has answered no name in a policy with {to[0]}, or not of late"
 
 
 async def _read(body: bytes) -> list[Policy | Namespace]:

@@ -18,6 +18,7 @@ from plait import __version__
 from plait.agent.keys import TYPES, Record, kind_of, node_key, own_prefixes, record_key
 from plait.agent.merged import Merged
 from plait.backends import BACKENDS
+from plait.model.addr import IPAddress
 from plait.model.cluster import Block, Container, Endpoint, Instance, Network, Snapshot
 from plait.model.discovery import CatalogNode, Check, OtherTags
 from plait.model.errors import NotSupported, PlaitError, StoreUnavailable
@@ -43,6 +44,7 @@ class View:
         self._silent: frozenset[str] = frozenset()
         self.beyond: dict[str, str] = {}
         self._merged = Merged(me)
+        self._answered: Mapping[IPAddress, frozenset[str]] = {}
         self._prefixes = own_prefixes(me)
         self._unsettled: set[str] = set()
         self._snapshot: Snapshot | None = None
@@ -186,6 +188,11 @@ class View:
         if stale or changed or first:
             self._changed(frozenset({"containers", "instances"} if first else {"containers"}))
 
+    def answer(self, answered: Mapping[IPAddress, frozenset[str]]) -> None:
+        """This node's DNS gave these addresses for names that rules are for."""
+        self._answered = answered
+        self._changed(frozenset({"answered"}))
+
     def reported(self, runtime: str) -> bool:
         return runtime in self._reported
 
@@ -260,7 +267,7 @@ class View:
 
     def _build(self) -> Snapshot:
         alive = frozenset((self._alive - self._silent) | {self.me})
-        return self._merged.snapshot(self.revision, alive)
+        return dataclasses.replace(self._merged.snapshot(self.revision, alive), answered=self._answered)
 
     def _indexed(self, key: str, own: Record) -> Record:
         """With the indexes of the stored item, or those of the next revision as long as it is not there."""

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterator
 from functools import partial
 from ipaddress import IPv4Network
 
@@ -15,6 +15,7 @@ from plait.agent.addresses import Addresses
 from plait.agent.addressing import Addressing, learned
 from plait.agent.admin import AdminParts, AgentAdmin
 from plait.agent.announcer import Announcer
+from plait.agent.answered import Answered
 from plait.agent.config import Config, load_config
 from plait.agent.dhcp import Leases
 from plait.agent.dhcpwires import Wires
@@ -61,12 +62,10 @@ from plait.agent.uplink import UplinkQueues
 from plait.agent.view import View
 from plait.dns.zone import Zone
 from plait.kernel import linux
-from plait.model.cluster import HostRange
 from plait.model.errors import NotSupported
 from plait.serve.admin import AdminServer
 from plait.serve.consul_control import ControlApi
 from plait.serve.dns_parent import DnsService
-from plait.serve.dns_process import OnQuery
 from plait.store.api import Change, Store
 from plait.store.replica import Replica
 
@@ -97,7 +96,7 @@ class _Wiring:
         self.view, self.health = View(identity.name), Health(time.time)
         self.kernel = linux.LinuxKernel(paths.lib, paths.sysctls)
         self.work, self.replica = KernelWork(self.kernel), Replica(store, paths.lib / "replica.bin")
-        self.host_ranges = HostRangesWatch(self.view, self.health, self.kernel.host_ranges, self._of_engines, self._bridge)
+        self.host_ranges = HostRangesWatch(self.view, self.health, self.kernel.host_ranges, lambda: self.engines.others(), self._bridge)
         self.leases = Leases(journal, self.health, identity.id, config.dhcp_timeout_s, _WIRES)
         self.host_leases = HostLeases(self.view, self.leases, self.health, linux.link_mac, linux.announce_here)
         self.networks = self._networks()
@@ -106,6 +105,7 @@ class _Wiring:
         self.addresses = Addresses(self.view, store, journal, DEFAULT_NETWORK, config.docker_bridge, config.reuse_after_s, ranges)
         self.addressing = Addressing(self.addresses, self.leases, self.view, self.work.put)
         self.publisher, self.dns = Publisher(self.view, store, self.view.caught_up), self._dns()
+        self.answered = Answered(self.view, self.dns, paths.answered, config.policy_min_ttl_s, lambda: self.reconciler.once())
         self.resolvers = HostResolvers(self.dns.set_upstreams)
         home = HostAddress.of(config, identity, self.kernel, self.health)
         self.underlay = Underlay(journal, self.view, self.kernel, home, lambda: self.reconciler.mark())
@@ -116,12 +116,12 @@ class _Wiring:
         self.limits = self._limits()
         self.outward, self.loops = self._outward(), NodeLoops(self._parts(), DEFAULT_NETWORK)
         self.reconciler = self._reconciler()
-        self.ops, self.policies = self._operations(), Policies(self.view, store, self.reconciler.once, self.kernel)
+        self.ops, self.policies = self._operations(), Policies(self.view, store, self.answered.enforce, self.kernel)
         self.following = Following(self.view, self.leases, self.ops, self.health, linux.readdress, lambda: self.reconciler.mark())
         self.sandboxes, self.exposures = self._sandboxes(), Exposures(identity.name, self.ops)
         self.engines, self.services = self._engines(), Services(self.view, store, self.health, self.view.caught_up, self.reconciler.once)
-        docker = self.engines.docker_api
-        parts = DiscoveryParts(config, identity, journal, store, self.view, self.health, self.publisher, self._contact_ms, docker)
+        docker, contact_ms = self.engines.docker_api, lambda: 0 if self.replica.connected else None
+        parts = DiscoveryParts(config, identity, journal, store, self.view, self.health, self.publisher, contact_ms, docker)
         self.discovery = Discovery(parts)
         self.discovery.api.add(ControlApi(self, identity.name).routes)
         self.dns_watch = DnsWatch(self.dns, self.health)
@@ -129,17 +129,13 @@ class _Wiring:
         self.discovery.watch_dns(self.dns_watch)
         self.discovery.figures.add(partial(of_kernel, self.work), self.tunnels.readings, self.loops.spoofing.readings)
         self.view.subscribe(self._on_view)
-        settled = lambda: not self.dns.followed  # noqa: E731
-        self.joiner = Joiner(identity, config, paths, store, self.replica.items, linked, self.health, settled)
+        self.joiner = Joiner(identity, config, paths, store, self.replica.items, linked, self.health, lambda: not self.dns.followed)
         self.replica.subscribe(self.discovery.change, self._on_store)
         self.replica.subscribe(self.joiner.change)
 
     def _reconciler(self) -> Reconciler:
         told = self.loops.refresh_node, self.loops.firewall.changed, self.host_ranges.mark
         return Reconciler(self.kernel, self.work, self.loops.plan, lambda: self.replica.synced, self.health, *told)
-
-    def _of_engines(self) -> Iterable[HostRange]:
-        return self.engines.others()
 
     def _bridge(self) -> IPv4Network | None:
         block = self.addresses.bridge_block()
@@ -159,9 +155,12 @@ class _Wiring:
         return Outward(*parts, lambda: self.reconciler.mark(), lambda: self.reconciler.once())
 
     def _dns(self) -> DnsService:
-        names: OnQuery = lambda *query: self.discovery.names(*query)  # noqa: E731
         return DnsService(
-            on_crash=self._on_dns_crash, on_query=names, successors=self.paths.dns_successors, open_inside=linux.open_resolver
+            on_crash=self._on_dns_crash,
+            on_query=lambda *query: self.discovery.names(*query),
+            on_answer=lambda *answer: self.answered.take(*answer),
+            successors=self.paths.dns_successors,
+            open_inside=linux.open_resolver,
         )
 
     def _parts(self) -> Parts:
@@ -230,7 +229,8 @@ class _Wiring:
         )
 
     def _on_view(self, kinds: frozenset[str]) -> None:
-        if kinds != {"checks"} or self.view.snapshot.services:  # without these the plan knows nothing of checks, which change all the time
+        quiet = {"answered"} if self.view.snapshot.services else {"answered", "checks"}
+        if not kinds <= quiet:  # of answers a pass is made by who takes them; without services the plan knows nothing of checks
             self.reconciler.mark()
         if self.view.unsettled():
             self.publisher.wake()
@@ -261,6 +261,7 @@ class _Wiring:
     def _load(self) -> None:
         """Know the cluster as it last was before anybody is answered."""
         self.replica.load()
+        self.answered.recover()
         items = self.replica.items.values()
         self.discovery.start((Change("put", item, item.mod_revision) for item in items), self.replica.revision)
         self.loops.refresh_node()  # without the disk copy the view would not even know this node
@@ -297,6 +298,7 @@ class _Wiring:
                 self.reconciler.run(),
                 self.sandboxes.run(),
                 self.policies.judgments.run(),
+                self.answered.run(),
                 self.services.run(),
                 Announcer(self.view, linux.tell_neighbours).run(),
                 Neighbours(self.health, linux.neigh_tables, time.monotonic).run(),
@@ -395,6 +397,3 @@ class _Wiring:
             self.publisher.wake()
         else:
             self.health.set("store-unreachable", "store", f"no connection to the store at {self.place.address}")
-
-    def _contact_ms(self) -> int | None:
-        return 0 if self.replica.connected else None

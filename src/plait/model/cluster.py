@@ -374,7 +374,8 @@ class Snapshot:
     """The replicated cluster merged with this node's own, newer truth. Immutable; mappings keyed as noted.
 
     `instances` and `checks` are keyed by (node, id) and hold those of the nodes' agents and what was put into the catalogue (whose node
-    may be one of `catalog_nodes`, by name); where both exist under one key, the agent's counts.
+    may be one of `catalog_nodes`, by name); where both exist under one key, the agent's counts. `answered`: what this node's DNS gave, for
+    as long as that counts, for names that rules are for.
     """
 
     me: str
@@ -396,3 +397,4 @@ class Snapshot:
     namespaces: Mapping[str, Namespace] = field(default_factory=dict)
     services: Mapping[tuple[str, str], Service] = field(default_factory=dict)
     egress: Mapping[str, Egress] = field(default_factory=dict)
+    answered: Mapping[IPAddress, frozenset[str]] = field(default_factory=dict)

@@ -86,7 +86,8 @@ class Ports:
 @dataclass(frozen=True, slots=True)
 class PolicyRule:
     """What to do with connections from (ingress) or to (egress) any of `groups` and `ranges`, any of the `nodes` by their labels, or
-    `anybody`, on any of `ports`; no ports: whatever protocol and port. `where` is its place in the policy (`ingress[0]`, or its name)."""
+    `anybody`, on any of `ports`; no ports: whatever protocol and port. `domains` (egress, `model/domains.py`): to what DNS gave for such a
+    name, if it is no workload. `where` is its place in the policy (`ingress[0]`, or its name)."""
 
     action: Action
     where: str
@@ -95,6 +96,7 @@ class PolicyRule:
     anybody: bool = False
     ports: tuple[Ports, ...] = ()
     nodes: tuple[Selector, ...] = ()
+    domains: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

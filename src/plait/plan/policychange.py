@@ -7,7 +7,7 @@ exact, for every port, and not by trying some.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -20,7 +20,7 @@ from plait.plan.policy import Policing
 from plait.plan.profile import spelled_range
 from plait.policy.compile import DIRECTIONS, Compiled, compile_node
 from plait.policy.evaluate import world_of
-from plait.policy.profile import Profile
+from plait.policy.profile import Others, Profile
 from plait.policy.tables import EVERYTHING, Table, both
 from plait.policy.workloads import Workload
 
@@ -28,13 +28,16 @@ MOST_PAIRS = 20_000
 """So many pairs are compared."""
 MOST_RANGES = 100
 """So many ranges of addresses are, of each workload's."""
+_ANYTHING = Others((), EVERYTHING)
+_WHOLE = {"0.0.0.0/0", "::/0"}
 OTHERS = "others"
 """Whoever has no address of a container, nor one that rules name."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairChange:
-    """What passes from one to the other, of new connections. Each is a workload (see `called`), a range of addresses, or `OTHERS`."""
+    """What passes from one to the other, of new connections. Each is a workload (see `called`), a range of addresses, `OTHERS`, or
+    what DNS gives for a name of the rules: that name (`NAME in RANGE` where it matters)."""
 
     source: str
     destination: str
@@ -147,16 +150,24 @@ def _name(workload: Workload) -> str:
 
 
 def _outside(before: Profile | None, after: Profile | None, version: int) -> Iterator[tuple[str, Table, Table]]:
-    """The ranges of either, and the rest, of which they make different things."""
+    """What they make different things of: ranges that either has, the rest, and names of either in each of these."""
     profiles = [profile for profile in (before, after) if profile is not None]
-    ranges = {(a, b) for profile in profiles for a, b, _ in profile.ranges if a.version == version}
+    yield from _differing([profile.others if profile is not None else _ANYTHING for profile in (before, after)], version)
+    for name in sorted({name for profile in profiles for name in profile.named}):
+        yield from _differing([profile.by_name(name) if profile is not None else _ANYTHING for profile in (before, after)], version, name)
+
+
+def _differing(pair: Sequence[Others], version: int, name: str = "") -> Iterator[tuple[str, Table, Table]]:
+    """Where the two of `pair` do; what has a `name` is called by it, and by the range too unless that is all there is."""
+    ranges = {(a, b) for one in pair for a, b, _ in one.ranges if a.version == version}
     for first, last in islice(sorted(ranges, key=lambda ends: (int(ends[0]), int(ends[1]))), MOST_RANGES):
-        was, would = (profile.around(first) if profile is not None else EVERYTHING for profile in (before, after))
+        was, would = (one.table(first) for one in pair)
         if was != would:
-            yield spelled_range(first, last), was, would
-    was, would = (profile.rest if profile is not None else EVERYTHING for profile in (before, after))
-    if was != would:
-        yield OTHERS, was, would
+            spelled = spelled_range(first, last)
+            yield (spelled if not name else name if spelled in _WHOLE else f"{name} in {spelled}"), was, would
+    was, would = (one.rest for one in pair)
+    if was != would and not (name and any(spelled_range(*ends) in _WHOLE for ends in ranges)):
+        yield name or OTHERS, was, would
 
 
 def _table(found: Compiled, way: Direction, mine: IPAddress, other: IPAddress) -> Table:

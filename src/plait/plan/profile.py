@@ -70,13 +70,13 @@ class ProfileDrawing:
         self._fixed, self._exact = [], {}
         for family in self.present:
             version, kind = family.anywhere.version, f"{family.type} : verdict"
-            ranges = {f"{spelled_range(a, b)} : {verdicts.of(t)}" for a, b, t in profile.ranges if a.version == version}
+            ranges = {f"{spelled_range(a, b)} : {verdicts.of(t)}" for a, b, t in profile.others.ranges if a.version == version}
             self._exact[version] = NftSet(f"{name}{family.end}", kind, frozenset(), kind="map")
             rules.append(f"{family.ip} {side.other} vmap @{name}{family.end}")
             if ranges:
                 self._fixed.append(NftSet(f"{name}_net{family.end}", kind, frozenset(ranges), ("interval",), kind="map"))
                 rules.append(f"{family.ip} {side.other} vmap @{name}_net{family.end}")
-        self._fixed.append(NftChain(name, (*rules, verdicts.of(profile.rest))))
+        self._fixed.append(NftChain(name, (*rules, verdicts.of(profile.others.rest))))
         self.tables, self._always = verdicts.tables, frozenset(verdicts.tables)
         self._verdicts, self._uses = {}, Counter()
 

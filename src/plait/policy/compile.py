@@ -18,11 +18,13 @@ from plait.policy.evaluate import World, namespaces_of
 from plait.policy.isolation import governed, isolations
 from plait.policy.membership import Membership
 from plait.policy.nodes import names_nodes, policies_in_force
-from plait.policy.profile import Profile, ProfileBuild, port_names
+from plait.policy.profile import Known, Profile, ProfileBuild, port_names
 from plait.policy.roster import Roster
 from plait.policy.workloads import Namespaces, Workload
 
 DIRECTIONS: tuple[Direction, ...] = ("egress", "ingress")
+Answers = Mapping[IPAddress, frozenset[str]]
+"""The names for which DNS gave an address."""
 _TIERS: tuple[Tier, ...] = ("Admin", "NetworkPolicy", "Baseline")
 
 
@@ -46,7 +48,7 @@ def compile_node(world: World, node: str) -> Compiled:
     """What policies want of `node` ("": of all); nothing where none selects any of its workloads."""
     if not world.policies:
         return Compiled()
-    return _Compilation(world.policies, world.namespaces, node).follow(world.known, world.known)
+    return _Compilation(world.policies, world.namespaces, node).follow(world.known, world.answered, {*world.known, *world.answered})
 
 
 class Recompiling:
@@ -58,22 +60,30 @@ class Recompiling:
         self._policies: tuple[Policy, ...] = ()
         self._isolations: list[Policy] = []
         self._by_nodes = False
+        self._answered: Answers = {}
         self._compilation: _Compilation | None = None
 
     def __call__(self, snapshot: Snapshot) -> Compiled:
         if not governed(snapshot):
             self._compilation = None
             return Compiled()
-        changed, compilation = self._roster.follow(snapshot), self._compilation
+        changed, compilation = self._roster.follow(snapshot) | self._follow_answers(snapshot.answered), self._compilation
         if compilation is None or not self._is_of(snapshot):
             self._of, self._policies = (snapshot.policies, snapshot.namespaces, snapshot.me), policies_in_force(snapshot)
             compilation = self._compilation = _Compilation(self._policies, namespaces_of(snapshot), snapshot.me)
             self._isolations = isolations(snapshot.networks.values())
             self._by_nodes = names_nodes(snapshot.policies.values())
-            self._made = compilation.follow(self._roster.known, self._roster.known)
+            self._made = compilation.follow(self._roster.known, self._answered, {*self._roster.known, *self._answered})
         elif changed:
-            self._made = compilation.follow(self._roster.known, changed)
+            self._made = compilation.follow(self._roster.known, self._answered, changed)
         return self._made
+
+    def _follow_answers(self, answered: Answers) -> set[IPAddress]:
+        """The addresses for which DNS gave other names than before, if rules may be for them."""
+        before, self._answered = self._answered, answered
+        if before is answered:
+            return set()
+        return {address for address in {*before, *answered} if before.get(address) != answered.get(address)}
 
     def _is_of(self, snapshot: Snapshot) -> bool:
         """Whether the last one had the same policies, isolated networks, labels of namespaces and node, and the nodes that rules name their
@@ -102,15 +112,16 @@ class _Compilation:
         self._watched: set[IPAddress] = set()
         self._chosen: dict[Direction, dict[IPAddress, str]] = {way: {} for way in DIRECTIONS}
 
-    def follow(self, known: Mapping[IPAddress, Workload], changed: Iterable[IPAddress]) -> Compiled:
-        """What is wanted now that the workloads by address are `known`; `changed`: the addresses that have others than before."""
-        changed = list(changed)
+    def follow(self, known: Mapping[IPAddress, Workload], answered: Answers, changed: Iterable[IPAddress]) -> Compiled:
+        """What is wanted now that the workloads by address are `known`, and the names `answered`; `changed`: the addresses that have others
+        than before."""
+        changed, everybody = list(changed), Known(known, self._groups, answered)
         for address in changed:
             self._enlist(address, known.get(address))
         for build in self._builds.values():
-            build.follow(changed, known, self._groups)
+            build.follow(changed, everybody)
         for address in changed:
-            self._choose(address, known)
+            self._choose(address, everybody)
         used = {name for found in self._chosen.values() for name in found.values()}
         self._builds = {name: build for name, build in self._builds.items() if name in used}
         profiles = {name: build.profile for name, build in self._builds.items()}
@@ -127,9 +138,9 @@ class _Compilation:
             for group in self._groups[address]:
                 self._members.setdefault(group, set()).add(address)
 
-    def _choose(self, address: IPAddress, known: Mapping[IPAddress, Workload]) -> None:
+    def _choose(self, address: IPAddress, known: Known) -> None:
         """The profiles of a workload of this node."""
-        workload = known.get(address)
+        workload = known.workloads.get(address)
         self._watched.discard(address)
         for way, chosen in self._chosen.items():
             chosen.pop(address, None)
@@ -145,7 +156,7 @@ class _Compilation:
         found = (policy for group in self._groups[address] for policy in self._about.get(group, ()) if policy.rules(way) is not None)
         return sorted(found, key=lambda p: (_TIERS.index(p.tier), p.priority, p.ident))
 
-    def _profile(self, policies: Sequence[Policy], way: Direction, workload: Workload, known: Mapping[IPAddress, Workload]) -> str:
+    def _profile(self, policies: Sequence[Policy], way: Direction, workload: Workload, known: Known) -> str:
         """The name of the profile of a workload with these policies, in their order."""
         names = port_names(policies, way) if way == "ingress" else ()
         own = {name: workload.ports[name] for name in sorted(names) if name in workload.ports}
@@ -153,7 +164,8 @@ class _Compilation:
         name = hashlib.sha256(key.encode()).hexdigest()[:10]
         if name not in self._builds:
             build = self._builds[name] = ProfileBuild(name, way, policies, own, self._membership.number.__getitem__)
-            named = (address for address, one in known.items() if not build.names.isdisjoint(one.ports)) if way == "egress" else ()
+            others = known.workloads.items() if way == "egress" else ()
+            named = (address for address, one in others if not build.names.isdisjoint(one.ports))
             members = {address for group in build.groups for address in self._members.get(group, ())}
-            build.follow(members.union(named), known, self._groups)
+            build.follow(members.union(named, known.answered if build.by_names else ()), known)
         return name

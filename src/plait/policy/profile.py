@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Profiles: what the policies of a workload make of everybody else, in one direction, from an address to a table of ports.
 
-An address is looked up exactly first (members of groups), then among ranges, else it is anybody; so the cost of a packet does not depend on
-the number of rules, and a member more or less is one address more or less.
+An address is looked up exactly first (members of groups, and what DNS gave for names that rules have), then among ranges, else it is
+anybody; so the cost of a packet does not depend on the number of rules, and a member more or less is one address more or less.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, collapse_addresses
 
 from plait.model.addr import IPAddress, IPNetwork
+from plait.model.domains import patterns_of
 from plait.model.policy import Direction, Group, Policy, Range
 from plait.policy.tables import Step, Table, table_of
 from plait.policy.workloads import NamedPorts, Workload
@@ -22,30 +23,51 @@ _MAKE: Mapping[int, Callable[[int], IPAddress]] = {4: IPv4Address, 6: IPv6Addres
 _NOBODY: NamedPorts = {}
 Numbers = frozenset[int]
 """Groups, as `Membership` numbers them."""
-_NO_GROUPS: Numbers = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """What those get who are no workloads. `ranges` (first and last address, ascending, apart) holds only what differs from `rest`."""
+
+    ranges: tuple[tuple[IPAddress, IPAddress, Table], ...]
+    rest: Table
+
+    def table(self, address: IPAddress) -> Table:
+        """What an address gets."""
+        return next((t for a, b, t in self.ranges if a.version == address.version and int(a) <= int(address) <= int(b)), self.rest)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Who has which address: the workloads, the groups that each is of, and the names for which DNS gave an address."""
+
+    workloads: Mapping[IPAddress, Workload]
+    groups: Mapping[IPAddress, Numbers]
+    answered: Mapping[IPAddress, frozenset[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """`exact` and `ranges` (first and last address, ascending, apart) hold only what differs from what comes after them. `name` is that of
-    the policies which apply, whatever they say. `edition` is this profile's alone; it differs from that of the edition `since` in the
-    addresses `touched` of `exact` and in nothing else, which spares whoever knows that one a comparison."""
+    """`exact` holds only what differs from `others`; `named` is, by name or pattern of the rules, what those get for which DNS gives such
+    a name and no other. `name` is that of the policies which apply, whatever they say. `edition` is this profile's alone; it differs from
+    that of the edition `since` in the addresses `touched` of `exact` and in nothing else, which spares whoever knows that one a
+    comparison."""
 
     name: str
     direction: Direction
     exact: Mapping[IPAddress, Table]
-    ranges: tuple[tuple[IPAddress, IPAddress, Table], ...]
-    rest: Table
+    others: Others
+    named: Mapping[str, Others] = field(default_factory=dict)
     edition: object = field(default_factory=object, compare=False, repr=False)
     since: object = field(default=None, compare=False, repr=False)
     touched: frozenset[IPAddress] = field(default=frozenset(), compare=False, repr=False)
 
     def table(self, address: IPAddress) -> Table:
-        return self.exact.get(address) or self.around(address)
+        return self.exact.get(address) or self.others.table(address)
 
-    def around(self, address: IPAddress) -> Table:
-        """What an address gets that is no workload's."""
-        return next((t for a, b, t in self.ranges if a.version == address.version and int(a) <= int(address) <= int(b)), self.rest)
+    def by_name(self, name: str) -> Others:
+        """What those get for which DNS gives this name, or one that meets this pattern."""
+        return next((self.named[pattern] for pattern in patterns_of(name) if pattern in self.named), self.others)
 
 
 class ProfileBuild:
@@ -61,23 +83,30 @@ class ProfileBuild:
         for at, (_, rule) in enumerate(rules):
             for group in rule.groups:
                 self.groups.setdefault(number(group), []).append(at)
+        self._domains: dict[str, list[int]] = {}
+        for at, (_, rule) in enumerate(rules):
+            for pattern in rule.domains:
+                self._domains.setdefault(pattern, []).append(at)
         self._way, self._own = way, own
         self._isolated = any(policy.tier == "NetworkPolicy" for policy in policies)
         self._steps = [Step(tier, rule.action, rule.ports) for tier, rule in rules]
         self._anybody = tuple(at for at, (_, rule) in enumerate(rules) if rule.anybody)
         self._pieces = {version: _pieces([(at, one) for at, (_, r) in enumerate(rules) for one in r.ranges], version) for version in _MAKE}
         self._tables: dict[tuple[tuple[int, ...], str], Table] = {}
-        rest = self._table((), _NOBODY)
-        self.profile = Profile(name, way, {}, tuple(self._ranges(rest)), rest)
+        named = {pattern: self._others(self._met(pattern)) for pattern in self._domains}
+        self.profile = Profile(name, way, {}, self._others(()), named)
 
-    def follow(
-        self, addresses: Iterable[IPAddress], known: Mapping[IPAddress, Workload], groups: Mapping[IPAddress, frozenset[int]]
-    ) -> None:
-        """Make `profile` right of `addresses`, whose workloads (None: nobody's) are those of `known` and of those `groups`."""
+    @property
+    def by_names(self) -> bool:
+        """Whether rules are for names of hosts."""
+        return bool(self._domains)
+
+    def follow(self, addresses: Iterable[IPAddress], known: Known) -> None:
+        """Make `profile` right of `addresses`."""
         exact: dict[IPAddress, Table] | None = None
         touched: set[IPAddress] = set()
         for address in addresses:
-            before, now = self.profile.exact.get(address), self._entry(address, known.get(address), groups.get(address, _NO_GROUPS))
+            before, now = self.profile.exact.get(address), self._entry(address, known)
             if before is now:
                 continue
             exact = dict(self.profile.exact) if exact is None else exact
@@ -90,11 +119,12 @@ class ProfileBuild:
             since = self.profile.edition
             self.profile = replace(self.profile, exact=exact, edition=object(), since=since, touched=frozenset(touched))
 
-    def _entry(self, address: IPAddress, workload: Workload | None, groups: Numbers) -> Table | None:
+    def _entry(self, address: IPAddress, known: Known) -> Table | None:
         """What `exact` has of an address."""
+        workload = known.workloads.get(address)
         if workload is None:
-            return None
-        numbers = [number for group in groups for number in self.groups.get(group, ())]
+            return self._answered(address, known.answered.get(address)) if self._domains else None
+        numbers = [number for group in known.groups[address] for number in self.groups.get(group, ())]
         named = workload.ports if self._way == "egress" and not self.names.isdisjoint(workload.ports) else _NOBODY
         if not numbers and not named:
             return None
@@ -102,18 +132,34 @@ class ProfileBuild:
         table = self._table((*numbers, *around), named)
         return table if table != self._table(around, _NOBODY) else None
 
+    def _answered(self, address: IPAddress, names: Iterable[str] | None) -> Table | None:
+        """The same of one that is no workload's and that DNS gave for these names."""
+        numbers = [number for name in names or () for number in self._met(name)]
+        around = self._around(address)
+        table = self._table((*numbers, *around), _NOBODY)
+        return table if table != self._table(around, _NOBODY) else None
+
+    def _met(self, name: str) -> list[int]:
+        """The rules for a name, or for all names that meet a pattern."""
+        return [number for pattern in patterns_of(name) for number in self._domains.get(pattern, ())]
+
     def _around(self, address: IPAddress) -> tuple[int, ...]:
         """The rules of whose ranges the address is."""
         starts, classes = self._pieces[address.version]
         at = bisect_right(starts, int(address)) - 1
         return classes[at] if at >= 0 else ()
 
-    def _ranges(self, rest: Table) -> Iterable[tuple[IPAddress, IPAddress, Table]]:
+    def _others(self, numbers: Collection[int]) -> Others:
+        """What those get that are no workloads, if rules of these `numbers` are for them besides those for their addresses."""
+        rest = self._table(numbers, _NOBODY)
+        return Others(tuple(self._ranges(numbers, rest)), rest)
+
+    def _ranges(self, more: Collection[int], rest: Table) -> Iterable[tuple[IPAddress, IPAddress, Table]]:
         for version, make in _MAKE.items():
             starts, classes = self._pieces[version]
             open_: tuple[int, Table] | None = None
             for start, numbers in zip(starts, classes, strict=True):
-                table = self._table(numbers, _NOBODY)
+                table = self._table((*numbers, *more), _NOBODY)
                 if open_ is not None and table != open_[1]:
                     yield make(open_[0]), make(start - 1), open_[1]
                     open_ = None

@@ -1,24 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """ClusterNetworkPolicy (policy.networking.k8s.io/v1alpha2): policies of the administrator, asked before those of the namespaces (tier
-Admin) or after them (Baseline). What the version knows and plait does not yet (domain names as peers) is refused by name.
+Admin) or after them (Baseline).
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from plait.model.cluster import Protocol
 from plait.model.policy import LAST_PORT, Action, Direction, Group, Policy, PolicyRule, Ports, Range, Selector, Tier
 from plait.policy.fields import Field
 from plait.policy.selectors import read_selector
-from plait.policy.texts import cidr, port_name
+from plait.policy.texts import cidr, domain, port_name
 
 TIERS_VERSION = "policy.networking.k8s.io/v1alpha2"
 MAX_PRIORITY = 1000
 _TIERS: tuple[Tier, ...] = ("Admin", "Baseline")
 _ACTIONS: tuple[Action, ...] = ("Accept", "Deny", "Pass")
 _PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp", "sctp": "sctp"}
-_PEERS = ("namespaces", "pods", "networks", "nodes", "domainNames")
-"""Of egress."""
-_LATER = "is not to be had yet"
+_OUTWARD = {"networks", "nodes", "domainNames"}
+"""Peers of egress alone."""
+_PEERS: dict[Direction, tuple[str, ...]] = {
+    "ingress": ("namespaces", "pods"),
+    "egress": ("namespaces", "pods", "networks", "nodes", "domainNames"),
+}
 
 
 def read_tiered(spec: Field, name: str, document: str) -> Policy:
@@ -63,23 +68,31 @@ def _rule(at: Field, direction: Direction) -> PolicyRule:
     groups: list[Group] = []
     ranges: list[Range] = []
     nodes: list[Selector] = []
-    for peer in at.need(side, known).some():
-        here = peer.fields(others=True).keys()
-        if direction == "egress" and "nodes" in here:
-            nodes.append(read_selector(_one_of(peer, *_PEERS)))
-        elif direction == "egress" and {"networks", "domainNames"} & here:
-            ranges += _ranges(peer)
-        else:
-            groups.append(_group(peer))
+    domains: list[str] = []
+    action = at.need("action", known).one_of(_ACTIONS)
     ports = tuple(_ports(one) for one in known["protocols"].some()) if "protocols" in known else ()
-    return PolicyRule(at.need("action", known).one_of(_ACTIONS), where, tuple(groups), tuple(ranges), ports=ports, nodes=tuple(nodes))
+    for peer in at.need(side, known).some():
+        here = peer.fields(others=True).keys() & _OUTWARD
+        if not here:
+            groups.append(_group(peer))
+            continue
+        found = _one_of(peer, *_PEERS[direction])
+        if "nodes" in here:
+            nodes.append(read_selector(found))
+        elif "networks" in here:
+            ranges += [Range(one.parsed(cidr, "a network")) for one in found.some()]
+        else:
+            domains += _domains(found, action, ports)
+    return PolicyRule(action, where, tuple(groups), tuple(ranges), ports=ports, nodes=tuple(nodes), domains=tuple(domains))
 
 
-def _ranges(peer: Field) -> list[Range]:
-    found = _one_of(peer, *_PEERS)
-    if not found.path.endswith(".networks"):
-        raise found.refused(_LATER, "name addresses as networks")
-    return [Range(one.parsed(cidr, "a network")) for one in found.some()]
+def _domains(at: Field, action: Action, ports: Iterable[Ports]) -> list[str]:
+    """Only to accept, as the version has it: not all addresses of a name are known, so that a Deny would let some pass."""
+    if action != "Accept":
+        raise at.refused(f"stands in a rule with the action {action}, and names can only be accepted", "deny networks in a later rule")
+    if any(one.name for one in ports):
+        raise at.refused("stands in a rule with a destinationNamedPort, and only containers have these", "give its number")
+    return [domain(one) for one in at.some()]
 
 
 def _ports(at: Field) -> Ports:
