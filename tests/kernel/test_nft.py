@@ -15,6 +15,7 @@ from tests.support.kernel import own_namespace, sh
 
 from plait.kernel.linux.netns import in_thread
 from plait.kernel.linux.nft import LibNft, Nft, NftError, ProgramNft, Ruleset, open_nft
+from plait.kernel.linux.nftscript import FAMILIES
 from plait.model.hostlinks import Key
 from plait.model.objects import NFT_FAST_FAMILY, HookRule, KernelObject, NftChain, NftSet, Op, Plan
 from plait.plan import Local, plan_node
@@ -157,6 +158,35 @@ def test_a_refused_script_says_why_and_leaves_the_table_as_it_was(nft: Callable[
     with_ruleset(body, nft)
 
 
+HOSTS = NftSet("hosts", "ipv4_addr", frozenset({"10.28.1.0"}))
+LINK_SET = NftSet("links", "ifname", frozenset({'"pl-e1"'}), family=NFT_FAST_FAMILY)
+
+
+def test_both_tables_are_written_in_one_transaction() -> None:
+    def body(ruleset: Ruleset, spy: Spy) -> None:
+        bring(ruleset, LINK_SET, HOSTS)
+        spy.taken()
+        more = (replace(HOSTS, elements=HOSTS.elements | {"10.28.7.0"}), replace(LINK_SET, elements=frozenset({'"pl-e2"'})))
+        assert not bring(ruleset, *more)
+        assert [script.count("element") for script in spy.taken()] == [3]
+        assert ruleset.owned([]) == {obj.key: obj for obj in more} and spy.taken() == [], "what the kernel holds is known without a listing"
+        sh("nft add table inet other")
+        assert ruleset.owned([]) == {obj.key: obj for obj in more}
+
+    with_ruleset(body)
+
+
+@pytest.mark.parametrize("bad_family", FAMILIES)
+def test_what_one_table_refuses_is_no_matter_of_the_other(bad_family: str) -> None:
+    def body(ruleset: Ruleset, _: Spy) -> None:
+        bad = NftChain("bad", ("ip saddr @nowhere accept",), family=bad_family)
+        good = HOSTS if bad_family == NFT_FAST_FAMILY else LINK_SET
+        assert set(bring(ruleset, bad, good)) == {bad.key}
+        assert ruleset.owned([]) == {good.key: good}
+
+    with_ruleset(body)
+
+
 def test_a_missing_program_is_an_error_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(NftError, match="install the package nftables"):
@@ -200,7 +230,6 @@ def test_an_interval_may_give_way_to_one_that_overlaps_it(old: str, new: str, tw
     with_ruleset(body)
 
 
-HOSTS = NftSet("hosts", "ipv4_addr", frozenset({"10.28.1.0"}))
 REDECLARED = {
     "type": (HOSTS, replace(HOSTS, type="inet_service", elements=frozenset({"80"})), "tcp dport @hosts accept"),
     "flags": (HOSTS, replace(HOSTS, flags=("interval",), elements=frozenset({"10.28.0.0/16"})), "ip saddr @hosts accept"),

@@ -37,7 +37,8 @@ def inspect_sandbox(path: str) -> SandboxState:
         addresses: dict[str, set[IPInterface]] = {}
         for addr in routes.dump_addrs(there, {index: facts.name for index, facts in named.items()}):
             addresses.setdefault(addr.dev, set()).add(addr.address)
-        gateways = routes.dump_default_gateways(there)
+        up = any(facts.up for facts in named.values())
+        gateways = routes.dump_default_gateways(there) if up else []  # a route needs a link that is up
     found = {facts.name: InsideLink(facts.mac, facts.up, frozenset(addresses.get(facts.name, ()))) for facts in named.values()}
     four = frozenset(hop for hop in gateways if isinstance(hop, IPv4Address))
     return SandboxState(found, four, frozenset(hop for hop in gateways if isinstance(hop, IPv6Address)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The nft tables `inet plait` and `netdev plait`: written in one transaction each, read back and compared as text.
+"""The nft tables `inet plait` and `netdev plait`: written in one transaction, read back and compared as text.
 
 Data in: NftChain, NftSet and HookRule operations. Data out: a script for libnftables, or the objects that the table holds now. Rules are
 written in the spelling in which nft prints them, so reading back gives equal values (the contract suite proves it for every rule
@@ -210,16 +210,13 @@ class Ruleset:
         return True
 
     def apply(self, ops: Sequence[Op]) -> dict[Key, NftError]:
-        """The operations on each table in one transaction, then hook rules one by one. Returns what was refused, by key."""
-        failed: dict[Key, NftError] = {}
-        in_tables = [op for op in ops if not isinstance(op.subject, HookRule)]
-        for family in FAMILIES:
-            table = [op for op in in_tables if _family(op) == family]
-            if table:
-                refused = self._apply_table(table)
-                failed |= refused
-                if not refused and all(op.verb == "del" for op in table):
-                    self._drop_empty_table(family)
+        """The operations on our tables in one transaction (the kernel waits for its readers once for each), of each table in its own if
+        that is refused; then hook rules one by one. Returns what was refused, by key."""
+        of_tables = [[op for op in ops if not isinstance(op.subject, HookRule) and _family(op) == family] for family in FAMILIES]
+        failed = self._apply_apart([table for table in of_tables if table])
+        for family, table in zip(FAMILIES, of_tables, strict=True):
+            if table and all(op.verb == "del" and op.key not in failed for op in table):
+                self._drop_empty_table(family)
         for op in ops:
             if isinstance(op.subject, HookRule):
                 try:
@@ -228,14 +225,21 @@ class Ruleset:
                     failed[op.key] = error
         return failed
 
-    def _apply_table(self, ops: Sequence[Op]) -> dict[Key, NftError]:
-        """All operations on one table; they have one family."""
+    def _apply_apart(self, tables: Sequence[Sequence[Op]]) -> dict[Key, NftError]:
+        """All of them together, or each for itself: what one table refuses is no matter of the other."""
+        failed = self._apply_tables([op for table in tables for op in table]) if tables else {}
+        if failed and len(tables) > 1:
+            failed = {key: error for table in tables for key, error in self._apply_tables(table).items()}
+        return failed
+
+    def _apply_tables(self, ops: Sequence[Op]) -> dict[Key, NftError]:
+        """All of them or none."""
         generation = _generation()
         seen, self._seen = self._seen, None
         held = seen[2] if seen is not None and seen[0] == generation else None
         elements = any(isinstance(op.subject, NftElement) for op in ops)
         if held is None and (elements or redeclared(ops)):
-            known: Mapping[Key, KernelObject] = self._listed([_family(ops[0])])
+            known: Mapping[Key, KernelObject] = self._listed({_family(op) for op in ops})
         else:
             known = held or {}
         try:
