@@ -47,6 +47,7 @@ def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
         for host in "AB":
             made.run(host, "tee", FILE, text=(FILES / "routing.toml").read_text())
         for host in "AB":
+            until("BIRD is there", lambda host=host: made.run(host, "plait", "routing", check=False).returncode == 0, 10)
             until("all sessions are up", lambda host=host: all(row["learned"] for row in sessions(made, host)), 30)
         yield made
 
@@ -106,6 +107,31 @@ def test_the_outside_may_begin_to_talk_to_containers_of_the_tenant_and_to_no_oth
     assert not pings(lab, "A", "plain-A", OUTSIDE), "nor has it the routes of one"
     assert inside(lab, "A", "red-A", "ping", "-c1", "-W1", address(lab, "blue-A")).returncode, "tenants do not meet"
     assert pings(lab, "A", "red-A", address(lab, "red-B", host="B")), "and are one network over hosts as ever"
+
+
+def test_services_of_the_tenant_are_announced_while_they_lead_somewhere(lab: Lab) -> None:
+    """Their containers see the client by its own address on the host that has them, by that host's on others."""
+    shop = lab.run("A", "plait", "service", "create", "shop", "--network", "red", "--port", "80", "--selector", "app=shop").stdout.strip()
+    lab.run("A", "plait", "run", "--name", "shop-A", "--network", "red", "--label", "app=shop")
+    both, route = {lab.address(host) for host in "AB"}, f"{shop}/32"
+    with answering(lab, "A", "shop", "plait", "exec", "shop-A", "--"):
+        until("both hosts announce it", lambda: ways(lab, "R1", shop) == both, 10)
+        overlay = next(row["tunnel"] for row in shown(lab, "A", "nodes") if row["name"] == "B")
+        for host, client in (("A", OUTSIDE), ("B", overlay)):
+            lab.run("R1", "ip", "route", "replace", route, "via", lab.address(host), "src", OUTSIDE)
+            assert asked(lab, "R1", shop) == f"shop {client}"
+        lab.run("R1", "ip", "route", "del", route)
+        lab.run("A", "plait", "service", "set", "shop", "--local-first")
+        until("only where it is", lambda: ways(lab, "R1", shop) == {lab.address("A")}, 10)
+        assert shop in shown(lab, "A", "routing")["announced"]["red"][0]
+    lab.run("A", "plait", "rm", "shop-A")
+    until("nobody announces it", lambda: not ways(lab, "R1", shop), 10)
+    lab.run("A", "plait", "service", "rm", "shop")
+
+
+def ways(lab: Lab, router: str, to: str) -> set[str]:
+    """By which hosts the router's BIRD has heard of a single address."""
+    return set(re.findall(r"via (\S+) on", bird(lab, router, "show", "route", "where", f"net = {to}/32")))
 
 
 def test_wrong_announcements_are_refused_and_named(lab: Lab) -> None:

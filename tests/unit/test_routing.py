@@ -15,7 +15,8 @@ import pytest
 from plait.model.cluster import Block, Endpoint, Network, Node, Snapshot
 from plait.model.errors import ConfigError
 from plait.model.routing import RouteTable, table_number
-from plait.plan.announced import announced, guarded
+from plait.model.service import Service, ServicePort
+from plait.plan.announced import announced, guarded, served
 from plait.routing import (
     Facts,
     FilteredRoute,
@@ -206,7 +207,50 @@ SNAPSHOT = Snapshot(
 
 
 def test_a_node_announces_its_blocks_and_single_addresses_of_networks_that_may_be_seen() -> None:
-    assert announced(SNAPSHOT) == {"red": (N("10.40.1.0/24"), N("10.40.2.9/32"))}
+    assert announced(SNAPSHOT, {}) == {"red": (N("10.40.1.0/24"), N("10.40.2.9/32"))}
+    services = {"red": (N("10.27.0.4/32"),), "shut": (N("10.27.0.5/32"),)}
+    assert announced(SNAPSHOT, services) == {"red": (N("10.27.0.4/32"), N("10.40.1.0/24"), N("10.40.2.9/32"))}
+
+
+def service(name: str, number: int, network: str = "red", **more: object) -> Service:
+    made = Service(name, "default", A(f"10.27.0.{number}"), (ServicePort("tcp", 80, 80),), {"app": name}, network)
+    return replace(made, **more)  # type: ignore[arg-type]
+
+
+def test_a_service_is_announced_where_it_leads_somewhere() -> None:
+    """On node A: `here` has a container on it, `there` on B, `both` on both."""
+    rows = [("here", "A", 1), ("there", "B", 2), ("both", "A", 3), ("both", "B", 4), ("shut", "A", 5)]
+    endpoints = {
+        f"e{last}": Endpoint(
+            f"e{last}",
+            "shut" if app == "shut" else "red",
+            node,
+            A(f"10.40.{last}.9"),
+            "02:00:00:00:00:01",
+            "",
+            "sandbox",
+            name=f"c{last}",
+            labels={"app": app},
+        )
+        for app, node, last in rows
+    }
+    services = [
+        service("here", 1, local_first=True),
+        service("there", 2),
+        service("both", 3, local_first=True),
+        service("shut", 4, "shut"),
+        service("gone", 5),
+        service("names", 6, address=None),
+        service("there", 7, namespace="near", local_first=True),
+    ]
+    known = replace(SNAPSHOT, alive=frozenset("AB"), endpoints=endpoints, services={one.ident: one for one in services})
+    mine = (N("10.27.0.1/32"), N("10.27.0.2/32"), N("10.27.0.3/32"))
+    assert served(known, {"red"}) == {"red": mine} and served(known, ()) == {}
+    near = replace(services[1], local_first=True)
+    assert served(replace(known, services={**known.services, near.ident: near}), {"red"}) == {"red": (mine[0], mine[2])}, "only on B"
+    both = replace(services[2], drained=("A/c3",))
+    assert served(replace(known, services={**known.services, both.ident: both}), {"red"}) == {"red": mine[:2]}
+    assert served(replace(known, alive=frozenset("A")), {"red"}) == {"red": (mine[0], mine[2])}, "B is away"
 
 
 def test_nobody_outside_may_have_what_is_of_the_cluster_or_this_host() -> None:

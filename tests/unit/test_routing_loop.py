@@ -5,20 +5,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 from pathlib import Path
 
 import pytest
-from tests.unit.test_routing import BGP, FILTERED, OSPF, PROTOCOLS, ROUTES, SNAPSHOT
+from tests.unit.test_routing import BGP, FILTERED, OSPF, PROTOCOLS, ROUTES, SNAPSHOT, service
 
 from plait.agent import ownfile, routing
 from plait.agent.birdprocess import BirdError
 from plait.agent.health import Health
 from plait.agent.journal import Journal
 from plait.agent.routing import PATIENCE_S, RoutingLoop, router_id
-from plait.model.cluster import Snapshot
+from plait.model.cluster import Endpoint, Snapshot
 from plait.model.errors import NotSupported
 from plait.model.objects import Addr
 from plait.model.routing import table_number
@@ -76,7 +76,7 @@ class Tables:
 class View:
     snapshot: Snapshot = SNAPSHOT
 
-    def subscribe(self, listener: object) -> None:
+    def subscribe(self, listener: Callable[[frozenset[str]], None]) -> None:
         self.listener = listener
 
 
@@ -165,6 +165,26 @@ def with_network(subnet: str, node: str = "198.18.0.2") -> Snapshot:
     more = replace(SNAPSHOT.networks["red"], name="more", subnet=IPv4Network(subnet))
     nodes = SNAPSHOT.nodes | {"B": replace(SNAPSHOT.nodes["B"], address=IPv4Address(node))}
     return replace(SNAPSHOT, networks={**SNAPSHOT.networks, "more": more}, nodes=nodes)
+
+
+async def test_services_are_announced_where_the_file_says_so_and_looked_through_once_a_second_at_most(case: Case) -> None:
+    shop = service("shop", 9)
+    endpoint = Endpoint("s", "red", "A", IPv4Address("10.40.1.9"), "02:00:00:00:00:02", "", "sandbox", labels={"app": "shop"})
+    case.view.snapshot = replace(SNAPSHOT, services={shop.ident: shop}, endpoints={**SNAPSHOT.endpoints, "s": endpoint})
+    case.path.write_text(TWO)
+    await case.passes()
+    assert "10.27.0.9/32" not in case.bird.config
+    case.path.write_text(TWO.replace("networks =", "services = true\nnetworks ="))
+    await case.passes()
+    assert "route 10.27.0.9/32 blackhole;" in case.bird.config
+    assert (await case.loop.view())["announced"]["red"] == ["10.27.0.9/32", "10.40.1.0/24", "10.40.2.9/32"]
+    case.view.snapshot = replace(case.view.snapshot, endpoints=SNAPSHOT.endpoints)
+    case.view.listener(frozenset({"endpoints"}))
+    await case.passes()
+    assert "10.27.0.9/32" in case.bird.config
+    case.now += 1
+    await case.passes()
+    assert "10.27.0.9/32" not in case.bird.config
 
 
 async def test_a_session_that_never_came_up_is_named_after_a_while(case: Case) -> None:

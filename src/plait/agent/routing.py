@@ -25,7 +25,7 @@ from plait.model.errors import PlaitError
 from plait.model.objects import Addr
 from plait.model.routing import RouteTable
 from plait.model.routingreport import LearnedRow, RefusedRow, RoutingView, SessionRow
-from plait.plan.announced import announced, guarded
+from plait.plan.announced import Prefixes, announced, guarded, served
 from plait.plan.outside import unroutable
 from plait.routing import (
     DEFAULT_ROUTE,
@@ -51,6 +51,8 @@ MOST_NAMED = 5
 """Announcements that a condition names."""
 _KINDS = frozenset({"nodes", "networks", "blocks", "endpoints", "assigned"})
 """Records that decide what is announced and what is refused."""
+_OF_SERVICES = frozenset({"services", "endpoints", "containers", "instances", "checks", "alive"})
+"""Records that decide which services lead somewhere."""
 
 
 class Tables(Protocol):
@@ -101,7 +103,18 @@ class RoutingLoop:
         self._flushed: tuple[int, ...] | None = None
         self._speakers: dict[str, Speaker] = {}
         self._refused: list[FilteredRoute] = []
-        view.subscribe(lambda kinds: self._dirty.set() if kinds & _KINDS else None)
+        self._served: Prefixes = {}
+        self._served_of: frozenset[str] = frozenset()
+        """Networks that `_served` is of."""
+        self._served_old, self._served_at = True, float("-inf")
+        """Whether something has changed since it was found, and when that was."""
+        view.subscribe(self._on_view)
+
+    def _on_view(self, kinds: frozenset[str]) -> None:
+        if kinds & _KINDS:
+            self._dirty.set()
+        if kinds & _OF_SERVICES:
+            self._served_old = True
 
     @property
     def tables(self) -> tuple[RouteTable, ...]:
@@ -139,7 +152,7 @@ class RoutingLoop:
             return
         addresses = await asyncio.to_thread(self._kernel.addresses)
         self._guarded = guarded(snapshot, [(addr.address, addr.dev) for addr in addresses])
-        facts = Facts(router_id(me), announced(snapshot), tuple(sorted(self._guarded)))
+        facts = Facts(router_id(me), self._announced(routing, snapshot), tuple(sorted(self._guarded)))
         starts = self._bird.starts
         if await self._bird.bring(bird_config(routing, facts, str(self._bird.log))):
             log.info("routing_configured", extra={"sessions": len(routing.sessions), "started": self._bird.starts != starts})
@@ -147,6 +160,14 @@ class RoutingLoop:
         self._speakers = parse_protocols(await self._bird.ask("show protocols all"))
         self._refused = [one for speaker in self._speakers.values() if speaker.refused for one in await self._filtered(speaker.name)]
         self._judge(routing, snapshot)
+
+    def _announced(self, routing: Routing, snapshot: Snapshot) -> Prefixes:
+        """Services are looked through once in `EVERY_S` at most, however often somebody starts or fails."""
+        now = self._clock()
+        if self._served_of != routing.serving or (self._served_old and now - self._served_at >= EVERY_S):
+            self._served_of, self._served_old, self._served_at = routing.serving, False, now
+            self._served = served(snapshot, routing.serving)
+        return announced(snapshot, self._served)
 
     async def _filtered(self, name: str) -> list[FilteredRoute]:
         return parse_filtered(await self._bird.ask(f"show route filtered protocol {name} all"))
@@ -211,7 +232,7 @@ class RoutingLoop:
         if not routing.sessions:
             return {"sessions": [], "announced": {}, "learned": [], "refused": []}
         sessions = [session_row(name, routing, self._speakers.get(name)) for name in routing.sessions]
-        own = announced(snapshot)
+        own = self._announced(routing, snapshot)
         wanted = {network for session in routing.sessions.values() for network in session.exports}
         return {
             "sessions": sessions,

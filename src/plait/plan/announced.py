@@ -3,25 +3,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from ipaddress import IPv4Interface, IPv4Network
 
 from plait.model.addr import IPInterface
 from plait.model.cluster import Snapshot
 from plait.model.service import VIP_POOL
+from plait.plan.backing import Backing, chosen
 from plait.plan.desired import routed_strays
 from plait.plan.outside import unroutable
 
+Prefixes = Mapping[str, tuple[IPv4Network, ...]]
+"""By name of a network, in the order of addresses."""
 
-def announced(snapshot: Snapshot) -> dict[str, tuple[IPv4Network, ...]]:
-    """By network, of those that can be announced: this node's blocks, and single addresses that it has of others' blocks."""
-    found: dict[str, list[IPv4Network]] = {name: [] for name, network in snapshot.networks.items() if not unroutable(network)}
+
+def announced(snapshot: Snapshot, services: Prefixes) -> Prefixes:
+    """Of networks that can be announced: this node's blocks, single addresses that it has of others' blocks, and `services` (`served`)."""
+    found = {name: list(services.get(name, ())) for name, network in snapshot.networks.items() if not unroutable(network)}
     for block in snapshot.blocks.values():
         if block.node == snapshot.me and block.network in found:
             found[block.network].append(block.cidr)
     for stray in routed_strays(snapshot):
         if stray.node == snapshot.me and stray.network in found:
             found[stray.network].append(IPv4Network(stray.address))
+    return {name: tuple(sorted(prefixes)) for name, prefixes in found.items()}
+
+
+def served(snapshot: Snapshot, networks: Collection[str]) -> Prefixes:
+    """The virtual addresses of services on these networks that lead somewhere on this node: with a ready container anywhere, or (services
+    that keep to their own host) here. Costs as much as finding the backends of all services."""
+    found: dict[str, list[IPv4Network]] = {}
+    services = [one for one in snapshot.services.values() if one.address is not None and one.network in networks]
+    backing = Backing(snapshot) if services else None
+    for service in services:
+        assert backing is not None and service.address is not None
+        ready = chosen(service, backing.of(service), snapshot.me)
+        if any(backend.node == snapshot.me or not service.local_first for backend in ready):
+            found.setdefault(service.network, []).append(IPv4Network(service.address))
     return {name: tuple(sorted(prefixes)) for name, prefixes in found.items()}
 
 

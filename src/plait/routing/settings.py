@@ -22,7 +22,7 @@ _LINK = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
 _SECRET = re.compile(r"[!#-~]{1,80}")
 """Printable ASCII without quotation marks, as BIRD takes it between two of them."""
 _TOP = frozenset({"as", "router_id", "table", "bgp", "ospf"})
-_TABLE = frozenset({"name", "networks"})
+_TABLE = frozenset({"name", "networks", "services"})
 _SESSION = frozenset({"table", "import", "export"})
 _BGP = _SESSION | {"neighbor", "as", "hold_s", "bfd", "password"}
 _OSPF = _SESSION | {"links", "area", "hello_s", "dead_s", "password"}
@@ -31,16 +31,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of routes for the containers of `networks`."""
+    """A table of routes for the containers of `networks`. `services`: the virtual addresses of services there are announced too."""
 
     name: str
     networks: tuple[str, ...]
+    services: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
     """What is common to all ways to speak with routers: whose routes (`table`), which destinations may be learned (`imports`, each with all
-    that lies in it; 0.0.0.0/0 is the default route alone), blocks of which networks are announced (`exports`)."""
+    that lies in it; 0.0.0.0/0 is the default route alone), which networks are announced (`exports`)."""
 
     table: str
     imports: tuple[IPv4Network, ...]
@@ -94,6 +95,11 @@ class Routing:
         """By the name that the daemon knows them by."""
         return {one.name: one.session for one in self.bgp} | {one.name: one.session for one in self.ospf}
 
+    @property
+    def serving(self) -> frozenset[str]:
+        """Networks whose services are announced."""
+        return frozenset(network for table in self.tables if table.services for network in table.networks)
+
     def route_tables(self) -> tuple[RouteTable, ...]:
         return tuple(RouteTable(table.name, table.networks, self._outside(table.name)) for table in self.tables)
 
@@ -126,9 +132,8 @@ def parse_routing(text: str, path: str) -> Routing:
 
 
 def _table(entry: _Entry) -> Table:
-    return Table(
-        entry.matching("name", _NAME, "starts with a letter; letters, digits and '_' in lower case, at most 15"), entry.texts("networks")
-    )
+    name = entry.matching("name", _NAME, "starts with a letter; letters, digits and '_' in lower case, at most 15")
+    return Table(name, entry.texts("networks"), entry.flag("services"))
 
 
 def _session(entry: _Entry, tables: tuple[Table, ...]) -> Session:
