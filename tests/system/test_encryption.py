@@ -120,7 +120,7 @@ def wireguard_pid(lab: Lab, host: str) -> int:
 
 def counted(lab: Lab, host: str) -> int:
     """Packets that the guarding chains of `host` dropped."""
-    text = "".join(lab.run(host, "nft", "list", "chain", "inet", "plait", chain).stdout for chain in ("clear_in", "clear_out"))
+    text = "".join(lab.run(host, "nft", "list", "chain", "inet", "plait", chain).stdout for chain in ("raw", "clear_out"))
     return sum(int(packets) for packets in re.findall(r"counter packets (\d+)", text))
 
 

@@ -254,6 +254,22 @@ async def test_those_who_ask_what_runs_learn_of_it(tmp_path: Path) -> None:
         assert all(not row["ports"] for row in reports.container_rows(node.view.snapshot)) and not reports.port_rows(node.view.snapshot)
 
 
+async def test_the_chain_for_ports_by_nat_is_there_while_there_are_any(tmp_path: Path) -> None:
+    """No pass is needed for it, which would look at all other chains too."""
+    key = ("nft", "chain", "hidden")
+    async with a_node(tmp_path) as node:
+        await node.converge()
+        assert key not in node.kernel.owned()
+        node.next_report = unused = PassReport(1, {})
+        for name, port in (("one", 8091), ("two", 8092)):
+            await attach(node, name, [replace(WEB, host_port=port)], labels={"plait.ports.nat": "true"})
+            assert key in node.kernel.owned()
+        await node.ops.detach("e-one")
+        assert key in node.kernel.owned(), "there is one still"
+        await node.ops.detach("e-two")
+        assert key not in node.kernel.owned() and node.next_report is unused
+
+
 async def test_a_label_that_cannot_be_meant_stops_the_start(tmp_path: Path) -> None:
     async with a_node(tmp_path) as node:
         with pytest.raises(ConfigError, match=r"plait\.ports\.from"):

@@ -302,7 +302,7 @@ REGISTRY: dict[str, Condition] = {
             "clear-traffic",
             "warning",
             "Packets of an encrypted network came from or would have gone to somewhere else than its tunnel, and were dropped",
-            "`nft list chain inet plait clear_in` (`clear_out`) counts them, tcpdump shows who sends: somebody forges or misroutes.",
+            "`nft list chain inet plait raw` (`clear_out`) counts them, tcpdump shows who sends: somebody forges or misroutes.",
         ),
         Condition(
             "checksums-broken",

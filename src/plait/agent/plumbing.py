@@ -60,9 +60,9 @@ class Plumbing:
         fresh = [*shared_objects(member(self._view.snapshot, network), network), *self._objects(endpoint)]
         fresh += quick_objects(self._view.snapshot, network, endpoint, way_of(limits, self._fast_path()))
         fresh += self._entrances([endpoint])
-        maps, old_maps = self._port_maps(before)
+        maps, old_maps, unused = self._port_maps(before)
         try:
-            await self._kernel.put([*fresh, *maps], [*[None] * len(fresh), *old_maps])
+            await self._kernel.put([*fresh, *maps], [*[None] * len(fresh), *old_maps], unused)
         except KernelError as error:
             if not str(error.key).startswith(("nft ", "delivery ")):
                 raise
@@ -92,8 +92,8 @@ class Plumbing:
         by_pass = bool(self._view.snapshot.services or (endpoint.ports and governed(self._view.snapshot)))
         by_pass = by_pass or bool(self._limiting().ports_of(endpoint))  # the address may soon be another's
         try:
-            maps, old_maps = self._port_maps(before) if endpoint.ports and not by_pass else ([], [])
-            await self._kernel.put(maps, old_maps, gone)
+            maps, old_maps, unused = self._port_maps(before) if endpoint.ports and not by_pass else ([], [], [])
+            await self._kernel.put(maps, old_maps, [*gone, *unused])
         except KernelError:
             by_pass = by_pass or bool(endpoint.ports)
         if by_pass:
@@ -114,10 +114,11 @@ class Plumbing:
         ports = {e.id: e.ports for e in before}
         await self._quicken([e for e in self._own() if e.ports != ports.get(e.id, ())])
 
-    def _port_maps(self, before: Sequence[Endpoint]) -> tuple[list[KernelObject], list[KernelObject]]:
-        """What ports want of the kernel now, and what they wanted when the node's endpoints were those."""
+    def _port_maps(self, before: Sequence[Endpoint]) -> tuple[list[KernelObject], list[KernelObject], list[KernelObject]]:
+        """What ports want of the kernel now, what they wanted when the node's endpoints were those, and what of that they want no more."""
         networks = self._view.snapshot.networks.values()
-        return port_objects(self._own(), networks), port_objects(before, networks)
+        now, old = port_objects(self._own(), networks), port_objects(before, networks)
+        return now, old[: len(now)], old[len(now) :]
 
     async def _quicken(self, endpoints: Sequence[Endpoint]) -> None:
         """Let what these endpoints send take the fast path, if this kernel has it."""

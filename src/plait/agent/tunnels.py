@@ -21,7 +21,7 @@ from plait.backends.wireguard import DEVICE
 from plait.kernel.linux.wgdevice import Device, Peer
 from plait.model.addr import at_port
 from plait.model.cluster import Snapshot
-from plait.plan.firewall import CLEAR_IN, CLEAR_OUT
+from plait.plan.firewall import CLEAR_OUT, RAW
 from plait.plan.rotation import reached
 from plait.services.figures import Reading, readings
 
@@ -141,7 +141,7 @@ class Tunnels:
         me = self._snapshot().nodes.get(self._snapshot().me)
         if me is not None and me.wireguard is not None and (self._device is None or self._device.public != me.wireguard.public):
             self._changed()
-        count = await asyncio.to_thread(self._devices.counted, (CLEAR_IN, CLEAR_OUT))
+        count = await asyncio.to_thread(self._devices.counted, (RAW, CLEAR_OUT))
         fresh = count - self._counter if count >= self._counter else count  # a rewritten chain counts from 0
         self._counter = count
         self.clear_drops += fresh

@@ -7,7 +7,7 @@ length decides each packet. Rules are spelled as `nft -s list table` prints them
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from typing import TypeVar
 
@@ -20,11 +20,11 @@ from plait.plan.apart import not_routed
 from plait.plan.beyond import Beyond
 from plait.plan.dual import V4, V6, Family, families
 from plait.plan.policy import tracked
-from plait.plan.ports import client_sets, hidden_chain, inbound, outbound, port_sets
+from plait.plan.ports import client_sets, hidden_chains, inbound, outbound, port_sets
 from plait.policy.compile import Compiled
 
-CLEAR_IN, CLEAR_OUT = "clear_in", "clear_out"
-"""Chains that drop and count packets of encrypted networks that are not."""
+RAW, CLEAR_OUT = "raw", "clear_out"
+"""Chains that drop and count packets of encrypted networks that are not, and count nothing else."""
 _PROTECTED = ("pl-e*", "pl-wg*", "lo")
 """Devices that packets of encrypted networks may be seen on."""
 _INSIDE = ("pl-e*", "pl-b*")
@@ -63,20 +63,23 @@ def firewall_objects(
     closed = (*beyond.forward, *(() if gateway else _closed(present, handed, underlay)))
     hosts = [link for link, used in ((f"{PREFIX}x*", _tunnelled(networks)), (f"{PREFIX}wg*", any(n.encrypted for n in networks))) if used]
     hosts += [underlay] if direct and underlay else []
+    encrypted = [network for network in networks if network.encrypted]
+    sealed = "udp dport {}-{}".format(*ENCRYPTED_PORTS) if encrypted and trusting else ""  # a range is compared, a set looked up
+    guarded = _guarded_addresses(snapshot, encrypted)
+    policed = (*tracked(policies, present), *kept)
     objects += [
-        *port_objects(own, networks, policies, kept),
+        *port_objects(own, networks),
+        _raw_chain(present, networks, policed, _sealed_in(snapshot, sealed), _clear_in(guarded)),
         *client_sets(present, clients),
         *_published(present, clients),
         *_chains(present, networks, closed, hosts, gateway, beyond.postrouting),
         *beyond.objects,
     ]
-    encrypted = [network for network in networks if network.encrypted]
-    sealed = "udp dport {}-{}".format(*ENCRYPTED_PORTS) if encrypted and trusting else ""  # a range is compared, a set looked up
     objects += _tunnel_objects(snapshot, networks, present, sealed)
     objects += [hook for family in present for hook in _hooks(family)]
     if handed:
         objects += [NftSet(f"handed{f.end}", f.type, frozenset(map(str, f.subnets(handed))), ("interval",)) for f in present]
-    return objects + (_encrypted_only(snapshot, encrypted, sealed) if encrypted else [])
+    return objects + (_encrypted_only(guarded) if encrypted else [])
 
 
 def guards_of(plan: Plan) -> Plan:
@@ -152,36 +155,36 @@ def _sets(family: Family, snapshot: Snapshot, networks: Sequence[Network]) -> li
     ]
 
 
-def port_objects(
-    endpoints: Iterable[Endpoint], networks: Iterable[Network], policies: Compiled = _NO_POLICIES, kept: Sequence[str] = ()
-) -> list[KernelObject]:
+def port_objects(endpoints: Iterable[Endpoint], networks: Iterable[Network]) -> list[KernelObject]:
     """What depends on the published ports of this node's endpoints: a publication changes elements of sets and maps alone, for which the
-    kernel waits for nobody (to replace a chain takes it 7-20 ms, measured); the first and the last workload that `policies` select change
-    the chain `raw`, the first and the last one by NAT the chain `hidden`. Networks on a link of the host have none."""
-    networks = sorted((n for n in networks if child_of(n) is None), key=lambda n: n.name)
+    kernel waits for nobody (to make, replace or remove a chain takes it 7-20 ms, measured); the first and the last one by NAT make and
+    remove the chain `hidden`, which comes last. Networks on a link of the host have none."""
     publishing = [e for e in endpoints if e.ports]
-    present = families(networks)
-    raw = _raw_chain(present, networks, (*tracked(policies, present), *kept))
-    sets = (obj for family in present for obj in port_sets(family, publishing))
-    return [*sets, hidden_chain(present, publishing), raw]
+    present = families(sorted((n for n in networks if child_of(n) is None), key=lambda n: n.name))
+    return [*(obj for family in present for obj in port_sets(family, publishing)), *hidden_chains(present, publishing)]
 
 
-def _raw_chain(present: Sequence[Family], networks: Sequence[Network], policed: Sequence[str]) -> NftChain:
-    """Traffic inside one network needs no connection tracking, nor do the tunnel's own packets: it is what a packet between hosts costs
-    most. Answers of published ports are tracked, because their addresses must be turned back, and those that a policy must know.
+def _raw_chain(
+    present: Sequence[Family], networks: Sequence[Network], policed: Sequence[str], sealed: Sequence[str], clear: Sequence[str]
+) -> NftChain:
+    """Traffic inside one network needs no connection tracking, nor do the tunnels' own packets, which come first: it is what a packet
+    between hosts costs most. Answers of published ports are tracked, because their addresses must be turned back, and those that a policy
+    must know.
 
     A container must not reach the host's loopback, which route_localnet (published ports on 127.0.0.1) would allow.
 
-    What is not from one of plait's links is let go by the first look at its link: each costs as much as a lookup in a set.
+    What is not from one of plait's links is let go by the first look at its link: each costs as much as a lookup in a set. All this is one
+    chain, because each chain at a hook costs every packet there, whatever its rules (measured: 25-50 ns).
     """
-    rules = [*_on_tunnel_ports(networks, "jump tunnels"), 'iifname != "pl-*" accept', "ip daddr 127.0.0.0/8 drop", *policed]
+    rules = [*sealed, *clear, *_on_tunnel_ports(networks, "jump tunnels")]
+    rules += ['iifname != "pl-*" accept', "ip daddr 127.0.0.0/8 drop", *policed]
     rules += [f"{ip} saddr . meta l4proto . th sport @published{end} accept" for ip, _, end, _ in present]
     for family in present:
         ip, subnets = family.ip, family.subnets(networks)
         rules += [f"{ip} saddr {subnet} {ip} daddr {subnet} notrack accept" for subnet in subnets[:_PLAIN_NETWORKS]]
         if len(subnets) > _PLAIN_NETWORKS:
             rules.append(f"{ip} saddr . {ip} daddr @same{family.end} notrack")
-    return NftChain("raw", tuple(rules), "type filter hook prerouting priority raw; policy accept;")
+    return NftChain(RAW, tuple(rules), "type filter hook prerouting priority raw; policy accept;")
 
 
 def _on_tunnel_ports(networks: Iterable[Network], verdict: str) -> tuple[str, ...]:
@@ -194,7 +197,7 @@ def _on_tunnel_ports(networks: Iterable[Network], verdict: str) -> tuple[str, ..
 def _tunnel_objects(snapshot: Snapshot, networks: Sequence[Network], present: Sequence[Family], sealed: str) -> list[KernelObject]:
     """The tunnels' own packets are not tracked: those of hosts for this one. What a container sends to such a port of a host would come out
     of the tunnel as if another host had sent it, and is dropped; what it sends there to another container is like all else. `sealed`
-    matches the packets of the encrypted tunnel, if they are not tracked either: `_encrypted_only` has those that come in."""
+    matches the packets of the encrypted tunnel, if they are not tracked either: `_sealed_in` has those that come in."""
     rules: list[str] = []
     sets: list[KernelObject] = []
     for ip, kind, end, _ in (V4, V6):
@@ -285,29 +288,50 @@ def _forward(present: Sequence[Family], networks: Sequence[Network], hosts: Sequ
     return tuple(rules)
 
 
-def _encrypted_only(snapshot: Snapshot, encrypted: Sequence[Network], sealed: str) -> list[KernelObject]:
-    """What guards encrypted networks whatever else there is: their packets come from and go to their own containers, this host and the
-    encrypted tunnel, nothing else. It stands before every other rule, address translation of published ports included; what it drops is
-    counted (`clear_drops`). Addresses come first: the tunnel's own packets have others, and each name of a link costs as much as a lookup.
-    By IPv6 the hosts' own addresses in these networks lie in no subnet, and are guarded by themselves. What `sealed` matches ("" for
-    nothing) is the tunnel's own, which looks itself whether it is, and goes the quickest way to it."""
-    enters, leaves = (" ".join(f'{direction}ifname != "{name}"' for name in _PROTECTED) for direction in "io")
-    guarded = {family: frozenset(map(str, family.subnets(encrypted))) for family in families(encrypted)}
+def _sealed_in(snapshot: Snapshot, sealed: str) -> tuple[str, ...]:
+    """What `sealed` matches ("" for nothing) is the encrypted tunnel's own, which looks itself whether it is, and goes the quickest way to
+    it: by the address that peers know, which is compared, or by another one of this host, which a route says."""
+    if not sealed:
+        return ()
+    address = snapshot.nodes[snapshot.me].address
+    mine = f"{(V4 if address.version == V4.anywhere.version else V6).ip} daddr {address}"
+    return f"{mine} {sealed} notrack accept", f"{sealed} fib daddr type local notrack accept"
+
+
+def _guarded_addresses(snapshot: Snapshot, encrypted: Sequence[Network]) -> dict[Family, frozenset[str]]:
+    """By IPv6 the hosts' own addresses in these networks lie in no subnet, and are guarded by themselves."""
+    guarded = {family: frozenset(map(str, family.subnets(encrypted))) for family in families(encrypted)} if encrypted else {}
     if V6 in guarded:
         guarded[V6] |= {str(address) for node in snapshot.nodes.values() if (address := V6.encrypted(node)) is not None}
-    into = [f"{sealed} fib daddr type local notrack accept"] if sealed else []
-    out: list[str] = []
-    for family, found in guarded.items():
-        ip, which = family.ip, sorted(found) if len(found) <= _PLAIN_NETWORKS else [f"@encrypted{family.end}"]
-        into += [f"{ip} saddr {one} {enters} counter drop" for one in which]
-        into += [f"{ip} daddr {one} {enters} fib daddr type != local counter drop" for one in which]
-        out += [f"{ip} daddr {one} {leaves} counter drop" for one in which]
-        out += [f'{ip} saddr {one} oifname "pl-x*" counter drop' for one in which]
+    return guarded
+
+
+def _clear_in(guarded: Mapping[Family, frozenset[str]]) -> list[str]:
+    """The half of `_encrypted_only` that comes in."""
+    rules, enters = list[str](), " ".join(f'iifname != "{name}"' for name in _PROTECTED)
+    for family, which in _compared(guarded):
+        rules += [f"{family.ip} saddr {one} {enters} counter drop" for one in which]
+        rules += [f"{family.ip} daddr {one} {enters} fib daddr type != local counter drop" for one in which]
+    return rules
+
+
+def _encrypted_only(guarded: Mapping[Family, frozenset[str]]) -> list[KernelObject]:
+    """What guards encrypted networks whatever else there is: their packets come from and go to their own containers, this host and the
+    encrypted tunnel, nothing else. It stands before address translation, that of published ports included; what it drops is counted
+    (`clear_drops`). Addresses come first: the tunnel's own packets have others, and each name of a link costs as much as a lookup."""
+    out, leaves = list[str](), " ".join(f'oifname != "{name}"' for name in _PROTECTED)
+    for family, which in _compared(guarded):
+        out += [f"{family.ip} daddr {one} {leaves} counter drop" for one in which]
+        out += [f'{family.ip} saddr {one} oifname "pl-x*" counter drop' for one in which]
     return [
         *(NftSet(f"encrypted{family.end}", family.type, found, ("interval",)) for family, found in guarded.items()),
-        NftChain(CLEAR_IN, tuple(into), "type filter hook prerouting priority raw - 10; policy accept;"),
         NftChain(CLEAR_OUT, tuple(out), "type filter hook postrouting priority srcnat - 10; policy accept;"),
     ]
+
+
+def _compared(guarded: Mapping[Family, frozenset[str]]) -> list[tuple[Family, Sequence[str]]]:
+    """What rules compare addresses with: few by themselves, many by a set."""
+    return [(f, sorted(found) if len(found) <= _PLAIN_NETWORKS else [f"@encrypted{f.end}"]) for f, found in guarded.items()]
 
 
 def _hooks(family: Family) -> list[KernelObject]:

@@ -110,16 +110,17 @@ def client_sets(present: Sequence[Family], clients: Sequence[IPNetwork]) -> list
     return [NftSet(f"clients{f.end}", f.type, frozenset(networks_of(f, clients)), ("interval",)) for f in present if clients]
 
 
-def hidden_chain(present: Sequence[Family], endpoints: Iterable[Endpoint]) -> NftChain:
-    """The host itself reaches a port that is published by NAT as the outside does. Nothing is asked while there is none. Of ICMPv6 errors
-    that a host sends to itself its TCP learns nothing (measured), of a reset it does."""
+def hidden_chains(present: Sequence[Family], endpoints: Iterable[Endpoint]) -> list[NftChain]:
+    """The host itself reaches a port that is published by NAT as the outside does. While there is none there is no chain, which would cost
+    all that the host sends. Of ICMPv6 errors that a host sends to itself its TCP learns nothing (measured), of a reset it does."""
+    if not any(port.hidden for endpoint in endpoints for port in endpoint.ports):
+        return []
     rules: list[str] = []
     for family in present:
         which = f"ct direction original ct status ! dnat {family.ip} daddr . {_PORT} @hidden{family.end}"
         error = "icmp" if family is V4 else "icmpv6"
         rules += [f"{which} meta l4proto tcp reject with tcp reset", f"{which} reject with {error} port-unreachable"]
-    used = any(port.hidden for endpoint in endpoints for port in endpoint.ports)
-    return NftChain("hidden", tuple(rules) if used else (), "type filter hook output priority filter; policy accept;")
+    return [NftChain("hidden", tuple(rules), "type filter hook output priority filter; policy accept;")]
 
 
 def _exact(family: Family) -> str:
