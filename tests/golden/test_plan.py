@@ -253,7 +253,8 @@ LOCALS = {
     "three-peers": Local(gateway=True, fast_path=True, shortcut="eth0"),
     "hybrid-paths": Local(fast_path=True, underlay="eth0", strict=True),
     **{name: Local(links=frozenset({"eth0", "eth1"}), netns={"e-eng": "/proc/7/ns/net"}, fast_path=True) for name in ON_LINKS},
-    "encrypted-dual": Local(fast_path=True, underlay="eth0", trusting=True, links=frozenset({"eth0", "pl-wg"})),
+    "encrypted": Local(fast_path=True, shortcut="eth0"),
+    "encrypted-dual": Local(fast_path=True, shortcut="eth0", underlay="eth0", trusting=True, links=frozenset({"eth0", "pl-wg"})),
     "hybrid-dual": Local(fast_path=True, underlay="eth0"),
     "limited": Local(
         fast_path=True,

@@ -96,12 +96,18 @@ def switch() -> Iterator[Judge]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def bare() -> Iterator[Judge]:
+    with judging(framed=False, program_of=shortcut._bare_program) as made:
+        yield made
+
+
 @contextlib.contextmanager
-def judging(framed: bool) -> Iterator[Judge]:
+def judging(framed: bool, program_of: Callable[[int], bytes] = shortcut._program) -> Iterator[Judge]:
     with contextlib.ExitStack() as stack:
         table = bpf.create_hash(4, shortcut._VALUE.size, 8, "test")
         stack.callback(os.close, table)
-        program = bpf.load_classifier(shortcut._program(table), "test")
+        program = bpf.load_classifier(program_of(table), "test")
         stack.callback(os.close, program)
         words = DELIVERY.source.network_address.packed, DELIVERY.source.netmask.packed, DELIVERY.local.packed
         numbers = struct.pack("!I", DELIVERY.vni << 8), struct.pack("!H", DELIVERY.port)
@@ -184,6 +190,30 @@ def test_a_frame_that_ends_too_early_is_left(judge: Judge, length: int) -> None:
     assert judge(frame) == (LEFT, frame)
 
 
+@pytest.mark.parametrize("ttl", [2, 64, 255])
+@pytest.mark.parametrize("payload", [b"", bytes(range(256)), b"\xff" * 1300])
+def test_from_a_bare_link_a_packet_gets_its_frame(bare: Judge, ttl: int, payload: bytes) -> None:
+    packet = Packet(ttl=ttl, payload=payload)
+    verdict, frame = bare(packet.inner)
+    assert (verdict, frame) == (DELIVERED, MACS[0] + MACS[1] + b"\x08\0" + replace(packet, ttl=ttl - 1).inner)
+    assert checksum(frame[14:34]) == 0
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [Packet(to="10.29.0.3"), Packet(source="10.28.2.1"), Packet(options=b"\1\1\1\1"), Packet(ttl=1), Packet(ttl=0)],
+    ids=["to", "source", "options", "last hop", "too old"],
+)
+def test_what_it_does_not_know_for_sure_it_leaves_on_a_bare_link_too(bare: Judge, packet: Packet) -> None:
+    assert bare(packet.inner) == (LEFT, packet.inner)
+
+
+def test_on_a_bare_link_packets_of_ipv6_and_such_as_end_too_early_are_left(bare: Judge) -> None:
+    packet = Packet(payload=b"").inner
+    for other in (b"\x65" + packet[1:], *(packet[:length] for length in range(14, 20))):
+        assert bare(other) == (LEFT, other)
+
+
 def plan(*objects: Shortcut | Delivery | EndpointLink) -> Plan:
     return {obj.key: obj for obj in objects}
 
@@ -248,6 +278,34 @@ def test_another_releases_program_is_replaced_and_its_deliveries_come_anew(monke
         assert converge(kernel, wanted) == 2
         assert converge(kernel, wanted) == 0
         assert len(hooked()) == 1
+
+    in_namespace(body)
+
+
+def test_one_of_another_kind_is_replaced_and_its_deliveries_come_anew() -> None:
+    def body(kernel: LinuxKernel) -> None:
+        nothing_around = replace(DELIVERY, local=IPv4Address(0), vni=0, port=0)
+        converge(kernel, plan(LINK, Shortcut("lo"), DELIVERY))
+        wanted = plan(LINK, Shortcut("lo", bare=True), nothing_around)
+        assert converge(kernel, wanted) == 2
+        assert converge(kernel, wanted) == 0
+        assert kernel.owned()["shortcut", "lo"] == Shortcut("lo", bare=True) and len(hooked()) == 1
+
+    in_namespace(body)
+
+
+def test_of_links_of_plaits_own_those_of_encrypted_tunnels_are_looked_at() -> None:
+    def body(kernel: LinuxKernel) -> None:
+        converge(kernel, plan(LINK))
+        sh("ip tuntap add dev pl-wg mode tun")
+        delivery = replace(DELIVERY, dev="pl-wg", local=IPv4Address(0), vni=0, port=0)
+        names = {socket.if_nametoindex(name): name for name in ("pl-wg", "pl-e1")}
+        with contextlib.closing(Shortcuts(kernel._sock)) as shortcuts:
+            shortcuts.put("pl-wg", bare=True)
+            shortcuts.deliver(delivery)
+            assert shortcuts.read(names) == [Shortcut("pl-wg", bare=True), delivery]
+            shortcuts.remove("pl-wg")
+            assert shortcuts.read(names) == []
 
     in_namespace(body)
 

@@ -294,6 +294,31 @@ CAREFUL = """add table inet careful {{
 }}"""
 
 
+def past_the_link(lab: Lab, host: str, begins: str) -> bool:
+    """Whether what `begins` sends comes into the sandbox of `host` without being sent by its link."""
+    link = re.search(r"dev (pl-e\w+)", lab.run(host, "ip", "route", "get", address(lab, host)).stdout)
+    assert link is not None
+    sent = f"/sys/class/net/{link[1]}/statistics/tx_packets"
+    before = int(lab.run(host, "cat", sent).stdout)
+    told = within_sandbox(lab, begins, "ping", "-c20", "-i0.01", "-W1", address(lab, host))
+    assert told.returncode == 0, told.stdout
+    return int(lab.run(host, "cat", sent).stdout) < before + 10
+
+
+def test_what_is_decrypted_goes_straight_into_the_sandbox_if_nobody_judges_what_its_host_receives(lab: Lab) -> None:
+    until("it does", lambda: past_the_link(lab, "A", "B"), 10)
+    lab.run("A", "kill", "-9", str(wireguard_pid(lab, "A")))
+    until("the tunnel is back", lambda: reaches(lab, "B", address(lab, "A")), 15)
+    until("it does by the new device", lambda: past_the_link(lab, "A", "B"), 10)
+    lab.run("A", "nft", "add table inet careful; add chain inet careful c { type filter hook input priority 0; }")
+    try:
+        lab.run("A", "nft", 'add rule inet careful c iifname "eth9" drop')
+        until("somebody may judge it", lambda: not past_the_link(lab, "A", "B"), 10)
+    finally:
+        lab.run("A", "nft", "delete table inet careful")
+    until("nobody does any more", lambda: past_the_link(lab, "A", "B"), 10)
+
+
 @pytest.mark.parametrize(("hook", "begins", "other"), [("input", "A", "B"), ("output", "B", "A")], ids=["input", "output"])
 def test_a_host_that_lets_pass_what_is_established_keeps_its_tunnel(lab: Lab, hook: str, begins: str, other: str) -> None:
     """While nobody judges them the tunnel's packets are not tracked, as soon as somebody does they are."""

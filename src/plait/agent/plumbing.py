@@ -87,7 +87,7 @@ class Plumbing:
             await self._full_pass()  # first other routes, then the address goes, which would take them with it
         else:
             with contextlib.suppress(NotFound):
-                gone = deliveries(self._view.snapshot, self._network(endpoint.network), endpoint, self._fast_path().link)
+                gone += deliveries(self._view.snapshot, self._network(endpoint.network), endpoint, self._fast_path().link)
                 gone += [o for o in reversed(self._objects(endpoint)) if not isinstance(o, Sysctl | NftChain)]
         by_pass = bool(self._view.snapshot.services or (endpoint.ports and governed(self._view.snapshot)))
         by_pass = by_pass or bool(self._limiting().ports_of(endpoint))  # the address may soon be another's

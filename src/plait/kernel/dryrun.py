@@ -157,12 +157,15 @@ def _inside_routes(inside: InsideRoutes, op: Op) -> list[str]:
 
 
 def _bpf(obj: Shortcut | Delivery, wanted: bool) -> str:
-    """There is no file with the program: `plait_here` stands for what the agent loads, and for its map."""
+    """There is no file with the programs: `plait_here` stands for what the agent loads, and for its map, `plait_bare` for what it loads on
+    a bare link."""
     if isinstance(obj, Shortcut):
-        return f"bpftool net {'attach' if wanted else 'detach'} tcx_ingress name plait_here dev {obj.dev}"
+        name = "plait_bare" if obj.bare else "plait_here"
+        return f"bpftool net {'attach' if wanted else 'detach'} tcx_ingress name {name} dev {obj.dev}"
     if not wanted:
         return f"bpftool map delete name plait_here key {obj.address}"
-    value = f"{obj.link} {obj.mac} from {obj.source} by {obj.local} vni {obj.vni} port {obj.port}{' framed' if obj.framed else ''}"
+    around = f" by {obj.local} vni {obj.vni} port {obj.port}{' framed' if obj.framed else ''}" if obj.port else ""
+    value = f"{obj.link} {obj.mac} from {obj.source}{around}"
     return f"bpftool map update name plait_here key {obj.address} value {value}"
 
 

@@ -41,7 +41,7 @@ from plait.model.objects import (
     Sysctl,
     VxlanLink,
 )
-from plait.model.shortcut import Delivery
+from plait.model.shortcut import Delivery, Shortcut
 from plait.model.tc import Redirect, Tbf
 from plait.model.wireguard import AllowedIp, WireguardPeer
 
@@ -119,7 +119,7 @@ class KernelImage:
                 del self.objects[row]
         if obj is not None and key[0] in ("link", "shortcut"):
             for other in [k for k, o in self.objects.items() if parent_of(o) == key]:
-                del self.objects[other]
+                self.remove(other)
             self.objects |= {k: _orphan(o) for k, o in self.objects.items() if master_of(o) == key[1]}
             self._forget_ports()
             self.objects |= {k: stale for k, o in self.objects.items() if (stale := _without_device(o, key[1])) is not None}
@@ -166,6 +166,8 @@ def parent_of(obj: KernelObject) -> Key | None:
             return ("link", dev)
         case VlanLink(parent=parent) | ChildLink(parent=parent) if parent.startswith(PREFIX):
             return ("link", parent)
+        case Shortcut(dev=dev) if dev.startswith(PREFIX):
+            return ("link", dev)
         case Delivery(dev=dev):
             return ("shortcut", dev)
         case NftChain(hook=hook) if hooked_device(hook).startswith(PREFIX):

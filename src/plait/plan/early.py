@@ -42,5 +42,6 @@ def early_objects(
     if fast:
         reached = [endpoint for endpoint in quick if endpoint.network not in vips.networks]
         objects += fast_objects(networks, quick, rows, ways, local.shortcut, vips.ends)
-        objects += shortcut_objects(snapshot, networks, not_held_back(reached, snapshot.networks, local.limiting), local.shortcut)
+        unlimited = not_held_back(reached, snapshot.networks, local.limiting)
+        objects += shortcut_objects(snapshot, networks, unlimited, local.shortcut, local.links)
     return objects

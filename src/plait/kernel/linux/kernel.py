@@ -169,8 +169,8 @@ class LinuxKernel(HostFacts):
                 self._sysctls.write(path, value)
             case SwitchPort() as port:
                 openvswitch.put(port) if op.verb == "put" else openvswitch.remove(port)
-            case Shortcut(dev):
-                self._shortcuts.put(dev) if op.verb == "put" else self._shortcuts.remove(dev)
+            case Shortcut(dev, _, bare):
+                self._shortcuts.put(dev, bare) if op.verb == "put" else self._shortcuts.remove(dev)
             case Delivery() as one:
                 self._shortcuts.deliver(one) if op.verb == "put" else self._shortcuts.withdraw(one)
             case ChildLink() as one:
