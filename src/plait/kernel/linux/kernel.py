@@ -24,7 +24,7 @@ from plait.kernel.linux.facts import BROKEN, STATE_DIR, HostFacts
 from plait.kernel.linux.inside import opened
 from plait.kernel.linux.narrow import Narrow
 from plait.kernel.linux.netns import inside
-from plait.kernel.linux.nft import Ruleset, open_nft
+from plait.kernel.linux.nft import Ruleset, keep_nft
 from plait.kernel.linux.probe import probe_capabilities
 from plait.kernel.linux.rows import row_message
 from plait.kernel.linux.rule import dump_rules
@@ -57,7 +57,7 @@ class LinuxKernel(HostFacts):
 
     def __init__(self, keys: Path = STATE_DIR, sysctls: Path | None = None) -> None:
         self._sock = nl.NetlinkSocket()
-        self._ruleset = Ruleset(open_nft())
+        self._ruleset = Ruleset(keep_nft())
         self._renamed: dict[str, int] = {}
         """Indexes, by what they should be called, of links of ours that somebody had renamed when they were listed last."""
         self._macs = links.Macs()
@@ -323,6 +323,7 @@ class LinuxKernel(HostFacts):
 
     def close(self) -> None:
         self._shortcuts.close()
+        self._ruleset.close()
         self._sock.close()
         self._wireguard.close()
 

@@ -45,11 +45,20 @@ class Nft(Protocol):
         """Run a script as one transaction, return its output, if asked for with handles or the figures of counters. NftError if refused."""
         ...
 
+    def close(self) -> None: ...
+
 
 class LibNft:
-    """libnftables.so.1 by ctypes. Works in the network namespace of the calling thread."""
+    """libnftables.so.1 by ctypes. Works in the network namespace of the calling thread; one that `keeps` its context in that of the first
+    call, until it is closed.
 
-    def __init__(self) -> None:
+    A context has a socket, and whoever closes a netfilter socket waits until the kernel has freed what was deleted before, 4-20 ms
+    (Linux 6.18: `nft_rcv_nl_event`), while the element itself takes 0.5 ms. Only a context that printed nothing is kept: one that
+    listed a table has it in memory."""
+
+    def __init__(self, keeps: bool = False) -> None:
+        self._keeps = keeps
+        self._kept: int | None = None
         name = ctypes.util.find_library("nftables") or "libnftables.so.1"
         try:
             self._lib = ctypes.CDLL(name)
@@ -76,11 +85,9 @@ class LibNft:
 
     def _run(self, script: str, flags: int) -> str:
         descriptor = os.memfd_create("nft")
-        context = self._lib.nft_ctx_new(0)
+        context, self._kept = self._kept or self._context(), None
         try:
             os.write(descriptor, script.encode())
-            self._lib.nft_ctx_buffer_output(context)
-            self._lib.nft_ctx_buffer_error(context)
             self._lib.nft_ctx_output_set_flags(context, flags)
             path = f"/proc/self/fd/{descriptor}"
             failed = self._lib.nft_run_cmd_from_filename(context, path.encode())
@@ -88,10 +95,25 @@ class LibNft:
             if failed:
                 error = (self._lib.nft_ctx_get_error_buffer(context) or b"").decode("utf-8", "replace")
                 raise NftError(error.strip().replace(path, "script"))
+            self._kept = context if self._keeps and not output else None
             return output
         finally:
-            self._lib.nft_ctx_free(context)
+            if self._kept is None:
+                self._lib.nft_ctx_free(context)
             os.close(descriptor)
+
+    def _context(self) -> int:
+        context: int = self._lib.nft_ctx_new(0)
+        self._lib.nft_ctx_buffer_output(context)
+        self._lib.nft_ctx_buffer_error(context)
+        return context
+
+    def close(self) -> None:
+        """Let go of what is kept; the next call makes it anew."""
+        with _ONE_AT_A_TIME:
+            kept, self._kept = self._kept, None
+            if kept is not None:
+                self._lib.nft_ctx_free(kept)
 
 
 class ProgramNft:
@@ -107,6 +129,9 @@ class ProgramNft:
             raise NftError(done.stderr.strip())
         return done.stdout
 
+    def close(self) -> None:
+        """Nothing is kept."""
+
 
 @functools.cache
 def open_nft() -> Nft:
@@ -116,6 +141,11 @@ def open_nft() -> Nft:
         return LibNft()
     except NotSupported:
         return ProgramNft()
+
+
+def keep_nft() -> Nft:
+    """One for a single namespace, which whoever asked for it closes."""
+    return LibNft(keeps=True) if isinstance(open_nft(), LibNft) else ProgramNft()
 
 
 def counted(nft: Nft, chains: Iterable[str]) -> int:
@@ -159,12 +189,13 @@ class Ruleset:
 
     def __init__(self, nft: Nft) -> None:
         self._nft = nft
+        self._sock: nl.NetlinkSocket | None = None
         self._seen: tuple[int, dict[str, int], dict[Key, KernelObject]] | None = None
 
     def owned(self, probe: Iterable[Key], devices: Mapping[int, str] | None = None) -> dict[Key, KernelObject]:
         """Chains, sets and maps of the tables, our rules in others' hooks; a probed hook whose chain does not exist counts as held,
         for there is nothing to be done about it."""
-        generation = _generation()
+        generation = self._generation()
         indexes = {name: index for index, name in (devices or {}).items()}
         found = self._seen[2] if self._seen is not None and self._seen[0] == generation else None
         if found is None:
@@ -234,7 +265,7 @@ class Ruleset:
 
     def _apply_tables(self, ops: Sequence[Op]) -> dict[Key, NftError]:
         """All of them or none."""
-        generation = _generation()
+        generation = self._generation()
         seen, self._seen = self._seen, None
         held = seen[2] if seen is not None and seen[0] == generation else None
         elements = any(isinstance(op.subject, NftElement) for op in ops)
@@ -271,6 +302,22 @@ class Ruleset:
             for handle in present:
                 self._nft.run(f"delete rule {' '.join(hook)} handle {handle}\n")
 
+    def _generation(self) -> int:
+        """The ruleset generation of this namespace: it changes with every committed transaction of anybody. Its socket is kept too."""
+        if self._sock is None:
+            self._sock = nl.NetlinkSocket(nl.NETLINK_NETFILTER)
+        message = nl.Message(_NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_GETGEN, 0, struct.pack("!BBH", 0, 0, 0))
+        for kind, body in self._sock.ask(message):
+            if kind == _NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_NEWGEN:
+                return int.from_bytes(nl.parse_attrs(body[4:]).get(_NFTA_GEN_ID, b""), "big")
+        return -1
+
+    def close(self) -> None:
+        self._nft.close()
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
 
 def _family(op: Op) -> str:
     subject = op.subject
@@ -298,13 +345,3 @@ def _predictable(ops: Sequence[Op], held: Mapping[Key, KernelObject]) -> bool:
     """Whether what the table holds after `ops` follows from what it held before: the operations knew the truth, and one of them
     changes something (a script that changes nothing makes no generation, so the next one would be somebody else's)."""
     return all(op.old == held.get(op.key) for op in ops) and any(op.new != op.old for op in ops)
-
-
-def _generation() -> int:
-    """The ruleset generation of this namespace: it changes with every committed transaction of anybody."""
-    with contextlib.closing(nl.NetlinkSocket(nl.NETLINK_NETFILTER)) as sock:
-        message = nl.Message(_NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_GETGEN, 0, struct.pack("!BBH", 0, 0, 0))
-        for kind, body in sock.ask(message):
-            if kind == _NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_NEWGEN:
-                return int.from_bytes(nl.parse_attrs(body[4:]).get(_NFTA_GEN_ID, b""), "big")
-    return -1
