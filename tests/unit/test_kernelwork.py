@@ -99,6 +99,26 @@ async def test_what_is_planned_while_the_kernel_is_listed_is_not_taken_for_missi
     assert report.writes == 0 and s.kernel.objects == {taken.key: taken}
 
 
+async def test_a_pass_plans_once_what_the_one_before_had_to_ask_the_kernel_for(s: Setup) -> None:
+    plans: list[Plan] = []
+
+    def planned() -> Plan:
+        plans.append(PLAN)
+        return PLAN
+
+    await s.work.converge(planned, True)
+    plans.clear()
+    assert (await s.work.converge(planned, True)).writes == 0
+    assert len(plans) == 1
+
+
+async def test_a_link_in_a_container_that_was_asked_for_and_is_planned_no_longer_is_left_to_who_took_it(s: Setup) -> None:
+    taken = ChildLink("pl-e1", "eth1", "macvlan", "bridge", "/proc/7/ns/net")
+    s.kernel.objects[taken.key] = taken
+    await s.work.converge(lambda: plan_of(taken), True)
+    assert (await s.work.converge(dict, True)).writes == 0 and s.kernel.objects == {taken.key: taken}
+
+
 async def test_guards_are_what_a_pass_made_and_no_rule_of_it_was_refused(s: Setup) -> None:
     pools = NftSet("pools", "ipv4_addr", frozenset({"10.28.0.0/16"}), ("interval",))
     other = NftSet("hosts", "ipv4_addr", frozenset({"10.28.0.1"}))

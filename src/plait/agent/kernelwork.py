@@ -49,6 +49,7 @@ class KernelWork:
         self.guards: Plan = {}
         """What the last pass that was refused no rule made of the sets that guard networks (`plan.guarded`)."""
         self.took_s = Summary()
+        self._probed: frozenset[Key] = frozenset()
 
     def capabilities(self) -> frozenset[str]:
         """See `kernel.api.Kernel`."""
@@ -86,14 +87,17 @@ class KernelWork:
         return dry.record
 
     async def _pass(self, kernel: Kernel, plan: Callable[[], Plan], may_delete: bool) -> tuple[Plan, list[Op], Result]:
+        """The kernel is asked for what the pass before had to ask for: to plan takes longer than to list once more what that missed."""
         loop = asyncio.get_running_loop()
-        asked: set[Key] = set(_probes(plan()))
+        asked = set(self._probed)
         owned = await loop.run_in_executor(self._thread, kernel.owned, frozenset(asked))
         wanted = plan()
         while not asked.issuperset(_probes(wanted)):  # what nobody asked for would look as if it were not there
             asked.update(_probes(wanted))
             owned = await loop.run_in_executor(self._thread, kernel.owned, frozenset(asked))
             wanted = plan()
+        self._probed = frozenset(_probes(wanted))
+        owned = {key: obj for key, obj in owned.items() if key[0] != "child" or key in wanted}  # nobody plans what an engine takes away
         ops = order(diff(wanted, owned, may_delete))
         result = await loop.run_in_executor(self._thread, _apply_in_stages, kernel, ops) if ops else Result()
         if rules := _turned(ops, result, wanted):

@@ -50,6 +50,7 @@ from plait.model.objects import Plan
 from plait.model.routing import RouteTable
 from plait.plan import Local, network_mtu, plan_node
 from plait.plan.backing import headless
+from plait.plan.balancing import Balancing
 from plait.plan.guard import CAPABILITY as GUARD
 from plait.plan.hostlease import HostLease
 from plait.plan.policy import Policing
@@ -105,7 +106,7 @@ class NodeLoops:
 
     def __init__(self, parts: Parts, default_network: str) -> None:
         self._p, self._default = parts, default_network
-        self.policing = Policing(lambda: COUNTING in self._capabilities)
+        self.policing, self._balancing = Policing(lambda: COUNTING in self._capabilities), Balancing()
         self._gateway = bool(parts.journal.load("setting").get("gateway"))
         self._zone: Zone | None = None
         self._only_passing = parts.config.dns.only_passing
@@ -158,6 +159,7 @@ class NodeLoops:
             clients=self._p.config.clients,
             guard=GUARD in self._capabilities,
             policing=self.policing,
+            balancing=self._balancing,
             links=links_for(snapshot, self._p.addresses.bridge_block() is not None),
             draws=CAPABILITY in self._capabilities,
             tables=self._p.tables(),

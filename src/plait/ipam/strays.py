@@ -19,6 +19,9 @@ def stray_endpoints(snapshot: Snapshot) -> list[Endpoint]:
         mask = masks.get(endpoint.network)
         if mask is None:
             continue
+        at_home = holders.get((endpoint.network, int(endpoint.address) & mask)) == endpoint.node
+        if at_home and endpoint.address6 is None:
+            continue
         addresses = held_by(snapshot.networks[endpoint.network], endpoint)
         if any(holders.get((endpoint.network, int(address) & mask)) != endpoint.node for address in addresses):
             found.append(endpoint)

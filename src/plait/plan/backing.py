@@ -11,16 +11,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
-from plait.model.cluster import Instance, Snapshot
+from plait.model.cluster import Container, Instance, Snapshot
 from plait.model.discovery import Check
 from plait.model.service import MOST_WEIGHT, WEIGHT_LABEL, Service
-from plait.policy.workloads import Workload, workloads
+from plait.policy.roster import Roster, differing
+from plait.policy.workloads import Workload
 
 State = Literal["ready", "draining", "unhealthy", "away"]
 """`away`: its node gives no sign of life."""
@@ -29,6 +29,8 @@ MOST_SLOTS = 128
 AFFINE_SLOTS = 128
 """Slots of a service with affinity, among which the clients' addresses are spread."""
 _Key = tuple[str, str]
+K = TypeVar("K", bound=Hashable)
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -42,64 +44,146 @@ class Backend:
     state: State = "ready"
 
 
+class _Index(Generic[K, R]):
+    """Records by what they are looked up by: `names` tells it, of a record."""
+
+    def __init__(self, names: Callable[[R], Iterable[Hashable]]) -> None:
+        self._names = names
+        self._seen: Mapping[K, R] = {}
+        self._found: dict[Hashable, dict[K, R]] = {}
+
+    def at(self, name: Hashable) -> Mapping[K, R]:
+        """By key."""
+        return self._found.get(name, {})
+
+    def follow(self, now: Mapping[K, R]) -> set[Any]:
+        """Be as this map says; the names at which anything differs."""
+        before, self._seen = self._seen, now
+        return {name for key in differing(before, now) for name in self.put(key, before.get(key), now.get(key))}
+
+    def put(self, key: K, before: R | None, now: R | None) -> set[Hashable]:
+        """Take the one away and have the other instead; the names of both."""
+        gone, fresh = (set(self._names(one)) if one is not None else set() for one in (before, now))
+        for name in gone:
+            found = self._found[name]
+            del found[key]
+            if not found:
+                del self._found[name]
+        if now is not None:
+            for name in fresh:
+                self._found.setdefault(name, {})[key] = now
+        return gone | fresh
+
+
 class Backing:
-    """Finds the backends of services, at a cost of those that share one label with the selector."""
+    """Finds the backends of services, at a cost of those that share one label with the selector, in one Snapshot after another of the same
+    node, at a cost of what differs."""
 
     def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
-        self._labelled: defaultdict[tuple[str, str, str, str], list[Workload]] = defaultdict(list)
-        if not snapshot.services:
-            return
-        self._containers = {(c.node, c.name): c for c in snapshot.containers.values()}
-        for workload in workloads(snapshot):
-            if workload.ident or self._runs(workload):
-                for key, value in workload.labels.items():
-                    self._labelled[workload.network, workload.namespace, key, value].append(workload)
-        self._registered: defaultdict[_Key, list[Instance]] = defaultdict(list)
-        for instance in snapshot.instances.values():
-            for called in {instance.container, instance.address} - {""}:
-                self._registered[instance.node, called].append(instance)
-        self._bad: defaultdict[_Key, list[Check]] = defaultdict(list)
-        for check in snapshot.checks.values():
-            if check.status != "passing":
-                self._bad[check.node, check.service_id].append(check)
+        self._snapshot = replace(snapshot, alive=frozenset(), services={})
+        self._roster, self._workloads = Roster(), dict[IPv4Address, Workload]()
+        self._labelled: _Index[IPv4Address, Workload] = _Index(_labels)
+        self._called: _Index[IPv4Address, Workload] = _Index(lambda one: [(one.node, called) for called in _names(one)])
+        self._containers: _Index[_Key, Container] = _Index(lambda one: [(one.node, one.name)])
+        self._registered: _Index[_Key, Instance] = _Index(_places)
+        self._bad: _Index[_Key, Check] = _Index(lambda one: [(one.node, one.service_id)] if one.status != "passing" else [])
+        self._asking: _Index[_Key, Service] = _Index(_asked_first)
+        self.follow(snapshot)
+
+    def follow(self, snapshot: Snapshot) -> set[_Key]:
+        """Be as `snapshot` says; the services of which something may be another than before."""
+        before, self._snapshot = self._snapshot, snapshot
+        services = set(differing(before.services, snapshot.services))
+        self._asking.follow(snapshot.services)
+        services |= self._follow_workloads(snapshot)
+        places, nodes = self._containers.follow(snapshot.containers) | self._registered.follow(snapshot.instances), set(before.alive)
+        nodes ^= snapshot.alive
+        for place in self._bad.follow(snapshot.checks):
+            if (instance := snapshot.instances.get(place)) is not None:
+                places |= {*_places(instance)}
+            if not place[1]:
+                nodes.add(place[0])
+        touched = {address: one for place in places for address, one in self._called.at(place).items()}
+        if nodes:
+            touched |= {address: one for address, one in self._workloads.items() if one.node in nodes}
+        return services.union(*map(self._found_by, touched.values()))
+
+    def _follow_workloads(self, snapshot: Snapshot) -> set[_Key]:
+        services: set[_Key] = set()
+        for address in (one for one in self._roster.follow(snapshot) if isinstance(one, IPv4Address)):
+            before, now = self._workloads.pop(address, None), self._roster.known.get(address)
+            if now is not None:
+                self._workloads[address] = now
+            self._labelled.put(address, before, now)
+            self._called.put(address, before, now)
+            services.update(*(self._found_by(one) for one in (before, now) if one is not None))
+        return services
+
+    def _found_by(self, workload: Workload) -> set[_Key]:
+        """The services whose selector finds it."""
+        asking = (pair for name in _labels(workload) for pair in self._asking.at(name).items())
+        return {ident for ident, service in asking if _selects(service, workload)}
 
     def of(self, service: Service) -> list[Backend]:
         """All of them, whatever their state; none for a selector that asks for nothing."""
-        asked = [self._labelled.get((service.network, service.namespace, *pair), []) for pair in service.selector.items()]
-        least = min(asked, key=len, default=[])
-        found = [one for one in least if all(one.labels.get(key) == value for key, value in service.selector.items())]
-        return sorted(backend for one in found for backend in self._backends(service, one))
+        asked = [self._labelled.at((service.network, service.namespace, *pair)) for pair in service.selector.items()]
+        least = min(asked, key=len, default={})
+        found = ((address, one) for address, one in least.items() if _selects(service, one) and (one.ident or self._runs(one)))
+        return sorted(self._backend(service, address, one) for address, one in found)
 
-    def _backends(self, service: Service, workload: Workload) -> Iterable[Backend]:
-        registered = {i.id: i for called in (workload.name, *map(str, workload.addresses)) for i in self._registered[workload.node, called]}
+    def _backend(self, service: Service, address: IPv4Address, workload: Workload) -> Backend:
+        registered = {i.id: i for called in _names(workload) for i in self._registered.at((workload.node, called)).values()}
         own = [instance for instance in registered.values() if instance.name == service.name]
         weight = _weight(workload.labels, own, self._warned(own))
         state = self._state(service, workload, registered.values(), weight)
-        return (
-            Backend(address, workload.node, workload.name, weight, state)
-            for address in workload.addresses
-            if isinstance(address, IPv4Address)
-        )
+        return Backend(address, workload.node, workload.name, weight, state)
 
     def _state(self, service: Service, workload: Workload, registered: Iterable[Instance], weight: int) -> State:
         if weight == 0 or f"{workload.node}/{workload.name}" in service.drained:
             return "draining"
         if workload.node != self._snapshot.me and workload.node not in self._snapshot.alive:
             return "away"
-        container = self._containers.get((workload.node, workload.name))
+        container = self._container(workload)
         sick = container is not None and container.health == "unhealthy"
         ids = ["", *(instance.id for instance in registered)]
-        critical = any(check.status == "critical" for ident in ids for check in self._bad.get((workload.node, ident), ()))
+        critical = any(check.status == "critical" for ident in ids for check in self._bad.at((workload.node, ident)).values())
         return "unhealthy" if sick or critical or any(instance.down for instance in registered) else "ready"
+
+    def _container(self, workload: Workload) -> Container | None:
+        """Of two engines' containers of one name, the last by their ids."""
+        found = self._containers.at((workload.node, workload.name))
+        return found[max(found)] if found else None
 
     def _runs(self, workload: Workload) -> bool:
         """Of one on Docker's own bridge, which no endpoint of ours stands for."""
-        container = self._containers.get((workload.node, workload.name))
+        container = self._container(workload)
         return container is not None and container.state == "running"
 
     def _warned(self, instances: Iterable[Instance]) -> bool:
-        return any(self._bad.get((instance.node, instance.id)) for instance in instances)
+        return any(self._bad.at((instance.node, instance.id)) for instance in instances)
+
+
+def _labels(workload: Workload) -> list[tuple[str, str, str, str]]:
+    return [(workload.network, workload.namespace, *pair) for pair in workload.labels.items()]
+
+
+def _names(workload: Workload) -> tuple[str, ...]:
+    """What it may be registered as, on its node."""
+    return (workload.name, *map(str, workload.addresses))
+
+
+def _places(instance: Instance) -> set[_Key]:
+    return {(instance.node, called) for called in {instance.container, instance.address} - {""}}
+
+
+def _asked_first(service: Service) -> list[tuple[str, str, str, str]]:
+    """One of the labels that its containers have, in the form of `_labels`."""
+    return [(service.network, service.namespace, *min(service.selector.items()))] if service.selector else []
+
+
+def _selects(service: Service, workload: Workload) -> bool:
+    """Of one that has the network, the namespace and one label of it."""
+    return all(workload.labels.get(key) == value for key, value in service.selector.items())
 
 
 def _weight(labels: Mapping[str, str], registered: Sequence[Instance], warned: bool) -> int:

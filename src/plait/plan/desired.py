@@ -33,7 +33,7 @@ from plait.plan.paths import choose, direct_routes, inner_mtu, member, network_m
 from plait.plan.portlimits import port_limit_objects
 from plait.plan.strict import loosened
 from plait.plan.switching import switched_objects
-from plait.plan.vips import Vips, vip_objects
+from plait.plan.vips import Vips
 
 EVERYWHERE = IPv4Network("0.0.0.0/0")
 
@@ -58,7 +58,7 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
         me = replace(me, wireguard=replace(me.wireguard, moved=local.moved))
         snapshot = replace(snapshot, nodes={**snapshot.nodes, me.name: me})
     networks, policies = sorted(snapshot.networks.values(), key=lambda n: n.name), local.policing.compiled(snapshot)
-    vips = vip_objects(snapshot, me, bool(local.clients), local.silent) if local.draws else Vips()
+    vips = local.balancing.of(snapshot, me, bool(local.clients), local.silent) if local.draws else Vips()
     objects.append(Sysctl("ipv4/ip_forward", "1"))
     objects += [*_gateways(me, networks), *probe_objects(me, local.underlay, networks, snapshot.nodes.values())]
     strays = routed_strays(snapshot)

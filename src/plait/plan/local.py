@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from plait.model.addr import IPNetwork
 from plait.model.routing import RouteTable
+from plait.plan.balancing import Balancing
 from plait.plan.hostlease import HostLease
 from plait.plan.policy import Policing
 from plait.shaping import Limiting, Uplink
@@ -24,7 +25,7 @@ class Local:
     (`rotation`), the links that it has, where networks lie on them or are encrypted, the addresses that it has leased for networks, what it
     knows of limits and of the queues of its `uplink`, whether its kernel can drop what is forged (`guard.CAPABILITY`), who may come to
     published ports (() for everybody), whether its kernel can choose among backends (`vips.CAPABILITY`), the tables of routes
-    that routers fill, which lost nodes' hosts are silent (`vips`), and, to spare it work, what it made of policies before."""
+    that routers fill, which lost nodes' hosts are silent (`vips`), and, to spare it work, what it made of policies and services before."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
@@ -47,3 +48,4 @@ class Local:
     tables: tuple[RouteTable, ...] = ()
     silent: frozenset[str] = frozenset()
     policing: Policing = field(default_factory=Policing, compare=False)
+    balancing: Balancing = field(default_factory=Balancing, compare=False)

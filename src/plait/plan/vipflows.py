@@ -29,7 +29,7 @@ def orphaned(ops: Iterable[Op], now: Plan) -> list[PortRule]:
         return []
     led: defaultdict[str, set[Target]] = defaultdict(set)
     missed = set(gone)
-    for element in (element for name, op in done.items() if name.startswith(_SLOTS) for element in _before(op)):
+    for element in (element for name, op in done.items() if name.startswith(_SLOTS) for element in _before(op) - _after(op)):
         place, _, target = element.partition(" : ")
         end = _end(place, target)
         if end in gone:

@@ -18,17 +18,16 @@ because answers do not tell which of the two they belong to, and conntrack must 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network, collapse_addresses
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Network, collapse_addresses
 from typing import NamedTuple
 
 from plait.backends import child_of
 from plait.model.cluster import Network, Node, Snapshot
 from plait.model.objects import GATEWAY_LINK, KernelObject, NftChain, NftSet, Route
 from plait.model.service import VIP_POOL, Service, ServicePort
-from plait.plan.backing import Backend, Backing, chosen, slots
+from plait.plan.backing import Backend, chosen, slots
 
 ENDS, OWN, SELF = "vip_ends", "vip_own", "vip_self"
 _PLACE, _SERVICE = "ipv4_addr . inet_proto . inet_service", "inet_proto . inet_service"
@@ -75,63 +74,35 @@ class Vips:
     networks: frozenset[str] = frozenset()
 
 
-@dataclass(slots=True)
-class _Entries:
-    """Of one table. `slots`: by number. `draws`: how many slots are drawn from, each at random or (True) by the client's address."""
-
-    places: set[str] = field(default_factory=set)
-    slots: defaultdict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
-    draws: set[tuple[int, bool]] = field(default_factory=set)
-
-    def add(self, table: Table, place: str, leads: Sequence[IPv4Address], target: int, affinity: bool) -> None:
-        for number, address in enumerate(leads):
-            self.slots[number].add(f"{place} : {address} . {target}")
-        self.places.add(f"{place} : {f'goto {_draw_name(table, len(leads), affinity)}' if leads else 'accept'}")
-        self.draws |= {(len(leads), affinity)} if leads else set()
-
-
-@dataclass(slots=True)
-class _Elements:
-    entries: dict[Table, _Entries] = field(default_factory=lambda: {table: _Entries() for table in TABLES})
-    ends: set[str] = field(default_factory=set)
-    itself: set[str] = field(default_factory=set)
-
-
-def vip_objects(snapshot: Snapshot, me: Node, guarded: bool = False, silent: frozenset[str] = frozenset()) -> Vips:
-    """All of it; nothing while no network that this host carries has a service. `guarded`: the set `clients` says who may come to
-    published ports. `silent`: lost nodes whose hosts do not answer."""
-    services = [one for _, one in sorted(snapshot.services.items()) if one.address is not None and one.network in snapshot.networks]
-    if not services:
-        return Vips()
-    backing, found = Backing(snapshot), _Elements()
-    for service in services:
-        _add(found, service, backing.of(service), snapshot.me, silent)
-    objects: list[KernelObject] = [
-        *(obj for table, entries in found.entries.items() for obj in _table(table, entries)),
-        ends_set(found.ends),
-        NftSet(OWN, "ipv4_addr", _own(snapshot, me), ("interval",)),
-        NftSet(SELF, "ipv4_addr . ipv4_addr", frozenset(found.itself)),
-        *_hooks(guarded),
-        *([Route(VIP_POOL, GATEWAY_LINK, src=me.tunnel, scope="link")] if me.tunnel is not None else []),
-    ]
-    return Vips(tuple(objects), frozenset(found.ends), KEPT, frozenset(service.network for service in services))
-
-
 def ends_set(ends: Collection[str], family: str = "inet") -> NftSet:
     """Addresses and ports of backends, in the table of that family."""
     return NftSet(ENDS, _PLACE, frozenset(ends), family=family)
 
 
-def _add(found: _Elements, service: Service, backends: Iterable[Backend], me: str, silent: frozenset[str]) -> None:
-    known = list(backends)
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """What some services make elements of: `elements` by the name of their set or map, and `draws`, how many slots of which table are drawn
+    from, each at random or (True) by the client's address."""
+
+    elements: frozenset[tuple[str, str]] = frozenset()
+    draws: frozenset[tuple[Table, int, bool]] = frozenset()
+
+
+def entries_of(service: Service, backends: Sequence[Backend], me: str, silent: frozenset[str]) -> Entries:
+    """Of one service on the node `me`. `silent`: lost nodes whose hosts do not answer."""
+    elements = {(SELF, f"{backend.address} . {backend.address}") for backend in backends if backend.node == me}
+    draws: set[tuple[Table, int, bool]] = set()
     for port in service.ports:
-        leads = slots(service, chosen(service, known, me))
-        found.entries[VIRTUAL].add(VIRTUAL, f"{service.address} . {port.proto} . {port.port}", leads, port.target, service.affinity)
+        ways = [(VIRTUAL, f"{service.address} . {port.proto} . {port.port}", service)]
         if port.published and (not service.hosts or me in service.hosts):
-            near = slots(service, chosen(replace(service, local_first=True), known, me))
-            found.entries[PUBLISHED].add(PUBLISHED, f"{port.proto} . {port.published}", near, port.target, service.affinity)
-        found.ends.update(f"{backend.address} . {port.proto} . {port.target}" for backend in known if _lives_on(port, backend, silent))
-    found.itself.update(f"{backend.address} . {backend.address}" for backend in known if backend.node == me)
+            ways.append((PUBLISHED, f"{port.proto} . {port.published}", replace(service, local_first=True)))
+        for table, place, asked in ways:
+            leads = slots(service, chosen(asked, backends, me))
+            elements |= {(f"{table.slot}{number}", f"{place} : {address} . {port.target}") for number, address in enumerate(leads)}
+            elements.add((table.places, f"{place} : {f'goto {_draw_name(table, len(leads), service.affinity)}' if leads else 'accept'}"))
+            draws |= {(table, len(leads), service.affinity)} if leads else set()
+        elements |= {(ENDS, f"{one.address} . {port.proto} . {port.target}") for one in backends if _lives_on(port, one, silent)}
+    return Entries(frozenset(elements), frozenset(draws))
 
 
 def _lives_on(port: ServicePort, backend: Backend, silent: frozenset[str]) -> bool:
@@ -141,17 +112,42 @@ def _lives_on(port: ServicePort, backend: Backend, silent: frozenset[str]) -> bo
     return port.proto != "udp" or backend.state in ("ready", "draining")
 
 
-def _table(table: Table, entries: _Entries) -> Iterator[KernelObject]:
-    at_hand = range(_AT_HAND if entries.places else 0)
-    yield NftSet(table.places, f"{table.type} : verdict", frozenset(entries.places), kind="map")
-    for number in sorted({*at_hand, *entries.slots}):
-        name, elements = f"{table.slot}{number}", entries.slots.get(number, ())
-        yield NftSet(name, f"{table.type} : ipv4_addr . inet_service", frozenset(elements), kind="map")
+def declared(name: str) -> NftSet:
+    """The set or map of that name, empty."""
+    for table in TABLES:
+        if name == table.places:
+            return NftSet(name, f"{table.type} : verdict", frozenset(), kind="map")
+        if name.startswith(table.slot):
+            return NftSet(name, f"{table.type} : ipv4_addr . inet_service", frozenset(), kind="map")
+    return NftSet(name, _PLACE if name == ENDS else "ipv4_addr . ipv4_addr", frozenset())
+
+
+def vip_objects(snapshot: Snapshot, me: Node, sets: Mapping[str, NftSet], draws: Iterable[tuple[Table, int, bool]], guarded: bool) -> Vips:
+    """All of it but `networks`: `sets` are those that have elements, by name. `guarded`: the set `clients` says who may come to published
+    ports."""
+    drawn = list(draws)
+    objects: list[KernelObject] = [
+        *(obj for table in TABLES for obj in _table(table, sets, [one[1:] for one in drawn if one[0] is table])),
+        sets.get(ENDS, declared(ENDS)),
+        NftSet(OWN, "ipv4_addr", _own(snapshot, me), ("interval",)),
+        sets.get(SELF, declared(SELF)),
+        *_hooks(guarded),
+        *([Route(VIP_POOL, GATEWAY_LINK, src=me.tunnel, scope="link")] if me.tunnel is not None else []),
+    ]
+    return Vips(tuple(objects), sets.get(ENDS, declared(ENDS)).elements, KEPT)
+
+
+def _table(table: Table, sets: Mapping[str, NftSet], draws: Collection[tuple[int, bool]]) -> Iterator[KernelObject]:
+    at_hand = _AT_HAND if table.places in sets else 0
+    yield sets.get(table.places, declared(table.places))
+    for number in range(max([at_hand, *(drawn for drawn, _ in draws)])):
+        name = f"{table.slot}{number}"
+        yield sets.get(name, declared(name))
         yield NftChain(name, (f"dnat ip to {table.to} map @{name}",))
-    for number, affinity in sorted({*((last + 1, False) for last in at_hand), *entries.draws}):
-        drawn = f"jhash ip saddr mod {number} seed 0x1" if affinity else f"numgen random mod {number}"
+    for number, affinity in sorted({*((last + 1, False) for last in range(at_hand)), *draws}):
+        drawn_by = f"jhash ip saddr mod {number} seed 0x1" if affinity else f"numgen random mod {number}"
         leads = ", ".join(f"{slot} : goto {table.slot}{slot}" for slot in range(number))
-        yield NftChain(_draw_name(table, number, affinity), (f"{drawn} vmap {{ {leads} }}",))
+        yield NftChain(_draw_name(table, number, affinity), (f"{drawn_by} vmap {{ {leads} }}",))
 
 
 def _hooks(guarded: bool) -> Iterator[NftChain]:

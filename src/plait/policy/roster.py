@@ -38,8 +38,8 @@ class Roster:
     def follow(self, snapshot: Snapshot) -> set[IPAddress]:
         """Be as `snapshot` says; the addresses that have another workload than before, or none any longer."""
         records = self._follow_services(snapshot.instances)
-        records |= {(_ENDPOINT, key) for key in _differing(self._endpoints, snapshot.endpoints)}
-        records |= {(_CONTAINER, place) for place in _differing(self._containers, snapshot.containers)}
+        records |= {(_ENDPOINT, key) for key in differing(self._endpoints, snapshot.endpoints)}
+        records |= {(_CONTAINER, place) for place in differing(self._containers, snapshot.containers)}
         self._endpoints, self._containers = snapshot.endpoints, snapshot.containers
         touched: set[IPAddress] = set()
         for record in records:
@@ -49,7 +49,7 @@ class Roster:
     def _follow_services(self, instances: Mapping[tuple[str, str], Instance]) -> set[_Rank]:
         """The records that have an address of which other services have instances than before."""
         touched: set[IPAddress] = set()
-        for key in _differing(self._instances, instances):
+        for key in differing(self._instances, instances):
             if (before := self._served.pop(key, None)) is not None:
                 self._services[before[0]][before[1]] -= 1
                 touched.add(before[0])
@@ -95,7 +95,8 @@ class Roster:
         return True
 
 
-def _differing(before: Mapping[Any, Any], now: Mapping[Any, Any]) -> list[Any]:
+def differing(before: Mapping[Any, Any], now: Mapping[Any, Any]) -> list[Any]:
+    """Keys of records that are not the same ones, in either."""
     if before is now:
         return []
     return [key for key, one in now.items() if before.get(key) is not one] + [key for key in before if key not in now]
