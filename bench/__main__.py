@@ -39,6 +39,7 @@ NAMES = (
     "kv",
     "http",
     "policy",
+    "events",
     "propagation",
     "incident",
 )

@@ -14,7 +14,7 @@ from tests.support.policies import BLOCKS, NETWORKS, NODES, endpoint
 from plait.model.cluster import Container, Instance, Snapshot
 from plait.model.discovery import Check
 from plait.model.service import Service, ServicePort
-from plait.plan import Local, plan_node
+from plait.plan import Local, plan_node, prompt_objects
 from plait.plan.balancing import Balancing
 
 LABELS = ({"app": "a"}, {"app": "a", "tier": "x"}, {"app": "b", "plait.vip.weight": "3"}, {"app": "a", "plait.vip.weight": "0"}, {})
@@ -99,4 +99,16 @@ def test_what_follows_events_is_the_whole_plan(data: st.DataObject) -> None:
             kept = {name: one for name, one in snapshot.endpoints.items() if one.network in networks}
             snapshot = replace(snapshot, alive=frozenset(alive), networks=networks, endpoints=kept)
             local = replace(local, silent=frozenset(silent))
-        assert plan_node(snapshot, local) == plan_node(snapshot, replace(LOCAL, silent=local.silent, balancing=Balancing()))
+        prompt = {one.key: one for one in prompt_objects(snapshot, local)}
+        plan = plan_node(snapshot, local)
+        assert prompt.items() <= plan.items()
+        assert plan == plan_node(snapshot, replace(LOCAL, silent=local.silent, balancing=Balancing()))
+
+
+def test_a_service_of_a_network_that_this_host_does_not_carry_is_left_out_as_long() -> None:
+    six = replace(SERVICES[0], network="six", selector=SELECTORS[0])
+    both = replace(START, services={six.ident: six, SERVICES[1].ident: SERVICES[1]})
+    less = replace(both, networks={"default": NETWORKS["default"]})
+    local = replace(LOCAL, balancing=Balancing())
+    for snapshot in (both, less, both):
+        assert plan_node(snapshot, local) == plan_node(snapshot, replace(LOCAL, balancing=Balancing()))

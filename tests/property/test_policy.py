@@ -18,7 +18,7 @@ from plait.model.errors import ConfigError
 from plait.model.objects import NftChain, NftSet, Plan
 from plait.model.policy import PROTOCOLS, Ports
 from plait.model.shortcut import Delivery
-from plait.plan import Local, plan_node
+from plait.plan import Local, plan_node, prompt_objects
 from plait.plan.policy import Policing
 from plait.plan.policychange import called, policy_change
 from plait.policy.compile import compile_node
@@ -62,6 +62,7 @@ def test_a_profile_decides_as_the_reference_does(data: st.DataObject) -> None:
 @given(snapshots())
 def test_whom_policies_select_takes_no_short_way_and_is_tracked_and_nobody_else(snapshot: Snapshot) -> None:
     plan = plan_node(snapshot, LOCAL)
+    assert {one.key: one for one in prompt_objects(snapshot, LOCAL)}.items() <= plan.items()
     world = world_of(snapshot)
     selected = {
         one.ident

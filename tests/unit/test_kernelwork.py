@@ -119,6 +119,48 @@ async def test_a_link_in_a_container_that_was_asked_for_and_is_planned_no_longer
     assert (await s.work.converge(dict, True)).writes == 0 and s.kernel.objects == {taken.key: taken}
 
 
+HOSTS = NftSet("hosts", "ipv4_addr", frozenset({"10.28.0.1"}))
+MORE = replace(HOSTS, elements=HOSTS.elements | {"10.28.0.2"})
+CHAIN = NftChain("judge", ("ip saddr @hosts accept",))
+
+
+async def test_elements_are_hastened_and_the_pass_behind_writes_nothing(s: Setup) -> None:
+    await s.work.converge(lambda: PLAN | plan_of(HOSTS, CHAIN), True)
+    assert await s.work.hasten(lambda: [MORE, CHAIN])
+    assert s.kernel.objects[HOSTS.key] == MORE
+    assert (await s.work.converge(lambda: PLAN | plan_of(MORE, CHAIN), True)).writes == 0
+    assert await s.work.hasten(lambda: [HOSTS, CHAIN]) and s.kernel.objects[HOSTS.key] == HOSTS
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        [MORE, replace(CHAIN, rules=("drop",))],
+        [MORE, replace(CHAIN, name="other")],
+        [replace(MORE, flags=("interval",))],
+        [MORE, NftSet("others", "ipv4_addr", frozenset())],
+    ],
+    ids=["another rule", "another chain", "another declaration", "another set"],
+)
+async def test_what_takes_more_than_elements_is_left_to_the_pass_whole(s: Setup, wanted: list[KernelObject]) -> None:
+    await s.work.converge(lambda: PLAN | plan_of(HOSTS, CHAIN), True)
+    assert not await s.work.hasten(lambda: wanted)
+    assert s.kernel.objects[HOSTS.key] == HOSTS
+
+
+async def test_nothing_is_hastened_before_a_pass_after_a_failed_one_or_after_a_refusal(s: Setup) -> None:
+    assert not await s.work.hasten(lambda: [MORE])
+    s.kernel.fail_next(ROUTE.key)
+    await s.work.converge(lambda: PLAN | plan_of(HOSTS), True)
+    assert not await s.work.hasten(lambda: [MORE])
+    await s.work.converge(lambda: PLAN | plan_of(HOSTS), True)
+    s.kernel.fail_next(HOSTS.key)
+    assert not await s.work.hasten(lambda: [MORE])
+    assert not await s.work.hasten(lambda: [MORE]), "nobody knows what the kernel has now"
+    await s.work.converge(lambda: PLAN | plan_of(MORE), True)
+    assert s.kernel.objects[HOSTS.key] == MORE and await s.work.hasten(lambda: [HOSTS])
+
+
 async def test_guards_are_what_a_pass_made_and_no_rule_of_it_was_refused(s: Setup) -> None:
     pools = NftSet("pools", "ipv4_addr", frozenset({"10.28.0.0/16"}), ("interval",))
     other = NftSet("hosts", "ipv4_addr", frozenset({"10.28.0.1"}))

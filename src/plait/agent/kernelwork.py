@@ -12,14 +12,14 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from plait.kernel.api import Kernel, Op, Result
 from plait.kernel.dryrun import DryRunKernel
 from plait.model.errors import KernelError
 from plait.model.flows import PortRule
 from plait.model.hostlinks import Key
-from plait.model.objects import KernelObject, Plan
+from plait.model.objects import KernelObject, NftSet, Plan
 from plait.plan import guards_of
 from plait.plan.flows import changed_ports
 from plait.plan.vipflows import orphaned
@@ -50,6 +50,8 @@ class KernelWork:
         """What the last pass that was refused no rule made of the sets that guard networks (`plan.guarded`)."""
         self.took_s = Summary()
         self._probed: frozenset[Key] = frozenset()
+        self._held: Plan = {}
+        """What the last pass made true, but for what `hasten` changed; nothing if that is not sure."""
 
     def capabilities(self) -> frozenset[str]:
         """See `kernel.api.Kernel`."""
@@ -60,6 +62,7 @@ class KernelWork:
         async with self._door:
             started = time.monotonic()
             made, ops, result = await self._pass(self._kernel, plan, may_delete)
+            self._held = {} if result.failed else dict(made)
             if not any(key[0] == "nft" for key in result.failed):
                 self.guards = guards_of(made)
             self.passes += 1
@@ -113,19 +116,41 @@ class KernelWork:
         puts = [Op("put", new, previous) for new, previous in zip(objects, before, strict=True) if new != previous]
         await self._apply([*(Op("del", None, obj) for obj in gone), *puts], {obj.key: obj for obj in objects})
 
-    async def _apply(self, ops: Sequence[Op], now: Plan) -> None:
+    async def hasten(self, wanted: Callable[[], Sequence[KernelObject]]) -> bool:
+        """Bring sets from what a pass made of them to what they should be, element by element, without a look at the kernel. False, and
+        nothing is done or sure any more, if it takes more than that or is refused: then it takes a pass."""
+        async with self._door:
+            now: Plan = {obj.key: obj for obj in wanted()}
+            differing = [(self._held.get(key), obj) for key, obj in now.items() if self._held.get(key) != obj]
+            if not all(_same_but_elements(old, new) for old, new in differing):
+                return False
+            ops = order(Op("put", new, old) for old, new in differing)
+            done = not ops or not (await self._written(ops, now)).failed
+            self._held = {**self._held, **now} if done else {}
+            self.writes += len(ops)
+        return done
+
+    async def _written(self, ops: Sequence[Op], now: Plan) -> Result:
         """Connections of before are looked through when the caller goes on already."""
         loop = asyncio.get_running_loop()
+        result = await loop.run_in_executor(self._thread, self._kernel.apply, ops)
+        if rules := _turned(ops, result, now):
+            loop.run_in_executor(self._thread, _forget_flows, self._kernel, rules)
+        return result
+
+    async def _apply(self, ops: Sequence[Op], now: Plan) -> None:
         async with self._door:
-            result = await loop.run_in_executor(self._thread, self._kernel.apply, ops)
-            if rules := _turned(ops, result, now):
-                loop.run_in_executor(self._thread, _forget_flows, self._kernel, rules)
+            result = await self._written(ops, now)
         for error in result.failed.values():
             raise error
 
     def close(self) -> None:
         self._thread.shutdown()
         self._kernel.close()
+
+
+def _same_but_elements(old: KernelObject | None, new: KernelObject) -> bool:
+    return isinstance(old, NftSet) and isinstance(new, NftSet) and replace(old, elements=new.elements) == new
 
 
 def _apply_in_stages(kernel: Kernel, ops: Sequence[Op]) -> Result:

@@ -44,11 +44,11 @@ from plait.backends import child_of
 from plait.dns.zone import Zone
 from plait.kernel.linux import LinuxKernel
 from plait.model.addr import IPAddress, mac_from_digest
-from plait.model.cluster import GATEWAY_META, Network, Node, TunnelKey
+from plait.model.cluster import GATEWAY_META, Network, Node, Snapshot, TunnelKey
 from plait.model.errors import PlaitError, StoreUnavailable
-from plait.model.objects import Plan
+from plait.model.objects import KernelObject, Plan
 from plait.model.routing import RouteTable
-from plait.plan import Local, network_mtu, plan_node
+from plait.plan import Local, network_mtu, plan_node, prompt_objects
 from plait.plan.backing import headless
 from plait.plan.balancing import Balancing
 from plait.plan.guard import CAPABILITY as GUARD
@@ -137,6 +137,13 @@ class NodeLoops:
 
     def plan(self) -> Plan:
         """The whole desired state of this node now."""
+        return plan_node(*self._facts())
+
+    def prompt(self) -> list[KernelObject]:
+        """What of it follows an event at once."""
+        return prompt_objects(*self._facts())
+
+    def _facts(self) -> tuple[Snapshot, Local]:
         snapshot, vanished = self._p.view.snapshot, self._p.vanished()
         if vanished:
             snapshot = replace(snapshot, endpoints={key: e for key, e in snapshot.endpoints.items() if key not in vanished})
@@ -165,7 +172,7 @@ class NodeLoops:
             tables=self._p.tables(),
             silent=self._p.underlay.silence.silent,
         )
-        return plan_node(snapshot, local)
+        return snapshot, local
 
     @property
     def _ipv6(self) -> bool:

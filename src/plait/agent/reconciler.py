@@ -2,23 +2,24 @@
 """The loop that keeps the kernel what the snapshot says: triggers mark dirty, a pass makes it true.
 
 Triggers are changes of the view, kernel events (somebody flushed our table, removed our link) and a timer. They only mark; bursts
-collapse into one pass. Latency from an event to its pass is at most `SETTLE_S` + `APART_S`.
+collapse into one pass. Latency from an event to its pass is at most `SETTLE_S` + `APART_S`; elements may be ahead of it (`hasten`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 
 from plait.agent.health import Health
 from plait.agent.kernelwork import KernelWork, PassReport
 from plait.kernel.api import Kernel
 from plait.model.errors import KernelError
-from plait.model.objects import Plan
+from plait.model.objects import KernelObject, Plan
 
 log = logging.getLogger("plait.reconciler")
 SETTLE_S = 0.03
@@ -26,6 +27,8 @@ SETTLE_S = 0.03
 APART_S = 0.2
 """Least time between two passes, so that a stream of events costs a bounded share of a CPU."""
 TIMER_S = 60.0
+HASTE_APART_S = 0.02
+"""Least time between two changes of elements ahead of a pass."""
 
 
 class Reconciler:
@@ -34,16 +37,17 @@ class Reconciler:
         kernel: Kernel,
         work: KernelWork,
         plan: Callable[[], Plan],
+        prompt: Callable[[], Sequence[KernelObject]],
         may_delete: Callable[[], bool],
         health: Health,
         on_link: Callable[[], None],
         on_nft: Callable[[], None],
         on_route: Callable[[], None],
     ) -> None:
-        self._kernel, self._work, self._plan = kernel, work, plan
+        self._kernel, self._work, self._plan, self._prompt = kernel, work, plan, prompt
         self._may_delete, self._health, self._on_link, self._on_nft = may_delete, health, on_link, on_nft
         self._on_route = on_route
-        self._dirty = asyncio.Event()
+        self._dirty, self._hurried = asyncio.Event(), asyncio.Event()
         self._first = asyncio.Event()
         self._moved = False
         """Whether links or addresses changed since they were last looked at: every attach changes some, so once a pass is enough."""
@@ -51,10 +55,19 @@ class Reconciler:
     def mark(self) -> None:
         self._dirty.set()
 
+    def hurry(self) -> None:
+        """Mark; what services and policies mean now is in the kernel at once where that takes elements alone, ahead of the pass."""
+        self._hurried.set()
+        self.mark()
+
     @property
     def passed(self) -> bool:
         """Whether a first pass has been made."""
         return self._first.is_set()
+
+    def loops(self) -> tuple[Coroutine[None, None, None], ...]:
+        """All that it does by itself."""
+        return self.watch(), self.run(), self.hasten()
 
     async def run(self) -> None:
         """Pass after pass. Never returns; a programming error ends it (and the agent)."""
@@ -72,6 +85,15 @@ class Reconciler:
                 await asyncio.sleep(SETTLE_S)
             except TimeoutError:
                 pass
+
+    async def hasten(self) -> None:
+        """Bring elements in line with what is hurried. Never returns. What fails here is the pass's to find and to tell."""
+        while True:
+            await self._hurried.wait()
+            self._hurried.clear()
+            with contextlib.suppress(OSError, KernelError):
+                await self._work.hasten(self._prompt)
+            await asyncio.sleep(HASTE_APART_S)
 
     async def once(self) -> PassReport:
         """One pass; what failed is a condition, and in the report, under ("pass",) if nothing could be done at all."""

@@ -135,7 +135,7 @@ class _Wiring:
 
     def _reconciler(self) -> Reconciler:
         told = self.loops.refresh_node, self.loops.firewall.changed, self.host_ranges.mark
-        return Reconciler(self.kernel, self.work, self.loops.plan, lambda: self.replica.synced, self.health, *told)
+        return Reconciler(self.kernel, self.work, self.loops.plan, self.loops.prompt, lambda: self.replica.synced, self.health, *told)
 
     def _bridge(self) -> IPv4Network | None:
         block = self.addresses.bridge_block()
@@ -231,7 +231,7 @@ class _Wiring:
     def _on_view(self, kinds: frozenset[str]) -> None:
         quiet = {"answered"} if self.view.snapshot.services else {"answered", "checks"}
         if not kinds <= quiet:  # of answers a pass is made by who takes them; without services the plan knows nothing of checks
-            self.reconciler.mark()
+            self.reconciler.hurry()
         if self.view.unsettled():
             self.publisher.wake()
         if "networks" in kinds:
@@ -294,8 +294,7 @@ class _Wiring:
                 self.dns_near.run(),
                 *self.loops.watching(),
                 self.loops.firewall.watch(self.reconciler.mark),
-                self.reconciler.watch(),
-                self.reconciler.run(),
+                *self.reconciler.loops(),
                 self.sandboxes.run(),
                 self.policies.judgments.run(),
                 self.answered.run(),

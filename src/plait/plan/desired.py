@@ -18,7 +18,20 @@ from plait.model.addr import IPAddress, mac_from_digest
 from plait.model.cluster import GATEWAY_META, Block, Endpoint, Network, Node, Snapshot
 from plait.model.hostlinks import ChildLink, SwitchPort
 from plait.model.leases import Leased
-from plait.model.objects import GATEWAY_LINK, PREFIX, Addr, BridgeLink, EndpointLink, Fdb, KernelObject, Plan, Route, Sysctl, VxlanLink
+from plait.model.objects import (
+    GATEWAY_LINK,
+    NFT_FAST_FAMILY,
+    PREFIX,
+    Addr,
+    BridgeLink,
+    EndpointLink,
+    Fdb,
+    KernelObject,
+    Plan,
+    Route,
+    Sysctl,
+    VxlanLink,
+)
 from plait.plan.dual import endpoint6_objects, families, gateways6, inside6
 from plait.plan.early import early_objects
 from plait.plan.egress import egress_objects
@@ -33,7 +46,7 @@ from plait.plan.paths import choose, direct_routes, inner_mtu, member, network_m
 from plait.plan.portlimits import port_limit_objects
 from plait.plan.strict import loosened
 from plait.plan.switching import switched_objects
-from plait.plan.vips import Vips
+from plait.plan.vips import Vips, ends_set
 
 EVERYWHERE = IPv4Network("0.0.0.0/0")
 
@@ -87,6 +100,20 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     rows = [obj for obj in objects if isinstance(obj, Route | Fdb)]
     objects += early_objects(snapshot, sandboxes, policies.idents, local, direct, rows, vips)
     return {obj.key: _as_local(obj, local) for obj in objects}
+
+
+def prompt_objects(snapshot: Snapshot, local: Local) -> list[KernelObject]:
+    """What of `plan_node` says whom services and policies mean now, at the cost of what differs from the last time: an event is in
+    the kernel by these sets before a pass has looked at everything."""
+    me = snapshot.nodes.get(snapshot.me)
+    if me is None:
+        return []
+    routed = (n for n in snapshot.networks.values() if child_of(n) is None)
+    snapshot = replace(snapshot, networks={n.name: carried(snapshot, n, local.ipv6) for n in routed})
+    networks = sorted(snapshot.networks.values(), key=lambda n: n.name)
+    vips = local.balancing.of(snapshot, me, bool(local.clients), local.silent) if local.draws else Vips()
+    fast = [ends_set(vips.ends, NFT_FAST_FAMILY)] if vips.ends and local.fast_path and me.tunnel is not None else []
+    return [*local.policing.objects(local.policing.compiled(snapshot), families(networks)), *vips.objects, *fast]
 
 
 def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str = "") -> list[KernelObject]:

@@ -24,7 +24,7 @@ from plait.kernel.linux.facts import BROKEN, STATE_DIR, HostFacts
 from plait.kernel.linux.inside import opened
 from plait.kernel.linux.narrow import Narrow
 from plait.kernel.linux.netns import inside
-from plait.kernel.linux.nft import Ruleset, keep_nft
+from plait.kernel.linux.nft import Nft, Ruleset, keep_nft
 from plait.kernel.linux.probe import probe_capabilities
 from plait.kernel.linux.rows import row_message
 from plait.kernel.linux.rule import dump_rules
@@ -53,11 +53,12 @@ _GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}
 
 class LinuxKernel(HostFacts):
     """See `kernel.api.Kernel`. Netlink sockets belong to the namespace in which the object is made. `keys` is the directory with
-    the private keys of WireGuard devices and what is kept of `Narrow`, `sysctls` the file that keeps what sysctls were (see `Sysctls`)."""
+    the private keys of WireGuard devices and what is kept of `Narrow`, `sysctls` the file that keeps what sysctls were (see `Sysctls`),
+    `nft` what its scripts are run by."""
 
-    def __init__(self, keys: Path = STATE_DIR, sysctls: Path | None = None) -> None:
+    def __init__(self, keys: Path = STATE_DIR, sysctls: Path | None = None, nft: Nft | None = None) -> None:
         self._sock = nl.NetlinkSocket()
-        self._ruleset = Ruleset(keep_nft())
+        self._ruleset = Ruleset(nft or keep_nft())
         self._renamed: dict[str, int] = {}
         """Indexes, by what they should be called, of links of ours that somebody had renamed when they were listed last."""
         self._macs = links.Macs()
