@@ -55,3 +55,8 @@ def end(servers: Iterable[subprocess.Popen[bytes]]) -> None:
 
 def median(values: list[float]) -> float:
     return statistics.median(values)
+
+
+def worst(values: list[float]) -> float:
+    """The 99th percentile."""
+    return sorted(values)[min(len(values) - 1, round(0.99 * len(values)))]

@@ -16,7 +16,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from bench.core import Row, median
+from bench.core import Row, median, worst
 from plait.agent.kernelwork import KernelWork
 from plait.agent.process import tune
 from plait.kernel.linux import LinuxKernel, create_netns, delete_netns
@@ -130,16 +130,12 @@ def run() -> list[Row]:
     return [
         Row(
             f"an instance that fails or is well again among {SERVICES:,} services, event to rule, p99",
-            _worst(elsewhere),
+            worst(elsewhere),
             "ms",
             20,
             True,
             note,
         ),
-        Row(f"an instance that fails or is well again among {SERVICES:,} services, in nft, p99", _worst(within), "ms", 2, True, note),
-        Row(f"a container that begins among {SERVICES:,} services, event to rule, p99", _worst(here), "ms", 20, True, passes),
+        Row(f"an instance that fails or is well again among {SERVICES:,} services, in nft, p99", worst(within), "ms", 2, True, note),
+        Row(f"a container that begins among {SERVICES:,} services, event to rule, p99", worst(here), "ms", 20, True, passes),
     ]
-
-
-def _worst(values: list[float]) -> float:
-    return sorted(values)[min(len(values) - 1, round(0.99 * len(values)))]
