@@ -100,7 +100,7 @@ class KernelWork:
             owned = await loop.run_in_executor(self._thread, kernel.owned, frozenset(asked))
             wanted = plan()
         self._probed = frozenset(_probes(wanted))
-        owned = {key: obj for key, obj in owned.items() if key[0] != "child" or key in wanted}  # nobody plans what an engine takes away
+        owned = {key: obj for key, obj in owned.items() if key in wanted or not _in_a_container(key)}  # it was asked for by the pass before
         ops = order(diff(wanted, owned, may_delete))
         result = await loop.run_in_executor(self._thread, _apply_in_stages, kernel, ops) if ops else Result()
         if rules := _turned(ops, result, wanted):
@@ -173,6 +173,11 @@ def _forget_flows(kernel: Kernel, rules: Sequence[PortRule]) -> None:
         log.warning("flows_kept", extra={"error": str(error)})
     else:
         log.debug("flows_forgotten", extra={"flows": forgotten})
+
+
+def _in_a_container(key: Key) -> bool:
+    """Whether it is a link on one of the host's that lies in another namespace: no longer planned it goes with that, or is an engine's."""
+    return key[0] == "child" and bool(key[2])
 
 
 def _probes(plan: Plan) -> Iterable[Key]:
