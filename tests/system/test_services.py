@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -112,6 +113,25 @@ def answered(lab: Lab, host: str, to: str, many: int = 60) -> Counter[str]:
     return Counter(row[1] for row in connects(lab, host, to, many, sandbox=f"client-{host}"))
 
 
+@contextmanager
+def holding(lab: Lab, host: str, vip: str, many: int) -> Iterator[Callable[[], dict[str, str]]]:
+    """So many connections of the host's client, which it has from then on; what becomes of each, by who has it, when it sends something."""
+    words = sys.executable, "-c", HOLDER, vip, "80", str(many)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with lab.popen(host, "plait", "exec", f"client-{host}", "--", *words, text=True, **pipes) as holder:
+        assert holder.stdin is not None and holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+
+        def said() -> dict[str, str]:
+            holder.stdin.write("hello\n")
+            holder.stdin.flush()
+            return dict(holder.stdout.readline().split() for _ in range(many))
+
+        yield said
+        holder.stdin.close()
+        holder.wait(5)
+
+
 def test_everybody_reaches_all_of_them_by_its_name_and_is_seen_by_its_own_address(lab: Lab) -> None:
     vip = create(lab)
     assert vip.startswith("10.27.")
@@ -138,22 +158,14 @@ def test_one_that_is_killed_gets_nothing_after_a_second_and_what_it_had_is_reset
     """The others keep what they have."""
     with start(lab, "B", "victim") as victim:
         vip = create(lab)
-        words = sys.executable, "-c", HOLDER, vip, "80", "4"
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        with lab.popen("A", "plait", "exec", "client-A", "--", *words, text=True, **pipes) as holder:
-            assert holder.stdin is not None and holder.stdout is not None
-            assert holder.stdout.readline() == "held\n"
+        with holding(lab, "A", vip, 4) as held:
             asked = sys.executable, "-c", CLIENT, vip, "80", "400", "0.01"
             asking = lab.popen("C", "plait", "exec", "client-C", "--", *asked, text=True, stdout=subprocess.PIPE)
             time.sleep(1)
             killed = time.time()
             lab.run("B", "plait", "rm", "victim")
             rows = [json.loads(line) for line in asking.communicate(timeout=30)[0].splitlines()]
-            holder.stdin.write("hello\n")
-            holder.stdin.flush()
-            said = dict(holder.stdout.readline().split() for _ in range(4))
-            holder.stdin.close()
-            holder.wait(5)
+            said = held()
         victim.kill()
     assert {row[1] for row in rows if row[0] < killed - 0.1} == {*SHOPS, "victim"}
     late = Counter(row[1] for row in rows if row[0] > killed + 1)
@@ -163,33 +175,20 @@ def test_one_that_is_killed_gets_nothing_after_a_second_and_what_it_had_is_reset
 
 
 def test_what_a_host_has_is_reset_when_it_is_gone_and_lives_on_when_its_agent_alone_is(lab: Lab) -> None:
-    vip = create(lab)
-    words = sys.executable, "-c", HOLDER, vip, "80", "3"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with lab.popen("B", "plait", "exec", "client-B", "--", *words, text=True, **pipes) as holder:
-        assert holder.stdin is not None and holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-
-        def said() -> dict[str, str]:
-            holder.stdin.write("hello\n")
-            holder.stdin.flush()
-            return dict(holder.stdout.readline().split() for _ in range(3))
-
+    with holding(lab, "B", create(lab), 3) as held:
         lab.kill_agent("C")
         try:
             until("its agent is missed", lambda: state(lab, "B", "shop-C") == "away", 15)
             time.sleep(4)
-            assert said() == dict.fromkeys(SHOPS, "lives")
+            assert held() == dict.fromkeys(SHOPS, "lives")
             lab.cut("A", "C")
             lab.cut("B", "C")
             began, lives = time.monotonic(), dict.fromkeys(("shop-A", "shop-B"), "lives")
             time.sleep(4)
-            assert said() == lives | {"shop-C": "ConnectionResetError"}, time.monotonic() - began
+            assert held() == lives | {"shop-C": "ConnectionResetError"}, time.monotonic() - began
         finally:
             lab.heal()
             lab.start_agent("C")
-        holder.stdin.close()
-        holder.wait(5)
     until("it is back", lambda: state(lab, "B", "shop-C") == "ready", 15)
 
 
@@ -209,6 +208,20 @@ def test_its_manner_is_changed_while_it_is_used(lab: Lab) -> None:
     assert states == {"shop-A": "ready", "shop-B": "ready", "shop-C": "draining"}
     lab.run("B", "plait", "service", "set", "shop", "--undrain", "C/shop-C")
     until("it does not any more", lambda: "shop-C" in answered(lab, "A", vip), 10)
+
+
+def test_on_other_hosts_an_event_is_written_ahead_of_the_pass(lab: Lab) -> None:
+    """A pass that writes something is in the log; while one is under way as the event comes, the event is its own."""
+    vip, log = create(lab), lab.state.disks / "B" / "agent.log"
+    until("all are behind it", lambda: set(answered(lab, "B", vip)) == set(SHOPS), 10)
+    time.sleep(1)
+    before = log.read_text().count("pass_applied")
+    for number in range(6):
+        word, there = (("--drain", 2), ("--undrain", 3))[number % 2]
+        lab.run("A", "plait", "service", "set", "shop", word, "C/shop-C")
+        until(f"it is so after {word}", lambda n=there: len(set(answered(lab, "B", vip, 40))) == n, 10)
+        time.sleep(0.5)
+    assert log.read_text().count("pass_applied") - before <= 3, "of six events"
 
 
 def test_a_failing_check_takes_one_out_until_it_passes(lab: Lab) -> None:

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop of passes, and what goes ahead of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+import pytest_asyncio
+
+from plait.agent import reconciler
+from plait.agent.health import Health
+from plait.agent.kernelwork import KernelWork
+from plait.agent.reconciler import Reconciler
+from plait.kernel.fake import FakeKernel
+from plait.model.errors import KernelError
+from plait.model.objects import KernelObject, NftChain, NftSet, Plan
+
+HOSTS = NftSet("hosts", "ipv4_addr", frozenset({"10.28.0.1"}))
+MORE = NftSet("hosts", "ipv4_addr", frozenset({"10.28.0.1", "10.28.0.2"}))
+CHAIN = NftChain("c", ("ip saddr @hosts accept",))
+
+
+class Case:
+    """A node whose kernel is to have `wanted`; passes are so far apart that what comes sooner is not theirs."""
+
+    def __init__(self) -> None:
+        self.kernel, self.wanted, self.asked = FakeKernel(), HOSTS, 0
+        self.error: Exception | None = None
+        self.work = KernelWork(self.kernel)
+        nothing = lambda: None  # noqa: E731
+        self.loop = Reconciler(self.kernel, self.work, self._plan, self._prompt, lambda: True, Health(lambda: 0.0), *[nothing] * 3)
+
+    def _plan(self) -> Plan:
+        return {one.key: one for one in (self.wanted, CHAIN)}
+
+    def _prompt(self) -> Sequence[KernelObject]:
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+        return [self.wanted]
+
+    def wants(self, wanted: NftSet) -> None:
+        self.wanted = wanted
+        self.loop.hurry()
+
+    @property
+    def held(self) -> KernelObject | None:
+        return self.kernel.objects.get(HOSTS.key)
+
+    async def settled(self) -> None:
+        await asyncio.sleep(0.05)
+
+
+@pytest_asyncio.fixture
+async def case(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Case]:
+    monkeypatch.setattr(reconciler, "APART_S", 60.0)
+    made = Case()
+    running = [asyncio.create_task(one) for one in made.loop.loops()]
+    await made.settled()
+    assert made.work.passes == 1 and made.held == HOSTS
+    yield made
+    assert not any(one.done() for one in running)
+    for one in running:
+        one.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.gather(*running)
+    made.work.close()
+
+
+async def test_what_is_hurried_is_in_the_kernel_ahead_of_the_pass(case: Case) -> None:
+    case.wants(MORE)
+    await case.settled()
+    assert case.held == MORE and case.work.passes == 1
+    assert (await case.loop.once()).writes == 0, "the pass finds it done"
+
+
+async def test_a_stream_of_events_costs_a_bounded_share(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciler, "HASTE_APART_S", 60.0)
+    case.wants(MORE)
+    await case.settled()
+    for number in range(100):
+        case.wants((HOSTS, MORE)[number % 2])
+        await asyncio.sleep(0)
+    await case.settled()
+    assert case.asked == 1 and case.work.passes == 1
+
+
+@pytest.mark.parametrize("error", [KernelError("put", "nft set hosts", errno.EINVAL), OSError(errno.ENOBUFS, "no room")])
+async def test_what_fails_is_the_passes_to_find_and_ends_nothing(case: Case, error: Exception) -> None:
+    case.error = error
+    case.wants(MORE)
+    await case.settled()
+    assert case.asked == 1 and case.held == HOSTS
+    case.error = None
+    case.wants(MORE)
+    await case.settled()
+    assert case.asked == 2 and case.held == MORE
+
+
+async def test_what_is_only_marked_waits_for_the_pass(case: Case) -> None:
+    case.wanted = MORE
+    case.loop.mark()
+    await case.settled()
+    assert case.asked == 0 and case.held == HOSTS
