@@ -83,9 +83,12 @@ def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
 
 @pytest.fixture(autouse=True)
 def no_services(lab: Lab) -> Iterator[None]:
+    """None is left in any kernel either: the next service of the same name has the same address."""
     yield
     for row in shown(lab, "A", "service", "ls"):
         lab.run("A", "plait", "service", "rm", f"{row['namespace']}/{row['name']}")
+    for host in "ABC":
+        until(f"{host} has none", lambda h=host: "elements" not in lab.run(h, "nft", "list map inet plait vips", check=False).stdout, 10)
 
 
 def start(lab: Lab, host: str, name: str) -> subprocess.Popen[str]:
@@ -96,7 +99,7 @@ def start(lab: Lab, host: str, name: str) -> subprocess.Popen[str]:
 
 
 def create(lab: Lab, *words: str) -> str:
-    """Made on A, and known everywhere; its address."""
+    """Made on A, and in force everywhere; its address."""
     vip = lab.run("A", "plait", "service", "create", "shop", "--port", "80:8080", "--selector", "app=shop", *words).stdout.strip()
     for host in "BC":
         until(f"{host} has it", lambda h=host: vip in lab.run(h, "nft", "list map inet plait vips", check=False).stdout, 10)
