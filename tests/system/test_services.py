@@ -10,41 +10,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
-from tests.support.sandboxes import address, inside, shown
+from tests.support.sandboxes import address, shown
+from tests.support.servers import CLIENT, connects, serve
 
 from plait.lab.lab import Lab
 from plait.lab.process import until
 
 pytestmark = [pytest.mark.system, pytest.mark.root, pytest.mark.timeout(180)]
-SERVER = """
-import socketserver, sys
-class Handler(socketserver.StreamRequestHandler):
-    def handle(self):
-        self.wfile.write(f"{sys.argv[1]} {self.client_address[0]}\\n".encode())
-        while line := self.rfile.readline():
-            self.wfile.write(line)
-class Server(socketserver.ThreadingTCPServer):
-    allow_reuse_address, daemon_threads, request_queue_size = True, True, 128
-Server(("", 8080), Handler).serve_forever()
-"""
-"""Says its name and who comes, then gives back every line."""
-CLIENT = """
-import json, socket, sys, time
-to, port, many, pause = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
-for _ in range(many):
-    began = time.time()
-    try:
-        with socket.create_connection((to, port), 2) as sock:
-            said = sock.makefile().readline().split()
-    except OSError as error:
-        said = [str(error), ""]
-    print(json.dumps([began, *(said or ["cut", ""])]), flush=True)
-    time.sleep(pause)
-"""
-"""Connects so many times; prints when each began, who answered and what address that saw."""
 HOLDER = """
 import socket, sys
 held = {}
@@ -92,10 +66,7 @@ def no_services(lab: Lab) -> Iterator[None]:
 
 
 def start(lab: Lab, host: str, name: str) -> subprocess.Popen[str]:
-    lab.run(host, "plait", "run", "--name", name, "--label", "app=shop")
-    process = lab.popen(host, "plait", "exec", name, "--", sys.executable, "-c", SERVER, name, stdout=subprocess.DEVNULL, text=True)
-    until(f"{name} listens", lambda: "0:8080" in inside(lab, host, name, "ss", "-ltnH").stdout, 20)
-    return process
+    return serve(lab, host, name, "--label", "app=shop")
 
 
 def create(lab: Lab, *words: str) -> str:
@@ -104,12 +75,6 @@ def create(lab: Lab, *words: str) -> str:
     for host in "BC":
         until(f"{host} has it", lambda h=host: vip in lab.run(h, "nft", "list map inet plait vips", check=False).stdout, 10)
     return vip
-
-
-def connects(lab: Lab, host: str, to: str, many: int = 1, port: int = 80, sandbox: str = "") -> list[list[Any]]:
-    words = sys.executable, "-c", CLIENT, to, str(port), str(many), "0"
-    done = inside(lab, host, sandbox, *words) if sandbox else lab.run(host, *words, check=False)
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def answered(lab: Lab, host: str, to: str, many: int = 60) -> Counter[str]:

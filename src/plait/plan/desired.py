@@ -84,7 +84,8 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     sandboxes, exposed = _own_sandboxes(snapshot), exposed_here(snapshot)
     for endpoint in [*sandboxes, *exposed]:
         network = snapshot.networks[endpoint.network]
-        objects += endpoint_objects(member(snapshot, network), network, endpoint, local.netns.get(endpoint.id, ""))
+        served = str(endpoint.address) in vips.here
+        objects += endpoint_objects(member(snapshot, network), network, endpoint, local.netns.get(endpoint.id, ""), served)
         objects += endpoint_limits(member(snapshot, network), network, endpoint, local.limiting)
     objects = [*spoken(objects, snapshot, exposed), *narrow_objects(sandboxes, snapshot.networks, peers, local.netns)]
     handed = [n for n in direct if not n.internal and any(map(_hands_on, peers[n.name]))] if local.underlay and not local.gateway else []
@@ -116,8 +117,9 @@ def prompt_objects(snapshot: Snapshot, local: Local) -> list[KernelObject]:
     return [*local.policing.objects(local.policing.compiled(snapshot), families(networks)), *vips.objects, *fast]
 
 
-def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str = "") -> list[KernelObject]:
-    """What one endpoint needs besides its published ports. The attach applies just these; the next pass finds them there."""
+def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str = "", served: bool = False) -> list[KernelObject]:
+    """What one endpoint needs besides its published ports; `served`: it stands for a service. The attach applies just these; the next pass
+    finds them there."""
     if endpoint.runtime == HOST:
         return host_objects(network, endpoint)
     child = child_of(network)
@@ -139,7 +141,7 @@ def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str 
         inside6=inside6(network, endpoint),
         master=master,
         isolated=bool(master) and network.isolated,
-        hairpin=bool(master and endpoint.ports),
+        hairpin=bool(master and (endpoint.ports or served)),
     )
     objects: list[KernelObject] = [link, Route(IPv4Network((endpoint.address, 32)), routed_by(network, endpoint), scope="link")]
     objects += endpoint6_objects(network, endpoint)

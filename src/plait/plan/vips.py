@@ -65,12 +65,13 @@ _APART = f"ct direction original ct original ip daddr {VIP_POOL} ip saddr @pools
 
 @dataclass(frozen=True, slots=True)
 class Vips:
-    """`ends`: elements of the set of that name, for the fast path, which has one of its own. `kept`: see `KEPT`. `networks` that have
-    services."""
+    """`ends`: elements of the set of that name, for the fast path, which has one of its own. `kept`: see `KEPT`. `here`: addresses of own
+    containers that stand for services. `networks` that have services."""
 
     objects: tuple[KernelObject, ...] = ()
     ends: frozenset[str] = frozenset()
     kept: tuple[str, ...] = ()
+    here: frozenset[str] = frozenset()
     networks: frozenset[str] = frozenset()
 
 
@@ -131,10 +132,11 @@ def vip_objects(snapshot: Snapshot, me: Node, sets: Mapping[str, NftSet], draws:
         sets.get(ENDS, declared(ENDS)),
         NftSet(OWN, "ipv4_addr", _own(snapshot, me), ("interval",)),
         sets.get(SELF, declared(SELF)),
-        *_hooks(guarded),
+        *_hooks(guarded, me),
         *([Route(VIP_POOL, GATEWAY_LINK, src=me.tunnel, scope="link")] if me.tunnel is not None else []),
     ]
-    return Vips(tuple(objects), sets.get(ENDS, declared(ENDS)).elements, KEPT)
+    here = frozenset(pair.partition(" ")[0] for pair in sets.get(SELF, declared(SELF)).elements)
+    return Vips(tuple(objects), sets.get(ENDS, declared(ENDS)).elements, KEPT, here)
 
 
 def _table(table: Table, sets: Mapping[str, NftSet], draws: Collection[tuple[int, bool]]) -> Iterator[KernelObject]:
@@ -150,9 +152,10 @@ def _table(table: Table, sets: Mapping[str, NftSet], draws: Collection[tuple[int
         yield NftChain(_draw_name(table, number, affinity), (f"{drawn_by} vmap {{ {leads} }}",))
 
 
-def _hooks(guarded: bool) -> Iterator[NftChain]:
+def _hooks(guarded: bool, me: Node) -> Iterator[NftChain]:
     """A backend that comes back to itself, and one on another host that somebody outside the cluster is led to by this host's address,
-    answer to this host: their answers would not come by it otherwise."""
+    answer to this host: their answers would not come by it otherwise. Where a plain route leads to that host (`direct`) it must be the
+    host's address inside the cluster: others are refused there, as whoever has none."""
     virtual, hosts = f"{VIRTUAL.to} vmap @{VIRTUAL.places}", f"fib daddr type local {PUBLISHED.to} vmap @{PUBLISHED.places}"
     yield NftChain(
         "vip_in",
@@ -160,10 +163,9 @@ def _hooks(guarded: bool) -> Iterator[NftChain]:
         "type nat hook prerouting priority dstnat - 5; policy accept;",
     )
     yield NftChain("vip_out", (virtual, f"ip daddr != 127.0.0.0/8 {hosts}"), "type nat hook output priority -105; policy accept;")
-    back = (
-        f"ct status dnat ip saddr . ip daddr @{SELF} masquerade",
-        f"ct status dnat ip saddr != @pools ip daddr @pools ip daddr != @{OWN} masquerade",
-    )
+    led = f"ct status dnat ip saddr != @pools ip daddr @pools ip daddr != @{OWN}"
+    plain = [f'{led} oifname != "pl-*" snat ip to {me.tunnel}'] if me.tunnel is not None else []
+    back = (f"ct status dnat ip saddr . ip daddr @{SELF} masquerade", *plain, f"{led} masquerade")
     yield NftChain("vip_back", back, "type nat hook postrouting priority srcnat - 5; policy accept;")
     apart = (f"{_APART} meta l4proto tcp reject with tcp reset", f"{_APART} reject with icmp port-unreachable")
     begun = "ct state established,related,untracked accept"

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Servers in sandboxes that say who they are and who asked, and clients that ask them by whatever address."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from plait.lab.lab import Lab
+from plait.lab.process import until
+from tests.support.sandboxes import inside
+
+SERVER = """
+import socketserver, sys
+class Handler(socketserver.StreamRequestHandler):
+    def handle(self):
+        self.wfile.write(f"{sys.argv[1]} {self.client_address[0]}\\n".encode())
+        while line := self.rfile.readline():
+            self.wfile.write(line)
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address, daemon_threads, request_queue_size = True, True, 128
+Server(("", 8080), Handler).serve_forever()
+"""
+"""Says its name and who comes, then gives back every line."""
+CLIENT = """
+import json, socket, sys, time
+to, port, many, pause = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+for _ in range(many):
+    began = time.time()
+    try:
+        with socket.create_connection((to, port), 2) as sock:
+            said = sock.makefile().readline().split()
+    except OSError as error:
+        said = [str(error), ""]
+    print(json.dumps([began, *(said or ["cut", ""])]), flush=True)
+    time.sleep(pause)
+"""
+"""Connects so many times; prints when each began, who answered and what address that saw."""
+
+
+def serve(lab: Lab, host: str, name: str, *options: str) -> subprocess.Popen[str]:
+    """A sandbox of that name on the host, made with these options of `plait run`, in which a server listens on port 8080."""
+    lab.run(host, "plait", "run", "--name", name, *options)
+    process = lab.popen(host, "plait", "exec", name, "--", sys.executable, "-c", SERVER, name, stdout=subprocess.DEVNULL, text=True)
+    until(f"{name} listens", lambda: "0:8080" in inside(lab, host, name, "ss", "-ltnH").stdout, 20)
+    return process
+
+
+def connects(lab: Lab, host: str, to: str, many: int = 1, port: int = 80, sandbox: str = "") -> list[list[Any]]:
+    """So many connections, one after the other, from the host or a sandbox of it: when each began, who answered ("cut", or why nobody did)
+    and from which address it was seen to come."""
+    words = sys.executable, "-c", CLIENT, to, str(port), str(many), "0"
+    done = inside(lab, host, sandbox, *words) if sandbox else lab.run(host, *words, check=False)
+    return [json.loads(line) for line in done.stdout.splitlines()]
