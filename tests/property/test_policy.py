@@ -19,6 +19,7 @@ from plait.model.objects import NftChain, NftSet, Plan
 from plait.model.policy import PROTOCOLS, Ports
 from plait.model.shortcut import Delivery
 from plait.plan import Local, plan_node, prompt_objects
+from plait.plan.elsewhere import elsewhere
 from plait.plan.policy import Policing
 from plait.plan.policychange import called, policy_change
 from plait.policy.compile import compile_node
@@ -70,11 +71,13 @@ def test_whom_policies_select_takes_no_short_way_and_is_tracked_and_nobody_else(
         for one in world.members
         if (policy.ingress is not None or policy.egress is not None) and one.node == "A" and world.namespaces.has(policy.subject, one)
     }
+    led = elsewhere(snapshot, Policing().compiled(snapshot)).networks
     for end in (e for e in snapshot.endpoints.values() if e.node == "A"):
         chain = plan["nft", "chain", end.dev, "netdev"]
         assert isinstance(chain, NftChain) and any("fwd" in rule for rule in chain.rules) == (end.id not in selected)
         assert any(end.dev in element for element in _here(plan)) == (end.id not in selected)
-        assert any(isinstance(o, Delivery) and o.link == end.dev for o in plan.values()) == (end.id not in selected)
+        delivered = any(isinstance(one, Delivery) and one.link == end.dev for one in plan.values())
+        assert delivered == (end.id not in selected and end.network not in led)
         held = plan.get(("nft", "set", "policed"))
         assert (isinstance(held, NftSet) and str(end.address) in held.elements) == (end.id in selected)
     raw = plan["nft", "chain", "raw"]

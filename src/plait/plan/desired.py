@@ -35,6 +35,7 @@ from plait.model.objects import (
 from plait.plan.dual import endpoint6_objects, families, gateways6, inside6
 from plait.plan.early import early_objects
 from plait.plan.egress import egress_objects
+from plait.plan.elsewhere import elsewhere
 from plait.plan.exposed import HOST, exposed_here, host_objects, spoken
 from plait.plan.firewall import direct_objects, firewall_objects, handed_objects, relay_objects
 from plait.plan.hostlease import host_lease_objects
@@ -47,6 +48,7 @@ from plait.plan.portlimits import port_limit_objects
 from plait.plan.strict import loosened
 from plait.plan.switching import switched_objects
 from plait.plan.vips import Vips, ends_set
+from plait.policy.compile import Compiled
 
 EVERYWHERE = IPv4Network("0.0.0.0/0")
 
@@ -71,7 +73,7 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
         me = replace(me, wireguard=replace(me.wireguard, moved=local.moved))
         snapshot = replace(snapshot, nodes={**snapshot.nodes, me.name: me})
     networks, policies = sorted(snapshot.networks.values(), key=lambda n: n.name), local.policing.compiled(snapshot)
-    vips = local.balancing.of(snapshot, me, bool(local.clients), local.silent) if local.draws else Vips()
+    vips = _led(snapshot, me, local, policies)
     objects.append(Sysctl("ipv4/ip_forward", "1"))
     objects += [*_gateways(me, networks), *probe_objects(me, local.underlay, networks, snapshot.nodes.values())]
     strays = routed_strays(snapshot)
@@ -82,10 +84,9 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
         objects += _backstops(network, snapshot)
     direct = [network for network in networks if any(peer.path and peer.path.kind == DIRECT for peer in peers[network.name])]
     sandboxes, exposed = _own_sandboxes(snapshot), exposed_here(snapshot)
-    for endpoint in [*sandboxes, *exposed]:
-        network = snapshot.networks[endpoint.network]
-        served = str(endpoint.address) in vips.here
-        objects += endpoint_objects(member(snapshot, network), network, endpoint, local.netns.get(endpoint.id, ""), served)
+    for network, endpoint in ((snapshot.networks[one.network], one) for one in (*sandboxes, *exposed)):
+        where = local.netns.get(endpoint.id, ""), str(endpoint.address) in vips.here
+        objects += endpoint_objects(member(snapshot, network), network, endpoint, *where)
         objects += endpoint_limits(member(snapshot, network), network, endpoint, local.limiting)
     objects = [*spoken(objects, snapshot, exposed), *narrow_objects(sandboxes, snapshot.networks, peers, local.netns)]
     handed = [n for n in direct if not n.internal and any(map(_hands_on, peers[n.name]))] if local.underlay and not local.gateway else []
@@ -112,9 +113,16 @@ def prompt_objects(snapshot: Snapshot, local: Local) -> list[KernelObject]:
     routed = (n for n in snapshot.networks.values() if child_of(n) is None)
     snapshot = replace(snapshot, networks={n.name: carried(snapshot, n, local.ipv6) for n in routed})
     networks = sorted(snapshot.networks.values(), key=lambda n: n.name)
-    vips = local.balancing.of(snapshot, me, bool(local.clients), local.silent) if local.draws else Vips()
+    policies = local.policing.compiled(snapshot)
+    vips = _led(snapshot, me, local, policies)
     fast = [ends_set(vips.ends, NFT_FAST_FAMILY)] if vips.ends and local.fast_path and me.tunnel is not None else []
-    return [*local.policing.objects(local.policing.compiled(snapshot), families(networks)), *vips.objects, *fast]
+    return [*local.policing.objects(policies, families(networks)), *vips.objects, *fast]
+
+
+def _led(snapshot: Snapshot, me: Node, local: Local, policies: Compiled) -> Vips:
+    """What leads containers to others than those whose address they name."""
+    vips = local.balancing.of(snapshot, me, bool(local.clients), local.silent) if local.draws else Vips()
+    return vips + elsewhere(snapshot, policies)
 
 
 def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str = "", served: bool = False) -> list[KernelObject]:

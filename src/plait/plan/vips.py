@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Network, collapse_addresses
+from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from typing import NamedTuple
 
 from plait.backends import child_of
@@ -28,8 +28,9 @@ from plait.model.cluster import Network, Node, Snapshot
 from plait.model.objects import GATEWAY_LINK, KernelObject, NftChain, NftSet, Route
 from plait.model.service import VIP_POOL, Service, ServicePort
 from plait.plan.backing import Backend, chosen, slots
+from plait.policy.isolation import governed
 
-ENDS, OWN, SELF = "vip_ends", "vip_own", "vip_self"
+ENDS, OWN, SELF, NODES = "vip_ends", "vip_own", "vip_self", "vip_nodes"
 _PLACE, _SERVICE = "ipv4_addr . inet_proto . inet_service", "inet_proto . inet_service"
 _TO = "ip daddr . meta l4proto . th dport"
 
@@ -60,6 +61,8 @@ _LOST = (
     f'ip daddr {VIP_POOL} oifname "{GATEWAY_LINK}" reject with icmp port-unreachable',
 )
 """What nobody stands for is refused at once."""
+_BEYOND = f"ip saddr @pools ip daddr @{NODES} {PUBLISHED.to} vmap @{PUBLISHED.places}"
+"""What a container sends to a port of another host."""
 _APART = f"ct direction original ct original ip daddr {VIP_POOL} ip saddr @pools ip saddr . ip daddr != @same"
 
 
@@ -73,6 +76,11 @@ class Vips:
     kept: tuple[str, ...] = ()
     here: frozenset[str] = frozenset()
     networks: frozenset[str] = frozenset()
+
+    def __add__(self, other: Vips) -> Vips:
+        """What both want."""
+        kept, here, networks = self.kept + other.kept, self.here | other.here, self.networks | other.networks
+        return Vips(self.objects + other.objects, self.ends | other.ends, kept, here, networks)
 
 
 def ends_set(ends: Collection[str], family: str = "inet") -> NftSet:
@@ -132,7 +140,8 @@ def vip_objects(snapshot: Snapshot, me: Node, sets: Mapping[str, NftSet], draws:
         sets.get(ENDS, declared(ENDS)),
         NftSet(OWN, "ipv4_addr", _own(snapshot, me), ("interval",)),
         sets.get(SELF, declared(SELF)),
-        *_hooks(guarded, me),
+        *_hooks(guarded, me, governed(snapshot)),
+        *([NftSet(NODES, "ipv4_addr", _others(snapshot))] if governed(snapshot) else []),
         *([Route(VIP_POOL, GATEWAY_LINK, src=me.tunnel, scope="link")] if me.tunnel is not None else []),
     ]
     here = frozenset(pair.partition(" ")[0] for pair in sets.get(SELF, declared(SELF)).elements)
@@ -152,19 +161,29 @@ def _table(table: Table, sets: Mapping[str, NftSet], draws: Collection[tuple[int
         yield NftChain(_draw_name(table, number, affinity), (f"{drawn_by} vmap {{ {leads} }}",))
 
 
-def _hooks(guarded: bool, me: Node) -> Iterator[NftChain]:
+def _hooks(guarded: bool, me: Node, judged: bool) -> Iterator[NftChain]:
     """A backend that comes back to itself, and one on another host that somebody outside the cluster is led to by this host's address,
     answer to this host: their answers would not come by it otherwise. Where a plain route leads to that host (`direct`) it must be the
-    host's address inside the cluster: others are refused there, as whoever has none."""
+    host's address inside the cluster: others are refused there, as whoever has none.
+
+    While there are policies (`judged`), by another host's port this host's containers are led from here, under their own address; those of
+    other networks, whom nobody would answer across, under this host's."""
     virtual, hosts = f"{VIRTUAL.to} vmap @{VIRTUAL.places}", f"fib daddr type local {PUBLISHED.to} vmap @{PUBLISHED.places}"
     yield NftChain(
         "vip_in",
-        (virtual, *(["ip saddr != @clients return"] if guarded else []), hosts),
+        (
+            virtual,
+            *(["ip saddr != @clients return"] if guarded else []),
+            hosts,
+            *([_BEYOND] if judged else []),
+        ),
         "type nat hook prerouting priority dstnat - 5; policy accept;",
     )
     yield NftChain("vip_out", (virtual, f"ip daddr != 127.0.0.0/8 {hosts}"), "type nat hook output priority -105; policy accept;")
     led = f"ct status dnat ip saddr != @pools ip daddr @pools ip daddr != @{OWN}"
     plain = [f'{led} oifname != "pl-*" snat ip to {me.tunnel}'] if me.tunnel is not None else []
+    across = f"ct status dnat ct original ip daddr @{NODES} ip saddr @pools ip saddr . ip daddr != @same ip daddr != @{OWN}"
+    plain += [f"{across} snat ip to {me.tunnel}"] if judged and me.tunnel is not None else []
     back = (f"ct status dnat ip saddr . ip daddr @{SELF} masquerade", *plain, f"{led} masquerade")
     yield NftChain("vip_back", back, "type nat hook postrouting priority srcnat - 5; policy accept;")
     apart = (f"{_APART} meta l4proto tcp reject with tcp reset", f"{_APART} reject with icmp port-unreachable")
@@ -184,6 +203,12 @@ def _own(snapshot: Snapshot, me: Node) -> frozenset[str]:
     found += [IPv4Network(one.address) for one in snapshot.endpoints.values() if one.node == me.name and one.network in routed]
     found += [IPv4Network(me.tunnel)] if me.tunnel is not None else []
     return frozenset(str(one).removesuffix("/32") for one in collapse_addresses(found))
+
+
+def _others(snapshot: Snapshot) -> frozenset[str]:
+    """Addresses of the other hosts."""
+    found = (node.address for name, node in snapshot.nodes.items() if name != snapshot.me)
+    return frozenset(str(address) for address in found if isinstance(address, IPv4Address))
 
 
 def _is_routed(network: Network) -> bool:

@@ -8,7 +8,7 @@ the cost of the workloads that differ, until policies or labels of namespaces ch
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from plait.model.addr import IPAddress
@@ -28,15 +28,21 @@ Answers = Mapping[IPAddress, frozenset[str]]
 _TIERS: tuple[Tier, ...] = ("Admin", "NetworkPolicy", "Baseline")
 
 
+def _nobody(address: IPAddress) -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Compiled:
     """Of one node: its profiles, and by direction the name of the profile of each address that has one; `watched` are the addresses that
-    some policy to audit selects, `idents` the endpoints that have any of these."""
+    some policy to audit selects, `idents` the endpoints that have any of these. `hears` tells of any address of the cluster whether some
+    policy decides whom it hears."""
 
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     chosen: Mapping[Direction, Mapping[IPAddress, str]] = field(default_factory=lambda: {way: {} for way in DIRECTIONS})
     watched: frozenset[IPAddress] = frozenset()
     idents: frozenset[str] = frozenset()
+    hears: Callable[[IPAddress], bool] = field(default=_nobody, compare=False)
 
     @property
     def addresses(self) -> frozenset[IPAddress]:
@@ -127,7 +133,11 @@ class _Compilation:
         profiles = {name: build.profile for name, build in self._builds.items()}
         idents = {known[address].ident for found in (*self._chosen.values(), self._watched) for address in found}
         chosen = {way: dict(found) for way, found in self._chosen.items()}
-        return Compiled(profiles, chosen, frozenset(self._watched), frozenset(idents - {""}))
+        return Compiled(profiles, chosen, frozenset(self._watched), frozenset(idents - {""}), self._hears)
+
+    def _hears(self, address: IPAddress) -> bool:
+        found = (policy for group in self._groups.get(address, ()) for policy in self._about.get(group, ()))
+        return any(policy.rules("ingress") is not None and not policy.audit for policy in found)
 
     def _enlist(self, address: IPAddress, workload: Workload | None) -> None:
         """Know of which groups the address is."""

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Published ports of other hosts, as containers of the same network find them where policies decide who may come, or go there.
+
+What a container sends to another host leaves under its own host's address, and whoever publishes a port there could not tell who comes. So
+this host leads what is for such a port to the container that stands behind it: the way that the container's own address goes, and judged
+on it as by that, on both ends. It opens nothing: who is on the network may go there by the container's address anyway. Where no policy
+looks, nothing depends on who comes, and packets keep the quicker ways on which nobody needs to see them twice.
+
+Data in: a Snapshot, and what policies make of it. Data out: for each network a map of the ports of hosts, a chain that asks them when a
+connection begins, and what must be tracked for it (as for backends of services, `plan/vips.py`). Publications for chosen clients alone are
+left to their own host, and so is what it publishes by IPv6 or at other addresses than the one it is known by.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable
+from ipaddress import IPv4Address, ip_address
+from typing import cast
+
+from plait.backends import backend_of
+from plait.model.addr import Protocol
+from plait.model.cluster import Endpoint, Network, Snapshot
+from plait.model.flows import PortRule
+from plait.model.objects import NFT_FAMILY, KernelObject, NftChain, NftSet, Op
+from plait.plan.ports import ANY
+from plait.plan.vips import Vips
+from plait.policy.compile import Compiled
+from plait.policy.isolation import governed
+
+PREFIX, ENDS = "elsewhere_", "elsewhere_ends"
+_PLACE = "ipv4_addr . inet_proto . inet_service"
+_KEPT = (f"ip saddr . meta l4proto . th sport @{ENDS} accept", f"ip daddr . meta l4proto . th dport @{ENDS} accept")
+
+
+def elsewhere(snapshot: Snapshot, policies: Compiled) -> Vips:
+    """All of it, nothing while no policy selects whoever publishes ports, or sends."""
+    if not governed(snapshot):
+        return Vips()
+    bound = {name for name, network in snapshot.networks.items() if any(one in network.subnet for one in policies.chosen["egress"])}
+    leads: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for endpoint in snapshot.endpoints.values():
+        if endpoint.ports and endpoint.node != snapshot.me and (endpoint.network in bound or policies.hears(endpoint.address)):
+            leads[endpoint.network].update(_leads(snapshot, endpoint))
+    found = {name: places for name, places in sorted(leads.items()) if places and _is_everywhere(snapshot.networks.get(name))}
+    if not found:
+        return Vips()
+    ends = frozenset(_end(place, target) for places in found.values() for place, target in places.items())
+    rules = [f"ip saddr {snapshot.networks[name].subnet} dnat ip to ip daddr . meta l4proto . th dport map @{_map(name)}" for name in found]
+    objects: list[KernelObject] = [
+        *(NftSet(_map(name), f"{_PLACE} : ipv4_addr . inet_service", _elements(places), kind="map") for name, places in found.items()),
+        NftSet(ENDS, _PLACE, ends),
+        NftChain("elsewhere", tuple(rules), "type nat hook prerouting priority dstnat - 6; policy accept;"),
+    ]
+    return Vips(tuple(objects), ends, _KEPT, networks=frozenset(found))
+
+
+def _leads(snapshot: Snapshot, endpoint: Endpoint) -> dict[str, str]:
+    """The container's address and port by that of its host."""
+    node = snapshot.nodes.get(endpoint.node)
+    if node is None or not isinstance(node.address, IPv4Address):
+        return {}
+    ports = [port for port in endpoint.ports if port.host_ip in (ANY, node.address) and not port.sources]
+    return {f"{node.address} . {port.proto} . {port.host_port}": f"{endpoint.address} . {port.container_port}" for port in ports}
+
+
+def _is_everywhere(network: Network | None) -> bool:
+    """Whether its containers reach those of other hosts, by way of their own."""
+    return network is not None and bool(backend_of(network).ways)
+
+
+def _map(network: str) -> str:
+    return f"{PREFIX}{hashlib.sha256(network.encode()).hexdigest()[:10]}"
+
+
+def _elements(places: dict[str, str]) -> frozenset[str]:
+    return frozenset(f"{place} : {target}" for place, target in places.items())
+
+
+def _end(place: str, target: str) -> str:
+    address, _, port = target.partition(" . ")
+    return f"{address} . {place.split(' . ')[1]} . {port}"
+
+
+def left(ops: Iterable[Op]) -> list[PortRule]:
+    """A rule for each port of another host that leads elsewhere after operations on these maps, or nowhere (see `model.flows`)."""
+    rules: list[PortRule] = []
+    for op in ops:
+        was = op.old
+        if not isinstance(was, NftSet) or was.family != NFT_FAMILY or not was.name.startswith(PREFIX) or was.kind != "map":
+            continue
+        for element in sorted(was.elements - (op.new.elements if isinstance(op.new, NftSet) else frozenset())):
+            place, _, target = element.partition(" : ")
+            (host, proto, port), (address, inside) = place.split(" . "), target.split(" . ")
+            led = frozenset([(ip_address(address), int(inside))])
+            rules.append(PortRule(cast(Protocol, proto), int(port), 4, host=ip_address(host), led=led))
+    return rules

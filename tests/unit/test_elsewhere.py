@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Published ports of other hosts: which of them lead straight to the container, what that costs, and whom it concerns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from tests.support.policies import BLOCKS, NETWORKS, NODES, endpoint
+
+from plait.model.cluster import Endpoint, PortMapping, Snapshot
+from plait.model.flows import PortRule
+from plait.model.objects import NftSet, Plan
+from plait.model.policy import Group, Policy, PolicyRule, Requirement, Selector
+from plait.model.shortcut import Delivery
+from plait.plan import Local, plan_node
+from plait.plan.elsewhere import left
+from plait.reconcile import diff, order
+
+A = IPv4Address
+WEB, CLIENT = endpoint(3, "B", "default", {"app": "web"}), endpoint(1, "A", "default", {"app": "client"})
+"""The one publishes port 8003 of its host B, the other is a neighbour on A."""
+PLACE, TARGET = "198.51.100.2 . tcp . 8003", f"{WEB.address} . 80"
+LOCAL = Local(fast_path=True, shortcut="eth0", underlay="eth0", links=frozenset({"eth0"}))
+
+
+def about(app: str) -> Group:
+    return Group(Selector((Requirement("app", "In", (app,)),)), namespace="default")
+
+
+HEARS = Policy("p", "default", "NetworkPolicy", about("web"), (PolicyRule("Accept", "ingress[0]", (about("client"),)),))
+SENDS = Policy("p", "default", "NetworkPolicy", about("client"), egress=(PolicyRule("Accept", "egress[0]", (about("web"),)),))
+
+
+def cluster(*endpoints: Endpoint, policy: Policy | None = HEARS) -> Snapshot:
+    policies = {policy.ident: policy} if policy is not None else {}
+    return Snapshot("A", 1, NODES, frozenset("AB"), NETWORKS, BLOCKS, {e.id: e for e in (CLIENT, *endpoints)}, policies=policies)
+
+
+def planned(snapshot: Snapshot) -> Plan:
+    return plan_node(snapshot, LOCAL)
+
+
+def leads(plan: Plan) -> set[str]:
+    found = [one for one in plan.values() if isinstance(one, NftSet) and one.name.startswith("elsewhere_") and one.kind == "map"]
+    return {element for one in found for element in one.elements}
+
+
+@pytest.mark.parametrize("policy", [HEARS, SENDS], ids=["who hears", "who sends"])
+def test_a_port_leads_to_its_container_where_a_policy_decides(policy: Policy) -> None:
+    plan = planned(cluster(WEB, policy=policy))
+    assert leads(plan) == {f"{PLACE} : {TARGET}"}
+    tracked = plan["nft", "set", "elsewhere_ends"]
+    assert isinstance(tracked, NftSet) and tracked.elements == {f"{WEB.address} . tcp . 80"}
+    assert not any(isinstance(one, Delivery) for one in plan.values())
+
+
+@pytest.mark.parametrize(
+    ("who", "policy"),
+    [
+        (WEB, None),
+        (WEB, replace(HEARS, subject=about("other"))),
+        (WEB, replace(HEARS, audit=True)),
+        (replace(WEB, ports=(replace(WEB.ports[0], sources=(IPv4Network("192.0.2.0/24"),)),)), HEARS),
+        (replace(WEB, ports=(replace(WEB.ports[0], host_ip=A("127.0.0.1")),)), HEARS),
+        (replace(WEB, ports=()), HEARS),
+        (replace(WEB, node="A"), HEARS),
+        (replace(WEB, node="gone"), HEARS),
+    ],
+    ids=["no policy", "of nobody", "to audit", "for some clients", "for its host", "nothing published", "of this host", "of no host"],
+)
+def test_all_else_is_left_to_the_other_host_and_keeps_the_quick_ways(who: Endpoint, policy: Policy | None) -> None:
+    plan = planned(cluster(who, policy=policy))
+    assert not [key for key in plan if "elsewhere" in " ".join(key)]
+    assert any(isinstance(one, Delivery) and one.link == CLIENT.dev for one in plan.values())
+
+
+def test_at_the_address_that_the_host_is_known_by_and_no_other() -> None:
+    ports = tuple(PortMapping("udp", port, 53, A(host)) for port, host in ((53, "198.51.100.2"), (54, "203.0.113.2")))
+    assert leads(planned(cluster(replace(WEB, ports=ports)))) == {f"198.51.100.2 . udp . 53 : {WEB.address} . 53"}
+
+
+def test_networks_of_one_host_have_none() -> None:
+    snapshot = cluster(WEB)
+    alone = replace(NETWORKS["default"], backend="bridge")
+    assert not leads(planned(replace(snapshot, networks={**NETWORKS, "default": alone})))
+
+
+def test_connections_to_who_is_gone_or_elsewhere_are_forgotten_and_no_others() -> None:
+    other = replace(WEB, id="e9", dev="pl-e9", address=A("10.28.2.99"))
+    ended = PortRule("tcp", 8003, 4, host=A("198.51.100.2"), led=frozenset({(WEB.address, 80)}))
+    for before, after, wanted in (((WEB,), (), [ended]), ((WEB,), (other,), [ended]), ((), (WEB,), []), ((WEB,), (WEB,), [])):
+        assert left(order(diff(planned(cluster(*after)), planned(cluster(*before)), True))) == wanted
