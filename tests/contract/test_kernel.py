@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from pathlib import Path
 
 import pytest
-from tests.support.kernel import OBJECTS, PLAN, SWITCH, SWITCHED, VXLAN, converge, in_namespace, make_linux, sh
+from tests.support.kernel import OBJECTS, PLAN, PORT_QUEUES, SWITCH, SWITCHED, VXLAN, converge, in_namespace, make_linux, sh
 
 from plait.kernel.api import Kernel, Op
 from plait.kernel.dryrun import DryRunKernel
@@ -38,7 +38,7 @@ from plait.model.objects import (
     Route,
     Sysctl,
 )
-from plait.model.tc import IfbLink, Redirect, Tbf
+from plait.model.tc import IfbLink, PortClass, PortQueues, Redirect, Tbf
 from plait.reconcile import diff, order
 
 pytestmark = pytest.mark.root
@@ -135,6 +135,13 @@ CHANGED: tuple[KernelObject, ...] = (
     Tbf("pl-e1", 1_309_014, 16 << 10, 80 << 10),
     Tbf("pl-e1", 1_309_013, 17 << 10, 80 << 10),
     Tbf("pl-e1", 1_309_013, 16 << 10, 16 << 10),
+    replace(PORT_QUEUES, classes=PORT_QUEUES.classes[1:]),
+    replace(PORT_QUEUES, classes=PORT_QUEUES.classes[:-1]),
+    replace(PORT_QUEUES, classes=(*PORT_QUEUES.classes, PortClass(0x13, 1, 1000, 4 << 10, 70_000))),
+    replace(
+        PORT_QUEUES, classes=(*PORT_QUEUES.classes[:-1], replace(PORT_QUEUES.classes[-1], ceil=2_000_000, burst=17 << 10, limit=99_999))
+    ),
+    PortQueues("pl-i2", (PortClass(0x11, 4_000_000_000, 4_000_000_000, 8 << 20, 200 << 20),), 0x72),
     Redirect("pl-e1", "pl-i2"),
     NftSet("ports", OBJECTS[17].type, frozenset({"127.0.0.1 . udp . 53 : 10.28.1.9 . 53"}), kind="map"),  # type: ignore[union-attr]
 )

@@ -32,7 +32,7 @@ from plait.model.objects import (
 )
 from plait.model.routing import MAIN_TABLE, Rule
 from plait.model.shortcut import Delivery, Shortcut
-from plait.model.tc import IfbLink, Redirect, Tbf
+from plait.model.tc import IfbLink, PortClass, PortQueues, Redirect, Tbf
 from plait.reconcile import diff, order
 
 A, N, A6, N6 = IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -40,6 +40,14 @@ VXLAN = VxlanLink("pl-x1", 7, 4789, A("198.18.0.1"), "02:00:00:00:00:01", 1450)
 SWITCH = BridgeLink("pl-b2", "02:00:00:00:00:31", 1450, querier=True)
 SWITCHED = VxlanLink(
     "pl-x3", 9, 4789, A("198.18.0.1"), SWITCH.mac, 1450, master="pl-b2", switching=frozenset(PORT_FLAGS) - {"learning", "flood"}
+)
+PORT_QUEUES = PortQueues(
+    "pl-i2",
+    (
+        PortClass(1, 1_309_013, 1_309_013, 16 << 10, 0),
+        PortClass(2, 436_337, 1_309_013, 16 << 10, 80 << 10),
+        PortClass(0x11, 436_337, 1_000_001, 16 << 10, 70_000),
+    ),
 )
 OBJECTS: tuple[KernelObject, ...] = (
     VXLAN,
@@ -214,6 +222,7 @@ OBJECTS: tuple[KernelObject, ...] = (
     IfbLink("pl-i2"),
     Tbf("pl-e1", 1_309_013, 16 << 10, 80 << 10),
     Tbf("pl-i1", 5_000_000_001, 8 << 20, 200 << 20),
+    PORT_QUEUES,
     Redirect("pl-e1", "pl-i1"),
     Redirect("pl-e4", "pl-i2"),
     Rule(11200, N("10.28.0.0/16"), MAIN_TABLE, specific=True),

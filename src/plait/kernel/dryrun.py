@@ -44,7 +44,7 @@ from plait.model.objects import (
 )
 from plait.model.routing import MAIN_TABLE, Rule
 from plait.model.shortcut import Delivery, Shortcut
-from plait.model.tc import Classes, IfbLink, Redirect, Tbf
+from plait.model.tc import Classes, IfbLink, PortQueues, Redirect, Tbf
 from plait.model.wireguard import AllowedIp, WireguardLink, WireguardPeer
 
 STATE_DIR = "/var/lib/plait"
@@ -111,7 +111,7 @@ def render(op: Op) -> list[str]:
             return [*([gone] if op.old is not None else []), *(_child(child) if op.verb == "put" else [])]
         case VxlanLink() | BridgeLink() | WireguardLink() | EndpointLink() | VlanLink() as link:
             return _link(link, op.old) if op.verb == "put" else [f"ip link del {link.name}"]
-        case IfbLink() | Tbf() | Redirect() | Classes():
+        case IfbLink() | Tbf() | PortQueues() | Redirect() | Classes():
             return tc_lines(op)
         case SwitchPort() as port:
             return _switch_port(port) if op.verb == "put" else [f"ovs-vsctl --if-exists del-port {port.bridge} {port.dev}"]

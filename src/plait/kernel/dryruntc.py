@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from plait.model.objects import Op
-from plait.model.tc import CLASS_MINORS, CLASSES_MAJOR, Classes, IfbLink, Redirect, Tbf
+from plait.model.tc import CLASS_MINORS, CLASSES_MAJOR, OTHERS_MINOR, WHOLE_MINOR, Classes, IfbLink, PortQueues, Redirect, Tbf
 
 
 def tc_lines(op: Op) -> list[str]:
@@ -12,6 +12,8 @@ def tc_lines(op: Op) -> list[str]:
     subject = op.subject
     if isinstance(subject, Classes):
         return _classes(subject, op)
+    if isinstance(subject, PortQueues):
+        return _port_queues(subject, op)
     assert isinstance(subject, IfbLink | Tbf | Redirect)
     return _limit(subject, op)
 
@@ -47,3 +49,21 @@ def _classes(classes: Classes, op: Op) -> list[str]:
     for order, (minor, share) in enumerate(zip(CLASS_MINORS, classes.shares, strict=True)):
         lines.append(f"tc class replace dev {dev} parent {major}:1 classid {major}:{minor:x} htb rate {share * 8}bit {ceil} prio {order}")
     return [*made, *lines]
+
+
+def _port_queues(queues: PortQueues, op: Op) -> list[str]:
+    dev, major = queues.dev, f"{queues.major:x}:"
+    if op.verb == "del":
+        return [f"tc qdisc del dev {dev} root"]
+    held = {one.minor for one in op.old.classes} if isinstance(op.old, PortQueues) else set[int]()
+    minors = {one.minor for one in queues.classes}
+    remade = not held or (WHOLE_MINOR in held) != (WHOLE_MINOR in minors)
+    lines = [f"tc qdisc replace dev {dev} root handle {major} htb default {OTHERS_MINOR:x}"] if remade else []
+    lines += [f"tc class del dev {dev} classid {major}{minor:x}" for minor in sorted(held - minors) if not remade]
+    for one in queues.classes:
+        parent = f"{major}{WHOLE_MINOR:x}" if WHOLE_MINOR in minors and one.minor != WHOLE_MINOR else major
+        words = f"rate {one.rate * 8}bit ceil {one.ceil * 8}bit burst {one.burst} cburst {one.burst}"
+        lines.append(f"tc class replace dev {dev} parent {parent} classid {major}{one.minor:x} htb {words}")
+        if one.limit:
+            lines.append(f"tc qdisc replace dev {dev} parent {major}{one.minor:x} bfifo limit {one.limit}")
+    return lines

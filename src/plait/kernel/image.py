@@ -42,7 +42,7 @@ from plait.model.objects import (
     VxlanLink,
 )
 from plait.model.shortcut import Delivery, Shortcut
-from plait.model.tc import Redirect, Tbf
+from plait.model.tc import PortQueues, Redirect, Tbf
 from plait.model.wireguard import AllowedIp, WireguardPeer
 
 _GONE = "gone"
@@ -162,7 +162,9 @@ def parent_of(obj: KernelObject) -> Key | None:
             return ("link", dev)
         case Addr(dev=dev) | Neigh(dev=dev) | Fdb(dev=dev) | Flood(dev=dev) | Route(dev=dev) if dev.startswith(PREFIX):
             return ("link", dev)
-        case WireguardPeer(dev=dev) | AllowedIp(dev=dev) | InsideRoutes(dev=dev) | SwitchPort(dev=dev) | Tbf(dev=dev) | Redirect(dev=dev):
+        case WireguardPeer(dev=dev) | AllowedIp(dev=dev) | InsideRoutes(dev=dev) | SwitchPort(dev=dev):
+            return ("link", dev)
+        case Tbf(dev=dev) | PortQueues(dev=dev) | Redirect(dev=dev):
             return ("link", dev)
         case VlanLink(parent=parent) | ChildLink(parent=parent) if parent.startswith(PREFIX):
             return ("link", parent)

@@ -18,7 +18,7 @@ from plait.model.inside import Inside6
 from plait.model.nfttext import element_key
 from plait.model.routing import Rule
 from plait.model.shortcut import Delivery, Shortcut
-from plait.model.tc import Classes, IfbLink, Redirect, Tbf
+from plait.model.tc import Classes, IfbLink, PortQueues, Redirect, Tbf
 from plait.model.wireguard import AllowedIp, WireguardLink, WireguardPeer
 
 PREFIX = "pl-"
@@ -322,6 +322,7 @@ KernelObject = (
     | Delivery
     | IfbLink
     | Tbf
+    | PortQueues
     | Classes
     | Redirect
 )

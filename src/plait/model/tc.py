@@ -53,6 +53,38 @@ class Redirect:
         return ("redirect", self.dev)
 
 
+@dataclass(frozen=True, slots=True)
+class PortClass:
+    """A class of `PortQueues`: `rate` bytes a second that it has by itself, and up to `ceil` while the others leave theirs; `burst` bytes,
+    a multiple of `BURST_STEP`, may pass at once after a rest; `limit` bytes wait, 0 where nothing does."""
+
+    minor: int
+    rate: int
+    ceil: int
+    burst: int
+    limit: int
+
+
+PORTS_MAJORS = {"in": 0x71, "out": 0x72}
+"""The handles of these queues by direction. A frame that is switched to a neighbour keeps the class of its way out: there it means none."""
+WHOLE_MINOR, OTHERS_MINOR, FIRST_PORT_MINOR = 1, 2, 0x10
+"""Classes of `PortQueues`: that of all, to which the others belong if it is there; of what goes by no limited port; of the first port."""
+
+
+@dataclass(frozen=True, slots=True)
+class PortQueues:
+    """The queueing discipline `htb` of what the link `dev` of ours sends, with a class for each published port that has a queue, and by
+    minor number. A packet says its class as its priority; what says none and finds no class for others passes at once."""
+
+    dev: str
+    classes: tuple[PortClass, ...]
+    major: int = PORTS_MAJORS["in"]
+
+    @property
+    def key(self) -> Key:
+        return ("qdisc", self.dev)
+
+
 CLASSES_MAJOR = 0x7070
 """The handle of ours at the root of a link of the host, so that it is told from others'."""
 CLASS_MINORS = (0x10, 0x20, 0x30)

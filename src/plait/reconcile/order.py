@@ -28,13 +28,13 @@ from plait.model.objects import (
 )
 from plait.model.routing import Rule
 from plait.model.shortcut import Delivery, Shortcut
-from plait.model.tc import Classes, IfbLink, Redirect, Tbf
+from plait.model.tc import Classes, IfbLink, PortQueues, Redirect, Tbf
 from plait.model.wireguard import AllowedIp, WireguardLink, WireguardPeer
 from plait.reconcile.leading import Name, depths, name_of
 
 _RANKS: tuple[tuple[type[KernelObject], ...], ...] = (
     (VxlanLink, BridgeLink, WireguardLink, EndpointLink, VlanLink, IfbLink),
-    (ChildLink, SwitchPort, Tbf, Classes),
+    (ChildLink, SwitchPort, Tbf, PortQueues, Classes),
     (Redirect,),
     (Sysctl,),
     (Addr,),

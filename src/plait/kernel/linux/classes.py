@@ -16,7 +16,7 @@ import struct
 from collections.abc import Mapping
 
 from plait.kernel.linux import netlink as nl
-from plait.model.tc import CLASS_MINORS, CLASSES_MAJOR, Classes
+from plait.model.tc import BURST_STEP, CLASS_MINORS, CLASSES_MAJOR, Classes
 
 _RTM_NEWQDISC, _RTM_DELQDISC, _RTM_GETQDISC = 36, 37, 38
 _RTM_NEWTCLASS, _RTM_GETTCLASS = 40, 42
@@ -68,7 +68,7 @@ class ClassControl:
         for kind, body in self._sock.dump(_RTM_GETTCLASS, _TCMSG.pack(0, index, 0, 0, 0)):
             _, _, handle, _, _ = _TCMSG.unpack_from(body)
             if kind == _RTM_NEWTCLASS and handle >> 16 == CLASSES_MAJOR:
-                rates[handle & 0xFFFF] = _rates(nl.parse_attrs(nl.parse_attrs(body[_TCMSG.size :]).get(_OPTIONS, b"")))
+                rates[handle & 0xFFFF] = class_rates(nl.parse_attrs(nl.parse_attrs(body[_TCMSG.size :]).get(_OPTIONS, b"")))
         whole = rates.pop(_WHOLE, (0, 0))[1]
         if rates.keys() != set(CLASS_MINORS) or any(ceil != whole for _, ceil in rates.values()):
             return Classes(dev, 0, (0, 0, 0))
@@ -82,10 +82,10 @@ class ClassControl:
             init = nl.nested(_OPTIONS, nl.attr(_HTB_INIT, _GLOB.pack(_VERSION, _RATE_TO_QUANTUM, CLASS_MINORS[1], 0, 0)))
             body = _TCMSG.pack(0, index, _HANDLE, _ROOT, 0) + nl.attr_text(_KIND, "htb") + init
             self._must(nl.Message(_RTM_NEWQDISC, nl.NLM_F_CREATE | nl.NLM_F_EXCL, body))
-        self._must(_class(index, _HANDLE, _WHOLE, wanted.rate, wanted.rate, 0, 100 * _QUANTUM))
+        self._must(_class(index, _HANDLE, _WHOLE, (wanted.rate, wanted.rate), 0, 100 * _QUANTUM))
         for order, (minor, share) in enumerate(zip(CLASS_MINORS, wanted.shares, strict=True)):
             quantum = max(_QUANTUM * 100 * share // wanted.rate, _QUANTUM)
-            self._must(_class(index, _HANDLE | _WHOLE, minor, share, wanted.rate, order, quantum))
+            self._must(_class(index, _HANDLE | _WHOLE, minor, (share, wanted.rate), order, quantum))
 
     def remove(self, index: int) -> None:
         """Ours; an absent one is fine, and somebody else's stays. OSError."""
@@ -108,19 +108,33 @@ def _ours(what: str, handle: int) -> bool:
     return (what, handle) == ("htb", _HANDLE)
 
 
-def _class(index: int, parent: int, minor: int, rate: int, ceil: int, order: int, quantum: int) -> nl.Message:
-    """What makes or changes a class: `rate` is its own, `ceil` what it may have when others leave it; bytes a second. Of those that borrow,
-    lower `order` comes first."""
-    specs = (_RATE.pack(0, _ETHERNET, 0, -1, 0, min(value, 0xFFFFFFFF)) for value in (rate, ceil))
-    bursts = (round(max(value * _BURST_S, _LEAST_BURST) / value * _NS / _TICK_NS) for value in (rate, ceil))
-    parms = nl.attr(_HTB_PARMS, _OPT.pack(*specs, *bursts, quantum, 0, order))
-    whole = (nl.attr(kind, struct.pack("=Q", value)) for kind, value in ((_HTB_RATE64, rate), (_HTB_CEIL64, ceil)))
+def _class(index: int, parent: int, minor: int, rates: tuple[int, int], order: int, quantum: int) -> nl.Message:
+    """What makes or changes a class of ours. Of those that borrow, lower `order` comes first."""
+    bursts = tuple(int(max(value * _BURST_S, _LEAST_BURST)) for value in rates)
+    return class_message(index, parent, _HANDLE | minor, rates, (bursts[0], bursts[1]), order, quantum)
+
+
+def class_message(
+    index: int, parent: int, handle: int, rates: tuple[int, int], bursts: tuple[int, int], order: int, quantum: int
+) -> nl.Message:
+    """What makes or changes a class of htb: `rates` are its own and what it may have when others leave it, bytes a second, `bursts` what
+    may pass at once at each."""
+    specs = (_RATE.pack(0, _ETHERNET, 0, -1, 0, min(rate, 0xFFFFFFFF)) for rate in rates)
+    ticks = (min(round(burst / rate * _NS / _TICK_NS), 0xFFFFFFFF) for rate, burst in zip(rates, bursts, strict=True))
+    parms = nl.attr(_HTB_PARMS, _OPT.pack(*specs, *ticks, quantum, 0, order))
+    whole = (nl.attr(kind, struct.pack("=Q", rate)) for kind, rate in zip((_HTB_RATE64, _HTB_CEIL64), rates, strict=True))
     options = nl.nested(_OPTIONS, parms, *whole)
-    body = _TCMSG.pack(0, index, _HANDLE | minor, parent, 0) + nl.attr_text(_KIND, "htb") + options
+    body = _TCMSG.pack(0, index, handle, parent, 0) + nl.attr_text(_KIND, "htb") + options
     return nl.Message(_RTM_NEWTCLASS, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, body)
 
 
-def _rates(attrs: Mapping[int, bytes]) -> tuple[int, int]:
+def burst_at_ceil(attrs: Mapping[int, bytes]) -> int:
+    """Of a class whose options `class_rates` could read: bytes."""
+    ticks = int(_OPT.unpack_from(attrs[_HTB_PARMS])[3])
+    return round(ticks * _TICK_NS * class_rates(attrs)[1] / _NS / BURST_STEP) * BURST_STEP
+
+
+def class_rates(attrs: Mapping[int, bytes]) -> tuple[int, int]:
     """A class's own rate and ceiling. Those that fit 32 bits are told in the parameters alone."""
     parms = attrs.get(_HTB_PARMS, b"")
     if len(parms) < _OPT.size:

@@ -25,6 +25,7 @@ from plait.kernel.linux.inside import opened
 from plait.kernel.linux.narrow import Narrow
 from plait.kernel.linux.netns import inside
 from plait.kernel.linux.nft import Nft, Ruleset, keep_nft
+from plait.kernel.linux.portqueues import PortQueueControl
 from plait.kernel.linux.probe import probe_capabilities
 from plait.kernel.linux.rows import row_message
 from plait.kernel.linux.rule import dump_rules
@@ -45,7 +46,7 @@ from plait.model.hostlinks import ChildLink, Key, SwitchPort, VlanLink
 from plait.model.objects import BridgeLink, EndpointLink, InsideRoutes, KernelObject, Op, Sysctl, VxlanLink
 from plait.model.routing import Rule
 from plait.model.shortcut import Delivery, Shortcut
-from plait.model.tc import Classes, IfbLink, Redirect, Tbf
+from plait.model.tc import Classes, IfbLink, PortQueues, Redirect, Tbf
 from plait.model.wireguard import AllowedIp, WireguardLink, WireguardPeer
 
 _GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}
@@ -65,7 +66,7 @@ class LinuxKernel(HostFacts):
         self._able: frozenset[str] = frozenset()
         self._wireguard, self._narrow, self._sysctls = Wireguard(keys), Narrow(keys), Sysctls(sysctls)
         self._children, self._shortcuts, self._tc = Children(self._sock), Shortcuts(self._sock), TrafficControl(self._sock)
-        self._classes = ClassControl(self._sock)
+        self._classes, self._queues = ClassControl(self._sock), PortQueueControl(self._sock)
 
     # --- reading
 
@@ -94,7 +95,12 @@ class LinuxKernel(HostFacts):
                 objects += fdb.dump_fdbs(self._sock, item.index, item.name)
             elif isinstance(item.link, BridgeLink):
                 objects += fdb.dump_bridge_fdbs(self._sock, item.index, ours)
-        objects += [*self._shortcuts.read(names), *self._tc.read({f.index: f.name for f in found}), *self._classes.read(names)]
+        objects += [
+            *self._shortcuts.read(names),
+            *self._tc.read({f.index: f.name for f in found}),
+            *self._classes.read(names),
+            *self._queues.read(ours),
+        ]
         held: dict[Key, KernelObject] = {obj.key: obj for obj in objects}
         held.update(self._ruleset.owned(probe, names))
         held.update(read_sysctls(probe))
@@ -178,6 +184,8 @@ class LinuxKernel(HostFacts):
                 self._children.put(one, index_of(one.parent)) if op.verb == "put" else self._children.remove(one)
             case Tbf(dev) as qdisc:
                 self._tc.put_tbf(qdisc, index_of(dev)) if op.verb == "put" else self._tc.remove_tbf(index_of(dev))
+            case PortQueues(dev, _, major) as qdisc:
+                self._queues.put(qdisc, index_of(dev)) if op.verb == "put" else self._queues.remove(index_of(dev), major)
             case Classes(dev) as qdisc:
                 self._classes.put(qdisc, index_of(dev)) if op.verb == "put" else self._classes.remove(index_of(dev))
             case Redirect(dev, to):
