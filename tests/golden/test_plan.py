@@ -284,6 +284,15 @@ LOCALS["guarded"] = Local(
     limiting=Limiting(means=Means.of({"metered"}), ports=LIMITED_PORTS),
     clients=(ip_network("10.0.0.0/8"), ip_network("198.18.0.0/24")),
 )
+CASES["queued"] = replace(CASES["dual"], endpoints={"e-both": BOTH})  # one port both ways, the other one way; the container one way
+LOCALS["queued"] = Local(
+    fast_path=True,
+    limiting=Limiting(
+        {("dual", "web"): Limits(Limit(50_000_000))},
+        Means.of({"tbf", "ifb", "fwd", "metered", "htb"}),
+        {("dual", "web", "80/tcp"): Limits(Limit(10_000_000), Limit(20_000_000)), ("dual", "web", "53/udp"): Limits(Limit(5_000_000))},
+    ),
+)
 CASES["encrypted"] = Snapshot(  # D cannot encrypt, C has a narrower link
     "A",
     1,

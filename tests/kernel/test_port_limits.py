@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
 import time
@@ -18,12 +19,12 @@ from plait.kernel.linux import LinuxKernel
 from plait.kernel.linux.netns import in_thread, inside
 from plait.model.addr import IPAddress
 from plait.model.cluster import PortMapping
-from plait.model.limits import PORT_PREFIX, PORT_WORDS, port_limits_of
+from plait.model.limits import PORT_PREFIX, PORT_WORDS, Limit, Limits, port_limits_of
 from plait.shaping import Limiting, Means
 
 pytestmark = pytest.mark.root
 ENDS = (WIRE["A"], test_dual.WIRE["A"])
-MEANS = Means.of({"metered"})
+MEANS = Means.of({"metered", "tbf", "htb", "ifb", "fwd"})
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +159,99 @@ def test_words_are_those_that_there_are_sets_for(hosts: Hosts) -> None:
         assert hosts.connects("B", WIRE["A"], 8080) is not None
         text = hosts.run("A", "nft list table inet plait")
         assert all(f"port_{word.replace('-', '_')} " in text for word in PORT_WORDS)
+
+
+SHAPED = {"manner": "shape"}
+BURST, SIZE = 40, 1000
+
+
+def served(hosts: Hosts, client: str, to: IPAddress, port: int, inside_port: int = 53, back: bool = False) -> tuple[int, float]:
+    """How many of `BURST` datagrams of `SIZE` bytes, sent to `web` at once or ("back") by it, arrive, and after how long the last one."""
+    kind = socket.AF_INET6 if to.version == 6 else socket.AF_INET
+    with (
+        hosts.socket("web", socket.AF_INET6, kind=socket.SOCK_DGRAM) as server,
+        hosts.socket(client, kind, kind=socket.SOCK_DGRAM) as caller,
+    ):
+        server.bind(("::", inside_port))
+        server.settimeout(2)
+        caller.settimeout(2)
+        caller.sendto(b"?", (str(to), port))
+        _, whence = server.recvfrom(100)
+        started, last, got = time.monotonic(), 0.0, 0
+        for _ in range(BURST):
+            server.sendto(bytes(SIZE), whence) if back else caller.sendto(bytes(SIZE), (str(to), port))
+        with contextlib.suppress(TimeoutError):
+            while got < BURST:
+                (caller if back else server).recv(2000)
+                got, last = got + 1, time.monotonic() - started
+        return got, last
+
+
+@pytest.mark.parametrize("to", ENDS, ids=str)
+@pytest.mark.parametrize("direction", ["in", "out"])
+def test_what_exceeds_a_rate_waits_and_the_rest_of_the_container_does_not(hosts: Hosts, to: IPAddress, direction: str) -> None:
+    """40 KB at 160 kbit/s, of which 16 KB may pass at once."""
+    web, back = hosts.snapshot.endpoints["web"], direction == "out"
+    own = web.address if to.version == 4 else web.address6
+    assert own is not None
+    with held(hosts, "53/udp", **{f"_{direction}": "160K"}, **SHAPED):
+        got, took = served(hosts, "B", to, 8053, back=back)
+        assert got == BURST and 0.8 < took < 2.5, "all of it comes, later"
+        got, took = served(hosts, "B", to, 8053, back=not back)
+        assert got == BURST and took < 0.5, "the other direction is free"
+        got, took = served(hosts, "near", own, 54, 54, back)
+        assert got == BURST and took < 0.5, "another port of the container is"
+        got, took = served(hosts, "near", own, 53, back=back)
+        assert got == BURST and (took < 0.5) != back, "only what the container sends is told by its port alone"
+
+
+@pytest.mark.parametrize("direction", ["in", "out"])
+def test_the_limit_of_the_container_holds_over_its_queues(hosts: Hosts, direction: str) -> None:
+    rate, size = 4_000_000, 1_200_000
+    whole = Limits(Limit(rate)) if direction == "in" else Limits(outgoing=Limit(rate))
+    with held(hosts, "80/tcp", **{f"_{direction}": "100M"}, **SHAPED):
+        assert seconds(hosts, direction, size) < 1
+        alone = hosts.limiting
+        hosts.limiting = replace(alone, told={("default", "web"): whole})
+        hosts.converge("A")
+        assert hosts.converge("A") == 0
+        assert 0.8 * size * 8 / rate < seconds(hosts, direction, size) < 3 * size * 8 / rate
+        got, took = served(hosts, "B", WIRE["A"], 8053, back=direction == "out")
+        assert got == BURST and took < 0.5, "what goes by no limited port has its part too"
+        hosts.limiting = alone
+        hosts.converge("A")
+        assert seconds(hosts, direction, size) < 1
+
+
+def control(hosts: Hosts) -> str:
+    """Traffic control of host A, but for handles that the kernel chose and what it counts."""
+    devices = hosts.run("A", "ls /sys/class/net") and hosts.run("A", "ip -o link")
+    shown = hosts.run("A", "tc qdisc show")
+    shown += "".join(hosts.run("A", f"tc class show dev {dev}") for dev in ("pl-eweb", "pl-iweb") if f" {dev}:" in devices)
+    return re.sub(r"(bfifo|leaf) [0-9a-f]+:|(direct_packets_stat) \d+", r"\1\2", shown)
+
+
+def test_what_somebody_deletes_comes_back_and_a_rate_changes_in_place(hosts: Hosts) -> None:
+    free = control(hosts)
+    with held(hosts, "80/tcp", _in="10M", _out="20M", **SHAPED):
+        told = control(hosts)
+        for gone in (
+            "tc qdisc del dev pl-eweb root",
+            "tc qdisc replace dev pl-eweb root handle 5: tbf rate 1mbit burst 16k limit 64k",
+            "tc class del dev pl-eweb classid 71:11",
+            "tc class change dev pl-iweb classid 72:11 htb rate 1mbit",
+            "tc qdisc replace dev pl-iweb parent 72:11 bfifo limit 1000",
+            "ip link del pl-iweb",
+            "nft flush map inet plait port_queue_in",
+            "nft flush map netdev plait port_queue_out6",
+        ):
+            hosts.run("A", gone)
+            assert hosts.converge("A") > 0, gone
+            assert hosts.converge("A") == 0 and control(hosts) == told
+        changed = port_limits_of({"in": "30M", "manner": "shape"}, "")
+        hosts.limiting = replace(hosts.limiting, ports={("default", "web", "80/tcp"): changed})
+        made = re.findall(r"bfifo ([0-9a-f]+:) dev pl-eweb", hosts.run("A", "tc qdisc show"))
+        assert hosts.converge("A") > 0
+        assert made == re.findall(r"bfifo ([0-9a-f]+:) dev pl-eweb", hosts.run("A", "tc qdisc show")), "the queue is the one that was there"
+        assert "rate 31" in hosts.run("A", "tc class show dev pl-eweb") and "pl-iweb" not in control(hosts)
+    assert control(hosts) == free

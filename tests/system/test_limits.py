@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
@@ -206,6 +207,58 @@ print(sum(caller.connect_ex(at) in (0, 106) for caller in callers))
         server.wait(10)
     at_rest(lab, 0)
     assert "port_" not in lab.run("A", "nft", "list", "table", "inet", "plait").stdout
+
+
+_EAR = """import socket, time
+ear = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+ear.bind(("", 53))
+ear.recv(100)
+ear.settimeout(3)
+began = time.monotonic()
+try:
+    for got in range(1, 41):
+        ear.recv(2000)
+        last = time.monotonic() - began
+except TimeoutError:
+    got -= 1
+print(got, last)
+"""
+_MOUTH = """import socket, sys
+mouth = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+mouth.connect((sys.argv[1], int(sys.argv[2])))
+for size in (1, *[1000] * 40):
+    mouth.send(bytes(size))
+"""
+
+
+def test_what_comes_by_a_published_port_waits_and_what_else_comes_does_not(lab: Lab) -> None:
+    lab.run("A", "plait", "run", "--name", "shop", "-p", "5300:53/udp")
+    address = {row["name"]: row["addresses"] for row in json.loads(lab.run("A", "plait", "ps", "--json").stdout)}["shop"]["default"]
+
+    def served(host: str, port: int) -> tuple[int, float]:
+        """How many of 40 datagrams of 1000 bytes, sent at once from B, come to `shop`, and after how long the last one."""
+        ear = lab.popen("A", "plait", "exec", "shop", "--", "python3", "-c", _EAR, stdout=subprocess.PIPE, text=True)
+        until("it listens", lambda: ":53 " in lab.run("A", "plait", "exec", "shop", "--", "ss", "-Hlun").stdout, 10)
+        lab.run("B", "python3", "-c", _MOUTH, host, str(port))
+        got, took = ear.communicate(timeout=20)[0].split()
+        return int(got), float(took)
+
+    try:
+        lab.run("A", "plait", "limit", "set", "shop", "--port", "53/udp", "--in", "160K", "--shape")
+        assert said(lab, "shop") == {("in", 160_000, "shape", "command", True)}
+        got, took = served(lab.address("A"), 5300)
+        assert got == 40 and took > 0.8, "40 KB at 20 KB a second, less a bucket: late, and nothing is lost"
+        got, took = served(address, 53)
+        assert got == 40 and took < 0.5, "the container's own address is free"
+        lab.run("A", "plait", "limit", "set", "shop", "--port", "53/udp", "--in", "160M", "--shape")
+        got, took = served(lab.address("A"), 5300)
+        assert got == 40 and took < 0.5, "changed while it runs"
+        assert "of a published port --burst" in refused(lab, "limit", "set", "shop", "--port", "53/udp", "--in", "1M", "--burst", "64k")
+    finally:
+        lab.run("A", "plait", "limit", "rm", "shop", check=False)
+        lab.run("A", "plait", "rm", "shop")
+    at_rest(lab, 0)
+    assert "htb 71:" not in lab.run("A", "tc", "qdisc", "show").stdout
 
 
 @pytest.mark.parametrize("options", [("-o", "layer2=true"), ("--backend", "bridge"), ("--backend", "hybrid")], ids=lambda o: o[1])

@@ -644,6 +644,7 @@ def test_a_limit_is_set_and_taken_back(capsys: pytest.CaptureFixture[str]) -> No
     assert run(capsys, client, "limit", "set", "web", "--out", "none")[0] == 0
     assert run(capsys, client, "limit", "set", "web", "--packets-in", "9k", "--connections-out", "5")[0] == 0
     assert run(capsys, client, "limit", "set", "web", "--port", "80", "--in", "9M", "--connections-in", "5")[0] == 0
+    assert run(capsys, client, "limit", "set", "web", "--port", "80", "--out", "9M", "--shape")[0] == 0
     assert run(capsys, client, "limit", "rm", "web", "--network", "mesh")[0] == 0
     assert run(capsys, client, "limit", "rm", "web", "--port", "53/udp")[0] == 0
     assert client.asked == [
@@ -651,6 +652,7 @@ def test_a_limit_is_set_and_taken_back(capsys: pytest.CaptureFixture[str]) -> No
         ("PUT", "limits/web", {"network": "", "out": "none", "manner": "shape"}),
         ("PUT", "limits/web", {"network": "", "packets-in": "9k", "connections-out": "5"}),
         ("PUT", "limits/web", {"network": "", "in": "9M", "connections-in": "5", "port": "80"}),
+        ("PUT", "limits/web", {"network": "", "out": "9M", "manner": "shape", "port": "80"}),
         ("DELETE", "limits/web?network=mesh&port=", None),
         ("DELETE", "limits/web?network=&port=53%2Fudp", None),
     ]
@@ -658,9 +660,9 @@ def test_a_limit_is_set_and_taken_back(capsys: pytest.CaptureFixture[str]) -> No
     assert status == 2 and "say what to limit" in err
     status, _, err = run(capsys, client, "limit", "set", "web", "--packets-in", "9", "--burst", "64k")
     assert status == 2 and "--burst is of a rate" in err
-    for wrong in (("--in", "9M", "--shape"), ("--in", "9M", "--burst", "64k"), ("--connections-out", "5")):
+    for wrong in (("--in", "9M", "--burst", "64k"), ("--connections-out", "5")):
         status, _, err = run(capsys, client, "limit", "set", "web", "--port", "80", *wrong)
-        assert status == 2 and "what exceeds the rate of a published port is dropped" in err
+        assert status == 2 and "of a published port --burst, --connections-out and --priority cannot be said" in err
 
 
 def test_ports_are_published_and_given_up_and_told_one_a_line(capsys: pytest.CaptureFixture[str]) -> None:

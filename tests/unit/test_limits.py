@@ -20,6 +20,7 @@ from tests.support.consulapi import Cuttable
 from plait.agent.limits import check_asked
 from plait.backends import BACKENDS, changed
 from plait.backends.settings import settle
+from plait.kernel.dryrun import render
 from plait.kernel.linux.netlink import NetlinkSocket
 from plait.kernel.linux.tc import TrafficControl
 from plait.model.cluster import Endpoint, Network, PortMapping
@@ -41,10 +42,10 @@ from plait.model.limits import (
     read_or_unsaid,
 )
 from plait.model.nfttext import hooked_device
-from plait.model.objects import NftChain, NftSet
+from plait.model.objects import NftChain, NftSet, Op
 from plait.model.ports import parse_inside
 from plait.model.shortcut import Delivery
-from plait.model.tc import BURST_STEP, IfbLink, Redirect, Tbf
+from plait.model.tc import BURST_STEP, IfbLink, PortClass, PortQueues, Redirect, Tbf
 from plait.plan.limits import has_chain, limitable
 from plait.runtimes.api import AttachRequest, NetworkRequest
 from plait.shaping import Limiting, Means, counted_objects, counted_rules, effective, led_away, limit_objects, unmet
@@ -393,10 +394,104 @@ async def test_ports_of_a_kernel_without_such_sets_are_named_and_refused(node: F
         await node.book.tell("web", "", TEN_IN, "80/tcp")
 
 
+def port_queues(node: FakeNode) -> dict[str, list[int]]:
+    """Minor numbers of the classes, by the beginning of the link's name."""
+    found = (obj for obj in node.kernel.objects.values() if isinstance(obj, PortQueues))
+    return {obj.dev[:4]: [one.minor for one in obj.classes] for obj in found}
+
+
+async def test_a_published_port_has_a_queue_if_that_is_said(node: FakeNode) -> None:
+    await node.converge()
+    before = dict(node.kernel.objects)
+    ports = (PortMapping("tcp", 8080, 80), PortMapping("udp", 5300, 53))
+    await node.attach("web", labels={"plait.ports.limit.out": "5M", "plait.ports.limit.manner": "shape"}, ports=ports)
+    await node.converge()
+    (endpoint,) = node.ops.endpoints("sandbox").values()
+    sending = {f"{endpoint.address} . udp . 53 : 72:10", f"{endpoint.address} . tcp . 80 : 72:11"}
+    assert port_queues(node) == {"pl-i": [0x10, 0x11]} and elements(node, "port_queue_out") == sending
+    await node.book.tell("web", "", Limits(TEN), "80/tcp")
+    assert port_queues(node) == {"pl-i": [0x10, 0x11], "pl-e": [0x11]}, "the class stays the port's, whatever others have"
+    assert elements(node, "port_queue_in") == {f"{endpoint.address} . tcp . 80 : 71:11"}
+    assert [(row["port"], row["direction"], row["manner"], row["held"], row["burst"]) for row in await node.book.rows()] == [
+        ("53/udp", "out", "shape", True, 0),
+        ("80/tcp", "in", "shape", True, 0),
+        ("80/tcp", "out", "shape", True, 0),
+    ]
+    await node.book.tell("web", "", Limits(FAST))
+    assert port_queues(node)["pl-e"] == [1, 2, 0x11] and buckets(node) == {}
+    assert (await node.book.rows())[0]["burst"] == 256 << 10, "that of the container"
+    await node.book.tell("web", "", Limits(replace(TEN, drop=True), replace(TEN, drop=True)), "80/tcp")
+    assert port_queues(node) == {"pl-i": [0x10]} and buckets(node).keys() == {"pl-e"}
+    assert metered_words(node) == ["port_in", "port_out"]
+    await node.detach("web")
+    for port in ("80/tcp", ""):
+        await node.book.forget("web", "", port) if await node.book.rows() else None
+    assert await node.converge() == 0 and node.kernel.objects == before
+
+
+@pytest.mark.parametrize(("lost", "kept"), [("htb", []), ("fwd", ["in"]), ("ifb", ["in"]), ("metered", ["in", "out"])])
+async def test_queues_that_a_kernel_cannot_have_are_named_and_refused(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch, lost: str, kept: list[str]
+) -> None:
+    everything = node.kernel.capabilities()
+    monkeypatch.setattr(node.kernel, "capabilities", lambda: everything - {lost})
+    labels = {f"plait.ports.limit.{word}": text for word, text in (("in", "5M"), ("out", "5M"), ("manner", "shape"))}
+    await node.attach("web", labels=labels, ports=(PortMapping("tcp", 8080, 80),))
+    assert [row["direction"] for row in await node.book.rows() if row["held"]] == kept
+    assert port_queues(node).keys() == {{"in": "pl-e", "out": "pl-i"}[word] for word in kept}
+    said = " ".join(node.book.lacking().values())
+    for word, what in (("in", "what comes to a port needs sch_htb"), ("out", "what a port answers needs sch_htb, ifb and nft_fwd_netdev")):
+        assert (what in said) == (word not in kept)
+        if word not in kept:
+            with pytest.raises(NotSupported, match=what):
+                await node.book.tell("web", "", Limits(TEN) if word == "in" else Limits(outgoing=TEN), "80/tcp")
+
+
+def test_a_limit_of_the_container_is_shared_by_the_queues_of_its_ports() -> None:
+    ports = {"in": {0x10: ("80/tcp", TEN), 0x11: ("81/tcp", FAST)}}
+    (alone,) = limit_objects("pl-e1", 1450, UNSAID, ports=ports)
+    assert isinstance(alone, PortQueues)
+    ten, fast = alone.classes
+    (bucket,) = limit_objects("pl-e1", 1450, Limits(TEN))
+    assert isinstance(bucket, Tbf)
+    assert ten == PortClass(0x10, bucket.rate, bucket.rate, bucket.burst, bucket.limit), "as it would be in a bucket"
+    (slow,) = limit_objects("pl-e1", 1450, UNSAID, ports={"in": {0x10: ("80/tcp", Limit(100_000))}})
+    assert isinstance(slow, PortQueues) and slow.classes[0].limit > 64 << 10, "the largest packet finds room"
+    (both,) = limit_objects("pl-e1", 1450, Limits(TEN), ports=ports)
+    assert isinstance(both, PortQueues)
+    whole, others, *queues = both.classes
+    assert (whole.minor, whole.rate, whole.limit) == (1, bucket.rate, 0) and others.minor == 2
+    assert {one.ceil for one in (whole, others, *queues)} == {bucket.rate}, "none has more than the container"
+    assert others.rate + sum(one.rate for one in queues) <= bucket.rate < fast.rate
+
+
+def test_queues_of_ports_are_shown_as_tc_lines() -> None:
+    wanted = PortQueues("pl-e1", (PortClass(0x10, 1000, 1000, 16384, 70000), PortClass(0x11, 500, 500, 16384, 70000)))
+    lines = render(Op("put", wanted))
+    assert lines[:3] == [
+        "tc qdisc replace dev pl-e1 root handle 71: htb default 2",
+        "tc class replace dev pl-e1 parent 71: classid 71:10 htb rate 8000bit ceil 8000bit burst 16384 cburst 16384",
+        "tc qdisc replace dev pl-e1 parent 71:10 bfifo limit 70000",
+    ]
+    assert render(Op("put", replace(wanted, classes=wanted.classes[:1]), wanted)) == ["tc class del dev pl-e1 classid 71:11", *lines[1:3]]
+    whole = PortQueues("pl-e1", (PortClass(1, 1000, 1000, 16384, 0), wanted.classes[0]))
+    assert render(Op("put", whole, wanted)) == [
+        lines[0],
+        "tc class replace dev pl-e1 parent 71: classid 71:1 htb rate 8000bit ceil 8000bit burst 16384 cburst 16384",
+        lines[1].replace("parent 71: ", "parent 71:1 "),
+        lines[2],
+    ]
+    assert render(Op("del", None, wanted)) == ["tc qdisc del dev pl-e1 root"]
+
+
 async def test_wrong_words_of_ports_are_refused(node: FakeNode) -> None:
-    for label in ("plait.ports.limit.manner", "plait.ports.limit.connections-out"):
-        with pytest.raises(ConfigError, match=r"is not known; use one of plait.ports.limit.in, .*connections-in"):
+    for label in ("plait.ports.limit.burst", "plait.ports.limit.connections-out"):
+        with pytest.raises(ConfigError, match=r"is not known; use one of plait.ports.limit.in, .*connections-in, plait.ports.limit.manner"):
             await node.attach("web", labels={label: "5"}, ports=(PortMapping("tcp", 8080, 80),))
+    for labels, match in (({"in": "5M", "manner": "wait"}, "one of shape, drop"), ({"manner": "shape"}, "says nothing by itself")):
+        with pytest.raises(ConfigError, match=match):
+            said = {f"plait.ports.limit.{word}": text for word, text in labels.items()}
+            await node.attach("web", labels=said, ports=(PortMapping("tcp", 8080, 80),))
     assert parse_inside("53/udp") == "53/udp" and parse_inside("80") == "80/tcp" and parse_inside("") == ""
     for wrong in ("8080:80", "80-81", "x", "0", "80/icmp"):
         with pytest.raises(ConfigError):
@@ -404,8 +499,7 @@ async def test_wrong_words_of_ports_are_refused(node: FakeNode) -> None:
 
 
 def elements(node: FakeNode, name: str) -> frozenset[str]:
-    found = node.kernel.objects.get(("nft", "set", name))
-    return found.elements if isinstance(found, NftSet) else frozenset()
+    return next((obj.elements for obj in node.kernel.objects.values() if isinstance(obj, NftSet) and obj.name == name), frozenset())
 
 
 def metered_words(node: FakeNode) -> list[str]:

@@ -13,11 +13,10 @@ from typing import Literal, Protocol, cast
 from plait.model.cluster import Endpoint, Network, Snapshot
 from plait.model.limits import DIRECTIONS, LABEL_PREFIX, MANNERS, PRIORITY, UNSAID, Limits, read_or_unsaid
 from plait.model.report import LimitRow
-from plait.model.tc import Tbf
 from plait.plan import member
 from plait.plan.limits import endpoint_limits, limitable
 from plait.plan.portlimits import port_element_key, port_limit_set
-from plait.shaping import METERED, Limiting, ifb_name, known_as, port_name, set_name
+from plait.shaping import Limiting, burst_of, ifb_name, known_as, port_name, port_names, set_name
 
 _WHATS = ("rate", "packets", "connections", PRIORITY)
 
@@ -70,7 +69,7 @@ def _whole(snapshot: Snapshot, endpoint: Endpoint, network: Network, limiting: L
     told, asked = limiting.told_of(endpoint), limiting.asked(endpoint, network)
     started = (endpoint.limits or UNSAID).over(read_or_unsaid(endpoint.labels, LABEL_PREFIX)).words()
     objects = endpoint_limits(member(snapshot, network), network, endpoint, limiting)
-    buckets = {obj.dev: obj.burst for obj in objects if isinstance(obj, Tbf)}
+    buckets = {obj.key[1]: burst for obj in objects if (burst := burst_of(obj))}
     devs = dict(zip(DIRECTIONS, (endpoint.dev, ifb_name(endpoint.dev)), strict=True))
     held = limiting.of(endpoint, network).words()
     for word, shown, freed in _shown(told, asked):
@@ -82,14 +81,15 @@ def _whole(snapshot: Snapshot, endpoint: Endpoint, network: Network, limiting: L
 
 
 def _ports(endpoint: Endpoint, limiting: Limiting, counters: _Once) -> Iterator[LimitRow]:
-    held = METERED in limiting.means.able
-    for port in sorted(set(map(port_name, endpoint.ports))):
-        told = limiting.port_told(endpoint, port)
+    kept = limiting.ports_of(endpoint)
+    for port in port_names(endpoint):
+        told, words = limiting.port_told(endpoint, port), kept.get(port, UNSAID).words()
         for word, shown, freed in _shown(told, limiting.port_asked(endpoint, port)):
             source = "command" if word in told.words() else "container"
             row = _row(known_as(endpoint)[1], endpoint.network, word, shown, source, port)
-            dropped = 0 if freed or not held else sum(_dropped(endpoint, port, word, counters))
-            yield {**row, "running": True, "held": freed or held, "dropped": dropped}
+            counted = word in words and row["manner"] == "drop"
+            dropped = sum(_dropped(endpoint, port, word, counters)) if counted else 0
+            yield {**row, "running": True, "held": freed or word in words, "dropped": dropped}
 
 
 def _dropped(endpoint: Endpoint, port: str, word: str, counters: _Once) -> Iterator[int]:

@@ -24,13 +24,13 @@ from plait.model.limits import LABEL_PREFIX, PORT_PREFIX, PRIORITY, UNSAID, Limi
 from plait.model.report import LimitRow
 from plait.plan.limits import has_chain, limitable
 from plait.runtimes.api import AttachRequest
-from plait.shaping import METERED, Limiting, Means, ifb_name, known_as, port_name, unmet
+from plait.shaping import Limiting, Means, ifb_name, known_as, port_name, port_names, port_unmet, unmet
 from plait.store.codec import decode, encode
 
 log = logging.getLogger("plait.limits")
 _KIND = "limit"
 _METERS = "sets of the family netdev whose elements have limits (Linux 5.7, nf_tables_netdev, nft_limit)"
-_PORT = "port"
+_PORT, _QUEUE = "port", "queue"
 _ENTRY = f"numbers of what comes to it need chains at a link's egress (Linux 5.16, CONFIG_NETFILTER_EGRESS) and {_METERS}"
 _SENT = f"numbers of what it sends need {_METERS}"
 _NEEDED = {
@@ -41,6 +41,8 @@ _NEEDED = {
     "packets-out": _SENT,
     "connections-out": _SENT,
     PRIORITY: "marks in what it sends need rules of the family netdev that change frames (nft_payload)",
+    f"{_QUEUE} in": "a queue for what comes to a port needs sch_htb",
+    f"{_QUEUE} out": "a queue for what a port answers needs sch_htb, ifb and nft_fwd_netdev",
     _PORT: "it needs sets whose elements have limits (Linux 5.7, nft_limit)",
 }
 
@@ -130,9 +132,9 @@ class LimitBook:
     def _permit(self, endpoint: Endpoint, limits: Limits, port: str) -> None:
         """NotSupported if the endpoint, or its `port`, cannot be held to that."""
         network, means = self._view.snapshot.networks[endpoint.network], Means.of(self._able())
-        if port and limits.holding() != UNSAID and METERED not in means.able:
-            raise NotSupported(f"limiting port {port} of container {endpoint.name!r}: {_lacking([_PORT])}")
         if port:
+            if missing := _port_lacks(limits.holding(), means):
+                raise NotSupported(f"limiting port {port} of container {endpoint.name!r}: {_lacking(missing)}")
             return
         _check_place(network, endpoint.runtime, limits)
         if lacks := unmet(limits.holding(), means):
@@ -159,9 +161,10 @@ class LimitBook:
             if network is None or not limitable(network, endpoint.runtime):
                 continue
             name = known_as(endpoint)[1]
-            if METERED not in limiting.means.able and any(limiting.port_asked(endpoint, port_name(p)) != UNSAID for p in endpoint.ports):
+            asked = (limiting.port_asked(endpoint, port) for port in port_names(endpoint))
+            if missing := sorted({lack for limits in asked for lack in _port_lacks(limits, limiting.means)}):
                 subject = f"ports of container {name} on network {network.name}"
-                found[f"limit of ports {network.name}/{name}"] = f"{subject} are not limited: {_lacking([_PORT])}"
+                found[f"limit of ports {network.name}/{name}"] = f"{subject} are not limited: {_lacking(missing)}"
             if lacks := unmet(limiting.asked(endpoint, network), limiting.means):
                 found[f"limit {network.name}/{name}"] = f"container {name} on network {network.name} is not limited: {_lacking(lacks)}"
         return found
@@ -208,6 +211,12 @@ def _check_place(network: Network, runtime: str, limits: Limits) -> None:
             f"limits of a container of network {network.name}: it is on the link {network.options.get('parent', '')} by itself, and "
             f"nothing of it lies on the host; limit it on the switch, or use a network of another backend"
         )
+
+
+def _port_lacks(limits: Limits, means: Means) -> list[str]:
+    """What of `_NEEDED` a kernel of these means lacks for limits of a published port."""
+    rates = limits.by_direction()
+    return [f"{_QUEUE} {word}" if word in rates and not rates[word].drop else _PORT for word in port_unmet(limits, means)]
 
 
 def _lacking(words: Iterable[str]) -> str:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 _PORT = click.option(
     "--port", default="", metavar="PORT[/udp]", help="Of what comes and goes by this published port of the container alone."
 )
+_MANNER = (
+    "What exceeds the rate waits in a queue, or is lost at once. What waits of --out with --port is all that the container sends from the "
+    "port, by a publication or not. [default: shape; with --port: drop]"
+)
 _NETWORK = click.option("--network", default="", help="On this network. [default: on all that it is attached to]")
 
 
@@ -75,7 +79,7 @@ def _state(row: LimitRow) -> str:
 @click.option("--in", "in", metavar="RATE", help="What comes to it: 512kbit, 10M, 1G of bits a second; none: not limited.")
 @click.option("--out", "out", metavar="RATE", help="What it sends.")
 @click.option("--burst", metavar="SIZE", help="Bytes that may pass at once after a rest: 64k, 1m. [default: by the rate]")
-@click.option("--shape/--drop", "shape", default=None, help="What exceeds the rate waits in a queue, or is lost at once. [default: shape]")
+@click.option("--shape/--drop", "shape", default=None, help=_MANNER)
 @click.option("--packets-in", metavar="NUMBER", help="Packets a second that come to it: 500, 20k; none. What is more is lost.")
 @click.option("--packets-out", metavar="NUMBER", help="Packets a second that it sends.")
 @click.option("--connections-in", metavar="NUMBER", help="New TCP connections a second to it.")
@@ -91,12 +95,11 @@ def set_(
         raise click.UsageError(
             "say what to limit: --in, --out, --packets-in, --packets-out, --connections-in, --connections-out or --priority"
         )
-    if port and (shape or burst is not None or words.keys() - set(PORT_WORDS)):
-        raise click.UsageError(
-            "what exceeds the rate of a published port is dropped: leave out --shape, --burst, --connections-out and --priority"
-        )
-    if not port and words.keys() & set(DIRECTIONS):
-        words |= {"manner": MANNERS[shape is False]} | ({"burst": burst} if burst is not None else {})
+    if port and (burst is not None or words.keys() - set(PORT_WORDS)):
+        raise click.UsageError("of a published port --burst, --connections-out and --priority cannot be said")
+    if words.keys() & set(DIRECTIONS):
+        words |= {"manner": MANNERS[shape is False]} if shape is not None or not port else {}
+        words |= {"burst": burst} if burst is not None else {}
     elif burst is not None:
         raise click.UsageError("--burst is of a rate: give --in or --out too")
     client.set_limits(container, network, words, port)

@@ -35,7 +35,7 @@ COUNTED = ("packets-in", "packets-out", "connections-in", "connections-out")
 PRIORITY = "priority"
 WORDS = (*DIRECTIONS, "burst", "manner", *COUNTED, PRIORITY)
 PORT_PREFIX, PORT_WORDS = "plait.ports.limit.", (*DIRECTIONS, "packets-in", "packets-out", "connections-in")
-"""The same of published ports, in labels; they have no queue, and begin no connections."""
+"""What is limited of published ports, in labels, besides the manner; they begin no connections."""
 LARGEST_COUNT = 10_000_000
 _FIELDS = {"in": "incoming", "out": "outgoing"} | {word: word.replace("-", "_") for word in (*COUNTED, PRIORITY)}
 """What `Limits` has of each word."""
@@ -146,20 +146,19 @@ def largest_burst(rate: int) -> int:
 
 
 def port_limits_of(texts: Mapping[str, str], prefix: str) -> Limits:
-    """What is said of published ports by `PORT_WORDS` behind `prefix`, as `limits_of`: what exceeds a rate is lost."""
-    found = limits_of(texts, prefix, PORT_WORDS)
-    incoming, outgoing = (None if limit is None else replace(limit, drop=True) for limit in (found.incoming, found.outgoing))
-    return replace(found, incoming=incoming, outgoing=outgoing)
+    """What is said of published ports by `PORT_WORDS` and a manner behind `prefix`, as `limits_of`: if no manner is said, what exceeds a
+    rate is lost."""
+    return limits_of(texts, prefix, (*PORT_WORDS, "manner"), "drop")
 
 
-def limits_of(texts: Mapping[str, str], prefix: str, words: Sequence[str] = WORDS) -> Limits:
-    """What is said by `words` behind `prefix` in labels or options; burst and manner are those of both directions. ConfigError names the
-    key, what is wrong and what is allowed, also for a key behind the prefix that is none."""
+def limits_of(texts: Mapping[str, str], prefix: str, words: Sequence[str] = WORDS, usual: str = MANNERS[0]) -> Limits:
+    """What is said by `words` behind `prefix` in labels or options; burst and manner (the `usual` one, if none is said) are those of both
+    directions. ConfigError names the key, what is wrong and what is allowed, also for a key behind the prefix that is none."""
     said = {key: value for key, value in texts.items() if key.startswith(prefix)}
     for key in sorted(said):
         if key.removeprefix(prefix) not in words:
             raise ConfigError(key, said[key], "is not known", f"use one of {', '.join(prefix + word for word in words)}")
-    manner, burst_key = said.get(f"{prefix}manner", MANNERS[0]), f"{prefix}burst"
+    manner, burst_key = said.get(f"{prefix}manner", usual), f"{prefix}burst"
     if manner not in MANNERS:
         raise ConfigError(f"{prefix}manner", manner, "is not possible", f"one of {', '.join(MANNERS)}")
     burst = parse_burst(said[burst_key], burst_key) if burst_key in said else 0

@@ -17,6 +17,7 @@ from plait.model.limits import NORMAL, Limits
 from plait.model.objects import KernelObject
 from plait.plan.exposed import HOST
 from plait.plan.paths import network_mtu
+from plait.plan.portlimits import sorting_rules
 from plait.plan.shortcut import FastPath
 from plait.shaping import Limiting, counted_objects, counted_rules, led_away, limit_objects, mark_rules
 
@@ -34,7 +35,8 @@ def endpoint_limits(me: Node, network: Network, endpoint: Endpoint, limiting: Li
     if not limitable(network, endpoint.runtime):
         return []
     by_rule = limiting.means.by_rule and has_chain(network)
-    return limit_objects(endpoint.dev, network_mtu(me, network), limiting.of(endpoint, network), by_rule)
+    queued = limiting.queues_of(endpoint) if has_chain(network) else {}
+    return limit_objects(endpoint.dev, network_mtu(me, network), limiting.of(endpoint, network), by_rule, queued)
 
 
 def has_chain(network: Network) -> bool:
@@ -50,8 +52,11 @@ def limit_rules(network: Network, endpoint: Endpoint, limiting: Limiting) -> tup
     limits = limiting.of(endpoint, network)
     ips = ("ip", "ip6") if endpoint.address6 is not None else ("ip",)
     marks = mark_rules(limits.priority or NORMAL, limiting.honours, ips)
-    led = led_away(endpoint.dev) if limits.outgoing is not None and limiting.means.by_rule else ()
-    return (*counted_rules(limits, "out"), *marks), led
+    if "out" in limiting.queues_of(endpoint):
+        marks = (*marks, *sorting_rules(ips))
+    elif limits.outgoing is None or not limiting.means.by_rule:
+        return (*counted_rules(limits, "out"), *marks), ()
+    return (*counted_rules(limits, "out"), *marks), led_away(endpoint.dev)
 
 
 def counts_objects(endpoints: Iterable[Endpoint], networks: Mapping[str, Network], limiting: Limiting) -> list[KernelObject]:
