@@ -29,7 +29,7 @@ from plait.shaping import Limiting, Means
 MEGABITS = (10, 100, 1000)
 SECONDS, ROUNDS, TRIES = 3, 3, 20
 OMITTED_S, OMITTED_OF_PORTS_S = 1, 3
-"""What a bucket had at the start, and a connection's start, are no part of a rate. That of a published port has a second of it."""
+"""What a bucket had at first, and a connection's start, are no part of a rate. That of a published port has a second of it, if it drops."""
 NETWORK = Network("default", IPv4Network("10.28.0.0/16"), IPv4Address("10.28.0.1"), 24)
 ME = Node("A", "a" * 8, IPv4Address("198.18.0.1"), 1500, "02:00:00:00:00:01", IPv4Address("10.28.0.0"))
 NAMES = {"limited": 2, "other": 3}
@@ -68,7 +68,7 @@ class Host:
     def hold(self, limits: Limits, published: Limits = UNSAID) -> None:
         """One pass that holds the container `limited` to that, and its published port."""
         ports = {("default", "limited", f"{PORT}/tcp"): published}
-        limiting = Limiting({("default", "limited"): limits}, Means.of({"tbf", "ifb", "fwd", "metered", "egress"}), ports)
+        limiting = Limiting({("default", "limited"): limits}, Means.of({"tbf", "ifb", "fwd", "metered", "egress", "htb"}), ports)
 
         def work() -> None:
             with self._paths["host"].open() as file, inside(file.fileno()), contextlib.closing(LinuxKernel()) as kernel:
@@ -115,10 +115,10 @@ def _trials(host: Host) -> dict[str, Callable[[], float]]:
 
         return run
 
-    def by_port(limits: Limits, rate: int, options: str) -> Callable[[], float]:
+    def by_port(limits: Limits, rate: int, options: str, omitted: int) -> Callable[[], float]:
         def run() -> float:
             host.hold(UNSAID, limits)
-            return host.goodput("other", "host", f"-O {OMITTED_OF_PORTS_S} {options}") / rate
+            return host.goodput("other", "host", f"-O {omitted} {options}") / rate
 
         return run
 
@@ -129,9 +129,10 @@ def _trials(host: Host) -> dict[str, Callable[[], float]]:
             name = f"{megabits} Mbit/s, {manner}"
             found[f"{name}, in"] = trial(Limits(limit), limit.rate, "other", "limited")
             found[f"{name}, out"] = trial(Limits(outgoing=limit), limit.rate, "limited", "other")
-        published = {"in": (Limits(replace(shaped, drop=True)), ""), "out": (Limits(outgoing=replace(shaped, drop=True)), "-R")}
-        for direction, (limits, options) in published.items():
-            found[f"{megabits} Mbit/s, published port, {direction}"] = by_port(limits, shaped.rate, options)
+            omitted = OMITTED_OF_PORTS_S if limit.drop else OMITTED_S
+            name = f"{megabits} Mbit/s, published port" if limit.drop else f"{megabits} Mbit/s, published port, shape"
+            found[f"{name}, in"] = by_port(Limits(limit), limit.rate, "", omitted)
+            found[f"{name}, out"] = by_port(Limits(outgoing=limit), limit.rate, "-R", omitted)
     return found
 
 
