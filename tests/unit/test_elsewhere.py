@@ -10,12 +10,12 @@ import pytest
 from tests.support.policies import BLOCKS, NETWORKS, NODES, endpoint
 
 from plait.model.cluster import Endpoint, PortMapping, Snapshot
-from plait.model.flows import PortRule
+from plait.model.flows import Flow
 from plait.model.objects import NftSet, Plan
 from plait.model.policy import Group, Policy, PolicyRule, Requirement, Selector
 from plait.model.shortcut import Delivery
 from plait.plan import Local, plan_node
-from plait.plan.elsewhere import left
+from plait.plan.elsewhere import led
 from plait.reconcile import diff, order
 
 A = IPv4Address
@@ -87,8 +87,22 @@ def test_networks_of_one_host_have_none() -> None:
     assert not leads(planned(replace(snapshot, networks={**NETWORKS, "default": alone})))
 
 
-def test_connections_to_who_is_gone_or_elsewhere_are_forgotten_and_no_others() -> None:
-    other = replace(WEB, id="e9", dev="pl-e9", address=A("10.28.2.99"))
-    ended = PortRule("tcp", 8003, 4, host=A("198.51.100.2"), led=frozenset({(WEB.address, 80)}))
-    for before, after, wanted in (((WEB,), (), [ended]), ((WEB,), (other,), [ended]), ((), (WEB,), []), ((WEB,), (WEB,), [])):
-        assert left(order(diff(planned(cluster(*after)), planned(cluster(*before)), True))) == wanted
+DNS = replace(WEB, ports=(PortMapping("udp", 53, 5353),))
+MOVED = replace(DNS, id="e9", dev="pl-e9", address=A("10.28.2.99"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((DNS,), ()), ((DNS,), (MOVED,)), ((), (DNS,)), ((DNS,), (DNS,))], ids=["ends", "moves", "begins", "stays"]
+)
+def test_datagrams_that_would_be_led_elsewhere_now_are_a_new_flow(before: tuple[Endpoint, ...], after: tuple[Endpoint, ...]) -> None:
+    was, now = planned(cluster(*before)), planned(cluster(*after))
+    rules = led(order(diff(now, was, True)), now)
+    host, neighbour, stranger = A("198.51.100.2"), A("10.28.1.7"), A("10.29.1.7")
+    past = {t: any(rule.stale(Flow("udp", neighbour, host, 53, t), set()) for rule in rules) for t in (None, (DNS.address, 5353))}
+    assert past == {None: bool(after) and before != after, (DNS.address, 5353): bool(before) and before != after}
+    assert not any(rule.stale(Flow("udp", stranger, host, 53, None), set()) for rule in rules)
+
+
+def test_connections_stay_where_they_are() -> None:
+    was, now = planned(cluster(WEB)), planned(cluster(WEB, policy=None))
+    assert led(order(diff(now, was, True)), now) == led(order(diff(was, now, True)), was) == []

@@ -21,7 +21,7 @@ from plait.model.flows import PortRule
 from plait.model.hostlinks import Key
 from plait.model.objects import KernelObject, NftSet, Plan
 from plait.plan import guards_of
-from plait.plan.elsewhere import left
+from plait.plan.elsewhere import led
 from plait.plan.flows import changed_ports
 from plait.plan.vipflows import orphaned
 from plait.reconcile import diff, order, stages
@@ -164,7 +164,7 @@ def _turned(ops: Sequence[Op], result: Result, now: Plan) -> list[PortRule]:
     """Ports of the host at which connections may be that would lead elsewhere if they began now. `now` has all that is published, if any of
     that was changed."""
     done = [op for op in ops if op.key not in result.failed]
-    return [*changed_ports(done, now), *orphaned(done, now), *left(done)]
+    return [*changed_ports(done, now), *orphaned(done, now), *led(done, now)]
 
 
 def _forget_flows(kernel: Kernel, rules: Sequence[PortRule]) -> None:

@@ -15,21 +15,21 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable
-from ipaddress import IPv4Address, ip_address
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv4Address, ip_address, ip_network
 from typing import cast
 
 from plait.backends import backend_of
-from plait.model.addr import Protocol
+from plait.model.addr import IPNetwork, Protocol
 from plait.model.cluster import Endpoint, Network, Snapshot
-from plait.model.flows import PortRule
-from plait.model.objects import NFT_FAMILY, KernelObject, NftChain, NftSet, Op
+from plait.model.flows import PortRule, Target
+from plait.model.objects import NFT_FAMILY, KernelObject, NftChain, NftSet, Op, Plan
 from plait.plan.ports import ANY
 from plait.plan.vips import Vips
 from plait.policy.compile import Compiled
 from plait.policy.isolation import governed
 
-PREFIX, ENDS = "elsewhere_", "elsewhere_ends"
+CHAIN, PREFIX, ENDS = "elsewhere", "elsewhere_", "elsewhere_ends"
 _PLACE = "ipv4_addr . inet_proto . inet_service"
 _KEPT = (f"ip saddr . meta l4proto . th sport @{ENDS} accept", f"ip daddr . meta l4proto . th dport @{ENDS} accept")
 
@@ -51,7 +51,7 @@ def elsewhere(snapshot: Snapshot, policies: Compiled) -> Vips:
     objects: list[KernelObject] = [
         *(NftSet(_map(name), f"{_PLACE} : ipv4_addr . inet_service", _elements(places), kind="map") for name, places in found.items()),
         NftSet(ENDS, _PLACE, ends),
-        NftChain("elsewhere", tuple(rules), "type nat hook prerouting priority dstnat - 6; policy accept;"),
+        NftChain(CHAIN, tuple(rules), "type nat hook prerouting priority dstnat - 6; policy accept;"),
     ]
     return Vips(tuple(objects), ends, _KEPT, networks=frozenset(found))
 
@@ -83,16 +83,33 @@ def _end(place: str, target: str) -> str:
     return f"{address} . {place.split(' . ')[1]} . {port}"
 
 
-def left(ops: Iterable[Op]) -> list[PortRule]:
-    """A rule for each port of another host that leads elsewhere after operations on these maps, or nowhere (see `model.flows`)."""
+def led(ops: Iterable[Op], now: Plan) -> list[PortRule]:
+    """A rule for each port of another host that leads elsewhere after operations on these maps (see `model.flows`). Not of TCP: whoever is
+    connected stays so, whether by the host or past it, when a policy comes or goes. `now` has the chain, if there still is one."""
+    chain = now.get(NftChain(CHAIN, ()).key)
+    subnets = {rule.split("@")[1]: rule.split()[2] for rule in chain.rules} if isinstance(chain, NftChain) else {}
     rules: list[PortRule] = []
     for op in ops:
-        was = op.old
-        if not isinstance(was, NftSet) or was.family != NFT_FAMILY or not was.name.startswith(PREFIX) or was.kind != "map":
+        if not isinstance(op.subject, NftSet) or op.subject.family != NFT_FAMILY or op.subject.kind != "map":
             continue
-        for element in sorted(was.elements - (op.new.elements if isinstance(op.new, NftSet) else frozenset())):
-            place, _, target = element.partition(" : ")
-            (host, proto, port), (address, inside) = place.split(" . "), target.split(" . ")
-            led = frozenset([(ip_address(address), int(inside))])
-            rules.append(PortRule(cast(Protocol, proto), int(port), 4, host=ip_address(host), led=led))
+        name = op.subject.name
+        if name.startswith(PREFIX):
+            clients = (ip_network(subnets[name]),) if name in subnets else ()
+            rules += [rule for rule in _changed(_targets(op.old), _targets(op.new), clients) if rule.proto != "tcp"]
     return rules
+
+
+def _changed(before: Mapping[str, Target], after: Mapping[str, Target], clients: tuple[IPNetwork, ...]) -> Iterator[PortRule]:
+    for place in sorted(key for key in {*before, *after} if before.get(key) != after.get(key)):
+        host, proto, port = place.split(" . ")
+        was = frozenset([before[place]] if place in before else [])
+        yield PortRule(cast(Protocol, proto), int(port), 4, ip_address(host), led=was, leads=after.get(place), sources=(clients,))
+
+
+def _targets(held: KernelObject | None) -> dict[str, Target]:
+    found: dict[str, Target] = {}
+    for element in held.elements if isinstance(held, NftSet) else ():
+        place, _, target = element.partition(" : ")
+        address, _, port = target.partition(" . ")
+        found[place] = ip_address(address), int(port)
+    return found
