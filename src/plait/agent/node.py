@@ -50,7 +50,6 @@ from plait.model.objects import KernelObject, Plan
 from plait.model.routing import RouteTable
 from plait.plan import Local, network_mtu, plan_node, prompt_objects
 from plait.plan.backing import headless
-from plait.plan.balancing import Balancing
 from plait.plan.guard import CAPABILITY as GUARD
 from plait.plan.hostlease import HostLease
 from plait.plan.policy import Policing
@@ -106,7 +105,8 @@ class NodeLoops:
 
     def __init__(self, parts: Parts, default_network: str) -> None:
         self._p, self._default = parts, default_network
-        self.policing, self._balancing = Policing(lambda: COUNTING in self._capabilities), Balancing()
+        self.policing = Policing(lambda: COUNTING in self._capabilities)
+        self._before = Local(policing=self.policing)
         self._gateway = bool(parts.journal.load("setting").get("gateway"))
         self._zone: Zone | None = None
         self._only_passing = parts.config.dns.only_passing
@@ -148,7 +148,8 @@ class NodeLoops:
         if vanished:
             snapshot = replace(snapshot, endpoints={key: e for key, e in snapshot.endpoints.items() if key not in vanished})
         own = {e.id: e for e in snapshot.endpoints.values() if e.node == snapshot.me}
-        local = Local(
+        local = replace(
+            self._before,
             gateway=self._gateway,
             netns=netns_of_containers(self._p.view, own),
             fast_path=self.firewall.fast_path.ingress,
@@ -165,8 +166,6 @@ class NodeLoops:
             uplink=self._p.uplink.now,
             clients=self._p.config.clients,
             guard=GUARD in self._capabilities,
-            policing=self.policing,
-            balancing=self._balancing,
             links=links_for(snapshot, self._p.addresses.bridge_block() is not None),
             draws=CAPABILITY in self._capabilities,
             tables=self._p.tables(),

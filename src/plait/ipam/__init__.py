@@ -32,7 +32,7 @@ from plait.ipam.pool import (
     usable_count,
 )
 from plait.ipam.resize import RESIZED, PoolChange, resized
-from plait.ipam.strays import ghosts_of, in_use_elsewhere, stray_endpoints
+from plait.ipam.strays import ghosts_of, in_use_elsewhere, stray_endpoints, strays_among
 
 __all__ = [
     "FORCED",
@@ -80,6 +80,7 @@ __all__ = [
     "reserved_for",
     "resized",
     "stray_endpoints",
+    "strays_among",
     "taken",
     "usable",
     "usable_count",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from ipaddress import IPv4Address
 
 from plait.ipam.dual import held_by
@@ -10,12 +11,16 @@ from plait.model.cluster import Endpoint, Snapshot
 
 
 def stray_endpoints(snapshot: Snapshot) -> list[Endpoint]:
-    """Those of all nodes whose address lies in no block of their own node, or whose IPv6 address in no image of one, by id. One look-up per
-    address, because every pass asks."""
+    """Those of all nodes whose address lies in no block of their own node, or whose IPv6 address in no image of one, by id."""
+    return sorted(strays_among(snapshot.endpoints.values(), snapshot), key=lambda e: e.id)
+
+
+def strays_among(endpoints: Iterable[Endpoint], snapshot: Snapshot) -> list[Endpoint]:
+    """The same of these `endpoints`, as blocks and networks of `snapshot` are. One look-up per address."""
     masks = {network.name: -1 << (32 - network.block_prefix) for network in snapshot.networks.values() if not network.by_dhcp}
     holders = {(block.network, int(block.cidr.network_address)): block.node for block in snapshot.blocks.values()}
     found: list[Endpoint] = []
-    for endpoint in snapshot.endpoints.values():
+    for endpoint in endpoints:
         mask = masks.get(endpoint.network)
         if mask is None:
             continue
@@ -25,7 +30,7 @@ def stray_endpoints(snapshot: Snapshot) -> list[Endpoint]:
         addresses = held_by(snapshot.networks[endpoint.network], endpoint)
         if any(holders.get((endpoint.network, int(address) & mask)) != endpoint.node for address in addresses):
             found.append(endpoint)
-    return sorted(found, key=lambda e: e.id)
+    return found
 
 
 def ghosts_of(snapshot: Snapshot, network: str) -> set[IPv4Address]:

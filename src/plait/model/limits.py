@@ -74,6 +74,8 @@ class Limits:
 
     def over(self, below: Limits) -> Limits:
         """What this says, and where it says nothing, what `below` does."""
+        if UNSAID in (self, below):  # most containers have no limits, and every pass asks
+            return below if self == UNSAID else self
         return replace(below, **{name: mine for name in _FIELDS.values() if (mine := getattr(self, name)) is not None})
 
     def by_direction(self) -> dict[str, Limit]:
@@ -90,10 +92,14 @@ class Limits:
 
     def only(self, words: Collection[str]) -> Limits:
         """What is said of these `words` of `DIRECTIONS`, `COUNTED` and `PRIORITY`."""
+        if self == UNSAID:
+            return self
         return replace(self, **{name: None for word, name in _FIELDS.items() if word not in words})
 
     def holding(self) -> Limits:
         """Without what is limited to nothing, and without the priority that everybody has."""
+        if self == UNSAID:
+            return self
         freed = {word for word, limit in self.by_direction().items() if not limit.rate}
         freed |= {word for word, number in self.counts().items() if not number} | ({PRIORITY} if self.priority == NORMAL else set())
         return self.only(set(self.words()) - freed)
@@ -155,6 +161,8 @@ def limits_of(texts: Mapping[str, str], prefix: str, words: Sequence[str] = WORD
     """What is said by `words` behind `prefix` in labels or options; burst and manner (the `usual` one, if none is said) are those of both
     directions. ConfigError names the key, what is wrong and what is allowed, also for a key behind the prefix that is none."""
     said = {key: value for key, value in texts.items() if key.startswith(prefix)}
+    if not said:
+        return UNSAID
     for key in sorted(said):
         if key.removeprefix(prefix) not in words:
             raise ConfigError(key, said[key], "is not known", f"use one of {', '.join(prefix + word for word in words)}")

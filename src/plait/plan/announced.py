@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from ipaddress import IPv4Interface, IPv4Network
 
+from plait.ipam import stray_endpoints
 from plait.model.addr import IPInterface
 from plait.model.cluster import Snapshot
 from plait.model.service import VIP_POOL
@@ -23,7 +24,7 @@ def announced(snapshot: Snapshot, services: Prefixes) -> Prefixes:
     for block in snapshot.blocks.values():
         if block.node == snapshot.me and block.network in found:
             found[block.network].append(block.cidr)
-    for stray in routed_strays(snapshot):
+    for stray in routed_strays(snapshot, stray_endpoints(snapshot)):
         if stray.node == snapshot.me and stray.network in found:
             found[stray.network].append(IPv4Network(stray.address))
     return {name: tuple(sorted(prefixes)) for name, prefixes in found.items()}

@@ -16,7 +16,7 @@ from plait.model.cluster import Node, Snapshot
 from plait.model.objects import NftSet
 from plait.model.service import Service
 from plait.plan.backing import Backend, Backing
-from plait.plan.vips import Entries, Table, Vips, declared, entries_of, vip_objects
+from plait.plan.vips import Entries, Table, Vips, declared, entries_of, own_set, vip_objects
 
 
 class Balancing:
@@ -33,10 +33,11 @@ class Balancing:
         self._counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._draws: Counter[tuple[Table, int, bool]] = Counter()
         self._networks: Counter[str] = Counter()
+        self._own: tuple[tuple[object, ...], NftSet] | None = None
 
-    def of(self, snapshot: Snapshot, me: Node, guarded: bool = False, silent: frozenset[str] = frozenset()) -> Vips:
-        """All of it; nothing while no network that this host carries has a service. `guarded`: see `vip_objects`. `silent`: lost nodes
-        whose hosts do not answer."""
+    def of(self, snapshot: Snapshot, near: Snapshot, me: Node, guarded: bool = False, silent: frozenset[str] = frozenset()) -> Vips:
+        """All of it; nothing while no network that this host carries has a service. `near`: see `Residents`, `guarded`: `vip_objects`.
+        `silent`: lost nodes whose hosts do not answer."""
         if not snapshot.services:
             self._backing = None
             return Vips()
@@ -49,7 +50,10 @@ class Balancing:
         self._replace(touched, snapshot, self._backing, silent)
         if not self._made:
             return Vips()
-        return replace(vip_objects(snapshot, me, self._sets, self._draws, guarded), networks=frozenset(self._networks))
+        asked = near.endpoints, near.blocks, near.networks, me
+        if self._own is None or self._own[0] != asked:
+            self._own = asked, own_set(near, me)
+        return replace(vip_objects(near, self._own[1], me, self._sets, self._draws, guarded), networks=frozenset(self._networks))
 
     def _replace(self, idents: Iterable[tuple[str, str]], snapshot: Snapshot, backing: Backing, silent: frozenset[str]) -> None:
         touched: defaultdict[str, set[str]] = defaultdict(set)
@@ -75,9 +79,10 @@ class Balancing:
     def _settle(self, name: str, elements: set[str]) -> None:
         """Have in a set what is counted."""
         counts, held = self._counts[name], self._sets.pop(name, None) or declared(name)
-        gone = {element for element in elements if not counts[element]}
-        for element in gone:
-            del counts[element]
-        now = (held.elements - gone) | (elements - gone)
-        if now:
-            self._sets[name] = held if now == held.elements else replace(held, elements=now)
+        turned = frozenset(element for element in elements if bool(counts[element]) != (element in held.elements))
+        for element in elements:
+            if not counts[element]:
+                del counts[element]
+        now = replace(held, elements=turned ^ held.elements) if turned else held  # what is on the right is copied whole
+        if now.elements:
+            self._sets[name] = now

@@ -8,12 +8,12 @@ neighbours, FDB rows, sysctls and the nft table (see `firewall.py`). Determinist
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
 from plait.backends import DIRECT, LAST_METRIC, LEAST_MTU6, Child, Path, Peer, backend_of, child_of, on_link
-from plait.ipam import image, image_block, stray_endpoints
+from plait.ipam import image, image_block
 from plait.model.addr import IPAddress, mac_from_digest
 from plait.model.cluster import GATEWAY_META, Block, Endpoint, Network, Node, Snapshot
 from plait.model.hostlinks import ChildLink, SwitchPort
@@ -65,32 +65,31 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     me = snapshot.nodes.get(snapshot.me)
     if me is None:
         return {}
-    objects = _on_host_links(me, snapshot, local)
     routed = [n for n in snapshot.networks.values() if child_of(n) is None]
     chosen = {network.name: choose(snapshot, network) for network in routed}  # as the others see it: both ends take the same path
-    snapshot = replace(snapshot, networks={n.name: carried(snapshot, n, local.ipv6) for n in routed})
+    every, snapshot = snapshot.networks, replace(snapshot, networks={n.name: carried(snapshot, n, local.ipv6) for n in routed})
+    near, outside = local.residents.of(snapshot)
+    objects = _on_host_links(me, replace(near, networks=every), local)
     if me.wireguard is not None:
         me = replace(me, wireguard=replace(me.wireguard, moved=local.moved))
-        snapshot = replace(snapshot, nodes={**snapshot.nodes, me.name: me})
+        snapshot, near = (replace(one, nodes={**one.nodes, me.name: me}) for one in (snapshot, near))
     networks, policies = sorted(snapshot.networks.values(), key=lambda n: n.name), local.policing.compiled(snapshot)
-    vips = _led(snapshot, me, local, policies)
+    vips = _led(snapshot, near, me, local, policies)
     objects.append(Sysctl("ipv4/ip_forward", "1"))
     objects += [*_gateways(me, networks), *probe_objects(me, local.underlay, networks, snapshot.nodes.values())]
-    strays = routed_strays(snapshot)
+    strays = routed_strays(snapshot, outside)
     peers = {network.name: _peers(snapshot, network, local, strays, chosen[network.name]) for network in networks}
+    beyond = egress_objects(snapshot, snapshot.networks, peers) + outside_objects(snapshot.networks, local.tables)
+    snapshot = near  # what comes now is about no other endpoint
     for network in networks:
         objects += backend_of(network).plan(member(snapshot, network), network, peers[network.name])
         objects += direct_routes(me, network, local.underlay, peers[network.name])
         objects += _backstops(network, snapshot)
     direct = [network for network in networks if any(peer.path and peer.path.kind == DIRECT for peer in peers[network.name])]
     sandboxes, exposed = _own_sandboxes(snapshot), exposed_here(snapshot)
-    for network, endpoint in ((snapshot.networks[one.network], one) for one in (*sandboxes, *exposed)):
-        where = local.netns.get(endpoint.id, ""), str(endpoint.address) in vips.here
-        objects += endpoint_objects(member(snapshot, network), network, endpoint, *where)
-        objects += endpoint_limits(member(snapshot, network), network, endpoint, local.limiting)
+    objects += _of_endpoints([*sandboxes, *exposed], snapshot, local, vips.here)
     objects = [*spoken(objects, snapshot, exposed), *narrow_objects(sandboxes, snapshot.networks, peers, local.netns)]
     handed = [n for n in direct if not n.internal and any(map(_hands_on, peers[n.name]))] if local.underlay and not local.gateway else []
-    beyond = egress_objects(snapshot, snapshot.networks, peers) + outside_objects(snapshot.networks, local.tables)
     told = local.clients, local.trusting, vips.kept, beyond
     objects += firewall_objects(snapshot, networks, local.gateway, handed, local.underlay, bool(direct), policies, *told)
     objects += [*local.policing.objects(policies, families(networks)), *vips.objects, *host_lease_objects(networks, local.leases)]
@@ -114,15 +113,16 @@ def prompt_objects(snapshot: Snapshot, local: Local) -> list[KernelObject]:
     snapshot = replace(snapshot, networks={n.name: carried(snapshot, n, local.ipv6) for n in routed})
     networks = sorted(snapshot.networks.values(), key=lambda n: n.name)
     policies = local.policing.compiled(snapshot)
-    vips = _led(snapshot, me, local, policies)
+    vips = _led(snapshot, local.residents.of(snapshot)[0], me, local, policies)
     fast = [ends_set(vips.ends, NFT_FAST_FAMILY)] if vips.ends and local.fast_path and me.tunnel is not None else []
     return [*local.policing.objects(policies, families(networks)), *vips.objects, *fast]
 
 
-def _led(snapshot: Snapshot, me: Node, local: Local, policies: Compiled) -> Vips:
+def _led(snapshot: Snapshot, near: Snapshot, me: Node, local: Local, policies: Compiled) -> Vips:
     """What leads containers to others than those whose address they name."""
-    vips = local.balancing.of(snapshot, me, bool(local.clients), local.silent) if local.draws else Vips()
-    return vips + elsewhere(snapshot, policies)
+    vips = local.balancing.of(snapshot, near, me, bool(local.clients), local.silent) if local.draws else Vips()
+    more = elsewhere(snapshot, policies)
+    return vips + more if more.objects else vips
 
 
 def endpoint_objects(me: Node, network: Network, endpoint: Endpoint, netns: str = "", served: bool = False) -> list[KernelObject]:
@@ -272,6 +272,18 @@ def _own_sandboxes(snapshot: Snapshot) -> list[Endpoint]:
     return sorted((e for e in own if e.runtime != HOST), key=lambda e: e.id)
 
 
+def _of_endpoints(endpoints: Iterable[Endpoint], snapshot: Snapshot, local: Local, serving: Container[str]) -> list[KernelObject]:
+    """`serving`: addresses of those that stand for services."""
+    members = {name: (member(snapshot, network), network) for name, network in snapshot.networks.items()}
+
+    def made(endpoint: Endpoint, netns: str, served: bool) -> list[KernelObject]:
+        me, network = members[endpoint.network]
+        return [*endpoint_objects(me, network, endpoint, netns, served), *endpoint_limits(me, network, endpoint, local.limiting)]
+
+    asked = ((endpoint, local.netns.get(endpoint.id, ""), str(endpoint.address) in serving) for endpoint in endpoints)
+    return local.residents.links.of((members, local.limiting), asked, made)
+
+
 def _hands_on(peer: Peer) -> bool:
     """Whether what comes from outside may come from this node straight from the link."""
     return GATEWAY_META in peer.node.meta and peer.path is not None and peer.path.kind == DIRECT
@@ -314,7 +326,7 @@ def _peers(snapshot: Snapshot, network: Network, local: Local, strays: Iterable[
             if network.subnet6 is not None and stray.address6 is not None:
                 blocks6.setdefault(stray.node, []).append(IPv6Network(stray.address6))
     me = member(snapshot, network)
-    there = _on_one_link(snapshot, network, strays) if network.layer2 else {}
+    there = _on_one_link(snapshot, network, local.residents.of(snapshot)[1], strays) if network.layer2 else {}
     found = []
     for name in sorted(paths):
         node, path = snapshot.nodes[name], paths[name]
@@ -325,10 +337,12 @@ def _peers(snapshot: Snapshot, network: Network, local: Local, strays: Iterable[
     return found
 
 
-def _on_one_link(snapshot: Snapshot, network: Network, routed: Iterable[Endpoint]) -> dict[str, tuple[Endpoint, ...]]:
+def _on_one_link(
+    snapshot: Snapshot, network: Network, strays: Iterable[Endpoint], routed: Iterable[Endpoint]
+) -> dict[str, tuple[Endpoint, ...]]:
     """The network's endpoints by node, but for strays whose address somebody else has rightfully (see `routed_strays`). The hosts' own are
     where their bridges are."""
-    unlucky = {stray.id for stray in stray_endpoints(snapshot)} - {stray.id for stray in routed}
+    unlucky = {stray.id for stray in strays} - {stray.id for stray in routed}
     found: dict[str, list[Endpoint]] = {}
     for _, endpoint in sorted(snapshot.endpoints.items()):
         if endpoint.network == network.name and endpoint.id not in unlucky and endpoint.node in snapshot.nodes:
@@ -337,10 +351,9 @@ def _on_one_link(snapshot: Snapshot, network: Network, routed: Iterable[Endpoint
     return {node: tuple(endpoints) for node, endpoints in found.items()}
 
 
-def routed_strays(snapshot: Snapshot) -> list[Endpoint]:
-    """Where the holder of the block gave the same address to an endpoint of its own while nobody could tell it, that one has it; where the
-    address is reserved or lent, the node that it is given to."""
-    strays = stray_endpoints(snapshot)
+def routed_strays(snapshot: Snapshot, strays: Sequence[Endpoint]) -> list[Endpoint]:
+    """Of `strays` (`stray_endpoints`) those that are sent to. Where the holder of the block gave the same address to an endpoint of its own
+    while nobody could tell it, that one has it; where the address is reserved or lent, the node that it is given to."""
     if not strays:
         return []
     ids = {stray.id for stray in strays}

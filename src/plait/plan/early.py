@@ -36,7 +36,8 @@ def early_objects(
     objects = [*guard_objects(snapshot, networks, local.links)] if local.guard else []
     own = own_addresses(snapshot) if local.guard else {}
     ways = Ways(local.links, {network.name: local.underlay for network in direct if local.underlay}, bool(vips.ends))
-    objects += [*apart_objects(snapshot), *entrances(snapshot.networks, sandboxes, own, {e.id for e in quick}, ways, local.limiting)]
+    told = ways, local.limiting, local.residents.chains
+    objects += [*apart_objects(snapshot), *entrances(snapshot.networks, sandboxes, own, {e.id for e in quick}, *told)]
     objects += uplink_objects(local.uplink, local.limiting.means.able)
     objects += counts_objects(sandboxes, snapshot.networks, local.limiting)
     if fast:

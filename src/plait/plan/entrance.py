@@ -16,6 +16,7 @@ from plait.plan.apart import apart_rules
 from plait.plan.fastpath import Ways, fast_rules, on_fast_path
 from plait.plan.guard import guard_rules, ingress
 from plait.plan.limits import limit_rules
+from plait.plan.residents import Made
 from plait.plan.switching import switched_rules
 from plait.shaping import Limiting
 
@@ -48,7 +49,12 @@ def entrances(
     fast: Collection[str],
     ways: Ways,
     limiting: Limiting,
+    made: Made,
 ) -> list[KernelObject]:
     """Those of all endpoints of this node. `own` as `guard.own_addresses` says, empty where the kernel cannot guard; `fast`: ids of those
-    that take the fast path."""
-    return [chain for e in endpoints for chain in entrance(networks[e.network], e, own.get(e.id), e.id in fast, ways, limiting)]
+    that take the fast path; `made` what they were before."""
+
+    def chains(endpoint: Endpoint, own: Iterable[IPAddress] | None, fast: bool) -> list[KernelObject]:
+        return entrance(networks[endpoint.network], endpoint, own, fast, ways, limiting)
+
+    return made.of((networks, ways, limiting), ((e, own.get(e.id), e.id in fast) for e in endpoints), chains)

@@ -91,6 +91,8 @@ def own_addresses(snapshot: Snapshot) -> Mapping[str, tuple[IPAddress, ...]]:
 
 def _carried(snapshot: Snapshot, endpoint: Endpoint) -> Endpoint:
     """Without IPv6 where its network has none here."""
+    if endpoint.address6 is None:
+        return endpoint
     network = snapshot.networks.get(endpoint.network)
     return replace(endpoint, address6=None) if network is not None and network.subnet6 is None else endpoint
 

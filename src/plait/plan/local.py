@@ -11,6 +11,7 @@ from plait.model.routing import RouteTable
 from plait.plan.balancing import Balancing
 from plait.plan.hostlease import HostLease
 from plait.plan.policy import Policing
+from plait.plan.residents import Residents
 from plait.shaping import Limiting, Uplink
 
 
@@ -25,7 +26,8 @@ class Local:
     (`rotation`), the links that it has, where networks lie on them or are encrypted, the addresses that it has leased for networks, what it
     knows of limits and of the queues of its `uplink`, whether its kernel can drop what is forged (`guard.CAPABILITY`), who may come to
     published ports (() for everybody), whether its kernel can choose among backends (`vips.CAPABILITY`), the tables of routes
-    that routers fill, which lost nodes' hosts are silent (`vips`), and, to spare it work, what it made of policies and services before."""
+    that routers fill, which lost nodes' hosts are silent (`vips`), and, to spare it work, what it made of policies, services and endpoints
+    before."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
@@ -49,3 +51,4 @@ class Local:
     silent: frozenset[str] = frozenset()
     policing: Policing = field(default_factory=Policing, compare=False)
     balancing: Balancing = field(default_factory=Balancing, compare=False)
+    residents: Residents = field(default_factory=Residents, compare=False)

@@ -131,14 +131,16 @@ def declared(name: str) -> NftSet:
     return NftSet(name, _PLACE if name == ENDS else "ipv4_addr . ipv4_addr", frozenset())
 
 
-def vip_objects(snapshot: Snapshot, me: Node, sets: Mapping[str, NftSet], draws: Iterable[tuple[Table, int, bool]], guarded: bool) -> Vips:
-    """All of it but `networks`: `sets` are those that have elements, by name. `guarded`: the set `clients` says who may come to published
-    ports."""
+def vip_objects(
+    snapshot: Snapshot, own: NftSet, me: Node, sets: Mapping[str, NftSet], draws: Iterable[tuple[Table, int, bool]], guarded: bool
+) -> Vips:
+    """All of it but `networks`: `own` is `own_set`, `sets` are those that have elements, by name. `guarded`: the set `clients` says who may
+    come to published ports."""
     drawn = list(draws)
     objects: list[KernelObject] = [
         *(obj for table in TABLES for obj in _table(table, sets, [one[1:] for one in drawn if one[0] is table])),
         sets.get(ENDS, declared(ENDS)),
-        NftSet(OWN, "ipv4_addr", _own(snapshot, me), ("interval",)),
+        own,
         sets.get(SELF, declared(SELF)),
         *_hooks(guarded, me, governed(snapshot)),
         *([NftSet(NODES, "ipv4_addr", _others(snapshot))] if governed(snapshot) else []),
@@ -196,13 +198,13 @@ def _draw_name(table: Table, number: int, affinity: bool) -> str:
     return f"{table.draw}{'client' if affinity else 'random'}{number}"
 
 
-def _own(snapshot: Snapshot, me: Node) -> frozenset[str]:
+def own_set(snapshot: Snapshot, me: Node) -> NftSet:
     """Whom this host answers for: its blocks, what it has of others', itself."""
     routed = {name for name, network in snapshot.networks.items() if _is_routed(network)}
     found = [block.cidr for block in snapshot.blocks.values() if block.node == me.name and block.network in routed]
     found += [IPv4Network(one.address) for one in snapshot.endpoints.values() if one.node == me.name and one.network in routed]
     found += [IPv4Network(me.tunnel)] if me.tunnel is not None else []
-    return frozenset(str(one).removesuffix("/32") for one in collapse_addresses(found))
+    return NftSet(OWN, "ipv4_addr", frozenset(str(one).removesuffix("/32") for one in collapse_addresses(found)), ("interval",))
 
 
 def _others(snapshot: Snapshot) -> frozenset[str]:

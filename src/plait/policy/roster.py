@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import compress, islice
+from operator import is_, is_not
 from typing import Any
 
 from plait.model.addr import IPAddress
@@ -99,7 +101,12 @@ def differing(before: Mapping[Any, Any], now: Mapping[Any, Any]) -> list[Any]:
     """Keys of records that are not the same ones, in either."""
     if before is now:
         return []
-    return [key for key, one in now.items() if before.get(key) is not one] + [key for key in before if key not in now]
+    if len(now) >= len(before) and all(map(is_, before, now)):  # mostly a copy with one record more or another: pointers tell
+        return [*compress(now, map(is_not, now.values(), before.values())), *islice(now, len(before), None)]
+    found = list(compress(now, map(is_not, now.values(), map(before.get, now))))
+    if len(before) + sum(key not in before for key in found) == len(now):  # nothing is gone
+        return found
+    return found + [key for key in before if key not in now]
 
 
 def _of_endpoint(endpoint: Endpoint | None, services: Services) -> Iterator[tuple[IPAddress, Workload | None]]:

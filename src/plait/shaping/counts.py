@@ -66,7 +66,7 @@ def counted_rules(limits: Limits, direction: str) -> tuple[str, ...]:
 
 def counted_objects(held: Iterable[tuple[str, Limits]]) -> list[KernelObject]:
     """What holds endpoints, each by its link and limits, but for the rules of their chains at the ingress."""
-    held = list(held)
+    held = [(dev, limits) for dev, limits in held if limits.counts()]
     objects: list[KernelObject] = []
     for word in COUNTED:
         found = frozenset(metered(f'"{dev}"', word, limits.counts()[word]) for dev, limits in held if word in limits.counts())

@@ -88,7 +88,7 @@ class Means:
 
     def within(self, limits: Limits) -> Limits:
         """Those of `limits` that it can keep."""
-        return limits.only(self.words)
+        return limits.only(self.words) if limits != UNSAID else limits
 
 
 @dataclass(frozen=True, slots=True)
