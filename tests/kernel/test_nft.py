@@ -360,6 +360,23 @@ def test_a_hook_that_appears_later_gets_its_rule() -> None:
     with_ruleset(body)
 
 
+def test_a_hook_that_is_not_there_is_asked_for_again_when_rules_have_changed() -> None:
+    def body(ruleset: Ruleset, spy: Spy) -> None:
+        for number in range(3):
+            held = ruleset.owned([HOOK.key])
+            assert held[HOOK.key] == HOOK
+            if number:
+                assert spy.taken() == [], "our own commit makes no chain of others"
+            bring(ruleset, replace(HOSTS, elements=frozenset({f"10.28.{number}.0"})))
+            spy.taken()
+        assert ruleset.known()
+        sh("nft 'add table ip filter; add chain ip filter DOCKER-USER'")
+        assert not ruleset.known()
+        assert HOOK.key not in ruleset.owned([HOOK.key]) and ruleset.known()
+
+    with_ruleset(body)
+
+
 def test_what_others_did_during_a_commit_is_noticed() -> None:
     chain = NftChain("c", ("accept",), FILTER)
 

@@ -78,6 +78,19 @@ def test_deletions_come_after_every_put() -> None:
     assert [op.verb for op in ops] == ["put", "del"]
 
 
+def test_what_a_map_leads_to_for_the_first_time_comes_before_it_and_what_it_led_to_goes_after() -> None:
+    new, old = NftChain("a_new", ("accept",)), NftChain("z_old", ("drop",))
+    before = NftSet("m_leads", "ipv4_addr : verdict", frozenset({"10.28.1.2 : goto z_old"}), kind="map")
+    after = replace(before, elements=frozenset({"10.28.1.2 : goto a_new"}))
+    assert order([Op("put", after, before), Op("del", None, old), Op("put", new)]) == [
+        Op("put", new),
+        Op("put", after, before),
+        Op("del", None, old),
+    ]
+    redeclared = replace(before, flags=("interval",))
+    assert order([Op("put", redeclared, before), Op("put", old)]) == [Op("put", old), Op("put", redeclared, before)]
+
+
 def test_the_order_does_not_depend_on_how_the_operations_came() -> None:
     ops = [Op("put", obj) for obj in EVERY]
     assert order(ops) == order(reversed(ops))

@@ -3,6 +3,15 @@
 
 from __future__ import annotations
 
+import functools
+
+
+@functools.lru_cache(8)
+def difference(before: frozenset[str], now: frozenset[str]) -> tuple[frozenset[str], frozenset[str]]:
+    """What has gone and what has come. Asked for again by all who do something about it, of sets of thousands."""
+    fresh = now - before
+    return before - now if len(before) + len(fresh) != len(now) else frozenset(), fresh
+
 
 def element_key(element: str) -> str:
     """What an element of a set or map is found by, without what is there: a value, or a limit."""

@@ -15,6 +15,7 @@ from typing import cast
 
 from plait.model.addr import Protocol
 from plait.model.flows import PortRule, Target
+from plait.model.nfttext import difference
 from plait.model.objects import NFT_FAMILY, NftSet, Op, Plan
 from plait.plan.vips import ENDS, TABLES
 
@@ -24,12 +25,12 @@ _PLACES, _SLOTS = tuple(table.places for table in TABLES), tuple(table.slot for 
 def orphaned(ops: Iterable[Op], now: Plan) -> list[PortRule]:
     """A rule for each address and port of services that may have led to a backend that went. `now` is the whole plan."""
     done = {op.subject.name: op for op in ops if isinstance(op.subject, NftSet) and op.subject.family == NFT_FAMILY}
-    gone = _before(done.get(ENDS)) - _after(done.get(ENDS))
+    gone, _ = difference(_before(done.get(ENDS)), _after(done.get(ENDS)))
     if not gone:
         return []
     led: defaultdict[str, set[Target]] = defaultdict(set)
     missed = set(gone)
-    for element in (element for name, op in done.items() if name.startswith(_SLOTS) for element in _before(op) - _after(op)):
+    for element in (element for name, op in done.items() if name.startswith(_SLOTS) for element in difference(_before(op), _after(op))[0]):
         place, _, target = element.partition(" : ")
         end = _end(place, target)
         if end in gone:

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from plait.model.hostlinks import ChildLink, SwitchPort, VlanLink
+from plait.model.nfttext import difference
 from plait.model.objects import (
     NFT_FAST_FAMILY,
     Addr,
@@ -64,7 +66,7 @@ def order(ops: Iterable[Op]) -> list[Op]:
     """Puts by rank, then deletions by falling rank; within a rank by key, so that equal input gives equal output. Of nft's chains, sets and
     maps, what others lead to comes first and goes last."""
     listed = list(ops)
-    below = depths(op.subject for op in listed)
+    below = depths(map(_news, listed))
     puts = sorted((op for op in listed if op.verb == "put"), key=lambda op: (*_place(op.subject, below), op.key))
     deletions = [(_place(op.subject, below), op) for op in listed if op.verb == "del"]
     deletions.sort(key=lambda placed: ([-number for number in placed[0]], placed[1].key))
@@ -82,6 +84,14 @@ def stages(ops: Sequence[Op]) -> list[list[Op]]:
     for op in ops:
         (judging if op.verb == "put" and isinstance(op.subject, _RULES) and op.subject.family != NFT_FAST_FAMILY else rest).append(op)
     return [part for part in (judging, rest) if part]
+
+
+def _news(op: Op) -> KernelObject:
+    """What may lead to something that is not there yet: of a map that is and stays, its new elements."""
+    new, old = op.new, op.old
+    if isinstance(new, NftSet) and isinstance(old, NftSet) and new.kind == "map" and replace(old, elements=new.elements) == new:
+        return replace(new, elements=difference(old.elements, new.elements)[1])
+    return op.subject
 
 
 def _place(obj: KernelObject, below: Mapping[Name, int]) -> tuple[int, int]:

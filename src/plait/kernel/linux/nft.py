@@ -18,7 +18,7 @@ import struct
 import subprocess
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux.nftscript import FAMILIES, family_of, parse_table, redeclared, script_of, table_of, with_dependents
@@ -182,6 +182,15 @@ def counted_elements(nft: Nft, name: str) -> dict[str, int]:
     return {" ".join(key.split()): int(packets) for key, packets in found}
 
 
+class _Seen(NamedTuple):
+    """What there was at a generation of the ruleset: the indexes of links, our objects, and which chains of others were not there."""
+
+    generation: int
+    indexes: dict[str, int]
+    found: dict[Key, KernelObject]
+    absent: set[tuple[str, ...]]
+
+
 class Ruleset:
     """Reads and writes our tables. Listing is skipped while the kernel's ruleset generation is the one of our own last look, or the one
     after it if that is our own commit: a table of 5,000 ports takes 0.1 s to list. The indexes of links (`devices`: index -> name) are
@@ -190,27 +199,35 @@ class Ruleset:
     def __init__(self, nft: Nft) -> None:
         self._nft = nft
         self._sock: nl.NetlinkSocket | None = None
-        self._seen: tuple[int, dict[str, int], dict[Key, KernelObject]] | None = None
+        self._seen: _Seen | None = None
 
     def owned(self, probe: Iterable[Key], devices: Mapping[int, str] | None = None) -> dict[Key, KernelObject]:
         """Chains, sets and maps of the tables, our rules in others' hooks; a probed hook whose chain does not exist counts as held,
         for there is nothing to be done about it."""
         generation = self._generation()
         indexes = {name: index for index, name in (devices or {}).items()}
-        found = self._seen[2] if self._seen is not None and self._seen[0] == generation else None
+        absent = set[tuple[str, ...]]()
+        found = None
+        if self._seen is not None and self._seen.generation == generation:
+            found, absent = self._seen.found, self._seen.absent
         if found is None:
             found = self._listed(FAMILIES)
             for hook in _HOOKS:
                 found.update({rule.key: rule for rule in self._hook_rules(hook)})
-        elif self._seen is not None and _replaced(found, self._seen[1], indexes):
+        elif self._seen is not None and _replaced(found, self._seen.indexes, indexes):
             others = {key: obj for key, obj in found.items() if isinstance(obj, HookRule) or family_of(obj) != NFT_FAST_FAMILY}
             found = others | self._listed([NFT_FAST_FAMILY])
-        self._seen = (generation, indexes, found)
         held = dict(found)
         for key in probe:
-            if key[0] == "hook" and key not in held and not self._chain_exists(key[1:4]):
+            if key[0] == "hook" and key not in held and (key[1:4] in absent or not self._chain_exists(key[1:4])):
+                absent.add(key[1:4])
                 held[key] = HookRule(key[1], key[2], key[3], key[4])
+        self._seen = _Seen(generation, indexes, found, absent)
         return held
+
+    def known(self) -> bool:
+        """Whether nobody has changed a rule since our own last look or commit."""
+        return self._seen is not None and self._seen.generation == self._generation()
 
     def _listed(self, families: Iterable[str]) -> dict[Key, KernelObject]:
         return {obj.key: obj for family in families for obj in self._table(family)}
@@ -267,7 +284,7 @@ class Ruleset:
         """All of them or none."""
         generation = self._generation()
         seen, self._seen = self._seen, None
-        held = seen[2] if seen is not None and seen[0] == generation else None
+        held = seen.found if seen is not None and seen.generation == generation else None
         elements = any(isinstance(op.subject, NftElement) for op in ops)
         if held is None and (elements or redeclared(ops)):
             known: Mapping[Key, KernelObject] = self._listed({_family(op) for op in ops})
@@ -283,7 +300,7 @@ class Ruleset:
             for op in whole:
                 after.pop(op.key, None)
             after.update({op.key: op.new for op in whole if op.new is not None})
-            self._seen = (generation + 1, seen[1], after)
+            self._seen = _Seen(generation + 1, seen.indexes, after, seen.absent)
         return {}
 
     def _drop_empty_table(self, family: str) -> None:

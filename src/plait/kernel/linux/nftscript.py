@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from plait.model.hostlinks import Key
-from plait.model.nfttext import element_key
+from plait.model.nfttext import difference, element_key
 from plait.model.objects import NFT_FAMILY, NFT_FAST_FAMILY, NFT_TABLE, KernelObject, NftChain, NftSet, Op
 
 FAMILIES = (NFT_FAMILY, NFT_FAST_FAMILY)
@@ -84,11 +84,11 @@ def _set_lines(verb: str, subject: NftSet, old: NftSet | None) -> list[str]:
         bounds = "".join(f" {bound};" for bound in subject.bounds)
         lines.append(f"add {subject.kind} {where} {{ type {subject.type};{flags}{bounds} }}")
     before = old.elements if old is not None else frozenset()
-    gone, fresh = sorted(before - subject.elements), sorted(subject.elements - before)
+    gone, fresh = difference(before, subject.elements)
     if gone:
-        lines.append(f"delete element {where} {{ {', '.join(map(element_key, gone))} }}")
+        lines.append(f"delete element {where} {{ {', '.join(map(element_key, sorted(gone)))} }}")
     if fresh:
-        lines.append(f"add element {where} {{ {', '.join(fresh)} }}")
+        lines.append(f"add element {where} {{ {', '.join(sorted(fresh))} }}")
     return lines
 
 
