@@ -133,12 +133,12 @@ class FakeNode:
                 return first
         raise AssertionError("the kernel does not come to rest")
 
-    async def full_pass(self) -> PassReport:
+    async def full_pass(self, beginning: str = "") -> PassReport:
         """One pass; `next_report` stands for one that did nothing."""
         if self.next_report is not None:
             report, self.next_report = self.next_report, None
             return report
-        return await self.work.converge(self._plan, True)
+        return await self.work.converge(self._plan, True, beginning)
 
     def _plan(self) -> Plan:
         has, able = self._fast_path(), self.kernel.capabilities()

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
@@ -13,8 +13,21 @@ import pytest_asyncio
 
 from plait.agent.kernelwork import KernelWork
 from plait.kernel.fake import FakeKernel
-from plait.model.hostlinks import ChildLink
-from plait.model.objects import NFT_FAST_FAMILY, Addr, EndpointLink, KernelObject, NftChain, NftSet, Op, Plan, Route, Sysctl, VxlanLink
+from plait.model.hostlinks import ChildLink, Key
+from plait.model.objects import (
+    NFT_FAST_FAMILY,
+    Addr,
+    EndpointLink,
+    KernelObject,
+    NftChain,
+    NftElement,
+    NftSet,
+    Op,
+    Plan,
+    Route,
+    Sysctl,
+    VxlanLink,
+)
 
 LINK = VxlanLink("pl-x1", 7, 4789, IPv4Address("198.18.0.1"), "02:00:00:00:00:01", 1450)
 ROUTE = Route(IPv4Network("10.28.2.0/24"), "pl-x1", scope="link")
@@ -170,3 +183,125 @@ async def test_guards_are_what_a_pass_made_and_no_rule_of_it_was_refused(s: Setu
     s.kernel.fail_next(ROUTE.key)
     await s.work.converge(lambda: plan_of(pools, other, LINK, ROUTE), True)
     assert s.work.guards == plan_of(pools)
+
+
+BEGUN = EndpointLink("pl-e1", 1450, peer="pl-p1", mac="02:00:00:00:00:0a")
+TO_IT = Route(IPv4Network("10.28.1.2/32"), "pl-e1", scope="link")
+STEADY = PLAN | plan_of(HOSTS, CHAIN)
+WITH_IT = PLAN | plan_of(MORE, CHAIN, BEGUN, TO_IT)
+
+
+@pytest.fixture
+def listings(s: Setup, monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """As many as there were."""
+    found, owned = list[None](), s.kernel.owned
+
+    def listed(probe: Iterable[Key] = ()) -> dict[Key, KernelObject]:
+        found.append(None)
+        return owned(probe)
+
+    monkeypatch.setattr(s.kernel, "owned", listed)
+    return found
+
+
+async def test_an_endpoint_begins_without_a_listing_and_the_pass_behind_writes_nothing(s: Setup, listings: list[None]) -> None:
+    await s.work.converge(lambda: STEADY, True)
+    listings.clear()
+    report = await s.work.converge(lambda: WITH_IT, True, "pl-e1")
+    assert (report.writes, report.failed, listings, s.kernel.objects) == (3, {}, [], WITH_IT)
+    assert (await s.work.converge(lambda: WITH_IT, True)).writes == 0
+    assert await s.work.hasten(lambda: [HOSTS])
+
+
+async def test_the_first_pass_is_no_beginning(s: Setup, listings: list[None]) -> None:
+    await s.work.converge(lambda: WITH_IT, True, "pl-e1")
+    assert listings and s.kernel.objects == WITH_IT
+
+
+async def test_nothing_begins_under_rules_that_somebody_changed(s: Setup, listings: list[None]) -> None:
+    await s.work.converge(lambda: STEADY, True)
+    s.kernel.trample(CHAIN.key, replace(CHAIN, rules=()))
+    listings.clear()
+    await s.work.converge(lambda: WITH_IT, True, "pl-e1")
+    assert listings and s.kernel.objects == WITH_IT
+
+
+async def test_what_is_refused_at_a_beginning_is_tried_again_after_a_listing(s: Setup, listings: list[None]) -> None:
+    await s.work.converge(lambda: STEADY, True)
+    listings.clear()
+    s.kernel.fail_next(TO_IT.key)
+    assert not (await s.work.converge(lambda: WITH_IT, True, "pl-e1")).failed
+    assert listings and s.kernel.objects == WITH_IT
+
+
+async def test_no_link_is_made_before_a_listing_if_what_judges_it_was_refused(
+    s: Setup, listings: list[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await s.work.converge(lambda: STEADY, True)
+    listings.clear()
+    perform, made = s.kernel.perform, list[tuple[Key, bool]]()
+
+    def noted(op: Op) -> None:
+        made.append((op.key, bool(listings)))
+        perform(op)
+
+    monkeypatch.setattr(s.kernel, "perform", noted)
+    s.kernel.fail_next(MORE.key)
+    assert not (await s.work.converge(lambda: WITH_IT, True, "pl-e1")).failed
+    assert made == [(MORE.key, True), (BEGUN.key, True), (TO_IT.key, True)]
+    s.kernel.fail_next(CHAIN.key, times=2)
+    other = replace(CHAIN, rules=("drop",))
+    link = EndpointLink("pl-e2", 1450, peer="pl-p2", mac="02:00:00:00:00:0b")
+    assert set((await s.work.converge(lambda: WITH_IT | plan_of(other, link), True, "pl-e2")).failed) == {CHAIN.key}
+
+
+async def test_an_endpoint_whose_link_was_there_before_begins_with_a_listing(s: Setup, listings: list[None]) -> None:
+    """It may have gone with its container, which nobody told."""
+    await s.work.converge(lambda: WITH_IT, True)
+    s.kernel.trample(BEGUN.key, None)
+    listings.clear()
+    await s.work.converge(lambda: WITH_IT, True, "pl-e1")
+    assert listings and s.kernel.objects == WITH_IT
+
+
+async def test_what_ends_and_what_others_did_to_links_is_left_to_the_pass_behind(s: Setup, listings: list[None]) -> None:
+    await s.work.converge(lambda: STEADY | plan_of(Addr("pl-x1", IPv4Interface("10.28.0.1/32"))), True)
+    s.kernel.trample(ROUTE.key, None)
+    listings.clear()
+    assert (await s.work.converge(lambda: WITH_IT, True, "pl-e1")).writes == 3 and not listings
+    assert len(s.kernel.objects) == len(WITH_IT), "an address too many, a route too few"
+    assert (await s.work.converge(lambda: WITH_IT, True)).writes == 2 and s.kernel.objects == WITH_IT
+
+
+async def test_nothing_is_known_after_a_pass_that_nobody_waited_for(s: Setup, listings: list[None]) -> None:
+    await s.work.converge(lambda: WITH_IT, True)
+    passing = asyncio.create_task(s.work.converge(lambda: STEADY, True))
+    while BEGUN.key in s.kernel.objects:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    passing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await passing
+    listings.clear()
+    await s.work.converge(lambda: WITH_IT, True, "pl-e2")
+    assert listings and s.kernel.objects == WITH_IT
+
+
+async def test_what_is_put_and_removed_between_passes_is_known(s: Setup, listings: list[None]) -> None:
+    other = EndpointLink("pl-e2", 1450, peer="pl-p2", mac="02:00:00:00:00:0b")
+    await s.work.converge(lambda: WITH_IT, True)
+    await s.work.put([], gone=[TO_IT, BEGUN])
+    await s.work.put([other, HOSTS], [None, MORE])
+    listings.clear()
+    assert (await s.work.converge(lambda: WITH_IT | plan_of(other), True, "pl-e1")).writes == 3
+    assert not listings and s.kernel.objects == WITH_IT | plan_of(other)
+
+
+@pytest.mark.parametrize("put", [NftElement(HOSTS, "10.28.0.9"), HOSTS], ids=["an element", "a set as if it were new"])
+async def test_nothing_begins_after_a_put_that_leaves_open_what_a_set_has(s: Setup, listings: list[None], put: KernelObject) -> None:
+    await s.work.converge(lambda: STEADY, True)
+    s.kernel.objects[HOSTS.key] = other = replace(HOSTS, elements=HOSTS.elements | {"10.28.0.7"})
+    await s.work.converge(lambda: PLAN | plan_of(other, CHAIN), True)
+    await s.work.put([put])
+    listings.clear()
+    await s.work.converge(lambda: WITH_IT, True, "pl-e1")
+    assert listings and s.kernel.objects == WITH_IT

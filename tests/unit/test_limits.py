@@ -340,7 +340,7 @@ async def test_numbers_are_in_force_when_an_attach_returns_and_leave_nothing(nod
 
 async def test_an_attach_is_refused_if_the_kernel_refuses_its_numbers(node: FakeNode) -> None:
     await node.converge()
-    node.kernel.fail_next(("nft", "set", "packets_in", "netdev"))
+    node.kernel.fail_next(("nft", "set", "packets_in", "netdev"), times=2)
     with pytest.raises(KernelError, match="packets_in"):
         await node.attach("web", labels={"plait.limit.packets-in": "10"})
     assert not node.ops.endpoints("sandbox")

@@ -67,6 +67,22 @@ async def test_so_it_is_in_a_network_of_the_first_moment_and_on_the_fast_path(st
         assert isinstance(chain, NftChain) and any("fwd" in rule for rule in chain.rules) == (backend == "vxlan")
 
 
+async def test_among_others_that_are_judged_together_a_container_begins_without_a_listing_of_the_kernel(
+    store: Cuttable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with nodes(store, tmp_path, "A") as (a,):
+        await a.ops.ensure_network(NetworkRequest("apart", IPv4Network("10.40.0.0/16"), options={"isolated": "true"}))
+        await a.attach("web", "apart")
+        assert await a.converge() == 0
+        with monkeypatch.context() as patched:
+            patched.setattr(a.kernel, "owned", lambda probe: pytest.fail("the kernel was listed"))
+            await a.attach("db", "apart")
+        assert await a.converge() == 0, "nothing was left for the pass behind it"
+        await a.detach("web")
+        await a.attach("web", "apart")
+        assert await a.converge() == 0
+
+
 @pytest.mark.parametrize("kind", ["plain", "internal", "encrypted"])
 async def test_the_rules_for_a_network_come_before_its_first_container(
     store: Cuttable, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch

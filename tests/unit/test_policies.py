@@ -120,7 +120,7 @@ async def test_a_container_that_comes_has_its_policy_before_its_attach_answers_o
         assert elements(a, "policed") == {address} and [e.split(" : ")[0] for e in elements(a, "policy_in")] == [address]
         assert ("link", dev) in a.kernel.objects and not [rule for rule in entrance_of(a, dev) if "fwd" in rule]
         assert await a.converge() == 0
-        a.kernel.fail_next(("nft", "map", "policy_in"))
+        a.kernel.fail_next(("nft", "map", "policy_in"), times=2)
         with pytest.raises(KernelError):
             await attach(a, "db2", "db")
         assert "A.db2" not in a.ops.endpoints("sandbox") and not a.journal.load("endpoint").keys() - {"A.db"}

@@ -106,3 +106,19 @@ async def test_what_is_only_marked_waits_for_the_pass(case: Case) -> None:
     case.loop.mark()
     await case.settled()
     assert case.asked == 0 and case.held == HOSTS
+
+
+async def test_a_pass_follows_that_for_an_endpoint_that_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it left to the next one does not wait for the timer."""
+    monkeypatch.setattr(reconciler, "APART_S", 0.0)
+    made = Case()
+    running = asyncio.create_task(made.loop.run())
+    await made.settled()
+    before = made.work.passes
+    await made.loop.once("pl-e1")
+    await asyncio.sleep(reconciler.SETTLE_S + 0.05)
+    assert made.work.passes == before + 2
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+    made.work.close()

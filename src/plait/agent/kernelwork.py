@@ -3,11 +3,18 @@
 
 A pass lists the kernel, takes its snapshot and applies while it holds the door, and an endpoint is in the view before its objects
 are made; so a pass can never take away what an attach has just made, and both may run at any moment.
+
+A pass for an endpoint that begins does without the listing where what is there follows from the last pass. Rules must be known: nobody
+changed any since they were seen (the kernel numbers the rulesets), so whatever judges the endpoint is in force as in any pass. Of links,
+addresses and routes others may have changed something; what the endpoint needs of that is made as in a pass, for nothing of its own link
+was there, or it is refused, which leads to a listing at once. All else is put right by the pass that every change of links is followed
+by, and so are deletions: nothing is taken away that was not seen to be there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +26,7 @@ from plait.kernel.dryrun import DryRunKernel
 from plait.model.errors import KernelError
 from plait.model.flows import PortRule
 from plait.model.hostlinks import Key
-from plait.model.objects import KernelObject, NftSet, Plan
+from plait.model.objects import KernelObject, NftElement, NftSet, Plan
 from plait.plan import guards_of
 from plait.plan.elsewhere import led
 from plait.plan.flows import changed_ports
@@ -28,6 +35,7 @@ from plait.reconcile import diff, order, stages
 from plait.services.figures import Summary
 
 log = logging.getLogger("plait.pass")
+Apply = Callable[[Kernel, Sequence[Op]], Result]
 REHEARSED_PASSES = 3
 """A replaced link loses what lay on it, which the second pass puts back; a third finds nothing to do, unless the plan changes meanwhile."""
 
@@ -52,17 +60,19 @@ class KernelWork:
         self.took_s = Summary()
         self._probed: frozenset[Key] = frozenset()
         self._held: Plan = {}
-        """What the last pass made true, but for what `hasten` changed; nothing if that is not sure."""
+        """What the last pass made true, with what was put, removed and hastened since; nothing if that is not sure."""
 
     def capabilities(self) -> frozenset[str]:
         """See `kernel.api.Kernel`."""
         return self._kernel.capabilities()
 
-    async def converge(self, plan: Callable[[], Plan], may_delete: bool) -> PassReport:
-        """One full pass: list, plan, diff, apply. `plan` is called in the loop after the listing."""
+    async def converge(self, plan: Callable[[], Plan], may_delete: bool, beginning: str = "") -> PassReport:
+        """One full pass: list, plan, diff, apply. `plan` is called in the loop after the listing. `beginning`: the link of an endpoint
+        for whose sake the pass is, which another one follows anyway."""
         async with self._door:
             started = time.monotonic()
-            made, ops, result = await self._pass(self._kernel, plan, may_delete)
+            held, self._held = self._held, {}  # so it stays if whoever asked does not wait for the end
+            made, ops, result = await self._begin(plan, beginning, held) or await self._pass(self._kernel, plan, may_delete)
             self._held = {} if result.failed else dict(made)
             if not any(key[0] == "nft" for key in result.failed):
                 self.guards = guards_of(made)
@@ -78,6 +88,15 @@ class KernelWork:
         for key, error in result.failed.items():
             log.warning("kernel_refused", extra={"key": " ".join(key), "error": str(error)})
         return PassReport(len(ops), dict(result.failed), took)
+
+    async def _begin(self, plan: Callable[[], Plan], link: str, held: Plan) -> tuple[Plan, list[Op], Result] | None:
+        """All of a pass but the listing and deletions; None if that is not sure to be enough, or something was refused. What was to be
+        deleted is held on."""
+        if not link or not held or any(link in part for key in held for part in key):
+            return None
+        wanted = plan()
+        ops, result = await self._brought(_apply_if_known, self._kernel, wanted, held, may_delete=False)
+        return None if result.failed else ({**held, **wanted}, ops, result)
 
     async def rehearse(self, plan: Callable[[], Plan], *, bare: bool = False) -> list[Op]:
         """What passes would do from now on until one has nothing left to do, in order; the same passes, over the dry run. `bare` as if
@@ -102,11 +121,16 @@ class KernelWork:
             wanted = plan()
         self._probed = frozenset(_probes(wanted))
         owned = {key: obj for key, obj in owned.items() if key in wanted or not _in_a_container(key)}  # it was asked for by the pass before
+        return wanted, *await self._brought(_apply_in_stages, kernel, wanted, owned, may_delete)
+
+    async def _brought(self, apply: Apply, kernel: Kernel, wanted: Plan, owned: Plan, may_delete: bool) -> tuple[list[Op], Result]:
+        """Bring a kernel from what it holds to what it should."""
+        loop = asyncio.get_running_loop()
         ops = order(diff(wanted, owned, may_delete))
-        result = await loop.run_in_executor(self._thread, _apply_in_stages, kernel, ops) if ops else Result()
+        result = await loop.run_in_executor(self._thread, apply, kernel, ops) if ops else Result()
         if rules := _turned(ops, result, wanted):
             await loop.run_in_executor(self._thread, _forget_flows, kernel, rules)
-        return wanted, ops, result
+        return ops, result
 
     async def put(
         self, objects: Sequence[KernelObject], old: Sequence[KernelObject | None] = (), gone: Sequence[KernelObject] = ()
@@ -141,13 +165,21 @@ class KernelWork:
 
     async def _apply(self, ops: Sequence[Op], now: Plan) -> None:
         async with self._door:
+            held, self._held = self._held, {}
             result = await self._written(ops, now)
+            if held and not result.failed and all(_follows(op, held.get(op.key)) for op in ops):
+                self._held = {key: obj for key, obj in {**held, **{op.key: op.new for op in ops}}.items() if obj is not None}
         for error in result.failed.values():
             raise error
 
     def close(self) -> None:
         self._thread.shutdown()
         self._kernel.close()
+
+
+def _follows(op: Op, held: KernelObject | None) -> bool:
+    """Whether what the kernel holds after `op` is known from what it held before: to a set elements are added, of what `op` took it for."""
+    return not isinstance(op.subject, NftElement) and (op.new is None or not isinstance(op.new, NftSet) or op.old == held)
 
 
 def _same_but_elements(old: KernelObject | None, new: KernelObject) -> bool:
@@ -158,6 +190,18 @@ def _apply_in_stages(kernel: Kernel, ops: Sequence[Op]) -> Result:
     results = [kernel.apply(part) for part in stages(ops)]
     failed = {key: error for result in results for key, error in result.failed.items()}
     return Result([op for result in results for op in result.ops], failed)
+
+
+def _apply_if_known(kernel: Kernel, ops: Sequence[Op]) -> Result:
+    """Nothing, and refused, if somebody has changed rules; and no link before the rules that judge it are there."""
+    if not kernel.rules_known():
+        changed = KernelError("list", "the kernel's rules", errno.ESTALE, "somebody has changed them")
+        return Result(failed={op.key: changed for op in ops})
+    for part in stages(ops):
+        result = kernel.apply(part)
+        if result.failed:
+            return result
+    return Result(ops)
 
 
 def _turned(ops: Sequence[Op], result: Result, now: Plan) -> list[PortRule]:

@@ -20,10 +20,10 @@ from plait.agent.addressing import Addressing
 from plait.agent.apart import choose6, endpoint_of
 from plait.agent.hostlinks import as_leased, check_ports, mac_of, permit
 from plait.agent.journal import Journal, Write
-from plait.agent.kernelwork import KernelWork, PassReport
+from plait.agent.kernelwork import KernelWork
 from plait.agent.limits import check_asked
 from plait.agent.networks import Networks
-from plait.agent.plumbing import Plumbing
+from plait.agent.plumbing import FullPass, Plumbing
 from plait.agent.ports import assign_ports, ephemeral_range
 from plait.agent.view import View
 from plait.ipam import Asker, PoolChange, Reservation, check_overlaps, held_by, origin, origin_of, taken
@@ -44,7 +44,7 @@ log = logging.getLogger("plait.operations")
 
 class AgentOperations:
     """Implements `runtimes.api.Operations`. `names_settled` waits until this host's DNS answers what the view
-    says, `full_pass` makes the kernel what the view says, `fast_path` and `limiting`: what the plan has of these."""
+    says, `fast_path` and `limiting`: what the plan has of these."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class AgentOperations:
         addresses: Addressing,
         networks: Networks,
         names_settled: Callable[[], Awaitable[None]],
-        full_pass: Callable[[], Awaitable[PassReport]],
+        full_pass: FullPass,
         fast_path: Callable[[], FastPath] = FastPath,
         limiting: Callable[[], Limiting] = Limiting,
     ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 from plait.agent.kernelwork import KernelWork, PassReport
 from plait.agent.view import View
@@ -32,14 +33,20 @@ from plait.runtimes.api import network_named
 from plait.shaping import Limiting
 
 
+class FullPass(Protocol):
+    """Makes the kernel what the view says. `beginning`: see `KernelWork.converge`."""
+
+    def __call__(self, beginning: str = "") -> Awaitable[PassReport]: ...
+
+
 class Plumbing:
-    """`full_pass` makes the kernel what the view says, `fast_path` and `limiting`: what the plan has of these."""
+    """`fast_path` and `limiting`: what the plan has of these."""
 
     def __init__(
         self,
         view: View,
         kernel: KernelWork,
-        full_pass: Callable[[], Awaitable[PassReport]],
+        full_pass: FullPass,
         fast_path: Callable[[], FastPath],
         limiting: Callable[[], Limiting],
     ) -> None:
@@ -74,8 +81,8 @@ class Plumbing:
 
     async def _plumb_policed(self, endpoint: Endpoint) -> None:
         """All of a new endpoint by a whole pass: what policies and services make of it, and of others because of it, is in force with it
-        or it is not attached at all. KernelError."""
-        failed = (await self._full_pass()).failed
+        or it is not attached at all. The pass behind it does the rest (`KernelWork`). KernelError."""
+        failed = (await self._full_pass(endpoint.dev)).failed
         for key, error in failed.items():
             if key[0] in ("pass", "nft") or endpoint.dev in key:
                 raise error

@@ -95,15 +95,18 @@ class Reconciler:
                 await self._work.hasten(self._prompt)
             await asyncio.sleep(HASTE_APART_S)
 
-    async def once(self) -> PassReport:
-        """One pass; what failed is a condition, and in the report, under ("pass",) if nothing could be done at all."""
+    async def once(self, beginning: str = "") -> PassReport:
+        """One pass; what failed is a condition, and in the report, under ("pass",) if nothing could be done at all. `beginning`: see
+        `KernelWork.converge`."""
         try:
-            report = await self._work.converge(self._plan, self._may_delete())
+            report = await self._work.converge(self._plan, self._may_delete(), beginning)
         except (OSError, KernelError) as error:
             self._health.set("kernel-refused", "pass", f"the kernel could not be read: {error}")
             self._dirty.set()
             refused = error if isinstance(error, KernelError) else KernelError("list", "the kernel", error.errno or errno.EIO, str(error))
             return PassReport(0, {("pass",): refused})
+        if beginning:
+            self._dirty.set()
         self._health.clear("kernel-refused", "pass")
         self._health.replace("kernel-refused", {" ".join(key): str(error) for key, error in report.failed.items()})
         return report

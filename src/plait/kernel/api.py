@@ -39,6 +39,10 @@ class Kernel(Protocol):
         KernelError if the kernel cannot be read."""
         ...
 
+    def rules_known(self) -> bool:
+        """Whether nobody has changed a rule since `owned` or `apply` saw them last, at the cost of one question. KernelError."""
+        ...
+
     def apply(self, ops: Sequence[Op]) -> Result:
         """Perform `ops` in the given order; operations on the nft table form one transaction, after the others. Idempotent. Whatever
         goes wrong is in the result, nothing is raised."""

@@ -69,6 +69,9 @@ class DryRunKernel:
         """The operations that were accepted, in the order in which a kernel does them."""
         return [op for batch in self._batches for op in batch]
 
+    def rules_known(self) -> bool:
+        return False
+
     def owned(self, probe: Iterable[Key] = ()) -> dict[Key, KernelObject]:
         named = set(probe)
         return self._image(named).held(named)

@@ -48,16 +48,17 @@ class FakeKernel(KernelImage):
         super().__init__()
         self.hooks = set(hooks)
         self.writes = 0
+        self.trampled = False
         self.flow_rules: list[PortRule] = []
         self.dropped: dict[str, dict[str, int]] = {}
-        self._failures: dict[Key, int] = {}
+        self._failures: dict[Key, list[int]] = {}
         self._events: asyncio.Queue[str] = asyncio.Queue()
 
     # --- what tests do to it
 
-    def fail_next(self, key: Key, number: int = errno.EINVAL) -> None:
-        """The next operation on `key` is refused with this errno."""
-        self._failures[key] = number
+    def fail_next(self, key: Key, number: int = errno.EINVAL, times: int = 1) -> None:
+        """The next operations on `key` are refused with this errno."""
+        self._failures[key] = [number] * times
 
     def trample(self, key: Key, obj: KernelObject | None) -> None:
         """Somebody else replaces or removes an object behind our back; what depends on a removed link goes too."""
@@ -65,17 +66,21 @@ class FakeKernel(KernelImage):
             self.remove(key)
         else:
             self.objects[key] = obj
+        self.trampled = self.trampled or key[0] in ("nft", "hook")
         self._events.put_nowait(key[0])
 
     # --- the seam; `apply` is the image's
 
     def owned(self, probe: Iterable[Key] = ()) -> dict[Key, KernelObject]:
         probe = set(probe)
-        held = self.held(probe)
+        held, self.trampled = self.held(probe), False
         for key in probe:
             if key[0] == "hook" and (key[1], key[2], key[3]) not in self.hooks:
                 held[key] = HookRule(key[1], key[2], key[3], key[4])
         return held
+
+    def rules_known(self) -> bool:
+        return not self.trampled
 
     def forget_flows(self, rules: Sequence[PortRule]) -> int:
         """Nothing is ever tracked here; the rules are noted."""
@@ -95,7 +100,8 @@ class FakeKernel(KernelImage):
     # --- semantics
 
     def refusal(self, op: Op) -> int:
-        return self._failures.pop(op.key, 0) or super().refusal(op)
+        failures = self._failures.get(op.key)
+        return failures.pop() if failures else super().refusal(op)
 
     def perform(self, op: Op) -> None:
         self.writes += 1

@@ -106,6 +106,12 @@ class LinuxKernel(HostFacts):
         held.update(read_sysctls(probe))
         return held
 
+    def rules_known(self) -> bool:
+        try:
+            return self._ruleset.known()
+        except BROKEN as error:
+            raise _kernel_error("list", ("kernel", "rules"), error) from error
+
     def capabilities(self, afresh: bool = False) -> frozenset[str]:
         """Looked for once, or again (`afresh`): a module may have been loaded, a program installed."""
         if afresh or not self._able:
