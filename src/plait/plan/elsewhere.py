@@ -24,13 +24,14 @@ from plait.model.addr import IPNetwork, Protocol
 from plait.model.cluster import Endpoint, Network, Snapshot
 from plait.model.flows import PortRule, Target
 from plait.model.objects import NFT_FAMILY, KernelObject, NftChain, NftSet, Op, Plan
+from plait.plan.flows import targets
 from plait.plan.ports import ANY
-from plait.plan.vips import Vips
+from plait.plan.vipflows import end_of
+from plait.plan.vips import PLACE, Vips
 from plait.policy.compile import Compiled
 from plait.policy.isolation import governed
 
 CHAIN, PREFIX, ENDS = "elsewhere", "elsewhere_", "elsewhere_ends"
-_PLACE = "ipv4_addr . inet_proto . inet_service"
 _KEPT = (f"ip saddr . meta l4proto . th sport @{ENDS} accept", f"ip daddr . meta l4proto . th dport @{ENDS} accept")
 
 
@@ -46,11 +47,11 @@ def elsewhere(snapshot: Snapshot, policies: Compiled) -> Vips:
     found = {name: places for name, places in sorted(leads.items()) if places and _is_everywhere(snapshot.networks.get(name))}
     if not found:
         return Vips()
-    ends = frozenset(_end(place, target) for places in found.values() for place, target in places.items())
+    ends = frozenset(end_of(place, target) for places in found.values() for place, target in places.items())
     rules = [f"ip saddr {snapshot.networks[name].subnet} dnat ip to ip daddr . meta l4proto . th dport map @{_map(name)}" for name in found]
     objects: list[KernelObject] = [
-        *(NftSet(_map(name), f"{_PLACE} : ipv4_addr . inet_service", _elements(places), kind="map") for name, places in found.items()),
-        NftSet(ENDS, _PLACE, ends),
+        *(NftSet(_map(name), f"{PLACE} : ipv4_addr . inet_service", _elements(places), kind="map") for name, places in found.items()),
+        NftSet(ENDS, PLACE, ends),
         NftChain(CHAIN, tuple(rules), "type nat hook prerouting priority dstnat - 6; policy accept;"),
     ]
     return Vips(tuple(objects), ends, _KEPT, networks=frozenset(found))
@@ -78,11 +79,6 @@ def _elements(places: dict[str, str]) -> frozenset[str]:
     return frozenset(f"{place} : {target}" for place, target in places.items())
 
 
-def _end(place: str, target: str) -> str:
-    address, _, port = target.partition(" . ")
-    return f"{address} . {place.split(' . ')[1]} . {port}"
-
-
 def led(ops: Iterable[Op], now: Plan) -> list[PortRule]:
     """A rule for each port of another host that leads elsewhere after operations on these maps (see `model.flows`). Not of TCP: whoever is
     connected stays so, whether by the host or past it, when a policy comes or goes. `now` has the chain, if there still is one."""
@@ -95,7 +91,8 @@ def led(ops: Iterable[Op], now: Plan) -> list[PortRule]:
         name = op.subject.name
         if name.startswith(PREFIX):
             clients = (ip_network(subnets[name]),) if name in subnets else ()
-            rules += [rule for rule in _changed(_targets(op.old), _targets(op.new), clients) if rule.proto != "tcp"]
+            before, after = (targets(held.elements if isinstance(held, NftSet) else ()) for held in (op.old, op.new))
+            rules += [rule for rule in _changed(before, after, clients) if rule.proto != "tcp"]
     return rules
 
 
@@ -104,12 +101,3 @@ def _changed(before: Mapping[str, Target], after: Mapping[str, Target], clients:
         host, proto, port = place.split(" . ")
         was = frozenset([before[place]] if place in before else [])
         yield PortRule(cast(Protocol, proto), int(port), 4, ip_address(host), led=was, leads=after.get(place), sources=(clients,))
-
-
-def _targets(held: KernelObject | None) -> dict[str, Target]:
-    found: dict[str, Target] = {}
-    for element in held.elements if isinstance(held, NftSet) else ():
-        place, _, target = element.partition(" : ")
-        address, _, port = target.partition(" . ")
-        found[place] = ip_address(address), int(port)
-    return found

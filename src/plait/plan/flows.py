@@ -31,7 +31,7 @@ def changed_ports(ops: Iterable[Op], now: Plan) -> list[PortRule]:
 def _changed(family: Family, names: tuple[str, str, str], done: Mapping[str, Op], now: Plan) -> Iterator[PortRule]:
     ports, guarded, sources = (f"{name}{family.end}" for name in names)
     clients = f"clients{family.end}"
-    leads, before = _leads(_elements(now, ports)), _leads(_before(done.get(ports)))
+    leads, before = targets(_elements(now, ports)), targets(_before(done.get(ports)))
     touched = {_place(element, names) for name in (ports, guarded, sources) for element in _difference(done.get(name))}
     if clients in done:
         touched |= leads.keys()
@@ -55,7 +55,7 @@ def _changed(family: Family, names: tuple[str, str, str], done: Mapping[str, Op]
 
 def _elsewhere(family: Family, place: str, now: Plan) -> frozenset[IPAddress]:
     """Addresses of the host at which that port is published by itself."""
-    exact = _leads(_elements(now, f"{_EXACT[0]}{family.end}"))
+    exact = targets(_elements(now, f"{_EXACT[0]}{family.end}"))
     return frozenset(ip_address(one.partition(" . ")[0]) for one in exact if one.endswith(f" . {place}"))
 
 
@@ -80,7 +80,8 @@ def _place(element: str, names: tuple[str, str, str]) -> str:
     return " . ".join(element.partition(" : ")[0].split(" . ")[: _FIELDS[names]])
 
 
-def _leads(elements: Iterable[str]) -> dict[str, Target]:
+def targets(elements: Iterable[str]) -> dict[str, Target]:
+    """By place, of elements of a map `place : address . port`."""
     found: dict[str, Target] = {}
     for element in elements:
         place, _, target = element.partition(" : ")

@@ -32,7 +32,7 @@ def orphaned(ops: Iterable[Op], now: Plan) -> list[PortRule]:
     missed = set(gone)
     for element in (element for name, op in done.items() if name.startswith(_SLOTS) for element in difference(_before(op), _after(op))[0]):
         place, _, target = element.partition(" : ")
-        end = _end(place, target)
+        end = end_of(place, target)
         if end in gone:
             led[place].add(_target(end))
             missed.discard(end)
@@ -54,7 +54,8 @@ def _places(done: dict[str, Op], now: Plan) -> set[str]:
     return {element.partition(" : ")[0] for element in elements}
 
 
-def _end(place: str, target: str) -> str:
+def end_of(place: str, target: str) -> str:
+    """The container's address, protocol and port that a place leads to, as an element of a set."""
     address, _, port = target.partition(" . ")
     return f"{address} . {_proto(place)} . {port}"
 

@@ -31,7 +31,7 @@ from plait.plan.backing import Backend, chosen, slots
 from plait.policy.isolation import governed
 
 ENDS, OWN, SELF, NODES = "vip_ends", "vip_own", "vip_self", "vip_nodes"
-_PLACE, _SERVICE = "ipv4_addr . inet_proto . inet_service", "inet_proto . inet_service"
+PLACE, _SERVICE = "ipv4_addr . inet_proto . inet_service", "inet_proto . inet_service"
 _TO = "ip daddr . meta l4proto . th dport"
 
 
@@ -46,7 +46,7 @@ class Table(NamedTuple):
     to: str
 
 
-VIRTUAL = Table("vips", "vip_slot", "vip_", _PLACE, _TO)
+VIRTUAL = Table("vips", "vip_slot", "vip_", PLACE, _TO)
 PUBLISHED = Table("vip_hosts", "vip_hostslot", "vip_host", _SERVICE, "meta l4proto . th dport")
 TABLES = (VIRTUAL, PUBLISHED)
 CAPABILITY = "draw"
@@ -85,7 +85,7 @@ class Vips:
 
 def ends_set(ends: Collection[str], family: str = "inet") -> NftSet:
     """Addresses and ports of backends, in the table of that family."""
-    return NftSet(ENDS, _PLACE, frozenset(ends), family=family)
+    return NftSet(ENDS, PLACE, frozenset(ends), family=family)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def declared(name: str) -> NftSet:
             return NftSet(name, f"{table.type} : verdict", frozenset(), kind="map")
         if name.startswith(table.slot):
             return NftSet(name, f"{table.type} : ipv4_addr . inet_service", frozenset(), kind="map")
-    return NftSet(name, _PLACE if name == ENDS else "ipv4_addr . ipv4_addr", frozenset())
+    return NftSet(name, PLACE if name == ENDS else "ipv4_addr . ipv4_addr", frozenset())
 
 
 def vip_objects(
