@@ -6,12 +6,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from plait.lab.lab import Lab
 from plait.lab.process import until
-from tests.support.sandboxes import inside
+from tests.support.sandboxes import inside, shown
 
+NETWORKS: dict[str, tuple[str, ...]] = {
+    "plain": (),
+    "direct": ("--backend", "direct"),
+    "hybrid": ("--backend", "hybrid"),
+    "secret": ("--backend", "wireguard"),
+    "frames": ("-o", "layer2=true"),
+    "double": ("--ipv6",),
+}
+"""A network of each kind that is on all hosts, and how it is asked for."""
 SERVER = """
 import socketserver, sys
 class Handler(socketserver.StreamRequestHandler):
@@ -54,3 +65,33 @@ def connects(lab: Lab, host: str, to: str, many: int = 1, port: int = 80, sandbo
     words = sys.executable, "-c", CLIENT, to, str(port), str(many), "0"
     done = inside(lab, host, sandbox, *words) if sandbox else lab.run(host, *words, check=False)
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@contextmanager
+def serving() -> Iterator[list[subprocess.Popen[str]]]:
+    """Servers that end with it."""
+    servers: list[subprocess.Popen[str]] = []
+    try:
+        yield servers
+    finally:
+        for process in servers:
+            process.kill()
+            process.wait(5)
+
+
+def create_networks(lab: Lab, *hosts: str) -> None:
+    """All of `NETWORKS`, known on these hosts too."""
+    for network, options in NETWORKS.items():
+        lab.run("A", "plait", "network", "create", network, *options)
+    for host in hosts:
+        until(f"{host} has them", lambda h=host: {row["name"] for row in shown(lab, h, "network", "ls")} >= NETWORKS.keys(), 10)
+
+
+def create_service(lab: Lab, network: str, published: int) -> None:
+    """One called as its network, of the containers there whose label `app` is the same."""
+    asked = "--port", "80:8080", "--selector", f"app={network}", "--publish", f"{published}:80"
+    lab.run("A", "plait", "service", "create", network, "--network", network, *asked)
+
+
+def vip(lab: Lab, service: str) -> str:
+    return next(str(row["address"]) for row in shown(lab, "A", "service", "ls") if row["name"] == service)

@@ -4,26 +4,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from tests.support.sandboxes import address, inside, shown
-from tests.support.servers import serve
+from tests.support.sandboxes import address, inside
+from tests.support.servers import NETWORKS, create_networks, create_service, serve, serving, vip
 
 from plait.lab.lab import Lab
 from plait.lab.process import until
 
 pytestmark = [pytest.mark.system, pytest.mark.root, pytest.mark.timeout(180)]
-NETWORKS = {
-    "plain": (),
-    "direct": ("--backend", "direct"),
-    "secret": ("--backend", "wireguard"),
-    "frames": ("-o", "layer2=true"),
-    "double": ("--ipv6",),
-}
 ASKED = """
 import json, socket, sys
 from concurrent.futures import ThreadPoolExecutor
@@ -64,31 +56,23 @@ spec:
 def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
     """On each network a server on A, which it publishes there and by a service, and clients on A and B. C has none of them."""
     made: Lab = make_lab(hosts=3)
-    servers: list[subprocess.Popen[str]] = []
-    try:
-        for network, options in NETWORKS.items():
-            made.run("A", "plait", "network", "create", network, *options)
-        until("B has them", lambda: {row["name"] for row in shown(made, "B", "network", "ls")} >= NETWORKS.keys(), 10)
+    with serving() as servers:
+        create_networks(made, "B")
         for number, network in enumerate(NETWORKS):
             of_it = "--network", network
             servers.append(serve(made, "A", network, *of_it, "--label", f"app={network}", "-p", f"{7000 + number}:8080"))
             for host in "AB":
                 for role in ("good", "bad", f"kept-{network}"):
                     made.run(host, "plait", "run", "--name", f"{role}-{host}-{network}", *of_it, "--label", f"role={role}")
-            asked = "--port", "80:8080", "--selector", f"app={network}", "--publish", f"{9000 + number}:80"
-            made.run("A", "plait", "service", "create", network, *of_it, *asked)
+            create_service(made, network, 9000 + number)
         yield made
-    finally:
-        for process in servers:
-            process.kill()
-            process.wait(5)
 
 
 def _ways(lab: Lab, network: str) -> dict[str, tuple[str, int]]:
-    number, vip = list(NETWORKS).index(network), next(row["address"] for row in shown(lab, "A", "service", "ls") if row["name"] == network)
+    number = list(NETWORKS).index(network)
     return {
         "its address": (address(lab, network), 8080),
-        "the service": (vip, 80),
+        "the service": (vip(lab, network), 80),
         "a published port": (lab.address("A"), 7000 + number),
         "the service's port of its host": (lab.address("A"), 9000 + number),
         "the service's port of another host": (lab.address("C"), 9000 + number),

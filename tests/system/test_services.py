@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 from tests.support.sandboxes import address, shown
-from tests.support.servers import CLIENT, connects, serve
+from tests.support.servers import CLIENT, connects, serve, serving
 
 from plait.lab.lab import Lab
 from plait.lab.process import until
@@ -43,16 +43,11 @@ SHOPS = ("shop-A", "shop-B", "shop-C")
 def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
     """On every host a server and a client."""
     made: Lab = make_lab(hosts=3)
-    servers: list[subprocess.Popen[str]] = []
-    try:
+    with serving() as servers:
         for host in "ABC":
             made.run(host, "plait", "run", "--name", f"client-{host}")
             servers.append(start(made, host, f"shop-{host}"))
         yield made
-    finally:
-        for process in servers:
-            process.kill()
-            process.wait(5)
 
 
 @pytest.fixture(autouse=True)
