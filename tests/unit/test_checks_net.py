@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.checks import certificate, free_port, nginx, serve, serve_bytes
+from tests.support.files import open_files
 
 from plait.checks.resolve import Address, Resolver
 from plait.checks.runners import Runners
@@ -282,11 +283,6 @@ async def test_a_refused_https_connection_says_so() -> None:
     assert result == Result("critical", f"HTTP GET https://127.0.0.1:{port}/: connection refused")
 
 
-def count() -> int:
-    """Files that this process has open."""
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 async def test_a_connection_that_is_never_answered_leaves_no_socket_behind() -> None:
     """A listener whose queue is full: the kernel drops further attempts without a word."""
     with socket.socket() as server, contextlib.ExitStack() as held:
@@ -308,8 +304,8 @@ async def test_a_connection_that_is_never_answered_leaves_no_socket_behind() -> 
 async def test_no_run_leaves_a_socket_behind() -> None:
     async with serve(lambda _reader, writer: writer.close()) as port, runners() as made:
         await made.run(http(f"http://127.0.0.1:{port}/"))
-        before = count()
+        before = open_files()
         for _ in range(20):
             for check in (http(f"http://127.0.0.1:{port}/"), tcp(f"127.0.0.1:{port}"), tcp(f"127.0.0.1:{free_port()}")):
                 await made.run(check)
-        assert count() <= before + 2
+        assert open_files() <= before + 2

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from tests.support.files import open_files
 
 from plait.checks.command import Commands, shell_args
 from plait.checks.process import _Output
@@ -117,13 +118,10 @@ async def test_what_never_runs_dry_is_read_in_portions() -> None:
 
 
 async def test_many_scripts_leave_neither_files_nor_zombies() -> None:
-    def count() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
-
     await once(script("true"))
-    before, others = count(), children()
+    before, others = open_files(), children()
     await asyncio.gather(*(once(script("true")) for _ in range(30)))
-    assert count() <= before
+    assert open_files() <= before
     assert children() <= others
 
 

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import Callable, Iterator
 
 import pytest
+from tests.support.files import open_files
 from tests.support.http import become
 
 from plait.http.readiness import READ, WRITE, Readiness
@@ -32,10 +32,6 @@ def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
     for pair in made:
         for sock in pair:
             sock.close()
-
-
-def files() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 async def test_each_is_told_what_it_waits_for_and_no_more(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
@@ -108,15 +104,15 @@ async def test_a_fault_of_one_is_told_and_the_others_are_served(pairs: list[tupl
 
 
 async def test_no_file_is_open_while_nothing_is_watched(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
-    before, readiness, (here, there) = files(), Readiness(), pairs[0]
+    before, readiness, (here, there) = open_files(), Readiness(), pairs[0]
     for _ in range(2):
         seen = Seen()
         readiness.watch(here.fileno(), 0, seen)
-        assert files() == before
+        assert open_files() == before
         readiness.watch(here.fileno(), READ, seen)
         there.send(b"x")
         await become(lambda seen=seen: seen.events)
-        assert files() == before + 1
+        assert open_files() == before + 1
         readiness.watch(here.fileno(), 0, seen)
         readiness.watch(here.fileno(), 0, seen)
-    assert files() == before
+    assert open_files() == before

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from tests.support.files import open_files
 
 from plait.model.errors import StoreUnavailable
 from plait.store import database, sqlite
@@ -74,7 +75,7 @@ async def test_everything_works_with_either(tmp_path: Path, means: str, monkeypa
     """Hundreds of writes at once, with the state folded and the WAL brought in several times; then a crash."""
     monkeypatch.setattr(database, "_FOLD_COMMITS", 70)
     monkeypatch.setattr(database, "_CHECKPOINT_PAGES", 9)
-    files = len(os.listdir("/proc/self/fd"))
+    files = open_files()
     store = await SqliteStore.open(tmp_path / "s.db")
     checkpoint, elsewhere = Database._checkpoint, list[bool]()
 
@@ -94,7 +95,7 @@ async def test_everything_works_with_either(tmp_path: Path, means: str, monkeypa
     await again.close()
     await store.close()
     assert [file.name for file in tmp_path.glob("s.db*")] == ["s.db"], "the WAL is brought in and gone"
-    assert len(os.listdir("/proc/self/fd")) == files
+    assert open_files() == files
 
 
 async def test_a_sync_that_fails_fails_all_built_on_it(tmp_path: Path, means: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import platform
 from pathlib import Path
 
 import pytest
+from tests.support.files import open_files
 
 from plait.store import kernelsync
 from plait.store.kernelsync import KernelSync
@@ -17,10 +18,6 @@ from plait.store.kernelsync import KernelSync
 
 def _open(path: Path) -> int:
     return os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
-
-
-def _files() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 async def _synced(sync: KernelSync) -> OSError | None:
@@ -32,7 +29,7 @@ async def _synced(sync: KernelSync) -> OSError | None:
 
 
 async def test_each_sync_is_told_once(tmp_path: Path) -> None:
-    before, fd = _files(), _open(tmp_path / "f")
+    before, fd = open_files(), _open(tmp_path / "f")
     sync = KernelSync(fd)
     for part in (b"a", b"b", b"c"):
         os.write(fd, part)
@@ -44,7 +41,7 @@ async def test_each_sync_is_told_once(tmp_path: Path) -> None:
     sync.detach()
     sync.close()
     os.close(fd)
-    assert _files() == before
+    assert open_files() == before
 
 
 async def test_a_sync_that_fails_says_why(tmp_path: Path) -> None:
@@ -59,7 +56,7 @@ async def test_a_sync_that_fails_says_why(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_synced_is_refused_at_once() -> None:
-    before = _files()
+    before = open_files()
     read, write = os.pipe()
     with pytest.raises(OSError, match="Invalid argument"):
         KernelSync(write)
@@ -67,7 +64,7 @@ def test_what_cannot_be_synced_is_refused_at_once() -> None:
     os.close(write)
     with pytest.raises(OSError, match="Bad file descriptor"):
         KernelSync(write)
-    assert _files() == before
+    assert open_files() == before
 
 
 def test_a_machine_of_another_kind_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
