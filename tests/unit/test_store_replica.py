@@ -23,7 +23,7 @@ class Switchable(MemoryStore):
 
     def cut(self) -> None:
         self.away = True
-        self._wake()
+        self._tell(self._history.head)
 
     def _check_open(self) -> None:
         super()._check_open()

@@ -30,6 +30,7 @@ from plait.store.join import split_address
 from plait.store.joinserver import PORT as JOIN_PORT
 from plait.store.joinserver import JoinServer
 from plait.store.knock import Knocked, KnockServer, knock
+from plait.store.local import LocalStore
 from plait.store.remote import RemoteStore
 from plait.store.server import PORT, StoreServer
 from plait.store.tls import ssl_context_client, ssl_context_join_server, ssl_context_server
@@ -125,6 +126,7 @@ class StorePlace:
     async def _serve(self) -> None:
         await self.refuse_copy()
         info = {"pool": str(self._identity.pool)}
+        assert isinstance(self._store, LocalStore)
         server = StoreServer(self._store, "", PORT, ssl_context_server(self._pki), run=self._run)
         context = ssl_context_join_server(self._pki)
         joins = JoinServer(self._store, self._pki, "", JOIN_PORT, context, store_address=lambda: self.address, info=info)

@@ -30,6 +30,15 @@ _TICK = 1.0
 """Seconds between looks at the leases, at most."""
 
 
+_Follower = tuple[str, Callable[[tuple[Change, ...]], bool]]
+"""What it is told of, and how."""
+
+
+def _leave(changes: tuple[Change, ...]) -> bool:
+    """Take none."""
+    return False
+
+
 def new_lease_id() -> int:
     """A random positive id of 62 bits: never one that was in use before a loss of data."""
     return secrets.randbits(62) + 1
@@ -43,7 +52,8 @@ class LocalStore(ABC):
     ) -> None:
         self._durable, self._working, self._history = state, state.copy(), history
         self._clock, self._lease_id = clock, lease_id
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._followers: dict[asyncio.Future[int], _Follower] = {}
+        """Those that have everything up to the head. Each is told in turn of what comes, and its future gets where it stays behind."""
         self._deadlines: dict[int, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
@@ -85,12 +95,29 @@ class LocalStore(ABC):
         """Reads history behind a cursor: nothing is buffered for a slow watcher, it ends with Compacted when too far behind."""
         cursor = from_revision
         while True:
-            self._check_open()
-            changes, cursor = self._history.since(cursor, prefix)
+            changes, cursor = self.since(prefix, cursor)
             if changes:
                 yield changes
-            elif cursor == self._history.head:
-                await self._changed()
+            else:
+                cursor = await self.follow(prefix, cursor, _leave)
+
+    def since(self, prefix: str, revision: int) -> tuple[tuple[Change, ...], int]:
+        """What `watch` yields next behind `revision`, and the revision that it reaches; nothing at the head. Raises as `watch`."""
+        self._check_open()
+        return self._history.since(revision, prefix)
+
+    async def follow(self, prefix: str, revision: int, take: Callable[[tuple[Change, ...]], bool]) -> int:
+        """Have `take` called with what comes behind `revision` the moment that it is durable, all followers with the same tuple. It never
+        raises, and says whether it took them. Returns when some were not taken, or `revision` is not the head: up to where all were."""
+        self._check_open()
+        if revision != self._history.head:
+            return revision
+        behind: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._followers[behind] = prefix, take
+        try:
+            return await behind
+        finally:
+            del self._followers[behind]
 
     async def grant(self, ttl: float) -> int:
         """Durable when it returns; raises ConfigError unless 0 < ttl <= one day."""
@@ -121,7 +148,7 @@ class LocalStore(ABC):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._wake()
+        self._tell(self._history.head)
 
     # --- durability
 
@@ -134,21 +161,22 @@ class LocalStore(ABC):
         return self._persist(commit, result)
 
     def _take(self, commits: Iterable[Commit]) -> None:
-        """They are durable: show them to reads and watches, which are woken before whoever made them."""
-        changing = []
+        """They are durable: show them to reads and watches, which learn of them before whoever made them."""
+        before, changing = self._history.head, []
         for commit in commits:
             self._durable.apply(commit)
             if commit.changes:
                 changing.append(commit)
         if changing:
             self._history.append(*changing)
-        self._wake()
+            self._tell(before)
 
     def _reset(self, state: State, history: History) -> None:
         """Go back to what is durable after a failed write. Watches that cannot go on from there end with Compacted."""
+        before = self._history.head
         self._durable, self._working, self._history = state, state.copy(), history
         self._deadlines = {lease: due for lease, due in self._deadlines.items() if lease in state.leases}
-        self._wake()
+        self._tell(before)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -156,18 +184,17 @@ class LocalStore(ABC):
 
     # --- watches
 
-    async def _changed(self) -> None:
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
-        try:
-            await waiter
-        finally:
-            self._waiters.discard(waiter)
-
-    def _wake(self) -> None:
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+    def _tell(self, before: int) -> None:
+        """Tell the followers, who have everything up to `before`, of what came then. They look themselves where that is nothing, or too
+        much for one look."""
+        told: dict[str, tuple[Change, ...]] = {}
+        whole = not self._closed and self._history.floor <= before < self._history.head
+        for behind, (prefix, take) in list(self._followers.items()) if self._followers else ():
+            if whole and prefix not in told:
+                told[prefix], reached = self._history.since(before, prefix)
+                whole = reached == self._history.head
+            if not behind.done() and not (whole and (not told[prefix] or take(told[prefix]))):
+                behind.set_result(before)
 
     # --- leases
 

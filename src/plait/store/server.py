@@ -12,12 +12,13 @@ import contextlib
 import logging
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import aclosing
+from functools import partial
 from typing import cast
 
 from plait.model.errors import Conflict, PlaitError
-from plait.store.api import Store
+from plait.store.api import Change
 from plait.store.listener import Limits, TlsServer, plain
+from plait.store.local import LocalStore
 from plait.store.protocol import (
     VERSION,
     Cancel,
@@ -66,14 +67,16 @@ once (to arm and disarm the time limit takes 9 us, measured)."""
 class StoreServer(TlsServer):
     """Store seam over the network. `open` binds, `run` serves until cancelled."""
 
-    def __init__(self, store: Store, host: str, port: int, context: ssl.SSLContext, limits: Limits | None = None, run: str = "") -> None:
+    def __init__(
+        self, store: LocalStore, host: str, port: int, context: ssl.SSLContext, limits: Limits | None = None, run: str = ""
+    ) -> None:
         """`context` is that of `tls.ssl_context_server`; `run` this agent's own, as in `protocol.Hello`."""
-        self._store, self._run = store, run
+        self._store, self._run, self._told = store, run, _Told()
         self._runs: dict[str, _Session] = {}
         super().__init__(host, port, context, limits)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        session = _Session(self._store, reader, writer, self._admit)
+        session = _Session(self._store, self._told, reader, writer, self._admit)
         try:
             await session.serve()
         finally:
@@ -101,11 +104,27 @@ Admit = Callable[["_Session"], Awaitable[str]]
 """Lets a session go on and gives the server's run; raises Conflict."""
 
 
+class _Told:
+    """The frames of the changes that were told last: hundreds of watches are told of the same."""
+
+    def __init__(self) -> None:
+        self._changes: tuple[Change, ...] = ()
+        self._frames: dict[int, bytes] = {}
+
+    def frame(self, number: int, changes: tuple[Change, ...]) -> bytes:
+        """What tells the watch of this number of them."""
+        if changes is not self._changes:
+            self._changes, self._frames = changes, {}
+        if number not in self._frames:
+            self._frames[number] = b"".join(frame(part) for part in change_parts(number, changes))
+        return self._frames[number]
+
+
 class _Session:
     """One agent's connection. `peer` and `node_id` are those of its certificate, `source` the address that it comes from."""
 
-    def __init__(self, store: Store, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, admit: Admit) -> None:
-        self._store, self._reader, self._writer, self._admit = store, reader, writer, admit
+    def __init__(self, store: LocalStore, told: _Told, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, admit: Admit) -> None:
+        self._store, self._told, self._reader, self._writer, self._admit = store, told, reader, writer, admit
         self.run, self.source = "", plain((writer.get_extra_info("peername") or ("?",))[0])
         self._heard = asyncio.Event()
         self.over = False
@@ -217,9 +236,21 @@ class _Session:
                 await self._send([Result(number)])
 
     async def _watch(self, watch: Watch) -> None:
-        async with aclosing(self._store.watch(watch.prefix, watch.from_revision)) as batches:  # type: ignore[type-var]
-            async for changes in batches:
+        cursor = watch.from_revision
+        while True:
+            changes, cursor = self._store.since(watch.prefix, cursor)
+            if changes:
                 await self._send(change_parts(watch.id, changes))
+            else:
+                cursor = await self._store.follow(watch.prefix, cursor, partial(self._take_up, watch.id))
+
+    def _take_up(self, number: int, changes: tuple[Change, ...]) -> bool:
+        """Tell a watch of them at once, if they are few and the peer reads."""
+        whole = self._told.frame(number, changes)
+        free = not self._sending.locked() and self._writer.transport.get_write_buffer_size() + len(whole) <= _UNREAD
+        if free:
+            self._writer.write(whole)
+        return free
 
     async def _send(self, messages: Iterable[Message]) -> None:
         """Write the frames of one answer; wait, not long, while the peer does not read."""
