@@ -9,11 +9,13 @@ its ports' own addresses have.
 from __future__ import annotations
 
 import socket
+from functools import lru_cache
 from ipaddress import ip_address
 
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux.link import mac_bytes
 from plait.kernel.linux.route import (
+    MADE,
     NDA_DST,
     NDA_LLADDR,
     NDMSG,
@@ -77,8 +79,13 @@ def decode_fdb(body: bytes, index: int, name: str) -> Fdb | Flood | None:
     attrs = nl.parse_attrs(body[NDMSG.size :])
     if at != index or len(attrs.get(NDA_DST, b"")) not in (4, 16) or NDA_LLADDR not in attrs:
         return None
-    mac, dst = attrs[NDA_LLADDR].hex(":"), ip_address(attrs[NDA_DST])
+    mac, dst = attrs[NDA_LLADDR].hex(":"), _destination(attrs[NDA_DST])
     return Flood(name, dst) if mac == NO_MAC else Fdb(name, mac, dst)
+
+
+@lru_cache(MADE)
+def _destination(data: bytes) -> IPAddress:
+    return ip_address(data)
 
 
 def dump_bridge_fdbs(sock: nl.NetlinkSocket, index: int, names: dict[int, str]) -> list[BridgeFdb]:

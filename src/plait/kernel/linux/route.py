@@ -10,11 +10,12 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import Collection, Iterator
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux.link import ADDRESS6_FLAGS, mac_bytes
-from plait.model.addr import IPAddress
+from plait.model.addr import IPAddress, IPNetwork
 from plait.model.egress import EGRESS_TABLES
 from plait.model.objects import PREFIX, ROUTE_PROTOCOL, Addr, Neigh, Route
 from plait.model.routing import TABLES
@@ -45,11 +46,16 @@ _METRIC6 = 1024
 """The metric that IPv6 gives a route without one (IP6_RT_PRIO_USER, include/uapi/linux/ipv6_route.h)."""
 
 
+MADE = 2048
+"""So many addresses are remembered, and networks: each pass reads the same ones, and to make one takes longer than all else of a row."""
+
+
 def check_size(body: bytes, size: int, what: str) -> None:
     if len(body) < size:
         raise nl.NetlinkParseError(f"{what} message of {len(body)} bytes is too short")
 
 
+@lru_cache(MADE)
 def _address(data: bytes, family: int) -> IPAddress:
     if len(data) * 8 != _BITS.get(family):
         raise nl.NetlinkParseError(f"an address of family {family} of {len(data)} bytes")
@@ -148,9 +154,8 @@ def decode_route(body: bytes, names: dict[int, str]) -> Route | None:
     oif = nl.number_of(attrs.get(_RTA_OIF))
     unicast = _KIND_NAMES[kind] == "unicast"
     metric = nl.number_of(attrs.get(_RTA_PRIORITY))
-    dst = _address(attrs.get(_RTA_DST, bytes(bits // 8)), family)
     return Route(
-        dst=IPv4Network((dst, prefix), strict=False) if isinstance(dst, IPv4Address) else IPv6Network((dst, prefix), strict=False),
+        dst=_network(attrs.get(_RTA_DST, bytes(bits // 8)), family, prefix),
         dev=names.get(oif, f"if{oif}") if unicast else "",
         via=_via(attrs, family),
         onlink=bool(flags & _RTNH_F_ONLINK),
@@ -161,6 +166,12 @@ def decode_route(body: bytes, names: dict[int, str]) -> Route | None:
         metric=0 if family == socket.AF_INET6 and metric == _METRIC6 else metric,
         table=table if table in EGRESS_TABLES else 0,
     )
+
+
+@lru_cache(MADE)
+def _network(data: bytes, family: int, prefix: int) -> IPNetwork:
+    dst = _address(data, family)
+    return IPv4Network((dst, prefix), strict=False) if isinstance(dst, IPv4Address) else IPv6Network((dst, prefix), strict=False)
 
 
 def _via(attrs: dict[int, bytes], family: int) -> IPAddress | None:
