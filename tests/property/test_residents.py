@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from tests.support.policies import BLOCKS, NETWORKS, NODES, endpoint
 
 from plait.ipam import stray_endpoints
-from plait.model.cluster import Endpoint, Snapshot
+from plait.model.cluster import Endpoint, Reach, Snapshot
 from plait.model.egress import Egress, EgressGateway
 from plait.model.limits import Limits
 from plait.model.service import Service, ServicePort
 from plait.plan import Local, plan_node
 from plait.plan.exposed import HOST
+from plait.plan.neighbours import Neighbours
 from plait.plan.residents import Residents
 from plait.policy.roster import differing
 from plait.shaping import Limiting, Means
@@ -60,15 +61,16 @@ def _near(snapshot: Snapshot) -> dict[str, Endpoint]:
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_what_follows_events_is_what_the_whole_says(data: st.DataObject) -> None:
-    """In between blocks of others, networks, limits and containers' namespaces that come and go."""
+    """In between blocks of others, networks, limits and containers' namespaces that come and go, and other nodes that change."""
     snapshot, residents = replace(START, networks=data.draw(st.sampled_from((NETWORKS, APART)))), Residents()
     local = Local(fast_path=True, shortcut="eth0", underlay="eth0", links=frozenset({"eth0"}), residents=residents)
-    local = replace(local, limiting=Limiting(means=Means.of({"ingress"})))
+    path_mtu: dict[str, int] = {}
+    local = replace(local, limiting=Limiting(means=Means.of({"ingress"})), path_mtu=path_mtu)
     for one in data.draw(st.lists(endpoints(), min_size=3, max_size=20)):
         one = one if one.network in snapshot.networks else replace(one, network="default")
         held = {key: other for key, other in snapshot.endpoints.items() if key != one.id}
         snapshot = replace(snapshot, endpoints=held if data.draw(st.integers(0, 3)) == 0 else {**held, one.id: one})
-        match data.draw(st.integers(0, 7)):
+        match data.draw(st.integers(0, 11)):
             case 0:
                 blocks = {key: block for key, block in BLOCKS.items() if block.node == "A" or data.draw(st.booleans())}
                 snapshot = replace(snapshot, blocks=blocks)
@@ -81,9 +83,18 @@ def test_what_follows_events_is_what_the_whole_says(data: st.DataObject) -> None
                 local = replace(local, limiting=replace(local.limiting, told=told))
             case 3:
                 local = replace(local, netns=data.draw(st.sampled_from(({}, {one.id: "/proc/7/ns/net"}))))
+            case 4:
+                narrow = data.draw(st.sampled_from((1500, 1400)))
+                snapshot = replace(snapshot, nodes={**NODES, "B": replace(NODES["B"], mtu=narrow)})
+            case 5:
+                alive, broken = data.draw(st.sampled_from(("A", "AB"))), data.draw(st.sampled_from(({}, {"pl-x1": ("B",)})))
+                snapshot = replace(snapshot, alive=frozenset(alive), reach={"A": Reach("A", ("B",), broken), "B": Reach("B", ("A",))})
+            case 6:
+                path_mtu.update(B=data.draw(st.sampled_from((1500, 1300))))
+                local = replace(local, underlay=data.draw(st.sampled_from(("", "eth0"))))
         near, strays = residents.of(snapshot)
         assert near == replace(snapshot, endpoints=_near(snapshot)) and strays == stray_endpoints(snapshot)
-        assert plan_node(snapshot, local) == plan_node(snapshot, replace(local, residents=Whole()))
+        assert plan_node(snapshot, local) == plan_node(snapshot, replace(local, residents=Whole(), neighbours=Neighbours()))
 
 
 def test_what_is_made_of_endpoints_is_made_once() -> None:

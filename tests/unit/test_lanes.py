@@ -13,12 +13,21 @@ import pytest
 from plait.agent.echo import TIMEOUT_S, Lane, LaneAbsent
 from plait.agent.lanes import LINK, LINK6, STEADY, TRIES, Lanes, Measured, lanes, reach
 from plait.model.addr import IPAddress
-from plait.model.cluster import Network, Node, Reach, Snapshot
+from plait.model.cluster import Block, Network, Node, Reach, Snapshot
 
 A, N = IPv4Address, IPv4Network
 NODES = {n: Node(n, f"id-{n}", A(f"192.0.2.{i}"), 1500, f"02::0{i}", A(f"10.28.{i}.0")) for i, n in enumerate("ABC", 1)}
 VXLAN = Network("default", N("10.28.0.0/16"), A("10.28.0.1"), 24)
-SNAPSHOT = Snapshot("A", 1, NODES, frozenset("ABC"), {"default": VXLAN, "here": replace(VXLAN, name="here", backend="none")})
+EMPTY = replace(VXLAN, name="empty", subnet=N("10.30.0.0/16"), vni=9)
+BLOCKS = [Block(name, N(f"10.{second}.2.0/24"), "B") for name, second in (("default", 28), ("here", 28), ("dual", 29))]
+SNAPSHOT = Snapshot(
+    "A",
+    1,
+    NODES,
+    frozenset("ABC"),
+    {"default": VXLAN, "here": replace(VXLAN, name="here", backend="none"), "empty": EMPTY},
+    {(block.network, block.cidr): block for block in BLOCKS},
+)
 TO_B = ("B", "pl-x1"), Lane(A("10.28.1.0"), "pl-x1"), A("10.28.2.0")
 
 
@@ -99,6 +108,13 @@ def test_every_other_node_is_asked_on_the_link_and_through_every_tunnel() -> Non
     assert lanes(replace(SNAPSHOT, nodes={**NODES, "C": replace(NODES["C"], tunnel=None)})).keys() == {("B", LINK), ("B", "pl-x1")}
 
 
+def test_nobody_is_asked_through_a_tunnel_that_leads_to_nobody() -> None:
+    assert not any(device == "pl-x9" for _, device in lanes(SNAPSHOT))
+    first = Block("empty", N("10.30.1.0/24"), "C")
+    lived_in = replace(SNAPSHOT, blocks={**SNAPSHOT.blocks, ("empty", first.cidr): first})
+    assert {node for node, device in lanes(lived_in) if device == "pl-x9"} == {"B", "C"}
+
+
 def test_over_ipv6_the_tunnels_alone_are_asked() -> None:
     six = {name: replace(node, address=IPv6Address(f"2001:2::{i}")) for i, (name, node) in enumerate(NODES.items(), 1)}
     assert lanes(replace(SNAPSHOT, nodes=six)) == {key: lane for key, lane in lanes(SNAPSHOT).items() if key[1] != LINK}
@@ -114,7 +130,7 @@ def with_links(nodes: dict[str, Node]) -> dict[str, Node]:
 def test_plain_ipv6_is_asked_for_on_the_link_where_a_network_has_it() -> None:
     nodes = with_links(NODES)
     assert lanes(replace(SNAPSHOT, nodes=nodes)) == lanes(SNAPSHOT), "nobody asks where no network has it"
-    dual = replace(VXLAN, subnet6=IPv6Network("fd00::/64"), gateway6=IPv6Address("fd00::1"))
+    dual = replace(VXLAN, name="dual", subnet6=IPv6Network("fd00::/64"), gateway6=IPv6Address("fd00::1"))
     found = lanes(replace(SNAPSHOT, nodes=nodes, networks={"dual": dual}))
     assert found["B", LINK6] == (Lane(nodes["A"].probe6), nodes["B"].probe6)
     for without in "AB":
@@ -180,7 +196,7 @@ async def test_a_change_is_said_and_said_back(monkeypatch: pytest.MonkeyPatch) -
 async def test_a_restart_changes_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
     said = Reach("A", ("B",), {"pl-x1": ("C",)}, ("C",))
     subject = Running(monkeypatch, said)
-    dual = replace(VXLAN, subnet6=IPv6Network("fd00::/64"), gateway6=IPv6Address("fd00::1"))
+    dual = replace(VXLAN, name="dual", subnet6=IPv6Network("fd00::/64"), gateway6=IPv6Address("fd00::1"))
     subject.snapshot = replace(subject.snapshot, nodes=with_links(NODES), networks={"dual": dual})
     subject.air.absent = {LINK, "pl-x1"}
     running = asyncio.create_task(subject.lanes.run(subject.air))

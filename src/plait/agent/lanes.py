@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from plait.agent.echo import Lane, LaneAbsent, LaneProbe
 from plait.model.addr import IPAddress
 from plait.model.cluster import Node, Reach, Snapshot
-from plait.plan import next_hop, next_hop6, plain6, tunnel_devices
+from plait.plan import inhabited, next_hop, next_hop6, plain6, tunnel_devices
 
 log = logging.getLogger("plait.lanes")
 EVERY_S, APART_S = 1.0, 0.02
@@ -153,7 +153,8 @@ def lanes(snapshot: Snapshot, link: str = "") -> dict[LaneKey, tuple[Lane, IPAdd
     me = snapshot.nodes.get(snapshot.me)
     if me is None or me.tunnel is None:
         return {}
-    devices, six = sorted(tunnel_devices(snapshot.networks.values())), plain6(me, snapshot.networks.values())
+    asked = [snapshot.networks[name] for name in inhabited(snapshot)]
+    devices, six = sorted(tunnel_devices(asked)), plain6(me, snapshot.networks.values())
     found: dict[LaneKey, tuple[Lane, IPAddress]] = {}
     for name, node in snapshot.nodes.items():
         if name == me.name or node.tunnel is None:

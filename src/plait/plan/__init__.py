@@ -4,7 +4,7 @@
 from plait.plan.desired import carried, endpoint_objects, plan_node, prompt_objects
 from plait.plan.firewall import guarded, guards_of
 from plait.plan.local import Local
-from plait.plan.paths import choose, inner_mtu, member, network_mtu, next_hop, next_hop6, path_mtu, plain6, tunnel_devices
+from plait.plan.paths import choose, inhabited, inner_mtu, member, network_mtu, next_hop, next_hop6, path_mtu, plain6, tunnel_devices
 
 __all__ = [
     "Local",
@@ -13,6 +13,7 @@ __all__ = [
     "endpoint_objects",
     "guarded",
     "guards_of",
+    "inhabited",
     "inner_mtu",
     "member",
     "network_mtu",

@@ -8,11 +8,11 @@ neighbours, FDB rows, sysctls and the nft table (see `firewall.py`). Determinist
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface
 
-from plait.backends import DIRECT, LAST_METRIC, LEAST_MTU6, Child, Path, Peer, backend_of, child_of, on_link
+from plait.backends import DIRECT, LAST_METRIC, LEAST_MTU6, Child, Peer, backend_of, child_of, on_link
 from plait.ipam import image, image_block
 from plait.model.addr import IPAddress, mac_from_digest
 from plait.model.cluster import GATEWAY_META, Block, Endpoint, Network, Node, Snapshot
@@ -43,7 +43,7 @@ from plait.plan.limits import endpoint_limits
 from plait.plan.local import Local
 from plait.plan.narrow import narrow_objects
 from plait.plan.outside import outside_objects
-from plait.plan.paths import choose, direct_routes, inner_mtu, member, network_mtu, probe_objects
+from plait.plan.paths import member, network_mtu, probe_objects
 from plait.plan.portlimits import port_limit_objects
 from plait.plan.strict import loosened
 from plait.plan.switching import switched_objects
@@ -66,8 +66,8 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     if me is None:
         return {}
     routed = [n for n in snapshot.networks.values() if child_of(n) is None]
-    chosen = {network.name: choose(snapshot, network) for network in routed}  # as the others see it: both ends take the same path
-    every, snapshot = snapshot.networks, replace(snapshot, networks={n.name: carried(snapshot, n, local.ipv6) for n in routed})
+    shared, every = snapshot, snapshot.networks
+    snapshot = replace(snapshot, networks={n.name: carried(snapshot, n, local.ipv6) for n in routed})
     near, outside = local.residents.of(snapshot)
     objects = _on_host_links(me, replace(near, networks=every), local)
     if me.wireguard is not None:
@@ -78,12 +78,12 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
     objects.append(Sysctl("ipv4/ip_forward", "1"))
     objects += [*_gateways(me, networks), *probe_objects(me, local.underlay, networks, snapshot.nodes.values())]
     strays = routed_strays(snapshot, outside)
-    peers = {network.name: _peers(snapshot, network, local, strays, chosen[network.name]) for network in networks}
+    around = local.neighbours.of(shared, snapshot, outside, strays, local.underlay, local.path_mtu)
+    peers = {name: found.peers for name, found in around.items()}
     beyond = egress_objects(snapshot, snapshot.networks, peers) + outside_objects(snapshot.networks, local.tables)
     snapshot = near  # what comes now is about no other endpoint
     for network in networks:
-        objects += backend_of(network).plan(member(snapshot, network), network, peers[network.name])
-        objects += direct_routes(me, network, local.underlay, peers[network.name])
+        objects += around[network.name].objects
         objects += _backstops(network, snapshot)
     direct = [network for network in networks if any(peer.path and peer.path.kind == DIRECT for peer in peers[network.name])]
     sandboxes, exposed = _own_sandboxes(snapshot), exposed_here(snapshot)
@@ -100,7 +100,8 @@ def plan_node(snapshot: Snapshot, local: Local) -> Plan:
         objects += loosened(me, objects, [n for n in networks if backend_of(n).ways[:1] == (DIRECT,)], local.underlay)
     rows = [obj for obj in objects if isinstance(obj, Route | Fdb)]
     objects += early_objects(snapshot, sandboxes, policies.idents, local, direct, rows, vips)
-    return {obj.key: _as_local(obj, local) for obj in objects}
+    spelled = {number: key for found in around.values() for number, key in found.keys.items()}
+    return {spelled.get(id(obj)) or obj.key: _as_local(obj, local) for obj in objects}
 
 
 def prompt_objects(snapshot: Snapshot, local: Local) -> list[KernelObject]:
@@ -309,46 +310,6 @@ def _backstops(network: Network, snapshot: Snapshot) -> list[KernelObject]:
     own = [b.cidr for b in snapshot.blocks.values() if b.network == network.name and b.node == snapshot.me and b.purpose == "pool"]
     images = {network.subnet6, *(image_block(network, cidr) for cidr in own)} - {None}
     return [Route(cidr, kind="unreachable", metric=LAST_METRIC) for cidr in (*{network.subnet, *own}, *images) if cidr is not None]
-
-
-def _peers(snapshot: Snapshot, network: Network, local: Local, strays: Iterable[Endpoint], paths: Mapping[str, Path | None]) -> list[Peer]:
-    """The other nodes, each with its blocks and with the addresses that it has in use of blocks that are not its own."""
-    blocks: dict[str, list[IPv4Network]] = {}
-    blocks6: dict[str, list[IPv6Network]] = {}
-    for block in snapshot.blocks.values():
-        if block.network == network.name and block.node != snapshot.me:
-            blocks.setdefault(block.node, []).append(block.cidr)
-            if (images := image_block(network, block.cidr)) is not None:
-                blocks6.setdefault(block.node, []).append(images)
-    for stray in strays:
-        if stray.network == network.name and stray.node != snapshot.me:
-            blocks.setdefault(stray.node, []).append(IPv4Network(stray.address))
-            if network.subnet6 is not None and stray.address6 is not None:
-                blocks6.setdefault(stray.node, []).append(IPv6Network(stray.address6))
-    me = member(snapshot, network)
-    there = _on_one_link(snapshot, network, local.residents.of(snapshot)[1], strays) if network.layer2 else {}
-    found = []
-    for name in sorted(paths):
-        node, path = snapshot.nodes[name], paths[name]
-        mtu = inner_mtu(me, node, network, path, local.path_mtu)
-        mtu = mtu if mtu < network_mtu(me, network) else 0
-        cidrs, cidrs6 = tuple(sorted(blocks.get(name, []))), tuple(sorted(blocks6.get(name, [])))
-        found.append(Peer(node, cidrs, path, mtu, cidrs6, name in snapshot.alive, there.get(name, ())))
-    return found
-
-
-def _on_one_link(
-    snapshot: Snapshot, network: Network, strays: Iterable[Endpoint], routed: Iterable[Endpoint]
-) -> dict[str, tuple[Endpoint, ...]]:
-    """The network's endpoints by node, but for strays whose address somebody else has rightfully (see `routed_strays`). The hosts' own are
-    where their bridges are."""
-    unlucky = {stray.id for stray in strays} - {stray.id for stray in routed}
-    found: dict[str, list[Endpoint]] = {}
-    for _, endpoint in sorted(snapshot.endpoints.items()):
-        if endpoint.network == network.name and endpoint.id not in unlucky and endpoint.node in snapshot.nodes:
-            bridge_mac = snapshot.nodes[endpoint.node].vtep_mac
-            found.setdefault(endpoint.node, []).append(replace(endpoint, mac=bridge_mac) if endpoint.runtime == HOST else endpoint)
-    return {node: tuple(endpoints) for node, endpoints in found.items()}
 
 
 def routed_strays(snapshot: Snapshot, strays: Sequence[Endpoint]) -> list[Endpoint]:

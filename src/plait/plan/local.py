@@ -10,6 +10,7 @@ from plait.model.addr import IPNetwork
 from plait.model.routing import RouteTable
 from plait.plan.balancing import Balancing
 from plait.plan.hostlease import HostLease
+from plait.plan.neighbours import Neighbours
 from plait.plan.policy import Policing
 from plait.plan.residents import Residents
 from plait.shaping import Limiting, Uplink
@@ -26,8 +27,8 @@ class Local:
     (`rotation`), the links that it has, where networks lie on them or are encrypted, the addresses that it has leased for networks, what it
     knows of limits and of the queues of its `uplink`, whether its kernel can drop what is forged (`guard.CAPABILITY`), who may come to
     published ports (() for everybody), whether its kernel can choose among backends (`vips.CAPABILITY`), the tables of routes
-    that routers fill, which lost nodes' hosts are silent (`vips`), and, to spare it work, what it made of policies, services and endpoints
-    before."""
+    that routers fill, which lost nodes' hosts are silent (`vips`), and, to spare it work, what it made of policies, services, endpoints
+    and other nodes before."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
@@ -52,3 +53,4 @@ class Local:
     policing: Policing = field(default_factory=Policing, compare=False)
     balancing: Balancing = field(default_factory=Balancing, compare=False)
     residents: Residents = field(default_factory=Residents, compare=False)
+    neighbours: Neighbours = field(default_factory=Neighbours, compare=False)

@@ -18,7 +18,7 @@ from ipaddress import IPv6Interface, IPv6Network
 
 from plait.backends import BACKENDS, BOTH, DIRECT, Path, Peer, backend_of, outer_growth
 from plait.model.addr import IPAddress
-from plait.model.cluster import Network, Node, Reach, Snapshot
+from plait.model.cluster import Endpoint, Network, Node, Reach, Snapshot
 from plait.model.objects import GATEWAY_LINK, Addr, KernelObject, Route
 from plait.plan.dual import opened
 
@@ -33,6 +33,13 @@ def choose(snapshot: Snapshot, network: Network) -> dict[str, Path | None]:
     """The path to each other node for the packets of `network`; None where there is no way at all for this backend."""
     chooser = _Chooser(snapshot, network)
     return {name: chooser.path(node) for name, node in snapshot.nodes.items() if name != snapshot.me}
+
+
+def inhabited(snapshot: Snapshot, strays: Iterable[Endpoint] = ()) -> frozenset[str]:
+    """The networks that somebody has addresses of: a block, or one of `strays` (`ipam.stray_endpoints`). In others nobody is to be reached,
+    so that one more costs a host the same whatever the number of hosts. Encrypted ones share a tunnel, which stands before it is used."""
+    named = {block.network for block in snapshot.blocks.values()} | {stray.network for stray in strays}
+    return frozenset(name for name, network in snapshot.networks.items() if name in named or network.encrypted)
 
 
 def tunnel_devices(networks: Iterable[Network]) -> frozenset[str]:
