@@ -11,13 +11,14 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import pytest
 import pytest_asyncio
 
-from plait.agent.kernelwork import KernelWork
+from plait.agent.kernelwork import ADDED, KernelWork
 from plait.kernel.fake import FakeKernel
 from plait.model.hostlinks import ChildLink, Key
 from plait.model.objects import (
     NFT_FAST_FAMILY,
     Addr,
     EndpointLink,
+    HookRule,
     KernelObject,
     NftChain,
     NftElement,
@@ -304,4 +305,35 @@ async def test_nothing_begins_after_a_put_that_leaves_open_what_a_set_has(s: Set
     await s.work.put([put])
     listings.clear()
     await s.work.converge(lambda: WITH_IT, True, "pl-e1")
+    assert listings and s.kernel.objects == WITH_IT
+
+
+async def test_what_is_new_is_put_without_a_listing(s: Setup, listings: list[None]) -> None:
+    await s.work.converge(lambda: STEADY, True)
+    listings.clear()
+    report = await s.work.converge(lambda: WITH_IT, True, ADDED)
+    assert (report.writes, report.failed, listings, s.kernel.objects) == (3, {}, [], WITH_IT)
+    assert (await s.work.converge(lambda: WITH_IT, True, ADDED)).writes == 0 and not listings
+
+
+async def test_what_takes_something_away_is_listed_for(s: Setup, listings: list[None]) -> None:
+    await s.work.converge(lambda: WITH_IT, True)
+    listings.clear()
+    await s.work.converge(lambda: STEADY, True, ADDED)
+    assert listings and s.kernel.objects == STEADY
+
+
+@pytest.mark.parametrize("new", [HookRule("ip", "filter", "DOCKER-USER", "accept"), ChildLink("pl-e7", "eth1", "macvlan", "bridge")])
+async def test_what_may_be_there_already_is_listed_for(s: Setup, listings: list[None], new: KernelObject) -> None:
+    await s.work.converge(lambda: STEADY, True)
+    listings.clear()
+    await s.work.converge(lambda: {**STEADY, new.key: new}, True, ADDED)
+    assert listings
+
+
+async def test_somebody_elses_rules_are_listed_for(s: Setup, listings: list[None]) -> None:
+    await s.work.converge(lambda: STEADY, True)
+    s.kernel.trample(CHAIN.key, replace(CHAIN, rules=()))
+    listings.clear()
+    await s.work.converge(lambda: WITH_IT, True, ADDED)
     assert listings and s.kernel.objects == WITH_IT

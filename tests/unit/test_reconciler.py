@@ -6,14 +6,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import pytest
 import pytest_asyncio
 
-from plait.agent import reconciler
+from plait.agent import kernelwork, reconciler
 from plait.agent.health import Health
-from plait.agent.kernelwork import KernelWork
+from plait.agent.kernelwork import KernelWork, PassReport
 from plait.agent.reconciler import Reconciler
 from plait.kernel.fake import FakeKernel
 from plait.model.errors import KernelError
@@ -106,6 +106,67 @@ async def test_what_is_only_marked_waits_for_the_pass(case: Case) -> None:
     case.loop.mark()
     await case.settled()
     assert case.asked == 0 and case.held == HOSTS
+
+
+class Rested:
+    """A loop of passes that has come to rest, each next one `APART_S` later; what each was asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(reconciler, "APART_S", 0.0)
+        self.case, self.asked = Case(), list[str]()
+        converge = self.case.work.converge
+
+        def noted(plan: Callable[[], Plan], may_delete: bool, beginning: str = "") -> Awaitable[PassReport]:
+            self.asked.append(beginning)
+            return converge(plan, may_delete, beginning)
+
+        monkeypatch.setattr(self.case.work, "converge", noted)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(one) for one in (self.case.loop.run(), self.case.loop.watch())]
+        await self.passed()
+        self.asked.clear()
+        yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.case.work.close()
+
+    async def passed(self) -> list[str]:
+        """What was asked for since the last time."""
+        await asyncio.sleep(4 * reconciler.SETTLE_S + 0.05)
+        asked = list(self.asked)
+        self.asked.clear()
+        return asked
+
+
+async def test_while_the_kernel_is_silent_what_is_new_comes_before_the_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rested = Rested(monkeypatch)
+    async with rested.running():
+        rested.case.loop.mark()
+        assert await rested.passed() == [kernelwork.ADDED], "nothing was to be done, and nothing is to be looked at"
+        rested.case.wanted = MORE
+        rested.case.loop.mark()
+        assert await rested.passed() == [kernelwork.ADDED, ""] and rested.case.held == MORE
+
+
+async def test_once_the_kernel_has_spoken_it_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rested = Rested(monkeypatch)
+    async with rested.running():
+        rested.case.kernel.trample(HOSTS.key, None)
+        assert (await rested.passed())[0] == "" and rested.case.held == HOSTS
+
+
+async def test_a_stream_of_changes_does_not_put_off_the_look_that_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciler, "TIMER_S", 0.2)
+    rested = Rested(monkeypatch)
+    async with rested.running():
+        asked = []
+        for _ in range(4):
+            rested.case.loop.mark()
+            asked += await rested.passed()
+        assert "" in asked and kernelwork.ADDED in asked
 
 
 async def test_a_pass_follows_that_for_an_endpoint_that_begins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,10 @@ REHEARSED_PASSES = 3
 """A replaced link loses what lay on it, which the second pass puts back; a third finds nothing to do, unless the plan changes meanwhile."""
 
 
+ADDED = "*"
+"""A pass for the sake of what is new, which takes none away. Links are not called so."""
+
+
 @dataclass(frozen=True, slots=True)
 class PassReport:
     """What one pass did: number of operations, failures by key, milliseconds."""
@@ -68,7 +72,7 @@ class KernelWork:
 
     async def converge(self, plan: Callable[[], Plan], may_delete: bool, beginning: str = "") -> PassReport:
         """One full pass: list, plan, diff, apply. `plan` is called in the loop after the listing. `beginning`: the link of an endpoint
-        for whose sake the pass is, which another one follows anyway."""
+        for whose sake the pass is, which another one follows anyway; or `ADDED`, if only what the view said is new."""
         async with self._door:
             started = time.monotonic()
             held, self._held = self._held, {}  # so it stays if whoever asked does not wait for the end
@@ -91,10 +95,13 @@ class KernelWork:
 
     async def _begin(self, plan: Callable[[], Plan], link: str, held: Plan) -> tuple[Plan, list[Op], Result] | None:
         """All of a pass but the listing and deletions; None if that is not sure to be enough, or something was refused. What was to be
-        deleted is held on."""
+        deleted is held on where an endpoint begins. A rule at somebody else's hook, and a link on the host's, may be there already."""
         if not link or not held or any(link in part for key in held for part in key):
             return None
         wanted = plan()
+        unsure = any(key[0] in ("hook", "child") for key in wanted.keys() - held.keys())
+        if unsure or (link == ADDED and any(key[0] != "sysctl" for key in held.keys() - wanted.keys())):
+            return None
         ops, result = await self._brought(_apply_if_known, self._kernel, wanted, held, may_delete=False)
         return None if result.failed else ({**held, **wanted}, ops, result)
 

@@ -2,7 +2,9 @@
 """The loop that keeps the kernel what the snapshot says: triggers mark dirty, a pass makes it true.
 
 Triggers are changes of the view, kernel events (somebody flushed our table, removed our link) and a timer. They only mark; bursts
-collapse into one pass. Latency from an event to its pass is at most `SETTLE_S` + `APART_S`; elements may be ahead of it (`hasten`).
+collapse into one pass. Latency from an event to its pass is at most `SETTLE_S` + `APART_S`; elements may be ahead of it (`hasten`). As
+long as the kernel is silent, what the view says anew is in it before it is listed (`ADDED`): a pass that costs what it is about, and the
+whole one follows.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 
 from plait.agent.health import Health
-from plait.agent.kernelwork import KernelWork, PassReport
+from plait.agent.kernelwork import ADDED, KernelWork, PassReport
 from plait.kernel.api import Kernel
 from plait.model.errors import KernelError
 from plait.model.objects import KernelObject, Plan
@@ -51,6 +53,8 @@ class Reconciler:
         self._first = asyncio.Event()
         self._moved = False
         """Whether links or addresses changed since they were last looked at: every attach changes some, so once a pass is enough."""
+        self._heard, self._due = True, 0.0
+        """Whether the kernel has said anything since it was last listed; when it is listed whatever it says (`time.monotonic`)."""
 
     def mark(self) -> None:
         self._dirty.set()
@@ -76,7 +80,7 @@ class Reconciler:
             if self._moved:
                 self._moved = False
                 self._on_link()
-            await self.once()
+            await self.once("" if self._heard or time.monotonic() > self._due else ADDED)
             self._first.set()
             await asyncio.sleep(APART_S)
             try:
@@ -84,7 +88,7 @@ class Reconciler:
                     await self._dirty.wait()
                 await asyncio.sleep(SETTLE_S)
             except TimeoutError:
-                pass
+                self._heard = True
 
     async def hasten(self) -> None:
         """Bring elements in line with what is hurried. Never returns. What fails here is the pass's to find and to tell."""
@@ -98,14 +102,18 @@ class Reconciler:
     async def once(self, beginning: str = "") -> PassReport:
         """One pass; what failed is a condition, and in the report, under ("pass",) if nothing could be done at all. `beginning`: see
         `KernelWork.converge`."""
+        if not beginning:
+            self._heard, self._due = False, time.monotonic() + TIMER_S
         try:
             report = await self._work.converge(self._plan, self._may_delete(), beginning)
         except (OSError, KernelError) as error:
             self._health.set("kernel-refused", "pass", f"the kernel could not be read: {error}")
+            self._heard = True
             self._dirty.set()
             refused = error if isinstance(error, KernelError) else KernelError("list", "the kernel", error.errno or errno.EIO, str(error))
             return PassReport(0, {("pass",): refused})
-        if beginning:
+        if beginning and (beginning != ADDED or report.writes):
+            self._heard = True
             self._dirty.set()
         self._health.clear("kernel-refused", "pass")
         self._health.replace("kernel-refused", {" ".join(key): str(error) for key, error in report.failed.items()})
@@ -115,6 +123,7 @@ class Reconciler:
         """Turn kernel events into marks. Never returns."""
         async for word in self._kernel.watch():
             log.debug("kernel_event", extra={"kind": word, "at": round(time.monotonic(), 3)})
+            self._heard = True
             if word in ("link", "addr", "overrun"):
                 self._moved = True
             if word in ("link", "addr", "route", "overrun"):
