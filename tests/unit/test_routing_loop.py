@@ -37,6 +37,7 @@ class Bird:
         self.starts, self.config, self.stopped = 0, "", 0
         self.protocols, self.refuses = UP, ""
         self.error: Exception | None = None
+        self.answers = True
 
     async def bring(self, config: str) -> bool:
         if self.error is not None:
@@ -45,6 +46,8 @@ class Bird:
         return fresh
 
     async def ask(self, command: str) -> list[str]:
+        if not self.answers:
+            raise BirdError("BIRD cannot be asked at bird.ctl: No such file or directory")
         if command == "show protocols all":
             return self.protocols.splitlines()
         if command.startswith("show route filtered protocol"):
@@ -145,6 +148,33 @@ async def test_what_is_shown(case: Case) -> None:
         ("0.0.0.0/0", "AS 65003", True),
         ("10.28.99.0/24", "198.18.0.4", False),
     ], "the link that all share is in every area"
+
+
+async def test_what_is_known_is_shown_before_bird_answers_and_while_it_does_not(case: Case) -> None:
+    case.bird.answers = False
+    starting = asyncio.Event()
+
+    async def begun(_config: str) -> bool:
+        return await starting.wait()
+
+    case.bird.bring = begun  # type: ignore[method-assign]
+    case.path.write_text(TWO)
+    await case.passes()
+    view = await case.loop.view()
+    assert [(row["peer"], row["up"], row["state"]) for row in view["sessions"]] == [
+        ("198.18.0.3", False, "starting"),
+        ("area 0.0.0.0 on eth0", False, "starting"),
+    ]
+    assert view["announced"]["red"] == ["10.40.1.0/24", "10.40.2.9/32"] and view["learned"] == view["refused"] == []
+    starting.set()
+    await case.passes()
+    assert {row["state"] for row in (await case.loop.view())["sessions"]} == {"BIRD does not answer"} and case.texts("routing-daemon")
+    case.bird.answers = True
+    await case.passes()
+    view = await case.loop.view()
+    assert all(row["up"] for row in view["sessions"]) and view["learned"]
+    case.bird.answers = False
+    assert (await case.loop.view())["sessions"] == view["sessions"], "as of the last look"
 
 
 async def test_wrong_announcements_are_a_condition_unless_another_node_makes_them(case: Case) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 from zlib import crc32
 
+from plait.agent.birdprocess import BirdError
 from plait.agent.health import Health
 from plait.agent.journal import Journal
 from plait.agent.ownfile import Kept, OwnFile
@@ -47,6 +48,7 @@ EVERY_S = 1.0
 PATIENCE_S = 10.0
 """How long a session may take to come up before it is a condition."""
 REFUSED, DAEMON, DOWN, WRONG, UNROUTABLE = "routing-refused", "routing-daemon", "routing-down", "routing-wrong", "routing-network"
+STARTING, SILENT = "starting", "BIRD does not answer"
 MOST_NAMED = 5
 """Announcements that a condition names."""
 _KINDS = frozenset({"nodes", "networks", "blocks", "endpoints", "assigned"})
@@ -102,6 +104,8 @@ class RoutingLoop:
         self._guarded: dict[IPv4Network, str] = {}
         self._flushed: tuple[int, ...] | None = None
         self._speakers: dict[str, Speaker] = {}
+        self._absent = STARTING
+        """What is shown of a session of which BIRD said nothing."""
         self._refused: list[FilteredRoute] = []
         self._served: Prefixes = {}
         self._served_of: frozenset[str] = frozenset()
@@ -130,6 +134,7 @@ class RoutingLoop:
                 await self._look(self._file.value)
             except (PlaitError, OSError) as error:
                 self._health.set(DAEMON, "bird", str(error))
+                self._speakers, self._refused, self._absent = {}, [], SILENT
             else:
                 self._health.clear(DAEMON, "bird")
             try:
@@ -177,7 +182,7 @@ class RoutingLoop:
         if self._flushed != ():
             await self._bird.stop()
         await self._tidy(())
-        self._speakers, self._refused, self._seen, self._met = {}, [], {}, set()
+        self._speakers, self._refused, self._seen, self._met, self._absent = {}, [], {}, set(), STARTING
         for code in (DOWN, WRONG):
             self._health.replace(code, {})
 
@@ -227,11 +232,11 @@ class RoutingLoop:
         return rows
 
     async def view(self) -> RoutingView:
-        """What `plait routing` shows, as of the last look."""
+        """What `plait routing` shows, as of the last look; what only BIRD knows is left out while it does not answer."""
         routing, snapshot = self._file.value, self._view.snapshot
         if not routing.sessions:
             return {"sessions": [], "announced": {}, "learned": [], "refused": []}
-        sessions = [session_row(name, routing, self._speakers.get(name)) for name in routing.sessions]
+        sessions = [session_row(name, routing, self._speakers.get(name), self._absent) for name in routing.sessions]
         own = self._announced(routing, snapshot)
         wanted = {network for session in routing.sessions.values() for network in session.exports}
         return {
@@ -242,7 +247,10 @@ class RoutingLoop:
         }
 
     async def _learned(self, table: str) -> list[LearnedRow]:
-        found = parse_routes(await self._bird.ask(f"show route primary table t_{table} where source != RTS_STATIC"))
+        try:
+            found = parse_routes(await self._bird.ask(f"show route primary table t_{table} where source != RTS_STATIC"))
+        except BirdError:
+            return []
         return [{"table": table, "prefix": str(one.prefix), "via": one.via, "dev": one.dev} for one in found]
 
 
@@ -267,8 +275,8 @@ def wrong_text(peer: str, found: list[str]) -> str:
     return f"{peer} announces {', '.join(found[:MOST_NAMED])}{more}; refused"
 
 
-def session_row(name: str, routing: Routing, speaker: Speaker | None) -> SessionRow:
-    shown = speaker or Speaker(name, "", False, "unknown to BIRD")
+def session_row(name: str, routing: Routing, speaker: Speaker | None, absent: str) -> SessionRow:
+    shown = speaker or Speaker(name, "", False, absent)
     return {
         "peer": peer_of(name, routing),
         "protocol": name.partition("_")[0],
