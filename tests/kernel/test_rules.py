@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Network
 
 import pytest
 from tests.support.kernel import converge, in_namespace, sh
@@ -17,14 +17,17 @@ from plait.model.objects import Op, Plan
 from plait.model.routing import MAIN_TABLE, Rule
 
 pytestmark = pytest.mark.root
-N = IPv4Network
-TENANT = N("10.40.0.0/16")
+N, N6 = IPv4Network, IPv6Network
+TENANT, TENANT6 = N("10.40.0.0/16"), N6("fd00:40::/64")
 RULES: Plan = {
     rule.key: rule
     for rule in (
         Rule(11200, TENANT, MAIN_TABLE, specific=True),
         Rule(11201, TENANT, 1_120_001),
         Rule(11202, TENANT, dst=N("10.200.0.0/16")),
+        Rule(11200, TENANT6, MAIN_TABLE, specific=True),
+        Rule(11201, TENANT6, 1_120_001),
+        Rule(11202, TENANT6, dst=N6("2001:db8:200::/48")),
     )
 }
 WAYS = """
@@ -33,6 +36,16 @@ ip route add default via 198.18.0.254
 ip route add 10.1.0.0/16 via 198.18.0.11
 ip route add 10.1.0.0/16 via 198.18.0.12 table 1120001 proto bird
 ip route add 10.200.7.0/24 via 198.18.0.12 table 1120001 proto bird
+"""
+SHORT6 = b"\x0a\x00\x40\x00\xfe\x00\x00\x01\0\0\0\0" + b"\x05\x00\x15\x00\x70\0\0\0" + b"\x08\x00\x02\x00\xfd\0\0\0"
+"""An IPv6 rule with four bytes of address."""
+WAYS6 = """
+ip addr add fd00:40::1/64 dev eth0 nodad
+ip addr add 2001:2::1/64 dev eth0 nodad
+ip route add default via 2001:2::fe
+ip route add 2001:db8:1::/48 via 2001:2::11
+ip route add 2001:db8:1::/48 via 2001:2::12 table 1120001 proto bird
+ip route add 2001:db8:200:7::/64 via 2001:2::12 table 1120001 proto bird
 """
 
 
@@ -55,15 +68,31 @@ def test_a_tenant_goes_by_the_hosts_own_routes_then_by_its_table_then_nowhere_or
     in_namespace(body)
 
 
+def test_by_ipv6_it_goes_the_same_ways() -> None:
+    def body(kernel: LinuxKernel) -> None:
+        sh(WAYS6)
+        converge(kernel, RULES)
+        found = [way(f"2001:db8:{to}::1", "fd00:40::1") for to in ("1", "200:7", "200:8", "3")]
+        assert found == ["2001:2::11", "2001:2::12", "unreachable", "2001:2::fe"]
+        assert way("2001:db8:200:7::1", "2001:2::1") == "2001:2::fe", "others have nothing of it"
+        assert kernel.table_sizes() == {1_120_001: 2}
+        converge(kernel, {})
+        kernel.flush_tables()
+        assert way("2001:db8:200:7::1", "fd00:40::1") == "2001:2::fe" and kernel.table_sizes() == {}
+
+    in_namespace(body)
+
+
 def test_rules_of_others_stay_and_a_rule_is_never_there_twice() -> None:
     def body(kernel: LinuxKernel) -> None:
         sh("ip rule add from 10.40.0.0/16 lookup 1120001 pref 11300; ip rule add fwmark 7 lookup 7 pref 11201 protocol 4")
-        before = sh("ip rule")
+        sh("ip -6 rule add from fd00:40::/64 lookup 1120001 pref 11300")
+        before = sh("ip rule; ip -6 rule")
         result = kernel.apply([Op("put", rule) for rule in RULES.values()] * 2)
-        assert not result.failed and len(sh("ip rule").splitlines()) == len(before.splitlines()) + 3
+        assert not result.failed and len(sh("ip rule; ip -6 rule").splitlines()) == len(before.splitlines()) + 6
         assert converge(kernel, RULES) == 0
         gone = [Op("del", None, rule) for rule in RULES.values()]
-        assert not kernel.apply(gone).failed and not kernel.apply(gone).failed and sh("ip rule") == before
+        assert not kernel.apply(gone).failed and not kernel.apply(gone).failed and sh("ip rule; ip -6 rule") == before
 
     in_namespace(body)
 
@@ -85,7 +114,7 @@ def test_tables_of_routers_are_counted_emptied_and_no_range_of_the_host() -> Non
 
 
 def test_what_no_kernel_says_is_refused_and_a_kernel_without_rules_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    for body in (b"", b"\x02\x00\x21\x00\xfe\x00\x00\x01\0\0\0\0" + b"\x05\x00\x15\x00\x70\0\0\0"):
+    for body in (b"", b"\x02\x00\x21\x00\xfe\x00\x00\x01\0\0\0\0" + b"\x05\x00\x15\x00\x70\0\0\0", SHORT6):
         with pytest.raises(NetlinkParseError):
             decode_rule(body)
 

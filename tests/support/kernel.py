@@ -251,8 +251,18 @@ OBJECTS: tuple[KernelObject, ...] = (
         "type nat hook postrouting priority srcnat; policy accept;",
     ),
     Rule(11202, N("10.28.0.0/16"), dst=N("10.200.0.0/16")),
+    Rule(11200, N6("fd00:28::/64"), MAIN_TABLE, specific=True),
+    Rule(11201, N6("fd00:28::/64"), 1_120_001),
+    Rule(11202, N6("fd00:28::/64"), dst=N6("2001:db8:200::/48")),
     NftSet("outside", "ipv4_addr . ipv4_addr", frozenset({"10.28.0.0/16 . 0.0.0.0/1", "10.28.0.0/16 . 128.0.0.0/1"}), ("interval",)),
-    NftChain("reached", ('iifname != "pl-*" ip saddr != @pools ip daddr . ip saddr @outside accept',)),
+    NftSet("outside6", "ipv6_addr . ipv6_addr", frozenset({"fd00:28::/64 . ::/1", "fd00:28::/64 . 8000::/1"}), ("interval",)),
+    NftChain(
+        "reached",
+        (
+            'iifname != "pl-*" ip saddr != @pools ip daddr . ip saddr @outside accept',
+            "ip6 daddr . ip6 saddr @outside6 accept",
+        ),
+    ),
 )
 PLAN: Plan = {obj.key: obj for obj in OBJECTS}
 

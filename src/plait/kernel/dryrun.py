@@ -358,7 +358,7 @@ def _answers(link: EndpointLink) -> list[str]:
 
 def _way(way: Route | Rule, verb: str) -> str:
     if isinstance(way, Rule):
-        return f"ip rule {'add' if verb == 'put' else 'del'} {_rule(way)}"
+        return f"ip {'-6 ' if way.source.version == 6 else ''}rule {'add' if verb == 'put' else 'del'} {_rule(way)}"
     return f"ip route {'replace' if verb == 'put' else 'del'} {_route(way)}"
 
 

@@ -7,9 +7,9 @@ Data in: what a host's routing file says (`routing/settings.py`). Data out: what
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Network
 from zlib import crc32
 
+from plait.model.addr import IPNetwork
 from plait.model.hostlinks import Key
 
 RULE_PRIORITY = 11200
@@ -26,12 +26,12 @@ def table_number(name: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class RouteTable:
-    """A table of routes of its own for what containers on `networks` send. `outside`: destinations that may be learned, collapsed; they
-    see containers by their own addresses, and may begin to talk to them."""
+    """A table of routes of its own for what containers on `networks` send. `outside`: destinations that may be learned, collapsed, of both
+    families; they see containers by their own addresses, and may begin to talk to them."""
 
     name: str
     networks: tuple[str, ...]
-    outside: tuple[IPv4Network, ...] = ()
+    outside: tuple[IPNetwork, ...] = ()
 
     @property
     def number(self) -> int:
@@ -40,14 +40,14 @@ class RouteTable:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule by which the kernel chooses a table (ip-rule(8)), of protocol 112: packets from `source` to `dst` (None: to anybody) are
-    routed by `table`, or (0) refused as unreachable. `specific`: a default route there does not count.
+    """A rule by which the kernel chooses a table (ip-rule(8)), of protocol 112 and the family of `source`: packets from `source` to `dst`
+    (None: to anybody) are routed by `table`, or (0) refused as unreachable. `specific`: a default route there does not count.
     `mark`: those alone that the firewall gave it, 0 for all. It is all key, and never changed."""
 
     priority: int
-    source: IPv4Network
+    source: IPNetwork
     table: int = 0
-    dst: IPv4Network | None = None
+    dst: IPNetwork | None = None
     specific: bool = False
     mark: int = 0
 

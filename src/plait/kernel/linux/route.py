@@ -219,7 +219,7 @@ def _foreign(body: bytes, names: dict[int, str]) -> tuple[IPv4Network, str] | No
 
 
 def table_sizes(sock: nl.NetlinkSocket) -> dict[int, int]:
-    """How many IPv4 routes each table of `TABLES` holds, whoever put them there; empty ones are left out."""
+    """How many routes each table of `TABLES` holds, whoever put them there; empty ones are left out."""
     return dict(Counter(table for table, _ in _in_tables(sock)))
 
 
@@ -235,9 +235,10 @@ def table_of(body: bytes) -> int:
 
 
 def _in_tables(sock: nl.NetlinkSocket) -> Iterator[tuple[int, bytes]]:
-    for kind, body in sock.dump(RTM_GETROUTE, _RTMSG.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)):
-        if kind == RTM_NEWROUTE and (table := table_of(body)) in TABLES:
-            yield table, body
+    for family in _FAMILIES:
+        for kind, body in sock.dump(RTM_GETROUTE, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
+            if kind == RTM_NEWROUTE and (table := table_of(body)) in TABLES and body[0] == family:  # without IPv6 all are told
+                yield table, body
 
 
 def forget_learnt(sock: nl.NetlinkSocket) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 
 from plait.kernel.linux import netlink as nl
+from plait.model.addr import IPNetwork
 from plait.model.objects import ROUTE_PROTOCOL
 from plait.model.routing import Rule
 
@@ -23,6 +24,8 @@ _TO_TABLE, _UNREACHABLE = 1, 7
 _NO_SUPPRESSION = 0xFFFFFFFF
 _TABLE_COMPAT = 252
 """Stands in the header's one byte for a table whose number is greater."""
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+_BYTES: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}
 
 
 def put_rule(rule: Rule) -> nl.Message:
@@ -38,7 +41,7 @@ def _body(rule: Rule) -> bytes:
     action = _TO_TABLE if rule.table else _UNREACHABLE
     table = rule.table if rule.table < 256 else _TABLE_COMPAT
     to = rule.dst.prefixlen if rule.dst is not None else 0
-    parts = [_HEAD.pack(socket.AF_INET, to, rule.source.prefixlen, 0, table, 0, 0, action, 0)]
+    parts = [_HEAD.pack(_FAMILIES[rule.source.version], to, rule.source.prefixlen, 0, table, 0, 0, action, 0)]
     parts.append(nl.attr_u32(_FRA_PRIORITY, rule.priority))
     if rule.source.prefixlen:
         parts.append(nl.attr(_FRA_SRC, rule.source.network_address.packed))
@@ -54,14 +57,18 @@ def _body(rule: Rule) -> bytes:
 
 
 def dump_rules(sock: nl.NetlinkSocket) -> list[Rule]:
-    """Those of our protocol; none where the kernel has no rules at all (CONFIG_IP_MULTIPLE_TABLES)."""
+    """Those of our protocol, of both families; none where the kernel has no rules at all (CONFIG_IP_MULTIPLE_TABLES and IPV6's)."""
+    found = [row for family in _BYTES for row in _dumped(sock, family)]
+    return [rule for kind, body in found if kind == RTM_NEWRULE and (rule := decode_rule(body)) is not None]
+
+
+def _dumped(sock: nl.NetlinkSocket, family: int) -> list[tuple[int, bytes]]:
     try:
-        found = sock.dump(RTM_GETRULE, _HEAD.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0))
+        return sock.dump(RTM_GETRULE, _HEAD.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
     except OSError as error:
         if error.errno in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
             return []
         raise
-    return [rule for kind, body in found if kind == RTM_NEWRULE and (rule := decode_rule(body)) is not None]
 
 
 def decode_rule(body: bytes) -> Rule | None:
@@ -70,19 +77,19 @@ def decode_rule(body: bytes) -> Rule | None:
         raise nl.NetlinkParseError(f"rule message of {len(body)} bytes is too short")
     family, to, source, _, table, _, _, action, _ = _HEAD.unpack_from(body)
     attrs = nl.parse_attrs(body[_HEAD.size :])
-    if family != socket.AF_INET or attrs.get(_FRA_PROTOCOL) != bytes([ROUTE_PROTOCOL]) or action not in (_TO_TABLE, _UNREACHABLE):
+    if family not in _BYTES or attrs.get(_FRA_PROTOCOL) != bytes([ROUTE_PROTOCOL]) or action not in (_TO_TABLE, _UNREACHABLE):
         return None
     return Rule(
         priority=nl.number_of(attrs.get(_FRA_PRIORITY)),
-        source=_network(attrs.get(_FRA_SRC, bytes(4)), source),
+        source=_network(attrs.get(_FRA_SRC, bytes(_BYTES[family])), source, family),
         table=nl.number_of(attrs.get(_FRA_TABLE), table) if action == _TO_TABLE else 0,
-        dst=_network(attrs[_FRA_DST], to) if _FRA_DST in attrs else None,
+        dst=_network(attrs[_FRA_DST], to, family) if _FRA_DST in attrs else None,
         specific=nl.number_of(attrs.get(_FRA_SUPPRESS), _NO_SUPPRESSION) == 0,
         mark=nl.number_of(attrs.get(_FRA_MARK)),
     )
 
 
-def _network(packed: bytes, length: int) -> IPv4Network:
-    if len(packed) != 4 or length > 32:
-        raise nl.NetlinkParseError(f"a rule for {len(packed)} bytes of address, {length} of them")
-    return IPv4Network((IPv4Address(packed), length), strict=False)
+def _network(packed: bytes, length: int, family: int) -> IPNetwork:
+    if len(packed) != _BYTES[family] or length > 8 * len(packed):
+        raise nl.NetlinkParseError(f"a rule for {len(packed)} bytes of address, {length} bits of them")
+    return (IPv4Network if family == socket.AF_INET else IPv6Network)((packed, length), strict=False)
