@@ -342,6 +342,15 @@ CASES["encrypted-dual"] = replace(
 CASES["outside"] = replace(  # one network in a table, one that takes no part, one with all that there is behind its router
     CASES["three-peers"], networks={n.name: n for n in (DEFAULT, INNER, replace(LOCAL_ONLY, name="all"))}
 )
+CASES["outside-dual"] = replace(  # a network with IPv6 and one without in tables that may learn prefixes of both families
+    CASES["three-peers"], networks={n.name: n for n in (replace(DEFAULT, **V6), replace(LOCAL_ONLY, name="all"))}
+)
+LOCALS["outside-dual"] = Local(
+    tables=(
+        RouteTable("red", ("default",), (N("10.200.0.0/16"), N6("2001:db8:200::/48"))),
+        RouteTable("all", ("all",), (N("192.0.2.0/24"), N6("::/1"), N6("8000::/1"))),
+    )
+)
 LOCALS["outside"] = Local(
     tables=(
         RouteTable("red", ("default", "inner"), (N("10.200.0.0/16"), N("192.0.2.0/24"))),

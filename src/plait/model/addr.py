@@ -5,9 +5,18 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, summarize_address_range
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    collapse_addresses,
+    summarize_address_range,
+)
 from typing import TYPE_CHECKING, Literal
 
 Protocol = Literal["tcp", "udp", "sctp"]
@@ -61,6 +70,25 @@ class AddressRange:
 
     def lies_in(self, network: IPv4Network) -> bool:
         return self.first in network and self.last in network
+
+
+def in_order(networks: Iterable[IPNetwork]) -> tuple[IPNetwork, ...]:
+    """Each once, those of IPv4 first."""
+    return tuple(sorted(set(networks), key=lambda one: (one.version, int(one.network_address), one.prefixlen)))
+
+
+def collapsed(networks: Iterable[IPNetwork]) -> tuple[IPNetwork, ...]:
+    """The fewest that hold the same addresses, those of IPv4 first."""
+    kept = tuple(networks)
+    four = collapse_addresses(one for one in kept if isinstance(one, IPv4Network))
+    return (*four, *collapse_addresses(one for one in kept if isinstance(one, IPv6Network)))
+
+
+def lies_in(part: IPNetwork, whole: IPNetwork) -> bool:
+    """Whether `whole`, of the same family, holds all of `part`."""
+    if isinstance(part, IPv4Network):
+        return isinstance(whole, IPv4Network) and part.subnet_of(whole)
+    return isinstance(whole, IPv6Network) and part.subnet_of(whole)
 
 
 def parse_range(text: str) -> AddressRange:
