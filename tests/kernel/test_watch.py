@@ -63,6 +63,7 @@ def watching(body: Callable[[Events], Awaitable[None]]) -> None:
         ("addr", "ip addr del 10.28.0.1/32 dev pl-gw"),
         ("route", "ip route del 10.28.2.0/24"),
         ("route", "ip rule del pref 11202"),
+        ("route", "ip -6 rule del pref 11202"),
         ("neigh", "ip neigh del 10.28.2.0 dev pl-x1"),
         ("neigh", "ip neigh change 10.28.2.0 dev pl-x1 lladdr 02:00:00:00:00:44"),
         ("neigh", "bridge fdb del 02:00:00:00:00:03 dev pl-x1"),

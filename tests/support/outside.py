@@ -10,11 +10,11 @@ from plait.lab.lab import Lab
 
 _ANSWER = """
 import socket, sys
-server = socket.create_server(("", 80))
+server = socket.create_server(("", 80), family=socket.AF_INET6, dualstack_ipv6=True)
 print("ready", flush=True)
 while True:
     peer, where = server.accept()
-    peer.sendall(f"{sys.argv[1]} {where[0]}".encode())
+    peer.sendall(f"{sys.argv[1]} {where[0].removeprefix('::ffff:')}".encode())
     peer.close()
 """
 _ASK = "import socket,sys;s=socket.create_connection((sys.argv[1],int(sys.argv[2])),1);print(s.makefile().read())"

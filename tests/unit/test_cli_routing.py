@@ -14,6 +14,7 @@ VIEW: dict[str, Any] = {
         {
             "peer": "192.0.2.1",
             "protocol": "bgp",
+            "family": "ipv4",
             "table": "red",
             "up": True,
             "state": "Established",
@@ -43,8 +44,8 @@ OUT: dict[str, Any] = {
         (
             (),
             [
-                "ROUTER     PROTOCOL  TABLE  STATE        LEARNED  ANNOUNCED  REFUSED",
-                "192.0.2.1  bgp       red    Established  1        2          1",
+                "ROUTER     PROTOCOL  FAMILY  TABLE  STATE        LEARNED  ANNOUNCED  REFUSED",
+                "192.0.2.1  bgp       ipv4    red    Established  1        2          1",
             ],
         ),
         (("--announced",), ["NETWORK  PREFIX", "red      10.40.0.0/24", "red      10.40.7.7/32"]),

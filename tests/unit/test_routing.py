@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_network
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,7 @@ from plait.routing import (
     Session,
     Speaker,
     bird_config,
+    channels,
     parse_filtered,
     parse_protocols,
     parse_routes,
@@ -32,13 +33,21 @@ from plait.routing import (
     refusal,
 )
 
-N, A = IPv4Network, IPv4Address
+N, A, N6, A6 = IPv4Network, IPv4Address, IPv6Network, IPv6Address
 FILES = Path(__file__).parents[2] / "examples/routing"
-GOLDEN = Path(__file__).parents[1] / "golden/bird/example.conf"
+GOLDEN = Path(__file__).parents[1] / "golden/bird"
 HEAD = 'as = 65010\n[[table]]\nname = "red"\nnetworks = ["red", "pink"]\n'
 BGP = HEAD + '[[bgp]]\nneighbor = "192.0.2.1"\nas = 65000\n'
 OSPF = HEAD + '[[ospf]]\nlinks = ["eth0"]\n'
-FACTS = Facts(A("198.18.0.1"), {"red": (N("10.40.0.0/24"), N("10.40.7.7/32"))}, (N("10.27.0.0/16"), N("10.40.0.0/16")))
+FACTS = Facts(A("198.18.0.1"), {"red": (N("10.40.0.0/24"), N("10.40.7.7/32"))}, {N("10.27.0.0/16"): "", N("10.40.0.0/16"): ""})
+HERE = ((IPv4Interface("198.18.0.1/24"), "eth0"), (IPv6Interface("2001:2::1/64"), "eth0"), (IPv4Interface("192.0.2.7/24"), "eth1"))
+DUAL = replace(
+    FACTS,
+    own={"red": (N("10.40.0.0/24"), N6("fd00:40::/120"))},
+    guarded={N("10.40.0.0/16"): "ours", N6("fd00:40::/64"): "ours"},
+    dual=["red"],
+    here=HERE,
+)
 
 
 def parsed(text: str) -> Routing:
@@ -59,7 +68,7 @@ def test_what_is_not_said_is_told_by_the_rest() -> None:
         2,
         8,
     )
-    assert list(found.sessions) == ["bgp_192_0_2_1", "ospf_red_0_0_0_0"]
+    assert [one.name for one in channels(found, FACTS)] == ["bgp_192_0_2_1", "ospf_red_0_0_0_0"]
 
 
 @pytest.mark.parametrize(
@@ -72,13 +81,18 @@ def test_what_is_not_said_is_told_by_the_rest() -> None:
         (BGP.replace("65000", "0"), "f: bgp 1: as: 0 must be a whole number from 1 to"),
         (BGP.replace("65000", "true"), "f: bgp 1: as: True must be a whole number"),
         (BGP + 'neighbour = "x"', "f: bgp 1: 'neighbour' is not a known key"),
-        (BGP.replace("192.0.2.1", "2001:db8::1"), "f: bgp 1: neighbor: '2001:db8::1' must be an IPv4 address"),
+        (BGP.replace("192.0.2.1", "here"), "f: bgp 1: neighbor: 'here' must be an IPv4 or IPv6 address"),
+        (BGP.replace("192.0.2.1", "fe80::1"), "f: bgp 1: neighbor: 'fe80::1' is on every link; name the one that you mean: fe80::1%eth0"),
+        (BGP.replace("192.0.2.1", "fe80::1%e;"), "f: bgp 1: neighbor: 'fe80::1%e;' is on every link"),
+        (BGP.replace("192.0.2.1", "2001:db8::1%eth0"), "f: bgp 1: neighbor: '2001:db8::1%eth0' is on one link alone; leave the link out"),
         (HEAD + "[[bgp]]\nas = 1", "f: bgp 1: neighbor: '' must be a text that is not empty"),
         (BGP + BGP.removeprefix(HEAD), "f: '192.0.2.1' is the neighbor of a [[bgp]] twice"),
         (BGP + 'table = "blue"', "f: bgp 1: table: 'blue' is no [[table]] of this file; use one of red"),
         (BGP.replace('[[table]]\nname = "red"\nnetworks = ["red", "pink"]\n', ""), "f: bgp 1: table: '' there is no [[table]]; add one"),
         (BGP + 'export = ["blue"]', "f: bgp 1: export: ['blue'] names 'blue', which is none of the networks of table red"),
-        (BGP + 'import = ["10.0.0.1/8"]', "holds '10.0.0.1/8', which is no IPv4 network: 10.0.0.1/8 has host bits set"),
+        (BGP + 'import = ["10.0.0.1/8"]', "holds '10.0.0.1/8', which is no network: 10.0.0.1/8 has host bits set"),
+        (BGP + 'import = ["2001:db8::1/32"]', "holds '2001:db8::1/32', which is no network: 2001:db8::1/32 has host bits set"),
+        (BGP + 'import = ["::/0"]', "holds '::/0'; write \"default6\" for the default route alone"),
         (BGP + 'import = ["0.0.0.0/0"]', "holds '0.0.0.0/0'; write \"default\" for the default route alone"),
         (BGP + "import = []", "f: bgp 1: import: [] must be a list of texts that is not empty"),
         (BGP + 'bfd = "yes"', "f: bgp 1: bfd: 'yes' must be true or false"),
@@ -117,21 +131,31 @@ def test_tables_for_the_plan_name_what_may_be_learned_of_all_their_sessions() ->
     assert found.route_tables() == (RouteTable("red", ("red", "pink"), (N("10.200.0.0/15"),)),)
     whole = parsed(BGP + 'import = ["default", "10.0.0.0/8"]\n')
     assert whole.route_tables()[0].outside == (N("0.0.0.0/1"), N("128.0.0.0/1")), "as no set prints the whole"
+    both = parsed(BGP + 'import = ["default6", "2001:db8::/33", "10.200.0.0/16", "2001:db8:8000::/33"]\n')
+    assert both.route_tables()[0].outside == (N("10.200.0.0/16"), N6("::/1"), N6("8000::/1")), "each family has its own default route"
 
 
 # --- BIRD's language
 
 
-def example() -> str:
-    own = {"red": (N("10.40.0.0/24"), N("10.40.7.7/32")), "blue": (N("10.41.0.0/24"),)}
-    facts = Facts(A("198.18.0.1"), own, (N("10.27.0.0/16"), N("10.40.0.0/16"), N("10.41.0.0/16"), N("198.18.0.0/24")))
+def example(*dual: str) -> str:
+    """The files of examples/routing, where the networks `dual` have IPv6."""
+    own: dict[str, list[IPv4Network | IPv6Network]] = {"red": [N("10.40.0.0/24"), N("10.40.7.7/32")], "blue": [N("10.41.0.0/24")]}
+    guarded = ["10.27.0.0/16", "10.40.0.0/16", "10.41.0.0/16", "198.18.0.0/24", "2001:2::/64"]
+    for number, name in enumerate(dual):
+        own[name].append(N6(f"fd00:4{number}::/120"))
+        guarded.append(f"fd00:4{number}::/64")
+    found = {name: tuple(prefixes) for name, prefixes in own.items()}
+    facts = Facts(A("198.18.0.1"), found, {ip_network(one): "" for one in guarded}, dual, HERE)
     return bird_config(parse_routing((FILES / "routing.toml").read_text(), "f"), facts, "/run/plait/bird.log")
 
 
-def test_the_configuration_is_as_it_was_looked_at() -> None:
+@pytest.mark.parametrize(("dual", "golden"), [((), "example"), (("red", "blue"), "example-dual")])
+def test_the_configuration_is_as_it_was_looked_at(dual: tuple[str, ...], golden: str) -> None:
+    path = GOLDEN / f"{golden}.conf"
     if os.environ.get("PLAIT_UPDATE_GOLDEN"):
-        GOLDEN.write_text(example())
-    assert example() == GOLDEN.read_text()
+        path.write_text(example(*dual))
+    assert example(*dual) == path.read_text()
 
 
 def test_bird_takes_it_and_the_routers_files(tmp_path: Path) -> None:
@@ -139,9 +163,11 @@ def test_bird_takes_it_and_the_routers_files(tmp_path: Path) -> None:
         pytest.skip("bird is not installed")
     secret = bird_config(parsed(BGP + 'password = "s3cret"\n' + OSPF.removeprefix(HEAD) + 'password = "s3cret"\n'), FACTS, "/run/b.log")
     assert secret.count('password "s3cret"') == 2
-    nothing = bird_config(parsed(BGP), replace(FACTS, own={}, guarded=()), "/run/b.log")
+    nothing = bird_config(parsed(BGP), replace(FACTS, own={}, guarded={}), "/run/b.log")
     assert "export none" in nothing
-    texts = [example(), secret, nothing, *(path.read_text() for path in sorted(FILES.glob("*.conf")))]
+    near = parsed(BGP.replace("192.0.2.1", "fe80::1%eth0.7") + OSPF.removeprefix(HEAD) + 'password = "s3cret"\nimport = ["default6"]\n')
+    texts = [example(), example("red"), example("red", "blue"), secret, nothing, bird_config(near, DUAL, "/run/b.log")]
+    texts += [path.read_text() for path in sorted(FILES.glob("*.conf"))]
     for number, text in enumerate(texts):
         (tmp_path / f"{number}.conf").write_text(text)
         done = subprocess.run(["bird", "-p", "-c", tmp_path / f"{number}.conf"], capture_output=True, text=True, check=False, timeout=10)
@@ -153,6 +179,33 @@ def test_only_named_networks_are_announced() -> None:
         parsed(BGP + 'export = ["pink"]\n'), replace(FACTS, own={"red": (N("10.1.0.0/24"),), "pink": (N("10.2.0.0/24"),)}), "l"
     )
     assert "net ~ [ 10.2.0.0/24 ]" in text and "route 10.1.0.0/24 blackhole" in text
+
+
+def spoken(text: str, facts: Facts = DUAL) -> list[tuple[str, str, str]]:
+    return [(one.peer, one.family.word, one.closed) for one in channels(parsed(text), facts)]
+
+
+def test_a_network_with_ipv6_makes_its_table_one_of_both_families() -> None:
+    area = OSPF.removeprefix(HEAD)
+    assert spoken(BGP.replace("192.0.2.1", "2001:2::3") + area) == [
+        ("2001:2::3", "ipv4", ""),
+        ("2001:2::3", "ipv6", ""),
+        ("area 0.0.0.0 on eth0", "ipv4", ""),
+        ("area 0.0.0.0 on eth0", "ipv6", ""),
+    ]
+    assert [family for _, family, _ in spoken(BGP + area, replace(DUAL, dual=["other"]))] == ["ipv4", "ipv4"]
+    assert "ipv6" not in bird_config(parsed(BGP + area), FACTS, "l") and "v3" not in bird_config(parsed(BGP + area), FACTS, "l")
+
+
+def test_routes_have_a_next_hop_of_their_family_or_none_are_told() -> None:
+    """By a session of IPv4 with 192.0.2.1 there is none of IPv6 (eth1), with 198.18.0.3 there is one (eth0)."""
+    assert spoken(BGP)[1] == ("192.0.2.1", "ipv6", "this host has no IPv6 address on its link")
+    assert "  ipv6 {" not in bird_config(parsed(BGP), DUAL, "l").split("protocol bgp")[1]
+    assert spoken(BGP.replace("192.0.2.1", "198.18.0.3"))[1][2] == ""
+    bgp = {to: bird_config(parsed(BGP.replace("192.0.2.1", to)), DUAL, "l") for to in ("2001:2::3", "fe80::3%eth0", "fe80::3%eth2")}
+    assert "extended" not in bgp["2001:2::3"] and "extended" not in bgp["fe80::3%eth0"], "there is an address of IPv4"
+    far = bgp["fe80::3%eth2"]
+    assert far.count("extended next hop on;") == 1 and '  neighbor fe80::3 as 65000;\n  interface "eth2";' in far
 
 
 # --- what is refused
@@ -168,17 +221,24 @@ def test_only_named_networks_are_announced() -> None:
         ("0.0.0.0/0", "the default route, which `import` does not name"),
         ("10.200.99.0/24", "ours"),
         ("10.200.99.7/32", "ours"),
+        ("2001:db8:200::/48", ""),
+        ("2001:db8:200:7::1/128", ""),
+        ("2001:db8::/32", "nothing that `import` names"),
+        ("::/0", "the default route, which `import` does not name"),
+        ("fd00:40::7/128", "ours"),
     ],
 )
 def test_why_an_announcement_is_refused(prefix: str, why: str) -> None:
-    session = Session("red", (N("10.200.0.0/16"),), ())
-    assert refusal(N(prefix), session, {N("10.200.99.0/24"): "ours"}) == why
+    session = Session("red", (N("10.200.0.0/16"), N6("2001:db8:200::/48")), ())
+    assert refusal(ip_network(prefix), session, {N("10.200.99.0/24"): "ours", N6("fd00:40::/64"): "ours"}) == why
 
 
 def test_a_default_route_is_taken_where_it_is_named_and_names_nothing_else() -> None:
     session = Session("red", (N("0.0.0.0/0"),), ())
-    assert refusal(N("0.0.0.0/0"), session, {}) == "" and refusal(N("10.0.0.0/8"), session, {}) != ""
+    assert refusal(N("0.0.0.0/0"), session, {}) == "" and refusal(N("10.0.0.0/8"), session, {}) != "" != refusal(N6("::/0"), session, {})
     assert "if net ~ [ 0.0.0.0/0 ] then accept;" in bird_config(parsed(BGP + 'import = ["default"]\n'), FACTS, "l")
+    six = parsed(BGP.replace("192.0.2.1", "2001:2::3") + 'import = ["default6"]\n')
+    assert "if net ~ [ ::/0 ] then accept;" in bird_config(six, DUAL, "l")
 
 
 MESH = Network("red", N("10.40.0.0/16"), A("10.40.0.1"), 24)
@@ -210,6 +270,22 @@ def test_a_node_announces_its_blocks_and_single_addresses_of_networks_that_may_b
     assert announced(SNAPSHOT, {}) == {"red": (N("10.40.1.0/24"), N("10.40.2.9/32"))}
     services = {"red": (N("10.27.0.4/32"),), "shut": (N("10.27.0.5/32"),)}
     assert announced(SNAPSHOT, services) == {"red": (N("10.27.0.4/32"), N("10.40.1.0/24"), N("10.40.2.9/32"))}
+
+
+SIX = replace(
+    SNAPSHOT,
+    networks={**SNAPSHOT.networks, "red": replace(MESH, subnet6=N6("fd00:40::/64"), gateway6=A6("fd00:40::1"))},
+    endpoints={"e": replace(SNAPSHOT.endpoints["e"], address6=A6("fd00:40::209"))},
+)
+
+
+def test_blocks_of_both_families_are_announced_and_guarded() -> None:
+    mine = (N("10.40.1.0/24"), N("10.40.2.9/32"), N6("fd00:40::100/120"), N6("fd00:40::209/128"))
+    assert announced(SIX, {}) == {"red": mine}
+    found = guarded(SIX, [(IPv6Interface("2001:2::1/64"), "eth0")])
+    assert found[N6("fd00:40::/64")] == "addresses of plait's network red" and found[N6("2001:2::/64")] == "this host's own link eth0"
+    assert found[N6(SIX.nodes["B"].tunnel6)] == "the host of node B"
+    assert {one.version for one in guarded(SNAPSHOT, [])} == {4}, "nothing of IPv6 without a network that has it"
 
 
 def service(name: str, number: int, network: str = "red", **more: object) -> Service:
@@ -276,6 +352,15 @@ bgp_198_18_0_3 BGP        ---        up     00:07:51.762  Established
     State:          UP
     Routes:         1 imported, 2 filtered, 3 exported, 1 preferred
 
+bgp_2001_2__3 BGP        ---        up     00:07:51.762  Established
+  BGP state:          Established
+  Channel ipv4
+    State:          DOWN
+    Table:          t_red
+  Channel ipv6
+    State:          UP
+    Routes:         4 imported, 1 filtered, 2 exported, 4 preferred
+
 bgp_198_18_0_4 BGP        ---        start  00:07:51.762  Active        Socket: Connection refused
   BGP state:          Active
     Last error:       Socket: Connection refused
@@ -306,6 +391,13 @@ Table t_red:
 	dev eth0
 	Type: OSPF univ
 	OSPF.router_id: 198.18.0.4
+
+Table t6_red:
+2001:db8:201:1:2:3:4:1/128 unicast [bgp_2001_2__3 18:40:40.391 from 198.18.0.2] (100) [AS65000i]
+	via 2001:2::2 on eth0
+	Type: BGP univ
+	BGP.as_path: 65000
+	BGP.next_hop: 2001:2::2 fe80::4c:c6ff:fe12:2
 """
 ROUTES = """\
 Table t_red:
@@ -314,13 +406,18 @@ Table t_red:
 	via 198.18.0.5 on eth1
 10.201.0.0/16        unicast [ospf_red_0_0_0_0 00:09:59.057] * I (150/10) [198.18.0.4]
 	dev eth0
+2001:db8:200::/48    unicast [ospf3_red_0_0_0_0 18:40:45.573] * E2 (150/10/10000) [198.18.0.2]
+	via fe80::4c:c6ff:fe12:2 on eth0
 """
 
 
 def test_who_speaks_and_in_which_state() -> None:
     found = parse_protocols(PROTOCOLS.splitlines())
+    assert {key[1] for key in found} == {"ipv4", "ipv6"} and found["bgp_2001_2__3", "ipv6"].up
     assert list(found.values()) == [
         Speaker("bgp_198_18_0_3", "BGP", True, "Established", learned=1, refused=2, announced=3),
+        Speaker("bgp_2001_2__3", "BGP", False, "ipv4 is not agreed on"),
+        Speaker("bgp_2001_2__3", "BGP", True, "Established", learned=4, refused=1, announced=2),
         Speaker("bgp_198_18_0_4", "BGP", False, "Active Socket: Connection refused"),
         Speaker("ospf_red_0_0_0_0", "OSPF", True, "Running", learned=1, refused=3, announced=1),
         Speaker("ospf_red_0_0_0_1", "OSPF", False, "Alone"),
@@ -332,13 +429,27 @@ def test_what_was_refused_and_what_is_used() -> None:
         FilteredRoute(N("0.0.0.0/0"), "bgp_198_18_0_3", path=(65000, 65003)),
         FilteredRoute(N("10.28.99.0/24"), "ospf_red_0_0_0_0", origin="198.18.0.4"),
         FilteredRoute(N("198.18.0.0/24"), "ospf_red_0_0_0_0", origin="198.18.0.4", within_area=True),
+        FilteredRoute(N6("2001:db8:201:1:2:3:4:1/128"), "bgp_2001_2__3", path=(65000,)),
     ]
     assert parse_routes(ROUTES.splitlines()) == [
         LearnedRoute(N("10.200.0.0/16"), "ospf_red_0_0_0_0", "198.18.0.4", "eth0"),
         LearnedRoute(N("10.201.0.0/16"), "ospf_red_0_0_0_0", "", "eth0"),
+        LearnedRoute(N6("2001:db8:200::/48"), "ospf3_red_0_0_0_0", "fe80::4c:c6ff:fe12:2", "eth0"),
     ]
 
 
-@pytest.mark.parametrize("junk", ["", "999.1.1.1/40 unicast [x y]", "10.0.0.1/8 unicast [x y]", "\x00", "bgp_x BGP", "10.0.0.0/8"])
+@pytest.mark.parametrize(
+    "junk",
+    [
+        "",
+        "999.1.1.1/40 unicast [x y]",
+        "10.0.0.1/8 unicast [x y]",
+        "fd00:::/40 unicast [x y]",
+        "\x00",
+        "bgp_x BGP",
+        "  Channel ipv6",
+        "10.0.0.0/8",
+    ],
+)
 def test_junk_is_left_out(junk: str) -> None:
     assert parse_protocols([junk]) == {} and parse_filtered([junk]) == [] and parse_routes([junk]) == []

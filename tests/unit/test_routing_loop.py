@@ -7,11 +7,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
 from pathlib import Path
 
 import pytest
-from tests.unit.test_routing import BGP, FILTERED, OSPF, PROTOCOLS, ROUTES, SNAPSHOT, service
+from tests.unit.test_routing import BGP, FILTERED, OSPF, PROTOCOLS, ROUTES, SIX, SNAPSHOT, service
 
 from plait.agent import ownfile, routing
 from plait.agent.birdprocess import BirdError
@@ -54,8 +54,9 @@ class Bird:
             by = command.split()[4]
             blocks = FILTERED.replace("\n1", "\n\n1").split("\n\n")
             return [line for block in blocks if f"[{by} " in block for line in block.splitlines()]
-        assert command == "show route primary table t_red where source != RTS_STATIC"
-        return ROUTES.splitlines()
+        lines = ROUTES.splitlines()
+        table = command.removeprefix("show route primary table ").removesuffix(" where source != RTS_STATIC")
+        return {"t_red": lines[:6], "t6_red": lines[6:]}[table]
 
     async def stop(self) -> bool:
         self.config, self.stopped = "", self.stopped + 1
@@ -65,9 +66,13 @@ class Bird:
 class Tables:
     def __init__(self) -> None:
         self.flushed: list[tuple[int, ...]] = []
+        self.can = frozenset({"ipv6"})
 
     def addresses(self) -> list[Addr]:
-        return [Addr("eth0", IPv4Interface("198.18.0.1/24"))]
+        return [Addr("eth0", IPv4Interface("198.18.0.1/24")), Addr("eth0", IPv6Interface("2001:2::1/64"))]
+
+    def capabilities(self) -> frozenset[str]:
+        return self.can
 
     def table_sizes(self) -> dict[int, int]:
         return {}
@@ -148,6 +153,49 @@ async def test_what_is_shown(case: Case) -> None:
         ("0.0.0.0/0", "AS 65003", True),
         ("10.28.99.0/24", "198.18.0.4", False),
     ], "the link that all share is in every area"
+
+
+SIXES = (("198.18.0.3", "ipv4"), ("198.18.0.3", "ipv6"), ("area 0.0.0.0 on eth0", "ipv4"), ("area 0.0.0.0 on eth0", "ipv6"))
+
+
+def dual(bgp: str = "UP", area: str = "Running") -> str:
+    """What BIRD says where `TWO` is of both families."""
+    six = f"  Channel ipv6\n    State:          {bgp}\n    Routes:         2 imported, 3 exported, 2 preferred\n\nbgp_2001"
+    more = f"\nospf3_red_0_0_0_0 OSPF       t6_red     up     18:40:39.473  {area}\n  Channel ipv6\n    State:          UP\n"
+    return PROTOCOLS.replace("\nbgp_2001", six, 1) + more
+
+
+async def test_both_families_are_shown_of_a_network_that_has_them(case: Case) -> None:
+    case.bird.protocols, case.view.snapshot = dual(), SIX
+    case.path.write_text(TWO)
+    await case.passes()
+    view = await case.loop.view()
+    assert tuple((row["peer"], row["family"]) for row in view["sessions"]) == SIXES and all(row["up"] for row in view["sessions"])
+    assert [row["protocol"] for row in view["sessions"]] == ["bgp", "bgp", "ospf", "ospf3"]
+    assert view["announced"]["red"][2:] == ["fd00:40::100/120", "fd00:40::209/128"]
+    assert view["learned"][-1] == {"table": "red", "prefix": "2001:db8:200::/48", "via": "fe80::4c:c6ff:fe12:2", "dev": "eth0"}
+    assert "ospf v3 ospf3_red" in case.bird.config and not case.texts("routing-down")
+    case.tables.can = frozenset()
+    await case.passes()
+    assert "ipv6" not in case.bird.config and len((await case.loop.view())["sessions"]) == 2, "a kernel without IPv6"
+
+
+async def test_a_family_that_a_router_does_not_speak_is_named_where_it_was_asked_for_or_was_there(case: Case) -> None:
+    case.bird.protocols, case.view.snapshot = dual("DOWN", "Alone"), SIX
+    case.path.write_text(TWO)
+    await case.passes()
+    case.now = PATIENCE_S
+    await case.passes()
+    assert case.texts("routing-down") == {}, "nothing of IPv6 is imported"
+    assert [row["state"] for row in (await case.loop.view())["sessions"]][1::2] == ["ipv6 is not agreed on", "Alone"]
+    case.path.write_text(TWO.replace('"10.200.0.0/16"', '"10.200.0.0/16", "2001:db8:200::/48"'))
+    await case.passes()
+    assert case.texts("routing-down") == {"198.18.0.3": "no ipv6 routes are exchanged: ipv6 is not agreed on"}
+    case.bird.protocols = dual("DOWN")
+    await case.passes()
+    case.bird.protocols = dual("DOWN", "Alone")
+    await case.passes()
+    assert case.texts("routing-down")["area 0.0.0.0 on eth0"] == "no ipv6 routes are exchanged: Alone"
 
 
 async def test_what_is_known_is_shown_before_bird_answers_and_while_it_does_not(case: Case) -> None:

@@ -11,7 +11,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Protocol
 from zlib import crc32
@@ -21,25 +22,30 @@ from plait.agent.health import Health
 from plait.agent.journal import Journal
 from plait.agent.ownfile import Kept, OwnFile
 from plait.agent.view import View
+from plait.model.addr import lies_in
 from plait.model.cluster import Node, Snapshot
 from plait.model.errors import PlaitError
 from plait.model.objects import Addr
 from plait.model.routing import RouteTable
 from plait.model.routingreport import LearnedRow, RefusedRow, RoutingView, SessionRow
 from plait.plan.announced import Prefixes, announced, guarded, served
+from plait.plan.desired import carried
 from plait.plan.outside import unroutable
 from plait.routing import (
-    DEFAULT_ROUTE,
+    Channel,
     Facts,
     FilteredRoute,
     Routing,
     Speaker,
     bird_config,
+    channels,
+    is_default,
     parse_filtered,
     parse_protocols,
     parse_routes,
     parse_routing,
     refusal,
+    table_name,
 )
 
 log = logging.getLogger("plait.routing")
@@ -61,6 +67,8 @@ class Tables(Protocol):
     """What is asked of the kernel (`kernel.linux.LinuxKernel`), in a thread, for it may block."""
 
     def addresses(self) -> list[Addr]: ...
+
+    def capabilities(self) -> frozenset[str]: ...
 
     def table_sizes(self) -> dict[int, int]: ...
 
@@ -98,12 +106,11 @@ class RoutingLoop:
         self._file = OwnFile(path, Kept("routing", REFUSED), parse_routing, journal, health, changed)
         self._dirty = asyncio.Event()
         self._seen: dict[str, float] = {}
-        """When each session was asked for first."""
-        self._met: set[str] = set()
-        """Those that were up since."""
-        self._guarded: dict[IPv4Network, str] = {}
+        """When each peer was asked for first."""
+        self._met: set[tuple[str, str]] = set()
+        """Channels that were up since."""
         self._flushed: tuple[int, ...] | None = None
-        self._speakers: dict[str, Speaker] = {}
+        self._speakers: dict[tuple[str, str], Speaker] = {}
         self._absent = STARTING
         """What is shown of a session of which BIRD said nothing."""
         self._refused: list[FilteredRoute] = []
@@ -155,16 +162,24 @@ class RoutingLoop:
             return
         if me is None:
             return
-        addresses = await asyncio.to_thread(self._kernel.addresses)
-        self._guarded = guarded(snapshot, [(addr.address, addr.dev) for addr in addresses])
-        facts = Facts(router_id(me), self._announced(routing, snapshot), tuple(sorted(self._guarded)))
+        facts = await self._facts(me, routing, snapshot)
         starts = self._bird.starts
         if await self._bird.bring(bird_config(routing, facts, str(self._bird.log))):
             log.info("routing_configured", extra={"sessions": len(routing.sessions), "started": self._bird.starts != starts})
         await self._tidy(tuple(table.number for table in routing.route_tables()))
-        self._speakers = parse_protocols(await self._bird.ask("show protocols all"))
-        self._refused = [one for speaker in self._speakers.values() if speaker.refused for one in await self._filtered(speaker.name)]
-        self._judge(routing, snapshot)
+        self._speakers, self._absent = parse_protocols(await self._bird.ask("show protocols all")), STARTING
+        refusing = sorted({speaker.name for speaker in self._speakers.values() if speaker.refused})
+        self._refused = [one for name in refusing for one in await self._filtered(name)]
+        self._judge(routing, facts, snapshot)
+
+    async def _facts(self, me: Node, routing: Routing, snapshot: Snapshot) -> Facts:
+        """Networks have the families that this host can carry."""
+        addresses = await asyncio.to_thread(self._kernel.addresses)
+        here, ipv6 = [(addr.address, addr.dev) for addr in addresses], "ipv6" in self._kernel.capabilities()
+        able = {name: carried(snapshot, one, ipv6) for name, one in snapshot.networks.items() if not unroutable(one)}
+        dual = [name for name, network in able.items() if network.subnet6 is not None]
+        own = self._announced(routing, replace(snapshot, networks={**snapshot.networks, **able}))
+        return Facts(router_id(me), own, guarded(snapshot, here), dual, here)
 
     def _announced(self, routing: Routing, snapshot: Snapshot) -> Prefixes:
         """Services are looked through once in `EVERY_S` at most, however often somebody starts or fails."""
@@ -192,37 +207,46 @@ class RoutingLoop:
             await asyncio.to_thread(self._kernel.flush_tables, kept)
             self._flushed = kept
 
-    def _judge(self, routing: Routing, snapshot: Snapshot) -> None:
-        now = self._clock()
-        down: dict[str, str] = {}
-        for name in routing.sessions:
-            speaker = self._speakers.get(name)
-            waited = now - self._seen.setdefault(name, now)
-            if speaker is not None and speaker.up:
-                self._met.add(name)
-            elif name in self._met or waited >= PATIENCE_S:
-                down[peer_of(name, routing)] = f"no routes are exchanged: {speaker.info if speaker is not None else 'unknown to BIRD'}"
+    def _judge(self, routing: Routing, facts: Facts, snapshot: Snapshot) -> None:
+        found: dict[str, list[Channel]] = {}
+        for channel in channels(routing, facts):
+            found.setdefault(channel.peer, []).append(channel)
+        down = {peer: why for peer, spoken in found.items() if (why := self._down(peer, spoken))}
         self._health.replace(DOWN, down)
         wrong: dict[str, list[str]] = {}
-        for row in self._refused_rows(routing, snapshot):
+        for row in self._refused_rows(routing, facts, snapshot):
             if row["wrong"]:
                 wrong.setdefault(row["peer"], []).append(f"{row['prefix']} ({row['why']})")
         self._health.replace(WRONG, {peer: wrong_text(peer, found) for peer, found in wrong.items()})
 
-    def _refused_rows(self, routing: Routing, snapshot: Snapshot) -> list[RefusedRow]:
+    def _down(self, peer: str, spoken: list[Channel]) -> str:
+        """What is wrong with a peer, "" if nothing is. A family that it does not speak is, if `import` names something of it."""
+        waited = self._clock() - self._seen.setdefault(peer, self._clock())
+        up = {channel.key for channel in spoken if (speaker := self._speakers.get(channel.key)) is not None and speaker.up}
+        self._met |= up
+        patient = waited < PATIENCE_S
+        for channel in spoken:
+            wanted = channel.key in self._met or (not patient and (not up or channel.family.of(channel.session.imports)))
+            if wanted and channel.key not in up:
+                what = f"{channel.family.word} routes" if up else "routes"
+                return f"no {what} are exchanged: {self._row(channel)['state']}"
+        return ""
+
+    def _refused_rows(self, routing: Routing, facts: Facts, snapshot: Snapshot) -> list[RefusedRow]:
         """Without what other nodes announce by the same routers: they have these addresses. OSPF tells of the links that all are on."""
-        own = {str(node.address) for node in snapshot.nodes.values()}
+        own = {str(router_id(node)) for node in snapshot.nodes.values()}
+        by = {channel.name: channel for channel in channels(routing, facts)}
         rows: list[RefusedRow] = []
         for route in self._refused:
-            session = routing.sessions.get(route.by)
-            if session is None or route.origin in own or (route.within_area and route.prefix in self._guarded):
+            channel = by.get(route.by)
+            if channel is None or route.origin in own or (route.within_area and route.prefix in facts.guarded):
                 continue
-            why = refusal(route.prefix, session, self._guarded)
+            why = refusal(route.prefix, channel.session, facts.guarded)
             origin = route.origin or (f"AS {route.path[-1]}" if route.path else "")
-            wrong = route.prefix == DEFAULT_ROUTE or any(map(route.prefix.subnet_of, self._guarded))
+            wrong = is_default(route.prefix) or any(lies_in(route.prefix, one) for one in facts.guarded)
             rows.append(
                 {
-                    "peer": peer_of(route.by, routing),
+                    "peer": channel.peer,
                     "prefix": str(route.prefix),
                     "origin": origin,
                     "why": why,
@@ -234,21 +258,37 @@ class RoutingLoop:
     async def view(self) -> RoutingView:
         """What `plait routing` shows, as of the last look; what only BIRD knows is left out while it does not answer."""
         routing, snapshot = self._file.value, self._view.snapshot
-        if not routing.sessions:
+        me = snapshot.nodes.get(snapshot.me)
+        if not routing.sessions or me is None:
             return {"sessions": [], "announced": {}, "learned": [], "refused": []}
-        sessions = [session_row(name, routing, self._speakers.get(name), self._absent) for name in routing.sessions]
-        own = self._announced(routing, snapshot)
-        wanted = {network for session in routing.sessions.values() for network in session.exports}
+        facts = await self._facts(me, routing, snapshot)
+        tables = [(table.name, table_name(table.name, family)) for table in routing.tables for family in facts.families(table.networks)]
+        wanted = {network for session in routing.sessions for network in session.exports}
         return {
-            "sessions": sessions,
-            "announced": {name: list(map(str, own.get(name, ()))) for name in sorted(wanted)},
-            "learned": [row for table in routing.tables for row in await self._learned(table.name)],
-            "refused": self._refused_rows(routing, snapshot),
+            "sessions": [self._row(channel) for channel in channels(routing, facts)],
+            "announced": {name: list(map(str, facts.own.get(name, ()))) for name in sorted(wanted)},
+            "learned": [row for table, known in tables for row in await self._learned(table, known)],
+            "refused": self._refused_rows(routing, facts, snapshot),
         }
 
-    async def _learned(self, table: str) -> list[LearnedRow]:
+    def _row(self, channel: Channel) -> SessionRow:
+        shown = self._speakers.get(channel.key) or Speaker(channel.name, "", False, channel.closed or self._absent)
+        return {
+            "peer": channel.peer,
+            "protocol": channel.name.partition("_")[0],
+            "family": channel.family.word,
+            "table": channel.session.table,
+            "up": shown.up,
+            "state": shown.info,
+            "learned": shown.learned,
+            "announced": shown.announced,
+            "refused": shown.refused,
+        }
+
+    async def _learned(self, table: str, known: str) -> list[LearnedRow]:
+        """`known`: BIRD's name of the table."""
         try:
-            found = parse_routes(await self._bird.ask(f"show route primary table t_{table} where source != RTS_STATIC"))
+            found = parse_routes(await self._bird.ask(f"show route primary table {known} where source != RTS_STATIC"))
         except BirdError:
             return []
         return [{"table": table, "prefix": str(one.prefix), "via": one.via, "dev": one.dev} for one in found]
@@ -259,31 +299,6 @@ def router_id(me: Node) -> IPv4Address:
     return me.address if isinstance(me.address, IPv4Address) else IPv4Address(crc32(me.id.encode()) | 1)
 
 
-def peer_of(name: str, routing: Routing) -> str:
-    """How people know a session: the neighbour's address, or the area and its links."""
-    for one in routing.bgp:
-        if one.name == name:
-            return str(one.neighbor)
-    for area in routing.ospf:
-        if area.name == name:
-            return f"area {area.area} on {','.join(area.links)}"
-    return name
-
-
 def wrong_text(peer: str, found: list[str]) -> str:
     more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
     return f"{peer} announces {', '.join(found[:MOST_NAMED])}{more}; refused"
-
-
-def session_row(name: str, routing: Routing, speaker: Speaker | None, absent: str) -> SessionRow:
-    shown = speaker or Speaker(name, "", False, absent)
-    return {
-        "peer": peer_of(name, routing),
-        "protocol": name.partition("_")[0],
-        "table": routing.sessions[name].table,
-        "up": shown.up,
-        "state": shown.info,
-        "learned": shown.learned,
-        "announced": shown.announced,
-        "refused": shown.refused,
-    }

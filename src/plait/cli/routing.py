@@ -29,10 +29,10 @@ def routing(client: AdminClient, shown: str | None, as_json: bool) -> None:
     elif shown == "learned":
         show_table(("TABLE", "PREFIX", "VIA", "LINK"), ((r["table"], r["prefix"], r["via"], r["dev"]) for r in view["learned"]))
     elif shown == "refused":
-        rows = ((r["peer"], r["prefix"], r["origin"], r["why"]) for r in view["refused"])
-        show_table(("ROUTER", "PREFIX", "ORIGIN", "WHY"), rows)
+        show_table(("ROUTER", "PREFIX", "ORIGIN", "WHY"), ((r["peer"], r["prefix"], r["origin"], r["why"]) for r in view["refused"]))
     else:
-        show_table(
-            ("ROUTER", "PROTOCOL", "TABLE", "STATE", "LEARNED", "ANNOUNCED", "REFUSED"),
-            ((r["peer"], r["protocol"], r["table"], r["state"], r["learned"], r["announced"], r["refused"]) for r in view["sessions"]),
+        rows = (
+            (r["peer"], r["protocol"], r["family"], r["table"], r["state"], r["learned"], r["announced"], r["refused"])
+            for r in view["sessions"]
         )
+        show_table(("ROUTER", "PROTOCOL", "FAMILY", "TABLE", "STATE", "LEARNED", "ANNOUNCED", "REFUSED"), rows)

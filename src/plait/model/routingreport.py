@@ -7,10 +7,12 @@ from typing import TypedDict
 
 
 class SessionRow(TypedDict):
-    """One neighbour (BGP) or area (OSPF). `state` is the daemon's own word; `up`: routes are exchanged. Numbers of routes."""
+    """A family of one neighbour (BGP) or area (OSPF; `protocol` ospf3 for IPv6). `state` is the daemon's own word; `up`: routes are
+    exchanged. Numbers of routes."""
 
     peer: str
     protocol: str
+    family: str
     table: str
     up: bool
     state: str

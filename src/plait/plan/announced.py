@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from plait.ipam import stray_endpoints
-from plait.model.addr import IPInterface
+from plait.ipam import image_block, stray_endpoints
+from plait.model.addr import IPInterface, IPNetwork, in_order
 from plait.model.cluster import Snapshot
 from plait.model.service import VIP_POOL
 from plait.plan.backing import Backing, chosen
 from plait.plan.desired import routed_strays
 from plait.plan.outside import unroutable
 
-Prefixes = Mapping[str, tuple[IPv4Network, ...]]
-"""By name of a network, in the order of addresses."""
+Prefixes = Mapping[str, tuple[IPNetwork, ...]]
+"""Of both families, by name of a network, in the order of addresses."""
 
 
 def announced(snapshot: Snapshot, services: Prefixes) -> Prefixes:
@@ -23,17 +23,19 @@ def announced(snapshot: Snapshot, services: Prefixes) -> Prefixes:
     found = {name: list(services.get(name, ())) for name, network in snapshot.networks.items() if not unroutable(network)}
     for block in snapshot.blocks.values():
         if block.node == snapshot.me and block.network in found:
-            found[block.network].append(block.cidr)
+            found[block.network] += filter(None, (block.cidr, image_block(snapshot.networks[block.network], block.cidr)))
     for stray in routed_strays(snapshot, stray_endpoints(snapshot)):
         if stray.node == snapshot.me and stray.network in found:
             found[stray.network].append(IPv4Network(stray.address))
-    return {name: tuple(sorted(prefixes)) for name, prefixes in found.items()}
+            if stray.address6 is not None and snapshot.networks[stray.network].subnet6 is not None:
+                found[stray.network].append(IPv6Network(stray.address6))
+    return {name: in_order(prefixes) for name, prefixes in found.items()}
 
 
 def served(snapshot: Snapshot, networks: Collection[str]) -> Prefixes:
     """The virtual addresses of services on these networks that lead somewhere on this node: with a ready container anywhere, or (services
     that keep to their own host) here. Costs as much as finding the backends of all services."""
-    found: dict[str, list[IPv4Network]] = {}
+    found: dict[str, list[IPNetwork]] = {}
     services = [one for one in snapshot.services.values() if one.address is not None and one.network in networks]
     backing = Backing(snapshot) if services else None
     for service in services:
@@ -41,12 +43,16 @@ def served(snapshot: Snapshot, networks: Collection[str]) -> Prefixes:
         ready = chosen(service, backing.of(service), snapshot.me)
         if any(backend.node == snapshot.me or not service.local_first for backend in ready):
             found.setdefault(service.network, []).append(IPv4Network(service.address))
-    return {name: tuple(sorted(prefixes)) for name, prefixes in found.items()}
+    return {name: in_order(prefixes) for name, prefixes in found.items()}
 
 
-def guarded(snapshot: Snapshot, here: Iterable[tuple[IPInterface, str]]) -> dict[IPv4Network, str]:
+def guarded(snapshot: Snapshot, here: Iterable[tuple[IPInterface, str]]) -> dict[IPNetwork, str]:
     """What nobody outside may announce, nor a part of it -> what that is. `here`: this host's own addresses, each with its link."""
-    found = {VIP_POOL: "virtual addresses of services"}
-    found |= {IPv4Network(node.address): f"the host of node {node.name}" for node in snapshot.nodes.values() if node.address.version == 4}
-    found |= {a.network: f"this host's own link {dev}" for a, dev in here if isinstance(a, IPv4Interface) and a.network.prefixlen}
-    return found | {network.subnet: f"addresses of plait's network {network.name}" for network in snapshot.networks.values()}
+    found: dict[IPNetwork, str] = {VIP_POOL: "virtual addresses of services"}
+    dual = any(network.subnet6 is not None for network in snapshot.networks.values())
+    for node in snapshot.nodes.values():
+        own = (node.address, *((node.tunnel6, node.encrypted6, node.probe6) if dual else ()))
+        found |= {ip_network(address): f"the host of node {node.name}" for address in own}
+    found |= {a.network: f"this host's own link {dev}" for a, dev in here if a.network.prefixlen}
+    subnets = ((network.name, subnet) for network in snapshot.networks.values() for subnet in (network.subnet, network.subnet6))
+    return found | {subnet: f"addresses of plait's network {name}" for name, subnet in subnets if subnet is not None}

@@ -9,19 +9,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Network
+from ipaddress import ip_network
+
+from plait.model.addr import IPNetwork
 
 _PROTOCOL = re.compile(r"(\w+)\s+(BGP|OSPF|Static|Kernel|Device|BFD)\s+\S+\s+(up|down|start|stop|flush)\s+(\S+(?: \S+)?)\s*(.*)")
+_CHANNEL = re.compile(r"\s+Channel (ipv[46])$")
+_CLOSED = re.compile(r"\s+State:\s+DOWN")
 _ROUTES = re.compile(r"\s+Routes:\s+(\d+) imported, (?:(\d+) filtered, )?(\d+) exported")
 _ERROR = re.compile(r"\s+Last error:\s+(.+)")
-_ROUTE = re.compile(r"(?P<prefix>\d+\.\d+\.\d+\.\d+/\d+)\s+\S+ \[(?P<by>\w+) ")
+_ROUTE = re.compile(r"(?P<prefix>[0-9a-f.:]+/\d+)\s+\S+ \[(?P<by>\w+) ")
 _VIA = re.compile(r"\s+(?:via (?P<via>\S+) on|dev) (?P<dev>\S+)")
 _ATTRIBUTE = re.compile(r"\s*(Type|OSPF\.router_id|BGP\.originator_id|BGP\.as_path):\s*(.*\S)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
-    """One protocol of BIRD's. `up`: routes are exchanged (BGP: Established, OSPF: with a neighbour). `info` is its own word for it."""
+    """One channel of a protocol of BIRD's. `up`: routes of its family are exchanged (BGP: Established, OSPF: with a neighbour). `info` is
+    BIRD's own word for it."""
 
     name: str
     kind: str
@@ -37,7 +42,7 @@ class FilteredRoute:
     """An announcement that the import filter refused. `origin`: the router that began it, where the protocol tells; `path` the AS path;
     `within_area`: OSPF has it from the links of routers of the same area."""
 
-    prefix: IPv4Network
+    prefix: IPNetwork
     by: str
     origin: str = ""
     path: tuple[int, ...] = ()
@@ -48,30 +53,37 @@ class FilteredRoute:
 class LearnedRoute:
     """`via` is "" for one without a next hop."""
 
-    prefix: IPv4Network
+    prefix: IPNetwork
     by: str
     via: str = ""
     dev: str = ""
 
 
-def parse_protocols(lines: Iterable[str]) -> dict[str, Speaker]:
-    """From `show protocols all`, by name: BGP and OSPF alone."""
-    found: dict[str, Speaker] = {}
-    name = ""
+def parse_protocols(lines: Iterable[str]) -> dict[tuple[str, str], Speaker]:
+    """From `show protocols all`, by name and family: BGP and OSPF alone."""
+    found: dict[tuple[str, str], Speaker] = {}
+    protocol, key = None, ("", "")
     for line in lines:
         if match := _PROTOCOL.match(line):
             name, kind, state, _, info = match.groups()
-            if kind in ("BGP", "OSPF"):
-                info = " ".join(info.split()) or state
-                found[name] = Speaker(name, kind, state == "up" and info in ("Established", "Running"), info)
-            continue
-        one = found.get(name)
-        if one is not None and (match := _ROUTES.match(line)):
-            learned, refused, announced = (int(number or 0) for number in match.groups())
-            found[name] = replace(one, learned=learned, refused=refused, announced=announced)
-        elif one is not None and (match := _ERROR.match(line)) and not one.up and match[1] not in one.info:
-            found[name] = replace(one, info=f"{one.info}: {match[1]}")
+            info = " ".join(info.split()) or state
+            up = state == "up" and info in ("Established", "Running")
+            protocol, key = Speaker(name, kind, up, info) if kind in ("BGP", "OSPF") else None, ("", "")
+        elif protocol is not None and (match := _CHANNEL.match(line)):
+            key = protocol.name, match[1]
+            found[key] = protocol
+        elif protocol is not None and (match := _ERROR.match(line)) and not protocol.up and match[1] not in protocol.info:
+            protocol = replace(protocol, info=f"{protocol.info}: {match[1]}")
+        elif key in found:
+            found[key] = _channel(found[key], key[1], line)
     return found
+
+
+def _channel(one: Speaker, family: str, line: str) -> Speaker:
+    if match := _ROUTES.match(line):
+        learned, refused, announced = (int(number or 0) for number in match.groups())
+        return replace(one, learned=learned, refused=refused, announced=announced)
+    return replace(one, up=False, info=f"{family} is not agreed on") if one.up and _CLOSED.match(line) else one
 
 
 def parse_filtered(lines: Iterable[str]) -> list[FilteredRoute]:
@@ -85,11 +97,11 @@ def parse_filtered(lines: Iterable[str]) -> list[FilteredRoute]:
     return found
 
 
-def _begun(line: str) -> tuple[IPv4Network, str] | None:
+def _begun(line: str) -> tuple[IPNetwork, str] | None:
     """Prefix and protocol, where the line is the first one of a route."""
     match = _ROUTE.match(line.strip())
     try:
-        return (IPv4Network(match["prefix"]), match["by"]) if match is not None else None
+        return (ip_network(match["prefix"]), match["by"]) if match is not None else None
     except ValueError:
         return None
 

@@ -7,17 +7,18 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, collapse_addresses
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TypeVar
 
+from plait.model.addr import IPAddress, IPNetwork, collapsed
 from plait.model.errors import ConfigError
 from plait.model.routing import RouteTable, table_number
+from plait.routing.family import FAMILIES, V4, Family, is_default
 
-DEFAULT_ROUTE = IPv4Network("0.0.0.0/0")
-DEFAULT = "default"
-"""How the file spells it, which no other prefix includes."""
-_HALVES = tuple(DEFAULT_ROUTE.subnets(1))
+_DEFAULTS: Mapping[str, IPNetwork] = {f"default{family.end}": family.default for family in FAMILIES}
+"""How the file spells the default routes, which no other prefix includes."""
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,14}")
+_NO_LETTER = re.compile(r"[^A-Za-z0-9]")
 _LINK = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
 _SECRET = re.compile(r"[!#-~]{1,80}")
 """Printable ASCII without quotation marks, as BIRD takes it between two of them."""
@@ -41,19 +42,19 @@ class Table:
 @dataclass(frozen=True, slots=True)
 class Session:
     """What is common to all ways to speak with routers: whose routes (`table`), which destinations may be learned (`imports`, each with all
-    that lies in it; 0.0.0.0/0 is the default route alone), which networks are announced (`exports`)."""
+    that lies in it; 0.0.0.0/0 and ::/0 are the default routes alone), which networks are announced (`exports`)."""
 
     table: str
-    imports: tuple[IPv4Network, ...]
+    imports: tuple[IPNetwork, ...]
     exports: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Bgp:
-    """One neighbour. `hold_s`: seconds of silence after which it is gone."""
+    """One neighbour; a link-local address says its link. `hold_s`: seconds of silence after which it is gone."""
 
     session: Session
-    neighbor: IPv4Address
+    neighbor: IPAddress
     as_number: int
     hold_s: int = 9
     bfd: bool = False
@@ -61,12 +62,12 @@ class Bgp:
 
     @property
     def name(self) -> str:
-        return f"bgp_{str(self.neighbor).replace('.', '_')}"
+        return f"bgp_{_NO_LETTER.sub('_', str(self.neighbor))}"
 
 
 @dataclass(frozen=True, slots=True)
 class Ospf:
-    """One area on some links of the host."""
+    """One area on some links of the host, of each family."""
 
     session: Session
     links: tuple[str, ...]
@@ -75,9 +76,8 @@ class Ospf:
     dead_s: int = 8
     password: str = ""
 
-    @property
-    def name(self) -> str:
-        return f"ospf_{self.session.table}_{str(self.area).replace('.', '_')}"
+    def name(self, family: Family) -> str:
+        return f"{family.area}_{self.session.table}_{_NO_LETTER.sub('_', str(self.area))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +91,8 @@ class Routing:
     ospf: tuple[Ospf, ...] = ()
 
     @property
-    def sessions(self) -> Mapping[str, Session]:
-        """By the name that the daemon knows them by."""
-        return {one.name: one.session for one in self.bgp} | {one.name: one.session for one in self.ospf}
+    def sessions(self) -> tuple[Session, ...]:
+        return (*(one.session for one in self.bgp), *(one.session for one in self.ospf))
 
     @property
     def serving(self) -> frozenset[str]:
@@ -103,11 +102,10 @@ class Routing:
     def route_tables(self) -> tuple[RouteTable, ...]:
         return tuple(RouteTable(table.name, table.networks, self._outside(table.name)) for table in self.tables)
 
-    def _outside(self, table: str) -> tuple[IPv4Network, ...]:
+    def _outside(self, table: str) -> tuple[IPNetwork, ...]:
         """As halves instead of the whole, which no set of ranges prints as it was written."""
-        found = {prefix for one in self.sessions.values() if one.table == table for prefix in one.imports}
-        collapsed = tuple(collapse_addresses(found))
-        return _HALVES if collapsed == (DEFAULT_ROUTE,) else collapsed
+        found = collapsed(prefix for one in self.sessions if one.table == table for prefix in one.imports)
+        return tuple(part for one in found for part in (one.subnets(1) if is_default(one) else (one,)))
 
 
 def parse_routing(text: str, path: str) -> Routing:
@@ -156,7 +154,7 @@ def _session(entry: _Entry, tables: tuple[Table, ...]) -> Session:
 def _bgp(entry: _Entry, tables: tuple[Table, ...]) -> Bgp:
     return Bgp(
         session=_session(entry, tables),
-        neighbor=entry.address("neighbor"),
+        neighbor=entry.neighbor("neighbor"),
         as_number=entry.number("as", 1, 2**32 - 2, None),
         hold_s=entry.number("hold_s", 3, 65535, 9),
         bfd=entry.flag("bfd"),
@@ -184,7 +182,7 @@ def _check_apart(found: Routing, path: str) -> None:
         ("name of a [[table]]", [table.name for table in found.tables]),
         ("neighbor of a [[bgp]]", [str(one.neighbor) for one in found.bgp]),
         ("link of an [[ospf]]", [link for one in found.ospf for link in one.links]),
-        ("area of an [[ospf]] of its table", [one.name for one in found.ospf]),
+        ("area of an [[ospf]] of its table", [one.name(V4) for one in found.ospf]),
         ("network of a [[table]]", [network for table in found.tables for network in table.networks]),
     ):
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -251,17 +249,27 @@ class _Entry:
     def address(self, key: str, default: IPv4Address | None = None) -> IPv4Address:
         return self._parsed(key, self.text(key, str(default) if default is not None else None), IPv4Address, "must be an IPv4 address")
 
-    def prefixes(self, key: str) -> tuple[IPv4Network, ...]:
+    def neighbor(self, key: str) -> IPAddress:
+        found = self._parsed(key, self.text(key), ip_address, "must be an IPv4 or IPv6 address")
+        scope = found.scope_id if isinstance(found, IPv6Address) else None
+        if found.is_link_local and found.version == 6 and not (scope and _LINK.fullmatch(scope)):
+            raise self.fail(key, "is on every link", f"name the one that you mean: {found}%eth0")
+        if scope and not found.is_link_local:
+            raise self.fail(key, "is on one link alone", "leave the link out")
+        return found
+
+    def prefixes(self, key: str) -> tuple[IPNetwork, ...]:
         if key not in self._raw:
             return ()
         return tuple(self._prefix(key, text) for text in self.texts(key))
 
-    def _prefix(self, key: str, text: str) -> IPv4Network:
-        if text == DEFAULT:
-            return DEFAULT_ROUTE
-        found = self._parsed(key, text, IPv4Network, f"holds {text!r}, which is no IPv4 network")
-        if not found.prefixlen:
-            raise self.fail(key, f"holds {text!r}", f'write "{DEFAULT}" for the default route alone, or the networks that you mean')
+    def _prefix(self, key: str, text: str) -> IPNetwork:
+        if text in _DEFAULTS:
+            return _DEFAULTS[text]
+        found = self._parsed(key, text, ip_network, f"holds {text!r}, which is no network")
+        if is_default(found):
+            word = next(word for word, prefix in _DEFAULTS.items() if prefix == found)
+            raise self.fail(key, f"holds {text!r}", f'write "{word}" for the default route alone, or the networks that you mean')
         return found
 
     def _parsed(self, key: str, text: str, kind: Callable[[str], T], why: str) -> T:
