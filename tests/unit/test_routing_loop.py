@@ -22,6 +22,7 @@ from plait.model.cluster import Endpoint, Snapshot
 from plait.model.errors import NotSupported
 from plait.model.objects import Addr
 from plait.model.routing import table_number
+from plait.model.routingreport import RoutingView
 
 TWO = BGP.replace("192.0.2.1", "198.18.0.3") + 'import = ["10.200.0.0/16"]\n' + OSPF.partition("[[ospf]]")[1] + '\nlinks = ["eth0"]\n'
 UP = PROTOCOLS
@@ -102,6 +103,15 @@ class Case:
 
     async def passes(self, count: int = 3) -> None:
         await asyncio.sleep(0.02 * count)
+
+    async def states(self, *wanted: str) -> RoutingView:
+        """What `plait routing` tells, once its sessions are in just these states."""
+        view = await self.loop.view()
+        async with asyncio.timeout(5):
+            while {row["state"] for row in view["sessions"]} != set(wanted):
+                await asyncio.sleep(0.005)
+                view = await self.loop.view()
+        return view
 
     def texts(self, code: str) -> dict[str, str]:
         return {active.subject: active.text for active in self.health.active() if active.condition.code == code}
@@ -207,20 +217,20 @@ async def test_what_is_known_is_shown_before_bird_answers_and_while_it_does_not(
 
     case.bird.bring = begun  # type: ignore[method-assign]
     case.path.write_text(TWO)
-    await case.passes()
-    view = await case.loop.view()
+    view = await case.states("starting")
     assert [(row["peer"], row["up"], row["state"]) for row in view["sessions"]] == [
         ("198.18.0.3", False, "starting"),
         ("area 0.0.0.0 on eth0", False, "starting"),
     ]
     assert view["announced"]["red"] == ["10.40.1.0/24", "10.40.2.9/32"] and view["learned"] == view["refused"] == []
     starting.set()
-    await case.passes()
-    assert {row["state"] for row in (await case.loop.view())["sessions"]} == {"BIRD does not answer"} and case.texts("routing-daemon")
+    await case.states("BIRD does not answer")
+    assert case.texts("routing-daemon")
     case.bird.answers = True
-    await case.passes()
-    view = await case.loop.view()
+    view = await case.states("Established", "Running")
     assert all(row["up"] for row in view["sessions"]) and view["learned"]
+    starting.clear()
+    await case.passes()
     case.bird.answers = False
     assert (await case.loop.view())["sessions"] == view["sessions"], "as of the last look"
 
