@@ -44,7 +44,7 @@ PLAN = plan_of(LINK, ROUTE, FORWARD)
 
 class Setup:
     def __init__(self) -> None:
-        self.kernel = FakeKernel()
+        self.kernel = FakeKernel([("ip", "filter", "DOCKER-USER")])
         self.work = KernelWork(self.kernel)
 
 
@@ -188,8 +188,9 @@ async def test_guards_are_what_a_pass_made_and_no_rule_of_it_was_refused(s: Setu
 
 BEGUN = EndpointLink("pl-e1", 1450, peer="pl-p1", mac="02:00:00:00:00:0a")
 TO_IT = Route(IPv4Network("10.28.1.2/32"), "pl-e1", scope="link")
-STEADY = PLAN | plan_of(HOSTS, CHAIN)
-WITH_IT = PLAN | plan_of(MORE, CHAIN, BEGUN, TO_IT)
+ANY = HookRule("ip", "filter", "DOCKER-USER", 'iifname "pl-*" accept')
+STEADY = PLAN | plan_of(HOSTS, CHAIN, ANY)
+WITH_IT = PLAN | plan_of(MORE, CHAIN, ANY, BEGUN, TO_IT)
 
 
 @pytest.fixture
@@ -323,7 +324,7 @@ async def test_what_takes_something_away_is_listed_for(s: Setup, listings: list[
     assert listings and s.kernel.objects == STEADY
 
 
-@pytest.mark.parametrize("new", [HookRule("ip", "filter", "DOCKER-USER", "accept"), ChildLink("pl-e7", "eth1", "macvlan", "bridge")])
+@pytest.mark.parametrize("new", [HookRule("ip", "filter", "DOCKER-USER", "drop"), ChildLink("pl-e7", "eth1", "macvlan", "bridge")])
 async def test_what_may_be_there_already_is_listed_for(s: Setup, listings: list[None], new: KernelObject) -> None:
     await s.work.converge(lambda: STEADY, True)
     listings.clear()

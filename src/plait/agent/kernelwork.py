@@ -96,7 +96,7 @@ class KernelWork:
     async def _begin(self, plan: Callable[[], Plan], link: str, held: Plan) -> tuple[Plan, list[Op], Result] | None:
         """All of a pass but the listing and deletions; None if that is not sure to be enough, or something was refused. What was to be
         deleted is held on where an endpoint begins. A rule at somebody else's hook, and a link on the host's, may be there already."""
-        if not link or not held or any(link in part for key in held for part in key):
+        if not link or not held or (link != ADDED and any(link in part for key in held for part in key)):
             return None
         wanted = plan()
         unsure = any(key[0] in ("hook", "child") for key in wanted.keys() - held.keys())

@@ -164,8 +164,13 @@ def _to_those_here(family: Family, endpoint: Endpoint, network: Network) -> list
 
 
 def _mask(family: Family, network: Network) -> IPAddress:
-    host_bits = 32 - network.block_prefix
-    return IPv4Network((0, network.block_prefix)).netmask if family is V4 else IPv6Network((0, 128 - host_bits)).netmask
+    prefix = _block_prefix(family, network)
+    return IPv4Network((0, prefix)).netmask if family is V4 else IPv6Network((0, prefix)).netmask
+
+
+def _block_prefix(family: Family, network: Network) -> int:
+    """A block has as many addresses of IPv6 as of IPv4."""
+    return network.block_prefix if family is V4 else 96 + network.block_prefix
 
 
 def _to_endpoint(family: Family) -> str:
@@ -193,7 +198,7 @@ def _is_block(family: Family, route: Route, ways: Iterable[tuple[Network, str]])
     if hop is None or route.mtu or route.dst.version != hop.version or (route.dst.version == 4) != (family is V4):
         return False
     fit = (network for network, device in ways if route.dev == device)
-    return any(_is_in(route.dst, family.subnet(n)) and route.dst.netmask == _mask(family, n) for n in fit)
+    return any(_is_in(route.dst, family.subnet(n)) and route.dst.prefixlen == _block_prefix(family, n) for n in fit)
 
 
 def _usable(device: str, links: Collection[str]) -> bool:
