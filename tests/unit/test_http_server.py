@@ -7,10 +7,12 @@ import asyncio
 import gzip
 import logging
 import socket
+from email.utils import formatdate
 
 import pytest
 from tests.support.http import BIG, MAX_BODY, Peer, become, served
 
+from plait.http.message import http_date
 from plait.http.server import Limits
 
 GET = b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -503,3 +505,9 @@ async def test_it_listens_on_several_addresses_until_it_is_stopped() -> None:
         for host in ("127.0.0.1", "127.0.0.2"):
             with pytest.raises(ConnectionRefusedError):
                 await asyncio.open_connection(host, port)
+
+
+@pytest.mark.parametrize("seconds", [0, 784111777, 951782399.9, 951782400, 1798761599, 4102444800])
+def test_dates_are_those_of_the_standard(seconds: float) -> None:
+    assert http_date(784111777) == "Sun, 06 Nov 1994 08:49:37 GMT", "RFC 9110, section 5.6.7"
+    assert http_date(seconds) == formatdate(seconds, usegmt=True)

@@ -27,7 +27,6 @@ from plait.model.policyreport import AppliedRow, Change, NamespaceRow, PairRow, 
 from plait.plan.policychange import policy_change
 from plait.policy.evaluate import Decision, Packet, World, evaluate, world_of
 from plait.policy.isolation import LAST
-from plait.policy.kubernetes import read_policies
 from plait.policy.membership import Membership
 from plait.policy.tables import in_words
 from plait.policy.workloads import Workload
@@ -215,6 +214,8 @@ async def _read(body: bytes) -> list[Policy | Namespace]:
     except UnicodeDecodeError as error:
         line = body[: error.start].count(b"\n") + 1
         raise ConfigError(f"line {line}", body[error.start : error.start + 8], "is no UTF-8") from error
+    from plait.policy.kubernetes import read_policies  # an agent that is given no file need not carry YAML
+
     found = await asyncio.to_thread(read_policies, text)
     return [*found.policies, *found.namespaces]
 

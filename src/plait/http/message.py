@@ -7,6 +7,7 @@ Data in: what a handler says. Data out: the bytes of a response (RFC 9112). No s
 from __future__ import annotations
 
 import gzip
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from functools import lru_cache
 from http import HTTPStatus
@@ -26,6 +27,13 @@ _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _OF_CONSUL = {b"cache-control", b"x-consul-namespace", b"x-consul-partition"}
 WANTED = frozenset({b"accept", b"accept-encoding", b"content-length", b"expect", b"last-event-id", *_OF_CONSUL})
 """The header fields that are kept; all others are read and let go."""
+
+
+def http_date(seconds: float) -> str:
+    """A time of POSIX as fields of HTTP have it (IMF-fixdate; RFC 9110, section 5.6.7), whatever the locale."""
+    at = time.gmtime(seconds)
+    day, month = "MonTueWedThuFriSatSun"[3 * at.tm_wday :][:3], "JanFebMarAprMayJunJulAugSepOctNovDec"[3 * at.tm_mon - 3 :][:3]
+    return f"{day}, {at.tm_mday:02} {month} {at.tm_year:04} {at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02} GMT"
 
 
 class Request(msgspec.Struct, frozen=True):

@@ -12,13 +12,13 @@ import logging
 import resource
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from email.utils import formatdate
 from functools import partial
 
 from plait.http.connection import Connection
-from plait.http.message import Answer, App, Request, Response, Stamp
+from plait.http.message import Answer, App, Request, Response, Stamp, http_date
 from plait.http.reader import Allowed
 from plait.http.readiness import Readiness
 from plait.http.wire import Door
@@ -221,7 +221,7 @@ class HttpServer:
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
-        self.now, self.stamp = loop.time(), Stamp(formatdate(usegmt=True), self.fields)
+        self.now, self.stamp = loop.time(), Stamp(http_date(time.time()), self.fields)
         for connection in [connection for connection in self.connections if connection.deadline <= self.now]:
             connection.expire()
         self._timer = loop.call_later(self.limits.sweep_s, self._sweep) if self.connections else None

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from plait.model.policy import Operator, Requirement, Selector
-from plait.policy.fields import Field
+
+if TYPE_CHECKING:
+    from plait.policy.fields import Field  # who only matches labels need not carry YAML
 
 _OPERATORS: tuple[Operator, ...] = ("In", "NotIn", "Exists", "DoesNotExist")
 
