@@ -14,6 +14,7 @@ from plait.ipam import block_of, check_network, default_subnet6, image, image_bl
 from plait.model.addr import link_local, unique_local
 from plait.model.cluster import Block, Endpoint, Network, Node, Snapshot
 from plait.model.errors import ConfigError
+from plait.model.service import VIP_POOL6
 from plait.store.codec import decode, encode
 
 A, N, A6, N6 = IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -26,6 +27,7 @@ def networks(draw: st.DrawFn) -> Network:
     subnet = N(((10 << 24) | (offset << (32 - prefix)) % 2**24, prefix), strict=False)
     prefix6 = draw(st.integers(8, 64))
     subnet6 = N6((0xFD << 120 | draw(st.integers(0, 2**120 - 1)), prefix6), strict=False)
+    assume(not subnet6.overlaps(VIP_POOL6))
     block = draw(st.integers(prefix, 30))
     return Network("n", subnet, subnet[1], block, subnet6=subnet6, gateway6=subnet6[1])
 

@@ -18,10 +18,11 @@ from tests.support.consulapi import Cuttable
 from plait.agent.health import Health
 from plait.agent.hostranges import HostRangesWatch
 from plait.ipam import clashes, own_ranges, taken
+from plait.ipam.dual import check_network6
 from plait.ipam.overlap import MOST, overlapping
 from plait.model.cluster import HostRange, HostRanges, Network, Snapshot
 from plait.model.errors import ConfigError
-from plait.model.service import VIP_POOL, Service, ServicePort
+from plait.model.service import VIP_POOL, VIP_POOL6, Service, ServicePort
 from plait.runtimes.api import NetworkRequest
 
 N = IPv4Network
@@ -71,6 +72,17 @@ def test_virtual_addresses_are_taken_where_there_are_services() -> None:
     assert taken(snapshot) == [VIP_POOL], "no network that is chosen by itself has them"
     snapshot = replace(snapshot, networks={"old": old}, services={service.ident: service})
     assert clashes(snapshot) == {"old": "network old overlaps 10.27.0.0/16 (virtual addresses of services)"}
+
+
+def test_no_network_lies_over_virtual_addresses_of_ipv6() -> None:
+    subnet = VIP_POOL6.supernet(new_prefix=64)
+    with pytest.raises(ConfigError, match=r"overlaps fd55:aa3d:5f3e::/112 \(virtual addresses of services\)"):
+        check_network6(Network("six", N("10.29.0.0/16"), N("10.29.0.0/16")[1], 24, subnet6=subnet, gateway6=subnet[1]), ())
+    service = Service("web", "default", VIP_POOL[1], (ServicePort("tcp", 80, 8080),), {"app": "web"})
+    old = Network("old", N("10.29.0.0/16"), N("10.29.0.0/16")[1], 24, subnet6=subnet)
+    assert clashes(Snapshot("A", networks={"old": old}, services={service.ident: service})) == {
+        "old": f"network old overlaps {VIP_POOL6} (virtual addresses of services)"
+    }
 
 
 async def test_a_network_over_what_any_host_uses_is_refused_unless_forced(store: Cuttable, tmp_path: Path) -> None:

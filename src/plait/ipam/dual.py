@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from plait.model.addr import AddressRange
 from plait.model.cluster import Endpoint, Network
 from plait.model.errors import ConfigError
+from plait.model.service import VIP_POOL6
 
 PREFIX6 = 64
 """Of a subnet that nobody named. A named one is as large or larger: what is smaller holds neither every pool nor what engines expect."""
@@ -89,6 +90,8 @@ def check_network6(network: Network, others: Collection[Network]) -> None:
         raise ConfigError("IPv6 subnet", str(subnet), "is too small for a network", f"use a prefix length of {PREFIX6} or less")
     if not any(subnet.subnet_of(part) for part in _UNICAST):
         raise ConfigError("IPv6 subnet", str(subnet), "is no unicast range", "use a part of fd00::/8, or of a range that is routed to you")
+    if subnet.overlaps(VIP_POOL6):
+        raise ConfigError("IPv6 subnet", str(subnet), f"overlaps {VIP_POOL6} (virtual addresses of services)", "choose another range")
     for other in others:
         if other.name != network.name and other.subnet6 is not None and other.subnet6.overlaps(subnet):
             raise ConfigError("IPv6 subnet", str(subnet), f"overlaps {other.subnet6} of network {other.name!r}", "choose another range")

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network
 
+from plait.model.addr import IPNetwork
 from plait.model.cluster import HostRange, Network, Snapshot
 from plait.model.errors import ConfigError
-from plait.model.service import VIP_POOL
+from plait.model.service import VIP_POOL, VIP_POOL6
 
 MOST = 64
 """Ranges that a node publishes."""
@@ -41,8 +42,13 @@ def overlapping(subnet: IPv4Network, snapshot: Snapshot) -> Iterator[str]:
         for one in snapshot.host_ranges[name].ranges:
             if one.cidr.overlaps(subnet):
                 yield f"{one.cidr} ({one.what} on node {name})"
-    if snapshot.services and VIP_POOL.overlaps(subnet):
-        yield f"{VIP_POOL} (virtual addresses of services)"
+    yield from _over_vips(subnet, snapshot)
+
+
+def _over_vips(subnet: IPNetwork | None, snapshot: Snapshot) -> Iterator[str]:
+    for pool in (VIP_POOL, VIP_POOL6) if snapshot.services else ():
+        if subnet is not None and pool.version == subnet.version and pool.overlaps(subnet):
+            yield f"{pool} (virtual addresses of services)"
 
 
 def check_overlaps(subnet: IPv4Network, snapshot: Snapshot) -> None:
@@ -60,7 +66,8 @@ def check_overlaps(subnet: IPv4Network, snapshot: Snapshot) -> None:
 
 def clashes(snapshot: Snapshot) -> dict[str, str]:
     """Networks by name whose addresses something else uses, with what to say of each; not those that were made so on purpose."""
-    found = {n.name: list(overlapping(n.subnet, snapshot)) for n in snapshot.networks.values() if not is_forced(n)}
+    networks = [network for network in snapshot.networks.values() if not is_forced(network)]
+    found = {n.name: [*overlapping(n.subnet, snapshot), *_over_vips(n.subnet6, snapshot)] for n in networks}
     return {name: f"network {name} overlaps {', '.join(texts)}" for name, texts in found.items() if texts}
 
 

@@ -8,14 +8,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TYPE_CHECKING
 
 from plait.model.addr import Protocol
 from plait.model.errors import ConfigError
 from plait.model.policy import DEFAULT_NAMESPACE, LAST_PORT, PROTOCOLS
 
+if TYPE_CHECKING:
+    from plait.model.cluster import Network
+
 VIP_POOL = IPv4Network("10.27.0.0/16")
 """Virtual addresses come from here. No link carries one: on every host they are translated before a packet is routed."""
+VIP_POOL6 = IPv6Network("fd55:aa3d:5f3e::/112")
+"""Of IPv6: a unique local range (RFC 4193) that was drawn once, the image of `VIP_POOL` address by address."""
 SERVICE_LABEL, SERVICE_PORTS_LABEL = "plait.vip", "plait.vip.ports"
 """Labels of a container that make the service it belongs to, and say which ports that has (`80:8080,53/udp`). (`plait.service` is what
 registers a container in the catalogue, and `plait.service.NAME` what it is registered as.)"""
@@ -63,6 +69,12 @@ class Service:
     def ident(self) -> tuple[str, str]:
         """What it is known by: namespace and name."""
         return self.namespace, self.name
+
+    def address6(self, network: Network | None) -> IPv6Address | None:
+        """The image of its address, so that nobody else has it; None unless `network`, the one that it is on, has IPv6."""
+        if self.address is None or network is None or network.subnet6 is None:
+            return None
+        return VIP_POOL6[int(self.address) - int(VIP_POOL.network_address)]
 
 
 @dataclass(frozen=True, slots=True)
