@@ -140,3 +140,10 @@ def test_of_headless_ones_those_who_are_ready_are_told() -> None:
     snapshot = cluster(endpoint(1, "A", "default", LABELS), endpoint(2, "B", "default", LABELS), alive=frozenset("A"))
     assert headless(snapshot) == {}
     assert headless(replace(snapshot, services={bare.ident: bare})) == {bare.ident: (snapshot.endpoints["e1"].address,)}
+
+
+def test_a_container_has_its_addresses_of_both_families() -> None:
+    one, bare = endpoint(1, "A", "six", LABELS), replace(SHOP, address=None, network="six")
+    snapshot = cluster(one, services={bare.ident: bare})
+    assert [(each.address, each.address6) for each in Backing(snapshot).of(bare)] == [(one.address, one.address6)]
+    assert headless(snapshot) == {bare.ident: (one.address, one.address6)}

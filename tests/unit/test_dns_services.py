@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 import dnslib
 import pytest
@@ -15,6 +15,7 @@ from plait.dns.answer import answer
 from plait.dns.table import apply_changes
 from plait.dns.view import View, networks_of
 from plait.dns.zone import Zone, build_table
+from plait.model.addr import IPAddress
 from plait.model.cluster import Endpoint, Snapshot
 from plait.model.service import Service, ServicePort
 
@@ -71,6 +72,20 @@ def test_a_container_of_another_network_does_not_see_it() -> None:
         assert isinstance(response, bytes) and data(dnslib.DNSRecord.parse(response)) == seen
 
 
+def test_on_a_network_with_ipv6_its_names_lead_to_both_addresses() -> None:
+    dual = known(SHOP, replace(WEB, network="other"))
+    dual = replace(dual, networks={"default": replace(dual.networks["default"], subnet6=IPv6Network("fd00:28::/64"))})
+    table = build_table(dual)
+    for name in ("shop.default.svc.cluster.local", "shop.virtual.consul"):
+        assert data(resolve(name, "A", table=table)) == {"10.27.3.4"}
+        assert data(resolve(name, "AAAA", table=table)) == {"fd55:aa3d:5f3e::304"}
+    six = IPv6Address("fd55:aa3d:5f3e::304")
+    assert data(resolve(six.reverse_pointer, "PTR", table=table)) == {"shop.default.svc.cluster.local."}
+    assert not data(resolve("web.default.svc.cluster.local", "AAAA", table=table)), "of its own network"
+    zone = six.reverse_pointer.split(".", 4)[4].encode()
+    assert zone in table.zones and zone not in build_table(known(SHOP)).zones, "without IPv6 it is no zone of ours"
+
+
 def test_a_change_says_the_same_as_a_new_look() -> None:
     zone = Zone(known())
     table = build_table(known())
@@ -85,11 +100,13 @@ def test_a_change_says_the_same_as_a_new_look() -> None:
 
 def test_the_name_of_a_headless_one_leads_to_its_containers() -> None:
     bare = replace(SHOP, address=None)
-    behind: dict[tuple[str, str], tuple[IPv4Address, ...]] = {bare.ident: (IP("10.28.0.7"), IP("10.28.0.8"))}
+    six = IPv6Address("fd00:28::7")
+    behind: dict[tuple[str, str], tuple[IPAddress, ...]] = {bare.ident: (IP("10.28.0.7"), six, IP("10.28.0.8"))}
     first = known(bare)
     zone = Zone(first, headless=lambda _: behind)
     name = "shop.default.svc.cluster.local"
     assert data(resolve(name, table=zone.table)) == {"10.28.0.7", "10.28.0.8"}
+    assert data(resolve(name, "AAAA", table=zone.table)) == {f"{six}"}
     assert data(resolve(f"_http._tcp.{name}", "SRV", table=zone.table)) == {f"0 1 8080 0a1c000{n}.addr.consul." for n in (7, 8)}
     assert not data(resolve("shop.virtual.consul", table=zone.table))
     behind = {bare.ident: (IP("10.28.0.8"),)}

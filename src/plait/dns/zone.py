@@ -27,7 +27,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from ipaddress import IPv4Address, ip_address
+from ipaddress import ip_address
 from typing import cast
 
 from plait.dns import message as m
@@ -42,7 +42,7 @@ from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Container, Endpoint, Instance, Node, Snapshot
 from plait.model.discovery import LAN6, CatalogNode, Check
 from plait.model.labels import Labels, has_names
-from plait.model.service import VIP_POOL
+from plait.model.service import VIP_POOL, VIP_POOL6
 
 SERVER_META, SERVER_PORT = "server", 8300
 """Key of a node's meta that marks the node that carries the store, and the port that the service `consul` has there; a
@@ -51,7 +51,7 @@ _NAME_SERVERS = 3
 Touched = tuple[str, Hashable]
 """Kind of a record (the name of its map in Snapshot), and its key there."""
 _Key = tuple[str, str]
-_Behind = Mapping[_Key, tuple[IPv4Address, ...]]
+_Behind = Mapping[_Key, tuple[IPAddress, ...]]
 
 
 def build_table(snapshot: Snapshot, domain: str = "consul", datacenter: str = "dc1", search: str = "plait") -> Table:
@@ -207,7 +207,8 @@ class Zone:
             if instance.node in self._addresses and not instance.down and not silenced:
                 yield from self._instance(instance)
         elif kind == "services" and (service := snapshot.services.get(cast(_Key, key))) is not None:
-            yield from service_entries(service, self._behind.get(service.ident, ()), self.domain, _number(service.network))
+            network, behind = snapshot.networks.get(service.network), self._behind.get(service.ident, ())
+            yield from service_entries(service, network, behind, self.domain, _number(service.network))
 
     def _node_target(self, name: str) -> bytes:
         return dotted(name) + b".node." + self.datacenter + b"." + self.domain
@@ -219,8 +220,7 @@ class Zone:
         owner = dotted(name) + b".node." + self.domain
         records, own = located(self._addresses[name])
         yield from ((owner, record) for record in (*records, *texts))
-        six = any(network.subnet6 is not None for network in self._snapshot.networks.values())
-        tunnels = (agent.tunnel, agent.tunnel6 if six else None) if agent is not None else ()
+        tunnels = (agent.tunnel, agent.tunnel6 if self._six() else None) if agent is not None else ()
         for address in (own, *tunnels):
             if address is not None:
                 yield from _pointer(address, NODE_POINTER, self._node_target(name))
@@ -322,9 +322,13 @@ class Zone:
 
     def _zones(self) -> frozenset[bytes]:
         subnets: list[IPNetwork] = [s for n in self._snapshot.networks.values() for s in (n.subnet, n.subnet6) if s is not None]
-        subnets += [VIP_POOL] if self._snapshot.services else []
+        subnets += [VIP_POOL, *([VIP_POOL6] if self._six() else [])] if self._snapshot.services else []
         services = [SERVICE_ZONE] if self._snapshot.services else []
         return frozenset((self.domain, self.search, *services, *(zone for subnet in subnets for zone in reverse_zones(subnet))))
+
+    def _six(self) -> bool:
+        """Whether any network has IPv6."""
+        return any(network.subnet6 is not None for network in self._snapshot.networks.values())
 
     def _fixed(self) -> Iterator[bytes]:
         """Names that exist without any below them."""

@@ -11,11 +11,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Generic, Literal, TypeVar
 
+from plait.model.addr import IPAddress
 from plait.model.cluster import Container, Instance, Snapshot
 from plait.model.discovery import Check
 from plait.model.service import MOST_WEIGHT, WEIGHT_LABEL, Service
@@ -42,6 +43,7 @@ class Backend:
     name: str
     weight: int = 1
     state: State = "ready"
+    address6: IPv6Address | None = None
 
 
 class _Index(Generic[K, R]):
@@ -136,7 +138,8 @@ class Backing:
         own = [instance for instance in registered.values() if instance.name == service.name]
         weight = _weight(workload.labels, own, self._warned(own))
         state = self._state(service, workload, registered.values(), weight)
-        return Backend(address, workload.node, workload.name, weight, state)
+        six = next((one for one in workload.addresses if isinstance(one, IPv6Address)), None)
+        return Backend(address, workload.node, workload.name, weight, state, six)
 
     def _state(self, service: Service, workload: Workload, registered: Iterable[Instance], weight: int) -> State:
         if weight == 0 or f"{workload.node}/{workload.name}" in service.drained:
@@ -195,11 +198,15 @@ def _weight(labels: Mapping[str, str], registered: Sequence[Instance], warned: b
     return min(max(max(found, default=1), 0), MOST_WEIGHT)
 
 
-def headless(snapshot: Snapshot) -> dict[tuple[str, str], tuple[IPv4Address, ...]]:
-    """By service without a virtual address, those who are ready, by address."""
+def headless(snapshot: Snapshot) -> dict[tuple[str, str], tuple[IPAddress, ...]]:
+    """By service without a virtual address, the addresses of those who are ready."""
     wanted = [service for service in snapshot.services.values() if service.address is None]
     backing = Backing(snapshot) if wanted else None
-    return {one.ident: tuple(b.address for b in backing.of(one) if b.state == "ready") for one in wanted} if backing is not None else {}
+    return {one.ident: tuple(_addresses(backing.of(one))) for one in wanted} if backing is not None else {}
+
+
+def _addresses(backends: Iterable[Backend]) -> Iterator[IPAddress]:
+    return (address for one in backends if one.state == "ready" for address in (one.address, one.address6) if address is not None)
 
 
 def chosen(service: Service, backends: Iterable[Backend], me: str) -> list[Backend]:
