@@ -405,6 +405,15 @@ CASES["services"] = replace(  # two containers, of which the other host's has tw
         ("default", "calm"): Service("calm", "default", A("10.27.0.10"), (ServicePort("udp", 53, 53),), {"app": "calm"}),
     },
 )
+CASES["services-dual"] = replace(  # two containers, of which the other host's has no IPv6; on the other network there is no service
+    CASES["dual"],
+    endpoints={
+        "e-both": replace(BOTH, ports=(), labels={"app": "shop"}),
+        "e-far": replace(BOTH, id="e-far", node="B", address=A("10.31.2.2"), address6=None, ports=(), name="far", labels={"app": "shop"}),
+        "e-shut": SHUT,
+    },
+    services={SHOP.ident: replace(SHOP, network="dual")},
+)
 CASES["policies"] = replace(  # `web` is selected by both, `near` by the administrator's
     CASES["one-peer"],
     endpoints={
@@ -461,6 +470,13 @@ def test_no_rule_names_a_tunnel_that_the_host_has_not_got() -> None:
     text = lines(CASES["encrypted-dual"], Local(fast_path=True, underlay="eth0"))
     assert 'device "pl-wg"' not in text and 'device "pl-x1"' in text
     assert text.count('device "pl-wg"') < lines(CASES["encrypted-dual"], LOCALS["encrypted-dual"]).count('device "pl-wg"')
+
+
+@pytest.mark.parametrize("network", ["dual", "default"])
+def test_where_a_host_or_the_services_network_has_no_ipv6_there_is_nothing_of_it_for_services(network: str) -> None:
+    shop = replace(SHOP, network=network)
+    text = lines(replace(CASES["services-dual"], services={shop.ident: shop}), Local(fast_path=True, ipv6=network != "dual"))
+    assert "vips" in text and not [line for line in text.splitlines() if "vip6" in line or "vips6" in line or "fd55:" in line]
 
 
 def test_a_kernel_that_cannot_choose_gets_the_plan_without_services() -> None:

@@ -34,6 +34,7 @@ NETWORKS = (
 )
 NODES = tuple(Node(name, name * 8, A(f"198.18.0.{n}"), 1500, f"02:00:00:00:00:0{n}", A(f"10.28.{n}.0")) for n, name in ((1, "A"), (2, "B")))
 WIRE = {"A": A("198.18.0.1"), "B": A("198.18.0.2")}
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 WAIT_S = 1.0
 
 
@@ -58,13 +59,13 @@ BY_NAME = {e.name: e for e in ENDPOINTS}
 class Hosts:
     """Namespaces by name: the hosts "A" and "B", and the containers of `ENDPOINTS`. `fast`: the plans have the fast path, and the
     `shortcut` of this link, and they know these limits (`limiting`), queues of A's link (`uplink`) and clients of published
-    ports (`clients`), and drop what is forged (`guard`)."""
+    ports (`clients`), and drop what is forged (`guard`). `version`: of IP, what sockets are for unless said."""
 
     def __init__(self, folder: Path, fast: bool, shortcut: str = "") -> None:
         self.fast, self.shortcut, self.limiting, self.uplink = fast, shortcut, Limiting(), Uplink()
         self.clients: tuple[IPNetwork, ...] = ()
         self.underlay = ""
-        self.guard = True
+        self.guard, self.version = True, 4
         self.paths = {name: folder / name for name in ("A", "B", *BY_NAME)}
         self.snapshot = Snapshot(
             "A",
@@ -143,13 +144,13 @@ class Hosts:
         return self.socket(where, kind=socket.SOCK_DGRAM)
 
     def socket(
-        self, where: str, family: int = socket.AF_INET, wait_s: float = WAIT_S, kind: int = socket.SOCK_STREAM, protocol: int = 0
+        self, where: str, family: int = 0, wait_s: float = WAIT_S, kind: int = socket.SOCK_STREAM, protocol: int = 0
     ) -> socket.socket:
         """A socket, of TCP unless `kind` says another, of that namespace: it stays there whoever uses it."""
 
         def work() -> socket.socket:
             with self.paths[where].open() as file, inside(file.fileno()):
-                return socket.socket(family, kind, protocol)
+                return socket.socket(family or FAMILIES[self.version], kind, protocol)
 
         sock = in_thread(work)
         sock.settimeout(wait_s)
@@ -194,9 +195,11 @@ def hosts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @contextlib.contextmanager
-def two_hosts(folder: Path, way: str, *others: Network, linked: bool = False) -> Iterator[Hosts]:
+def two_hosts(
+    folder: Path, way: str, *others: Network, linked: bool = False, before: Callable[[Hosts], None] = lambda _: None
+) -> Iterator[Hosts]:
     """Both with their plans, packets taking this one of `WAYS`; `others` are networks in the place of those of their names; `linked`: the
-    hosts have found each other on their link."""
+    hosts have found each other on their link; `before`: done when the wire is there and no plan yet."""
     made = Hosts(folder, way != "slow", "wire" if way == "shortcut" else "")
     made.snapshot = replace(made.snapshot, networks={**made.snapshot.networks, **{network.name: network for network in others}})
     if linked:
@@ -211,6 +214,7 @@ def two_hosts(folder: Path, way: str, *others: Network, linked: bool = False) ->
             made.run(name, "ip link set lo up")
             made.run(name, f"ip addr add {address}/24 dev wire")
             made.run(name, "ip link set wire up")
+        before(made)
         for name in WIRE:
             made.converge(name)
             assert made.converge(name) == 0

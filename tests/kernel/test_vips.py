@@ -8,16 +8,21 @@ import contextlib
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 import pytest
-from tests.kernel.test_datapath import BY_NAME, WAYS, WIRE, Hosts, two_hosts
+from tests.kernel.test_datapath import BY_NAME, NODES, WAYS, Hosts, two_hosts
+from tests.kernel.test_datapath import WIRE as WIRE4
+from tests.kernel.test_dual import BY_NAME as DUAL_BY_NAME
+from tests.kernel.test_dual import DUAL
+from tests.kernel.test_dual import WIRE as WIRE6
 
 from plait.agent.kernelwork import KernelWork
 from plait.kernel.linux import LinuxKernel
 from plait.kernel.linux.netns import in_thread, inside
+from plait.lab.process import until
 from plait.model.addr import IPAddress
 from plait.model.cluster import Snapshot
 from plait.model.service import Service, ServicePort
@@ -25,18 +30,49 @@ from plait.plan import Local, plan_node
 from plait.policy.kubernetes import read_policies
 
 pytestmark = pytest.mark.root
-A = IPv4Address
-VIP, PORT, TARGET = A("10.27.3.4"), 80, 8080
-CLIENTS = {"near": BY_NAME["near"].address, "web": BY_NAME["web"].address, "far": BY_NAME["far"].address}
-HOSTS = {"A": A("10.28.1.0"), "B": A("10.28.2.0")}
+A, A6 = IPv4Address, IPv6Address
+PORT, TARGET = 80, 8080
+VIP: Mapping[int, IPAddress] = {4: A("10.27.3.4"), 6: A6("fd55:aa3d:5f3e::304")}
+NOBODY: Mapping[int, IPAddress] = {4: A("10.27.99.99"), 6: A6("fd55:aa3d:5f3e::6363")}
+WIRE: Mapping[int, Mapping[str, IPAddress]] = {4: WIRE4, 6: WIRE6}
+CLIENTS, HOSTS = ("near", "web", "far"), ("A", "B")
+HOST: Mapping[int, Mapping[str, IPAddress | None]] = {4: {n.name: n.tunnel for n in NODES}, 6: {n.name: n.tunnel6 for n in NODES}}
 PORTS = ServicePort("tcp", PORT, TARGET, published=9090), ServicePort("udp", 53, 5353)
-SERVICE = Service("shop", "default", VIP, PORTS, {"app": "shop"})
+SERVICE = Service("shop", "default", A("10.27.3.4"), PORTS, {"app": "shop"})
 
 
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(scope="module", params=[*((way, 4) for way in WAYS), ("slow", 6), ("shortcut", 6)], ids=lambda one: f"{one[0]}-ipv{one[1]}")
 def hosts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
-    with two_hosts(tmp_path_factory.mktemp("vips"), request.param) as made:
+    """Of IPv6, the networks have both families; the service too, and it is asked by that one."""
+    way, version = request.param
+    folder = tmp_path_factory.mktemp("vips")
+    with two_hosts(folder, way, *DUAL, before=have_ipv6) if version == 6 else two_hosts(folder, way) as made:
         yield made
+
+
+def have_ipv6(hosts: Hosts) -> None:
+    for name, address in WIRE6.items():
+        hosts.run(name, "sysctl -qw net.ipv6.icmp.ratelimit=0 net.ipv6.conf.wire.keep_addr_on_down=1")
+        hosts.run(name, f"ip addr add {address}/64 dev wire nodad")
+    endpoints = {key: replace(e, address6=DUAL_BY_NAME[key].address6) for key, e in hosts.snapshot.endpoints.items()}
+    hosts.snapshot = replace(hosts.snapshot, endpoints=endpoints)
+    hosts.version = 6
+    until("the wire itself is ready", lambda: hosts.pings("A", WIRE6["B"]), 5)
+
+
+def vip(hosts: Hosts) -> IPAddress:
+    return VIP[hosts.version]
+
+
+def wire(hosts: Hosts) -> Mapping[str, IPAddress]:
+    return WIRE[hosts.version]
+
+
+def own(hosts: Hosts, name: str) -> IPAddress:
+    """The address of a container."""
+    found = DUAL_BY_NAME[name].address6 if hosts.version == 6 else BY_NAME[name].address
+    assert found is not None
+    return found
 
 
 def serving(hosts: Hosts, *names: str, service: Service = SERVICE) -> Snapshot:
@@ -46,7 +82,7 @@ def serving(hosts: Hosts, *names: str, service: Service = SERVICE) -> Snapshot:
 
 
 def enforce(hosts: Hosts, snapshot: Snapshot) -> None:
-    for name in WIRE:
+    for name in HOSTS:
         passed(hosts, name, snapshot)
         assert hosts.converge(name, snapshot) == 0, "the kernel gives back what it was given"
 
@@ -73,18 +109,18 @@ def listening(hosts: Hosts, names: Sequence[str], port: int = TARGET) -> Iterato
         made = {name: stack.enter_context(hosts.socket(name)) for name in names}
         for listener in made.values():
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(("0.0.0.0", port))
+            listener.bind(("", port))
             listener.listen(256)
             listener.setblocking(False)
         yield made
 
 
-def spread(hosts: Hosts, client: str, listeners: dict[str, socket.socket], times: int, to: IPAddress = VIP) -> Counter[str]:
+def spread(hosts: Hosts, client: str, listeners: dict[str, socket.socket], times: int) -> Counter[str]:
     """Who accepted so many connections."""
     found: Counter[str] = Counter()
     for _ in range(times):
         with hosts.socket(client) as caller:
-            caller.connect((str(to), PORT))
+            caller.connect((str(vip(hosts)), PORT))
             for name, listener in listeners.items():
                 with contextlib.suppress(BlockingIOError):
                     answerer, _ = listener.accept()
@@ -97,17 +133,17 @@ def spread(hosts: Hosts, client: str, listeners: dict[str, socket.socket], times
 @pytest.mark.parametrize("backend", ["near", "far"])
 def test_everybody_reaches_a_backend_and_it_sees_who_comes(hosts: Hosts, client: str, backend: str) -> None:
     enforce(hosts, serving(hosts, backend))
-    seen = hosts.connects(client, VIP, PORT, backend, TARGET, size=200_000)
+    seen = hosts.connects(client, vip(hosts), PORT, backend, TARGET, size=200_000)
     assert seen is not None
     if client != backend:
-        assert seen == (CLIENTS | HOSTS)[client]
+        assert seen == (HOST[hosts.version][client] if client in HOSTS else own(hosts, client))
 
 
 @pytest.mark.parametrize("client", ["near", "far"])
 def test_a_backend_is_reached_by_its_own_address_too(hosts: Hosts, client: str) -> None:
     enforce(hosts, serving(hosts, "near", "far", "web"))
     for backend in ("near", "far", "web"):
-        assert hosts.connects(client, BY_NAME[backend].address, TARGET, backend, TARGET) == CLIENTS[client] or client == backend
+        assert hosts.connects(client, own(hosts, backend), TARGET, backend, TARGET) == own(hosts, client) or client == backend
 
 
 @pytest.mark.parametrize("backend", ["near", "far"])
@@ -117,15 +153,15 @@ def test_a_firewall_that_drops_what_conntrack_finds_invalid_leaves_its_own_addre
     strict = (
         "add table ip strict; add chain ip strict f { type filter hook forward priority 10; }; add rule ip strict f ct state invalid drop"
     )
-    for name in WIRE:
+    for name in HOSTS:
         hosts.run(name, f"nft '{strict}'")
     try:
-        for to, port in ((BY_NAME[backend].address, TARGET), (VIP, PORT)):
+        for to, port in ((own(hosts, backend), TARGET), (vip(hosts), PORT)):
             enforce(hosts, serving(hosts, backend))
             for client in ("web", "far" if backend == "near" else "near"):
                 assert hosts.connects(client, to, port, backend, TARGET, size=50_000) is not None, (client, to)
     finally:
-        for name in WIRE:
+        for name in HOSTS:
             hosts.run(name, "nft delete table ip strict")
 
 
@@ -164,7 +200,7 @@ def test_local_first_means_this_host(hosts: Hosts) -> None:
 def test_one_that_drains_keeps_what_it_has_and_gets_no_more(hosts: Hosts, client: str) -> None:
     enforce(hosts, serving(hosts, "near"))
     with listening(hosts, ("near", "far")) as listeners, hosts.socket(client) as caller:
-        caller.connect((str(VIP), PORT))
+        caller.connect((str(vip(hosts)), PORT))
         answerer, _ = listeners["near"].accept()
         with answerer:
             enforce(hosts, serving(hosts, "near", "far", service=replace(SERVICE, drained=("A/near",))))
@@ -177,7 +213,7 @@ def test_one_that_drains_keeps_what_it_has_and_gets_no_more(hosts: Hosts, client
 @pytest.mark.parametrize("client", ["web", "A", "far"])
 def test_what_nobody_stands_for_is_refused_at_once(hosts: Hosts, client: str) -> None:
     enforce(hosts, serving(hosts))
-    for to, port in ((VIP, PORT), (VIP, 81), (A("10.27.99.99"), 80)):
+    for to, port in ((vip(hosts), PORT), (vip(hosts), 81), (NOBODY[hosts.version], 80)):
         with hosts.socket(client) as caller, pytest.raises(ConnectionRefusedError):
             caller.connect((str(to), port))
 
@@ -186,20 +222,20 @@ def test_what_nobody_stands_for_is_refused_at_once(hosts: Hosts, client: str) ->
 def test_networks_stay_apart(hosts: Hosts, backend: str) -> None:
     enforce(hosts, serving(hosts, backend))
     with listening(hosts, [backend]), hosts.socket("stranger") as caller, pytest.raises(ConnectionRefusedError):
-        caller.connect((str(VIP), PORT))
+        caller.connect((str(vip(hosts)), PORT))
 
 
 @pytest.mark.parametrize("client", ["web", "far", "A"])
 def test_datagrams_go_to_one_and_come_back_from_the_virtual_address(hosts: Hosts, client: str) -> None:
     enforce(hosts, serving(hosts, "near"))
     with hosts.udp("near") as ear, hosts.udp(client) as mouth:
-        ear.bind(("0.0.0.0", 5353))
+        ear.bind(("", 5353))
         for size in (1, 4000):  # the second in fragments
-            mouth.sendto(b"x" * size, (str(VIP), 53))
+            mouth.sendto(b"x" * size, (str(vip(hosts)), 53))
             data, peer = ear.recvfrom(5000)
             ear.sendto(data, peer)
             data, source = mouth.recvfrom(5000)
-            assert (len(data), source) == (size, (str(VIP), 53))
+            assert (len(data), source[:2]) == (size, (str(vip(hosts)), 53))
 
 
 def without(snapshot: Snapshot, name: str) -> Snapshot:
@@ -218,7 +254,7 @@ def test_a_connection_to_one_that_is_gone_is_reset_at_its_next_packet(
     """It is silent, not refusing: nobody but this host could say that it is gone."""
     enforce(hosts, serving(hosts, "near"))
     with listening(hosts, ("near", *others)) as listeners, hosts.socket(client) as caller:
-        caller.connect((str(VIP), PORT))
+        caller.connect((str(vip(hosts)), PORT))
         answerer, _ = listeners["near"].accept()
         with answerer:
             both = serving(hosts, "near", *others, service=replace(SERVICE, drained=drained))
@@ -247,7 +283,7 @@ def test_a_connection_to_a_host_that_is_gone_is_reset_at_its_next_packet(
     hosts.run("A", f"sysctl -qw net.netfilter.nf_conntrack_tcp_loose={loose}")
     try:
         with listening(hosts, ("far", *others)) as listeners, hosts.socket(client) as caller:
-            caller.connect((str(VIP), PORT))
+            caller.connect((str(vip(hosts)), PORT))
             answerer, _ = listeners["far"].accept()
             with answerer:
                 lost = replace(serving(hosts, "far", *others), alive=frozenset("A"))
@@ -273,24 +309,24 @@ def test_a_client_that_goes_on_sending_datagrams_gets_another_backend(hosts: Hos
     enforce(hosts, serving(hosts, "near"))
     with hosts.udp("near") as first, hosts.udp("web" if client == "far" else "far") as second, hosts.udp(client) as mouth:
         for ear in (first, second):
-            ear.bind(("0.0.0.0", 5353))
-        mouth.bind(("0.0.0.0", 7777))
-        mouth.sendto(b"1", (str(VIP), 53))
+            ear.bind(("", 5353))
+        mouth.bind(("", 7777))
+        mouth.sendto(b"1", (str(vip(hosts)), 53))
         assert first.recv(9) == b"1"
         enforce(hosts, without(serving(hosts, "near", "web" if client == "far" else "far"), "near"))
-        mouth.sendto(b"2", (str(VIP), 53))
+        mouth.sendto(b"2", (str(vip(hosts)), 53))
         assert second.recv(9) == b"2"
     enforce(hosts, hosts.snapshot)
 
 
-@pytest.mark.parametrize(("backend", "seen"), [("near", WIRE["B"]), ("far", HOSTS["A"])])
-def test_a_port_of_every_host_leads_to_the_service(hosts: Hosts, backend: str, seen: IPv4Address) -> None:
+@pytest.mark.parametrize(("backend", "seen"), [("near", "B"), ("far", "A")])
+def test_a_port_of_every_host_leads_to_the_service(hosts: Hosts, backend: str, seen: str) -> None:
     """A backend on that host sees the client, one on another host sees the host."""
     enforce(hosts, serving(hosts, backend))
     if backend == "near":
-        assert hosts.connects("B", WIRE["A"], 9090, backend, TARGET) == seen
+        assert hosts.connects("B", wire(hosts)["A"], 9090, backend, TARGET) == wire(hosts)[seen]
     for client in ("A", "near", "far"):
-        for host in WIRE.values():
+        for host in wire(hosts).values():
             assert hosts.connects(client, host, 9090, backend, TARGET) is not None, (client, host)
 
 
@@ -305,8 +341,8 @@ def test_policies_are_judged_by_who_comes_and_where_it_gets(hosts: Hosts, backen
     stranger = "far" if backend == "near" else "near"
     endpoints = {**snapshot.endpoints, "web": friend}
     enforce(hosts, replace(snapshot, endpoints=endpoints, policies={one.ident: one for one in friends}))
-    assert hosts.connects("web", VIP, PORT, backend, TARGET) == CLIENTS["web"]
-    assert hosts.connects(stranger, VIP, PORT, backend, TARGET, wait_s=0.3) is None
+    assert hosts.connects("web", vip(hosts), PORT, backend, TARGET) == own(hosts, "web")
+    assert hosts.connects(stranger, vip(hosts), PORT, backend, TARGET, wait_s=0.3) is None
     enforce(hosts, hosts.snapshot)
 
 
@@ -317,7 +353,7 @@ def test_what_idles_longer_than_the_kernel_remembers_lives_on_or_is_reset(hosts:
         for others, ends in (((), False), (("far",), True)):
             enforce(hosts, serving(hosts, "near"))
             with listening(hosts, ("near", *others)) as listeners, hosts.socket("web") as caller:
-                caller.connect((str(VIP), PORT))
+                caller.connect((str(vip(hosts)), PORT))
                 answerer, _ = listeners["near"].accept()
                 with answerer:
                     answerer.settimeout(1)
@@ -336,7 +372,7 @@ def test_what_idles_longer_than_the_kernel_remembers_lives_on_or_is_reset(hosts:
 
 def until_forgotten(hosts: Hosts) -> None:
     for _ in range(100):
-        if not hosts.run("A", f"conntrack -L -p tcp --state ESTABLISHED -d {VIP} 2>/dev/null").strip():
+        if not hosts.run("A", f"conntrack -L -f ipv{hosts.version} -p tcp --state ESTABLISHED -d {vip(hosts)} 2>/dev/null").strip():
             return
         time.sleep(0.1)
     raise AssertionError("the kernel does not forget")
@@ -344,13 +380,13 @@ def until_forgotten(hosts: Hosts) -> None:
 
 def test_a_port_is_only_of_hosts_that_publish_it_and_for_whom_they_say(hosts: Hosts) -> None:
     enforce(hosts, serving(hosts, "near", service=replace(SERVICE, hosts=("B",))))
-    assert hosts.connects("B", WIRE["A"], 9090, "near", TARGET) is None
-    assert hosts.connects("A", WIRE["B"], 9090, "near", TARGET) is not None
+    assert hosts.connects("B", wire(hosts)["A"], 9090, "near", TARGET) is None
+    assert hosts.connects("A", wire(hosts)["B"], 9090, "near", TARGET) is not None
     hosts.clients = (IPv4Network("203.0.113.0/24"),)
     try:
         enforce(hosts, serving(hosts, "near"))
-        assert hosts.connects("B", WIRE["A"], 9090, "near", TARGET) is None
-        assert hosts.connects("B", VIP, PORT, "near", TARGET) is not None, "the virtual address is not published"
+        assert hosts.connects("B", wire(hosts)["A"], 9090, "near", TARGET) is None
+        assert hosts.connects("B", vip(hosts), PORT, "near", TARGET) is not None, "the virtual address is not published"
     finally:
         hosts.clients = ()
         enforce(hosts, hosts.snapshot)
@@ -359,5 +395,7 @@ def test_a_port_is_only_of_hosts_that_publish_it_and_for_whom_they_say(hosts: Ho
 def test_without_services_nothing_of_them_is_left(hosts: Hosts) -> None:
     enforce(hosts, serving(hosts, "near"))
     enforce(hosts, hosts.snapshot)
-    for name in WIRE:
-        assert "vip" not in hosts.run(name, "nft list ruleset") and "10.27." not in hosts.run(name, "ip route")
+    for name in HOSTS:
+        assert "vip" not in hosts.run(name, "nft list ruleset")
+        routes = hosts.run(name, "ip route; ip -6 route")
+        assert "10.27." not in routes and "fd55:" not in routes

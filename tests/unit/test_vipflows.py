@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 from tests.support.policies import BLOCKS, NETWORKS, NODES, endpoint
@@ -78,6 +78,20 @@ def test_a_service_that_is_removed_ends_its_connections() -> None:
     found = rules(BOTH, replace(BOTH, services={}))
     assert {(rule.proto, rule.port) for rule in found} == {("tcp", 80), ("udp", 53), ("tcp", 9090)}
     assert {target for rule in found for target, _ in rule.led} == {FIRST.address, SECOND.address}
+
+
+def test_by_ipv6_it_is_the_same() -> None:
+    shop = replace(SHOP, network="six")
+    first, second = endpoint(1, "A", "six", {"app": "shop"}), endpoint(2, "B", "six", {"app": "shop"})
+    both = replace(BOTH, endpoints={e.id: e for e in (first, second)}, services={shop.ident: shop})
+    drained = replace(both, services={shop.ident: replace(shop, drained=("A/c1",))})
+    vip = IPv6Address("fd55:aa3d:5f3e::9")
+    wanted = {("tcp", 80, vip, (first.address6, 8080)), ("udp", 53, vip, (first.address6, 53)), ("tcp", 9090, None, (first.address6, 8080))}
+    for before in (both, drained):
+        found = [rule for rule in rules(before, replace(before, endpoints={second.id: second})) if rule.version == 6]
+        assert {(rule.proto, rule.port, rule.host, *rule.led) for rule in found} == wanted
+    assert {rule.version for rule in rules(both, replace(both, endpoints={}))} == {4, 6}
+    assert rules(both, drained) == set()
 
 
 def test_without_services_there_is_nothing_to_forget() -> None:

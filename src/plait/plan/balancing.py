@@ -2,8 +2,8 @@
 """Virtual addresses of services for one Snapshot after another: what one event changes is worked out at the cost of the services that it
 is about, and sets that nothing changed are the same objects, so that a pass compares pointers.
 
-Data in: Snapshots. Data out: `Vips`. Made anew is what `Backing.follow` names, and everything where the node, the names of networks or the
-silent nodes are others than before.
+Data in: Snapshots. Data out: `Vips`. Made anew is what `Backing.follow` names, and everything where the node, the names or the IPv6
+of networks, or the silent nodes are others than before.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable
 from dataclasses import replace
 
-from plait.model.cluster import Node, Snapshot
+from plait.model.cluster import Network, Node, Snapshot
 from plait.model.objects import NftSet
 from plait.model.service import Service
 from plait.plan.backing import Backend, Backing
+from plait.plan.dual import Family, families
 from plait.plan.vips import Entries, Table, Vips, declared, entries_of, own_set, vip_objects
 
 
@@ -28,12 +29,12 @@ class Balancing:
         self._begin()
 
     def _begin(self) -> None:
-        self._made: dict[tuple[str, str], tuple[Service, list[Backend]]] = {}
+        self._made: dict[tuple[str, str], tuple[Service, Network, list[Backend]]] = {}
         self._sets: dict[str, NftSet] = {}
         self._counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._draws: Counter[tuple[Table, int, bool]] = Counter()
         self._networks: Counter[str] = Counter()
-        self._own: tuple[tuple[object, ...], NftSet] | None = None
+        self._own: tuple[tuple[object, ...], dict[Family, NftSet]] | None = None
 
     def of(self, snapshot: Snapshot, near: Snapshot, me: Node, guarded: bool = False, silent: frozenset[str] = frozenset()) -> Vips:
         """All of it; nothing while no network that this host carries has a service. `near`: see `Residents`, `guarded`: `vip_objects`.
@@ -41,7 +42,7 @@ class Balancing:
         if not snapshot.services:
             self._backing = None
             return Vips()
-        frame = (snapshot.me, frozenset(snapshot.networks), silent)
+        frame = (snapshot.me, frozenset((name, network.subnet6) for name, network in snapshot.networks.items()), silent)
         if self._backing is None or frame != self._frame:
             self._begin()
             self._frame, self._backing, touched = frame, Backing(snapshot), set(snapshot.services)
@@ -50,9 +51,9 @@ class Balancing:
         self._replace(touched, snapshot, self._backing, silent)
         if not self._made:
             return Vips()
-        asked = near.endpoints, near.blocks, near.networks, me
+        asked = near.endpoints, near.blocks, near.networks, me, families(near.networks[name] for name in self._networks)
         if self._own is None or self._own[0] != asked:
-            self._own = asked, own_set(near, me)
+            self._own = asked, {family: own_set(near, me, family) for family in asked[-1]}
         return replace(vip_objects(near, self._own[1], me, self._sets, self._draws, guarded), networks=frozenset(self._networks))
 
     def _replace(self, idents: Iterable[tuple[str, str]], snapshot: Snapshot, backing: Backing, silent: frozenset[str]) -> None:
@@ -61,7 +62,7 @@ class Balancing:
             before, service = self._made.pop(ident, None), snapshot.services.get(ident)
             now = None
             if service is not None and service.address is not None and service.network in snapshot.networks:
-                now = self._made[ident] = service, backing.of(service)
+                now = self._made[ident] = service, snapshot.networks[service.network], backing.of(service)
             if now == before:
                 continue
             gone, fresh = (entries_of(*one, snapshot.me, silent) if one is not None else Entries() for one in (before, now))

@@ -47,7 +47,7 @@ from plait.plan.paths import member, network_mtu, probe_objects
 from plait.plan.portlimits import port_limit_objects
 from plait.plan.strict import loosened
 from plait.plan.switching import switched_objects
-from plait.plan.vips import Vips, ends_set
+from plait.plan.vips import Vips, ends_sets
 from plait.policy.compile import Compiled
 
 EVERYWHERE = IPv4Network("0.0.0.0/0")
@@ -115,7 +115,7 @@ def prompt_objects(snapshot: Snapshot, local: Local) -> list[KernelObject]:
     networks = sorted(snapshot.networks.values(), key=lambda n: n.name)
     policies = local.policing.compiled(snapshot)
     vips = _led(snapshot, local.residents.of(snapshot)[0], me, local, policies)
-    fast = [ends_set(vips.ends, NFT_FAST_FAMILY)] if vips.ends and local.fast_path and me.tunnel is not None else []
+    fast = ends_sets(vips.ends, NFT_FAST_FAMILY) if local.fast_path and me.tunnel is not None else []
     return [*local.policing.objects(policies, families(networks)), *vips.objects, *fast]
 
 

@@ -11,13 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface, IPv6Network
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from plait.backends import backend_of, on_link
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Endpoint, Network, Node
 from plait.model.inside import Inside6
 from plait.model.objects import Addr, KernelObject, Neigh, Route, Sysctl
+from plait.model.service import VIP_POOL, VIP_POOL6, Service
+
+if TYPE_CHECKING:
+    from plait.plan.backing import Backend
 
 FORWARDING = Sysctl("ipv6/conf/all/forwarding", "1")
 
@@ -31,13 +35,27 @@ class Family(NamedTuple):
     end: str
     anywhere: IPAddress
 
+    @property
+    def error(self) -> str:
+        """The protocol of its errors."""
+        return "icmp" if self is V4 else "icmpv6"
+
+    @property
+    def vips(self) -> IPNetwork:
+        """Where virtual addresses of services are."""
+        return VIP_POOL if self is V4 else VIP_POOL6
+
+    def vip(self, service: Service, network: Network | None) -> IPAddress | None:
+        """The virtual address of a service on that network."""
+        return service.address if self is V4 else service.address6(network)
+
     def subnet(self, network: Network) -> IPNetwork | None:
         return network.subnet if self is V4 else network.subnet6
 
     def gateway(self, network: Network) -> IPAddress | None:
         return network.gateway if self is V4 else network.gateway6
 
-    def address(self, endpoint: Endpoint) -> IPAddress | None:
+    def address(self, endpoint: Endpoint | Backend) -> IPAddress | None:
         return endpoint.address if self is V4 else endpoint.address6
 
     def tunnel(self, node: Node) -> IPAddress | None:

@@ -35,7 +35,7 @@ def early_objects(
     quick = [endpoint for endpoint in sandboxes if fast and endpoint.id not in judged]
     objects = [*guard_objects(snapshot, networks, local.links)] if local.guard else []
     own = own_addresses(snapshot) if local.guard else {}
-    ways = Ways(local.links, {network.name: local.underlay for network in direct if local.underlay}, bool(vips.ends))
+    ways = Ways(local.links, {network.name: local.underlay for network in direct if local.underlay}, tuple(vips.ends))
     told = ways, local.limiting, local.residents.chains
     objects += [*apart_objects(snapshot), *entrances(snapshot.networks, sandboxes, own, {e.id for e in quick}, *told)]
     objects += uplink_objects(local.uplink, local.limiting.means.able)

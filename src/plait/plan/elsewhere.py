@@ -24,10 +24,11 @@ from plait.model.addr import IPNetwork, Protocol
 from plait.model.cluster import Endpoint, Network, Snapshot
 from plait.model.flows import PortRule, Target
 from plait.model.objects import NFT_FAMILY, KernelObject, NftChain, NftSet, Op, Plan
+from plait.plan.dual import V4
 from plait.plan.flows import targets
 from plait.plan.ports import ANY
 from plait.plan.vipflows import end_of
-from plait.plan.vips import PLACE, Vips
+from plait.plan.vips import Vips, place_type
 from plait.policy.compile import Compiled
 from plait.policy.isolation import governed
 
@@ -50,11 +51,14 @@ def elsewhere(snapshot: Snapshot, policies: Compiled) -> Vips:
     ends = frozenset(end_of(place, target) for places in found.values() for place, target in places.items())
     rules = [f"ip saddr {snapshot.networks[name].subnet} dnat ip to ip daddr . meta l4proto . th dport map @{_map(name)}" for name in found]
     objects: list[KernelObject] = [
-        *(NftSet(_map(name), f"{PLACE} : ipv4_addr . inet_service", _elements(places), kind="map") for name, places in found.items()),
-        NftSet(ENDS, PLACE, ends),
+        *(
+            NftSet(_map(name), f"{place_type(V4)} : ipv4_addr . inet_service", _elements(places), kind="map")
+            for name, places in found.items()
+        ),
+        NftSet(ENDS, place_type(V4), ends),
         NftChain(CHAIN, tuple(rules), "type nat hook prerouting priority dstnat - 6; policy accept;"),
     ]
-    return Vips(tuple(objects), ends, _KEPT, networks=frozenset(found))
+    return Vips(tuple(objects), {V4: ends}, _KEPT, networks=frozenset(found))
 
 
 def _leads(snapshot: Snapshot, endpoint: Endpoint) -> dict[str, str]:

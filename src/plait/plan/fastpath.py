@@ -34,7 +34,7 @@ from plait.model.objects import NFT_FAST_FAMILY, PREFIX, Fdb, KernelObject, NftC
 from plait.plan.dual import V4, V6, Family, families
 from plait.plan.frames import frame_element, frame_rules, frame_sets, switches_fast, to_neighbours
 from plait.plan.guard import ingress
-from plait.plan.vips import ENDS, ends_set
+from plait.plan.vips import ENDS, ends_sets
 
 CAPABILITY = "fwd"
 """What the kernel must be able to do (`kernel.api.Kernel.capabilities`)."""
@@ -46,18 +46,22 @@ _ALIVE = {V4: "ip ttl > 1", V6: "ip6 hoplimit > 1"}
 """A packet whose time is over needs an ICMP answer, which only the IP stack gives."""
 _FRAGMENT = {V4: "ip frag-off & 16383 != 0 accept", V6: "exthdr frag exists accept"}
 
-_TO_BACKEND = f"ip daddr . meta l4proto . th dport @{ENDS} accept"
-_FROM_BACKEND = f"ip saddr . meta l4proto . th sport @{ENDS} accept"
+_TO_BACKEND = {f: f"{f.ip} daddr . meta l4proto . th dport @{ENDS}{f.end} accept" for f in (V4, V6)}
+_FROM_BACKEND = {f: f"{f.ip} saddr . meta l4proto . th sport @{ENDS}{f.end} accept" for f in (V4, V6)}
+
+
+_NONE: Mapping[Family, Collection[str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Ways:
     """What packets may find on this host: the `links` that it has (a rule cannot name what is not there, and takes the whole table with
-    it), the link that `plain` routes go by, of networks (by name) that have any, whether there are `services`."""
+    it), the link that `plain` routes go by, of networks (by name) that have any, in which families there are
+    `services`."""
 
     links: Collection[str] = ()
     plain: Mapping[str, str] = field(default_factory=dict)
-    services: bool = False
+    services: tuple[Family, ...] = ()
 
 
 def fast_objects(
@@ -66,11 +70,11 @@ def fast_objects(
     rows: Iterable[Route | Fdb],
     ways: Ways,
     shortcut: str,
-    ends: Collection[str] = (),
+    ends: Mapping[Family, Collection[str]] = _NONE,
 ) -> list[KernelObject]:
     """All of it but the chains of endpoints' links. `networks` in their order of name, `endpoints` those of this node, `rows` all of
     routes and tunnels that are planned; `shortcut`: the link that plain routes go by, if it may give containers what it receives; `ends`:
-    the set of services' backends (`plan/vips.py`)."""
+    the sets of services' backends (`plan/vips.py`)."""
     planned, by_name, found = list(rows), {network.name: network for network in networks}, list(endpoints)
     routes = [row for row in planned if isinstance(row, Route)]
     own = [endpoint for endpoint in found if not on_link(by_name[endpoint.network])]
@@ -78,7 +82,7 @@ def fast_objects(
     objects: list[KernelObject] = [obj for family in present for obj in _maps(family, networks, own, routes)]
     objects += frame_sets(networks, found, (row for row in planned if isinstance(row, Fdb)))
     tunnels = {device: [n for n in networks if _device(n) == device] for device in sorted({_device(n) for n in networks})}
-    objects += [ends_set(ends, NFT_FAST_FAMILY)] if ends else []
+    objects += ends_sets(ends, NFT_FAST_FAMILY)
     objects += [_from_link(device, found, ways.services) for device, found in tunnels.items() if _usable(device, ways.links)]
     objects += [_from_switched(network, ways.services) for network in networks if switches_fast(network)]
     plain = [(network, ways.plain[network.name]) for network in networks if network.name in ways.plain]
@@ -129,16 +133,17 @@ def fast_rules(endpoint: Endpoint, network: Network, ways: Ways) -> list[str]:
     hops = [("plain", ways.plain[network.name])] if network.name in ways.plain else []
     hops += [("next", _device(network))] if _device(network) and _usable(_device(network), ways.links) else []
     present = families([network])
+    led = [family for family in present if family in ways.services]
     rules = [f"{proto} sport {port} accept" for proto, port in sorted({(p.proto, p.container_port) for p in endpoint.ports})]
-    rules += [_TO_BACKEND] if ways.services else []
+    rules += [_TO_BACKEND[family] for family in led]
     if rules:
         rules += [_FRAGMENT[family] for family in present]
     if switches_fast(network):
         to_others, to_those_here = frame_rules(network)
-        return [*rules, to_others, *([_FROM_BACKEND] if ways.services else []), to_those_here]
+        return [*rules, to_others, *(_FROM_BACKEND[family] for family in led), to_those_here]
     for family in present:
         rules += _to_others(family, endpoint, network, hops)
-        rules += [_FROM_BACKEND] if ways.services and family is V4 else []
+        rules += [_FROM_BACKEND[family]] if family in led else []
         rules += _to_those_here(family, endpoint, network)
     return rules
 
@@ -228,14 +233,18 @@ def _is_in(part: IPNetwork, whole: IPNetwork | None) -> bool:
     return whole is not None and part.network_address in whole
 
 
-def _from_switched(network: Network, services: bool) -> NftChain:
+def _answers(networks: Iterable[Network], services: Collection[Family]) -> list[str]:
+    return [rule for family in families(networks) if family in services for rule in (_FROM_BACKEND[family], _FRAGMENT[family])]
+
+
+def _from_switched(network: Network, services: Collection[Family]) -> NftChain:
     """On the tunnel's port of a bridge: an answer by a virtual address to somebody here goes the complete way."""
-    dev, rules = tunnel_port(network), [_FROM_BACKEND, _FRAGMENT[V4]] if services else []
+    dev, rules = tunnel_port(network), _answers([network], services)
     return NftChain(dev, (*rules, to_neighbours(network)), ingress(dev), NFT_FAST_FAMILY)
 
 
-def _from_link(dev: str, networks: Sequence[Network], services: bool) -> NftChain:
-    rules: list[str] = [_FROM_BACKEND, _FRAGMENT[V4]] if services else []
+def _from_link(dev: str, networks: Sequence[Network], services: Collection[Family]) -> NftChain:
+    rules = _answers(networks, services)
     for family in families(networks):
         ip, subnets, onward = family.ip, family.subnets(networks), f"{_ALIVE[family]} {_to_endpoint(family)}"
         rules += [f"{ip} saddr {subnet} {ip} daddr {subnet} {onward}" for subnet in subnets[:_PLAIN_NETWORKS]]

@@ -19,7 +19,6 @@ from collections.abc import Iterable, Iterator
 from plait.model.cluster import Endpoint
 from plait.model.limits import Limits
 from plait.model.objects import NFT_FAMILY, NFT_FAST_FAMILY, KernelObject, NftChain, NftSet
-from plait.model.service import VIP_POOL
 from plait.model.tc import PORTS_MAJORS
 from plait.plan.dual import V4, V6, Family
 from plait.shaping import BYTE_METER, METER, Limiting, Queued, metered, policed
@@ -90,8 +89,7 @@ def _rule(family: Family, word: str, direction: str) -> str:
 
 def _published(family: Family, direction: str) -> str:
     """What is true of packets by a publication."""
-    apart = f"ct original ip daddr != {VIP_POOL} " if family is V4 else ""
-    return f"ct direction {_WAYS[direction][0]} ct status dnat {apart}"
+    return f"ct direction {_WAYS[direction][0]} ct status dnat ct original {family.ip} daddr != {family.vips} "
 
 
 def _key(ip: str, direction: str) -> str:

@@ -118,8 +118,7 @@ def hidden_chains(present: Sequence[Family], endpoints: Iterable[Endpoint]) -> l
     rules: list[str] = []
     for family in present:
         which = f"ct direction original ct status ! dnat {family.ip} daddr . {_PORT} @hidden{family.end}"
-        error = "icmp" if family is V4 else "icmpv6"
-        rules += [f"{which} meta l4proto tcp reject with tcp reset", f"{which} reject with {error} port-unreachable"]
+        rules += [f"{which} meta l4proto tcp reject with tcp reset", f"{which} reject with {family.error} port-unreachable"]
     return [NftChain("hidden", tuple(rules), "type filter hook output priority filter; policy accept;")]
 
 

@@ -17,41 +17,50 @@ from plait.model.addr import Protocol
 from plait.model.flows import PortRule, Target
 from plait.model.nfttext import difference
 from plait.model.objects import NFT_FAMILY, NftSet, Op, Plan
-from plait.plan.vips import ENDS, TABLES
-
-_PLACES, _SLOTS = tuple(table.places for table in TABLES), tuple(table.slot for table in TABLES)
+from plait.plan.dual import V4, V6, Family
+from plait.plan.vips import ENDS, PUBLISHED, VIRTUAL
 
 
 def orphaned(ops: Iterable[Op], now: Plan) -> list[PortRule]:
     """A rule for each address and port of services that may have led to a backend that went. `now` is the whole plan."""
     done = {op.subject.name: op for op in ops if isinstance(op.subject, NftSet) and op.subject.family == NFT_FAMILY}
-    gone, _ = difference(_before(done.get(ENDS)), _after(done.get(ENDS)))
+    return [rule for family in (V4, V6) for rule in _orphaned(family, done, now)]
+
+
+def _orphaned(family: Family, done: dict[str, Op], now: Plan) -> list[PortRule]:
+    ends, slots = done.get(f"{ENDS}{family.end}"), (VIRTUAL[family].slot, PUBLISHED[family].slot)
+    gone, _ = difference(_before(ends), _after(ends))
     if not gone:
         return []
     led: defaultdict[str, set[Target]] = defaultdict(set)
     missed = set(gone)
-    for element in (element for name, op in done.items() if name.startswith(_SLOTS) for element in difference(_before(op), _after(op))[0]):
+    for element in (element for name, op in done.items() if name.startswith(slots) for element in difference(_before(op), _after(op))[0]):
         place, _, target = element.partition(" : ")
         end = end_of(place, target)
         if end in gone:
             led[place].add(_target(end))
             missed.discard(end)
-    for place in _places(done, now) if missed else ():
+    for place in _places(family, done, now) if missed else ():
         led[place] |= {_target(end) for end in missed if _proto(end) == _proto(place)}
-    return [_rule(place, targets) for place, targets in sorted(led.items()) if targets]
+    return [_rule(family, place, targets) for place, targets in sorted(led.items()) if targets]
 
 
-def _rule(place: str, targets: Iterable[Target]) -> PortRule:
+def _rule(family: Family, place: str, targets: Iterable[Target]) -> PortRule:
     *address, proto, port = place.split(" . ")
-    return PortRule(cast(Protocol, proto), int(port), 4, host=ip_address(address[0]) if address else None, led=frozenset(targets))
+    host = ip_address(address[0]) if address else None
+    return PortRule(cast(Protocol, proto), int(port), family.anywhere.version, host=host, led=frozenset(targets))
 
 
-def _places(done: dict[str, Op], now: Plan) -> set[str]:
+def _places(family: Family, done: dict[str, Op], now: Plan) -> set[str]:
     """All that are or were a moment ago: one that drained before it went was led to by none of the last slots."""
-    held = [obj for obj in now.values() if isinstance(obj, NftSet) and obj.name.startswith((*_PLACES, *_SLOTS))]
-    elements = {element for obj in held for element in obj.elements}
-    elements |= {element for name, op in done.items() if name.startswith((*_PLACES, *_SLOTS)) for element in _before(op)}
+    elements = {element for obj in now.values() if isinstance(obj, NftSet) and _leads(family, obj.name) for element in obj.elements}
+    elements |= {element for name, op in done.items() if _leads(family, name) for element in _before(op)}
     return {element.partition(" : ")[0] for element in elements}
+
+
+def _leads(family: Family, name: str) -> bool:
+    """Whether it is a map of places."""
+    return any(name == table.places or name.startswith(table.slot) for table in (VIRTUAL[family], PUBLISHED[family]))
 
 
 def end_of(place: str, target: str) -> str:
