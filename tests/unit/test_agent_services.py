@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from plait.model.cluster import HostRange, HostRanges, PortMapping
 from plait.model.errors import ConfigError, Conflict, KernelError, NotFound, PoolExhausted
 from plait.model.objects import NftSet
 from plait.model.service import VIP_POOL, ServiceChange, ServicePort, ServiceRequest, parse_service_ports
-from plait.runtimes.api import AttachRequest
+from plait.runtimes.api import AttachRequest, NetworkRequest
 
 A = IPv4Address
 WEB = ServiceRequest("web", (ServicePort("tcp", 80, 8080),), {"app": "web"})
@@ -218,3 +218,15 @@ def test_ports_are_read_or_refused(ports: list[str], published: list[str], text:
         ServicePort("tcp", 80, 8080, 9090, "a"),
         ServicePort("udp", 53, 53, 53),
     )
+
+
+async def test_on_a_network_with_ipv6_it_has_the_address_that_goes_with_the_other_one(store: Cuttable, tmp_path: Path) -> None:
+    async with nodes(store, tmp_path, "A") as (a,):
+        await a.ops.ensure_network(NetworkRequest("six", subnet6=IPv6Network("fd00:29::/64")))
+        made = await a.ops.attach(AttachRequest("A.one", "six", "sandbox", "one", "one", labels={"app": "web"}))
+        view = await services_of(a).create(replace(WEB, network="six", address=A("10.27.3.4")))
+        assert view["address6"] == "fd55:aa3d:5f3e::304" and view["containers"][0]["address6"] == str(made.address6)
+        assert elements(a, "vips6") == {"fd55:aa3d:5f3e::304 . tcp . 80 : goto vip6_random1"}
+        assert elements(a, "vip6_slot0") == {f"fd55:aa3d:5f3e::304 . tcp . 80 : {made.address6} . 8080"}
+        bare = await services_of(a).create(replace(WEB, name="bare"))
+        assert bare["address6"] == "" and len(elements(a, "vips6")) == 1 and len(elements(a, "vips")) == 2

@@ -15,13 +15,14 @@ ROW: dict[str, Any] = {
     "namespace": "default",
     "name": "shop",
     "address": "10.27.3.4",
+    "address6": "",
     "network": "default",
     "ports": ["http=80:8080/tcp", "53/udp"],
     "published": ["9090:80/tcp"],
     "ready": 1,
     "backends": 2,
 }
-BOX = {"node": "A", "name": "near", "address": "10.28.1.2", "weight": 1, "state": "ready"}
+BOX = {"node": "A", "name": "near", "address": "10.28.1.2", "address6": "", "weight": 1, "state": "ready"}
 VIEW = ROW | {
     "dns": "shop.default.svc.cluster.local",
     "selector": {"app": "shop"},

@@ -95,22 +95,31 @@ class Services:
         await self._enforce()
 
     def rows(self) -> list[ServiceRow]:
-        backing = Backing(self._view.snapshot)
-        return [_row(service, backing.of(service)) for _, service in sorted(self._view.snapshot.services.items())]
+        snapshot = self._view.snapshot
+        backing = Backing(snapshot)
+        return [_row(service, snapshot, backing.of(service)) for _, service in sorted(snapshot.services.items())]
 
     def show(self, name: str) -> ServiceView:
         """`NAMESPACE/NAME`, or `NAME` where only one is called so. NotFound, Conflict."""
         service = self._named(name)
         found = Backing(self._view.snapshot).of(service)
         return {
-            **_row(service, found),
+            **_row(service, self._view.snapshot, found),
             "dns": f"{service.name}.{service.namespace}.svc.cluster.local",
             "selector": dict(service.selector),
             "affinity": service.affinity,
             "local_first": service.local_first,
             "hosts": list(service.hosts),
             "containers": [
-                BackendRow(node=one.node, name=one.name, address=str(one.address), weight=one.weight, state=one.state) for one in found
+                BackendRow(
+                    node=one.node,
+                    name=one.name,
+                    address=str(one.address),
+                    address6=str(one.address6 or ""),
+                    weight=one.weight,
+                    state=one.state,
+                )
+                for one in found
             ],
         }
 
@@ -279,12 +288,13 @@ def _published(snapshot: Snapshot) -> Iterator[tuple[tuple[str, int], str]]:
         yield from (((port.proto, port.host_port), holder) for port in endpoint.ports)
 
 
-def _row(service: Service, backends: Iterable[Backend]) -> ServiceRow:
-    known = list(backends)
+def _row(service: Service, snapshot: Snapshot, backends: Iterable[Backend]) -> ServiceRow:
+    known, network = list(backends), snapshot.networks.get(service.network)
     return ServiceRow(
         namespace=service.namespace,
         name=service.name,
         address=_address(service),
+        address6=str(service.address6(network) or ""),
         network=service.network,
         ports=[str(port) for port in service.ports],
         published=[_outside(port) for port in service.ports if port.published],

@@ -14,7 +14,7 @@ from plait.cli.common import json_option, show_json, show_table, with_agent
 
 if TYPE_CHECKING:
     from plait.client.admin import AdminClient
-    from plait.model.servicereport import ServiceView
+    from plait.model.servicereport import BackendRow, ServiceRow, ServiceView
 
 _PORT = click.option("--port", "ports", multiple=True, metavar="[NAME=]PORT[:TARGET][/PROTO]", help="A port of it, and of its containers.")
 _PUBLISH = click.option(
@@ -57,7 +57,7 @@ def create(
     hosts: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Make service NAME of all containers with certain labels, present and future. Its address is printed."""
+    """Make service NAME of all containers with certain labels, present and future. Its IPv4 address is printed."""
     view = client.create_service(
         {
             "name": name,
@@ -89,10 +89,14 @@ def ls(client: AdminClient, as_json: bool) -> None:
         show_json(rows)
         return
     listed = (
-        (row["namespace"], row["name"], row["address"], _ports(row["ports"], row["published"]), f"{row['ready']}/{row['backends']}")
+        (row["namespace"], row["name"], _addresses(row), _ports(row["ports"], row["published"]), f"{row['ready']}/{row['backends']}")
         for row in rows
     )
     show_table(("NAMESPACE", "NAME", "ADDRESS", "PORTS", "READY"), listed)
+
+
+def _addresses(row: ServiceRow | BackendRow) -> str:
+    return " ".join(filter(None, (row["address"], row["address6"])))
 
 
 def _ports(ports: list[str], published: list[str]) -> str:
@@ -111,7 +115,7 @@ def show(client: AdminClient, name: str, as_json: bool) -> None:
         return
     for label, value in _facts(view):
         click.echo(f"{label:<12}{value}")
-    rows = ((one["node"], one["name"], one["address"], one["weight"], one["state"]) for one in view["containers"])
+    rows = ((one["node"], one["name"], _addresses(one), one["weight"], one["state"]) for one in view["containers"])
     show_table(("NODE", "CONTAINER", "ADDRESS", "WEIGHT", "STATE"), rows)
 
 
@@ -119,7 +123,7 @@ def _facts(view: ServiceView) -> list[tuple[str, str]]:
     manner = [word for word, said in (("affinity", view["affinity"]), ("local first", view["local_first"])) if said]
     facts = [
         ("name", view["dns"]),
-        ("address", f"{view['address'] or 'none'} (network {view['network']})"),
+        ("address", f"{_addresses(view) or 'none'} (network {view['network']})"),
         ("ports", _ports(view["ports"], view["published"])),
         ("selector", " ".join(f"{key}={value}" for key, value in sorted(view["selector"].items()))),
     ]

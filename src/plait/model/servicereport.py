@@ -7,12 +7,13 @@ from typing import TypedDict
 
 
 class ServiceRow(TypedDict):
-    """`address` is "" for a headless one. `backends`: how many containers it finds on all nodes, `ready`: how many of them get new
-    connections."""
+    """`address` is "" for a headless one, `address6` also where its network has no IPv6. `backends`: how many containers it finds on all
+    nodes, `ready`: how many of them get new connections."""
 
     namespace: str
     name: str
     address: str
+    address6: str
     network: str
     ports: list[str]
     published: list[str]
@@ -21,11 +22,12 @@ class ServiceRow(TypedDict):
 
 
 class BackendRow(TypedDict):
-    """`state`: ready, draining, unhealthy, away (its node gives no sign of life)."""
+    """`address6` is "" for one without IPv6. `state`: ready, draining, unhealthy, away (its node gives no sign of life)."""
 
     node: str
     name: str
     address: str
+    address6: str
     weight: int
     state: str
 
