@@ -4,6 +4,7 @@ families: the files of examples/routing, which docs/routing.md explains."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import time
@@ -121,21 +122,27 @@ def test_the_outside_may_begin_to_talk_to_containers_of_the_tenant_and_to_no_oth
     assert pings(lab, "A", "red-A", red), "and are one network over hosts as ever"
 
 
-def test_services_of_the_tenant_are_announced_while_they_lead_somewhere(lab: Lab) -> None:
+@families
+def test_services_of_the_tenant_are_announced_while_they_lead_somewhere(lab: Lab, family: str) -> None:
     """Their containers see the client by its own address on the host that has them, by that host's on others."""
-    shop = lab.run("A", "plait", "service", "create", "shop", "--network", "red", "--port", "80", "--selector", "app=shop").stdout.strip()
+    made = "shop", "--network", "red", "--port", "80", "--selector", "app=shop", "--json"
+    view = json.loads(lab.run("A", "plait", "service", "create", *made).stdout)
+    shop, hosts = view["address"], {host: lab.address(host) for host in "AB"}
+    overlay = next(row["tunnel"] for row in shown(lab, "A", "nodes") if row["name"] == "B")
+    if family == "ipv6":
+        shop, hosts = view["address6"], {"A": "2001:2::1", "B": "2001:2::2"}
+        overlay = re.findall(r"src (\S+)", lab.run("B", "ip", "-6", "route", "show", "fd55:aa3d:5f3e::/112").stdout)[0]
     lab.run("A", "plait", "run", "--name", "shop-A", "--network", "red", "--label", "app=shop")
-    both, route = {lab.address(host) for host in "AB"}, f"{shop}/32"
+    both = {*hosts.values()}
     with answering(lab, "A", "shop", "plait", "exec", "shop-A", "--"):
         until("both hosts announce it", lambda: ways(lab, "R1", shop) == both, 10)
-        overlay = next(row["tunnel"] for row in shown(lab, "A", "nodes") if row["name"] == "B")
-        for host, client in (("A", OUTSIDE["ipv4"]), ("B", overlay)):
-            lab.run("R1", "ip", "route", "replace", route, "via", lab.address(host), "src", OUTSIDE["ipv4"])
+        for host, client in (("A", OUTSIDE[family]), ("B", overlay)):
+            lab.run("R1", "ip", "route", "replace", shop, "via", hosts[host], "src", OUTSIDE[family], "metric", "1")
             assert asked(lab, "R1", shop) == f"shop {client}"
-        lab.run("R1", "ip", "route", "del", route)
+        lab.run("R1", "ip", "route", "del", shop, "metric", "1")
         lab.run("A", "plait", "service", "set", "shop", "--local-first")
-        until("only where it is", lambda: ways(lab, "R1", shop) == {lab.address("A")}, 10)
-        assert shop in shown(lab, "A", "routing")["announced"]["red"][0]
+        until("only where it is", lambda: ways(lab, "R1", shop) == {hosts["A"]}, 10)
+        assert any(prefix.startswith(f"{shop}/") for prefix in shown(lab, "A", "routing")["announced"]["red"])
     lab.run("A", "plait", "rm", "shop-A")
     until("nobody announces it", lambda: not ways(lab, "R1", shop), 10)
     lab.run("A", "plait", "service", "rm", "shop")
@@ -143,7 +150,7 @@ def test_services_of_the_tenant_are_announced_while_they_lead_somewhere(lab: Lab
 
 def ways(lab: Lab, router: str, to: str) -> set[str]:
     """By which hosts the router's BIRD has heard of a single address."""
-    return set(re.findall(r"via (\S+) on", bird(lab, router, "show", "route", "where", f"net = {to}/32")))
+    return set(re.findall(r"via (\S+) on", bird(lab, router, "show", "route", "where", f"net = {to}/{128 if ':' in to else 32}")))
 
 
 WRONG = {

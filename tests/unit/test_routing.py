@@ -327,6 +327,11 @@ def test_a_service_is_announced_where_it_leads_somewhere() -> None:
     both = replace(services[2], drained=("A/c3",))
     assert served(replace(known, services={**known.services, both.ident: both}), {"red"}) == {"red": mine[:2]}
     assert served(replace(known, alive=frozenset("A")), {"red"}) == {"red": (mine[0], mine[2])}, "B is away"
+    dual = replace(known.networks["red"], subnet6=N6("fd00:40::/64"))
+    of_both = {key: replace(one, address6=A6("fd00:40::309")) if one.name == "c3" else one for key, one in endpoints.items()}
+    six = replace(known, networks={**known.networks, "red": dual}, endpoints=of_both)
+    assert served(six, {"red"}) == {"red": (*mine, N6("fd55:aa3d:5f3e::3/128"))}, "of IPv6 where a container has it"
+    assert N6("fd55:aa3d:5f3e::/112") in guarded(six, [])
 
 
 def test_nobody_outside_may_have_what_is_of_the_cluster_or_this_host() -> None:

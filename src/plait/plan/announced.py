@@ -9,9 +9,10 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from plait.ipam import image_block, stray_endpoints
 from plait.model.addr import IPInterface, IPNetwork, in_order
 from plait.model.cluster import Snapshot
-from plait.model.service import VIP_POOL
+from plait.model.service import VIP_POOL, VIP_POOL6
 from plait.plan.backing import Backing, chosen
 from plait.plan.desired import routed_strays
+from plait.plan.dual import V4, V6
 from plait.plan.outside import unroutable
 
 Prefixes = Mapping[str, tuple[IPNetwork, ...]]
@@ -39,17 +40,20 @@ def served(snapshot: Snapshot, networks: Collection[str]) -> Prefixes:
     services = [one for one in snapshot.services.values() if one.address is not None and one.network in networks]
     backing = Backing(snapshot) if services else None
     for service in services:
-        assert backing is not None and service.address is not None
-        ready = chosen(service, backing.of(service), snapshot.me)
-        if any(backend.node == snapshot.me or not service.local_first for backend in ready):
-            found.setdefault(service.network, []).append(IPv4Network(service.address))
+        assert backing is not None
+        behind = backing.of(service)
+        for family in (V4, V6):
+            vip = family.vip(service, snapshot.networks.get(service.network))
+            ready = chosen(service, [one for one in behind if family.address(one) is not None], snapshot.me)
+            if vip is not None and any(backend.node == snapshot.me or not service.local_first for backend in ready):
+                found.setdefault(service.network, []).append(ip_network(vip))
     return {name: in_order(prefixes) for name, prefixes in found.items()}
 
 
 def guarded(snapshot: Snapshot, here: Iterable[tuple[IPInterface, str]]) -> dict[IPNetwork, str]:
     """What nobody outside may announce, nor a part of it -> what that is. `here`: this host's own addresses, each with its link."""
-    found: dict[IPNetwork, str] = {VIP_POOL: "virtual addresses of services"}
     dual = any(network.subnet6 is not None for network in snapshot.networks.values())
+    found: dict[IPNetwork, str] = dict.fromkeys((VIP_POOL, *([VIP_POOL6] if dual else [])), "virtual addresses of services")
     for node in snapshot.nodes.values():
         own = (node.address, *((node.tunnel6, node.encrypted6, node.probe6) if dual else ()))
         found |= {ip_network(address): f"the host of node {node.name}" for address in own}
