@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,17 +24,17 @@ NETWORKS: dict[str, tuple[str, ...]] = {
 }
 """A network of each kind that is on all hosts, and how it is asked for."""
 SERVER = """
-import socketserver, sys
+import socket, socketserver, sys
 class Handler(socketserver.StreamRequestHandler):
     def handle(self):
-        self.wfile.write(f"{sys.argv[1]} {self.client_address[0]}\\n".encode())
+        self.wfile.write(f"{sys.argv[1]} {self.client_address[0].removeprefix('::ffff:')}\\n".encode())
         while line := self.rfile.readline():
             self.wfile.write(line)
 class Server(socketserver.ThreadingTCPServer):
-    allow_reuse_address, daemon_threads, request_queue_size = True, True, 128
+    allow_reuse_address, daemon_threads, request_queue_size, address_family = True, True, 128, socket.AF_INET6
 Server(("", 8080), Handler).serve_forever()
 """
-"""Says its name and who comes, then gives back every line."""
+"""Says its name and who comes, by IPv4 or IPv6, then gives back every line."""
 CLIENT = """
 import json, socket, sys, time
 to, port, many, pause = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
@@ -55,7 +55,7 @@ def serve(lab: Lab, host: str, name: str, *options: str) -> subprocess.Popen[str
     """A sandbox of that name on the host, made with these options of `plait run`, in which a server listens on port 8080."""
     lab.run(host, "plait", "run", "--name", name, *options)
     process = lab.popen(host, "plait", "exec", name, "--", sys.executable, "-c", SERVER, name, stdout=subprocess.DEVNULL, text=True)
-    until(f"{name} listens", lambda: "0:8080" in inside(lab, host, name, "ss", "-ltnH").stdout, 20)
+    until(f"{name} listens", lambda: ":8080" in inside(lab, host, name, "ss", "-ltnH").stdout, 20)
     return process
 
 
@@ -79,10 +79,10 @@ def serving() -> Iterator[list[subprocess.Popen[str]]]:
             process.wait(5)
 
 
-def create_networks(lab: Lab, *hosts: str) -> None:
-    """All of `NETWORKS`, known on these hosts too."""
+def create_networks(lab: Lab, *hosts: str, more: Sequence[str] = ()) -> None:
+    """All of `NETWORKS`, with `more` options, known on these hosts too."""
     for network, options in NETWORKS.items():
-        lab.run("A", "plait", "network", "create", network, *options)
+        lab.run("A", "plait", "network", "create", network, *options, *more)
     for host in hosts:
         until(f"{host} has them", lambda h=host: {row["name"] for row in shown(lab, h, "network", "ls")} >= NETWORKS.keys(), 10)
 
@@ -93,5 +93,6 @@ def create_service(lab: Lab, network: str, published: int) -> None:
     lab.run("A", "plait", "service", "create", network, "--network", network, *asked)
 
 
-def vip(lab: Lab, service: str) -> str:
-    return next(str(row["address"]) for row in shown(lab, "A", "service", "ls") if row["name"] == service)
+def vip(lab: Lab, service: str, field: str = "address") -> str:
+    """Its virtual address; of IPv6, `field` is "address6"."""
+    return next(str(row[field]) for row in shown(lab, "A", "service", "ls") if row["name"] == service)
