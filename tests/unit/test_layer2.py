@@ -164,7 +164,7 @@ def test_frames_go_through_the_tunnel_or_not_at_all() -> None:
     paths = Paths(Lanes(lambda: snapshot, lambda _: None), dict, lambda: 0.0)
     paths.observe(snapshot)
     assert paths.troubles()[1] == {"B": "no packet of network flat comes to B; frames are not relayed"}
-    assert {device for _, device in lanes(snapshot)} >= {BRIDGE, "pl-x1"}, "it is probed where the host has an address"
+    assert BRIDGE in {device for _, device in lanes(snapshot)}, "it is probed where the host has an address"
 
 
 def test_a_tunnel_that_garbles_checksums_computes_them_in_software() -> None:
