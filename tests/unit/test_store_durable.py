@@ -95,7 +95,7 @@ async def test_everything_works_with_either(tmp_path: Path, means: str, monkeypa
     await again.close()
     await store.close()
     assert [file.name for file in tmp_path.glob("s.db*")] == ["s.db"], "the WAL is brought in and gone"
-    assert open_files() == files
+    assert open_files() <= files
 
 
 async def test_a_sync_that_fails_fails_all_built_on_it(tmp_path: Path, means: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ async def test_each_sync_is_told_once(tmp_path: Path) -> None:
     sync.detach()
     sync.close()
     os.close(fd)
-    assert open_files() == before
+    assert open_files() <= before
 
 
 async def test_a_sync_that_fails_says_why(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_what_cannot_be_synced_is_refused_at_once() -> None:
     os.close(write)
     with pytest.raises(OSError, match="Bad file descriptor"):
         KernelSync(write)
-    assert open_files() == before
+    assert open_files() <= before
 
 
 def test_a_machine_of_another_kind_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
