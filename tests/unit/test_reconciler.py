@@ -151,6 +151,16 @@ async def test_while_the_kernel_is_silent_what_is_new_comes_before_the_listing(m
         assert await rested.passed() == [kernelwork.ADDED, ""] and rested.case.held == MORE
 
 
+async def test_what_somebody_set_without_a_word_is_found_soon_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and sysctls: the kernel says nothing of them."""
+    monkeypatch.setattr(reconciler, "LOOK_S", 0.1)
+    rested = Rested(monkeypatch)
+    async with rested.running():
+        del rested.case.kernel.objects[HOSTS.key]
+        rested.case.loop.mark()
+        assert await rested.passed() == [kernelwork.ADDED, ""] and rested.case.held == HOSTS
+
+
 async def test_once_the_kernel_has_spoken_it_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     rested = Rested(monkeypatch)
     async with rested.running():

@@ -29,6 +29,9 @@ SETTLE_S = 0.03
 APART_S = 0.2
 """Least time between two passes, so that a stream of events costs a bounded share of a CPU."""
 TIMER_S = 60.0
+LOOK_S = 3.0
+"""So long after a pass for what is new a listing is due at the latest: of keys, sysctls and queues that somebody sets the kernel says
+nothing."""
 HASTE_APART_S = 0.02
 """Least time between two changes of elements ahead of a pass."""
 
@@ -84,7 +87,7 @@ class Reconciler:
             self._first.set()
             await asyncio.sleep(APART_S)
             try:
-                async with asyncio.timeout(TIMER_S * random.uniform(0.9, 1.1)):
+                async with asyncio.timeout(max(0.0, self._due - time.monotonic())):
                     await self._dirty.wait()
                 await asyncio.sleep(SETTLE_S)
             except TimeoutError:
@@ -103,7 +106,7 @@ class Reconciler:
         """One pass; what failed is a condition, and in the report, under ("pass",) if nothing could be done at all. `beginning`: see
         `KernelWork.converge`."""
         if not beginning:
-            self._heard, self._due = False, time.monotonic() + TIMER_S
+            self._heard, self._due = False, time.monotonic() + TIMER_S * random.uniform(0.9, 1.1)
         try:
             report = await self._work.converge(self._plan, self._may_delete(), beginning)
         except (OSError, KernelError) as error:
@@ -112,6 +115,8 @@ class Reconciler:
             self._dirty.set()
             refused = error if isinstance(error, KernelError) else KernelError("list", "the kernel", error.errno or errno.EIO, str(error))
             return PassReport(0, {("pass",): refused})
+        if beginning:
+            self._due = min(self._due, time.monotonic() + LOOK_S)
         if beginning and (beginning != ADDED or report.writes):
             self._heard = True
             self._dirty.set()
