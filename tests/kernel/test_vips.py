@@ -57,7 +57,19 @@ def have_ipv6(hosts: Hosts) -> None:
     endpoints = {key: replace(e, address6=DUAL_BY_NAME[key].address6) for key, e in hosts.snapshot.endpoints.items()}
     hosts.snapshot = replace(hosts.snapshot, endpoints=endpoints)
     hosts.version = 6
-    until("the wire itself is ready", lambda: hosts.pings("A", WIRE6["B"]), 5)
+    wait_for_wire(hosts)
+
+
+def wait_for_wire(hosts: Hosts) -> None:
+    """Of a link that has just gone up IPv6 has no link-local address for a second, and may not find who is behind it."""
+    if hosts.version == 6:
+        of_link = "ip -6 -o addr show dev wire scope link"
+        until(
+            "the wire has its own addresses",
+            lambda: all("fe80" in (said := hosts.run(name, of_link)) and "tentative" not in said for name in HOSTS),
+            5,
+        )
+        until("the wire itself is ready", lambda: hosts.pings("A", WIRE6["B"]), 5)
 
 
 def vip(hosts: Hosts) -> IPAddress:
@@ -300,6 +312,7 @@ def test_a_connection_to_a_host_that_is_gone_is_reset_at_its_next_packet(
                         caller.recv(1)
     finally:
         hosts.run("B", "ip link set wire up")
+        wait_for_wire(hosts)
         hosts.run("A", "sysctl -qw net.netfilter.nf_conntrack_tcp_loose=1")
         enforce(hosts, hosts.snapshot)
 

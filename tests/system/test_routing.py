@@ -131,7 +131,10 @@ def test_services_of_the_tenant_are_announced_while_they_lead_somewhere(lab: Lab
     overlay = next(row["tunnel"] for row in shown(lab, "A", "nodes") if row["name"] == "B")
     if family == "ipv6":
         shop, hosts = view["address6"], {"A": "2001:2::1", "B": "2001:2::2"}
-        overlay = re.findall(r"src (\S+)", lab.run("B", "ip", "-6", "route", "show", "fd55:aa3d:5f3e::/112").stdout)[0]
+        pool = "fd55:aa3d:5f3e::/112"
+        known = lambda: re.findall(r"src (\S+)", lab.run("B", "ip", "-6", "route", "show", pool).stdout)  # noqa: E731
+        until("the other host knows the service", lambda: bool(known()), 5)
+        overlay = known()[0]
     lab.run("A", "plait", "run", "--name", "shop-A", "--network", "red", "--label", "app=shop")
     both = {*hosts.values()}
     with answering(lab, "A", "shop", "plait", "exec", "shop-A", "--"):
