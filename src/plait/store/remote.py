@@ -197,7 +197,8 @@ class RemoteStore:
         while (wait := self._not_before - self._clock()) > 0 and self._holds and not self._closed:
             self._nudged.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._nudged.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self._nudged.wait()
         return wait
 
     async def _attempt(self) -> Link:
