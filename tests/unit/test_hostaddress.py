@@ -145,3 +145,11 @@ def test_the_link_local_address_of_a_link_is_one_that_may_be_used(tmp_path: Path
     (tmp_path / "if_inet6").write_text(IF_INET6)
     assert link_local_of(dev, tmp_path / "if_inet6") == (IPv6Address(wanted) if wanted else None)
     assert link_local_of(dev, tmp_path / "missing") is None, "a kernel without IPv6"
+
+
+def test_it_tells_its_other_addresses_that_mean_no_other_host() -> None:
+    host = Host()
+    host.links["eth0"] += [IPv4Interface("198.18.0.77/32"), IPv6Interface("2001:2::1/64")]
+    host.links |= {"eth1": [IPv4Interface("192.168.1.10/24"), IPv4Interface("9.9.9.9/24")], "docker0": [IPv4Interface("172.17.0.1/16")]}
+    host.look()
+    assert [str(one) for one in host.home.further()] == ["9.9.9.9", "198.18.0.77", "2001:2::1"]

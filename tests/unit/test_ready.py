@@ -59,7 +59,9 @@ async def keeping(blocks: Blocks, folder: Path, config: dict[str, Any]) -> Async
         publisher=SimpleNamespace(wake=lambda: None),
         addresses=blocks,
         underlay=SimpleNamespace(
-            look=lambda last: 1500, link6=lambda: None, home=SimpleNamespace(now=IPv4Address("192.0.2.2"), lost=False)
+            look=lambda last: 1500,
+            link6=lambda: None,
+            home=SimpleNamespace(now=IPv4Address("192.0.2.2"), lost=False, further=lambda: ()),
         ),
     )
     loops = NodeLoops(parts, "default")

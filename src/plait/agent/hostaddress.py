@@ -119,6 +119,13 @@ class HostAddress:
                 self._health.set(LOST, str(self.now), f"no link of this host has {self.now}, {why}")
             raise error
 
+    def further(self) -> tuple[IPAddress, ...]:
+        """Its other addresses that mean this host for all nodes: those of the same link, and on other links those that are one host's in
+        the whole world; private ones there may be somebody else's where another node is."""
+        found = {addr.address.ip for addr in self._kernel.addresses() if addr.dev == self._link or addr.address.ip.is_global}
+        others = (ip for ip in found - {self.now} if not ip.is_loopback)
+        return tuple(sorted(others, key=lambda ip: (ip.version, int(ip))))
+
     def _first(self, addresses: Sequence[IPAddress] | dict[IPAddress, None]) -> tuple[str, int]:
         """Go on with the first of these that the host has. OSError if it has none of them."""
         missing: OSError | None = None

@@ -190,9 +190,9 @@ class NodeLoops:
         identity = self._p.identity
         known = self._p.view.snapshot.nodes.get(identity.name)
         try:
-            mtu = self._p.underlay.look(known.address if known is not None else None)
+            mtu, further = self._p.underlay.look(known.address if known is not None else None), self._p.underlay.home.further()
         except OSError:  # a condition by now
-            mtu = known.mtu if known is not None else 1500
+            mtu, further = (known.mtu, known.further) if known is not None else (1500, ())
         node = Node(
             name=identity.name,
             id=identity.id,
@@ -205,6 +205,7 @@ class NodeLoops:
             meta=merged_meta(merged_meta({}, SERVER_META, not identity.store), GATEWAY_META, self._gateway),
             wireguard=self._tunnel_key(),
             link6=self._p.underlay.link6(),
+            further=further,
         )
         self._p.view.put(node)
         network = self._p.view.snapshot.networks.get(self._default)

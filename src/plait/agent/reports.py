@@ -52,6 +52,7 @@ def _node_row(snapshot: Snapshot, node: Node) -> NodeRow:
         "key": node.wireguard.public if node.wireguard is not None else "",
         "rotating": node.wireguard is not None and bool(node.wireguard.rotating),
         "blocks": [str(b.cidr) for b in _sorted(snapshot.blocks.values()) if b.node == node.name],
+        "further": [str(address) for address in node.further],
     }
 
 

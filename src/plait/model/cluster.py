@@ -56,8 +56,8 @@ class Node:
     the host itself (first address of its first default-network block); `mtu` that of the underlay link, bytes. `wireguard` is None where
     the host cannot encrypt. `ranges`: digest of what it keeps for some containers, "" = nothing. `link6` is the link-local address of the
     link that carries `address`, by which others on that link send it plain packets that are not of IPv4 on an underlay of IPv4; None where
-    IPv6 is switched off there.
-    """
+    IPv6 is switched off there. `further`: its other addresses, of both families, that mean it and nobody else wherever they are asked for,
+    ascending, IPv4 first."""
 
     name: str
     id: str
@@ -70,6 +70,7 @@ class Node:
     wireguard: TunnelKey | None = None
     ranges: str = ""
     link6: IPv6Address | None = None
+    further: tuple[EitherAddress, ...] = ()
 
     @property
     def tunnel6(self) -> IPv6Address:
@@ -301,8 +302,7 @@ class Container:
     `env` holds only those of its variables that describe services (SERVICE_…), `exposed` the ports (number, protocol) that it says to
     listen on. `host_network`: it has no network of its own. `shares`: id of the container in whose network namespace it is ("" = its own):
     it has the addresses of that. `elsewhere`: those that it has on networks of its engine that are none of plait's. `known` False: only its
-    labels are known yet, not its env and ports.
-    """
+    labels are known yet, not its env and ports."""
 
     id: str
     name: str

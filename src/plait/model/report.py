@@ -12,7 +12,8 @@ from typing import Literal, TypedDict
 
 class NodeRow(TypedDict):
     """A node of the cluster. `tunnel` is its overlay address ("" while it has none), `blocks` the CIDRs it holds, all networks. `key` is
-    its WireGuard public key ("": it cannot encrypt), `rotating` whether it is changing it."""
+    its WireGuard public key ("": it cannot encrypt), `rotating` whether it is changing it. `further`: its other addresses that mean it
+    for all nodes."""
 
     name: str
     id: str
@@ -26,6 +27,7 @@ class NodeRow(TypedDict):
     key: str
     rotating: bool
     blocks: list[str]
+    further: list[str]
 
 
 class NetworkRow(TypedDict):
