@@ -55,7 +55,8 @@ def have_ipv6(hosts: Hosts) -> None:
         hosts.run(name, "sysctl -qw net.ipv6.icmp.ratelimit=0 net.ipv6.conf.wire.keep_addr_on_down=1")
         hosts.run(name, f"ip addr add {address}/64 dev wire nodad")
     endpoints = {key: replace(e, address6=DUAL_BY_NAME[key].address6) for key, e in hosts.snapshot.endpoints.items()}
-    hosts.snapshot = replace(hosts.snapshot, endpoints=endpoints)
+    nodes = {name: replace(node, further=(WIRE6[name],)) for name, node in hosts.snapshot.nodes.items()}
+    hosts.snapshot = replace(hosts.snapshot, endpoints=endpoints, nodes=nodes)
     hosts.version = 6
     wait_for_wire(hosts)
 
@@ -343,19 +344,32 @@ def test_a_port_of_every_host_leads_to_the_service(hosts: Hosts, backend: str, s
             assert hosts.connects(client, host, 9090, backend, TARGET) is not None, (client, host)
 
 
+def befriended(snapshot: Snapshot, *friends: str) -> Snapshot:
+    """Who stands for the service hears these alone."""
+    found = read_policies(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n  podSelector: {matchLabels: {app: shop}}\n"
+        "  ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}], ports: [{port: 8080}, {port: 80}]}]\n"
+    ).policies
+    endpoints = {**snapshot.endpoints, **{name: replace(snapshot.endpoints[name], labels={"app": "friend"}) for name in friends}}
+    return replace(snapshot, endpoints=endpoints, policies={one.ident: one for one in found})
+
+
 @pytest.mark.parametrize("backend", ["near", "far"])
 def test_policies_are_judged_by_who_comes_and_where_it_gets(hosts: Hosts, backend: str) -> None:
-    friends = read_policies(
-        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n  podSelector: {matchLabels: {app: shop}}\n"
-        "  ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}], ports: [{port: 8080}]}]\n"
-    ).policies
-    snapshot = serving(hosts, backend)
-    friend = replace(snapshot.endpoints["web"], labels={"app": "friend"})
     stranger = "far" if backend == "near" else "near"
-    endpoints = {**snapshot.endpoints, "web": friend}
-    enforce(hosts, replace(snapshot, endpoints=endpoints, policies={one.ident: one for one in friends}))
+    enforce(hosts, befriended(serving(hosts, backend), "web"))
     assert hosts.connects("web", vip(hosts), PORT, backend, TARGET) == own(hosts, "web")
     assert hosts.connects(stranger, vip(hosts), PORT, backend, TARGET, wait_s=0.3) is None
+    enforce(hosts, hosts.snapshot)
+
+
+@pytest.mark.parametrize("friends", [("far",), ()], ids=["a friend", "a stranger"])
+def test_they_are_by_a_port_of_another_host_too(hosts: Hosts, friends: tuple[str, ...]) -> None:
+    """By the one that the container publishes itself, and by the service's."""
+    enforce(hosts, befriended(serving(hosts, "web"), *friends))
+    for port, target in ((8080, 80), (9090, TARGET)):
+        seen = hosts.connects("far", wire(hosts)["A"], port, "web", target, wait_s=1 if friends else 0.3)
+        assert seen == (own(hosts, "far") if friends else None), port
     enforce(hosts, hosts.snapshot)
 
 

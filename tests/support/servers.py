@@ -23,6 +23,18 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "double": ("--ipv6",),
 }
 """A network of each kind that is on all hosts, and how it is asked for."""
+DUAL = """
+[[switch]]
+name = "lan"
+underlay = "dual"
+[[host]]
+name = "A"
+[[host]]
+name = "B"
+[[host]]
+name = "C"
+"""
+"""Hosts that know each other by IPv4, and have IPv6 as well."""
 SERVER = """
 import socket, socketserver, sys
 class Handler(socketserver.StreamRequestHandler):

@@ -7,10 +7,11 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pytest
 from tests.support.sandboxes import address, inside
-from tests.support.servers import NETWORKS, create_networks, create_service, serve, serving, vip
+from tests.support.servers import DUAL, NETWORKS, create_networks, create_service, serve, serving, vip
 
 from plait.lab.lab import Lab
 from plait.lab.process import until
@@ -52,12 +53,54 @@ spec:
 """Servers hear those who are good; who is kept may send to a port of theirs on which nobody listens."""
 
 
-@pytest.fixture(scope="module")
-def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
-    """On each network a server on A, which it publishes there and by a service, and clients on A and B. C has none of them."""
-    made: Lab = make_lab(hosts=3)
+@dataclass(frozen=True)
+class Asking:
+    """A lab that is asked by one family of addresses."""
+
+    lab: Lab
+    six: bool
+
+    def sandbox(self, name: str) -> str:
+        return address(self.lab, name, family="addresses6" if self.six else "addresses")
+
+    def host(self, name: str) -> str:
+        host = self.lab.state.spec.host(name)
+        return str(host.second if self.six else host.address)
+
+    @property
+    def further(self) -> str:
+        """Another address of A's link."""
+        return "2001:2::77" if self.six else "198.18.0.77"
+
+    def ways(self, network: str) -> dict[str, tuple[str, int]]:
+        number = list(NETWORKS).index(network)
+        return {
+            "its address": (self.sandbox(network), 8080),
+            "the service": (vip(self.lab, network, "address6" if self.six else "address"), 80),
+            "a published port": (self.host("A"), 7000 + number),
+            "the service's port of its host": (self.host("A"), 9000 + number),
+            "the service's port of another host": (self.host("C"), 9000 + number),
+            "a published port at another address of its host": (self.further, 7000 + number),
+            "the service's port there": (self.further, 9000 + number),
+        }
+
+    def heard(self, host: str, client: str, network: str) -> dict[str, str]:
+        """By way, who answered and whom it saw, or why nobody did."""
+        ways = self.ways(network)
+        said = inside(self.lab, host, client, sys.executable, "-c", ASKED, json.dumps([*ways.values()])).stdout
+        return {way: " ".join(words) for way, words in zip(ways, json.loads(said), strict=True)}
+
+
+@pytest.fixture(scope="module", params=[4, 6], ids=["ipv4", "ipv6"])
+def asking(request: pytest.FixtureRequest, make_lab: Callable[..., Lab]) -> Iterator[Asking]:
+    """On each network a server on A, which it publishes there and by a service, and clients on A and B. C has none of them. Of IPv6, all
+    networks have both families, and hosts know each other by IPv4."""
+    six = request.param == 6
+    made: Lab = make_lab(toml=DUAL) if six else make_lab(hosts=3)
+    asked = Asking(made, six)
+    made.run("A", "ip", "addr", "add", asked.further, "dev", "eth0", *(["nodad"] if six else []))
     with serving() as servers:
-        create_networks(made, "B")
+        create_networks(made, "B", more=["--ipv6"] if six else [])
         for number, network in enumerate(NETWORKS):
             of_it = "--network", network
             servers.append(serve(made, "A", network, *of_it, "--label", f"app={network}", "-p", f"{7000 + number}:8080"))
@@ -65,34 +108,16 @@ def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
                 for role in ("good", "bad", f"kept-{network}"):
                     made.run(host, "plait", "run", "--name", f"{role}-{host}-{network}", *of_it, "--label", f"role={role}")
             create_service(made, network, 9000 + number)
-        yield made
-
-
-def _ways(lab: Lab, network: str) -> dict[str, tuple[str, int]]:
-    number = list(NETWORKS).index(network)
-    return {
-        "its address": (address(lab, network), 8080),
-        "the service": (vip(lab, network), 80),
-        "a published port": (lab.address("A"), 7000 + number),
-        "the service's port of its host": (lab.address("A"), 9000 + number),
-        "the service's port of another host": (lab.address("C"), 9000 + number),
-    }
-
-
-def _heard(lab: Lab, host: str, client: str, network: str) -> dict[str, str]:
-    """By way, who answered and whom it saw, or why nobody did."""
-    ways = _ways(lab, network)
-    said = inside(lab, host, client, sys.executable, "-c", ASKED, json.dumps([*ways.values()])).stdout
-    return {way: " ".join(words) for way, words in zip(ways, json.loads(said), strict=True)}
+        yield asked
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_it_is_the_same_by_every_way(lab: Lab, network: str) -> None:
-    lab.run("A", "plait", "policy", "apply", "-f", "-", text=POLICY.format(network))
-    until("it is in force", lambda: _heard(lab, "B", f"kept-{network}-B-{network}", network)["its address"] == "TimeoutError", 10)
+def test_it_is_the_same_by_every_way(asking: Asking, network: str) -> None:
+    asking.lab.run("A", "plait", "policy", "apply", "-f", "-", text=POLICY.format(network))
+    until("it is in force", lambda: asking.heard("B", f"kept-{network}-B-{network}", network)["its address"] == "TimeoutError", 10)
     roles = ("good", "bad", f"kept-{network}")
     with ThreadPoolExecutor(6) as pool:  # most of it is waiting for nobody
-        asking = {(h, r): pool.submit(_heard, lab, h, f"{r}-{h}-{network}", network) for h in "AB" for r in roles}
-    for (host, role), answers in asking.items():
-        expected = f"{network} {address(lab, f'good-{host}-{network}')}" if role == "good" else "TimeoutError"
-        assert answers.result() == dict.fromkeys(_ways(lab, network), expected), (host, role)
+        found = {(h, r): pool.submit(asking.heard, h, f"{r}-{h}-{network}", network) for h in "AB" for r in roles}
+    for (host, role), answers in found.items():
+        expected = f"{network} {asking.sandbox(f'good-{host}-{network}')}" if role == "good" else "TimeoutError"
+        assert answers.result() == dict.fromkeys(asking.ways(network), expected), (host, role)

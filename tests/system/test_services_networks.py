@@ -8,24 +8,12 @@ from functools import partial
 
 import pytest
 from tests.support.sandboxes import address
-from tests.support.servers import NETWORKS, connects, create_networks, create_service, serve, serving, vip
+from tests.support.servers import DUAL, NETWORKS, connects, create_networks, create_service, serve, serving, vip
 
 from plait.lab.lab import Lab
 from plait.lab.process import until
 
 pytestmark = [pytest.mark.system, pytest.mark.root, pytest.mark.timeout(180)]
-DUAL = """
-[[switch]]
-name = "lan"
-underlay = "dual"
-[[host]]
-name = "A"
-[[host]]
-name = "B"
-[[host]]
-name = "C"
-"""
-"""Hosts that know each other by IPv4, and have IPv6 as well."""
 
 
 class Family:

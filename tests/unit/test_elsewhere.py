@@ -4,21 +4,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 
 import pytest
 from tests.support.policies import BLOCKS, NETWORKS, NODES, endpoint
 
 from plait.model.cluster import Endpoint, PortMapping, Snapshot
 from plait.model.flows import Flow
-from plait.model.objects import NftSet, Plan
+from plait.model.objects import NftChain, NftSet, Plan
 from plait.model.policy import Group, Policy, PolicyRule, Requirement, Selector
+from plait.model.service import Service, ServicePort
 from plait.model.shortcut import Delivery
 from plait.plan import Local, plan_node
 from plait.plan.elsewhere import led
 from plait.reconcile import diff, order
 
-A = IPv4Address
+A, A6 = IPv4Address, IPv6Address
 WEB, CLIENT = endpoint(3, "B", "default", {"app": "web"}), endpoint(1, "A", "default", {"app": "client"})
 """The one publishes port 8003 of its host B, the other is a neighbour on A."""
 PLACE, TARGET = "198.51.100.2 . tcp . 8003", f"{WEB.address} . 80"
@@ -76,9 +77,61 @@ def test_all_else_is_left_to_the_other_host_and_keeps_the_quick_ways(who: Endpoi
     assert any(isinstance(one, Delivery) and one.link == CLIENT.dev for one in plan.values())
 
 
-def test_at_the_address_that_the_host_is_known_by_and_no_other() -> None:
-    ports = tuple(PortMapping("udp", port, 53, A(host)) for port, host in ((53, "198.51.100.2"), (54, "203.0.113.2")))
-    assert leads(planned(cluster(replace(WEB, ports=ports)))) == {f"198.51.100.2 . udp . 53 : {WEB.address} . 53"}
+def telling(snapshot: Snapshot, **further: tuple[str, ...]) -> Snapshot:
+    """Nodes that have these addresses besides."""
+    nodes = {name: replace(node, further=tuple(map(ip_address, further.get(name, ())))) for name, node in NODES.items()}
+    return replace(snapshot, nodes=nodes)
+
+
+def test_at_addresses_that_the_host_tells_and_no_other() -> None:
+    hosts = "198.51.100.2", "203.0.113.2", "203.0.113.3"
+    ports = tuple(PortMapping("udp", port, 53, A(host)) for port, host in enumerate(hosts, 53))
+    everywhere = PortMapping("udp", 5353, 5353)
+    snapshot = cluster(replace(WEB, ports=(*ports, everywhere)))
+    assert leads(planned(telling(snapshot, B=("203.0.113.2", "2001:db8::2")))) == {
+        f"198.51.100.2 . udp . 53 : {WEB.address} . 53",
+        f"203.0.113.2 . udp . 54 : {WEB.address} . 53",
+        f"198.51.100.2 . udp . 5353 : {WEB.address} . 5353",
+        f"203.0.113.2 . udp . 5353 : {WEB.address} . 5353",
+    }
+
+
+@pytest.mark.parametrize("node", ["A", "C"], ids=["this host", "a third one"])
+@pytest.mark.parametrize("known", [False, True])
+def test_what_another_host_says_it_has_too_means_neither(node: str, known: bool) -> None:
+    snapshot = telling(cluster(WEB), A=("203.0.113.2",) if node == "A" and not known else (), B=("203.0.113.2",))
+    third = replace(NODES["B"], name="C", id="C", address=A("198.51.100.3"), tunnel=A("10.28.3.0"), further=(A("203.0.113.2"),))
+    nodes = {**snapshot.nodes, "C": third} if node == "C" else snapshot.nodes
+    if known:
+        nodes = {**nodes, node: replace(nodes[node], address=A("203.0.113.2"), further=())} if node in nodes else nodes
+    assert leads(planned(replace(snapshot, nodes=nodes))) == {f"{PLACE} : {TARGET}"}
+
+
+SIX = replace(endpoint(3, "B", "six", {"app": "web"}), ports=(PortMapping("tcp", 8003, 80), PortMapping("udp", 53, 53, A6("::"))))
+
+
+def test_by_each_family_that_the_network_and_the_host_have() -> None:
+    plan = planned(telling(cluster(SIX), A=("2001:db8::1",), B=("2001:db8::2",)))
+    assert leads(plan) == {
+        f"{PLACE} : {SIX.address} . 80",
+        f"2001:db8::2 . tcp . 8003 : {SIX.address6} . 80",
+        f"2001:db8::2 . udp . 53 : {SIX.address6} . 53",
+    }
+    chain, tracked = plan["nft", "chain", "elsewhere"], plan["nft", "set", "elsewhere_ends6"]
+    assert isinstance(chain, NftChain) and [rule.split()[:3] for rule in chain.rules] == [
+        ["ip", "saddr", "10.29.0.0/16"],
+        ["ip6", "saddr", "fd00:29::/64"],
+    ]
+    assert isinstance(tracked, NftSet) and tracked.elements == {f"{SIX.address6} . tcp . 80", f"{SIX.address6} . udp . 53"}
+
+
+def test_ports_of_services_are_asked_for_at_each_of_them_too() -> None:
+    port = ServicePort("tcp", 80, 80, published=9000)
+    service = Service("web", "default", A("10.27.0.9"), (port,), {"app": "web"}, network="six")
+    snapshot = replace(telling(cluster(SIX), A=("2001:db8::1",), B=("203.0.113.2", "2001:db8::2")), services={service.ident: service})
+    plan = plan_node(snapshot, replace(LOCAL, draws=True))
+    nodes = [plan["nft", "set", name] for name in ("vip_nodes", "vip_nodes6")]
+    assert [one.elements for one in nodes if isinstance(one, NftSet)] == [{"198.51.100.2", "203.0.113.2"}, {"2001:db8::2"}]
 
 
 def test_networks_of_one_host_have_none() -> None:

@@ -6,9 +6,9 @@ this host leads what is for such a port to the container that stands behind it: 
 on it as by that, on both ends. It opens nothing: who is on the network may go there by the container's address anyway. Where no policy
 looks, nothing depends on who comes, and packets keep the quicker ways on which nobody needs to see them twice.
 
-Data in: a Snapshot, and what policies make of it. Data out: for each network a map of the ports of hosts, a chain that asks them when a
-connection begins, and what must be tracked for it (as for backends of services, `plan/vips.py`). Publications for chosen clients alone are
-left to their own host, and so is what it publishes by IPv6 or at other addresses than the one it is known by.
+Data in: a Snapshot, and what policies make of it. Data out: for each network and family a map of the ports of hosts, a chain that asks them
+when a connection begins, and what must be tracked for it (as for backends of services, `plan/vips.py`). Publications for chosen clients
+alone are left to their own host, and so is what it publishes at addresses that it does not tell others (`plan/asked.py`).
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import IPv4Address, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 from typing import cast
 
 from plait.backends import backend_of
-from plait.model.addr import IPNetwork, Protocol
+from plait.model.addr import IPAddress, IPNetwork, Protocol
 from plait.model.cluster import Endpoint, Network, Snapshot
 from plait.model.flows import PortRule, Target
 from plait.model.objects import NFT_FAMILY, KernelObject, NftChain, NftSet, Op, Plan
-from plait.plan.dual import V4
+from plait.plan.asked import asked_at
+from plait.plan.dual import V4, Family, families
 from plait.plan.flows import targets
 from plait.plan.ports import ANY
 from plait.plan.vipflows import end_of
@@ -33,50 +34,68 @@ from plait.policy.compile import Compiled
 from plait.policy.isolation import governed
 
 CHAIN, PREFIX, ENDS = "elsewhere", "elsewhere_", "elsewhere_ends"
-_KEPT = (f"ip saddr . meta l4proto . th sport @{ENDS} accept", f"ip daddr . meta l4proto . th dport @{ENDS} accept")
 
 
 def elsewhere(snapshot: Snapshot, policies: Compiled) -> Vips:
     """All of it, nothing while no policy selects whoever publishes ports, or sends."""
-    if not governed(snapshot):
+    leads = _all_leads(snapshot, policies) if governed(snapshot) else {}
+    if not leads:
         return Vips()
-    bound = {name for name, network in snapshot.networks.items() if any(one in network.subnet for one in policies.chosen["egress"])}
-    leads: defaultdict[str, dict[str, str]] = defaultdict(dict)
-    for endpoint in snapshot.endpoints.values():
-        if endpoint.ports and endpoint.node != snapshot.me and (endpoint.network in bound or policies.hears(endpoint.address)):
-            leads[endpoint.network].update(_leads(snapshot, endpoint))
-    found = {name: places for name, places in sorted(leads.items()) if places and _is_everywhere(snapshot.networks.get(name))}
-    if not found:
-        return Vips()
-    ends = frozenset(end_of(place, target) for places in found.values() for place, target in places.items())
-    rules = [f"ip saddr {snapshot.networks[name].subnet} dnat ip to ip daddr . meta l4proto . th dport map @{_map(name)}" for name in found]
+    ends: defaultdict[Family, set[str]] = defaultdict(set)
+    for (family, _), places in leads.items():
+        ends[family].update(end_of(place, target) for place, target in places.items())
+    rules = [_rule(family, snapshot.networks[name]) for family, name in leads]
     objects: list[KernelObject] = [
-        *(
-            NftSet(_map(name), f"{place_type(V4)} : ipv4_addr . inet_service", _elements(places), kind="map")
-            for name, places in found.items()
-        ),
-        NftSet(ENDS, place_type(V4), ends),
+        *(NftSet(_map(*key), f"{place_type(key[0])} : {key[0].type} . inet_service", _elements(p), kind="map") for key, p in leads.items()),
+        *(NftSet(f"{ENDS}{family.end}", place_type(family), frozenset(found)) for family, found in ends.items()),
         NftChain(CHAIN, tuple(rules), "type nat hook prerouting priority dstnat - 6; policy accept;"),
     ]
-    return Vips(tuple(objects), {V4: ends}, _KEPT, networks=frozenset(found))
+    kept = tuple(rule for family in ends for rule in _kept(family))
+    shown = frozenset(name for family, name in leads if family is V4)  # the shortcut has nothing of IPv6
+    return Vips(tuple(objects), {f: frozenset(found) for f, found in ends.items()}, kept, networks=shown)
 
 
-def _leads(snapshot: Snapshot, endpoint: Endpoint) -> dict[str, str]:
-    """The container's address and port by that of its host."""
-    node = snapshot.nodes.get(endpoint.node)
-    if node is None or not isinstance(node.address, IPv4Address):
-        return {}
-    ports = [port for port in endpoint.ports if port.host_ip in (ANY, node.address) and not port.sources]
-    return {f"{node.address} . {port.proto} . {port.host_port}": f"{endpoint.address} . {port.container_port}" for port in ports}
+def _all_leads(snapshot: Snapshot, policies: Compiled) -> dict[tuple[Family, str], dict[str, str]]:
+    """By family and network, in their order: what each address and port of another host leads to."""
+    bound = {name for name, network in snapshot.networks.items() if any(one in network.subnet for one in policies.chosen["egress"])}
+    hosts, leads = asked_at(snapshot), defaultdict[tuple[Family, str], dict[str, str]](dict)
+    for endpoint in snapshot.endpoints.values():
+        network = snapshot.networks.get(endpoint.network)
+        if network is None or not endpoint.ports or endpoint.node not in hosts or not _is_everywhere(network):
+            continue
+        if network.name in bound or policies.hears(endpoint.address):
+            for family in families([network]):
+                leads[family, network.name].update(_leads(family, endpoint, hosts[endpoint.node]))
+    return {key: leads[key] for key in sorted(leads, key=lambda key: (key[1], key[0].end)) if leads[key]}
 
 
-def _is_everywhere(network: Network | None) -> bool:
+def _leads(family: Family, endpoint: Endpoint, hosts: Iterable[IPAddress]) -> Iterator[tuple[str, str]]:
+    """The container's address and port by those of its host."""
+    address = family.address(endpoint)
+    for host in hosts if address is not None else ():
+        if host.version == family.anywhere.version:
+            for port in endpoint.ports:
+                if port.host_ip in (ANY, family.anywhere, host) and not port.sources:
+                    yield f"{host} . {port.proto} . {port.host_port}", f"{address} . {port.container_port}"
+
+
+def _rule(family: Family, network: Network) -> str:
+    ip, sent = family.ip, f"{family.ip} daddr . meta l4proto . th dport"
+    return f"{ip} saddr {family.subnet(network)} dnat {ip} to {sent} map @{_map(family, network.name)}"
+
+
+def _kept(family: Family) -> tuple[str, str]:
+    ip, ends = family.ip, f"@{ENDS}{family.end}"
+    return f"{ip} saddr . meta l4proto . th sport {ends} accept", f"{ip} daddr . meta l4proto . th dport {ends} accept"
+
+
+def _is_everywhere(network: Network) -> bool:
     """Whether its containers reach those of other hosts, by way of their own."""
-    return network is not None and bool(backend_of(network).ways)
+    return bool(backend_of(network).ways)
 
 
-def _map(network: str) -> str:
-    return f"{PREFIX}{hashlib.sha256(network.encode()).hexdigest()[:10]}"
+def _map(family: Family, network: str) -> str:
+    return f"{PREFIX}{hashlib.sha256(network.encode()).hexdigest()[:10]}{family.end}"
 
 
 def _elements(places: dict[str, str]) -> frozenset[str]:
@@ -104,4 +123,12 @@ def _changed(before: Mapping[str, Target], after: Mapping[str, Target], clients:
     for place in sorted(key for key in {*before, *after} if before.get(key) != after.get(key)):
         host, proto, port = place.split(" . ")
         was = frozenset([before[place]] if place in before else [])
-        yield PortRule(cast(Protocol, proto), int(port), 4, ip_address(host), led=was, leads=after.get(place), sources=(clients,))
+        yield PortRule(
+            cast(Protocol, proto),
+            int(port),
+            ip_address(host).version,
+            ip_address(host),
+            led=was,
+            leads=after.get(place),
+            sources=(clients,),
+        )

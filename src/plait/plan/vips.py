@@ -31,6 +31,7 @@ from plait.model.addr import IPAddress
 from plait.model.cluster import Network, Node, Snapshot
 from plait.model.objects import GATEWAY_LINK, KernelObject, NftChain, NftSet, Route
 from plait.model.service import Service, ServicePort
+from plait.plan.asked import asked_at
 from plait.plan.backing import Backend, chosen, slots
 from plait.plan.dual import V4, V6, Family
 from plait.policy.isolation import governed
@@ -189,7 +190,7 @@ def vip_objects(
             objects += _table(table, sets, [one[1:] for one in drawn if one[0] is table])
         objects += [_held(sets, ENDS, family), own[family], _held(sets, SELF, family)]
     objects += _hooks(list(own), guarded, me, judged)
-    objects += [NftSet(f"{NODES}{f.end}", f.type, _others(snapshot, f)) for f in own if judged and _is_underlay(f, me)]
+    objects += [NftSet(f"{NODES}{f.end}", f.type, _others(snapshot, f)) for f in own if judged and _is_known_by(f, me)]
     if me.tunnel is not None:
         objects += [Route(f.vips, GATEWAY_LINK, src=f.tunnel(me), scope="link" if f is V4 else "global") for f in own]
     here = frozenset(pair.partition(" ")[0] for pair in _held(sets, SELF, V4).elements)
@@ -222,7 +223,7 @@ def _hooks(present: Sequence[Family], guarded: bool, me: Node, judged: bool) -> 
     virtual = tuple(_led_by(VIRTUAL[family]) for family in present)
     known = [f"{family.ip} saddr != @clients{family.end} return" for family in present] if guarded else []
     hosts = [_led_by(PUBLISHED[family]) for family in reversed(present)]
-    beyond = [family for family in present if judged and _is_underlay(family, me)]
+    beyond = [family for family in present if judged and _is_known_by(family, me)]
     sent = [f"{f.ip} saddr @pools{f.end} {f.ip} daddr @{NODES}{f.end} {PUBLISHED[f].to} vmap @{PUBLISHED[f].places}" for f in beyond]
     yield NftChain("vip_in", (*virtual, *known, *hosts, *sent), "type nat hook prerouting priority dstnat - 5; policy accept;")
     local = (*hosts[:-1], f"ip daddr != 127.0.0.0/8 {hosts[-1]}")
@@ -284,10 +285,10 @@ def own_set(snapshot: Snapshot, me: Node, family: Family) -> NftSet:
 
 def _others(snapshot: Snapshot, family: Family) -> frozenset[str]:
     """Addresses of the other hosts."""
-    found = (node.address for name, node in snapshot.nodes.items() if name != snapshot.me)
-    return frozenset(str(address) for address in found if address.version == family.anywhere.version)
+    version = family.anywhere.version
+    return frozenset(str(address) for found in asked_at(snapshot).values() for address in found if address.version == version)
 
 
-def _is_underlay(family: Family, me: Node) -> bool:
-    """Whether hosts are known by addresses of it."""
-    return me.address.version == family.anywhere.version
+def _is_known_by(family: Family, me: Node) -> bool:
+    """Whether hosts have addresses of it, by this one."""
+    return any(address.version == family.anywhere.version for address in (me.address, *me.further))
