@@ -53,6 +53,10 @@ spec:
 """Servers hear those who are good; who is kept may send to a port of theirs on which nobody listens."""
 
 
+FOR_SOME = tuple(word for cidr in ("198.18.0.0/24", "2001:2::/64", "10.0.0.0/8", "fd00::/8") for word in ("--from", cidr))
+"""Hosts of the lab, and containers by their own addresses."""
+
+
 @dataclass(frozen=True)
 class Asking:
     """A lab that is asked by one family of addresses."""
@@ -82,6 +86,7 @@ class Asking:
             "the service's port of another host": (self.host("C"), 9000 + number),
             "a published port at another address of its host": (self.further, 7000 + number),
             "the service's port there": (self.further, 9000 + number),
+            "a port that is published for some": (self.host("A"), 7100 + number),
         }
 
     def heard(self, host: str, client: str, network: str) -> dict[str, str]:
@@ -104,6 +109,7 @@ def asking(request: pytest.FixtureRequest, make_lab: Callable[..., Lab]) -> Iter
         for number, network in enumerate(NETWORKS):
             of_it = "--network", network
             servers.append(serve(made, "A", network, *of_it, "--label", f"app={network}", "-p", f"{7000 + number}:8080"))
+            made.run("A", "plait", "publish", network, f"{7100 + number}:8080", *FOR_SOME)
             for host in "AB":
                 for role in ("good", "bad", f"kept-{network}"):
                     made.run(host, "plait", "run", "--name", f"{role}-{host}-{network}", *of_it, "--label", f"role={role}")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
 
 import pytest
 from tests.support.policies import BLOCKS, NETWORKS, NODES, endpoint
@@ -105,6 +105,23 @@ def test_what_another_host_says_it_has_too_means_neither(node: str, known: bool)
     if known:
         nodes = {**nodes, node: replace(nodes[node], address=A("203.0.113.2"), further=())} if node in nodes else nodes
     assert leads(planned(replace(snapshot, nodes=nodes))) == {f"{PLACE} : {TARGET}"}
+
+
+@pytest.mark.parametrize(
+    ("further", "sources", "is_led"),
+    [
+        ((), ("198.51.100.1/32",), True),
+        ((), ("192.0.2.0/24", "198.51.100.0/24", "2001:db8::/32"), True),
+        ((), ("198.51.100.2/32", "10.28.0.0/16"), False),
+        (("198.51.100.77",), ("198.51.100.1/32",), False),
+        (("198.51.100.77",), ("198.51.100.1/32", "198.51.100.64/26"), True),
+    ],
+    ids=["it alone", "it too", "others", "by one address", "by both"],
+)
+def test_one_for_some_clients_leads_from_a_host_among_them(further: tuple[str, ...], sources: tuple[str, ...], is_led: bool) -> None:
+    port = replace(WEB.ports[0], sources=tuple(map(ip_network, sources)))
+    plan = planned(telling(cluster(replace(WEB, ports=(port,))), A=further))
+    assert leads(plan) == ({f"{PLACE} : {TARGET}"} if is_led else set())
 
 
 SIX = replace(endpoint(3, "B", "six", {"app": "web"}), ports=(PortMapping("tcp", 8003, 80), PortMapping("udp", 53, 53, A6("::"))))

@@ -7,25 +7,26 @@ on it as by that, on both ends. It opens nothing: who is on the network may go t
 looks, nothing depends on who comes, and packets keep the quicker ways on which nobody needs to see them twice.
 
 Data in: a Snapshot, and what policies make of it. Data out: for each network and family a map of the ports of hosts, a chain that asks them
-when a connection begins, and what must be tracked for it (as for backends of services, `plan/vips.py`). Publications for chosen clients
-alone are left to their own host, and so is what it publishes at addresses that it does not tell others (`plan/asked.py`).
+when a connection begins, and what must be tracked for it (as for backends of services, `plan/vips.py`). A publication for chosen clients
+alone is left to its own host unless it is for this host, by all its addresses, as which containers come to it otherwise; and so is what
+is published at addresses that a host does not tell others (`plan/asked.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from typing import cast
 
 from plait.backends import backend_of
 from plait.model.addr import IPAddress, IPNetwork, Protocol
-from plait.model.cluster import Endpoint, Network, Snapshot
+from plait.model.cluster import Endpoint, Network, PortMapping, Snapshot
 from plait.model.flows import PortRule, Target
 from plait.model.objects import NFT_FAMILY, KernelObject, NftChain, NftSet, Op, Plan
 from plait.plan.asked import asked_at
-from plait.plan.dual import V4, Family, families
+from plait.plan.dual import V4, V6, Family, families
 from plait.plan.flows import targets
 from plait.plan.ports import ANY
 from plait.plan.vipflows import end_of
@@ -58,25 +59,38 @@ def elsewhere(snapshot: Snapshot, policies: Compiled) -> Vips:
 def _all_leads(snapshot: Snapshot, policies: Compiled) -> dict[tuple[Family, str], dict[str, str]]:
     """By family and network, in their order: what each address and port of another host leads to."""
     bound = {name for name, network in snapshot.networks.items() if any(one in network.subnet for one in policies.chosen["egress"])}
-    hosts, leads = asked_at(snapshot), defaultdict[tuple[Family, str], dict[str, str]](dict)
+    hosts, mine, leads = asked_at(snapshot), _own(snapshot), defaultdict[tuple[Family, str], dict[str, str]](dict)
     for endpoint in snapshot.endpoints.values():
         network = snapshot.networks.get(endpoint.network)
         if network is None or not endpoint.ports or endpoint.node not in hosts or not _is_everywhere(network):
             continue
         if network.name in bound or policies.hears(endpoint.address):
             for family in families([network]):
-                leads[family, network.name].update(_leads(family, endpoint, hosts[endpoint.node]))
+                leads[family, network.name].update(_leads(family, endpoint, hosts[endpoint.node], mine[family]))
     return {key: leads[key] for key in sorted(leads, key=lambda key: (key[1], key[0].end)) if leads[key]}
 
 
-def _leads(family: Family, endpoint: Endpoint, hosts: Iterable[IPAddress]) -> Iterator[tuple[str, str]]:
-    """The container's address and port by those of its host."""
+def _own(snapshot: Snapshot) -> dict[Family, list[IPAddress]]:
+    """This host's addresses."""
+    me = snapshot.nodes.get(snapshot.me)
+    found = (me.address, *me.further) if me is not None else ()
+    return {family: [address for address in found if address.version == family.anywhere.version] for family in (V4, V6)}
+
+
+def _leads(family: Family, endpoint: Endpoint, hosts: Iterable[IPAddress], mine: Sequence[IPAddress]) -> Iterator[tuple[str, str]]:
+    """The container's address and port by those of its host, of ports that are for a host with the addresses `mine`."""
     address = family.address(endpoint)
     for host in hosts if address is not None else ():
         if host.version == family.anywhere.version:
             for port in endpoint.ports:
-                if port.host_ip in (ANY, family.anywhere, host) and not port.sources:
+                if port.host_ip in (ANY, family.anywhere, host) and _is_for(port, mine):
                     yield f"{host} . {port.proto} . {port.host_port}", f"{address} . {port.container_port}"
+
+
+def _is_for(port: PortMapping, clients: Sequence[IPAddress]) -> bool:
+    if not port.sources:
+        return True
+    return bool(clients) and all(any(client in source for source in port.sources) for client in clients)
 
 
 def _rule(family: Family, network: Network) -> str:
