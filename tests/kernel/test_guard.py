@@ -7,20 +7,22 @@ import contextlib
 import socket
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import pytest
 from tests.support.kernel import converge, within
 
 from plait.ipam import image
-from plait.kernel.linux import LinuxKernel, create_netns, delete_netns
+from plait.kernel.linux import LinuxKernel, create_netns, delete_netns, port_into
 from plait.kernel.linux.netns import in_thread, inside
 from plait.model.addr import link_local
-from plait.model.cluster import Block, Endpoint, Network, Node, PortMapping, Snapshot
+from plait.model.cluster import Block, Container, Endpoint, Network, Node, PortMapping, Snapshot
+from plait.model.hostlinks import BridgePort
 from plait.model.spoofing import LABEL, OPTION
 from plait.plan import Local, plan_node
 from plait.plan.guard import FORGERS
@@ -59,6 +61,15 @@ ENDPOINTS = {
     for network in NETWORKS.values()
     for endpoint in (_endpoint(network, "me", 2, "", PortMapping("udp", 8000 + network.vni, 80)), _endpoint(network, "peer", 3))
 } | {endpoint.id: endpoint for endpoint in (_endpoint(NETWORKS[kind], "both", 9, "both") for kind in ("routed", "bridge"))}
+
+
+def _on_docker(name: str, last: int) -> Endpoint:
+    own = _endpoint(NETWORKS["routed"], name, 256 + last)
+    return replace(own, id=f"docker-{name}", mac=f"02:42:0a:1c:02:{last:02x}", dev=f"veth{name}")
+
+
+ON_DOCKER = {e.id: e for e in (_on_docker("me", 7), _on_docker("peer", 8))}
+PORTS = {name: BridgePort(e.dev, e.mac) for name, e in ON_DOCKER.items()}
 IFNAMES = {"routed-both": "eth0", "bridge-both": "eth1"}
 
 
@@ -85,9 +96,12 @@ class Host:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def converge(self, snapshot: Snapshot | None = None, *, strict: bool = False) -> int:
+    def converge(
+        self, snapshot: Snapshot | None = None, *, strict: bool = False, ports: Mapping[str, BridgePort] = MappingProxyType({})
+    ) -> int:
         limiting = Limiting(means=Means.of({"tbf", "ifb", "fwd", "metered", "egress"}))
-        local = Local(fast_path=self.fast, strict=strict, links=frozenset({"docker0"}), limiting=limiting)
+        links = frozenset({"docker0", *(port.dev for port in ports.values())})
+        local = Local(fast_path=self.fast, strict=strict, links=links, limiting=limiting, bridged=ports)
 
         def work() -> int:
             with contextlib.closing(LinuxKernel()) as kernel:
@@ -104,7 +118,7 @@ class Host:
 
     def dropped(self, name: str, frame: bytes) -> int:
         """How many packets of the container more are counted as forged after it has sent `frame`."""
-        dev = ENDPOINTS[name].dev
+        dev = (ENDPOINTS | ON_DOCKER)[name].dev
         before = self.forged().get(dev, 0)
         self.send(name, frame)
         return self.forged().get(dev, 0) - before
@@ -256,8 +270,13 @@ def icmp6(source: str, kind: int) -> bytes:
 
 def forgeries(host: Host, kind: str) -> dict[str, bytes]:
     """Frames of the container `me` that each have one address of somebody else, by which one that is."""
-    me, peer, network = ENDPOINTS[f"{kind}-me"], ENDPOINTS[f"{kind}-peer"], NETWORKS[kind]
-    to, own, theirs, theirs6 = host.towards(me.id, peer.id), str(me.address), str(peer.address), str(peer.address6)
+    me, peer = ENDPOINTS[f"{kind}-me"], ENDPOINTS[f"{kind}-peer"]
+    return forgeries_of(me, peer, host.towards(me.id, peer.id), kind != "routed")
+
+
+def forgeries_of(me: Endpoint, peer: Endpoint, to: str, near: bool) -> dict[str, bytes]:
+    """`near`: they are neighbours on one link. `to`: the MAC that frames go to first."""
+    network, own, theirs, theirs6 = NETWORKS[me.network], str(me.address), str(peer.address), str(peer.address6)
     victim, six, group = str(A(int(peer.address) + 50)), str(me.address6), "33:33:00:00:00:01"
     victim6 = str(image(network, A(victim)))
     found = {
@@ -272,7 +291,7 @@ def forgeries(host: Host, kind: str) -> dict[str, bytes]:
         "nobody's of IPv6": ethernet(me.mac, to, IP6, ip6("::", theirs6, udp(7))),
         "a neighbour's, by ARP": ethernet(me.mac, EVERYBODY, ARP, claim(me.mac, victim)),
     }
-    if kind != "routed":
+    if near:
         found |= {
             "another link-local one": ethernet(me.mac, to, IP6, ip6("fe80::99", theirs6, udp(7))),
             "a neighbour's, advertised": ethernet(me.mac, group, IP6, advertisement(six, victim6)),
@@ -428,6 +447,98 @@ def test_a_container_on_dockers_bridge_has_no_address_of_plaits_outside_its_bloc
                 sock.send(ethernet(mac, to, IP4, ip4(source, target, udp(7))))
         assert host.forged().get("docker0", 0) - before == 3
         assert host.converge() == 0
+
+
+@contextlib.contextmanager
+def on_docker(host: Host) -> Iterator[Snapshot]:
+    """Two containers of Docker's on its bridge, and what the agent knows of them."""
+    paths = {name: host.folder / name for name in ON_DOCKER}
+    try:
+        for name, e in ON_DOCKER.items():
+            create_netns(paths[name])
+            host.run("A", f"ip link add {e.dev} type veth peer name eth0 address {e.mac} netns {paths[name]}")
+            host.run("A", f"ip link set {e.dev} master docker0 up")
+            host.run(name, f"ip addr add {e.address}/24 dev eth0")
+            host.run(name, f"ip addr add {e.address6}/64 dev eth0 nodad")
+            host.run(name, "ip link set eth0 up")
+        made = (
+            Container(name, e.name, "A", "docker", addresses={"routed": e.address}, elsewhere=e.present[1:])
+            for name, e in ON_DOCKER.items()
+        )
+        yield replace(host.snapshot, containers={("A", container.id): container for container in made})
+    finally:
+        for name, e in ON_DOCKER.items():
+            delete_netns(paths[name])
+            subprocess.run(within(host.path("A"), f"ip link del {e.dev}"), capture_output=True, timeout=20, check=False)
+        host.converge()
+
+
+def on_bridge(source: str) -> dict[str, bytes]:
+    """What one container there forges for the other."""
+    me, peer = ON_DOCKER[source], ON_DOCKER["docker-peer" if source == "docker-me" else "docker-me"]
+    return forgeries_of(me, peer, peer.mac, True)
+
+
+def test_what_a_container_on_dockers_bridge_forges_is_dropped_and_counted_as_its_own(host: Host) -> None:
+    with on_docker(host) as snapshot:
+        host.converge(snapshot, ports=PORTS)
+        assert host.converge(snapshot, ports=PORTS) == 0
+        others = {link: packets for link, packets in host.forged().items() if link != "vethme"}
+        for name, frame in on_bridge("docker-me").items():
+            assert host.dropped("docker-me", frame) == 1, name
+            assert not host.arrives("docker-me", frame, "docker-peer", QUIET_S), name
+        counted = host.forged()
+        assert {link: packets for link, packets in counted.items() if link != "vethme"} == others, "and as nobody else's"
+        me, peer = ON_DOCKER["docker-me"], ON_DOCKER["docker-peer"]
+        own = {
+            "IPv4": ethernet(me.mac, peer.mac, IP4, ip4(str(me.address), str(peer.address), udp(7))),
+            "IPv6": ethernet(me.mac, peer.mac, IP6, ip6(str(me.address6), str(peer.address6), udp(7))),
+            "ARP": ethernet(me.mac, EVERYBODY, ARP, claim(me.mac, str(me.address))),
+            "advertisement": ethernet(me.mac, EVERYBODY, IP6, advertisement(str(me.address6), str(me.address6))),
+        }
+        assert [name for name, frame in own.items() if not host.arrives(me.id, frame, peer.id, WAIT_S)] == []
+        assert host.forged() == counted
+
+
+@pytest.mark.parametrize("by", ["label", "network"])
+def test_who_may_forge_on_dockers_bridge_does(host: Host, by: str) -> None:
+    """One container by its label, to the host as well; or all by the network's option, but for who says otherwise."""
+    words = {"docker-me": {LABEL: "allow"}} if by == "label" else {"docker-peer": {LABEL: "drop"}}
+    with on_docker(host) as snapshot:
+        containers = {key: replace(c, labels=words.get(c.id, {})) for key, c in snapshot.containers.items()}
+        options = {} if by == "label" else {OPTION: "allow"}
+        networks = {**NETWORKS, "routed": replace(NETWORKS["routed"], options=options)}
+        host.converge(replace(snapshot, containers=containers, networks=networks), ports=PORTS)
+        frames = on_bridge("docker-me")
+        counted = host.forged()
+        assert {name for name, frame in frames.items() if not host.arrives("docker-me", frame, "docker-peer", WAIT_S)} == set()
+        host.send("docker-me", ethernet(OTHER_MAC, host.mac("A", "docker0"), IP4, ip4("10.28.1.3", "10.28.1.2", udp(7))))
+        assert host.forged() == counted
+        assert host.dropped("docker-peer", on_bridge("docker-peer")["a neighbour's"]) == 1, "the other may not"
+
+
+def test_a_link_of_dockers_that_goes_before_its_chain_is_written_keeps_nothing_else_from_the_kernel(host: Host) -> None:
+    with on_docker(host) as snapshot:
+        host.run("A", "ip link del vethpeer")
+        host.converge(snapshot, ports=PORTS)  # which fails if anything is refused
+        assert host.dropped("docker-me", on_bridge("docker-me")["another MAC"]) == 1
+        host.run("A", "ip link del vethme")
+        host.converge(snapshot)
+        assert "veth" not in host.run("A", "nft list table netdev plait"), "what is said of it goes with it"
+
+
+def test_the_port_that_leads_into_a_namespace_is_found_whatever_is_called_how_inside(host: Host) -> None:
+    with on_docker(host):
+        host.run("docker-peer", "ip link set eth0 down")
+        host.run("docker-peer", f"ip link set eth0 name other address {ON_DOCKER['docker-me'].mac}")
+        asked = {**{str(host.folder / name): "docker0" for name in ON_DOCKER}, str(host.path("routed-me")): "docker0"}
+
+        def found() -> list[str]:
+            return [port_into(path, bridge) for path, bridge in asked.items()] + [port_into("/nowhere", "docker0"), port_into("/", "none")]
+
+        assert host.inside("A", found) == ["vethme", "vethpeer", "", "", ""]
+        assert host.inside("A", lambda: port_into(str(host.path("A")), "docker0")) == "", "nor its own"
+        assert host.inside("A", lambda: port_into(str(host.path("docker-me")), "nobodys")) == ""
 
 
 def test_a_second_pass_finds_the_counters_as_they_should_be(host: Host) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from plait.kernel.linux.nftscript import FAMILIES
 from plait.model.hostlinks import Key
 from plait.model.objects import NFT_FAST_FAMILY, HookRule, KernelObject, NftChain, NftSet, Op, Plan
 from plait.plan import Local, plan_node
+from plait.plan.guard import ingress
 from plait.reconcile import diff, order
 
 pytestmark = pytest.mark.root
@@ -191,6 +193,33 @@ def test_what_one_table_refuses_is_no_matter_of_the_other(bad_family: str) -> No
         assert ruleset.owned([]) == {good.key: good}
 
     with_ruleset(body)
+
+
+class Strict(LibNft):
+    """As kernels before 6.16, which have no chain of a link that is not there."""
+
+    def run(self, script: str, handles: bool = False, counters: bool = False) -> str:
+        here = {name for _, name in socket.if_nameindex()}
+        if missing := set(re.findall(r'device "([^"]+)"', script)) - here:
+            raise NftError(f"Could not process rule: No such file or directory: {missing}")
+        return super().run(script, handles, counters)
+
+
+def test_a_link_of_others_that_goes_before_its_chain_is_written_is_no_refusal_and_one_of_ours_is() -> None:
+    """What else was to be written is."""
+
+    def chain(dev: str) -> NftChain:
+        return NftChain(dev, ("ether saddr 02:00:00:00:00:01 drop",), ingress(dev), NFT_FAST_FAMILY)
+
+    def body(ruleset: Ruleset, _: Spy) -> None:
+        sh("ip link add vethhere type veth peer name vethin")
+        kept = (HOSTS, LINK_SET, chain("vethhere"))
+        assert not bring(ruleset, *kept, chain("vethgone"))
+        assert ruleset.owned([]) == {obj.key: obj for obj in kept}
+        assert not bring(ruleset, *kept)
+        assert set(bring(ruleset, *kept, chain("pl-egone"))) == {chain("pl-egone").key}
+
+    with_ruleset(body, Strict)
 
 
 def test_a_missing_program_is_an_error_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

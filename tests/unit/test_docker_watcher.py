@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 
 import msgspec
@@ -185,7 +185,9 @@ async def test_the_full_list_is_reported_with_all_that_is_known(s: Setup) -> Non
     published = [{"IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": 81, "Type": "tcp"}, {"IP": "::", "PrivatePort": 80, "PublicPort": 81}]
     published.append({"PrivatePort": 443, "Type": "tcp"})
     s.fake.add_container("plain", "running", network="bridge", address="10.28.0.2", Ports=published)
-    s.fake.add_container("local", "running", network="somebodys", address="172.20.0.2", Names=["/web/db", "/local"])
+    own = s.fake.add_container("local", "running", network="somebodys", address="172.20.0.2", Names=["/web/db", "/local"])
+    own["NetworkSettings"]["Networks"]["somebodys"]["GlobalIPv6Address"] = "fd00::2"
+    s.fake.containers[1]["NetworkSettings"]["Networks"]["bridge"]["GlobalIPv6Address"] = "fd01::2"
     s.fake.add_container("off", "exited", network="bridge")
     async with s.watching() as watcher:
         await until(lambda: watcher.state["reachable"])
@@ -195,7 +197,8 @@ async def test_the_full_list_is_reported_with_all_that_is_known(s: Setup) -> Non
     assert web.started == pytest.approx(1795410000.123456)
     assert plain.addresses == {"default": A("10.28.0.2")}
     assert plain.ports == (PortMapping("tcp", 81, 80),)
-    assert (local.name, local.addresses) == ("local", {})
+    assert (local.name, local.addresses, local.elsewhere) == ("local", {}, (A("172.20.0.2"), IPv6Address("fd00::2")))
+    assert plain.elsewhere == (IPv6Address("fd01::2"),), "plait's part of that bridge is IPv4"
     assert (off.state, off.addresses, off.pid) == ("exited", {}, 0)
     assert watcher.state == {"runtime": "docker", "reachable": True, "version": "20.10.24", "containers": 3, "error": ""}
 

@@ -14,6 +14,7 @@ from plait.agent.spoofing import CODE, SHOWN_S, Spoofing
 from plait.backends import BACKENDS, settle
 from plait.model.cluster import Block, Container, Endpoint, Network, Node, Snapshot
 from plait.model.errors import ConfigError
+from plait.model.hostlinks import BridgePort
 from plait.model.objects import NftChain, NftSet
 from plait.model.spoofing import LABEL, OPTION, check_spoofing, may_spoof
 from plait.plan import Local, plan_node
@@ -26,6 +27,7 @@ NODE = Node("A", "a" * 8, A("198.18.0.1"), 1500, "02:00:00:00:00:01", A("10.28.1
 WEB = Endpoint("e-web", "default", "A", A("10.28.1.2"), "02:00:00:00:00:02", "pl-eweb", "docker", "c1", "web")
 BESIDE = replace(WEB, id="e-web2", network="dual", address=A("10.29.1.2"), address6=A6("fd00:29::102"), dev="pl-eweb2")
 OTHER = replace(WEB, id="e-other", container="c2", name="other", address=A("10.28.1.3"), dev="pl-eother")
+ALLOWING = {"default": replace(NETWORK, options={OPTION: "allow"})}
 UNNAMED = replace(WEB, id="e-unnamed", container="", name="", address=A("10.28.1.4"), dev="pl-eunnamed")
 
 
@@ -93,6 +95,42 @@ def test_dockers_bridge_is_judged_where_it_is_and_has_a_block() -> None:
         assert ("nft", "chain", DOCKER_BRIDGE, "netdev") not in no
 
 
+ON_BRIDGE = Container("c2", "legacy", "A", "docker", addresses={"default": A("10.28.1.8")}, elsewhere=(A("172.18.0.2"), A6("fd00:d::2")))
+PORTS = {"c2": BridgePort("vethl", "02:42:0a:1c:01:08"), "unknown": BridgePort("vethu", "02:42:0a:1c:01:09")}
+BLOCK = Block("default", N("10.28.1.0/24"), "A", "bridge")
+LINKS = frozenset({DOCKER_BRIDGE, "vethl", "vethu"})
+
+
+def bridged(container: Container = ON_BRIDGE, **fields: object) -> Snapshot:
+    return cluster(containers={container.id: container}, blocks={("default", BLOCK.cidr): BLOCK}, **fields)
+
+
+def hooked(snapshot: Snapshot, links: frozenset[str] = LINKS) -> dict[str, tuple[str, ...]]:
+    """The rules of the chains of links that are not plait's."""
+    plan = plan_node(snapshot, Local(links=links, bridged=PORTS))
+    return {obj.name: obj.rules for obj in plan.values() if isinstance(obj, NftChain) and "device" in obj.hook}
+
+
+def test_a_container_on_dockers_bridge_is_judged_at_its_own_link_and_by_all_its_addresses() -> None:
+    chains = hooked(bridged())
+    assert chains.keys() == {DOCKER_BRIDGE, "vethl"}, "nobody knows the other one's container"
+    assert chains["vethl"][:2] == (
+        "ether saddr != 02:42:0a:1c:01:08 goto forged",
+        "ip saddr != 10.28.1.8 ip saddr != 172.18.0.2 goto strangers",
+    )
+    assert "ip6 saddr != fd00:d::2 ip6 saddr != fe80::42:aff:fe1c:108" in chains["vethl"][2], "and the link-local one of its MAC alone"
+    assert chains["vethl"] == hooked(bridged(replace(ON_BRIDGE, labels={LABEL: "drop"}), networks=ALLOWING))["vethl"]
+
+
+def test_nothing_is_said_of_links_on_dockers_bridge_that_are_gone_or_whose_container_may_forge() -> None:
+    assert hooked(bridged(), frozenset({DOCKER_BRIDGE})).keys() == {DOCKER_BRIDGE}
+    assert hooked(bridged(replace(ON_BRIDGE, addresses={}))).keys() == {DOCKER_BRIDGE}, "it has ended"
+    assert hooked(bridged(), frozenset({"vethl"})) == hooked(cluster(containers={"c2": ON_BRIDGE})) == {}
+    assert hooked(bridged(networks=ALLOWING)) == {}
+    free = hooked(bridged(replace(ON_BRIDGE, labels={LABEL: "allow"})))
+    assert free == {}, "the bridge hands on what it sends"
+
+
 def test_a_kernel_that_cannot_guard_gets_no_rule_of_it() -> None:
     plan = plan_node(cluster(WEB), Local(guard=False))
     assert not [key for key in plan if "netdev" in key]
@@ -114,21 +152,23 @@ class Counting:
 async def test_the_condition_names_who_forges_and_how_much_until_it_stops() -> None:
     kernel = Counting()
     health = Health(kernel.clock)
-    spoofing = Spoofing(lambda: cluster(WEB, OTHER), kernel, health, kernel.clock)
+    snapshot = replace(bridged(), endpoints=cluster(WEB, OTHER).endpoints)
+    spoofing = Spoofing(lambda: snapshot, lambda: PORTS, kernel, health, kernel.clock)
     kernel.counted = {"pl-eweb": 7}
     await spoofing.look()
     assert health.well and spoofing.packets == 0, "that was before this agent"
-    kernel.counted = {"pl-eweb": 10, "docker0": 2, "pl-egone": 1}
+    kernel.counted = {"pl-eweb": 10, "docker0": 2, "pl-egone": 1, "vethl": 5, "vethu": 1}
     await spoofing.look()
     found = {active.subject: active.text for active in health.active() if active.condition.code == CODE}
-    assert found.keys() == {"default/web", "docker0", "pl-egone"} and spoofing.packets == 6
+    assert found.keys() == {"default/web", "docker0", "pl-egone", "default/legacy", "vethu"} and spoofing.packets == 12
+    assert found["default/legacy"].startswith("5 packets") and found["default/legacy"].endswith("are 10.28.1.8, 02:42:0a:1c:01:08")
     assert found["default/web"].startswith("3 packets") and found["default/web"].endswith("its own are 10.28.1.2, 02:00:00:00:00:02")
     kernel.counted = {"pl-eweb": 4}  # the table was made anew
     kernel.now += SHOWN_S / 2
     await spoofing.look()
     texts = [active.text for active in health.active()]
-    assert len(texts) == 1 and texts[0].startswith("7 packets") and spoofing.packets == 10
-    assert [reading.value for reading in spoofing.readings()] == [10.0]
+    assert len(texts) == 1 and texts[0].startswith("7 packets") and spoofing.packets == 16
+    assert [reading.value for reading in spoofing.readings()] == [16.0]
     kernel.now += SHOWN_S
     await spoofing.look()
     assert health.well

@@ -7,8 +7,9 @@ A host without an engine spares the time and the memory of loading what serves i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,13 @@ from plait.agent.journal import Journal, Write
 from plait.agent.kernelwork import KernelWork
 from plait.agent.view import View
 from plait.kernel.api import Op
-from plait.kernel.linux import inspect_sandbox
+from plait.kernel.linux import inspect_sandbox, port_into
 from plait.model.cluster import Endpoint, HostRange, Network
+from plait.model.hostlinks import BridgePort
 from plait.model.objects import InsideRoutes, NftSet, Plan
 from plait.model.report import EngineState
 from plait.plan import member, network_mtu
+from plait.plan.guard import DOCKER_BRIDGE
 from plait.runtimes.api import Operations
 
 if TYPE_CHECKING:
@@ -39,7 +42,7 @@ _LIMITING = ("kernel-lacks", "kernel-refused", "firewall-drops")
 @dataclass(frozen=True, slots=True)
 class EngineParts:
     """What engines are served with; callables give what other parts know at the moment. `current()`: the view of the cluster is.
-    `on_others()`: networks that are an engine's own use other addresses."""
+    `on_others()`: networks that are an engine's own use other addresses. `on_port()`: a link to a container there was found."""
 
     config: Config
     paths: Paths
@@ -54,6 +57,7 @@ class EngineParts:
     waiting: Callable[[], str]
     current: Callable[[], bool]
     on_others: Callable[[], None]
+    on_port: Callable[[], None]
     resolver: Callable[[Network], str]
 
 
@@ -77,6 +81,10 @@ class Engines:
     def others(self) -> Iterable[HostRange]:
         """What networks that are an engine's own use, as last heard."""
         return self.docker.networks.others if self.docker is not None else ()
+
+    def bridged(self) -> Mapping[str, BridgePort]:
+        """The links of the containers on Docker's default bridge, by container."""
+        return self.docker.ports.known if self.docker is not None else {}
 
     def networks_changed(self) -> None:
         for runtime in (self.docker, self.cni):
@@ -117,7 +125,8 @@ class Engines:
         p = self._p
         state = CachedState(p.journal.load, self._save)
         engine = DockerEngine(Path(p.config.docker_socket))
-        made = DockerRuntime(p.node, p.ops, state, engine, p.health, p.default_network, p.current)
+        find = partial(port_into, bridge=DOCKER_BRIDGE)
+        made = DockerRuntime(p.node, p.ops, state, engine, p.health, p.default_network, p.current, find, p.on_port)
         made.networks.on_others = p.on_others
         return made
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from plait import __version__
@@ -46,6 +46,7 @@ from plait.kernel.linux import LinuxKernel
 from plait.model.addr import IPAddress, mac_from_digest
 from plait.model.cluster import GATEWAY_META, Network, Node, Snapshot, TunnelKey
 from plait.model.errors import PlaitError, StoreUnavailable
+from plait.model.hostlinks import BridgePort
 from plait.model.objects import KernelObject, Plan
 from plait.model.routing import RouteTable
 from plait.plan import Local, network_mtu, plan_node, prompt_objects
@@ -84,6 +85,7 @@ class Parts:
     capabilities: frozenset[str]
     underlay: Underlay
     vanished: Callable[[], set[str]]
+    bridged: Callable[[], Mapping[str, BridgePort]]
     rotation: Rotation
     tunnels: Tunnels
     leases: Callable[[], dict[str, HostLease]]
@@ -120,7 +122,7 @@ class NodeLoops:
         self.firewall = Firewall(
             parts.kernel, parts.underlay, parts.health, parts.config.fast_path, lambda: self._capabilities, self._open_ports
         )
-        self.spoofing = Spoofing(lambda: parts.view.snapshot, parts.kernel, parts.health)
+        self.spoofing = Spoofing(lambda: parts.view.snapshot, lambda: parts.bridged(), parts.kernel, parts.health)
         parts.view.subscribe(self._on_view)
 
     def _open_ports(self) -> list[str]:
@@ -166,6 +168,7 @@ class NodeLoops:
             uplink=self._p.uplink.now,
             clients=self._p.config.clients,
             guard=GUARD in self._capabilities,
+            bridged=self._p.bridged(),
             links=links_for(snapshot, self._p.addresses.bridge_block() is not None),
             draws=CAPABILITY in self._capabilities,
             tables=self._p.tables(),
@@ -313,8 +316,7 @@ class NodeLoops:
         six = {network.gateway6 for network in routed if network.gateway6 is not None}
         if six and self._ipv6:
             gateways |= six
-        block = self._p.addresses.bridge_block()
-        if block is not None:
+        if (block := self._p.addresses.bridge_block()) is not None:
             gateways.add(block.cidr[1])
         own = {e.id: e for e in snapshot.endpoints.values() if e.node == snapshot.me}
         places = resolver_places(snapshot, netns_of_containers(self._p.view, own), self._resolver())

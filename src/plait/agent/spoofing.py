@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who sends under addresses that are not its own: what the kernel has dropped for that, by link, becomes a condition that names containers.
 
-Data in: the counters of the set `forgers` (`plan/guard.py`), this node's endpoints. Data out: the condition `spoofed-packets` for each
-container that has forged within the last minute, and a figure.
+Data in: the counters of the set `forgers` (`plan/guard.py`), this node's endpoints and what is on Docker's bridge. Data out: the
+condition `spoofed-packets` for each container that has forged within the last minute, and a figure.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from plait.agent.health import Health
-from plait.model.cluster import Endpoint, Snapshot
-from plait.plan.guard import FORGERS
+from plait.model.cluster import Snapshot
+from plait.model.hostlinks import BridgePort
+from plait.plan.guard import FORGERS, bridge_block, bridged
 from plait.services.figures import Reading, readings
 
 CODE = "spoofed-packets"
@@ -48,11 +49,26 @@ class Forger:
         return Forger(counter, self.packets + fresh, now if fresh else self.last)
 
 
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who a link is of: `name` is network and container; `own` its addresses."""
+
+    name: str
+    own: tuple[str, ...]
+
+
 class Spoofing:
+    """`ports`: the links of containers on Docker's bridge, by container."""
+
     def __init__(
-        self, snapshot: Callable[[], Snapshot], counters: Counters, health: Health, clock: Callable[[], float] = time.time
+        self,
+        snapshot: Callable[[], Snapshot],
+        ports: Callable[[], Mapping[str, BridgePort]],
+        counters: Counters,
+        health: Health,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._snapshot, self._counters, self._health, self._clock = snapshot, counters, health, clock
+        self._snapshot, self._ports, self._counters, self._health, self._clock = snapshot, ports, counters, health, clock
         self._forgers: dict[str, Forger] | None = None
         self.packets = 0
 
@@ -64,22 +80,34 @@ class Spoofing:
         self.packets += sum(forger.packets - before.get(link, Forger(0)).packets for link, forger in found.items())
         self._forgers = found
         recent = {link: forger for link, forger in found.items() if forger.last and now - forger.last < SHOWN_S}
-        own = {e.dev: e for e in self._snapshot().endpoints.values() if e.node == self._snapshot().me} if recent else {}
-        self._health.replace(CODE, {who(link, own): text(forger, own.get(link)) for link, forger in sorted(recent.items())})
+        known = owners(self._snapshot(), self._ports()) if recent else {}
+        self._health.replace(CODE, {who(link, known): text(forger, known.get(link)) for link, forger in sorted(recent.items())})
 
     def readings(self) -> list[Reading]:
         """For `agent/metrics`."""
         return readings({"plait.spoofed.drops": float(self.packets)})
 
 
-def who(link: str, own: Mapping[str, Endpoint]) -> str:
-    """What is named: network and container, or the link where several share it or nobody knows the container any more."""
-    endpoint = own.get(link)
-    return link if endpoint is None else f"{endpoint.network}/{endpoint.name or endpoint.container or link}"
+def owners(snapshot: Snapshot, ports: Mapping[str, BridgePort]) -> dict[str, Owner]:
+    """By link, of this node."""
+    found = {
+        e.dev: Owner(f"{e.network}/{e.name or e.container or e.dev}", (*map(str, e.present), e.mac))
+        for e in snapshot.endpoints.values()
+        if e.node == snapshot.me
+    }
+    if (block := bridge_block(snapshot)) is not None:
+        for container, port in bridged(snapshot, block.network, ports):
+            found[port.dev] = Owner(f"{block.network}/{container.name}", (str(container.addresses[block.network]), port.mac))
+    return found
 
 
-def text(forger: Forger, endpoint: Endpoint | None) -> str:
+def who(link: str, known: Mapping[str, Owner]) -> str:
+    """What is named: the container, or the link where several share it or nobody knows the container any more."""
+    return known[link].name if link in known else link
+
+
+def text(forger: Forger, owner: Owner | None) -> str:
     """How much was dropped, and what its own addresses are."""
     last = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(forger.last))
-    own = f"; its own are {', '.join(map(str, (*endpoint.present, endpoint.mac)))}" if endpoint is not None else ""
+    own = f"; its own are {', '.join(owner.own)}" if owner is not None else ""
     return f"{forger.packets} packets under addresses of others were dropped since the agent started, the last at {last}{own}"

@@ -180,6 +180,7 @@ class _Wiring:
             capabilities=self.kernel.capabilities(),
             underlay=self.underlay,
             vanished=lambda: self.engines.vanished(),
+            bridged=lambda: self.engines.bridged(),
             rotation=self.rotation,
             tunnels=self.tunnels,
             leases=lambda: self.host_leases.known,
@@ -224,6 +225,7 @@ class _Wiring:
                 waiting=lambda: self.loops.waiting(self.reconciler),
                 current=lambda: self.replica.synced and self.replica.connected,
                 on_others=self.host_ranges.mark,
+                on_port=lambda: self.reconciler.mark(),
                 resolver=self.loops.resolver,
             )
         )

@@ -71,3 +71,11 @@ class SwitchPort:
     @property
     def key(self) -> Key:
         return ("port", self.dev)
+
+
+@dataclass(frozen=True, slots=True)
+class BridgePort:
+    """A container's link to its engine's own bridge, which is no object of plait's: its side on the host, the MAC of the other."""
+
+    dev: str
+    mac: str

@@ -33,7 +33,7 @@ def early_objects(
     networks = sorted(snapshot.networks.values(), key=lambda n: n.name)
     fast = local.fast_path and snapshot.nodes[snapshot.me].tunnel is not None
     quick = [endpoint for endpoint in sandboxes if fast and endpoint.id not in judged]
-    objects = [*guard_objects(snapshot, networks, local.links)] if local.guard else []
+    objects = [*guard_objects(snapshot, networks, local.links, local.bridged)] if local.guard else []
     own = own_addresses(snapshot) if local.guard else {}
     ways = Ways(local.links, {network.name: local.underlay for network in direct if local.underlay}, tuple(vips.ends))
     told = ways, local.limiting, local.residents.chains

@@ -3,7 +3,8 @@
 
 In: an endpoint, its network, the addresses of its container. Out: the first rules of the chain of its link in the table `netdev plait`,
 and what they lead to: `strangers` for sources that are no container's own but that some protocols begin with, `forged`, which counts by
-link (set `forgers`) and drops.
+link (set `forgers`) and drops. The links of containers on Docker's default bridge, which are Docker's, have such a chain too, which holds
+nothing else.
 
 MAC addresses are one endpoint's, IP addresses its container's: one with two networks answers by whichever its own routes say (the weak host
 model, RFC 1122, section 3.3.4.2). Where containers are neighbours on one link, what they say of addresses there is checked as well.
@@ -13,13 +14,14 @@ Own packets meet one comparison of MACs and one of addresses; that there may be 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Address
 
 from plait.backends import on_link
 from plait.model.addr import IPAddress, link_local
-from plait.model.cluster import Endpoint, Network, Snapshot
+from plait.model.cluster import Block, Container, Endpoint, Network, Snapshot
+from plait.model.hostlinks import BridgePort
 from plait.model.objects import NFT_FAST_FAMILY, KernelObject, NftChain, NftSet
 from plait.model.spoofing import may_spoof
 from plait.plan.dual import V4, V6
@@ -29,7 +31,7 @@ CAPABILITY = "guard"
 FORGERS = "forgers"
 """Set of the links that forged packets came from within the hour, each with a counter."""
 DOCKER_BRIDGE = "docker0"
-"""Docker's default bridge, whose containers' links are Docker's: they are judged together."""
+"""Docker's default bridge."""
 _FORGED, _STRANGERS = "forged", "strangers"
 _LINK_LOCAL = "fe80::/10"
 _BEGINS6 = "icmpv6 type { mld-listener-report, mld-listener-done, nd-neighbor-solicit, mld2-listener-report }"
@@ -39,24 +41,58 @@ _TARGET = "@nh,384,128"
 _CLAIMS = "icmpv6 type nd-neighbor-advert"
 
 
-def guard_objects(snapshot: Snapshot, networks: Collection[Network], links: Collection[str]) -> list[KernelObject]:
-    """What chains of links lead to, and the chain of Docker's bridge, if this host has that among its `links`, it has a block,
-    and the network of that does not let containers forge."""
+def guard_objects(
+    snapshot: Snapshot, networks: Collection[Network], links: Collection[str], ports: Mapping[str, BridgePort]
+) -> list[KernelObject]:
+    """What chains of links lead to, and, if this host has a block for Docker's bridge and that among its `links`, the chains of the bridge
+    and of those of its `ports` (by container) that are there."""
     begins = ("ip saddr 0.0.0.0 udp dport 67 accept", "ip saddr 0.0.0.0 ip protocol igmp accept", f"ip6 saddr :: {_BEGINS6} accept")
     objects: list[KernelObject] = [
         NftSet(FORGERS, "iface_index", frozenset(), ("dynamic", "timeout"), family=NFT_FAST_FAMILY, bounds=("size 4096",)),
         NftChain(_FORGED, (f"update @{FORGERS} {{ iif timeout 1h counter }}", "drop"), family=NFT_FAST_FAMILY),
         NftChain(_STRANGERS, (*begins, f"goto {_FORGED}"), family=NFT_FAST_FAMILY),
     ]
-    block = next((b for b in snapshot.blocks.values() if b.node == snapshot.me and b.purpose == "bridge"), None)
-    if block is None or DOCKER_BRIDGE not in links or any(n.name == block.network and may_spoof({}, n.options) for n in networks):
+    block = bridge_block(snapshot)
+    network = next((n for n in networks if block is not None and n.name == block.network), None)
+    if block is None or network is None or DOCKER_BRIDGE not in links:
         return objects
-    return [*objects, *_on_docker_bridge(snapshot, networks, block.cidr)]
+    bound, free = _judged(snapshot, network, ports)
+    objects += [_on_docker_port(container, port, network) for container, port in bound if port.dev in links]
+    return objects if free else [*objects, *_on_docker_bridge(snapshot, networks, block.cidr)]
+
+
+def bridge_block(snapshot: Snapshot) -> Block | None:
+    """What Docker's bridge of this host has its addresses from."""
+    return next((b for b in snapshot.blocks.values() if b.node == snapshot.me and b.purpose == "bridge"), None)
+
+
+def bridged(snapshot: Snapshot, network: str, ports: Mapping[str, BridgePort]) -> Iterator[tuple[Container, BridgePort]]:
+    """The containers of this node that have an address on Docker's bridge, which is part of `network`, and whose `ports` are known."""
+    for id_, port in sorted(ports.items()):
+        container = snapshot.containers.get((snapshot.me, id_))
+        if container is not None and network in container.addresses:
+            yield container, port
+
+
+def _judged(snapshot: Snapshot, network: Network, ports: Mapping[str, BridgePort]) -> tuple[list[tuple[Container, BridgePort]], bool]:
+    """Those that may not forge, and whether some on the bridge may: what it hands to the host cannot be told from theirs then."""
+    found = list(bridged(snapshot, network.name, ports))
+    bound = [(container, port) for container, port in found if not may_spoof(container.labels, network.options)]
+    return bound, may_spoof({}, network.options) or len(bound) < len(found)
+
+
+def _on_docker_port(container: Container, port: BridgePort, network: Network) -> NftChain:
+    """All that it says of itself is checked, since its neighbours are on one link with it."""
+    first = container.addresses[network.name]
+    others = {*container.addresses.values(), *container.addresses6.values(), *container.elsewhere} - {first}
+    own = (first, *sorted(others, key=lambda a: (a.version, a)))
+    return NftChain(port.dev, _rules(port.mac, own, neighbours=True), ingress(port.dev), NFT_FAST_FAMILY)
 
 
 def _on_docker_bridge(snapshot: Snapshot, networks: Iterable[Network], block: IPv4Network) -> list[KernelObject]:
-    """Of addresses of plait's, containers there have those of the block, and those on other networks that they have besides. While dockerd
-    has yet to be started with the block they have others, which are no matter here."""
+    """Whose port is not known, as in the first moment of a container: of addresses of plait's, those there have those of the block, and
+    those on other networks that they have besides. While dockerd has yet to be started with the block they have others, which are no
+    matter here."""
     elsewhere = (a for addresses in own_addresses(snapshot).values() if any(a in block for a in addresses) for a in addresses)
     others = frozenset(str(address) for address in elsewhere if address.version == 4 and address not in block)
     rule = f"ip saddr @pools ip saddr != {block} ip saddr != @bridged goto {_FORGED}"
@@ -100,15 +136,16 @@ def _carried(snapshot: Snapshot, endpoint: Endpoint) -> Endpoint:
 def guard_rules(network: Network, endpoint: Endpoint, own: Iterable[IPAddress]) -> tuple[str, ...]:
     """The first rules of the chain of its link; none where it may send under any address. `own`: the addresses of its container, those of
     the endpoint itself first."""
-    if may_spoof(endpoint.labels, network.options):
-        return ()
-    rules = [f"ether saddr != {endpoint.mac.lower()} goto {_FORGED}"]
+    return () if may_spoof(endpoint.labels, network.options) else _rules(endpoint.mac, own, on_link(network))
+
+
+def _rules(mac: str, own: Iterable[IPAddress], neighbours: bool) -> tuple[str, ...]:
+    rules = [f"ether saddr != {mac.lower()} goto {_FORGED}"]
     addresses = {family: [str(a) for a in own if a.version == family.anywhere.version] for family in (V4, V6)}
-    local = link_local(endpoint.mac) if on_link(network) else _LINK_LOCAL
-    addresses[V6].append(str(local))
+    addresses[V6].append(str(link_local(mac) if neighbours else _LINK_LOCAL))
     rules += [f"{_none_of(f'{family.ip} saddr', found)} goto {_STRANGERS}" for family, found in addresses.items()]
     rules.append(f"{_none_of('arp saddr ip', [*addresses[V4], str(V4.anywhere)])} goto {_FORGED}")
-    return (*rules, *(_said_to_neighbours(addresses[V6]) if on_link(network) else ()))
+    return (*rules, *(_said_to_neighbours(addresses[V6]) if neighbours else ()))
 
 
 def _none_of(what: str, values: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real kernel: netlink, nftables, namespaces."""
 
+from plait.kernel.linux.bridgeport import port_into
 from plait.kernel.linux.child import children_in, readdress
 from plait.kernel.linux.herald import tell_neighbours
 from plait.kernel.linux.inside import inspect_sandbox
@@ -27,6 +28,7 @@ __all__ = [
     "open_claims",
     "open_neighbours",
     "open_resolver",
+    "port_into",
     "readdress",
     "running_netns",
     "tell_neighbours",

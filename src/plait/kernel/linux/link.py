@@ -190,6 +190,17 @@ def dump_facts(sock: nl.NetlinkSocket) -> dict[int, Facts]:
     return found
 
 
+def dump_ports(sock: nl.NetlinkSocket, master: int) -> dict[str, bytes]:
+    """The ports of the bridge of that index by name, with the number of the namespace that their other end lies in; those alone that have
+    one elsewhere."""
+    found = {}
+    for kind, body in sock.dump(RTM_GETLINK, head() + nl.attr_u32(_IFLA_MASTER, master)):
+        attrs = nl.parse_attrs(body[_IFINFO.size :]) if kind == RTM_NEWLINK else {}
+        if nl.number_of(attrs.get(_IFLA_MASTER)) == master and _IFLA_LINK_NETNSID in attrs:  # old kernels tell of all
+            found[nl.text_of(attrs.get(_IFLA_IFNAME, b""))] = attrs[_IFLA_LINK_NETNSID]
+    return found
+
+
 def head(index: int = 0, up: bool | None = None) -> bytes:
     """What a link message begins with (struct ifinfomsg)."""
     flags, change = (0, 0) if up is None else (_IFF_UP if up else 0, _IFF_UP)

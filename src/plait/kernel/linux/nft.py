@@ -21,11 +21,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from plait.kernel.linux import netlink as nl
+from plait.kernel.linux.devices import names_here
 from plait.kernel.linux.nftscript import FAMILIES, family_of, parse_table, redeclared, script_of, table_of, with_dependents
 from plait.model.errors import NotSupported, PlaitError
 from plait.model.hostlinks import Key
 from plait.model.nfttext import hooked_device
-from plait.model.objects import HOOK_COMMENT, NFT_FAMILY, NFT_FAST_FAMILY, HookRule, KernelObject, NftChain, NftElement, NftSet, Op
+from plait.model.objects import HOOK_COMMENT, NFT_FAMILY, NFT_FAST_FAMILY, PREFIX, HookRule, KernelObject, NftChain, NftElement, NftSet, Op
 
 _NFT_CTX_OUTPUT_HANDLE, _NFT_CTX_OUTPUT_STATELESS = 1 << 3, 1 << 2
 _NFNL_SUBSYS_NFTABLES, _NFT_MSG_GETGEN, _NFT_MSG_NEWGEN, _NFTA_GEN_ID = 10, 16, 15, 1
@@ -294,7 +295,8 @@ class Ruleset:
             whole = [_of_set(op, known) for op in ops] if elements else list(ops)
             self._nft.run(script_of(with_dependents(whole, known) if redeclared(whole) else whole))
         except NftError as error:
-            return dict.fromkeys((op.key for op in ops), error)
+            rest = [op for op in ops if not _came_too_late(op)]
+            return self._apply_tables(rest) if len(rest) < len(ops) else dict.fromkeys((op.key for op in ops), error)
         if seen is not None and held is not None and _predictable(whole, held):
             after = dict(held)  # a commit of somebody else would have made it one generation more
             for op in whole:
@@ -339,6 +341,12 @@ class Ruleset:
 def _family(op: Op) -> str:
     subject = op.subject
     return family_of(subject.of if isinstance(subject, NftElement) else subject)
+
+
+def _came_too_late(op: Op) -> bool:
+    """Whether it is a chain of somebody else's link that has gone meanwhile, as they do when they like: that is nothing to be refused."""
+    dev = hooked_device(op.new.hook) if isinstance(op.new, NftChain) else ""
+    return bool(dev) and not dev.startswith(PREFIX) and dev not in names_here().values()
 
 
 def _of_set(op: Op, held: Mapping[Key, KernelObject]) -> Op:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 
+from plait.model.addr import IPAddress
 from plait.model.cluster import Container, Endpoint, PortMapping, Protocol
 from plait.model.discovery import OUTPUT_MAX
 from plait.runtimes.docker.enginetypes import ContainerConfig, ContainerDetails, ContainerRow, ListedPort
@@ -65,10 +66,12 @@ def container_of(
     )
 
 
-def _elsewhere(row: ContainerRow, endpoints: Mapping[str, Endpoint]) -> tuple[IPv4Address, ...]:
-    """Its addresses on other networks than the engine's default bridge and those of `endpoints`, ascending."""
-    others = (s for name, s in row.networks.items() if name != BRIDGE and s.endpoint_id not in endpoints)
-    return tuple(sorted(address for s in others if (address := _address(s.ip_address)) is not None))
+def _elsewhere(row: ContainerRow, endpoints: Mapping[str, Endpoint]) -> tuple[IPAddress, ...]:
+    """Its addresses on other networks than those of `endpoints`, but that of IPv4 on the engine's default bridge; ascending."""
+    others = [(name, settings) for name, settings in row.networks.items() if settings.endpoint_id not in endpoints]
+    texts = [s.ip_address for name, s in others if name != BRIDGE] + [s.ip6_address for _, s in others]
+    found = (address for text in texts if (address := _either(text)) is not None)
+    return tuple(sorted(found, key=lambda address: (address.version, address)))
 
 
 def with_shared(containers: Iterable[Container]) -> list[Container]:
@@ -123,7 +126,12 @@ def seconds(text: str) -> float:
 
 
 def _address(text: str) -> IPv4Address | None:
+    found = _either(text)
+    return found if isinstance(found, IPv4Address) else None
+
+
+def _either(text: str) -> IPAddress | None:
     try:
-        return IPv4Address(text)
+        return ip_address(text)
     except ValueError:
         return None

@@ -43,6 +43,8 @@ class EndpointSettings(_Json, frozen=True):
     network_id: str = field(name="NetworkID", default="")
     endpoint_id: str = field(name="EndpointID", default="")
     ip_address: str = field(name="IPAddress", default="")
+    ip6_address: str = field(name="GlobalIPv6Address", default="")
+    mac_address: str = ""
     aliases: list[str] | None = None
     chosen: _Chosen | None = field(name="IPAMConfig", default=None)
 

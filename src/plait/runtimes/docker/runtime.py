@@ -13,6 +13,7 @@ from pathlib import Path
 
 from plait.model.report import EngineState
 from plait.runtimes.api import Health, Operations
+from plait.runtimes.docker.bridgeports import BridgePorts
 from plait.runtimes.docker.collector import Collector
 from plait.runtimes.docker.deferred import DeferredStarts
 from plait.runtimes.docker.engine import DockerEngine
@@ -25,7 +26,8 @@ from plait.runtimes.docker.watcher import DockerWatcher
 
 
 class DockerRuntime:
-    """`ready()`: the view of the cluster is current (see `DockerNetworks`). `default_network` is what the engine's own bridge is in."""
+    """`ready()`: the view of the cluster is current (see `DockerNetworks`). `default_network` is what the engine's own bridge is in;
+    `find_port` and `on_port`: see `BridgePorts`."""
 
     def __init__(
         self,
@@ -36,16 +38,19 @@ class DockerRuntime:
         health: Health,
         default_network: str,
         ready: Callable[[], bool],
+        find_port: Callable[[str], str],
+        on_port: Callable[[], None],
     ) -> None:
         self.engine = engine
         self.networks = DockerNetworks(ops, state, engine, health, default_network, ready)
-        self._known = KnownContainers(state)
+        self._known, self.ports = KnownContainers(state), BridgePorts(state, find_port, on_port)
         self.plugin = DockerPlugin(ops, engine, self.networks, self._known)
         self._deferred = DeferredStarts(engine, self.plugin.names)
         self._collector = Collector(ops, engine, self.plugin.driver.age, self.plugin.ipam.age)
         self.watcher = DockerWatcher(node, ops, engine, health, default_network, self._listed, self.networks.mark)
 
     async def _listed(self, rows: Sequence[ContainerRow], details: Mapping[str, ContainerDetails]) -> None:
+        await self.ports.learn(rows, details)
         await self._known.learn(rows, details)
         self._deferred.listed(rows)
         await self._collector.collect(rows, details)

@@ -2,7 +2,8 @@
 """What plait must remember of Docker over restarts of either: small JSON documents behind a write-through cache.
 
 Kept: which network of the cluster a Docker network is (`NETWORKS`, by Docker's NetworkID, which differs on every host). dockerd does not
-tell it again after a restart. And who each container is (`CONTAINERS`, by id), for the time when an engine that starts answers nobody.
+tell it again after a restart. And who each container is (`CONTAINERS`, by id), for the time when an engine that starts answers nobody,
+and which link leads to it from the engine's default bridge (`PORTS`, by id).
 Endpoints need no documents: the agent's journal keeps them by EndpointID.
 """
 
@@ -13,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 Document = Mapping[str, str]
-NETWORKS, CONTAINERS = "docker-network", "docker-container"
+NETWORKS, CONTAINERS, PORTS = "docker-network", "docker-container", "docker-port"
 
 
 class DockerState(Protocol):
