@@ -82,6 +82,7 @@ def test_the_probe_finds_what_this_kernel_has_and_leaves_nothing() -> None:
             "ingress",
             "draw",
             "shortcut",
+            "xdp",
             "tbf",
             "ifb",
             "redirect",

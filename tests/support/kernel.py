@@ -12,6 +12,7 @@ from pathlib import Path
 from plait.kernel.api import Kernel
 from plait.kernel.linux import LinuxKernel
 from plait.kernel.linux.netns import in_thread, unshare_net
+from plait.model.hostlinks import guard_of
 from plait.model.objects import (
     PORT_FLAGS,
     Addr,
@@ -264,6 +265,7 @@ OBJECTS: tuple[KernelObject, ...] = (
         ),
     ),
 )
+OBJECTS += (guard_of("pl-e1", "02:00:00:00:00:02", (A("10.28.1.2"), A6("fd00:31::102"))),)
 PLAN: Plan = {obj.key: obj for obj in OBJECTS}
 
 

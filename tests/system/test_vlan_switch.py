@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
-from tests.support.sandboxes import address, inside, pings
+from tests.support.sandboxes import address, inside, pings, shown
 
 from plait.lab.inside import net_argv
 from plait.lab.lab import Lab
@@ -126,6 +126,38 @@ def test_an_agent_that_is_killed_keeps_them_and_puts_back_what_is_gone(lab: Lab)
     until("both are back", lambda: sorted(ports(lab, "A")) == before and pings(lab, "A", "a42", b42), 10)
     until("the other too", lambda: pings(lab, "A", "a43", address(lab, "b43")), 10)
     assert lab.run("A", "plait", "plan", "--diff").stdout == ""
+
+
+def test_who_forges_is_dropped_before_the_switch_sees_it_and_named(lab: Lab) -> None:
+    """Under another address, and under another MAC."""
+    b42 = address(lab, "b42")
+    until("the ports work", lambda: pings(lab, "A", "a42", b42), 10)
+    mac = json.loads(inside(lab, "A", "a42", "ip", "-j", "link", "show", "eth0").stdout)[0]["address"]
+    listen = ("tcpdump", "-n", "-e", "-l", "-i", "eth1", "vlan", "42", "and", "(host 10.42.0.99 or ether src 02:66:66:66:66:66)")
+    heard = lab.popen("A", "timeout", "6", *listen, stdout=-1, stderr=-1, text=True)
+    assert heard.stderr is not None
+    until("it listens", lambda: "listening" in heard.stderr.readline(), 5)
+    inside(lab, "A", "a42", "ip", "addr", "add", "10.42.0.99/32", "dev", "eth0")
+    assert not pings(lab, "A", "a42", b42, "-I", "10.42.0.99")
+    inside(lab, "A", "a42", "ip", "addr", "del", "10.42.0.99/32", "dev", "eth0")
+    inside(lab, "A", "a42", "ip", "link", "set", "eth0", "address", "02:66:66:66:66:66")
+    assert not pings(lab, "A", "a42", b42)
+    inside(lab, "A", "a42", "ip", "link", "set", "eth0", "address", mac)
+    until("what is its own passes", lambda: pings(lab, "A", "a42", b42), 10)
+    found = {c["subject"]: c["text"] for c in shown(lab, "A", "status")["conditions"] if c["code"] == "spoofed-packets"}
+    assert heard.communicate(timeout=10)[0].strip() == "", "nothing of it was on the wire"
+    assert found.keys() == {"v42/a42"} and address(lab, "a42") in found["v42/a42"]
+
+
+def test_a_network_of_ports_may_be_let_forge(lab: Lab) -> None:
+    def guarded() -> int:
+        return sum("xdp" in lab.run("A", "ip", "link", "show", name).stdout for name in ports(lab, "A"))
+
+    assert guarded() == len(ports(lab, "A")) == 2
+    lab.run("A", "plait", "network", "set", "v43", "-o", "spoofing=allow")
+    until("its port has no guard", lambda: guarded() == 1, 10)
+    lab.run("A", "plait", "network", "set", "v43", "-o", "spoofing=drop")
+    until("it has one", lambda: guarded() == 2, 10)
 
 
 def test_a_bridge_that_is_missing_is_named(lab: Lab) -> None:

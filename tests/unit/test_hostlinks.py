@@ -20,7 +20,7 @@ from plait.kernel.dryrun import render
 from plait.model.addr import AddressRange, EitherAddress
 from plait.model.cluster import Container, HostRange, HostRanges, PortMapping
 from plait.model.errors import ConfigError, Conflict, KernelError, NotFound, NotSupported
-from plait.model.hostlinks import ChildLink, SwitchPort, VlanLink
+from plait.model.hostlinks import ChildLink, PortGuard, SwitchPort, VlanLink
 from plait.model.objects import EndpointLink, Op
 from plait.plan.desired import device_name
 from plait.plan.exposed import HOST
@@ -146,15 +146,17 @@ async def test_a_port_of_open_vswitch_is_a_veth_and_needs_no_8021q(a: FakeNode, 
     endpoint = await a.ops.attach(asked())
     link, port = a.kernel.objects["link", endpoint.dev], a.kernel.objects["port", endpoint.dev]
     assert isinstance(link, EndpointLink) and isinstance(port, SwitchPort)
+    guard = a.kernel.objects["guard", endpoint.dev]
+    assert isinstance(guard, PortGuard) and guard.own[0] == endpoint.address and guard.mac == endpoint.mac
     assert not link.answers and (port.bridge, port.tag, port.netns, port.inside) == ("lo", 42, "/run/ns/web", "eth0")
     assert await a.converge() == 0
     a.kernel.trample(link.key, None)
     await a.converge()
-    assert {link.key, port.key} <= a.kernel.objects.keys()
+    assert {link.key, port.key, guard.key} <= a.kernel.objects.keys()
     with pytest.raises(NotSupported, match="publishing ports"):
         await a.ops.publish(endpoint.id, [PORT])
     await a.ops.detach(endpoint.id)
-    assert not {link.key, port.key} & a.kernel.objects.keys() and await a.converge() == 0
+    assert not {link.key, port.key, guard.key} & a.kernel.objects.keys() and await a.converge() == 0
 
 
 async def test_dns_is_answered_in_the_namespaces_of_these_alone(a: FakeNode) -> None:

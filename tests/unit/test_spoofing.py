@@ -3,18 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
 from plait.agent.health import Health
+from plait.agent.lacks import lacking
 from plait.agent.spoofing import CODE, SHOWN_S, Spoofing
 from plait.backends import BACKENDS, settle
 from plait.model.cluster import Block, Container, Endpoint, Network, Node, Snapshot
 from plait.model.errors import ConfigError
-from plait.model.hostlinks import BridgePort
+from plait.model.hostlinks import BridgePort, PortGuard, guard_of
 from plait.model.objects import NftChain, NftSet
 from plait.model.spoofing import LABEL, OPTION, check_spoofing, may_spoof
 from plait.plan import Local, plan_node
@@ -75,6 +76,10 @@ def test_another_word_is_refused_with_those_that_there_are() -> None:
         settle({OPTION: "on"}, BACKENDS.values(), [])
     with pytest.raises(ConfigError, match="means nothing to backend macvlan"):
         settle({OPTION: "allow", "backend": "macvlan", "parent": "eth1"}, BACKENDS.values(), [])
+    tagged = {OPTION: "allow", "backend": "vlan", "parent": "eth1", "vlan": "42"}
+    with pytest.raises(ConfigError, match="means nothing to links of the kernel"):
+        settle(tagged, BACKENDS.values(), [])
+    assert settle({**tagged, "switch": "openvswitch"}, BACKENDS.values(), []).backend.name == "vlan"
 
 
 def test_dockers_bridge_is_judged_where_it_is_and_has_a_block() -> None:
@@ -136,10 +141,49 @@ def test_a_kernel_that_cannot_guard_gets_no_rule_of_it() -> None:
     assert not [key for key in plan if "netdev" in key]
 
 
+RACK = Network("rack", N("10.43.0.0/24"), A("10.43.0.254"), 24, "vlan", options={"parent": "br0", "vlan": "42", "switch": "openvswitch"})
+ON_RACK = replace(WEB, id="e-rack", network="rack", address=A("10.43.0.2"), dev="pl-erack", netns="/run/ns/rack")
+
+
+def test_a_port_of_a_switch_is_guarded_by_the_addresses_of_its_container_unless_it_may_forge() -> None:
+    def guards(endpoint: Endpoint = ON_RACK, network: Network = RACK, able: bool = True) -> list[PortGuard]:
+        snapshot = cluster(endpoint, replace(WEB, container="c1"), networks={"rack": network, "default": NETWORK})
+        plan = plan_node(snapshot, Local(links=frozenset({"br0"}), guard_ports=able))
+        return [obj for obj in plan.values() if isinstance(obj, PortGuard)]
+
+    assert guards() == [guard_of("pl-erack", ON_RACK.mac, (ON_RACK.address, WEB.address))]
+    assert guards()[0].own == (ON_RACK.address, WEB.address)
+    assert (
+        guards(replace(ON_RACK, labels={LABEL: "allow"})) == guards(network=replace(RACK, options={**RACK.options, OPTION: "allow"})) == []
+    )
+    assert guards(able=False) == []
+    lacks = {
+        name: set(lacking(cluster(networks=found), {"veth", "nft", "guard"})) for name, found in (("some", {"rack": RACK}), ("none", {}))
+    }
+    assert lacks == {"some": {"xdp"}, "none": set()}, "which is told where it matters"
+
+
+async def test_what_ports_of_switches_have_dropped_is_counted_with_the_rest() -> None:
+    kernel = Counting()
+    health = Health(kernel.clock)
+    spoofing = Spoofing(lambda: cluster(ON_RACK, networks={"rack": RACK}), dict, kernel, health, kernel.clock)
+    await spoofing.look()
+    kernel.at_ports = {"pl-erack": 3}
+    await spoofing.look()
+    assert [(active.subject, active.text[:9]) for active in health.active()] == [("rack/web", "3 packets")] and spoofing.packets == 3
+    assert kernel.asked == ["pl-erack"]
+
+
 class Counting:
     def __init__(self) -> None:
         self.counted: dict[str, int] = {}
+        self.at_ports: dict[str, int] = {}
+        self.asked: Collection[str] = ()
         self.now = 1000.0
+
+    def counted_ports(self, devs: Collection[str]) -> dict[str, int]:
+        self.asked = devs
+        return self.at_ports
 
     def counted_links(self, name: str) -> dict[str, int]:
         assert name == "forgers"

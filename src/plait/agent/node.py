@@ -49,9 +49,8 @@ from plait.model.errors import PlaitError, StoreUnavailable
 from plait.model.hostlinks import BridgePort
 from plait.model.objects import KernelObject, Plan
 from plait.model.routing import RouteTable
-from plait.plan import Local, network_mtu, plan_node, prompt_objects
+from plait.plan import Local, guard, network_mtu, plan_node, prompt_objects
 from plait.plan.backing import headless
-from plait.plan.guard import CAPABILITY as GUARD
 from plait.plan.hostlease import HostLease
 from plait.plan.policy import Policing
 from plait.plan.vips import CAPABILITY
@@ -149,11 +148,10 @@ class NodeLoops:
         snapshot, vanished = self._p.view.snapshot, self._p.vanished()
         if vanished:
             snapshot = replace(snapshot, endpoints={key: e for key, e in snapshot.endpoints.items() if key not in vanished})
-        own = {e.id: e for e in snapshot.endpoints.values() if e.node == snapshot.me}
         local = replace(
             self._before,
             gateway=self._gateway,
-            netns=netns_of_containers(self._p.view, own),
+            netns=netns_of_containers(self._p.view, {e.id: e for e in snapshot.endpoints.values() if e.node == snapshot.me}),
             fast_path=self.firewall.fast_path.ingress,
             shortcut=self.firewall.fast_path.link,
             trusting=self.firewall.trusting,
@@ -167,7 +165,8 @@ class NodeLoops:
             limiting=self._p.limits.limiting,
             uplink=self._p.uplink.now,
             clients=self._p.config.clients,
-            guard=GUARD in self._capabilities,
+            guard=guard.CAPABILITY in self._capabilities,
+            guard_ports=guard.PORTS in self._capabilities,
             bridged=self._p.bridged(),
             links=links_for(snapshot, self._p.addresses.bridge_block() is not None),
             draws=CAPABILITY in self._capabilities,

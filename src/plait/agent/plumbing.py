@@ -19,13 +19,13 @@ from plait.model.cluster import Endpoint, Network
 from plait.model.errors import KernelError, NotFound
 from plait.model.objects import KernelObject, NftChain, Sysctl
 from plait.plan import endpoint_objects, member
-from plait.plan.desired import shared_objects
+from plait.plan.desired import is_port, shared_objects
 from plait.plan.entrance import entrance
 from plait.plan.exposed import HOST, exposed_here, spoken
 from plait.plan.fastpath import on_fast_path
 from plait.plan.firewall import port_objects
 from plait.plan.guard import CAPABILITY as GUARD
-from plait.plan.guard import own_addresses
+from plait.plan.guard import PORTS, own_addresses, port_guard
 from plait.plan.limits import endpoint_limits, way_of
 from plait.plan.shortcut import FastPath, deliveries, quick_objects
 from plait.policy.isolation import governed
@@ -143,11 +143,15 @@ class Plumbing:
         return bool(governed(snapshot) or snapshot.services or any(egress.selector for egress in snapshot.egress.values()))
 
     def _entrances(self, endpoints: Sequence[Endpoint]) -> list[KernelObject]:
-        """What the links of these endpoints do to what comes in by them; those on links of the host do nothing."""
+        """What the links of these endpoints do to what comes in by them; those on links of the host do nothing, but for ports of a
+        switch."""
         own = own_addresses(self._view.snapshot) if GUARD in self._kernel.capabilities() else {}
         limiting, fast, networks = self._limiting(), self._fast_path().ingress, {e.id: self._network(e.network) for e in endpoints}
         routed = [e for e in endpoints if child_of(networks[e.id]) is None]
-        return [chain for e in routed for chain in entrance(networks[e.id], e, own.get(e.id), fast, limiting=limiting)]
+        chains = [chain for e in routed for chain in entrance(networks[e.id], e, own.get(e.id), fast, limiting=limiting)]
+        ports = [e for e in endpoints if is_port(networks[e.id])] if PORTS in self._kernel.capabilities() else []
+        owned = own_addresses(self._view.snapshot) if ports else {}
+        return chains + [guard for e in ports for guard in port_guard(networks[e.id], e, owned[e.id])]
 
     def _objects(self, endpoint: Endpoint) -> list[KernelObject]:
         snapshot, network = self._view.snapshot, self._network(endpoint.network)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from plait.agent.health import Health
 from plait.model.cluster import Snapshot
 from plait.model.hostlinks import BridgePort
+from plait.plan.desired import is_port
 from plait.plan.guard import FORGERS, bridge_block, bridged
 from plait.services.figures import Reading, readings
 
@@ -28,10 +29,18 @@ UNGUARDED = (
 )
 
 
+UNGUARDED_PORTS = (
+    "containers on ports of Open vSwitch may send under addresses that are not theirs: this host's kernel takes no XDP program for their "
+    "links"
+)
+
+
 class Counters(Protocol):
     """What is asked of the kernel (`kernel.linux.LinuxKernel`), in a thread, for it may block."""
 
     def counted_links(self, name: str) -> dict[str, int]: ...
+
+    def counted_ports(self, devs: Collection[str]) -> dict[str, int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +83,7 @@ class Spoofing:
 
     async def look(self) -> None:
         """Bring the condition in line with the counters. What the first look finds was counted before this agent started."""
-        counted, now = await asyncio.to_thread(self._counters.counted_links, FORGERS), self._clock()
+        counted, now = await asyncio.to_thread(self._count, ports_of(self._snapshot())), self._clock()
         before = self._forgers if self._forgers is not None else {link: Forger(counter) for link, counter in counted.items()}
         found = {link: before.get(link, Forger(0)).after(counter, now) for link, counter in counted.items()}
         self.packets += sum(forger.packets - before.get(link, Forger(0)).packets for link, forger in found.items())
@@ -83,9 +92,19 @@ class Spoofing:
         known = owners(self._snapshot(), self._ports()) if recent else {}
         self._health.replace(CODE, {who(link, known): text(forger, known.get(link)) for link, forger in sorted(recent.items())})
 
+    def _count(self, ports: Collection[str]) -> dict[str, int]:
+        found = self._counters.counted_links(FORGERS)
+        return {**found, **self._counters.counted_ports(ports)} if ports else found
+
     def readings(self) -> list[Reading]:
         """For `agent/metrics`."""
         return readings({"plait.spoofed.drops": float(self.packets)})
+
+
+def ports_of(snapshot: Snapshot) -> list[str]:
+    """The links of this node's endpoints that are ports of a switch."""
+    switched = {network.name for network in snapshot.networks.values() if is_port(network)}
+    return [e.dev for e in snapshot.endpoints.values() if e.network in switched and e.node == snapshot.me] if switched else []
 
 
 def owners(snapshot: Snapshot, ports: Mapping[str, BridgePort]) -> dict[str, Owner]:

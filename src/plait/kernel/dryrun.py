@@ -18,7 +18,7 @@ from plait.kernel.linux.nftscript import script_of
 from plait.kernel.linux.sysctl import OPEN6
 from plait.model.addr import at_port
 from plait.model.flows import PortRule
-from plait.model.hostlinks import ChildLink, Key, SwitchPort, VlanLink
+from plait.model.hostlinks import ChildLink, Key, PortGuard, SwitchPort, VlanLink
 from plait.model.inside import Inside6
 from plait.model.objects import (
     HOOK_COMMENT,
@@ -142,7 +142,7 @@ def render(op: Op) -> list[str]:
             return [f"sysctl -w net.{path.replace('/', '.')}={value}"]
         case HookRule() as rule:
             return [_hook(rule, op.verb == "put")]
-        case Shortcut() | Delivery() as bpf:
+        case Shortcut() | Delivery() | PortGuard() as bpf:
             return [_bpf(bpf, op.verb == "put")]
         case NftElement(of, element):
             return [_nft(f"add element {of.family} {NFT_TABLE} {of.name} {{ {element} }}")]
@@ -159,9 +159,12 @@ def _inside_routes(inside: InsideRoutes, op: Op) -> list[str]:
     return gone + [f"{enter} replace {_route(route)}" for route in wanted if route not in before]
 
 
-def _bpf(obj: Shortcut | Delivery, wanted: bool) -> str:
+def _bpf(obj: Shortcut | Delivery | PortGuard, wanted: bool) -> str:
     """There is no file with the programs: `plait_here` stands for what the agent loads, and for its map, `plait_bare` for what it loads on
-    a bare link."""
+    a bare link, `plait_guard` for what lets these addresses pass."""
+    if isinstance(obj, PortGuard):
+        passing = f"  # {obj.mac} {' '.join(map(str, obj.own))}" if wanted else ""
+        return f"bpftool net {'attach' if wanted else 'detach'} xdpgeneric name plait_guard dev {obj.dev}{passing}"
     if isinstance(obj, Shortcut):
         name = "plait_bare" if obj.bare else "plait_here"
         return f"bpftool net {'attach' if wanted else 'detach'} tcx_ingress name {name} dev {obj.dev}"

@@ -33,6 +33,7 @@ CAPABILITIES = frozenset(
         "ipvlan",
         "vlan",
         "shortcut",
+        "xdp",
         "tbf",
         "ifb",
         "redirect",

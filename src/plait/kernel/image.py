@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from plait.kernel.api import Result, changeable
 from plait.model.errors import KernelError
-from plait.model.hostlinks import ChildLink, Key, SwitchPort, VlanLink
+from plait.model.hostlinks import ChildLink, Key, PortGuard, SwitchPort, VlanLink
 from plait.model.nfttext import hooked_device
 from plait.model.objects import (
     NFT_FAMILY,
@@ -162,7 +162,7 @@ def parent_of(obj: KernelObject) -> Key | None:
             return ("link", dev)
         case Addr(dev=dev) | Neigh(dev=dev) | Fdb(dev=dev) | Flood(dev=dev) | Route(dev=dev) if dev.startswith(PREFIX):
             return ("link", dev)
-        case WireguardPeer(dev=dev) | AllowedIp(dev=dev) | InsideRoutes(dev=dev) | SwitchPort(dev=dev):
+        case WireguardPeer(dev=dev) | AllowedIp(dev=dev) | InsideRoutes(dev=dev) | SwitchPort(dev=dev) | PortGuard(dev=dev):
             return ("link", dev)
         case Tbf(dev=dev) | PortQueues(dev=dev) | Redirect(dev=dev):
             return ("link", dev)

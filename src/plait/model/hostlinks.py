@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface
 
+from plait.model.addr import IPAddress
 from plait.model.inside import Inside6
 from plait.model.leases import Way
 
@@ -71,6 +74,27 @@ class SwitchPort:
     @property
     def key(self) -> Key:
         return ("port", self.dev)
+
+
+@dataclass(frozen=True, slots=True)
+class PortGuard:
+    """That what comes in by the link `dev`, a port of a switch that others steer, is dropped and counted unless it is from the MAC and one
+    of the addresses that `digest` stands for (`guard_of`), or the link-local one of that MAC. The kernel does not tell which they are."""
+
+    dev: str
+    digest: str
+    mac: str = field(default="", compare=False)
+    own: tuple[IPAddress, ...] = field(default=(), compare=False)
+
+    @property
+    def key(self) -> Key:
+        return ("guard", self.dev)
+
+
+def guard_of(dev: str, mac: str, own: Iterable[IPAddress]) -> PortGuard:
+    """For these addresses, of which the first are to be the most frequent."""
+    own = tuple(own)
+    return PortGuard(dev, hashlib.sha256(" ".join((mac, *map(str, own))).encode()).hexdigest()[:8], mac, own)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Literal
 
 from plait.model.addr import IPAddress, IPInterface, IPNetwork
-from plait.model.hostlinks import ChildLink, Key, SwitchPort, VlanLink
+from plait.model.hostlinks import ChildLink, Key, PortGuard, SwitchPort, VlanLink
 from plait.model.inside import Inside6
 from plait.model.nfttext import element_key
 from plait.model.routing import Rule
@@ -303,6 +303,7 @@ KernelObject = (
     | VlanLink
     | ChildLink
     | SwitchPort
+    | PortGuard
     | Addr
     | Route
     | Rule

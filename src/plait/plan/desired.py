@@ -38,6 +38,7 @@ from plait.plan.egress import egress_objects
 from plait.plan.elsewhere import elsewhere
 from plait.plan.exposed import HOST, exposed_here, host_objects, spoken
 from plait.plan.firewall import direct_objects, firewall_objects, handed_objects, relay_objects
+from plait.plan.guard import own_addresses, port_guard
 from plait.plan.hostlease import host_lease_objects
 from plait.plan.limits import endpoint_limits
 from plait.plan.local import Local
@@ -212,8 +213,10 @@ def leased_interface(network: Network, address: IPv4Address, leased: Leased | No
 
 
 def _on_host_links(me: Node, snapshot: Snapshot, local: Local) -> list[KernelObject]:
-    """Endpoints of this node on links of the host that are there. Nothing of these networks is this host's to route or to guard."""
+    """Endpoints of this node on links of the host that are there. Nothing of these networks is this host's to route, or to guard but at
+    ports of a switch."""
     objects: list[KernelObject] = []
+    own = own_addresses(snapshot) if local.guard_ports and any(map(is_port, snapshot.networks.values())) else {}
     for network in snapshot.networks.values():
         if network.by_dhcp and network.options["parent"] in local.links:
             objects += shared_objects(me, network)  # a lease comes before the first endpoint
@@ -222,7 +225,14 @@ def _on_host_links(me: Node, snapshot: Snapshot, local: Local) -> list[KernelObj
         if child_of(network) is not None and network.options["parent"] in local.links:
             objects += [*shared_objects(me, network), *endpoint_objects(me, network, endpoint, local.netns.get(endpoint.id, ""))]
             objects += endpoint_limits(me, network, endpoint, local.limiting)
+            objects += port_guard(network, endpoint, own[endpoint.id]) if is_port(network) and own else []
     return objects
+
+
+def is_port(network: Network) -> bool:
+    """Whether endpoints of it are ports of a switch that others steer."""
+    child = child_of(network)
+    return child is not None and child.kind == "veth"
 
 
 def inside_address(network: Network, address: IPv4Address) -> IPv4Interface:

@@ -21,13 +21,15 @@ from ipaddress import IPv4Network, IPv6Address
 from plait.backends import on_link
 from plait.model.addr import IPAddress, link_local
 from plait.model.cluster import Block, Container, Endpoint, Network, Snapshot
-from plait.model.hostlinks import BridgePort
+from plait.model.hostlinks import BridgePort, PortGuard, guard_of
 from plait.model.objects import NFT_FAST_FAMILY, KernelObject, NftChain, NftSet
 from plait.model.spoofing import may_spoof
 from plait.plan.dual import V4, V6
 
 CAPABILITY = "guard"
 """What the kernel must be able to do (`kernel.api.Kernel.capabilities`)."""
+PORTS = "xdp"
+"""What it must be able to do for ports of a switch that others steer."""
 FORGERS = "forgers"
 """Set of the links that forged packets came from within the hour, each with a counter."""
 DOCKER_BRIDGE = "docker0"
@@ -146,6 +148,13 @@ def _rules(mac: str, own: Iterable[IPAddress], neighbours: bool) -> tuple[str, .
     rules += [f"{_none_of(f'{family.ip} saddr', found)} goto {_STRANGERS}" for family, found in addresses.items()]
     rules.append(f"{_none_of('arp saddr ip', [*addresses[V4], str(V4.anywhere)])} goto {_FORGED}")
     return (*rules, *(_said_to_neighbours(addresses[V6]) if neighbours else ()))
+
+
+def port_guard(network: Network, endpoint: Endpoint, own: Iterable[IPAddress]) -> list[PortGuard]:
+    """What judges a port of a switch, which may read it before any rule sees a packet; nothing where it may send under any address."""
+    if may_spoof(endpoint.labels, network.options):
+        return []
+    return [guard_of(endpoint.dev, endpoint.mac.lower(), own)]
 
 
 def _none_of(what: str, values: Iterable[str]) -> str:

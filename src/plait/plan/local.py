@@ -26,10 +26,11 @@ class Local:
     its kernel has IPv6, the link that carries the node's address, whether this host drops what comes from where it would not send to
     (rp_filter 1), the tunnel devices that must compute checksums themselves, which nodes are sent to by the spare encrypted tunnel
     (`rotation`), the links that it has, where networks lie on them or are encrypted, the addresses that it has leased for networks, what it
-    knows of limits and of the queues of its `uplink`, whether its kernel can drop what is forged (`guard.CAPABILITY`), the links of
-    containers on Docker's default bridge (by container; some may be gone), who may come to published ports (() for everybody), whether its
-    kernel can choose among backends (`vips.CAPABILITY`), the tables of routes that routers fill, which lost nodes' hosts are silent
-    (`vips`), and, to spare it work, what it made of policies, services, endpoints and other nodes before."""
+    knows of limits and of the queues of its `uplink`, whether its kernel can drop what is forged (`guard.CAPABILITY`) and do so at ports of
+    a switch (`guard.PORTS`), the links of containers on Docker's default bridge (by container; some may be gone), who may come to published
+    ports (() for everybody), whether its kernel can choose among backends (`vips.CAPABILITY`), the tables of routes that routers fill,
+    which lost nodes' hosts are silent (`vips`), and, to spare it work, what it made of policies, services, endpoints and other nodes
+    before."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
@@ -47,6 +48,7 @@ class Local:
     limiting: Limiting = Limiting()
     uplink: Uplink = Uplink()
     guard: bool = True
+    guard_ports: bool = True
     bridged: Mapping[str, BridgePort] = field(default_factory=dict)
     clients: tuple[IPNetwork, ...] = ()
     draws: bool = True

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from plait.model.hostlinks import ChildLink, SwitchPort, VlanLink
+from plait.model.hostlinks import ChildLink, PortGuard, SwitchPort, VlanLink
 from plait.model.nfttext import difference
 from plait.model.objects import (
     NFT_FAST_FAMILY,
@@ -36,6 +36,7 @@ from plait.reconcile.leading import Name, depths, name_of
 
 _RANKS: tuple[tuple[type[KernelObject], ...], ...] = (
     (VxlanLink, BridgeLink, WireguardLink, EndpointLink, VlanLink, IfbLink),
+    (PortGuard,),
     (ChildLink, SwitchPort, Tbf, PortQueues, Classes),
     (Redirect,),
     (Sysctl,),
@@ -57,8 +58,8 @@ _RULES = (NftChain, NftSet)
 
 
 def rank(obj: KernelObject) -> int:
-    """0 for links, growing with what depends on what: child, port or queueing discipline, redirection, sysctl, address, neighbour or peer,
-    route, rule, set, element, chain, hook rule, shortcut, delivery."""
+    """0 for links, growing with what depends on what: guard, child, port or queueing discipline, redirection, sysctl, address, neighbour or
+    peer, route, rule, set, element, chain, hook rule, shortcut, delivery."""
     return next(number for number, kinds in enumerate(_RANKS) if isinstance(obj, kinds))
 
 

@@ -22,7 +22,7 @@ _TCX_INGRESS, _REPLACE = 46, 4
 """BPF_TCX_INGRESS (Linux 6.6), BPF_F_REPLACE."""
 _MOST_PROGRAMS = 64
 """At one hook of one link (BPF_MPROG_MAX)."""
-_HASH, _NO_PREALLOC, _SCHED_CLS = 1, 1, 3
+_HASH, _NO_PREALLOC, _SCHED_CLS, _XDP = 1, 1, 3, 6
 _ATTR_BYTES = 128
 _INFO_BYTES = 80
 """Of struct bpf_prog_info: up to and with its name."""
@@ -67,8 +67,17 @@ def entries(table: int, key_bytes: int, value_bytes: int, most: int) -> Iterator
 
 def load_classifier(code: bytes, name: str) -> int:
     """A program for tc. EINVAL or EACCES with the verifier's words if it is refused."""
+    return _load(_SCHED_CLS, code, name)
+
+
+def load_xdp(code: bytes, name: str) -> int:
+    """A program for what a link receives, before all else; refused like one for tc."""
+    return _load(_XDP, code, name)
+
+
+def _load(kind: int, code: bytes, name: str) -> int:
     pinned, log = _Pinned(code, b"Apache-2.0\0"), ctypes.create_string_buffer(_LOG_BYTES)
-    head = struct.pack("=IIQQ", _SCHED_CLS, len(code) // 8, *pinned.addresses)
+    head = struct.pack("=IIQQ", kind, len(code) // 8, *pinned.addresses)
     tail = struct.pack("=II16s", 0, 0, name.encode())
     try:
         return _bpf(_PROG_LOAD, head + struct.pack("=IIQ", 0, 0, 0) + tail)

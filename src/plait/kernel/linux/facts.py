@@ -12,6 +12,7 @@ from pathlib import Path
 
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
+from plait.kernel.linux import portguard
 from plait.kernel.linux import route as routes
 from plait.kernel.linux.classes import foreign_root
 from plait.kernel.linux.conntrack import forget_flows
@@ -107,6 +108,11 @@ class HostFacts:
     def counted_links(self, name: str) -> dict[str, int]:
         """Packets by link that rules of ours have counted in the set `name`."""
         return counted_links(open_nft(), name)
+
+    def counted_ports(self, devs: Collection[str]) -> dict[str, int]:
+        """Packets that were dropped at ports of switches by link."""
+        with contextlib.closing(nl.NetlinkSocket()) as sock:
+            return portguard.counted(sock, devs)
 
     def counted_elements(self, name: str) -> dict[str, int]:
         """Packets by element of the set `name` that were too many for its limit."""

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 
 from plait.kernel.api import Result, changeable
-from plait.kernel.linux import ethtool, fdb, openvswitch
+from plait.kernel.linux import ethtool, fdb, openvswitch, portguard
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux import route as routes
@@ -42,7 +42,7 @@ from plait.kernel.linux.tc import TrafficControl
 from plait.kernel.linux.watch import watch_kernel
 from plait.kernel.linux.wireguard import Wireguard
 from plait.model.errors import KernelError
-from plait.model.hostlinks import ChildLink, Key, SwitchPort, VlanLink
+from plait.model.hostlinks import ChildLink, Key, PortGuard, SwitchPort, VlanLink
 from plait.model.objects import BridgeLink, EndpointLink, InsideRoutes, KernelObject, Op, Sysctl, VxlanLink
 from plait.model.routing import Rule
 from plait.model.shortcut import Delivery, Shortcut
@@ -84,6 +84,7 @@ class LinuxKernel(HostFacts):
         ours = {f.index: f.name for f in found if f.link is not None}
         objects: list[KernelObject] = [completed(f.link, f, names) for f in found if f.link is not None]
         objects += [*self._children.read(probe, names), *openvswitch.held(set(names.values()))]
+        objects += portguard.held({f.name: f.xdp for f in found if f.xdp})
         for item in found:
             if isinstance(item.link, WireguardLink):
                 objects += self._wireguard.held(item.link, item.index)
@@ -182,6 +183,9 @@ class LinuxKernel(HostFacts):
                 self._sysctls.write(path, value)
             case SwitchPort() as port:
                 openvswitch.put(port) if op.verb == "put" else openvswitch.remove(port)
+            case PortGuard(dev) as guard:
+                index = index_of(dev)
+                portguard.put(self._sock, index, guard) if op.verb == "put" else portguard.remove(self._sock, index)
             case Shortcut(dev, _, bare):
                 self._shortcuts.put(dev, bare) if op.verb == "put" else self._shortcuts.remove(dev)
             case Delivery() as one:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address, ip_network
 
@@ -27,6 +27,7 @@ RTM_NEWADDR, RTM_DELADDR, RTM_NEWROUTE = 20, 21, 24
 _IFINFO = struct.Struct("=BxHiII")
 IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO = 1, 3, 4, 5, 18
 _IFLA_MASTER, _IFLA_IFALIAS = 10, 20
+_IFLA_XDP, _XDP_PROG_ID = 43, 4
 _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_LINK_NETNSID = 26, 28, 37
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA, _VETH_INFO_PEER = 1, 2, 4, 5, 1
 _VXLAN_ID, _VXLAN_LOCAL, _VXLAN_TOS, _VXLAN_LEARNING, _VXLAN_PORT, _VXLAN_LOCAL6 = 1, 4, 6, 7, 15, 17
@@ -56,7 +57,8 @@ class Found:
     """One link of the kernel: its index and, if it is one of ours, what it is as an object (without the name of its master). `away` is the
     index of a veth's other end in the namespace where that lies, 0 if it lies in this one. `renamed`: it is ours by its alias, but
     somebody has given it another name than `name`; as an object it counts as down then. `master` is the index of its bridge, `parent` of
-    the link that it lies on, in the namespace of that one; 0 for none. `mac` is that of an endpoint's host side."""
+    the link that it lies on, in the namespace of that one; 0 for none. `mac` is that of an endpoint's host side, `xdp` the id of the
+    program there, 0 for none."""
 
     index: int
     name: str
@@ -66,6 +68,7 @@ class Found:
     master: int = 0
     parent: int = 0
     mac: str = ""
+    xdp: int = 0
 
 
 class Macs:
@@ -127,7 +130,7 @@ def decode_link(body: bytes) -> Found:
         answers = _proxy_arp(attrs.get(_IFLA_AF_SPEC, b""))
         isolated, hairpin = bridge.endpoint_port(info.get(_INFO_SLAVE_DATA, b""))
         link = EndpointLink(name, mtu, up, answers, isolated=isolated, hairpin=hairpin)
-        return Found(index, name, link, away, renamed, nl.number_of(attrs.get(_IFLA_MASTER)), mac=mac)
+        return Found(index, name, link, away, renamed, nl.number_of(attrs.get(_IFLA_MASTER)), mac=mac, xdp=_program_of(attrs))
     return Found(index, name, None)
 
 
@@ -199,6 +202,15 @@ def dump_ports(sock: nl.NetlinkSocket, master: int) -> dict[str, bytes]:
         if nl.number_of(attrs.get(_IFLA_MASTER)) == master and _IFLA_LINK_NETNSID in attrs:  # old kernels tell of all
             found[nl.text_of(attrs.get(_IFLA_IFNAME, b""))] = attrs[_IFLA_LINK_NETNSID]
     return found
+
+
+def xdp_program(body: bytes) -> int:
+    """The id of the program (XDP) that a link's message tells of, 0 of none."""
+    return _program_of(nl.parse_attrs(body[_IFINFO.size :]))
+
+
+def _program_of(attrs: Mapping[int, bytes]) -> int:
+    return nl.number_of(nl.parse_attrs(attrs.get(_IFLA_XDP, b"")).get(_XDP_PROG_ID))
 
 
 def head(index: int = 0, up: bool | None = None) -> bytes:

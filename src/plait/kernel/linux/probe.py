@@ -7,7 +7,7 @@ import contextlib
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 
-from plait.kernel.linux import child
+from plait.kernel.linux import child, portguard
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux.classes import ClassControl
@@ -18,7 +18,7 @@ from plait.kernel.linux.route import put_route
 from plait.kernel.linux.shortcut import Shortcuts
 from plait.kernel.linux.tc import TrafficControl, create_ifb
 from plait.kernel.linux.wireguard import in_user_space
-from plait.model.hostlinks import ChildLink, VlanLink
+from plait.model.hostlinks import ChildLink, VlanLink, guard_of
 from plait.model.objects import BridgeLink, EndpointLink, Route, VxlanLink
 from plait.model.tc import Classes, IfbLink, Tbf
 from plait.model.wireguard import WireguardLink
@@ -50,9 +50,10 @@ def probe_capabilities() -> frozenset[str]:
     """Of "vxlan", "bridge", "veth", "wireguard" (the kernel's or wireguard-go), "nft", "fwd" (forwarding at ingress, nft_fwd_netdev),
     "ingress" (rules there that change frames), "guard" (rules there that count by link), "metered" (sets whose elements have limits),
     "egress" (chains for what leaves by a link), "draw" (rules that choose at random and by an address, nft_numgen and nft_hash), "shortcut"
-    (an eBPF classifier at a link's ingress), "macvlan", "ipvlan", "vlan" (802.1Q), "counting" (sets that packets write, nft_dynset), "tbf"
-    (queueing that limits a rate), "ifb" (a device for the same with what a link receives), "htb" (classes of a rate), "redirect" (what may
-    lead there: the filter u32, the action mirred), "ipv6" and "via6" (routes of IPv4 with a next hop of IPv6) those that work here."""
+    (an eBPF classifier at a link's ingress), "xdp" (an eBPF program that sees what a link receives before all else), "macvlan", "ipvlan",
+    "vlan" (802.1Q), "counting" (sets that packets write, nft_dynset), "tbf" (queueing that limits a rate), "ifb" (a device for the same
+    with what a link receives), "htb" (classes of a rate), "redirect" (what may lead there: the filter u32, the action mirred), "ipv6" and
+    "via6" (routes of IPv4 with a next hop of IPv6) those that work here."""
     return in_thread(_probe)
 
 
@@ -100,6 +101,9 @@ def _probe() -> frozenset[str]:
         with contextlib.suppress(OSError, nl.NetlinkParseError), contextlib.closing(Shortcuts(sock)) as shortcuts:
             shortcuts.put("lo")
             found.add("shortcut")
+        with contextlib.suppress(OSError):
+            portguard.put(sock, _PARENT, guard_of("pl-e0", _MAC, ()))
+            found.add("xdp")
         found |= _limits(sock)
     if Path("/proc/sys/net/ipv6").is_dir():
         found.add("ipv6")
