@@ -135,8 +135,8 @@ async def test_ports_that_are_published_under_policies_leave_what_they_want_trac
         await attach(a, "db", "db")
         await policies_of(a).apply(DENY)
         await a.ops.publish("A.db", [PortMapping("tcp", 8080, 80)])
-        raw = a.kernel.objects["nft", "chain", "raw"]
-        assert isinstance(raw, NftChain) and "ip daddr @policed accept" in raw.rules
+        within = a.kernel.objects["nft", "chain", "within"]
+        assert isinstance(within, NftChain) and "ip daddr @policed accept" in within.rules
         assert await a.converge() == 0
         await a.ops.unpublish("A.db")
         assert await a.converge() == 0

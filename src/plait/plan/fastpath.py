@@ -127,9 +127,10 @@ def fast_elements(network: Network, endpoint: Endpoint) -> list[NftElement]:
 
 
 def fast_rules(endpoint: Endpoint, network: Network, ways: Ways) -> list[str]:
-    """What one endpoint sends, only from its own addresses. Answers of its published ports may have to be turned back, and of a packet in
-    fragments only the first tells its port. While there are services, what an endpoint sends to a backend is tracked on this host, and so
-    is what it answers as one to somebody here; its answers to other hosts are their matter."""
+    """What one endpoint sends, only from its own addresses. What is for none of its network, a virtual address for one, is let go by the
+    first look: each further one costs it some of what the fast path saves others. Answers of its published ports may have to be turned
+    back, and of a packet in fragments only the first tells its port. While there are services, what an endpoint sends to a backend is
+    tracked on this host, and so is what it answers as one to somebody here; its answers to other hosts are their matter."""
     hops = [("plain", ways.plain[network.name])] if network.name in ways.plain else []
     hops += [("next", _device(network))] if _device(network) and _usable(_device(network), ways.links) else []
     present = families([network])
@@ -141,6 +142,7 @@ def fast_rules(endpoint: Endpoint, network: Network, ways: Ways) -> list[str]:
     if switches_fast(network):
         to_others, to_those_here = frame_rules(network)
         return [*rules, to_others, *(_FROM_BACKEND[family] for family in led), to_those_here]
+    rules = [*(f"{family.ip} daddr != {family.subnet(network)} accept" for family in present), *rules]
     for family in present:
         rules += _to_others(family, endpoint, network, hops)
         rules += [_FROM_BACKEND[family]] if family in led else []
@@ -154,18 +156,16 @@ def _to_others(family: Family, endpoint: Endpoint, network: Network, ways: Itera
     address, ip = family.address(endpoint), family.ip
     if address is None:
         return []
-    sent = f"{ip} saddr {address} {ip} daddr {family.subnet(network)}"
     rules: list[str] = []
     for hops, device in ways:
         onward = f'fwd {ip} to {ip} daddr & {_mask(family, network)} map @{hops}{family.end} device "{device}"'
-        rules.append(f"{sent} {ip} daddr != {family.gateway(network)} {_ALIVE[family]} {onward}")
+        rules.append(f"{ip} saddr {address} {ip} daddr != {family.gateway(network)} {_ALIVE[family]} {onward}")
     return rules
 
 
 def _to_those_here(family: Family, endpoint: Endpoint, network: Network) -> list[str]:
     address, ip = family.address(endpoint), family.ip
-    sent = f"{ip} saddr {address} {ip} daddr {family.subnet(network)}"
-    return [f"{sent} {_ALIVE[family]} {_to_endpoint(family)}"] if address is not None else []
+    return [f"{ip} saddr {address} {_ALIVE[family]} {_to_endpoint(family)}"] if address is not None else []
 
 
 def _mask(family: Family, network: Network) -> IPAddress:
