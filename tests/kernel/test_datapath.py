@@ -316,6 +316,45 @@ def test_a_container_sends_nothing_into_the_tunnel_of_a_host(hosts: Hosts, sende
                 ear.recv(9)
 
 
+@contextlib.contextmanager
+def on_bridge_of_an_engine(hosts: Hosts, name: str) -> Iterator[None]:
+    """The container `name` of A has a link to a network there that is none of plait's, whose packets leave under A's address."""
+    hosts.run("A", f"ip link add br-x type veth peer name inner netns {hosts.paths[name]}")
+    try:
+        hosts.run("A", "ip addr add 172.30.0.1/24 dev br-x; ip link set br-x up")
+        hosts.run(name, "ip addr add 172.30.0.2/24 dev inner; ip link set inner up; ip route add 198.18.0.0/24 via 172.30.0.1")
+        hosts.run(name, "ip route replace 10.28.1.0 via 172.30.0.1")
+        hosts.run("A", "nft 'add table ip engine; add chain ip engine out { type nat hook postrouting priority srcnat; }'")
+        hosts.run("A", "nft add rule ip engine out ip saddr 172.30.0.0/24 oifname wire masquerade")
+        yield
+    finally:
+        hosts.run("A", "ip link del br-x; nft delete table ip engine")
+
+
+@pytest.mark.parametrize("sender", ["web", "safe"])
+@pytest.mark.parametrize(
+    ("host", "to", "via"), [("A", "stranger", "10.28.1.0"), ("A", "stranger", "198.18.0.77"), ("B", "foreign", "198.18.0.77")]
+)
+def test_a_container_sends_nothing_into_a_tunnel_by_another_address_of_its_host(
+    hosts: Hosts, host: str, to: str, via: str, sender: str
+) -> None:
+    """The kernel takes tunnel packets at all of them; what leaves to another host does so under this one's. Nor does one of an engine's
+    own network (`safe`), where the underlay's link is known by the node's address either."""
+    places = [via, *([str(WIRE[host])] if sender == "safe" and hosts.underlay else [])]
+    other = next(node.tunnel for node in NODES if node.name != host and node.tunnel is not None)
+    hosts.run(host, "ip addr add 198.18.0.77/24 dev wire")
+    try:
+        with on_bridge_of_an_engine(hosts, "safe"), hosts.udp(to) as ear, hosts.udp(sender) as mouth:
+            ear.bind(("0.0.0.0", 9999))
+            ear.settimeout(0.3)
+            for place in places:
+                mouth.sendto(wrapped(host, other, BY_NAME[to].address), (place, 4789))
+                with pytest.raises(TimeoutError):
+                    ear.recv(9)
+    finally:
+        hosts.run(host, "ip addr del 198.18.0.77/24 dev wire")
+
+
 FORGED = {"this host's": A("10.28.1.0"), "another host's": A("10.28.2.0"), "an outsider's": A("203.0.113.9")}
 
 

@@ -77,7 +77,7 @@ def firewall_objects(
         *_chains(present, networks, closed, hosts, gateway, beyond.postrouting),
         *beyond.objects,
     ]
-    objects += _tunnel_objects(snapshot, networks, present, sealed)
+    objects += _tunnel_objects(snapshot, networks, present, sealed, underlay)
     objects += [hook for family in present for hook in _hooks(family)]
     if handed:
         objects += [NftSet(f"handed{f.end}", f.type, frozenset(map(str, f.subnets(handed))), ("interval",)) for f in present]
@@ -196,22 +196,38 @@ def _on_tunnel_ports(networks: Iterable[Network], verdict: str) -> tuple[str, ..
     return (f"udp dport {which} {verdict}",) if ports else ()
 
 
-def _tunnel_objects(snapshot: Snapshot, networks: Sequence[Network], present: Sequence[Family], sealed: str) -> list[KernelObject]:
+def _tunnel_objects(
+    snapshot: Snapshot, networks: Sequence[Network], present: Sequence[Family], sealed: str, underlay: str
+) -> list[KernelObject]:
     """The tunnels' own packets are not tracked: those of hosts for this one. What a container sends to such a port of a host would come out
-    of the tunnel as if another host had sent it, and is dropped; what it sends there to another container is like all else. `sealed`
-    matches the packets of the encrypted tunnel, if they are not tracked either: `_sealed_in` has those that come in."""
+    of the tunnel as if another host had sent it, and is dropped; what it sends there to another container is like all else. The kernel
+    takes tunnel packets at all of its addresses and from everybody: what is for one of our tunnels is dropped at others than the node's,
+    where hosts send nothing but what containers gave them, and of nobody's address where it comes from another link than `underlay`, from
+    containers that are none of plait's. `sealed` matches the packets of the encrypted tunnel, if they are not tracked either: `_sealed_in`
+    has those that come in."""
+    own, ours = snapshot.nodes[snapshot.me].address, _of_our_tunnels(networks)
     rules: list[str] = []
     sets: list[KernelObject] = []
-    for ip, kind, end, _ in (V4, V6):
-        hosts = frozenset(str(node.address) for node in snapshot.nodes.values() if node.address.version == (4 if ip == V4.ip else 6))
+    for family in (V4, V6):
+        ip, kind, end, _ = family
+        hosts = frozenset(str(node.address) for node in snapshot.nodes.values() if node.address.version == family.anywhere.version)
         if hosts:
-            rules.append(f"{ip} saddr @nodes{end} fib daddr type local notrack accept")
-            rules += [f"{ip} saddr @pools{end} {ip} daddr @nodes{end} counter drop" for family in present if family.end == end]
+            rules += [f"{ip} saddr @nodes{end} {ip} daddr {own} notrack accept"] if str(own) in hosts else []
+            rules += [f"{ip} saddr @pools{end} {ip} daddr @nodes{end} counter drop"] if family in present else []
+            away = f'iifname != "{underlay}" {ip} saddr != @nodes{end} {ip} daddr @nodes{end}'
+            rules += [f"{away} {ours} counter drop"] if underlay else []
             sets.append(NftSet(f"nodes{end}", kind, hosts))
+    rules.append(f"{V4.ip if own.version == 4 else V6.ip} daddr != {own} fib daddr type local {ours} counter drop")
     open_ones = _on_tunnel_ports(networks, "notrack accept")
     sent = (*((f"{sealed} notrack accept",) if sealed else ()), *open_ones)
     output = NftChain("raw_output", sent, "type filter hook output priority raw; policy accept;")
     return [*sets, NftChain("tunnels", tuple(rules)), output] if open_ones else [output]
+
+
+def _of_our_tunnels(networks: Iterable[Network]) -> str:
+    """What of VXLAN (RFC 7348) is: by the VNI, which is behind eight bytes of UDP and four of flags."""
+    numbers = sorted({network.vni for network in networks if has_tunnel(backend_of(network))})
+    return f"@th,96,24 {{ {', '.join(map(hex, numbers))} }}" if len(numbers) > 1 else f"@th,96,24 {hex(numbers[0])}" if numbers else ""
 
 
 def _chains(
