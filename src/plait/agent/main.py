@@ -31,7 +31,7 @@ from plait.store.pki import init_cluster
 
 log = logging.getLogger("plait.main")
 DEFAULT_POOL = IPv4Network("10.28.0.0/16")
-_STOP_TIMEOUT_S = 10.0
+_STOP_TIMEOUT_S = 30.0
 _DOCKERS = ("docker", "br-")
 """What the names of the engine's own bridges begin with. It switches forwarding on at its start and relies on it."""
 
