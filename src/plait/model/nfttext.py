@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import functools
+import re
+
+_SETS = re.compile(r"@([\w-]+)(?![\w-]*,)")
+"""Not what a rule reads at a place of the packet, like `@th,96,24`."""
 
 
 @functools.lru_cache(8)
@@ -21,3 +25,8 @@ def element_key(element: str) -> str:
 def hooked_device(hook: str) -> str:
     """The link whose frames a chain sees that is declared like that, "" of none."""
     return hook.partition(' device "')[2].partition('"')[0]
+
+
+def sets_in(rule: str) -> list[str]:
+    """The sets and maps that a rule names."""
+    return _SETS.findall(rule)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from plait.model.nfttext import sets_in
 from plait.model.objects import KernelObject, NftChain, NftSet
 
 Name = tuple[str, str, str]
 """Family, "chain" or "set" (maps too), name."""
-_SETS, _CHAINS = re.compile(r"@([\w-]+)"), re.compile(r"(?:jump|goto) ([\w-]+)")
+_CHAINS = re.compile(r"(?:jump|goto) ([\w-]+)")
 
 
 def depths(objects: Iterable[KernelObject]) -> dict[Name, int]:
@@ -49,7 +50,7 @@ def leads_to(obj: KernelObject) -> set[Name]:
     match obj:
         case NftChain(rules=rules, family=family):
             chains = {(family, "chain", name) for rule in rules for name in _CHAINS.findall(rule)}
-            return chains | {(family, "set", name) for rule in rules for name in _SETS.findall(rule)}
+            return chains | {(family, "set", name) for rule in rules for name in sets_in(rule)}
         case NftSet(elements=elements, family=family, type=kind) if kind.endswith(": verdict"):
             verdicts = {element.rpartition(" : ")[2] for element in elements}  # few, of however many elements
             return {(family, "chain", name) for verdict in verdicts for name in _CHAINS.findall(verdict)}

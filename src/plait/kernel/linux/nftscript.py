@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from plait.model.hostlinks import Key
-from plait.model.nfttext import difference, element_key
+from plait.model.nfttext import difference, element_key, sets_in
 from plait.model.objects import NFT_FAMILY, NFT_FAST_FAMILY, NFT_TABLE, KernelObject, NftChain, NftSet, Op
 
 FAMILIES = (NFT_FAMILY, NFT_FAST_FAMILY)
@@ -70,7 +70,7 @@ def _declaration(subject: NftSet) -> tuple[str, str, tuple[str, ...], tuple[str,
 
 def _uses(chain: NftChain, sets: Iterable[NftSet]) -> bool:
     wanted = {found.name for found in sets if found.family == chain.family}
-    return any(wanted.intersection(re.findall(r"@([\w-]+)", rule)) for rule in chain.rules)
+    return any(wanted.intersection(sets_in(rule)) for rule in chain.rules)
 
 
 def _set_lines(verb: str, subject: NftSet, old: NftSet | None) -> list[str]:
