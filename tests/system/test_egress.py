@@ -129,7 +129,7 @@ def test_what_cannot_be_is_refused_with_words(lab: Lab, words: tuple[str, ...], 
 def test_without_the_rule_everybody_leaves_by_the_own_host_again(lab: Lab) -> None:
     lab.run("A", "plait", "egress", "rm", "out")
     lab.heal()
-    assert seen_as(lab, "A", "web") == lab.address("A")
+    until("it leaves by its own host", lambda: seen_as(lab, "A", "web") == lab.address("A"), 5)
     left = lab.run("A", "ip", "rule").stdout + lab.run("A", "nft", "list", "table", "inet", "plait").stdout
     assert "1130" not in left and "egress" not in left
     assert lab.run("A", "plait", "egress", "rm", "out", check=False).returncode == 1

@@ -91,6 +91,20 @@ def test_a_name_gets_its_address_back_and_others_do_not_take_it_while_fresh_ones
     assert choose_address(net(), blocks, held, "other", "db") == A("10.28.0.3")
 
 
+def test_who_finds_its_address_taken_gets_that_of_who_took_it() -> None:
+    """Of containers that start at the same moment one may have been given another's (docs/guide.md, "Addresses that stay")."""
+    held = {
+        A("10.28.0.3"): Reservation("default", A("10.28.0.3"), "o3", "api", live=False, serial=3),
+        A("10.28.0.4"): Reservation("default", A("10.28.0.4"), "new", "api", serial=8),
+        A("10.28.0.5"): Reservation("default", A("10.28.0.5"), "o5", "db", live=False, serial=5),
+    }
+    blocks = [B("10.28.0.0/24")]
+    assert choose_address(net(), blocks, held, "other", "web") == A("10.28.0.3")
+    assert choose_address(net(), blocks, held, "other", "db") == A("10.28.0.5"), "its own comes first"
+    assert choose_address(net(), blocks, held, "other", "web", cooling={A("10.28.0.3")}) == A("10.28.0.2")
+    assert choose_address(net(), blocks, held, "other", "web", elsewhere={A("10.28.0.3")}) == A("10.28.0.2")
+
+
 def test_the_longest_released_gives_way_when_nothing_fresh_is_left() -> None:
     network = net("10.9.0.0/29", block=29)
     held = {A(f"10.9.0.{n}"): Reservation("default", A(f"10.9.0.{n}"), f"o{n}", f"n{n}", live=False, serial=10 - n) for n in range(2, 7)}

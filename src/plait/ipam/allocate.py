@@ -47,9 +47,11 @@ def choose_address(
 ) -> IPv4Address | None:
     """The address for `owner`, or None if the blocks have none left (then another block must be leased).
 
-    Order: what this owner holds already; the one asked for; the one `name` had last; the lowest never used; the one released
-    longest ago and not `cooling`; of these only what is not in use `elsewhere` (on another node, whose block this was) and what `refuse`
-    has no reason against. Raises Conflict when `wanted` is held by another owner or refused, NotFound when it is in none of `blocks`.
+    Order: what this owner holds already; the one asked for; the one `name` had last; one whose name lives at another by now, so that
+    containers that took each other's come to a swap and not to new ones; the lowest never used; the one released longest ago. The last
+    three not while `cooling`, and all but the first two only what is not in use `elsewhere` (on another node, whose block this was) and
+    what `refuse` has no reason against. Raises Conflict when `wanted` is held by another owner or refused, NotFound when it is in none of
+    `blocks`.
     """
     for reservation in held.values():
         if reservation.live and reservation.owner == owner and wanted in (None, reservation.address):
@@ -60,7 +62,8 @@ def choose_address(
         if reason := refuse(wanted):
             raise Conflict(reason)
         return _check_wanted(network, blocks, held, owner, wanted, tunnel)
-    known = [r for r in held.values() if name and r.name == name and not r.live and r.address not in elsewhere]
+    idle = [r for r in held.values() if r.name and not r.live and r.address not in elsewhere]
+    known = [r for r in idle if r.name == name] or _left(held, [r for r in idle if r.address not in cooling])
     remembered = [r for r in known if _is_open(network, r.address, blocks) and not refuse(r.address)]
     if remembered:
         return max(remembered, key=lambda r: r.serial).address
@@ -75,6 +78,12 @@ def choose_address(
             if last is not None and not last.live and address not in cooling:
                 released.append(last)
     return min(released, key=lambda r: r.serial).address if released else None
+
+
+def _left(held: Mapping[IPv4Address, Reservation], idle: Sequence[Reservation]) -> list[Reservation]:
+    """Those of `idle` whose name has another address now."""
+    living = {r.name for r in held.values() if r.live} if idle else set()
+    return [r for r in idle if r.name in living]
 
 
 def _is_open(network: Network, address: IPv4Address, blocks: Iterable[IPv4Network]) -> bool:
