@@ -22,6 +22,7 @@ from plait.kernel.linux.netns import in_thread, inside
 from plait.model.addr import IPAddress, IPNetwork
 from plait.model.cluster import Block, Endpoint, Network, Node, PortMapping, Reach, Snapshot
 from plait.plan import Local, plan_node
+from plait.plan.guard import GUARDS
 from plait.shaping import Limiting, Uplink
 
 pytestmark = pytest.mark.root
@@ -101,7 +102,7 @@ class Hosts:
                                 limiting=self.limiting,
                                 uplink=self.uplink if node == "A" else Uplink(),
                                 clients=self.clients,
-                                guard=self.guard,
+                                guards=GUARDS if self.guard else frozenset(),
                             ),
                         ),
                     )

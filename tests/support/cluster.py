@@ -32,6 +32,7 @@ from plait.model.cluster import Node, PortMapping
 from plait.model.hostlinks import ChildLink
 from plait.model.objects import Plan
 from plait.plan import Local, plan_node
+from plait.plan.guard import GUARDS
 from plait.plan.shortcut import FastPath
 from plait.runtimes.api import AttachRequest, NetworkRequest
 from plait.store.api import Store
@@ -142,8 +143,8 @@ class FakeNode:
 
     def _plan(self) -> Plan:
         has, able = self._fast_path(), self.kernel.capabilities()
-        ipv6, guard = "ipv6" in able, "guard" in able
-        local = Local(fast_path=has.ingress, shortcut=has.link, ipv6=ipv6, links=self.links, limiting=self.book.limiting, guard=guard)
+        ipv6, guards = "ipv6" in able, GUARDS & able
+        local = Local(fast_path=has.ingress, shortcut=has.link, ipv6=ipv6, links=self.links, limiting=self.book.limiting, guards=guards)
         return plan_node(self.view.snapshot, local)
 
     async def attach(

@@ -162,6 +162,31 @@ def test_a_link_that_somebody_deletes_is_put_back_in_the_container(two: Lab) -> 
     process.until("it is back", lambda: two.run("B", *HTTP, f"http://{a1}/", check=False).stdout == "200", 5)
 
 
+def test_what_one_forges_is_dropped_in_it_and_named(two: Lab) -> None:
+    """Docker's containers may send what they like by packet sockets (CAP_NET_RAW). An address of the link, told to all by ARP."""
+    started(two, "A", "a1"), started(two, "A", "a2")
+    process.until("both are judged", lambda: {"a1", "a2"} == {name for name in ("a1", "a2") if judged(two, name)}, 5)
+    docker(two, "A", "restart", "-t0", "a1")
+    process.until("again, with its new link", lambda: judged(two, "a1"), 5)
+    before = two.run("B", "ip", "neigh", "show", "198.18.0.77").stdout
+    say = "import socket;s=socket.socket(17,3);s.bind(('eth0',0));m=open('/sys/class/net/eth0/address').read()"
+    forge = (
+        f"{say};m=bytes.fromhex(m.strip().replace(':',''));o=socket.inet_aton('198.18.0.77');e=bytes.fromhex('ff'*6);"
+        "f=e+m+bytes.fromhex('0806000108000604')+bytes([0,2])+m+o+e+o;[s.send(f) for _ in range(3)]"
+    )
+    pid = docker(two, "A", "inspect", "-f", "{{.State.Pid}}", "a1")
+    two.run("A", "nsenter", "-t", pid, "-n", "python3", "-c", forge, check=False)
+    process.until("it is named", lambda: "lan/a1" in two.run("A", "plait", "status", check=False).stdout, 10)
+    assert "lan/a2" not in two.run("A", "plait", "status", check=False).stdout
+    assert two.run("B", "ip", "neigh", "show", "198.18.0.77").stdout == before
+
+
+def judged(lab: Lab, name: str) -> bool:
+    """Whether a container of A has the table in its namespace."""
+    pid = docker(lab, "A", "inspect", "-f", "{{.State.Pid}}", name)
+    return "hook egress" in lab.run("A", "nsenter", "-t", pid, "-n", "nft", "list", "ruleset", "netdev", check=False).stdout
+
+
 def test_connect_disconnect_and_a_refused_port_leave_nothing(two: Lab) -> None:
     docker(two, "A", "run", "-d", "--name", "a1", "nginx")
     docker(two, "A", "network", "connect", "lan", "a1")

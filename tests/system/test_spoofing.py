@@ -52,6 +52,42 @@ def test_who_forges_is_named_with_counts_and_nobody_else_is(lab: Lab) -> None:
     until("what is its own passes", lambda: lab.run("A", *own, check=False).returncode == 0, 10)
 
 
+def test_a_container_on_a_link_of_its_host_is_judged_where_it_is(lab: Lab) -> None:
+    """Nothing of it lies on its host. What it forges is not on the wire, so the other host does not learn it as a neighbour."""
+    where = ("--subnet", "198.18.0.0/24", "--gateway", "198.18.0.254", "--ip-range", "198.18.0.128/25")
+    lab.run("A", "plait", "network", "create", "lan", "--backend", "macvlan", "-o", "parent=eth0", *where)
+    for name, labels in {"liar": (), "vrrp": ("--label", "plait.spoofing=allow")}.items():
+        lab.run("A", "plait", "run", "--name", name, "--network", "lan", *labels)
+    own = shown(lab, "A", "network", "inspect", "lan")["attached"]
+    to, addresses = lab.address("B"), {row["name"]: row["address"] for row in own}
+
+    def claims(name: str, address: str) -> bool:
+        """Whether the other host knows it by `address` after it has sent under that."""
+        lab.run("B", "ip", "neigh", "del", address, "dev", "eth0", check=False)
+        say = f"ip addr add {address}/24 dev eth0; ping -c1 -W1 -I {address} {to}; ip addr del {address}/24 dev eth0"
+        lab.run("A", "plait", "exec", name, "--", "sh", "-c", say, check=False)
+        return "lladdr" in lab.run("B", "ip", "neigh", "show", address).stdout
+
+    try:
+        assert claims("vrrp", "198.18.0.77"), "who may"
+        assert not claims("liar", "198.18.0.78")
+        until("it is named", lambda: "lan/liar" in forgers(lab), 10)
+        assert addresses["liar"] in forgers(lab)["lan/liar"] and "lan/vrrp" not in forgers(lab)
+        assert lab.run("A", "plait", "exec", "liar", "--", "ping", "-c1", "-W2", to).returncode == 0, "what is its own passes"
+        lab.kill_agent("A")
+        assert not claims("liar", "198.18.0.79"), "nor while nobody looks"
+        lab.start_agent("A")
+        assert lab.run("A", "plait", "plan", "--diff").stdout == ""
+        lab.run("B", "plait", "network", "set", "lan", "-o", "spoofing=allow")
+        until("the network lets it", lambda: claims("liar", "198.18.0.80"), 10)
+        lab.run("B", "plait", "network", "set", "lan", "-o", "spoofing=drop")
+        until("no more", lambda: not claims("liar", "198.18.0.81"), 10)
+    finally:
+        for name in ("liar", "vrrp"):
+            lab.run("A", "plait", "rm", name, check=False)
+        lab.run("A", "plait", "network", "rm", "lan", check=False)
+
+
 def test_a_network_may_be_let_forge_while_it_is_used(lab: Lab) -> None:
     lab.run("A", "plait", "network", "set", "default", "-o", "spoofing=allow")
     until(

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from types import MappingProxyType
 
 import pytest
 
@@ -15,11 +16,11 @@ from plait.agent.spoofing import CODE, SHOWN_S, Spoofing
 from plait.backends import BACKENDS, settle
 from plait.model.cluster import Block, Container, Endpoint, Network, Node, Snapshot
 from plait.model.errors import ConfigError
-from plait.model.hostlinks import BridgePort, PortGuard, guard_of
+from plait.model.hostlinks import BridgePort, ChildGuard, PortGuard, guard_of
 from plait.model.objects import NftChain, NftSet
 from plait.model.spoofing import LABEL, OPTION, check_spoofing, may_spoof
 from plait.plan import Local, plan_node
-from plait.plan.guard import DOCKER_BRIDGE, guard_rules, own_addresses
+from plait.plan.guard import CAPABILITY, DOCKER_BRIDGE, GUARDS, guard_rules, own_addresses
 
 A, N, A6 = IPv4Address, IPv4Network, IPv6Address
 NETWORK = Network("default", N("10.28.0.0/16"), A("10.28.0.1"), 24)
@@ -74,12 +75,8 @@ def test_another_word_is_refused_with_those_that_there_are() -> None:
         check_spoofing({LABEL: "yes"}, LABEL)
     with pytest.raises(ConfigError, match="spoofing: 'on' is not possible"):
         settle({OPTION: "on"}, BACKENDS.values(), [])
-    with pytest.raises(ConfigError, match="means nothing to backend macvlan"):
-        settle({OPTION: "allow", "backend": "macvlan", "parent": "eth1"}, BACKENDS.values(), [])
-    tagged = {OPTION: "allow", "backend": "vlan", "parent": "eth1", "vlan": "42"}
-    with pytest.raises(ConfigError, match="means nothing to links of the kernel"):
-        settle(tagged, BACKENDS.values(), [])
-    assert settle({**tagged, "switch": "openvswitch"}, BACKENDS.values(), []).backend.name == "vlan"
+    for backend, more in (("macvlan", {}), ("ipvlan", {}), ("vlan", {"vlan": "42"}), ("vlan", {"vlan": "42", "switch": "openvswitch"})):
+        assert settle({OPTION: "allow", "backend": backend, "parent": "eth1", **more}, BACKENDS.values(), []).backend.name == backend
 
 
 def test_dockers_bridge_is_judged_where_it_is_and_has_a_block() -> None:
@@ -137,7 +134,7 @@ def test_nothing_is_said_of_links_on_dockers_bridge_that_are_gone_or_whose_conta
 
 
 def test_a_kernel_that_cannot_guard_gets_no_rule_of_it() -> None:
-    plan = plan_node(cluster(WEB), Local(guard=False))
+    plan = plan_node(cluster(WEB), Local(guards=frozenset()))
     assert not [key for key in plan if "netdev" in key]
 
 
@@ -148,7 +145,7 @@ ON_RACK = replace(WEB, id="e-rack", network="rack", address=A("10.43.0.2"), dev=
 def test_a_port_of_a_switch_is_guarded_by_the_addresses_of_its_container_unless_it_may_forge() -> None:
     def guards(endpoint: Endpoint = ON_RACK, network: Network = RACK, able: bool = True) -> list[PortGuard]:
         snapshot = cluster(endpoint, replace(WEB, container="c1"), networks={"rack": network, "default": NETWORK})
-        plan = plan_node(snapshot, Local(links=frozenset({"br0"}), guard_ports=able))
+        plan = plan_node(snapshot, Local(links=frozenset({"br0"}), guards=GUARDS if able else frozenset({CAPABILITY})))
         return [obj for obj in plan.values() if isinstance(obj, PortGuard)]
 
     assert guards() == [guard_of("pl-erack", ON_RACK.mac, (ON_RACK.address, WEB.address))]
@@ -163,10 +160,50 @@ def test_a_port_of_a_switch_is_guarded_by_the_addresses_of_its_container_unless_
     assert lacks == {"some": {"xdp"}, "none": set()}, "which is told where it matters"
 
 
+LAN = Network("lan", N("198.18.0.0/24"), A("198.18.0.254"), 24, "macvlan", options={"parent": "eth1"})
+ON_LAN = replace(WEB, id="e-lan", network="lan", address=A("198.18.0.130"), dev="pl-elan", netns="/run/ns/lan")
+
+
+def test_a_child_of_a_link_is_guarded_where_it_lies_as_soon_as_that_is_known() -> None:
+    def guards(
+        endpoint: Endpoint = ON_LAN, able: frozenset[str] = GUARDS, netns: Mapping[str, str] = MappingProxyType({}), network: Network = LAN
+    ) -> list[ChildGuard]:
+        snapshot = cluster(endpoint, replace(WEB, container="c1"), networks={"lan": network, "default": NETWORK})
+        plan = plan_node(snapshot, Local(links=frozenset({"eth1"}), guards=able, netns=netns))
+        return [obj for obj in plan.values() if isinstance(obj, ChildGuard)]
+
+    (guard,) = guards()
+    assert guard.key == ("child-guard", "pl-elan", "/run/ns/lan")
+    assert f"ip saddr != {ON_LAN.address} ip saddr != {WEB.address} goto strangers" in guard.rules, "all that its container has"
+    assert guards(replace(ON_LAN, labels={LABEL: "allow"})) == guards(able=frozenset({CAPABILITY})) == []
+    engines = replace(ON_LAN, netns="")
+    assert guards(engines) == [], "the engine has yet to take it"
+    (moved,) = guards(engines, netns={"e-lan": "/proc/7/ns/net"})
+    assert moved == replace(guard, netns="/proc/7/ns/net")
+    leased = replace(ON_LAN, address6=IPv6Address("fd00:18::9"))
+    (six,) = guards(leased, network=replace(LAN, options={**LAN.options, "ipam": "dhcp", "ipam6": "dhcp"}))
+    assert any("ip6 saddr != fd00:18::9 " in rule for rule in six.rules), "what a server of the link gave"
+    lacks = lacking(cluster(networks={"lan": LAN}), {"macvlan", "nft", "guard"})
+    assert lacks.keys() == {"egress"} and "Linux 5.16" in lacks["egress"]
+
+
+async def test_what_children_of_links_have_dropped_is_counted_with_the_rest() -> None:
+    kernel = Counting()
+    health = Health(kernel.clock)
+    engines = replace(ON_LAN, id="e-two", netns="", dev="pl-etwo", name="two")
+    snapshot = cluster(ON_LAN, engines, networks={"lan": LAN})
+    spoofing = Spoofing(lambda: snapshot, dict, lambda: {"e-two": "/proc/7/ns/net"}, kernel, health, kernel.clock)
+    await spoofing.look()
+    assert set(kernel.asked) == {("pl-elan", "/run/ns/lan"), ("pl-etwo", "/proc/7/ns/net")}
+    kernel.at_ports = {"pl-etwo": 3}
+    await spoofing.look()
+    assert [(active.subject, active.text[:9]) for active in health.active()] == [("lan/two", "3 packets")] and spoofing.packets == 3
+
+
 async def test_what_ports_of_switches_have_dropped_is_counted_with_the_rest() -> None:
     kernel = Counting()
     health = Health(kernel.clock)
-    spoofing = Spoofing(lambda: cluster(ON_RACK, networks={"rack": RACK}), dict, kernel, health, kernel.clock)
+    spoofing = Spoofing(lambda: cluster(ON_RACK, networks={"rack": RACK}), dict, dict, kernel, health, kernel.clock)
     await spoofing.look()
     kernel.at_ports = {"pl-erack": 3}
     await spoofing.look()
@@ -178,11 +215,15 @@ class Counting:
     def __init__(self) -> None:
         self.counted: dict[str, int] = {}
         self.at_ports: dict[str, int] = {}
-        self.asked: Collection[str] = ()
+        self.asked: Collection[object] = ()
         self.now = 1000.0
 
     def counted_ports(self, devs: Collection[str]) -> dict[str, int]:
         self.asked = devs
+        return self.at_ports
+
+    def counted_children(self, guards: Collection[tuple[str, str]]) -> dict[str, int]:
+        self.asked = guards
         return self.at_ports
 
     def counted_links(self, name: str) -> dict[str, int]:
@@ -197,7 +238,7 @@ async def test_the_condition_names_who_forges_and_how_much_until_it_stops() -> N
     kernel = Counting()
     health = Health(kernel.clock)
     snapshot = replace(bridged(), endpoints=cluster(WEB, OTHER).endpoints)
-    spoofing = Spoofing(lambda: snapshot, lambda: PORTS, kernel, health, kernel.clock)
+    spoofing = Spoofing(lambda: snapshot, lambda: PORTS, dict, kernel, health, kernel.clock)
     kernel.counted = {"pl-eweb": 7}
     await spoofing.look()
     assert health.well and spoofing.packets == 0, "that was before this agent"

@@ -336,6 +336,11 @@ class AgentAdmin:
         await self._p.sandboxes.remove(name)
 
 
+def netns_of_own(view: View) -> dict[str, str]:
+    """As `netns_of_containers`, of all endpoints of this node."""
+    return netns_of_containers(view, {e.id: e for e in view.snapshot.endpoints.values() if e.node == view.me})
+
+
 def netns_of_containers(view: View, endpoints: Mapping[str, Endpoint]) -> dict[str, str]:
     """Endpoint id -> path of the namespace of its container's first process, where the engine has told the process, and that the endpoint
     is in the container by now: there a link that somebody deleted is put back."""

@@ -99,7 +99,7 @@ class KernelWork:
         if not link or not held or (link != ADDED and any(link in part for key in held for part in key)):
             return None
         wanted = plan()
-        unsure = any(key[0] in ("hook", "child") for key in wanted.keys() - held.keys())
+        unsure = any(key[0] in ("hook", "child", "child-guard") for key in wanted.keys() - held.keys())
         if unsure or (link == ADDED and any(key[0] != "sysctl" for key in held.keys() - wanted.keys())):
             return None
         ops, result = await self._brought(_apply_if_known, self._kernel, wanted, held, may_delete=False)
@@ -234,4 +234,4 @@ def _in_a_container(key: Key) -> bool:
 
 def _probes(plan: Plan) -> Iterable[Key]:
     """Keys whose objects carry no mark of their own, or may lie in other namespaces, so that the kernel must be asked for them by name."""
-    return [key for key in plan if key[0] in ("sysctl", "hook", "child")]
+    return [key for key in plan if key[0] in ("sysctl", "hook", "child", "child-guard")]

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from plait.agent.spoofing import UNGUARDED, UNGUARDED_PORTS
-from plait.backends import needs
+from plait.agent.spoofing import UNGUARDED, UNGUARDED_CHILDREN, UNGUARDED_PORTS
+from plait.backends import child_of, needs
 from plait.kernel.linux.wireguard import MISSING as WIREGUARD_MISSING
 from plait.model.cluster import Snapshot
 from plait.plan.desired import is_port
 from plait.plan.guard import CAPABILITY as GUARD
-from plait.plan.guard import PORTS
+from plait.plan.guard import CHILDREN, PORTS
 from plait.plan.vips import CAPABILITY as DRAW
 
 _HELP = {"wireguard": WIREGUARD_MISSING, DRAW: "load the modules nft_numgen and nft_hash"}
@@ -27,6 +27,8 @@ def lacking(snapshot: Snapshot, capabilities: Collection[str]) -> dict[str, str]
         texts["services"] = f"services need {DRAW}{_help({DRAW})}"
     if PORTS not in has and any(map(is_port, snapshot.networks.values())):
         texts[PORTS] = UNGUARDED_PORTS
+    if CHILDREN not in has and any(child_of(network) is not None and not is_port(network) for network in snapshot.networks.values()):
+        texts[CHILDREN] = UNGUARDED_CHILDREN
     for network in snapshot.networks.values():
         lacks = (needs(network) | ({"ipv6"} if network.subnet6 is not None else set())) - has
         if lacks:

@@ -157,7 +157,8 @@ def _inside(paths: Paths) -> list[Key]:
     with contextlib.closing(Journal(file)) as journal:
         endpoints = [decode(Endpoint, body, key) for key, body in journal.load("endpoint").items()]
     moved = {endpoint.dev for endpoint in endpoints if not endpoint.netns}
-    return [("child", endpoint.dev, endpoint.netns) for endpoint in endpoints if endpoint.netns] + children_in(moved, running_netns())
+    there = [("child", endpoint.dev, endpoint.netns) for endpoint in endpoints if endpoint.netns] + children_in(moved, running_netns())
+    return there + [("child-guard", *place) for _, *place in there]
 
 
 def _give_back(paths: Paths) -> list[str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from plait import __version__
 from plait.agent.addresses import Addresses
-from plait.agent.admin import netns_of_containers
+from plait.agent.admin import netns_of_own
 from plait.agent.config import DNS_PORTS, Config
 from plait.agent.files import Paths, replace_file
 from plait.agent.firewall import Firewall
@@ -121,7 +121,9 @@ class NodeLoops:
         self.firewall = Firewall(
             parts.kernel, parts.underlay, parts.health, parts.config.fast_path, lambda: self._capabilities, self._open_ports
         )
-        self.spoofing = Spoofing(lambda: parts.view.snapshot, lambda: parts.bridged(), parts.kernel, parts.health)
+        self.spoofing = Spoofing(
+            lambda: parts.view.snapshot, lambda: parts.bridged(), lambda: netns_of_own(parts.view), parts.kernel, parts.health
+        )
         parts.view.subscribe(self._on_view)
 
     def _open_ports(self) -> list[str]:
@@ -151,7 +153,7 @@ class NodeLoops:
         local = replace(
             self._before,
             gateway=self._gateway,
-            netns=netns_of_containers(self._p.view, {e.id: e for e in snapshot.endpoints.values() if e.node == snapshot.me}),
+            netns=netns_of_own(self._p.view),
             fast_path=self.firewall.fast_path.ingress,
             shortcut=self.firewall.fast_path.link,
             trusting=self.firewall.trusting,
@@ -165,8 +167,7 @@ class NodeLoops:
             limiting=self._p.limits.limiting,
             uplink=self._p.uplink.now,
             clients=self._p.config.clients,
-            guard=guard.CAPABILITY in self._capabilities,
-            guard_ports=guard.PORTS in self._capabilities,
+            guards=guard.GUARDS & self._capabilities,
             bridged=self._p.bridged(),
             links=links_for(snapshot, self._p.addresses.bridge_block() is not None),
             draws=CAPABILITY in self._capabilities,
@@ -317,8 +318,7 @@ class NodeLoops:
             gateways |= six
         if (block := self._p.addresses.bridge_block()) is not None:
             gateways.add(block.cidr[1])
-        own = {e.id: e for e in snapshot.endpoints.values() if e.node == snapshot.me}
-        places = resolver_places(snapshot, netns_of_containers(self._p.view, own), self._resolver())
+        places = resolver_places(snapshot, netns_of_own(self._p.view), self._resolver())
         return frozenset(loopback | places | {(str(address), DNS_PORT) for address in gateways})
 
     def _resolver(self) -> str:

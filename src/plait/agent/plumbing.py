@@ -17,15 +17,16 @@ from plait.backends import child_of
 from plait.ipam import block_of
 from plait.model.cluster import Endpoint, Network
 from plait.model.errors import KernelError, NotFound
+from plait.model.hostlinks import ChildGuard
 from plait.model.objects import KernelObject, NftChain, Sysctl
 from plait.plan import endpoint_objects, member
-from plait.plan.desired import is_port, shared_objects
+from plait.plan.desired import is_port, link_guard, shared_objects
 from plait.plan.entrance import entrance
 from plait.plan.exposed import HOST, exposed_here, spoken
 from plait.plan.fastpath import on_fast_path
 from plait.plan.firewall import port_objects
 from plait.plan.guard import CAPABILITY as GUARD
-from plait.plan.guard import PORTS, own_addresses, port_guard
+from plait.plan.guard import CHILDREN, PORTS, own_addresses
 from plait.plan.limits import endpoint_limits, way_of
 from plait.plan.shortcut import FastPath, deliveries, quick_objects
 from plait.policy.isolation import governed
@@ -95,6 +96,7 @@ class Plumbing:
         else:
             with contextlib.suppress(NotFound):
                 gone += deliveries(self._view.snapshot, self._network(endpoint.network), endpoint, self._fast_path().link)
+                gone += self._guard_inside(endpoint)
                 gone += [o for o in reversed(self._objects(endpoint)) if not isinstance(o, Sysctl | NftChain)]
         by_pass = bool(self._view.snapshot.services or (endpoint.ports and governed(self._view.snapshot)))
         by_pass = by_pass or bool(self._limiting().ports_of(endpoint))  # the address may soon be another's
@@ -143,15 +145,24 @@ class Plumbing:
         return bool(governed(snapshot) or snapshot.services or any(egress.selector for egress in snapshot.egress.values()))
 
     def _entrances(self, endpoints: Sequence[Endpoint]) -> list[KernelObject]:
-        """What the links of these endpoints do to what comes in by them; those on links of the host do nothing, but for ports of a
-        switch."""
-        own = own_addresses(self._view.snapshot) if GUARD in self._kernel.capabilities() else {}
+        """What the links of these endpoints do to what comes in by them, those on links of the host to what is forged alone."""
+        able = self._kernel.capabilities()
+        own = own_addresses(self._view.snapshot) if able & {GUARD, PORTS, CHILDREN} else {}
         limiting, fast, networks = self._limiting(), self._fast_path().ingress, {e.id: self._network(e.network) for e in endpoints}
         routed = [e for e in endpoints if child_of(networks[e.id]) is None]
-        chains = [chain for e in routed for chain in entrance(networks[e.id], e, own.get(e.id), fast, limiting=limiting)]
-        ports = [e for e in endpoints if is_port(networks[e.id])] if PORTS in self._kernel.capabilities() else []
-        owned = own_addresses(self._view.snapshot) if ports else {}
-        return chains + [guard for e in ports for guard in port_guard(networks[e.id], e, owned[e.id])]
+        chains = [
+            chain
+            for e in routed
+            for chain in entrance(networks[e.id], e, own.get(e.id) if GUARD in able else None, fast, limiting=limiting)
+        ]
+        linked = [e for e in endpoints if child_of(n := networks[e.id]) is not None and (PORTS if is_port(n) else CHILDREN) in able]
+        return chains + [guard for e in linked for guard in link_guard(networks[e.id], e, own[e.id])]
+
+    def _guard_inside(self, endpoint: Endpoint) -> list[KernelObject]:
+        """What judges it in its namespace, by name alone."""
+        network = self._network(endpoint.network)
+        inside = child_of(network) is not None and not is_port(network) and CHILDREN in self._kernel.capabilities()
+        return [ChildGuard(endpoint.dev, endpoint.netns, "")] if inside and endpoint.netns else []
 
     def _objects(self, endpoint: Endpoint) -> list[KernelObject]:
         snapshot, network = self._view.snapshot, self._network(endpoint.network)

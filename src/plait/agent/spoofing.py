@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from plait.agent.health import Health
+from plait.backends import child_of
 from plait.model.cluster import Snapshot
 from plait.model.hostlinks import BridgePort
 from plait.plan.desired import is_port
@@ -29,6 +30,10 @@ UNGUARDED = (
 )
 
 
+UNGUARDED_CHILDREN = (
+    "containers on links of the host may send under addresses that are not theirs: this host's kernel has no nf_tables for what leaves a "
+    "link (CONFIG_NETFILTER_EGRESS, Linux 5.16)"
+)
 UNGUARDED_PORTS = (
     "containers on ports of Open vSwitch may send under addresses that are not theirs: this host's kernel takes no XDP program for their "
     "links"
@@ -41,6 +46,8 @@ class Counters(Protocol):
     def counted_links(self, name: str) -> dict[str, int]: ...
 
     def counted_ports(self, devs: Collection[str]) -> dict[str, int]: ...
+
+    def counted_children(self, guards: Collection[tuple[str, str]]) -> dict[str, int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +74,27 @@ class Owner:
 
 
 class Spoofing:
-    """`ports`: the links of containers on Docker's bridge, by container."""
+    """`ports`: the links of containers on Docker's bridge, by container. `netns`: namespaces of endpoints whose record has none."""
 
     def __init__(
         self,
         snapshot: Callable[[], Snapshot],
         ports: Callable[[], Mapping[str, BridgePort]],
+        netns: Callable[[], Mapping[str, str]],
         counters: Counters,
         health: Health,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._netns = netns
         self._snapshot, self._ports, self._counters, self._health, self._clock = snapshot, ports, counters, health, clock
         self._forgers: dict[str, Forger] | None = None
         self.packets = 0
 
     async def look(self) -> None:
         """Bring the condition in line with the counters. What the first look finds was counted before this agent started."""
-        counted, now = await asyncio.to_thread(self._count, ports_of(self._snapshot())), self._clock()
+        snapshot = self._snapshot()
+        counted = await asyncio.to_thread(self._count, ports_of(snapshot), children_of(snapshot, self._netns))
+        now = self._clock()
         before = self._forgers if self._forgers is not None else {link: Forger(counter) for link, counter in counted.items()}
         found = {link: before.get(link, Forger(0)).after(counter, now) for link, counter in counted.items()}
         self.packets += sum(forger.packets - before.get(link, Forger(0)).packets for link, forger in found.items())
@@ -92,9 +103,10 @@ class Spoofing:
         known = owners(self._snapshot(), self._ports()) if recent else {}
         self._health.replace(CODE, {who(link, known): text(forger, known.get(link)) for link, forger in sorted(recent.items())})
 
-    def _count(self, ports: Collection[str]) -> dict[str, int]:
+    def _count(self, ports: Collection[str], children: Collection[tuple[str, str]]) -> dict[str, int]:
         found = self._counters.counted_links(FORGERS)
-        return {**found, **self._counters.counted_ports(ports)} if ports else found
+        found |= self._counters.counted_ports(ports) if ports else {}
+        return found | (self._counters.counted_children(children) if children else {})
 
     def readings(self) -> list[Reading]:
         """For `agent/metrics`."""
@@ -105,6 +117,14 @@ def ports_of(snapshot: Snapshot) -> list[str]:
     """The links of this node's endpoints that are ports of a switch."""
     switched = {network.name for network in snapshot.networks.values() if is_port(network)}
     return [e.dev for e in snapshot.endpoints.values() if e.network in switched and e.node == snapshot.me] if switched else []
+
+
+def children_of(snapshot: Snapshot, netns: Callable[[], Mapping[str, str]]) -> list[tuple[str, str]]:
+    """The links of this node's endpoints that are children of links of the host, and the namespaces where they lie, as far as known."""
+    names = {network.name for network in snapshot.networks.values() if child_of(network) is not None and not is_port(network)}
+    linked = [e for e in snapshot.endpoints.values() if e.network in names and e.node == snapshot.me] if names else []
+    found = netns() if linked else {}
+    return [(e.dev, place) for e in linked if (place := found.get(e.id) or e.netns)]
 
 
 def owners(snapshot: Snapshot, ports: Mapping[str, BridgePort]) -> dict[str, Owner]:

@@ -11,6 +11,7 @@ from typing import Protocol
 from plait.model.cluster import Endpoint, Network, Node
 from plait.model.errors import ConfigError
 from plait.model.objects import PREFIX, KernelObject
+from plait.model.spoofing import OPTION as SPOOFING
 
 MODELS = {
     "sandbox": "isolated containers on one host",
@@ -172,7 +173,7 @@ class OnHostLink(NoTunnel):
 
     model = "sandbox"
     ways: tuple[str, ...] = ()
-    options = frozenset({"parent", "mode", "dns"})
+    options = frozenset({"parent", "mode", "dns", SPOOFING})
     kind = "macvlan"
     modes: tuple[str, ...] = ()
     own_mac = True

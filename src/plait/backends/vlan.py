@@ -17,7 +17,6 @@ from plait.model.cluster import Network, Node
 from plait.model.errors import ConfigError
 from plait.model.hostlinks import VlanLink
 from plait.model.objects import PREFIX, KernelObject
-from plait.model.spoofing import OPTION as SPOOFING
 
 OPEN_VSWITCH = "openvswitch"
 LARGEST_VLAN = 4094
@@ -27,7 +26,7 @@ LARGEST_VLAN = 4094
 class VlanBackend(OnHostLink):
     name = "vlan"
     modes = ("bridge", "private", "vepa", "passthru")
-    options = OnHostLink.options | {"vlan", "switch", "ipam", "ipam6", SPOOFING}
+    options = OnHostLink.options | {"vlan", "switch", "ipam", "ipam6"}
 
     def needs(self) -> frozenset[str]:
         return super().needs() | {"vlan"}
@@ -51,10 +50,6 @@ class VlanBackend(OnHostLink):
             raise ConfigError("vlan", vlan, "is no VLAN", f"give a number from 1 to {LARGEST_VLAN}: -o vlan=42")
         if options.get("switch", OPEN_VSWITCH) != OPEN_VSWITCH:
             raise ConfigError("switch", options["switch"], "is not known", f"use {OPEN_VSWITCH}, or leave it out for a link of the kernel")
-        if SPOOFING in options and not _switched(options):
-            raise ConfigError(
-                SPOOFING, options[SPOOFING], "means nothing to links of the kernel", f"leave it out, or use a switch={OPEN_VSWITCH}"
-            )
         if _switched(options) and "mode" in options:
             raise ConfigError("mode", options["mode"], "means nothing to a port of a switch", "leave it out")
         if _switched(options) and options.get("ipam") == "dhcp":

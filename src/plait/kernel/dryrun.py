@@ -18,7 +18,7 @@ from plait.kernel.linux.nftscript import script_of
 from plait.kernel.linux.sysctl import OPEN6
 from plait.model.addr import at_port
 from plait.model.flows import PortRule
-from plait.model.hostlinks import ChildLink, Key, PortGuard, SwitchPort, VlanLink
+from plait.model.hostlinks import ChildGuard, ChildLink, Key, PortGuard, SwitchPort, VlanLink
 from plait.model.inside import Inside6
 from plait.model.objects import (
     HOOK_COMMENT,
@@ -49,7 +49,7 @@ from plait.model.wireguard import AllowedIp, WireguardLink, WireguardPeer
 
 STATE_DIR = "/var/lib/plait"
 """Where a node keeps its private keys; the rendered lines name them as wg(8) takes them, by file."""
-_UNMARKED = ("sysctl", "hook", "child")
+_UNMARKED = ("sysctl", "hook", "child", "child-guard")
 """Kinds that a kernel shows only to those who ask for them by key."""
 
 
@@ -142,8 +142,8 @@ def render(op: Op) -> list[str]:
             return [f"sysctl -w net.{path.replace('/', '.')}={value}"]
         case HookRule() as rule:
             return [_hook(rule, op.verb == "put")]
-        case Shortcut() | Delivery() | PortGuard() as bpf:
-            return [_bpf(bpf, op.verb == "put")]
+        case Shortcut() | Delivery() | PortGuard() | ChildGuard() as judge:
+            return [_judge(judge, op.verb == "put")]
         case NftElement(of, element):
             return [_nft(f"add element {of.family} {NFT_TABLE} {of.name} {{ {element} }}")]
         case _:
@@ -159,9 +159,11 @@ def _inside_routes(inside: InsideRoutes, op: Op) -> list[str]:
     return gone + [f"{enter} replace {_route(route)}" for route in wanted if route not in before]
 
 
-def _bpf(obj: Shortcut | Delivery | PortGuard, wanted: bool) -> str:
+def _judge(obj: Shortcut | Delivery | PortGuard | ChildGuard, wanted: bool) -> str:
     """There is no file with the programs: `plait_here` stands for what the agent loads, and for its map, `plait_bare` for what it loads on
-    a bare link, `plait_guard` for what lets these addresses pass."""
+    a bare link, `plait_guard` for what lets these addresses pass. In a container's namespace a digest stands for the rules."""
+    if isinstance(obj, ChildGuard):
+        return f"nsenter --net={obj.netns} nft {'add' if wanted else 'delete'} table netdev {obj.dev}  # own-{obj.digest}"
     if isinstance(obj, PortGuard):
         passing = f"  # {obj.mac} {' '.join(map(str, obj.own))}" if wanted else ""
         return f"bpftool net {'attach' if wanted else 'detach'} xdpgeneric name plait_guard dev {obj.dev}{passing}"

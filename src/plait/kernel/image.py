@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from plait.kernel.api import Result, changeable
 from plait.model.errors import KernelError
-from plait.model.hostlinks import ChildLink, Key, PortGuard, SwitchPort, VlanLink
+from plait.model.hostlinks import ChildGuard, ChildLink, Key, PortGuard, SwitchPort, VlanLink
 from plait.model.nfttext import hooked_device
 from plait.model.objects import (
     NFT_FAMILY,
@@ -168,6 +168,8 @@ def parent_of(obj: KernelObject) -> Key | None:
             return ("link", dev)
         case VlanLink(parent=parent) | ChildLink(parent=parent) if parent.startswith(PREFIX):
             return ("link", parent)
+        case ChildGuard(dev=dev, netns=netns):
+            return ("child", dev, netns)
         case Shortcut(dev=dev) if dev.startswith(PREFIX):
             return ("link", dev)
         case Delivery(dev=dev):
@@ -181,7 +183,7 @@ def parent_of(obj: KernelObject) -> Key | None:
 
 def _unseen(obj: KernelObject) -> bool:
     """Whether only who names it is told of it."""
-    return isinstance(obj, Sysctl) or (isinstance(obj, ChildLink) and bool(obj.netns))
+    return isinstance(obj, Sysctl | ChildGuard) or (isinstance(obj, ChildLink) and bool(obj.netns))
 
 
 def master_of(obj: KernelObject) -> str:

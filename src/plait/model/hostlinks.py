@@ -91,6 +91,23 @@ class PortGuard:
         return ("guard", self.dev)
 
 
+@dataclass(frozen=True, slots=True)
+class ChildGuard:
+    """That what leaves by the child `dev` of a link of the host, in the container's namespace `netns`, is judged there by `rules`, which
+    `digest` stands for, and what they lead to `strangers` by those. The kernel does not tell which they are, nor of it whom does not ask by
+    its key."""
+
+    dev: str
+    netns: str
+    digest: str
+    rules: tuple[str, ...] = field(default=(), compare=False)
+    strangers: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def key(self) -> Key:
+        return ("child-guard", self.dev, self.netns)
+
+
 def guard_of(dev: str, mac: str, own: Iterable[IPAddress]) -> PortGuard:
     """For these addresses, of which the first are to be the most frequent."""
     own = tuple(own)

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Literal
 
 from plait.model.addr import IPAddress, IPInterface, IPNetwork
-from plait.model.hostlinks import ChildLink, Key, PortGuard, SwitchPort, VlanLink
+from plait.model.hostlinks import ChildGuard, ChildLink, Key, PortGuard, SwitchPort, VlanLink
 from plait.model.inside import Inside6
 from plait.model.nfttext import element_key
 from plait.model.routing import Rule
@@ -304,6 +304,7 @@ KernelObject = (
     | ChildLink
     | SwitchPort
     | PortGuard
+    | ChildGuard
     | Addr
     | Route
     | Rule

@@ -38,7 +38,7 @@ from plait.plan.egress import egress_objects
 from plait.plan.elsewhere import elsewhere
 from plait.plan.exposed import HOST, exposed_here, host_objects, spoken
 from plait.plan.firewall import direct_objects, firewall_objects, handed_objects, relay_objects
-from plait.plan.guard import own_addresses, port_guard
+from plait.plan.guard import CHILDREN, PORTS, child_guard, own_addresses, port_guard
 from plait.plan.hostlease import host_lease_objects
 from plait.plan.limits import endpoint_limits
 from plait.plan.local import Local
@@ -213,10 +213,11 @@ def leased_interface(network: Network, address: IPv4Address, leased: Leased | No
 
 
 def _on_host_links(me: Node, snapshot: Snapshot, local: Local) -> list[KernelObject]:
-    """Endpoints of this node on links of the host that are there. Nothing of these networks is this host's to route, or to guard but at
-    ports of a switch."""
+    """Endpoints of this node on links of the host that are there. Nothing of these networks is this host's to route; what is forged is
+    judged at ports of a switch, and in the namespaces of children."""
     objects: list[KernelObject] = []
-    own = own_addresses(snapshot) if local.guard_ports and any(map(is_port, snapshot.networks.values())) else {}
+    judged = {name for name, network in snapshot.networks.items() if child_of(network) is not None and _is_judged(network, local)}
+    own = own_addresses(snapshot) if judged else {}
     for network in snapshot.networks.values():
         if network.by_dhcp and network.options["parent"] in local.links:
             objects += shared_objects(me, network)  # a lease comes before the first endpoint
@@ -225,8 +226,20 @@ def _on_host_links(me: Node, snapshot: Snapshot, local: Local) -> list[KernelObj
         if child_of(network) is not None and network.options["parent"] in local.links:
             objects += [*shared_objects(me, network), *endpoint_objects(me, network, endpoint, local.netns.get(endpoint.id, ""))]
             objects += endpoint_limits(me, network, endpoint, local.limiting)
-            objects += port_guard(network, endpoint, own[endpoint.id]) if is_port(network) and own else []
+            objects += link_guard(network, endpoint, own[endpoint.id], local.netns.get(endpoint.id, "")) if network.name in judged else []
     return objects
+
+
+def _is_judged(network: Network, local: Local) -> bool:
+    return (PORTS if is_port(network) else CHILDREN) in local.guards
+
+
+def link_guard(network: Network, endpoint: Endpoint, own: Iterable[IPAddress], netns: str = "") -> Sequence[KernelObject]:
+    """What judges an endpoint on a link of the host; nothing while a child's namespace is not known (`netns`, or the endpoint's own)."""
+    if is_port(network):
+        return port_guard(network, endpoint, own)
+    place = netns or endpoint.netns
+    return child_guard(network, endpoint, own, place) if place else []
 
 
 def is_port(network: Network) -> bool:

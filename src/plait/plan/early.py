@@ -10,7 +10,7 @@ from plait.model.objects import Fdb, KernelObject, Route
 from plait.plan.apart import apart_objects
 from plait.plan.entrance import entrances
 from plait.plan.fastpath import Ways, fast_objects
-from plait.plan.guard import guard_objects, own_addresses
+from plait.plan.guard import CAPABILITY, guard_objects, own_addresses
 from plait.plan.limits import counts_objects, not_held_back
 from plait.plan.local import Local
 from plait.plan.shortcut import shortcut_objects
@@ -33,8 +33,8 @@ def early_objects(
     networks = sorted(snapshot.networks.values(), key=lambda n: n.name)
     fast = local.fast_path and snapshot.nodes[snapshot.me].tunnel is not None
     quick = [endpoint for endpoint in sandboxes if fast and endpoint.id not in judged]
-    objects = [*guard_objects(snapshot, networks, local.links, local.bridged)] if local.guard else []
-    own = own_addresses(snapshot) if local.guard else {}
+    objects = [*guard_objects(snapshot, networks, local.links, local.bridged)] if CAPABILITY in local.guards else []
+    own = own_addresses(snapshot) if CAPABILITY in local.guards else {}
     ways = Ways(local.links, {network.name: local.underlay for network in direct if local.underlay}, tuple(vips.ends))
     told = ways, local.limiting, local.residents.chains
     objects += [*apart_objects(snapshot), *entrances(snapshot.networks, sandboxes, own, {e.id for e in quick}, *told)]

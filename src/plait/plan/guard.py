@@ -14,6 +14,7 @@ Own packets meet one comparison of MACs and one of addresses; that there may be 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Address
@@ -21,7 +22,7 @@ from ipaddress import IPv4Network, IPv6Address
 from plait.backends import on_link
 from plait.model.addr import IPAddress, link_local
 from plait.model.cluster import Block, Container, Endpoint, Network, Snapshot
-from plait.model.hostlinks import BridgePort, PortGuard, guard_of
+from plait.model.hostlinks import BridgePort, ChildGuard, PortGuard, guard_of
 from plait.model.objects import NFT_FAST_FAMILY, KernelObject, NftChain, NftSet
 from plait.model.spoofing import may_spoof
 from plait.plan.dual import V4, V6
@@ -30,6 +31,9 @@ CAPABILITY = "guard"
 """What the kernel must be able to do (`kernel.api.Kernel.capabilities`)."""
 PORTS = "xdp"
 """What it must be able to do for ports of a switch that others steer."""
+CHILDREN = "egress"
+"""What it must be able to do for children of links of the host."""
+GUARDS = frozenset({CAPABILITY, PORTS, CHILDREN})
 FORGERS = "forgers"
 """Set of the links that forged packets came from within the hour, each with a counter."""
 DOCKER_BRIDGE = "docker0"
@@ -40,6 +44,11 @@ _BEGINS6 = "icmpv6 type { mld-listener-report, mld-listener-done, nd-neighbor-so
 """What is sent before there is an address: the search for duplicates of it (RFC 4862, section 5.4), membership of groups (RFC 3590)."""
 _TARGET = "@nh,384,128"
 """The address that a neighbour advertisement is about, where its header follows the one of IPv6 (RFC 4861, section 4.4)."""
+_BEGINS = ("ip saddr 0.0.0.0 udp dport 67 accept", "ip saddr 0.0.0.0 ip protocol igmp accept", f"ip6 saddr :: {_BEGINS6} accept")
+_TYPE = "@ll,96,16"
+"""What a frame says that it is; a packet socket may have told the kernel otherwise (`meta protocol`), by which rules of IP go."""
+_TYPES = {"ip": "0x0800", "arp": "0x0806", "ip6": "0x86dd"}
+_TAGGED = ("0x8100", "0x88a8")
 _CLAIMS = "icmpv6 type nd-neighbor-advert"
 
 
@@ -48,11 +57,10 @@ def guard_objects(
 ) -> list[KernelObject]:
     """What chains of links lead to, and, if this host has a block for Docker's bridge and that among its `links`, the chains of the bridge
     and of those of its `ports` (by container) that are there."""
-    begins = ("ip saddr 0.0.0.0 udp dport 67 accept", "ip saddr 0.0.0.0 ip protocol igmp accept", f"ip6 saddr :: {_BEGINS6} accept")
     objects: list[KernelObject] = [
         NftSet(FORGERS, "iface_index", frozenset(), ("dynamic", "timeout"), family=NFT_FAST_FAMILY, bounds=("size 4096",)),
         NftChain(_FORGED, (f"update @{FORGERS} {{ iif timeout 1h counter }}", "drop"), family=NFT_FAST_FAMILY),
-        NftChain(_STRANGERS, (*begins, f"goto {_FORGED}"), family=NFT_FAST_FAMILY),
+        NftChain(_STRANGERS, (*_BEGINS, f"goto {_FORGED}"), family=NFT_FAST_FAMILY),
     ]
     block = bridge_block(snapshot)
     network = next((n for n in networks if block is not None and n.name == block.network), None)
@@ -128,11 +136,11 @@ def own_addresses(snapshot: Snapshot) -> Mapping[str, tuple[IPAddress, ...]]:
 
 
 def _carried(snapshot: Snapshot, endpoint: Endpoint) -> Endpoint:
-    """Without IPv6 where its network has none here."""
-    if endpoint.address6 is None:
-        return endpoint
+    """Without IPv6 where its network has none here; what a server of the link gave, it has all the same."""
     network = snapshot.networks.get(endpoint.network)
-    return replace(endpoint, address6=None) if network is not None and network.subnet6 is None else endpoint
+    if endpoint.address6 is None or network is None or network.subnet6 is not None or network.by_dhcp6:
+        return endpoint
+    return replace(endpoint, address6=None)
 
 
 def guard_rules(network: Network, endpoint: Endpoint, own: Iterable[IPAddress]) -> tuple[str, ...]:
@@ -155,6 +163,23 @@ def port_guard(network: Network, endpoint: Endpoint, own: Iterable[IPAddress]) -
     if may_spoof(endpoint.labels, network.options):
         return []
     return [guard_of(endpoint.dev, endpoint.mac.lower(), own)]
+
+
+def child_guard(network: Network, endpoint: Endpoint, own: Iterable[IPAddress], netns: str) -> list[ChildGuard]:
+    """What judges a child of a link of the host in its namespace; nothing where it may send under any address, or has the link to itself.
+    One that has its parent's MAC is not asked for that."""
+    if may_spoof(endpoint.labels, network.options) or network.options.get("mode") == "passthru":
+        return []
+    own = tuple(own)
+    judged = _rules(endpoint.mac, own, neighbours=True) if endpoint.mac else _rules("", own, neighbours=False)[1:]
+    its_mac = judged[:1] if endpoint.mac else ()
+    other = [f"{_TYPE} {number} meta protocol != {name} goto {_FORGED}" for name, number in _TYPES.items()]
+    tagged = [f"{_TYPE} {number} goto {_FORGED}" for number in _TAGGED]
+    most = f"meta protocol ip {_TYPE} {_TYPES['ip']} ip saddr {endpoint.address} accept"
+    rules = (*its_mac, most, *other, *tagged, *judged[len(its_mac) :])
+    strangers = (*_BEGINS, f"goto {_FORGED}")
+    digest = hashlib.sha256("\n".join((*rules, *strangers)).encode()).hexdigest()[:10]
+    return [ChildGuard(endpoint.dev, netns, digest, rules, strangers)]
 
 
 def _none_of(what: str, values: Iterable[str]) -> str:

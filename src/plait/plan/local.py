@@ -10,6 +10,7 @@ from plait.model.addr import IPNetwork
 from plait.model.hostlinks import BridgePort
 from plait.model.routing import RouteTable
 from plait.plan.balancing import Balancing
+from plait.plan.guard import GUARDS
 from plait.plan.hostlease import HostLease
 from plait.plan.neighbours import Neighbours
 from plait.plan.policy import Policing
@@ -19,18 +20,17 @@ from plait.shaping import Limiting, Uplink
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """Facts of this node that are not replicated: whether it forwards for hosts without an agent, the namespaces of sandboxes whose inside
-    plait plumbs (endpoint id -> path; also where a vanished link is to be put back), whether its kernel can forward at ingress
-    (`fastpath.CAPABILITY`), the link that may give containers what it receives (`plan/shortcut.py`, "" for none), whether nobody's rules
-    judge what the host itself receives and sends, what was measured of the way to other nodes (name -> bytes a packet may have), whether
-    its kernel has IPv6, the link that carries the node's address, whether this host drops what comes from where it would not send to
-    (rp_filter 1), the tunnel devices that must compute checksums themselves, which nodes are sent to by the spare encrypted tunnel
-    (`rotation`), the links that it has, where networks lie on them or are encrypted, the addresses that it has leased for networks, what it
-    knows of limits and of the queues of its `uplink`, whether its kernel can drop what is forged (`guard.CAPABILITY`) and do so at ports of
-    a switch (`guard.PORTS`), the links of containers on Docker's default bridge (by container; some may be gone), who may come to published
-    ports (() for everybody), whether its kernel can choose among backends (`vips.CAPABILITY`), the tables of routes that routers fill,
-    which lost nodes' hosts are silent (`vips`), and, to spare it work, what it made of policies, services, endpoints and other nodes
-    before."""
+    """Facts of this node that are not replicated: whether it forwards for hosts without an agent, the namespaces of sandboxes whose
+    inside plait plumbs (endpoint id -> path; also where a vanished link is to be put back), whether its kernel can forward at ingress
+    (`fastpath.CAPABILITY`), the link that may give containers what it receives (`plan/shortcut.py`, "" for none), whether nobody's
+    rules judge what the host itself receives and sends, what was measured of the way to other nodes (name -> bytes a packet may have),
+    whether its kernel has IPv6, the link that carries the node's address, whether this host drops what comes from where it would not
+    send to (rp_filter 1), the tunnel devices that must compute checksums themselves, which nodes are sent to by the spare encrypted
+    tunnel (`rotation`), the links that it has, where networks lie on them or are encrypted, the addresses that it has leased for
+    networks, what it knows of limits and of the queues of its `uplink`, which of `guard.GUARDS` against what is forged its kernel has,
+    the links of containers on Docker's default bridge (by container; some may be gone), who may come to published ports (() for
+    everybody), whether its kernel can choose among backends (`vips.CAPABILITY`), the tables of routes that routers fill, which lost
+    nodes' hosts are silent (`vips`), and, to spare it work, what it made of policies, services, endpoints and other nodes before."""
 
     gateway: bool = False
     netns: Mapping[str, str] = field(default_factory=dict)
@@ -47,8 +47,7 @@ class Local:
     leases: Mapping[str, HostLease] = field(default_factory=dict)
     limiting: Limiting = Limiting()
     uplink: Uplink = Uplink()
-    guard: bool = True
-    guard_ports: bool = True
+    guards: frozenset[str] = GUARDS
     bridged: Mapping[str, BridgePort] = field(default_factory=dict)
     clients: tuple[IPNetwork, ...] = ()
     draws: bool = True

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from plait.model.hostlinks import ChildLink, PortGuard, SwitchPort, VlanLink
+from plait.model.hostlinks import ChildGuard, ChildLink, PortGuard, SwitchPort, VlanLink
 from plait.model.nfttext import difference
 from plait.model.objects import (
     NFT_FAST_FAMILY,
@@ -38,6 +38,7 @@ _RANKS: tuple[tuple[type[KernelObject], ...], ...] = (
     (VxlanLink, BridgeLink, WireguardLink, EndpointLink, VlanLink, IfbLink),
     (PortGuard,),
     (ChildLink, SwitchPort, Tbf, PortQueues, Classes),
+    (ChildGuard,),
     (Redirect,),
     (Sysctl,),
     (Addr,),
@@ -58,8 +59,8 @@ _RULES = (NftChain, NftSet)
 
 
 def rank(obj: KernelObject) -> int:
-    """0 for links, growing with what depends on what: guard, child, port or queueing discipline, redirection, sysctl, address, neighbour or
-    peer, route, rule, set, element, chain, hook rule, shortcut, delivery."""
+    """0 for links, growing with what depends on what: guard, child, port or queueing discipline, guard of a child, redirection, sysctl,
+    address, neighbour or peer, route, rule, set, element, chain, hook rule, shortcut, delivery."""
     return next(number for number, kinds in enumerate(_RANKS) if isinstance(obj, kinds))
 
 

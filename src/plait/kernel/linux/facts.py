@@ -10,9 +10,9 @@ from collections.abc import Collection, Sequence
 from ipaddress import IPv4Interface
 from pathlib import Path
 
+from plait.kernel.linux import childguard, portguard
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
-from plait.kernel.linux import portguard
 from plait.kernel.linux import route as routes
 from plait.kernel.linux.classes import foreign_root
 from plait.kernel.linux.conntrack import forget_flows
@@ -113,6 +113,10 @@ class HostFacts:
         """Packets that were dropped at ports of switches by link."""
         with contextlib.closing(nl.NetlinkSocket()) as sock:
             return portguard.counted(sock, devs)
+
+    def counted_children(self, guards: Collection[tuple[str, str]]) -> dict[str, int]:
+        """Packets that were dropped in containers on links of the host, (link, namespace) each, by link."""
+        return childguard.counted(guards)
 
     def counted_elements(self, name: str) -> dict[str, int]:
         """Packets by element of the set `name` that were too many for its limit."""

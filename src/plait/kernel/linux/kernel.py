@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 
 from plait.kernel.api import Result, changeable
-from plait.kernel.linux import ethtool, fdb, openvswitch, portguard
+from plait.kernel.linux import childguard, ethtool, fdb, openvswitch, portguard
 from plait.kernel.linux import link as links
 from plait.kernel.linux import netlink as nl
 from plait.kernel.linux import route as routes
@@ -42,7 +42,7 @@ from plait.kernel.linux.tc import TrafficControl
 from plait.kernel.linux.watch import watch_kernel
 from plait.kernel.linux.wireguard import Wireguard
 from plait.model.errors import KernelError
-from plait.model.hostlinks import ChildLink, Key, PortGuard, SwitchPort, VlanLink
+from plait.model.hostlinks import ChildGuard, ChildLink, Key, PortGuard, SwitchPort, VlanLink
 from plait.model.objects import BridgeLink, EndpointLink, InsideRoutes, KernelObject, Op, Sysctl, VxlanLink
 from plait.model.routing import Rule
 from plait.model.shortcut import Delivery, Shortcut
@@ -83,7 +83,7 @@ class LinuxKernel(HostFacts):
         names = {f.index: f.name for f in found}
         ours = {f.index: f.name for f in found if f.link is not None}
         objects: list[KernelObject] = [completed(f.link, f, names) for f in found if f.link is not None]
-        objects += [*self._children.read(probe, names), *openvswitch.held(set(names.values()))]
+        objects += [*self._children.read(probe, names), *childguard.read(probe), *openvswitch.held(set(names.values()))]
         objects += portguard.held({f.name: f.xdp for f in found if f.xdp})
         for item in found:
             if isinstance(item.link, WireguardLink):
@@ -192,6 +192,8 @@ class LinuxKernel(HostFacts):
                 self._shortcuts.deliver(one) if op.verb == "put" else self._shortcuts.withdraw(one)
             case ChildLink() as one:
                 self._children.put(one, index_of(one.parent)) if op.verb == "put" else self._children.remove(one)
+            case ChildGuard() as guard:
+                childguard.put(guard) if op.verb == "put" else childguard.remove(guard)
             case Tbf(dev) as qdisc:
                 self._tc.put_tbf(qdisc, index_of(dev)) if op.verb == "put" else self._tc.remove_tbf(index_of(dev))
             case PortQueues(dev, _, major) as qdisc:
