@@ -244,6 +244,7 @@ def test_down_leaves_nothing() -> None:
     outside = subprocess.Popen(inside.net_argv(lab.state.holders["lan"], ["sleep", "1000"]))
     nets = {holder.net for holder in lab.state.holders.values()}
     assert len(nets) == 4
+    process.until("it is there", lambda: getattr(process.identify(outside.pid), "net", 0) == lab.state.holders["lan"].net, 5)
     lab.down()
     assert outside.wait(5) == -signal.SIGKILL
     assert gone(nets)
