@@ -223,6 +223,8 @@ def test_a_host_that_leaves_takes_links_out_of_containers(two: Lab) -> None:
         result = runner.add("c2", "/run/netns/c2")
         two.run("A", "plait", "down")
         assert "eth0" not in two.run("A", "nsenter", "-t", pid, "-n", "ip", "-br", "link").stdout, "Docker moved that one there"
+        for place in (("-t", pid, "-n"), ("--net=/run/netns/c2",)):
+            assert two.run("A", "nsenter", *place, "nft", "list", "tables", "netdev").stdout == "", "nor what judged it"
         left = two.run("A", "nsenter", "--net=/run/netns/c2", "ip", "-br", "link").stdout.split()
         assert "eth0" not in " ".join(left) and left[0] == "lo"
         two.start_agent("A")

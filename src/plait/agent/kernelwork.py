@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from plait.kernel.api import Kernel, Op, Result
+from plait.kernel.api import UNMARKED, Kernel, Op, Result
 from plait.kernel.dryrun import DryRunKernel
 from plait.model.errors import KernelError
 from plait.model.flows import PortRule
@@ -99,7 +99,7 @@ class KernelWork:
         if not link or not held or (link != ADDED and any(link in part for key in held for part in key)):
             return None
         wanted = plan()
-        unsure = any(key[0] in ("hook", "child", "child-guard") for key in wanted.keys() - held.keys())
+        unsure = any(key[0] in UNMARKED and key[0] != "sysctl" for key in wanted.keys() - held.keys())
         if unsure or (link == ADDED and any(key[0] != "sysctl" for key in held.keys() - wanted.keys())):
             return None
         ops, result = await self._brought(_apply_if_known, self._kernel, wanted, held, may_delete=False)
@@ -233,5 +233,5 @@ def _in_a_container(key: Key) -> bool:
 
 
 def _probes(plan: Plan) -> Iterable[Key]:
-    """Keys whose objects carry no mark of their own, or may lie in other namespaces, so that the kernel must be asked for them by name."""
-    return [key for key in plan if key[0] in ("sysctl", "hook", "child", "child-guard")]
+    """Keys that the kernel must be asked for by name."""
+    return [key for key in plan if key[0] in UNMARKED]

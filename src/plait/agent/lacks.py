@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from plait.agent.spoofing import UNGUARDED, UNGUARDED_CHILDREN, UNGUARDED_PORTS
-from plait.backends import child_of, needs
+from plait.backends import needs
 from plait.kernel.linux.wireguard import MISSING as WIREGUARD_MISSING
 from plait.model.cluster import Snapshot
-from plait.plan.desired import is_port
+from plait.plan.desired import is_child, is_port
 from plait.plan.guard import CAPABILITY as GUARD
 from plait.plan.guard import CHILDREN, PORTS
 from plait.plan.vips import CAPABILITY as DRAW
@@ -27,7 +27,7 @@ def lacking(snapshot: Snapshot, capabilities: Collection[str]) -> dict[str, str]
         texts["services"] = f"services need {DRAW}{_help({DRAW})}"
     if PORTS not in has and any(map(is_port, snapshot.networks.values())):
         texts[PORTS] = UNGUARDED_PORTS
-    if CHILDREN not in has and any(child_of(network) is not None and not is_port(network) for network in snapshot.networks.values()):
+    if CHILDREN not in has and any(map(is_child, snapshot.networks.values())):
         texts[CHILDREN] = UNGUARDED_CHILDREN
     for network in snapshot.networks.values():
         lacks = (needs(network) | ({"ipv6"} if network.subnet6 is not None else set())) - has

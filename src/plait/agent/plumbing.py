@@ -20,7 +20,7 @@ from plait.model.errors import KernelError, NotFound
 from plait.model.hostlinks import ChildGuard
 from plait.model.objects import KernelObject, NftChain, Sysctl
 from plait.plan import endpoint_objects, member
-from plait.plan.desired import is_port, link_guard, shared_objects
+from plait.plan.desired import is_child, is_port, link_guard, shared_objects
 from plait.plan.entrance import entrance
 from plait.plan.exposed import HOST, exposed_here, spoken
 from plait.plan.fastpath import on_fast_path
@@ -160,8 +160,7 @@ class Plumbing:
 
     def _guard_inside(self, endpoint: Endpoint) -> list[KernelObject]:
         """What judges it in its namespace, by name alone."""
-        network = self._network(endpoint.network)
-        inside = child_of(network) is not None and not is_port(network) and CHILDREN in self._kernel.capabilities()
+        inside = is_child(self._network(endpoint.network)) and CHILDREN in self._kernel.capabilities()
         return [ChildGuard(endpoint.dev, endpoint.netns, "")] if inside and endpoint.netns else []
 
     def _objects(self, endpoint: Endpoint) -> list[KernelObject]:

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from plait.agent.health import Health
-from plait.backends import child_of
 from plait.model.cluster import Snapshot
 from plait.model.hostlinks import BridgePort
-from plait.plan.desired import is_port
+from plait.plan.desired import is_child, is_port
 from plait.plan.guard import FORGERS, bridge_block, bridged
 from plait.services.figures import Reading, readings
 
@@ -121,7 +120,7 @@ def ports_of(snapshot: Snapshot) -> list[str]:
 
 def children_of(snapshot: Snapshot, netns: Callable[[], Mapping[str, str]]) -> list[tuple[str, str]]:
     """The links of this node's endpoints that are children of links of the host, and the namespaces where they lie, as far as known."""
-    names = {network.name for network in snapshot.networks.values() if child_of(network) is not None and not is_port(network)}
+    names = {network.name for network in snapshot.networks.values() if is_child(network)}
     linked = [e for e in snapshot.endpoints.values() if e.network in names and e.node == snapshot.me] if names else []
     found = netns() if linked else {}
     return [(e.dev, place) for e in linked if (place := found.get(e.id) or e.netns)]

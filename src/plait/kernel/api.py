@@ -16,7 +16,10 @@ from plait.model.flows import PortRule
 from plait.model.hostlinks import ChildLink, Key, VlanLink
 from plait.model.objects import KernelObject, Op, VxlanLink
 
-__all__ = ["Kernel", "Op", "Result", "changeable"]
+__all__ = ["UNMARKED", "Kernel", "Op", "Result", "changeable"]
+
+UNMARKED = ("sysctl", "hook", "child", "child-guard")
+"""Kinds that a kernel shows only to those who ask for them by key: they carry no mark of plait's, or may lie in other namespaces."""
 
 
 @dataclass(frozen=True, slots=True)

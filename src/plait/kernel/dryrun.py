@@ -10,7 +10,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import AsyncIterator, Iterable, Sequence
 
-from plait.kernel.api import Kernel, Result, changeable
+from plait.kernel.api import UNMARKED, Kernel, Result, changeable
 from plait.kernel.dryruntc import tc_lines
 from plait.kernel.image import KernelImage
 from plait.kernel.linux.bridge import QUERY_RESPONSE
@@ -49,8 +49,6 @@ from plait.model.wireguard import AllowedIp, WireguardLink, WireguardPeer
 
 STATE_DIR = "/var/lib/plait"
 """Where a node keeps its private keys; the rendered lines name them as wg(8) takes them, by file."""
-_UNMARKED = ("sysctl", "hook", "child", "child-guard")
-"""Kinds that a kernel shows only to those who ask for them by key."""
 
 
 class DryRunKernel:
@@ -77,7 +75,7 @@ class DryRunKernel:
         return self._image(named).held(named)
 
     def apply(self, ops: Sequence[Op]) -> Result:
-        result = self._image({op.key for op in ops if op.key[0] in _UNMARKED}).apply(ops)
+        result = self._image({op.key for op in ops if op.key[0] in UNMARKED}).apply(ops)
         accepted = [op for op in ops if op.key not in result.failed]
         self._batches.append(sorted(accepted, key=lambda op: op.key[0] == "nft"))
         return result
@@ -99,7 +97,7 @@ class DryRunKernel:
         return [line for op in self.record for line in render(op)]
 
     def _image(self, named: set[Key]) -> KernelImage:
-        probe = named | {op.key for op in self.record if op.key[0] in _UNMARKED}
+        probe = named | {op.key for op in self.record if op.key[0] in UNMARKED}
         image = KernelImage({} if self._bare else self._kernel.owned(probe))
         for batch in self._batches:
             image.apply(batch)

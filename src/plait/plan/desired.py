@@ -248,6 +248,11 @@ def is_port(network: Network) -> bool:
     return child is not None and child.kind == "veth"
 
 
+def is_child(network: Network) -> bool:
+    """Whether endpoints of it are links on a link of the host, of which nothing lies on the host itself."""
+    return child_of(network) is not None and not is_port(network)
+
+
 def inside_address(network: Network, address: IPv4Address) -> IPv4Interface:
     """An endpoint's address as its container has it: with the network's prefix where the others are neighbours on its link, else alone,
     everybody else being behind the gateway."""
