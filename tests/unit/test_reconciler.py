@@ -30,9 +30,10 @@ class Case:
     def __init__(self) -> None:
         self.kernel, self.wanted, self.asked = FakeKernel(), HOSTS, 0
         self.error: Exception | None = None
+        self.complete = True
         self.work = KernelWork(self.kernel)
         nothing = lambda: None  # noqa: E731
-        self.loop = Reconciler(self.kernel, self.work, self._plan, self._prompt, lambda: True, Health(lambda: 0.0), *[nothing] * 3)
+        self.loop = Reconciler(self.kernel, self.work, self._plan, self._prompt, lambda: self.complete, Health(lambda: 0.0), *[nothing] * 3)
 
     def _plan(self) -> Plan:
         return {one.key: one for one in (self.wanted, CHAIN)}
@@ -166,6 +167,19 @@ async def test_once_the_kernel_has_spoken_it_is_listed(monkeypatch: pytest.Monke
     async with rested.running():
         rested.case.kernel.trample(HOSTS.key, None)
         assert (await rested.passed())[0] == "" and rested.case.held == HOSTS
+
+
+async def test_what_a_pass_was_not_to_take_away_goes_as_soon_as_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that has started knows too little to take anything away; the kernel says nothing of it when it knows enough."""
+    rested = Rested(monkeypatch)
+    left = NftSet("left", "ipv4_addr", frozenset())
+    rested.case.complete = False
+    rested.case.kernel.objects[left.key] = left
+    async with rested.running():
+        assert left.key in rested.case.kernel.objects
+        rested.case.complete = True
+        rested.case.loop.mark()
+        assert (await rested.passed())[0] == "" and left.key not in rested.case.kernel.objects
 
 
 async def test_a_stream_of_changes_does_not_put_off_the_look_that_is_due(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,8 +107,11 @@ class Reconciler:
         `KernelWork.converge`."""
         if not beginning:
             self._heard, self._due = False, time.monotonic() + TIMER_S * random.uniform(0.9, 1.1)
+        may_delete = self._may_delete()
+        if not may_delete:
+            self._heard = True  # what it leaves lying, the next one has to see
         try:
-            report = await self._work.converge(self._plan, self._may_delete(), beginning)
+            report = await self._work.converge(self._plan, may_delete, beginning)
         except (OSError, KernelError) as error:
             self._health.set("kernel-refused", "pass", f"the kernel could not be read: {error}")
             self._heard = True
