@@ -182,6 +182,17 @@ async def test_what_a_pass_was_not_to_take_away_goes_as_soon_as_it_may(monkeypat
         assert (await rested.passed())[0] == "" and left.key not in rested.case.kernel.objects
 
 
+async def test_what_a_pass_was_not_to_take_away_goes_though_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciler, "LOOK_S", 0.1)
+    rested = Rested(monkeypatch)
+    left = NftSet("left", "ipv4_addr", frozenset())
+    rested.case.complete = False
+    rested.case.kernel.objects[left.key] = left
+    async with rested.running():
+        rested.case.complete = True
+        assert "" in await rested.passed() and left.key not in rested.case.kernel.objects
+
+
 async def test_a_stream_of_changes_does_not_put_off_the_look_that_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconciler, "TIMER_S", 0.2)
     rested = Rested(monkeypatch)

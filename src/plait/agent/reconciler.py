@@ -31,7 +31,7 @@ APART_S = 0.2
 TIMER_S = 60.0
 LOOK_S = 3.0
 """So long after a pass for what is new a listing is due at the latest: of keys, sysctls and queues that somebody sets the kernel says
-nothing."""
+nothing. So long, too, after one that was not to delete."""
 HASTE_APART_S = 0.02
 """Least time between two changes of elements ahead of a pass."""
 
@@ -105,11 +105,10 @@ class Reconciler:
     async def once(self, beginning: str = "") -> PassReport:
         """One pass; what failed is a condition, and in the report, under ("pass",) if nothing could be done at all. `beginning`: see
         `KernelWork.converge`."""
-        if not beginning:
-            self._heard, self._due = False, time.monotonic() + TIMER_S * random.uniform(0.9, 1.1)
         may_delete = self._may_delete()
-        if not may_delete:
-            self._heard = True  # what it leaves lying, the next one has to see
+        if not beginning:  # what it must leave lying, the next one has to see
+            rest_s = TIMER_S * random.uniform(0.9, 1.1) if may_delete else LOOK_S
+            self._heard, self._due = not may_delete, time.monotonic() + rest_s
         try:
             report = await self._work.converge(self._plan, may_delete, beginning)
         except (OSError, KernelError) as error:
