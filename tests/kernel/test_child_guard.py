@@ -72,10 +72,13 @@ class Wire:
             with contextlib.suppress(*NO_BUFFERS):
                 mouth.sendto(frame, ("eth0", told))
 
-    def hears(self, frame: bytes, wait_s: float, at: tuple[str, str] = ("host", "far"), **how: int) -> bool:
+    def hears(
+        self, frame: bytes, wait_s: float, at: tuple[str, str] = ("host", "far"), by: Callable[[bytes], None] | None = None, **how: int
+    ) -> bool:
+        """Whether a packet socket at that place has the frame once it is sent, as `send` does or by another way."""
         with self.socket(*at, 3) as ear:
             ear.settimeout(wait_s)
-            self.send(frame, **how)
+            by(frame) if by is not None else self.send(frame, **how)
             with contextlib.suppress(TimeoutError):
                 while True:
                     if frame[14:] in ear.recv(2000):

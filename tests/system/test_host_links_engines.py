@@ -163,7 +163,8 @@ def test_a_link_that_somebody_deletes_is_put_back_in_the_container(two: Lab) -> 
 
 
 def test_what_one_forges_is_dropped_in_it_and_named(two: Lab) -> None:
-    """Docker's containers may send what they like by packet sockets (CAP_NET_RAW). An address of the link, told to all by ARP."""
+    """Docker's containers may send what they like by packet sockets (CAP_NET_RAW). An address of the link, told to all by ARP; then as
+    before the agent knew its namespace."""
     started(two, "A", "a1"), started(two, "A", "a2")
     process.until("both are judged", lambda: {"a1", "a2"} == {name for name in ("a1", "a2") if judged(two, name)}, 5)
     docker(two, "A", "restart", "-t0", "a1")
@@ -179,6 +180,9 @@ def test_what_one_forges_is_dropped_in_it_and_named(two: Lab) -> None:
     process.until("it is named", lambda: "lan/a1" in two.run("A", "plait", "status", check=False).stdout, 10)
     assert "lan/a2" not in two.run("A", "plait", "status", check=False).stdout
     assert two.run("B", "ip", "neigh", "show", "198.18.0.77").stdout == before
+    two.run("A", "nsenter", "-t", pid, "-n", "nft", "flush", "ruleset")
+    two.run("A", "nsenter", "-t", pid, "-n", "python3", "-c", forge, check=False)
+    assert two.run("B", "ip", "neigh", "show", "198.18.0.77").stdout == before, "on the host too"
 
 
 def judged(lab: Lab, name: str) -> bool:

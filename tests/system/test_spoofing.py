@@ -78,6 +78,8 @@ def test_a_container_on_a_link_of_its_host_is_judged_where_it_is(lab: Lab) -> No
         assert not claims("liar", "198.18.0.79"), "nor while nobody looks"
         lab.start_agent("A")
         assert lab.run("A", "plait", "plan", "--diff").stdout == ""
+        lab.run("A", "plait", "exec", "liar", "--", "nft", "flush", "ruleset")
+        assert not claims("liar", "198.18.0.82"), "nor whoever may change nft in its container"
         lab.run("B", "plait", "network", "set", "lan", "-o", "spoofing=allow")
         until("the network lets it", lambda: claims("liar", "198.18.0.80"), 10)
         lab.run("B", "plait", "network", "set", "lan", "-o", "spoofing=drop")

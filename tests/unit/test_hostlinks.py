@@ -21,7 +21,7 @@ from plait.model.addr import AddressRange, EitherAddress
 from plait.model.cluster import Container, HostRange, HostRanges, PortMapping
 from plait.model.errors import ConfigError, Conflict, KernelError, NotFound, NotSupported
 from plait.model.hostlinks import ChildGuard, ChildLink, PortGuard, SwitchPort, VlanLink
-from plait.model.objects import EndpointLink, Op
+from plait.model.objects import EndpointLink, NftChain, NftSet, Op
 from plait.plan.desired import device_name
 from plait.plan.exposed import HOST
 from plait.reconcile import diff
@@ -59,15 +59,25 @@ def children(a: FakeNode) -> list[ChildLink]:
     return [obj for obj in a.kernel.objects.values() if isinstance(obj, ChildLink)]
 
 
+def hooks(a: FakeNode) -> list[str]:
+    """What is judged of the children of the link lo on the host."""
+    declared = (obj.hook.split() for obj in a.kernel.objects.values() if isinstance(obj, NftChain) and 'device "lo"' in obj.hook)
+    return sorted(words[3] for words in declared)
+
+
 async def test_an_attach_is_what_the_next_pass_finds_and_what_a_detach_takes_away(a: FakeNode) -> None:
     await a.ops.ensure_network(lan(mode="private"))
     endpoint = await a.ops.attach(asked())
     (child,) = children(a)
     assert (child.name, child.parent, child.kind, child.mode) == (endpoint.dev, "lo", "macvlan", "private")
     assert (child.mac, str(child.address), child.gateway) == (endpoint.mac, f"{endpoint.address}/24", A("198.18.0.254"))
+    assert await a.converge() == 0 and hooks(a) == ["egress", "ingress"]
+    await a.ops.attach(asked("db"))
     assert await a.converge() == 0
     await a.ops.detach(endpoint.id)
-    assert children(a) == [] and await a.converge() == 0
+    assert len(children(a)) == 1 and await a.converge() == 0
+    await a.ops.detach("e-db")
+    assert children(a) == [] == hooks(a) and await a.converge() == 0
 
 
 async def test_a_restarted_agent_finds_it_and_makes_nothing(a: FakeNode) -> None:
@@ -274,8 +284,9 @@ async def test_with_ipv6_an_endpoint_has_the_image_the_prefix_and_the_routers_ad
     assert child.inside6 is not None and endpoint.address6 == IPv6Address("fd00:7::2")
     assert (str(child.inside6.interface), child.inside6.gateway) == ("fd00:7::2/64", IPv6Address("fd00:7::1"))
     assert child.inside6.through == (IPv6Network("::/0"),)
-    others = [o for o in a.kernel.objects.values() if o is not child and not isinstance(o, ChildGuard)]
-    assert not [o for o in others if "fd00:7:" in str(o)], "the host knows nothing of it"
+    guards = (ChildGuard, NftChain, NftSet)
+    others = [o for o in a.kernel.objects.values() if o is not child and not isinstance(o, guards)]
+    assert not [o for o in others if "fd00:7:" in str(o)], "the host knows nothing of it but whom to judge"
     assert a.kernel.objects.get(("sysctl", "ipv6/conf/all/forwarding")) is None, "and is no router for it"
     assert await a.converge() == 0
     second = await a.ops.attach(asked("db", default_route=False))
@@ -402,6 +413,8 @@ async def test_a_link_that_is_missing_is_named_and_containers_return_with_it(a: 
     assert missing(a.view.snapshot, {"eth0"}) == {"lan": "network lan: this host has no link lo, which 1 of its containers need"}
     a.kernel.trample(child.key, None)  # its parent has gone, and it with that
     a.links = frozenset({"eth0"})
-    assert await a.converge() == 0
+    await a.converge()
+    assert hooks(a) == [] and await a.converge() == 0
     a.links = frozenset({"eth0", "lo"})
-    assert await a.converge() == 1 and children(a) == [child]
+    await a.converge()
+    assert hooks(a) == ["egress", "ingress"] and children(a) == [child]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -20,7 +21,7 @@ from plait.model.hostlinks import BridgePort, ChildGuard, PortGuard, guard_of
 from plait.model.objects import NftChain, NftSet
 from plait.model.spoofing import LABEL, OPTION, check_spoofing, may_spoof
 from plait.plan import Local, plan_node
-from plait.plan.guard import CAPABILITY, DOCKER_BRIDGE, GUARDS, guard_rules, own_addresses
+from plait.plan.guard import CAPABILITY, CHILDREN, DOCKER_BRIDGE, GUARDS, guard_rules, own_addresses
 
 A, N, A6 = IPv4Address, IPv4Network, IPv6Address
 NETWORK = Network("default", N("10.28.0.0/16"), A("10.28.0.1"), 24)
@@ -211,10 +212,41 @@ async def test_what_ports_of_switches_have_dropped_is_counted_with_the_rest() ->
     assert kernel.asked == ["pl-erack"]
 
 
+async def test_what_is_dropped_in_a_child_and_at_its_parent_is_one_containers() -> None:
+    kernel = Counting()
+    health = Health(kernel.clock)
+    spoofing = Spoofing(lambda: cluster(ON_LAN, networks={"lan": LAN}), dict, dict, kernel, health, kernel.clock)
+    await spoofing.look()
+    kernel.at_ports, kernel.at_parents, kernel.counted = {"pl-elan": 3}, {ON_LAN.mac: 4, "02:99:99:99:99:99": 1}, {"eth1": 2}
+    await spoofing.look()
+    found = {active.subject: active.text for active in health.active()}
+    assert found.keys() == {"lan/web", "02:99:99:99:99:99", "eth1"} and found["lan/web"].startswith("7 packets")
+    assert spoofing.packets == 10
+    kernel.at_ports = {}  # the container's table was made anew, its MAC's counter was not
+    await spoofing.look()
+    assert spoofing.packets == 10
+
+
+def test_the_host_judges_children_at_each_parent_that_is_there() -> None:
+    two = replace(LAN, name="two", options={"parent": "eth2"})
+    on_two = replace(ON_LAN, id="e-two", network="two", dev="pl-etwo", mac="02:00:00:00:00:22", container="c9")
+
+    def hooks(links: set[str], able: frozenset[str] = GUARDS) -> set[str]:
+        plan = plan_node(cluster(ON_LAN, on_two, networks={"lan": LAN, "two": two}), Local(links=frozenset(links), guards=able))
+        at = {hook for obj in plan.values() if isinstance(obj, NftChain) for hook in re.findall(r'(\S+ device "eth\d")', obj.hook)}
+        assert (("nft", "chain", ON_LAN.dev, "netdev") in plan) == bool(at)
+        return at
+
+    assert hooks({"eth1"}) == {'ingress device "eth1"', 'egress device "eth1"'}
+    assert hooks({"eth1", "eth2"}) == {f'{way} device "{dev}"' for way in ("ingress", "egress") for dev in ("eth1", "eth2")}
+    assert hooks(set()) == hooks({"eth1"}, GUARDS - {CAPABILITY}) == hooks({"eth1"}, GUARDS - {CHILDREN}) == set()
+
+
 class Counting:
     def __init__(self) -> None:
         self.counted: dict[str, int] = {}
         self.at_ports: dict[str, int] = {}
+        self.at_parents: dict[str, int] = {}
         self.asked: Collection[object] = ()
         self.now = 1000.0
 
@@ -227,8 +259,7 @@ class Counting:
         return self.at_ports
 
     def counted_links(self, name: str) -> dict[str, int]:
-        assert name == "forgers"
-        return self.counted
+        return {"forgers": self.counted, "child_forgers": self.at_parents}[name]
 
     def clock(self) -> float:
         return self.now

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from plait.agent.kernelwork import KernelWork, PassReport
@@ -20,7 +21,7 @@ from plait.model.errors import KernelError, NotFound
 from plait.model.hostlinks import ChildGuard
 from plait.model.objects import KernelObject, NftChain, Sysctl
 from plait.plan import endpoint_objects, member
-from plait.plan.desired import is_child, is_port, link_guard, shared_objects
+from plait.plan.desired import at_parents, is_child, is_port, link_guard, shared_objects
 from plait.plan.entrance import entrance
 from plait.plan.exposed import HOST, exposed_here, spoken
 from plait.plan.fastpath import on_fast_path
@@ -29,6 +30,7 @@ from plait.plan.guard import CAPABILITY as GUARD
 from plait.plan.guard import CHILDREN, PORTS, own_addresses
 from plait.plan.limits import endpoint_limits, way_of
 from plait.plan.shortcut import FastPath, deliveries, quick_objects
+from plait.plan.wires import wire_objects
 from plait.policy.isolation import governed
 from plait.runtimes.api import network_named
 from plait.shaping import Limiting
@@ -69,8 +71,9 @@ class Plumbing:
         fresh += quick_objects(self._view.snapshot, network, endpoint, way_of(limits, self._fast_path()))
         fresh += self._entrances([endpoint])
         maps, old_maps, unused = self._port_maps(before)
+        wires, old_wires, _ = self._wires(before)
         try:
-            await self._kernel.put([*fresh, *maps], [*[None] * len(fresh), *old_maps], unused)
+            await self._kernel.put([*fresh, *maps, *wires], [*[None] * len(fresh), *old_maps, *old_wires], unused)
         except KernelError as error:
             if not str(error.key).startswith(("nft ", "delivery ")):
                 raise
@@ -102,7 +105,10 @@ class Plumbing:
         by_pass = by_pass or bool(self._limiting().ports_of(endpoint))  # the address may soon be another's
         try:
             maps, old_maps, unused = self._port_maps(before) if endpoint.ports and not by_pass else ([], [], [])
-            await self._kernel.put(maps, old_maps, [*gone, *unused])
+            wires, old_wires, unused_wires = self._wires(before)
+            await self._kernel.put([*maps, *wires], [*old_maps, *old_wires], [*gone, *unused])
+            if unused_wires:  # to which nothing leads any more
+                await self._kernel.put([], [], unused_wires)
         except KernelError:
             by_pass = by_pass or bool(endpoint.ports)
         if by_pass:
@@ -157,6 +163,21 @@ class Plumbing:
         ]
         linked = [e for e in endpoints if child_of(n := networks[e.id]) is not None and (PORTS if is_port(n) else CHILDREN) in able]
         return chains + [guard for e in linked for guard in link_guard(networks[e.id], e, own[e.id])]
+
+    def _wires(self, before: Sequence[Endpoint]) -> tuple[list[KernelObject], list[KernelObject | None], list[KernelObject]]:
+        """Of what judges this node's children of links of the host on the host, what differs from when its endpoints were `before`, what it
+        was then, and what of that is no more, what leads to others first."""
+        now, old = ({o.key: o for o in self._at_parents(endpoints)} for endpoints in (self._own(), before))
+        differing = [obj for key, obj in now.items() if obj != old.get(key)]
+        return differing, [old.get(obj.key) for obj in differing], [obj for key, obj in reversed(old.items()) if key not in now]
+
+    def _at_parents(self, endpoints: Sequence[Endpoint]) -> list[KernelObject]:
+        snapshot = self._view.snapshot
+        lying = [(snapshot.networks[e.network], e) for e in endpoints if e.runtime != HOST and e.network in snapshot.networks]
+        lying = [(network, e) for network, e in lying if is_child(network)]
+        if not lying or not at_parents(self._kernel.capabilities()):
+            return []
+        return wire_objects(lying, own_addresses(replace(snapshot, endpoints={e.id: e for e in endpoints})))
 
     def _guard_inside(self, endpoint: Endpoint) -> list[KernelObject]:
         """What judges it in its namespace, by name alone."""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who sends under addresses that are not its own: what the kernel has dropped for that, by link, becomes a condition that names containers.
 
-Data in: the counters of the set `forgers` (`plan/guard.py`), this node's endpoints and what is on Docker's bridge. Data out: the
-condition `spoofed-packets` for each container that has forged within the last minute, and a figure.
+Data in: the counters of the sets `forgers` (`plan/guard.py`) and `child_forgers` (`plan/wires.py`), of ports of switches and of children's
+namespaces, this node's endpoints and what is on Docker's bridge. Data out: the condition `spoofed-packets` for each container that has
+forged within the last minute, and a figure.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from plait.model.cluster import Snapshot
 from plait.model.hostlinks import BridgePort
 from plait.plan.desired import is_child, is_port
 from plait.plan.guard import FORGERS, bridge_block, bridged
+from plait.plan.wires import CHILD_FORGERS
 from plait.services.figures import Reading, readings
 
 CODE = "spoofed-packets"
@@ -51,8 +53,8 @@ class Counters(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Forger:
-    """A link: what its counter said last, packets since the agent started, when there were new ones last (seconds since the epoch, 0 for
-    never)."""
+    """A link, or the MAC of one that is counted at its parent too: what its counter said last, packets since the agent started, when there
+    were new ones last (seconds since the epoch, 0 for never)."""
 
     counter: int
     packets: int = 0
@@ -62,6 +64,10 @@ class Forger:
         """A counter that says less than before has begun anew."""
         fresh = counter - self.counter if counter >= self.counter else counter
         return Forger(counter, self.packets + fresh, now if fresh else self.last)
+
+    def __add__(self, other: Forger) -> Forger:
+        """One that is counted in two places."""
+        return Forger(self.counter + other.counter, self.packets + other.packets, max(self.last, other.last))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +106,15 @@ class Spoofing:
         self._forgers = found
         recent = {link: forger for link, forger in found.items() if forger.last and now - forger.last < SHOWN_S}
         known = owners(self._snapshot(), self._ports()) if recent else {}
-        self._health.replace(CODE, {who(link, known): text(forger, known.get(link)) for link, forger in sorted(recent.items())})
+        shown: dict[tuple[str, Owner | None], Forger] = {}
+        for link, forger in sorted(recent.items()):
+            named = who(link, known), known.get(link)
+            shown[named] = shown[named] + forger if named in shown else forger
+        self._health.replace(CODE, {name: text(forger, owner) for (name, owner), forger in shown.items()})
 
     def _count(self, ports: Collection[str], children: Collection[tuple[str, str]]) -> dict[str, int]:
         found = self._counters.counted_links(FORGERS)
+        found |= self._counters.counted_links(CHILD_FORGERS) if children else {}
         found |= self._counters.counted_ports(ports) if ports else {}
         return found | (self._counters.counted_children(children) if children else {})
 
@@ -127,12 +138,13 @@ def children_of(snapshot: Snapshot, netns: Callable[[], Mapping[str, str]]) -> l
 
 
 def owners(snapshot: Snapshot, ports: Mapping[str, BridgePort]) -> dict[str, Owner]:
-    """By link, of this node."""
-    found = {
-        e.dev: Owner(f"{e.network}/{e.name or e.container or e.dev}", (*map(str, e.present), e.mac))
-        for e in snapshot.endpoints.values()
-        if e.node == snapshot.me
-    }
+    """By link, and by MAC those of whom nothing lies on the host, of this node."""
+    found: dict[str, Owner] = {}
+    for e in snapshot.endpoints.values():
+        if e.node == snapshot.me:
+            owner = found[e.dev] = Owner(f"{e.network}/{e.name or e.container or e.dev}", (*map(str, e.present), e.mac))
+            if e.network in snapshot.networks and is_child(snapshot.networks[e.network]):
+                found[e.mac.lower()] = owner
     if (block := bridge_block(snapshot)) is not None:
         for container, port in bridged(snapshot, block.network, ports):
             found[port.dev] = Owner(f"{block.network}/{container.name}", (str(container.addresses[block.network]), port.mac))

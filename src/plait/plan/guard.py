@@ -44,10 +44,10 @@ _BEGINS6 = "icmpv6 type { mld-listener-report, mld-listener-done, nd-neighbor-so
 """What is sent before there is an address: the search for duplicates of it (RFC 4862, section 5.4), membership of groups (RFC 3590)."""
 _TARGET = "@nh,384,128"
 """The address that a neighbour advertisement is about, where its header follows the one of IPv6 (RFC 4861, section 4.4)."""
-_BEGINS = ("ip saddr 0.0.0.0 udp dport 67 accept", "ip saddr 0.0.0.0 ip protocol igmp accept", f"ip6 saddr :: {_BEGINS6} accept")
+BEGINS = ("ip saddr 0.0.0.0 udp dport 67 accept", "ip saddr 0.0.0.0 ip protocol igmp accept", f"ip6 saddr :: {_BEGINS6} accept")
 _TYPE = "@ll,96,16"
 """What a frame says that it is; a packet socket may have told the kernel otherwise (`meta protocol`), by which rules of IP go."""
-_TYPES = {"ip": "0x0800", "arp": "0x0806", "ip6": "0x86dd"}
+_TYPES = {"ip": "0x800", "arp": "0x806", "ip6": "0x86dd"}
 _TAGGED = ("0x8100", "0x88a8")
 _CLAIMS = "icmpv6 type nd-neighbor-advert"
 
@@ -60,7 +60,7 @@ def guard_objects(
     objects: list[KernelObject] = [
         NftSet(FORGERS, "iface_index", frozenset(), ("dynamic", "timeout"), family=NFT_FAST_FAMILY, bounds=("size 4096",)),
         NftChain(_FORGED, (f"update @{FORGERS} {{ iif timeout 1h counter }}", "drop"), family=NFT_FAST_FAMILY),
-        NftChain(_STRANGERS, (*_BEGINS, f"goto {_FORGED}"), family=NFT_FAST_FAMILY),
+        NftChain(_STRANGERS, (*BEGINS, f"goto {_FORGED}"), family=NFT_FAST_FAMILY),
     ]
     block = bridge_block(snapshot)
     network = next((n for n in networks if block is not None and n.name == block.network), None)
@@ -170,16 +170,20 @@ def child_guard(network: Network, endpoint: Endpoint, own: Iterable[IPAddress], 
     One that has its parent's MAC is not asked for that."""
     if may_spoof(endpoint.labels, network.options) or network.options.get("mode") == "passthru":
         return []
+    rules, strangers = child_rules(endpoint, own), (*BEGINS, f"goto {_FORGED}")
+    digest = hashlib.sha256("\n".join((*rules, *strangers)).encode()).hexdigest()[:10]
+    return [ChildGuard(endpoint.dev, netns, digest, rules, strangers)]
+
+
+def child_rules(endpoint: Endpoint, own: Iterable[IPAddress]) -> tuple[str, ...]:
+    """What a child of a link of the host is judged by; its MAC only if it has one of its own."""
     own = tuple(own)
     judged = _rules(endpoint.mac, own, neighbours=True) if endpoint.mac else _rules("", own, neighbours=False)[1:]
     its_mac = judged[:1] if endpoint.mac else ()
     other = [f"{_TYPE} {number} meta protocol != {name} goto {_FORGED}" for name, number in _TYPES.items()]
     tagged = [f"{_TYPE} {number} goto {_FORGED}" for number in _TAGGED]
-    most = f"meta protocol ip {_TYPE} {_TYPES['ip']} ip saddr {endpoint.address} accept"
-    rules = (*its_mac, most, *other, *tagged, *judged[len(its_mac) :])
-    strangers = (*_BEGINS, f"goto {_FORGED}")
-    digest = hashlib.sha256("\n".join((*rules, *strangers)).encode()).hexdigest()[:10]
-    return [ChildGuard(endpoint.dev, netns, digest, rules, strangers)]
+    most = f"{_TYPE} {_TYPES['ip']} ip saddr {endpoint.address} accept"
+    return (*its_mac, most, *other, *tagged, *judged[len(its_mac) :])
 
 
 def _none_of(what: str, values: Iterable[str]) -> str:

@@ -160,17 +160,21 @@ def counted(nft: Nft, chains: Iterable[str]) -> int:
     return total
 
 
+_COUNTED = re.compile(
+    r'(?:"([^"]+)"|\b((?:[\da-f]{2}:){5}[\da-f]{2})) (?:limit rate over \S+(?: burst \d+ packets)? )?counter packets (\d+)'
+)
+"""An element that is a link or a MAC, and how many packets."""
+
+
 def counted_links(nft: Nft, name: str) -> dict[str, int]:
-    """Packets by link that rules have counted in the set `name` of our table of links, where its elements have limits those that were too
-    many; empty where there is no such set. Links that are gone are left out. For sets of a few elements: listing costs by their number."""
+    """Packets by link, or by MAC, that rules have counted in the set `name` of our table of links, where its elements have limits those
+    that were too many; empty where there is no such set. Links that are gone are left out. For sets of a few elements: listing costs by
+    their number."""
     try:
         text = nft.run(f"list set {table_of(NFT_FAST_FAMILY)} {name}\n", counters=True)
     except NftError:
         return {}
-    return {
-        link: int(packets)
-        for link, packets in re.findall(r'"([^"]+)" (?:limit rate over \S+(?: burst \d+ packets)? )?counter packets (\d+)', text)
-    }
+    return {link or mac: int(packets) for link, mac, packets in _COUNTED.findall(text)}
 
 
 def counted_elements(nft: Nft, name: str) -> dict[str, int]:
