@@ -132,7 +132,8 @@ REGISTRY: dict[str, Condition] = {
             "warning",
             "A container sends packets under addresses that are not its own; they are dropped",
             "See what runs there (`tcpdump -ni eth0` inside). A router, a VPN, or whoever takes over addresses of others is started with "
-            "the label plait.spoofing=allow, or on a network with that option (`plait network set NAME -o spoofing=allow`).",
+            "the label plait.spoofing=allow, or on a network with that option (`plait network set NAME -o spoofing=allow`). Where a link "
+            "of the host is named, something on it uses the address of a container there with another MAC.",
         ),
         Condition(
             "policy-unenforced",
