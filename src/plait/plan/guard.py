@@ -45,9 +45,9 @@ _BEGINS6 = "icmpv6 type { mld-listener-report, mld-listener-done, nd-neighbor-so
 _TARGET = "@nh,384,128"
 """The address that a neighbour advertisement is about, where its header follows the one of IPv6 (RFC 4861, section 4.4)."""
 BEGINS = ("ip saddr 0.0.0.0 udp dport 67 accept", "ip saddr 0.0.0.0 ip protocol igmp accept", f"ip6 saddr :: {_BEGINS6} accept")
-_TYPE = "@ll,96,16"
+TYPE = "@ll,96,16"
 """What a frame says that it is; a packet socket may have told the kernel otherwise (`meta protocol`), by which rules of IP go."""
-_TYPES = {"ip": "0x800", "arp": "0x806", "ip6": "0x86dd"}
+TYPES = {"ip": "0x800", "arp": "0x806", "ip6": "0x86dd"}
 _TAGGED = ("0x8100", "0x88a8")
 _CLAIMS = "icmpv6 type nd-neighbor-advert"
 
@@ -180,9 +180,9 @@ def child_rules(endpoint: Endpoint, own: Iterable[IPAddress]) -> tuple[str, ...]
     own = tuple(own)
     judged = _rules(endpoint.mac, own, neighbours=True) if endpoint.mac else _rules("", own, neighbours=False)[1:]
     its_mac = judged[:1] if endpoint.mac else ()
-    other = [f"{_TYPE} {number} meta protocol != {name} goto {_FORGED}" for name, number in _TYPES.items()]
-    tagged = [f"{_TYPE} {number} goto {_FORGED}" for number in _TAGGED]
-    most = f"{_TYPE} {_TYPES['ip']} ip saddr {endpoint.address} accept"
+    other = [f"{TYPE} {number} meta protocol != {name} goto {_FORGED}" for name, number in TYPES.items()]
+    tagged = [f"{TYPE} {number} goto {_FORGED}" for number in _TAGGED]
+    most = f"{TYPE} {TYPES['ip']} ip saddr {endpoint.address} accept"
     return (*its_mac, most, *other, *tagged, *judged[len(its_mac) :])
 
 

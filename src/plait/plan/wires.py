@@ -24,7 +24,7 @@ from plait.model.cluster import Endpoint, Network
 from plait.model.objects import NFT_FAST_FAMILY, KernelObject, NftChain, NftSet
 from plait.model.spoofing import may_spoof
 from plait.plan.dual import V4, V6, Family
-from plait.plan.guard import BEGINS, FORGERS, child_rules, ingress
+from plait.plan.guard import BEGINS, FORGERS, TYPE, TYPES, child_rules, ingress
 
 CHILD_FORGERS = "child_forgers"
 """Set of the MACs of children that forged packets came from within the hour, each with a counter."""
@@ -67,13 +67,14 @@ def _at(parent: str, found: Sequence[Lying], own: Mapping[str, Sequence[IPAddres
     asks = f"ether saddr vmap @{children.name}"
     everyone = len(judged) == len(found)  # where somebody may send under any address, a MAC that nobody knows may be that one's
     near = [_near(f"near_{name}", family, [e for _, e in found]) for family in (V4, V6)] if everyone else []
-    claims = [f"{what} @near_{name}{family.end} goto {_CLAIMED}" for what, family in _CLAIMS] if everyone else []
+    claims = [f"{TYPE} {kind} {what} @near_{name}{end} goto {_CLAIMED}" for kind, what, end in _CLAIMS] if everyone else []
     hook = f'type filter hook egress device "{parent}" priority filter; policy accept;'
     ways = [(f"in_{name}", (asks,), ingress(parent)), (f"out_{name}", (asks, *claims), hook)]
     return [*chains, children, *near, *(NftChain(*way, family=NFT_FAST_FAMILY) for way in ways)]
 
 
-_CLAIMS = (("ip saddr", V4), ("arp saddr ip", V4), ("ip6 saddr", V6))
+_CLAIMS = ((TYPES["ip"], "ip saddr", V4.end), (TYPES["arp"], "arp saddr ip", V4.end), (TYPES["ip6"], "ip6 saddr", V6.end))
+"""Without a tag: what leaves in a VLAN of the same link may have the same addresses."""
 
 
 def _near(name: str, family: Family, endpoints: Iterable[Endpoint]) -> NftSet:
