@@ -15,6 +15,7 @@ from tests.support import afxdp
 
 from plait.kernel.linux.netns import inside
 from plait.model.cluster import Endpoint, Snapshot
+from plait.model.leases import Leased
 from plait.model.objects import KernelObject, Op
 from plait.model.spoofing import LABEL
 from plait.plan.guard import FORGERS, guard_objects
@@ -83,6 +84,20 @@ def test_what_is_its_own_passes(on_wire: OnWire) -> None:
         near = {name: frame for name, frame in HONEST.items() if name not in far}
         assert [name for name, frame in near.items() if not wire.hears(frame, WAIT_S, AT_PEER)] == []
         assert wire.kernel.counted_links(CHILD_FORGERS) == wire.kernel.counted_links(FORGERS) == {}
+
+    on_wire(body)
+
+
+def test_who_has_lost_its_lease_has_ipv6_all_the_same(on_wire: OnWire) -> None:
+    lost = replace(ME, leased=Leased(24, lost=True))
+    assert lost.address not in lost.present
+
+    def body(wire: Wire) -> None:
+        judge(wire, lost)
+        for name in ("DHCP", "search for duplicates", "solicitation", "echo", "another protocol"):
+            assert wire.hears(HONEST[name], WAIT_S), name
+        before = ethernet(ME.mac, EVERYBODY, IP4, ip4(str(ME.address), "255.255.255.255", udp(7)))
+        assert not wire.hears(before, QUIET_S) and not wire.hears(HONEST["ARP"], QUIET_S) and dropped(wire) == 2
 
     on_wire(body)
 

@@ -153,7 +153,8 @@ def _rules(mac: str, own: Iterable[IPAddress], neighbours: bool) -> tuple[str, .
     rules = [f"ether saddr != {mac.lower()} goto {_FORGED}"]
     addresses = {family: [str(a) for a in own if a.version == family.anywhere.version] for family in (V4, V6)}
     addresses[V6].append(str(link_local(mac) if neighbours else _LINK_LOCAL))
-    rules += [f"{_none_of(f'{family.ip} saddr', found)} goto {_STRANGERS}" for family, found in addresses.items()]
+    others = {family: _none_of(f"{family.ip} saddr", found) or f"meta protocol {family.ip}" for family, found in addresses.items()}
+    rules += [f"{other} goto {_STRANGERS}" for other in others.values()]
     rules.append(f"{_none_of('arp saddr ip', [*addresses[V4], str(V4.anywhere)])} goto {_FORGED}")
     return (*rules, *(_said_to_neighbours(addresses[V6]) if neighbours else ()))
 
@@ -176,14 +177,14 @@ def child_guard(network: Network, endpoint: Endpoint, own: Iterable[IPAddress], 
 
 
 def child_rules(endpoint: Endpoint, own: Iterable[IPAddress]) -> tuple[str, ...]:
-    """What a child of a link of the host is judged by; its MAC only if it has one of its own."""
+    """What a child of a link of the host is judged by; its MAC only if it has one of its own. Without a lease it has no IPv4 address."""
     own = tuple(own)
     judged = _rules(endpoint.mac, own, neighbours=True) if endpoint.mac else _rules("", own, neighbours=False)[1:]
     its_mac = judged[:1] if endpoint.mac else ()
     other = [f"{TYPE} {number} meta protocol != {name} goto {_FORGED}" for name, number in TYPES.items()]
     tagged = [f"{TYPE} {number} goto {_FORGED}" for number in _TAGGED]
-    most = f"{TYPE} {TYPES['ip']} ip saddr {endpoint.address} accept"
-    return (*its_mac, most, *other, *tagged, *judged[len(its_mac) :])
+    most = [f"{TYPE} {TYPES['ip']} ip saddr {endpoint.address} accept"] if endpoint.address in own else []
+    return (*its_mac, *most, *other, *tagged, *judged[len(its_mac) :])
 
 
 def _none_of(what: str, values: Iterable[str]) -> str:
