@@ -185,7 +185,7 @@ def test_it_is_shown_and_outlives_the_agent_and_the_host(lab: Lab) -> None:
         rows = {row["name"]: row["exposed"] for row in json.loads(lab.run("B", "plait", "network", "ls", "--json").stdout)}
         assert rows["inner"] == own and rows["open"] == ""
         assert all(row["exposed"] == "" for row in json.loads(lab.run("A", "plait", "network", "ls", "--json").stdout))
-        assert ", exposed)" in lab.run("B", "plait", "status").stdout
+        assert ", exposed)" in lab.run("B", "plait", "status", check=False).stdout, "whatever else the machine has to say"
         refused = lab.run("A", "plait", "network", "rm", "inner", check=False)
         assert refused.returncode == 1 and "host B on B" in refused.stderr
         lab.kill_agent("B")
