@@ -21,7 +21,7 @@ from plait.model.errors import KernelError, NotFound
 from plait.model.hostlinks import ChildGuard
 from plait.model.objects import KernelObject, NftChain, Sysctl
 from plait.plan import endpoint_objects, member
-from plait.plan.desired import at_parents, is_child, is_port, link_guard, shared_objects
+from plait.plan.desired import is_child, is_port, link_guard, shared_objects
 from plait.plan.entrance import entrance
 from plait.plan.exposed import HOST, exposed_here, spoken
 from plait.plan.fastpath import on_fast_path
@@ -30,7 +30,7 @@ from plait.plan.guard import CAPABILITY as GUARD
 from plait.plan.guard import CHILDREN, PORTS, own_addresses
 from plait.plan.limits import endpoint_limits, way_of
 from plait.plan.shortcut import FastPath, deliveries, quick_objects
-from plait.plan.wires import wire_objects
+from plait.plan.wires import at_parents, wire_objects
 from plait.policy.isolation import governed
 from plait.runtimes.api import network_named
 from plait.shaping import Limiting
@@ -173,8 +173,8 @@ class Plumbing:
 
     def _at_parents(self, endpoints: Sequence[Endpoint]) -> list[KernelObject]:
         snapshot = self._view.snapshot
-        lying = [(snapshot.networks[e.network], e) for e in endpoints if e.runtime != HOST and e.network in snapshot.networks]
-        lying = [(network, e) for network, e in lying if is_child(network)]
+        linked = {name: network for name, network in snapshot.networks.items() if is_child(network)}
+        lying = [(linked[e.network], e) for e in endpoints if e.network in linked] if linked else []
         if not lying or not at_parents(self._kernel.capabilities()):
             return []
         return wire_objects(lying, own_addresses(replace(snapshot, endpoints={e.id: e for e in endpoints})))

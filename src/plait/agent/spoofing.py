@@ -98,7 +98,8 @@ class Spoofing:
     async def look(self) -> None:
         """Bring the condition in line with the counters. What the first look finds was counted before this agent started."""
         snapshot = self._snapshot()
-        counted = await asyncio.to_thread(self._count, ports_of(snapshot), children_of(snapshot, self._netns))
+        sets = [FORGERS, *([CHILD_FORGERS] if any(map(is_child, snapshot.networks.values())) else [])]
+        counted = await asyncio.to_thread(self._count, sets, ports_of(snapshot), children_of(snapshot, self._netns))
         now = self._clock()
         before = self._forgers if self._forgers is not None else {link: Forger(counter) for link, counter in counted.items()}
         found = {link: before.get(link, Forger(0)).after(counter, now) for link, counter in counted.items()}
@@ -112,9 +113,8 @@ class Spoofing:
             shown[named] = shown[named] + forger if named in shown else forger
         self._health.replace(CODE, {name: text(forger, owner) for (name, owner), forger in shown.items()})
 
-    def _count(self, ports: Collection[str], children: Collection[tuple[str, str]]) -> dict[str, int]:
-        found = self._counters.counted_links(FORGERS)
-        found |= self._counters.counted_links(CHILD_FORGERS) if children else {}
+    def _count(self, sets: Collection[str], ports: Collection[str], children: Collection[tuple[str, str]]) -> dict[str, int]:
+        found = {key: packets for name in sets for key, packets in self._counters.counted_links(name).items()}
         found |= self._counters.counted_ports(ports) if ports else {}
         return found | (self._counters.counted_children(children) if children else {})
 

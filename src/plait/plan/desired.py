@@ -8,7 +8,7 @@ neighbours, FDB rows, sysctls and the nft table (see `firewall.py`). Determinist
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface
 
@@ -38,7 +38,7 @@ from plait.plan.egress import egress_objects
 from plait.plan.elsewhere import elsewhere
 from plait.plan.exposed import HOST, exposed_here, host_objects, spoken
 from plait.plan.firewall import direct_objects, firewall_objects, handed_objects, relay_objects
-from plait.plan.guard import CAPABILITY, CHILDREN, PORTS, child_guard, own_addresses, port_guard
+from plait.plan.guard import CHILDREN, PORTS, child_guard, own_addresses, port_guard
 from plait.plan.hostlease import host_lease_objects
 from plait.plan.limits import endpoint_limits
 from plait.plan.local import Local
@@ -49,7 +49,7 @@ from plait.plan.portlimits import port_limit_objects
 from plait.plan.strict import loosened
 from plait.plan.switching import switched_objects
 from plait.plan.vips import Vips, ends_sets
-from plait.plan.wires import Lying, wire_objects
+from plait.plan.wires import Lying, at_parents, wire_objects
 from plait.policy.compile import Compiled
 
 EVERYWHERE = IPv4Network("0.0.0.0/0")
@@ -228,19 +228,13 @@ def _on_host_links(me: Node, snapshot: Snapshot, local: Local) -> list[KernelObj
         if child_of(network) is not None and network.options["parent"] in local.links:
             objects += [*shared_objects(me, network), *endpoint_objects(me, network, endpoint, local.netns.get(endpoint.id, ""))]
             objects += endpoint_limits(me, network, endpoint, local.limiting)
+            objects += link_guard(network, endpoint, own[endpoint.id], local.netns.get(endpoint.id, "")) if network.name in judged else []
             lying.append((network, endpoint))
-    for network, endpoint in lying:
-        objects += link_guard(network, endpoint, own[endpoint.id], local.netns.get(endpoint.id, "")) if network.name in judged else []
     return objects + (wire_objects(lying, own) if at_parents(local.guards) else [])
 
 
 def _is_judged(network: Network, local: Local) -> bool:
     return (PORTS if is_port(network) else CHILDREN) in local.guards
-
-
-def at_parents(able: Collection[str]) -> bool:
-    """Whether what children of links of the host send can be judged on the host."""
-    return {CAPABILITY, CHILDREN} <= {*able}
 
 
 def link_guard(network: Network, endpoint: Endpoint, own: Iterable[IPAddress], netns: str = "") -> Sequence[KernelObject]:

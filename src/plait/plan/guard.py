@@ -58,8 +58,8 @@ def guard_objects(
     """What chains of links lead to, and, if this host has a block for Docker's bridge and that among its `links`, the chains of the bridge
     and of those of its `ports` (by container) that are there."""
     objects: list[KernelObject] = [
-        NftSet(FORGERS, "iface_index", frozenset(), ("dynamic", "timeout"), family=NFT_FAST_FAMILY, bounds=("size 4096",)),
-        NftChain(_FORGED, (f"update @{FORGERS} {{ iif timeout 1h counter }}", "drop"), family=NFT_FAST_FAMILY),
+        forgers(FORGERS, "iface_index"),
+        dropping(_FORGED, FORGERS, "iif"),
         NftChain(_STRANGERS, (*BEGINS, f"goto {_FORGED}"), family=NFT_FAST_FAMILY),
     ]
     block = bridge_block(snapshot)
@@ -113,6 +113,16 @@ def _on_docker_bridge(snapshot: Snapshot, networks: Iterable[Network], block: IP
     ]
 
 
+def forgers(name: str, kind: str) -> NftSet:
+    """Who forged within the hour, each with a counter: its elements are what packets put there."""
+    return NftSet(name, kind, frozenset(), ("dynamic", "timeout"), family=NFT_FAST_FAMILY, bounds=("size 4096",))
+
+
+def dropping(chain: str, name: str, by: str) -> NftChain:
+    """Drops what is led to it, counted in that set by `by`; also when the set is full."""
+    return NftChain(chain, (f"update @{name} {{ {by} timeout 1h counter }}", "drop"), family=NFT_FAST_FAMILY)
+
+
 def ingress(dev: str) -> str:
     """The declaration of the chain that sees what `dev` receives."""
     return f'type filter hook ingress device "{dev}" priority filter; policy accept;'
@@ -153,8 +163,9 @@ def _rules(mac: str, own: Iterable[IPAddress], neighbours: bool) -> tuple[str, .
     rules = [f"ether saddr != {mac.lower()} goto {_FORGED}"]
     addresses = {family: [str(a) for a in own if a.version == family.anywhere.version] for family in (V4, V6)}
     addresses[V6].append(str(link_local(mac) if neighbours else _LINK_LOCAL))
-    others = {family: _none_of(f"{family.ip} saddr", found) or f"meta protocol {family.ip}" for family, found in addresses.items()}
-    rules += [f"{other} goto {_STRANGERS}" for other in others.values()]
+    for family, found in addresses.items():
+        others = _none_of(f"{family.ip} saddr", found) or f"meta protocol {family.ip}"
+        rules.append(f"{others} goto {_STRANGERS}")
     rules.append(f"{_none_of('arp saddr ip', [*addresses[V4], str(V4.anywhere)])} goto {_FORGED}")
     return (*rules, *(_said_to_neighbours(addresses[V6]) if neighbours else ()))
 

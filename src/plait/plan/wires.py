@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from plait.backends import child_of
 from plait.model.addr import IPAddress
@@ -24,7 +24,7 @@ from plait.model.cluster import Endpoint, Network
 from plait.model.objects import NFT_FAST_FAMILY, KernelObject, NftChain, NftSet
 from plait.model.spoofing import may_spoof
 from plait.plan.dual import V4, V6, Family
-from plait.plan.guard import BEGINS, FORGERS, TYPE, TYPES, child_rules, ingress
+from plait.plan.guard import BEGINS, CAPABILITY, CHILDREN, FORGERS, TYPE, TYPES, child_rules, dropping, forgers, ingress
 
 CHILD_FORGERS = "child_forgers"
 """Set of the MACs of children that forged packets came from within the hour, each with a counter."""
@@ -33,6 +33,11 @@ _CHILD = "child_"
 _FORGED, _CLAIMED = f"{_CHILD}forged", "claimed"
 Lying = tuple[Network, Endpoint]
 """An endpoint on a link of the host, and its network."""
+
+
+def at_parents(able: Collection[str]) -> bool:
+    """Whether what children of links of the host send can be judged on the host."""
+    return {CAPABILITY, CHILDREN} <= {*able}
 
 
 def wire_objects(lying: Iterable[Lying], own: Mapping[str, Sequence[IPAddress]]) -> list[KernelObject]:
@@ -46,10 +51,10 @@ def wire_objects(lying: Iterable[Lying], own: Mapping[str, Sequence[IPAddress]])
     if not parents:
         return []
     objects: list[KernelObject] = [
-        NftSet(CHILD_FORGERS, "ether_addr", frozenset(), ("dynamic", "timeout"), family=NFT_FAST_FAMILY, bounds=("size 4096",)),
-        NftChain(_FORGED, (f"update @{CHILD_FORGERS} {{ ether saddr timeout 1h counter }}", "drop"), family=NFT_FAST_FAMILY),
+        forgers(CHILD_FORGERS, "ether_addr"),
+        dropping(_FORGED, CHILD_FORGERS, "ether saddr"),
         NftChain(f"{_CHILD}strangers", (*BEGINS, f"goto {_FORGED}"), family=NFT_FAST_FAMILY),
-        NftChain(_CLAIMED, (f"update @{FORGERS} {{ oif timeout 1h counter }}", "drop"), family=NFT_FAST_FAMILY),
+        dropping(_CLAIMED, FORGERS, "oif"),
     ]
     for parent, found in sorted(parents.items()):
         objects += _at(parent, found, own)
