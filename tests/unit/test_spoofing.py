@@ -227,6 +227,16 @@ async def test_what_is_dropped_in_a_child_and_at_its_parent_is_one_containers() 
     assert spoofing.packets == 10
 
 
+async def test_what_one_has_forged_that_ended_before_it_was_known_is_counted() -> None:
+    kernel = Counting()
+    health = Health(kernel.clock)
+    spoofing = Spoofing(lambda: cluster(networks={"lan": LAN}), dict, dict, kernel, health, kernel.clock)
+    await spoofing.look()
+    kernel.at_parents = {ON_LAN.mac: 4}
+    await spoofing.look()
+    assert [active.subject for active in health.active()] == [ON_LAN.mac] and spoofing.packets == 4
+
+
 def test_the_host_judges_children_at_each_parent_that_is_there() -> None:
     two = replace(LAN, name="two", options={"parent": "eth2"})
     on_two = replace(ON_LAN, id="e-two", network="two", dev="pl-etwo", mac="02:00:00:00:00:22", container="c9")
