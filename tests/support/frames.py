@@ -83,10 +83,10 @@ def ask_arp(own: str, whom: str) -> bytes:
 
 
 @contextlib.contextmanager
-def wire(lab: Lab, host: str, folder: Path) -> Iterator[list[Frame]]:
-    """What passes the underlay link of `host` inside VXLAN; complete when the block is left."""
-    file = folder / f"{host}.pcap"
-    command = ("tcpdump", "-i", "eth0", "-U", "--immediate-mode", "-Z", "root", "-w", str(file), "udp", "port", "4789")
+def wire(lab: Lab, host: str, folder: Path, way: str = "inout") -> Iterator[list[Frame]]:
+    """What passes the underlay link of `host` inside VXLAN, `in`, `out` or both; complete when the block is left."""
+    file = folder / f"{host}-{way}.pcap"
+    command = ("tcpdump", "-i", "eth0", "-Q", way, "-U", "--immediate-mode", "-Z", "root", "-w", str(file), "udp", "port", "4789")
     found: list[Frame] = []
     with lab.popen(host, *command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
