@@ -91,6 +91,61 @@ async def test_a_tunnel_through_which_nothing_comes_is_not_asked(tmp_path: Path)
         assert await subject.look(BROKEN) == frozenset() and subject.wire.asked == [(C, True)]
 
 
+async def rounds(subject: Subject, monkeypatch: pytest.MonkeyPatch, *answers: tuple[bool, bool]) -> int:
+    """Run for a moment, B answering so one round after the other and the last ever after; how often B was asked."""
+    monkeypatch.setattr(checksums, "FIRST_EVERY_S", 0.001)
+    left, asked = list(answers), 0
+
+    async def no_responder() -> None:
+        pass
+
+    class OneByOne(Wire):
+        async def answered(self, lane: Lane, address: IPv4Address, checksum: bool) -> bool:
+            nonlocal asked
+            if address == B and checksum and self.answers.get(B) != BROKEN:
+                asked += 1
+                self.answers[B] = left.pop(0) if len(left) > 1 else left[0]
+            return await super().answered(lane, address, checksum)
+
+    monkeypatch.setattr(subject.checksums, "_respond", no_responder)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await subject.checksums.run(wire := OneByOne())
+    assert wire.asked.count((C, True)) == 1, "what is known of one already is not asked because of another"
+    return asked
+
+
+async def test_where_nothing_could_be_told_it_is_tried_again_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with journal_of(tmp_path) as journal:
+        subject = Subject(journal)
+        assert await rounds(subject, monkeypatch, (False, False), BROKEN) == 2
+        assert subject.checksums.software == {DEV} and subject.changes == [{DEV}]
+
+
+async def test_one_that_never_answers_is_not_asked_all_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with journal_of(tmp_path) as journal:
+        assert await rounds(Subject(journal), monkeypatch, (False, False)) == TRIES
+
+
+async def test_one_that_is_down_does_not_have_the_others_asked_every_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with journal_of(tmp_path) as journal:
+        assert await rounds(Subject(journal, up="C"), monkeypatch, (True, True)) == 0
+
+
+async def test_the_first_tunnel_is_looked_at_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with journal_of(tmp_path) as journal:
+        subject = Subject(journal)
+        monkeypatch.setattr(subject.checksums, "_snapshot", lambda: alone if len(looked) < 2 else SNAPSHOT)
+        alone, looked, look = replace(SNAPSHOT, nodes={SNAPSHOT.me: SNAPSHOT.nodes[SNAPSHOT.me]}), [], subject.checksums.look
+
+        async def counted(wire: Wire, everyone: bool) -> None:
+            looked.append(everyone)
+            await look(wire, everyone)
+
+        monkeypatch.setattr(subject.checksums, "look", counted)
+        assert await rounds(subject, monkeypatch, (True, True)) == 1 and looked[0] and not looked[1]
+
+
 async def test_that_it_did_not_help_is_said(tmp_path: Path) -> None:
     with journal_of(tmp_path) as journal:
         subject = Subject(journal)
@@ -143,3 +198,15 @@ async def test_only_nodes_are_answered_and_only_what_they_send(tmp_path: Path, m
             for stranger in strangers:
                 with stranger, pytest.raises(BlockingIOError):
                     stranger.recv(100)
+
+
+async def test_it_is_answered_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that is closed between two rounds, even for a moment, has what comes then refused."""
+    monkeypatch.setattr(checksums, "EVERY_S", 0.02)
+    with journal_of(tmp_path) as journal:
+        async with responding(journal, monkeypatch) as send:
+            monkeypatch.setattr(checksums, "APART_S", 60)
+            await asyncio.sleep(0.1)
+            with send("127.0.0.2", b"y" * SIZE) as sock:
+                async with asyncio.timeout(2):
+                    assert await asyncio.get_running_loop().sock_recv(sock, 100) == b"y" * SIZE

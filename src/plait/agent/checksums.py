@@ -17,6 +17,7 @@ import logging
 import os
 import socket
 import struct
+from collections import Counter
 from collections.abc import Callable
 from ipaddress import IPv4Address
 from typing import Protocol
@@ -30,7 +31,7 @@ log = logging.getLogger("plait.checksums")
 PORT = 7474
 """UDP port of the nodes' tunnel addresses on which datagrams are answered."""
 EVERY_S, FIRST_EVERY_S = 30.0, 1.0
-"""Between two rounds; the second, as long as a lane was not tried yet."""
+"""Between two rounds; the second, of those lanes of which nothing could be told yet."""
 PATIENCE_S, TRIES, APART_S = 1.0, 3, 0.1
 SIZE = 32
 _SO_NO_CHECK, _IP_UNICAST_IF, _IP_FREEBIND = 11, 50, 15
@@ -70,30 +71,44 @@ class Checksums:
         self._journal, self._snapshot, self._known, self._changed, self._kernel = journal, snapshot, known, changed, kernel.encode()
         self.software = frozenset(dev for dev, body in journal.load(_KIND).items() if body == self._kernel)
         self.texts = {dev: f"found earlier; {dev} computes checksums in software" for dev in self.software}
-        self._tried: set[tuple[str, str]] = set()
+        self._rounds: Counter[LaneKey] = Counter()
 
     async def run(self, datagrams: Datagrams) -> None:
         """Answer and ask. Never returns."""
+        clock, due = asyncio.get_running_loop().time, 0.0
         async with asyncio.TaskGroup() as group:
             group.create_task(self._respond())
             while True:
-                wanted = _tunnels(self._snapshot()).keys()
-                await self.look(datagrams)
-                await asyncio.sleep(EVERY_S if wanted and wanted <= self._tried else FIRST_EVERY_S)
+                if everyone := clock() >= due:
+                    due = clock() + EVERY_S
+                await self.look(datagrams, everyone)
+                settled = _tunnels(self._snapshot()) and not self._open()
+                await asyncio.sleep(max(0.0, due - clock()) if settled else FIRST_EVERY_S)
 
-    async def look(self, datagrams: Datagrams) -> None:
-        """One round: each tunnel to each node that answers echoes through it."""
-        for (node, device), (lane, address) in sorted(_tunnels(self._snapshot()).items(), key=lambda item: item[0]):
+    async def look(self, datagrams: Datagrams, everyone: bool = True) -> None:
+        """One round: each tunnel to each node that answers echoes through it; without `everyone` only those of which nothing is known."""
+        tunnels = _tunnels(self._snapshot())
+        for node, device in sorted(tunnels if everyone else self._open()):
             known = self._known.of(node, device)
             if known is not None and known.up:
-                self._tried.add((node, device))
-                await self._judge(datagrams, node, lane, address)
+                told = await self._judge(datagrams, node, *tunnels[node, device])
+                self._rounds[node, device] += TRIES if told else 1
 
-    async def _judge(self, datagrams: Datagrams, node: str, lane: Lane, address: IPv4Address) -> None:
+    def _open(self) -> set[LaneKey]:
+        """The tunnels of which nothing could be told yet, and that were not asked in vain too often: some never answer."""
+        return {key for key in _tunnels(self._snapshot()) if self._rounds[key] < TRIES}
+
+    async def _judge(self, datagrams: Datagrams, node: str, lane: Lane, address: IPv4Address) -> bool:
+        """Whether it could be told, which it cannot when nothing at all is answered."""
         for _ in range(TRIES):
-            if await datagrams.answered(lane, address, checksum=True) or not await datagrams.answered(lane, address, checksum=False):
-                return
-        device = lane.device
+            if await datagrams.answered(lane, address, checksum=True):
+                return True
+            if not await datagrams.answered(lane, address, checksum=False):
+                return False
+        await self._broken(node, lane.device)
+        return True
+
+    async def _broken(self, node: str, device: str) -> None:
         fact = f"what has a checksum does not come through {device} to {node}, what has none does"
         if device in self.software:
             self.texts[device] = f"{fact}, although {device} computes it in software: something between the hosts changes packets"
@@ -105,21 +120,27 @@ class Checksums:
         self._changed()
 
     async def _respond(self) -> None:
-        """Answer the other nodes, on this node's tunnel address, whichever it is."""
+        """Answer the other nodes, on this node's tunnel address, whichever it is: on one socket for as long as the address is the same."""
         while True:
-            me = self._snapshot().nodes.get(self._snapshot().me)
-            if me is not None and me.tunnel is not None:
-                with contextlib.suppress(OSError, TimeoutError), _socket(str(me.tunnel), PORT, checksum=False) as sock:
-                    async with asyncio.timeout(EVERY_S):
-                        await self._answer(sock)
+            if (address := self._address()) is not None:
+                with contextlib.suppress(OSError), _socket(str(address), PORT, checksum=False) as sock:
+                    await self._answer(sock, address)
             await asyncio.sleep(APART_S)
 
-    async def _answer(self, sock: socket.socket) -> None:
+    def _address(self) -> IPv4Address | None:
+        snapshot = self._snapshot()
+        me = snapshot.nodes.get(snapshot.me)
+        return None if me is None else me.tunnel
+
+    async def _answer(self, sock: socket.socket, address: IPv4Address) -> None:
+        """Until this node's tunnel address is another one."""
         loop = asyncio.get_running_loop()
-        while True:
-            body, source = await loop.sock_recvfrom(sock, SIZE + 1)
-            if len(body) == SIZE and any(str(node.tunnel) == source[0] for node in self._snapshot().nodes.values()):
-                await loop.sock_sendto(sock, body, source)
+        while self._address() == address:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EVERY_S):
+                    body, source = await loop.sock_recvfrom(sock, SIZE + 1)
+                if len(body) == SIZE and any(str(node.tunnel) == source[0] for node in self._snapshot().nodes.values()):
+                    await loop.sock_sendto(sock, body, source)
 
 
 def _tunnels(snapshot: Snapshot) -> dict[LaneKey, tuple[Lane, IPv4Address]]:
