@@ -17,7 +17,7 @@ from plait.agent.health import Health
 from plait.agent.rotation import Doors, Rotation
 from plait.agent.tunnelkeys import key_file, new_key, own_public_key
 from plait.agent.tunnels import Tunnels, far_ends
-from plait.backends.wireguard import relay_of
+from plait.backends.wireguard import SPARE, relay_of
 from plait.kernel.linux.wgdevice import Device, Peer, key_text
 from plait.model.cluster import Network, Node, Snapshot, TunnelKey
 from plait.model.errors import ConfigError
@@ -162,13 +162,28 @@ def test_two_behind_nat_choose_the_same_relay_and_others_none() -> None:
     assert relay_of(own["C"], a, [a, d]) is None  # type: ignore[arg-type]
 
 
+def rotation_of(view: Any, lib: Path) -> Rotation:
+    store: Any = None
+    return Rotation(view, store, {}, lib, 0, Doors(lambda: None, lambda: asyncio.sleep(0)))
+
+
 def test_a_key_file_that_is_damaged_later_ends_nothing(tmp_path: Path) -> None:
     view: Any = SimpleNamespace(me="A", snapshot=CLUSTER, subscribe=lambda tell: None)
-    store: Any = None
-    rotation = Rotation(view, store, {}, tmp_path, 0, Doors(lambda: None, lambda: asyncio.sleep(0)))
+    rotation = rotation_of(view, tmp_path)
     before = rotation.key(None)
     key_file(tmp_path).write_text("nonsense")
     assert rotation.key(None) == before
+
+
+@pytest.mark.parametrize("spare", ["the record's", "nobody's"])
+def test_a_spare_key_that_the_record_does_not_name_is_gone_after_a_start(tmp_path: Path, spare: str) -> None:
+    own_public_key(tmp_path)
+    known = new_key(tmp_path, SPARE) if spare == "the record's" else ""
+    key_file(tmp_path, SPARE).touch()
+    me = replace(node("A", 1), wireguard=TunnelKey(KEYS["A"], 7472, A("10.29.1.0"), known, 7 if known else 0))
+    view: Any = SimpleNamespace(me="A", snapshot=replace(CLUSTER, nodes={"A": me}), subscribe=lambda tell: None)
+    assert rotation_of(view, tmp_path).key(None).spare == known
+    assert key_file(tmp_path, SPARE).exists() == bool(known)
 
 
 def test_the_key_is_made_once_for_root_alone_and_a_damaged_one_is_named(tmp_path: Path) -> None:

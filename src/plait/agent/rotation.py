@@ -79,6 +79,8 @@ class Rotation:
         if known is not None and known.spare and key_file(self._lib, SPARE).exists() and own_public_key(self._lib, SPARE) == known.spare:
             self._spare, self._rotating, self._published = known.spare, known.rotating, known.moved
             self.moved, self._since = known.moved, time.monotonic()
+        else:  # an agent that was killed as the spare device went, or before anybody knew of one
+            key_file(self._lib, SPARE).unlink(missing_ok=True)
 
     # --- the loop
 
